@@ -1,0 +1,24 @@
+"""fastmask: Mask R-CNN at the speed the GPU allows, with torchvision's names, semantics and state dicts.
+
+``import fastmask`` stays light: submodules are imported when first touched, and none of them needs Triton.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastmask import ops as ops
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "ops"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "ops":
+        return importlib.import_module(f"fastmask.{name}")
+    raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

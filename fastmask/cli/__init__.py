@@ -1,0 +1,21 @@
+"""The ``fastmask`` command: one file a subcommand, with ``add_arguments(parser)`` and ``run(args) -> int``."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from fastmask import __version__
+
+COMMANDS = {"env": "versions and devices, for a bug report"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return its exit code."""
+    parser = argparse.ArgumentParser(prog="fastmask", description="Mask R-CNN at the speed the GPU allows.")
+    parser.add_argument("--version", action="version", version=f"fastmask {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = importlib.import_module(f"fastmask.cli.{name}")
+        command.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
+    args = parser.parse_args(argv)
+    return int(importlib.import_module(f"fastmask.cli.{args.command}").run(args))

@@ -1,0 +1,73 @@
+"""Detection ops: torchvision.ops' names and semantics for everything an R-CNN uses, and the padded, sync-free forms.
+
+The heavy ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
+"""
+
+from typing import NoReturn
+
+from fastmask.ops._utils import no_attribute
+from fastmask.ops.boxes import (
+    batched_nms,
+    box_area,
+    box_convert,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    masks_to_boxes,
+    nms,
+    nms_padded,
+    remove_small_boxes,
+)
+from fastmask.ops.ciou_loss import complete_box_iou_loss
+from fastmask.ops.diou_loss import distance_box_iou_loss
+from fastmask.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+from fastmask.ops.focal_loss import sigmoid_focal_loss
+from fastmask.ops.giou_loss import generalized_box_iou_loss
+from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
+from fastmask.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
+from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.ops.roi_align import RoIAlign, multilevel_roi_align, roi_align
+from fastmask.ops.roi_pool import RoIPool, roi_pool
+
+__all__ = [
+    "Conv2dNormActivation",
+    "FeaturePyramidNetwork",
+    "FrozenBatchNorm2d",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
+    "MultiScaleRoIAlign",
+    "RoIAlign",
+    "RoIPool",
+    "batched_nms",
+    "box_area",
+    "box_convert",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "complete_box_iou_loss",
+    "distance_box_iou",
+    "distance_box_iou_loss",
+    "encode_masks",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
+    "masks_to_boxes",
+    "multilevel_roi_align",
+    "nms",
+    "nms_padded",
+    "paste_masks",
+    "paste_masks_in_image",
+    "remove_small_boxes",
+    "roi_align",
+    "roi_pool",
+    "sigmoid_focal_loss",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_attribute(__name__, name)

@@ -1,0 +1,25 @@
+"""Complete IoU loss; torchvision.ops.ciou_loss' names."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastmask.ops._loss_geometry import diou_loss_iou, upcast_loss
+from fastmask.ops._utils import not_scriptable, reduce_loss
+
+
+@not_scriptable
+def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+    """1 - CIoU of box pairs (arXiv 1911.08287): IoU, the distance of the centres and the aspect ratios.
+
+    Arguments, result and errors as :func:`fastmask.ops.generalized_box_iou_loss`. Source: torchvision/ops/ciou_loss.py.
+    """
+    boxes1, boxes2 = upcast_loss(boxes1, boxes2)
+    loss, iou = diou_loss_iou(boxes1, boxes2, 1e-7)  # torchvision's eps does not reach this term
+    width1, height1 = (boxes1[..., 2:] - boxes1[..., :2]).unbind(-1)
+    width2, height2 = (boxes2[..., 2:] - boxes2[..., :2]).unbind(-1)
+    v = 4 / math.pi**2 * (torch.atan(width2 / height2) - torch.atan(width1 / height1)) ** 2
+    with torch.no_grad():
+        alpha = v / (1 - iou + v + eps)
+    return reduce_loss(loss + alpha * v, reduction, empty_mean=0.0)

@@ -1,0 +1,17 @@
+"""Distance IoU loss; torchvision.ops.diou_loss' names."""
+
+from torch import Tensor
+
+from fastmask.ops._loss_geometry import diou_loss_iou, upcast_loss
+from fastmask.ops._utils import not_scriptable, reduce_loss
+
+
+@not_scriptable
+def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+    """1 - DIoU of box pairs (arXiv 1911.08287): IoU, and the distance of the centres.
+
+    Arguments, result and errors as :func:`fastmask.ops.generalized_box_iou_loss`. Source: torchvision/ops/diou_loss.py.
+    """
+    boxes1, boxes2 = upcast_loss(boxes1, boxes2)
+    loss, _ = diou_loss_iou(boxes1, boxes2, eps)
+    return reduce_loss(loss, reduction, empty_mean=0.0)

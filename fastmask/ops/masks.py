@@ -1,0 +1,161 @@
+"""Masks of fixed size laid on images: pasted as probabilities, bool or bits, or encoded as COCO RLE."""
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.ops._utils import (
+    check_at_least,
+    check_choice,
+    check_device,
+    check_floating,
+    check_pair,
+    check_shape,
+    not_scriptable,
+)
+
+OUTPUTS = ("bool", "packed", "float")
+MODES = ("torchvision", "continuous")
+TYPICAL_BYTES = 4096  # of one mask's RLE: two runs of two bytes in each of 1000 columns; where not enough, it is redone
+
+
+class RLE(TypedDict):
+    """COCO's compressed run-length encoding, as pycocotools takes and gives it."""
+
+    size: list[int]  # [height, width]
+    counts: bytes
+
+
+@not_scriptable
+def paste_masks_in_image(masks: Tensor, boxes: Tensor, img_shape: tuple[int, int], padding: int = 1) -> Tensor:
+    """Paste mask probabilities into images of zeros: torchvision's function, bitwise on the CPU.
+
+    Args:
+        masks (Tensor[N, 1, M, M]): probabilities, any float dtype.
+        boxes (Tensor[N, 4]): (x1, y1, x2, y2) in pixels of the image.
+        img_shape: (height, width) in pixels.
+        padding: zeros put around each mask before it is stretched over its box, which grows alike.
+
+    Returns:
+        Tensor[N, 1, H, W]: dtype of the masks. A box that is NaN, inf, over 2^24 pixels away or out of the image gives
+        zeros. Differentiable in the masks (once).
+
+    Raises:
+        ValueError: a shape, dtype, device or size does not fit.
+
+    Source: torchvision/models/detection/roi_heads.py.
+    """
+    check_shape("masks", masks, "N", 1, "M", "M")
+    return paste_masks(masks, boxes, img_shape, output="float", padding=padding)[:, None]
+
+
+@not_scriptable
+def paste_masks(
+    masks: Tensor,
+    boxes: Tensor,
+    img_shape: tuple[int, int],
+    *,
+    output: str = "bool",
+    threshold: float = 0.5,
+    mode: str = "torchvision",
+    logits: bool = False,
+    padding: int = 1,
+) -> Tensor:
+    """Paste masks into one image size.
+
+    Args:
+        masks (Tensor[N, M, M] or Tensor[N, 1, M, M]): probabilities, or logits if ``logits``; any float dtype.
+        boxes (Tensor[N, 4]): (x1, y1, x2, y2) in pixels of the image.
+        img_shape: (height, width) in pixels.
+        output: "bool"; "packed", 8 pixels a byte, the first one in the highest bit, as
+            ``numpy.unpackbits(packed, axis=-1, count=width)`` reads it; or "float", the probabilities.
+        threshold: what counts as mask: ``>`` it in torchvision's mode, ``>=`` it in the continuous one.
+        mode: "torchvision" (padded masks on boxes truncated to whole pixels) or "continuous" (detectron2's: pixel
+            centres sampled in the box as it is).
+        logits: apply the sigmoid first.
+        padding: torchvision's mode only; see :func:`paste_masks_in_image`.
+
+    Returns:
+        Tensor[N, H, W] bool, or of the masks' dtype; or uint8 [N, H, ceil(W / 8)]. Boxes as in
+        :func:`paste_masks_in_image`. "float" is differentiable in the masks (once).
+
+    Raises:
+        ValueError: a shape, dtype, device, size or choice does not fit.
+
+    Source: torchvision/models/detection/roi_heads.py; detectron2/layers/mask_ops.py.
+    """
+    masks = _check_masks(masks, boxes, mode, padding)
+    height, width = check_pair("img_shape", img_shape, 0)
+    check_choice("output", output, OUTPUTS)
+    return paste_masks_op(masks, boxes, height, width, output, float(threshold), mode == "continuous", logits, padding)
+
+
+@not_scriptable
+def encode_masks(
+    masks: Tensor,
+    boxes: Tensor,
+    img_shape: tuple[int, int] | Tensor,
+    *,
+    threshold: float = 0.5,
+    mode: str = "torchvision",
+    logits: bool = False,
+    padding: int = 1,
+) -> list[RLE]:
+    """COCO RLE of each mask as :func:`paste_masks` would paste it, without pasting it.
+
+    Args:
+        masks, boxes, threshold, mode, logits, padding: see :func:`paste_masks`.
+        img_shape: (height, width) in pixels, or an integer Tensor[N, 2] of them, one for each mask.
+
+    Returns:
+        list of ``{"size": [height, width], "counts": bytes}``, byte-equal to ``pycocotools.mask.encode``.
+
+    Raises:
+        ValueError: a shape, dtype, device, size or choice does not fit.
+
+    Source: cocoapi/common/maskApi.c.
+    """
+    masks = _check_masks(masks, boxes, mode, padding)
+    sizes = _check_sizes(img_shape, masks)
+    capacity = len(masks) * TYPICAL_BYTES
+    options = (float(threshold), mode == "continuous", logits, padding)
+    buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
+    ends = offsets.tolist()
+    if ends[-1] > capacity:
+        buffer, _ = encode_masks_op(masks, boxes, sizes, ends[-1], *options)
+    text = buffer[: ends[-1]].cpu().numpy().tobytes()
+    return [
+        {"size": size, "counts": text[start:end]}
+        for size, start, end in zip(sizes.tolist(), ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def _check_masks(masks: Tensor, boxes: Tensor, mode: str, padding: int) -> Tensor:
+    """The masks as [N, M, M], if everything fits."""
+    if isinstance(masks, Tensor) and masks.ndim == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    check_shape("masks", masks, "N", "M", "M")
+    if masks.shape[1] != masks.shape[2] or masks.shape[1] == 0:
+        raise ValueError(f"masks must be square and not empty, got {tuple(masks.shape)}")
+    check_floating("masks", masks)
+    check_shape("boxes", boxes, masks.shape[0], 4)
+    check_floating("boxes", boxes)
+    check_device("boxes", boxes, masks)
+    check_choice("mode", mode, MODES)
+    check_at_least("padding", padding, 0)
+    return masks
+
+
+def _check_sizes(img_shape: tuple[int, int] | Tensor, masks: Tensor) -> Tensor:
+    """Image sizes as int64 [N, 2]."""
+    if not isinstance(img_shape, Tensor):
+        pair = check_pair("img_shape", img_shape, 0)
+        return torch.tensor([pair], device=masks.device).expand(len(masks), 2)
+    check_shape("img_shape", img_shape, masks.shape[0], 2)
+    if img_shape.is_floating_point() or img_shape.dtype == torch.bool:
+        raise ValueError(f"img_shape must be integer, got {img_shape.dtype}")
+    check_device("img_shape", img_shape, masks)
+    return img_shape.to(torch.int64)

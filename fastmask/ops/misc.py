@@ -1,0 +1,93 @@
+"""Layers of detection backbones; torchvision.ops.misc's names and state-dict keys."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.ops._utils import NotScriptable, no_attribute
+
+
+class FrozenBatchNorm2d(NotScriptable, nn.Module):
+    """BatchNorm2d whose statistics and affine parameters are buffers: nothing in it is trained.
+
+    Args:
+        num_features: channels C of the input [N, C, H, W].
+        eps: added to the variance.
+
+    Source: torchvision/ops/misc.py.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight: Tensor
+        self.bias: Tensor
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)  # a trained BatchNorm2d's checkpoint has it
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.weight.shape[0]}, eps={self.eps})"
+
+
+class Conv2dNormActivation(NotScriptable, nn.Sequential):
+    """Convolution, then norm, then activation, each of the last two if given.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups, dilation: of the convolution.
+        padding: None keeps the size at stride 1: ``(kernel_size - 1) // 2 * dilation`` per axis.
+        norm_layer: called with ``out_channels``.
+        activation_layer: called with ``inplace`` unless that is None.
+        bias: of the convolution; None: only without a norm.
+
+    Source: torchvision/ops/misc.py.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str | None = None,
+        groups: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = nn.BatchNorm2d,
+        activation_layer: Callable[..., nn.Module] | None = nn.ReLU,
+        dilation: int | tuple[int, int] = 1,
+        inplace: bool | None = True,
+        bias: bool | None = None,
+    ) -> None:
+        if padding is None:
+            kernels, dilations = _pair(kernel_size), _pair(dilation)
+            padding = ((kernels[0] - 1) // 2 * dilations[0], (kernels[1] - 1) // 2 * dilations[1])
+        if bias is None:
+            bias = norm_layer is None
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        ]
+        if norm_layer is not None:
+            layers.append(norm_layer(out_channels))
+        if activation_layer is not None:
+            layers.append(activation_layer() if inplace is None else activation_layer(inplace=inplace))
+        super().__init__(*layers)
+        self.out_channels = out_channels
+
+
+def _pair(value: int | Sequence[int]) -> Sequence[int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_attribute(__name__, name)

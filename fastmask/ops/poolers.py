@@ -1,0 +1,92 @@
+"""MultiScaleRoIAlign: RoIAlign over named feature maps; torchvision.ops.poolers' names."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fastmask.ops._utils import NotScriptable, rois_from_boxes
+from fastmask.ops.roi_align import follow_format, multilevel_roi_align
+
+
+def infer_scale(feature: Tensor, image_height: int) -> float:
+    """The power of two nearest to a map's height over the tallest unpadded image's, as torchvision infers it."""
+    if min(feature.shape[-2], image_height) < 1:
+        raise ValueError(f"maps and images must have pixels, got heights {feature.shape[-2]} and {image_height}")
+    return 2.0 ** round(math.log2(feature.shape[-2] / image_height))
+
+
+class MultiScaleRoIAlign(NotScriptable, nn.Module):
+    """RoIAlign of each box on the feature map that fits its size (FPN, eq. 1).
+
+    Args:
+        featmap_names: names of the feature maps to pool from, finest first.
+        output_size: bins as an int or (height, width).
+        sampling_ratio: see :func:`fastmask.ops.roi_align`.
+        canonical_scale, canonical_level: a box of sqrt(area) ``canonical_scale`` goes to level ``canonical_level``.
+
+    Attributes:
+        scales: feature pixels per image pixel of each map; None (the default) infers them at every call. torchvision
+            infers them at its first call and keeps them, also for later images of another size.
+
+    Source: torchvision/ops/poolers.py.
+    """
+
+    def __init__(
+        self,
+        featmap_names: list[str],
+        output_size: int | Sequence[int],
+        sampling_ratio: int,
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__()
+        self.featmap_names = featmap_names
+        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.sampling_ratio = sampling_ratio
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
+        self.scales: list[float] | None = None
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Pool the boxes of each image.
+
+        Args:
+            x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps; those not in ``featmap_names`` are left out.
+            boxes (list[Tensor[L, 4]]): (x1, y1, x2, y2) of each image, in pixels.
+            image_shapes: (height, width) of each image before padding, from which the scales are inferred.
+
+        Returns:
+            Tensor[K, C, output_size[0], output_size[1]]: in the order of the boxes, dtype and memory format of the
+            first map; see :func:`fastmask.ops.multilevel_roi_align`.
+
+        Raises:
+            ValueError: no map of that name, no images, or a shape, dtype, device or size does not fit.
+        """
+        features = [feature for name, feature in x.items() if name in self.featmap_names]
+        if not features:
+            raise ValueError(f"x must have one of the maps {self.featmap_names}, got {list(x)}")
+        features = [feature.to(features[0].dtype) for feature in features]  # autocast may have mixed them
+        scales = self.scales
+        if scales is None:
+            if not image_shapes:
+                raise ValueError("image_shapes must not be empty, got []")
+            tallest = max(height for height, _ in image_shapes)
+            scales = [infer_scale(feature, tallest) for feature in features]
+        pooled = multilevel_roi_align(
+            features,
+            rois_from_boxes(boxes, features[0]),
+            self.output_size,
+            scales,
+            self.sampling_ratio,
+            canonical_scale=self.canonical_scale,
+            canonical_level=self.canonical_level,
+        )
+        return follow_format(pooled, features[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(featmap_names={self.featmap_names}, "
+            f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio})"
+        )

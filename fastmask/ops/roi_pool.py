@@ -1,0 +1,61 @@
+"""RoIPool (Fast R-CNN, section 2.1); torchvision.ops.roi_pool's names."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.ops._utils import (
+    NotScriptable,
+    check_floating,
+    check_pair,
+    check_shape,
+    not_scriptable,
+    rois_from_boxes,
+)
+from fastmask.ops.roi_align import follow_format
+
+
+@not_scriptable
+def roi_pool(
+    input: Tensor, boxes: Tensor | list[Tensor], output_size: int | Sequence[int], spatial_scale: float = 1.0
+) -> Tensor:
+    """Take the maximum of the input in each bin of each RoI (Fast R-CNN, section 2.1).
+
+    Args:
+        input (Tensor[N, C, H, W]): feature map, float16, bfloat16, float32 or float64, any strides.
+        boxes (Tensor[K, 5] or list[Tensor[L, 4]]): (image index, x1, y1, x2, y2) in image pixels, or for each image its
+            (x1, y1, x2, y2); rounded to whole feature pixels.
+        output_size: bins as an int or (height, width).
+        spatial_scale: feature pixels per image pixel.
+
+    Returns:
+        Tensor[K, C, output_size[0], output_size[1]]: dtype of the input, channels-last unless the input is contiguous;
+        0 for empty bins and for invalid RoIs (see :func:`fastmask.ops.roi_align`). Differentiable in the input (once).
+
+    Raises:
+        ValueError: a shape, dtype, device or size does not fit.
+
+    Source: torchvision/ops/roi_pool.py and its C++ kernels.
+    """
+    check_shape("input", input, "N", "C", "H", "W")
+    check_floating("input", input)
+    rois = rois_from_boxes(boxes, input)
+    height, width = check_pair("output_size", output_size, 1)
+    pooled, _ = roi_pool_op(input, rois, float(spatial_scale), height, width)
+    return follow_format(pooled, input)
+
+
+class RoIPool(NotScriptable, nn.Module):
+    """See :func:`roi_pool`."""
+
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        return roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(output_size={self.output_size}, spatial_scale={self.spatial_scale})"

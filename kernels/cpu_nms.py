@@ -1,0 +1,110 @@
+"""NMS in blocks: each block of boxes against the boxes kept so far, then within itself as bit rows.
+
+Linear memory: BLOCK x kept IoUs at a time. NumPy, because a block's dozen steps cost microseconds there, and because
+Python's integers resolve a block's serial chain 128 boxes at a time. Specification: reference.py.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmask.kernels.reference import compute_dtype
+
+BLOCK = 128
+
+Columns = NDArray[np.floating]  # [5, n]: x1, y1, x2, y2, area; best score first
+
+
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    iou_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """[B, N, 4], [B, N], groups [B, N], valid [B, N] -> indices [B, max_output] filled up with -1, count [B], int64."""
+    batch = len(boxes)
+    indices = torch.full((batch, max_output), -1, dtype=torch.int64)
+    count = torch.zeros(batch, dtype=torch.int64)
+    order = scores.sort(dim=1, descending=True, stable=True).indices.cpu()  # NaN first
+    corners = boxes.to(compute_dtype(boxes)).cpu().numpy()
+    for b in range(batch):
+        ranked = order[b] if valid is None else order[b][valid[b].cpu()[order[b]]]
+        group = None if groups is None else groups[b].cpu()[ranked].numpy()
+        kept = ranked[torch.from_numpy(_suppress(corners[b][ranked.numpy()], group, iou_threshold, max_output))]
+        indices[b, : len(kept)] = kept
+        count[b] = len(kept)
+    return indices.to(boxes.device), count.to(boxes.device)
+
+
+def _suppress(
+    boxes: NDArray[np.floating], group: NDArray[np.int64] | None, iou_threshold: float, max_output: int
+) -> NDArray[np.int64]:
+    """Positions of the kept boxes among [n, 4] in score order, at most max_output, ascending."""
+    threshold = _largest_not_above(iou_threshold, boxes.dtype)
+    with np.errstate(all="ignore"):  # inf - inf and 0 / 0 give NaN, which suppresses nothing
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        columns = np.concatenate([boxes.T, area[None]])
+        if group is None:
+            return np.flatnonzero(_greedy(columns, threshold, max_output))
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=group[order[:1]] - 1))
+        keep = np.zeros(len(boxes), bool)
+        for members in np.split(order, starts[1:]):
+            keep[members] = _greedy(columns[:, members], threshold, max_output)
+    return np.flatnonzero(keep)[:max_output]
+
+
+def _largest_not_above(value: float, dtype: np.dtype) -> np.floating:
+    """x > it is x > value for every x of ``dtype``, so that the threshold counts as the double it is."""
+    rounded = dtype.type(value)
+    return np.nextafter(rounded, dtype.type(-np.inf)) if float(rounded) > value else rounded
+
+
+def _greedy(columns: Columns, threshold: np.floating, max_output: int) -> NDArray[np.bool_]:
+    total = columns.shape[1]
+    keep = np.zeros(total, bool)
+    kept = np.empty_like(columns)
+    num_kept = 0
+    for start in range(0, total, BLOCK):
+        if num_kept >= max_output:
+            break
+        block = columns[:, start : start + BLOCK]
+        position = np.arange(start, start + block.shape[1])
+        if num_kept:
+            alive = ~_exceeds(block, kept[:, :num_kept], threshold).any(1)
+            block, position = block[:, alive], position[alive]
+        chosen = _resolve(_exceeds(block, block, threshold))
+        keep[position[chosen]] = True
+        kept[:, num_kept : num_kept + len(chosen)] = block[:, chosen]
+        num_kept += len(chosen)
+    return keep
+
+
+def _exceeds(a: Columns, b: Columns, threshold: np.floating) -> NDArray[np.bool_]:
+    """IoU > threshold, [len(a), len(b)], in place wherever it can be."""
+    a = a[:, :, None]
+    inter = np.minimum(a[2], b[2])
+    inter -= np.maximum(a[0], b[0])
+    np.maximum(inter, 0, out=inter)
+    height = np.minimum(a[3], b[3])
+    height -= np.maximum(a[1], b[1])
+    np.maximum(height, 0, out=height)
+    inter *= height
+    union = np.add(a[4], b[4], out=height)
+    union -= inter
+    inter /= union
+    return inter > threshold
+
+
+def _resolve(suppresses: NDArray[np.bool_]) -> list[int]:
+    """The greedy chain inside one block: which of its boxes stay, given who would remove whom."""
+    rows = np.packbits(suppresses, axis=1, bitorder="little")
+    removed, chosen = 0, []
+    for i, row in enumerate(rows):
+        if not removed >> i & 1:
+            chosen.append(i)
+            removed |= int.from_bytes(row.tobytes(), "little")
+    return chosen

@@ -1,0 +1,21 @@
+"""``fastmask::nms_padded``: greedy NMS of a batch of images in fixed shapes.
+
+Order: score descending (NaN first), then input index; IoU in the boxes' dtype (half types in float32), compared with
+the threshold as double. Source: torchvision/csrc/ops/cpu/nms_kernel.cpp.
+Differs from torchvision: groups are exact (no coordinate offsets), ties are stable everywhere, several images at once.
+"""
+
+import torch
+from torch import Tensor
+
+from fastmask.kernels import cpu_nms
+
+nms_padded_op = torch.library.custom_op("fastmask::nms_padded", cpu_nms.nms_padded, mutates_args=())
+
+
+@nms_padded_op.register_fake
+def _(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor | None, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    indices = boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64)
+    return indices, boxes.new_empty(boxes.shape[0], dtype=torch.int64)

@@ -1,0 +1,20 @@
+"""``fastmask::encode_masks``: M x M masks and their boxes to COCO RLE bytes; full-size masks never exist.
+
+Order: runs down the columns, zeros first. The bytes are those of encoding what ``fastmask::paste_masks`` gives as bool.
+Source: cocoapi/common/maskApi.c rleEncode, rleToString.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask.kernels import cpu_masks
+
+encode_masks_op = torch.library.custom_op("fastmask::encode_masks", cpu_masks.encode_masks, mutates_args=())
+
+
+@encode_masks_op.register_fake
+def _(masks: Tensor, boxes: Tensor, sizes: Tensor, capacity: int, *_: Any) -> tuple[Tensor, Tensor]:
+    offsets = masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+    return masks.new_empty(capacity, dtype=torch.uint8), offsets

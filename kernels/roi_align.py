@@ -1,0 +1,71 @@
+"""``fastmask::multilevel_roi_align``: RoIAlign over a feature pyramid in one op, with its backward.
+
+Pixel model: a RoI is scaled by its level's scale; with ``aligned`` half a pixel is taken off, so that feature (i, j)
+stands for the centre of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+Source: Mask R-CNN section 3; FPN eq. 1; torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
+Differs from torchvision: one op for all levels, boxes and sums in float32 for half types, channels-last output, zeros
+instead of a crash for RoIs that are NaN, inf or of no image, and a backward of fixed summation order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask.kernels import cpu_roi
+
+multilevel_roi_align_op = torch.library.custom_op(
+    "fastmask::multilevel_roi_align", cpu_roi.multilevel_roi_align, mutates_args=()
+)
+multilevel_roi_align_backward_op = torch.library.custom_op(
+    "fastmask::multilevel_roi_align_backward", cpu_roi.multilevel_roi_align_backward, mutates_args=()
+)
+
+
+@multilevel_roi_align_op.register_fake
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    scales: Any,
+    limits: Any,
+    pooled_height: int,
+    pooled_width: int,
+    *_: Any,
+) -> Tensor:
+    shape = (rois.shape[0], pooled_height, pooled_width, features[0].shape[1])
+    return features[0].new_empty(shape).permute(0, 3, 1, 2)
+
+
+@multilevel_roi_align_backward_op.register_fake
+def _(grad: Tensor, rois: Tensor, batch: int, heights: Sequence[int], widths: Sequence[int], *_: Any) -> list[Tensor]:
+    sizes = zip(heights, widths, strict=True)
+    return [grad.new_empty(batch, h, w, grad.shape[1]).permute(0, 3, 1, 2) for h, w in sizes]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, rois, scales, level_limits, _, _, ctx.sampling_ratio, ctx.aligned = inputs
+    ctx.save_for_backward(rois)
+    ctx.batch = features[0].shape[0]
+    ctx.heights, ctx.widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
+    ctx.scales, ctx.level_limits = scales, level_limits
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (rois,) = ctx.saved_tensors
+    features = multilevel_roi_align_backward_op(
+        grad,
+        rois,
+        ctx.batch,
+        ctx.heights,
+        ctx.widths,
+        ctx.scales,
+        ctx.level_limits,
+        ctx.sampling_ratio,
+        ctx.aligned,
+    )
+    # features; rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned: none
+    return features, None, None, None, None, None, None, None
+
+
+multilevel_roi_align_op.register_autograd(_backward, setup_context=_setup_context)
