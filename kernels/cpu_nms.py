@@ -48,7 +48,7 @@ def _suppress(
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         columns = np.concatenate([boxes.T, area[None]])
         if group is None:
-            return np.flatnonzero(_greedy(columns, threshold, max_output))
+            return np.flatnonzero(_greedy(columns, threshold, max_output))[:max_output]
         order = np.argsort(group, kind="stable")
         starts = np.flatnonzero(np.diff(group[order], prepend=group[order[:1]] - 1))
         keep = np.zeros(len(boxes), bool)
@@ -64,6 +64,7 @@ def _largest_not_above(value: float, dtype: np.dtype) -> np.floating:
 
 
 def _greedy(columns: Columns, threshold: np.floating, max_output: int) -> NDArray[np.bool_]:
+    """Which boxes stay, as bool [n]; the block that reaches max_output is done to its end."""
     total = columns.shape[1]
     keep = np.zeros(total, bool)
     kept = np.empty_like(columns)

@@ -265,6 +265,6 @@ def roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, he
     index = argmax.permute(0, 2, 3, 1).flatten(1, 2)  # [K, bins, C]
     value = torch.where(index >= 0, grad.permute(0, 2, 3, 1).flatten(1, 2).to(dtype), 0)
     index = index.clamp(min=0) + (image * (height * width))[:, None, None]
-    if index.numel():
+    if index.numel() and out.numel():
         out.scatter_add_(0, index.flatten(0, 1), value.flatten(0, 1))
     return out.to(grad.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)

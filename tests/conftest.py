@@ -1,0 +1,37 @@
+"""Seeds, drawn anew for each run and each test, and the devices that tests run on."""
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="repeat a run: the seed that its header printed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seed = config.getoption("--seed")
+    config.fastmask_seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fastmask: --seed {config.fastmask_seed}, torch {torch.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Each test's own seed, the same whichever tests run beside it."""
+    key = f"{request.config.fastmask_seed} {request.node.nodeid}"
+    value = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+    torch.manual_seed(value)
+    np.random.seed(value)
+    random.seed(value)
+    return value
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)

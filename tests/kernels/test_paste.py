@@ -1,0 +1,119 @@
+"""fastmask::paste_masks against its specification: both modes, three outputs, hostile boxes, gradients, size."""
+
+import numpy as np
+import pytest
+import torch
+from inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
+from torch import Tensor
+
+from fastmask.kernels import reference
+from fastmask.kernels.paste import paste_masks_op
+
+SIZE = (60, 91)
+# two bilinear weights of float32 positions on a mask of 30 cells, then one rounding of the output
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+MODES = pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
+
+
+def draw_case(num: int = 10) -> tuple[Tensor, Tensor]:
+    boxes = torch.cat([draw_boxes(num, SIZE, 70), hostile_boxes(SIZE)])
+    return draw_masks(len(boxes)), boxes
+
+
+@MODES
+@pytest.mark.parametrize("padding", [0, 1, 2], ids="padding{}".format)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_meets_the_specification(dtype: torch.dtype, padding: int, continuous: bool, device: torch.device) -> None:
+    masks, boxes = draw_case()
+    masks = masks.to(dtype)
+    actual = paste_masks_op(masks.to(device), boxes.to(device), *SIZE, "float", 0.5, continuous, False, padding)
+    assert actual.dtype == dtype
+    expected = reference.paste_masks(masks, boxes, SIZE, continuous, padding)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@MODES
+@pytest.mark.parametrize("width", [1, 7, 8, 63, 64, 65], ids="W{}".format)
+def test_bool_and_packed_are_the_thresholded_floats(width: int, continuous: bool, device: torch.device) -> None:
+    masks, boxes = (t.to(device) for t in draw_case())
+    rest = (40, width), (0.4, continuous, False, 1)
+    values, inside, packed = (paste_masks_op(masks, boxes, *rest[0], o, *rest[1]) for o in ("float", "bool", "packed"))
+    assert torch.equal(inside, values >= 0.4 if continuous else values > 0.4)
+    assert packed.shape == (len(masks), 40, -(-width // 8))
+    bits = np.unpackbits(packed.cpu().numpy(), axis=-1, count=width)
+    assert np.array_equal(bits.astype(bool), inside.cpu().numpy())
+
+
+def test_the_threshold_itself(device: torch.device) -> None:
+    """torchvision's mode takes what is above the threshold, the continuous mode also what is on it."""
+    masks, boxes = torch.full((1, 4, 4), 0.5, device=device), torch.tensor([[0.0, 0, 8, 8]], device=device)
+    for continuous, count in ((False, 0), (True, 36)):  # half a cell fades out on each side
+        assert paste_masks_op(masks, boxes, 8, 8, "bool", 0.5, continuous, False, 0).sum() == count
+
+
+@MODES
+def test_logits(continuous: bool, device: torch.device) -> None:
+    masks, boxes = (t.to(device) for t in draw_case())
+    logits = 8 * masks - 4
+    expected = paste_masks_op(logits.sigmoid(), boxes, *SIZE, "float", 0.5, continuous, False, 1)
+    actual = paste_masks_op(logits, boxes, *SIZE, "float", 0.5, continuous, True, 1)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 2, 14, 28], ids="M{}".format)
+@MODES
+def test_mask_sides(side: int, continuous: bool, device: torch.device) -> None:
+    _, boxes = draw_case()
+    masks = torch.rand(len(boxes), side, side).double()
+    actual = paste_masks_op(masks.to(device), boxes.to(device), *SIZE, "float", 0.5, continuous, False, 1)
+    expected = reference.paste_masks(masks, boxes, SIZE, continuous, 1)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize("output", ["float", "bool", "packed"])
+def test_empty(size: tuple[int, int], output: str, device: torch.device) -> None:
+    for num in (0, 3):
+        masks, boxes = draw_masks(num).to(device), draw_boxes(num).to(device)
+        pasted = paste_masks_op(masks, boxes, *size, output, 0.5, False, False, 1)
+        assert pasted.shape == (num, size[0], -(-size[1] // 8) if output == "packed" else size[1])
+
+
+def test_nan_probabilities_are_no_mask(device: torch.device) -> None:
+    masks, boxes = draw_masks(2).to(device), torch.tensor([[5.0, 5, 40, 40], [5, 5, 40, 40]], device=device)
+    masks[0] = NAN
+    inside = paste_masks_op(masks, boxes, *SIZE, "bool", 0.01, False, False, 1)
+    assert not inside[0].any()
+    assert inside[1].any()
+
+
+@MODES
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None:
+    boxes = torch.cat([draw_boxes(3, (20, 30), 25), hostile_boxes((20, 30))]).to(device)
+    masks = torch.randn(len(boxes), 5, 5, dtype=torch.float64, device=device, requires_grad=True)
+
+    def paste(masks: Tensor) -> Tensor:
+        return paste_masks_op(masks, boxes, 20, 30, "float", 0.5, continuous, logits, 1)
+
+    torch.autograd.gradcheck(paste, masks, fast_mode=True)
+    paste(masks.half().requires_grad_()).sum().backward()  # an expanded gradient, and a half type
+
+
+def test_over_two_to_the_31_elements(device: torch.device) -> None:
+    """100 masks on a picture of 25 megapixels: 2.5e9 bools, of which only the boxes' are ever written."""
+    boxes = torch.tensor([[4900.0, 4950, 4990, 4995]], device=device).repeat(100, 1)
+    masks = draw_masks(1).to(device).repeat(100, 1, 1)
+    inside = paste_masks_op(masks, boxes, 5000, 5000, "bool", 0.5, False, False, 1)
+    assert inside.numel() > 2**31
+    moved = boxes[:1] - torch.tensor([4800.0, 4900, 4800, 4900], device=device)
+    expected = paste_masks_op(masks[:1], moved, 100, 200, "bool", 0.5, False, False, 1)
+    assert torch.equal(inside[99, 4900:, 4800:], expected[0])
+
+
+def test_registration_is_sound(device: torch.device) -> None:
+    masks, boxes = (t.to(device) for t in draw_case(2))
+    for output in ("float", "bool", "packed"):
+        for grad in (False, True):
+            leaf = masks.clone().requires_grad_(grad)
+            torch.library.opcheck(paste_masks_op, (leaf, boxes, 12, 13, output, 0.5, False, True, 1))

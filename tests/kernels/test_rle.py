@@ -1,0 +1,125 @@
+"""fastmask::encode_masks against its specification and pycocotools, on what paste_masks gives."""
+
+import numpy as np
+import pytest
+import torch
+from inputs import draw_boxes, draw_masks, hostile_boxes
+from pycocotools import mask as coco
+from torch import Tensor
+
+from fastmask.kernels import cpu_masks, reference
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+
+
+def encode(masks: Tensor, boxes: Tensor, sizes: Tensor, *options: object, capacity: int = 2**22) -> list[bytes]:
+    buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
+    assert buffer.shape == (capacity,)
+    text, ends = buffer.cpu().numpy().tobytes(), offsets.tolist()
+    assert ends[0] == 0
+    assert ends[-1] <= capacity
+    return [text[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def from_pycocotools(inside: Tensor) -> list[bytes]:
+    return [coco.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8)))["counts"] for mask in inside]
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
+    """10,000 masks over the four cases, on images of many shapes, the hostile boxes among them."""
+    for _ in range(50):
+        height, width = (int(side) for side in torch.randint(1, 70, (2,)))
+        boxes = torch.cat([draw_boxes(30, (height, width), 80), hostile_boxes((height, width))]).to(device)
+        masks = draw_masks(len(boxes), int(torch.randint(1, 29, ()))).to(device)
+        masks = 8 * masks - 4 if logits else masks
+        threshold = float(torch.rand(()))
+        inside = paste_masks_op(masks, boxes, height, width, "bool", threshold, continuous, logits, 1)
+        sizes = torch.tensor([[height, width]], device=device).expand(len(masks), 2)
+        assert encode(masks, boxes, sizes, threshold, continuous, logits, 1) == from_pycocotools(inside)
+
+
+def test_reference_is_pycocotools() -> None:
+    """The specification itself, on masks of every kind of run, full, empty and single-pixel ones among them."""
+    for height, width in ((1, 1), (1, 9), (9, 1), (13, 17), (64, 63)):
+        masks = torch.rand(20, height, width) < torch.linspace(0, 1, 20)[:, None, None]
+        assert [reference.encode_mask(mask) for mask in masks] == from_pycocotools(masks)
+
+
+def test_runs_over_all_lengths() -> None:
+    """Characters of one to six groups of five bits, of either sign."""
+    runs = torch.randint(1, 2**27, (400,)) >> torch.randint(27, (400,))
+    size = [int(runs.sum()), 1]
+    expected = coco.frPyObjects({"counts": runs.tolist(), "size": size}, *size)["counts"]
+    assert cpu_masks._compress(runs.numpy()) == expected
+
+
+def test_image_sizes_of_each_mask(device: torch.device) -> None:
+    masks, boxes = draw_masks(6).to(device), draw_boxes(6, (40, 50), 60).to(device)
+    sizes = torch.tensor([[40, 50], [1, 1], [50, 40], [0, 7], [7, 0], [40, 50]], device=device)
+    texts = encode(masks, boxes, sizes, 0.5, False, False, 1)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        alone = encode(masks[i : i + 1], boxes[i : i + 1], sizes[i : i + 1], 0.5, False, False, 1)
+        assert alone == [texts[i]]
+        if height and width:
+            inside = paste_masks_op(masks, boxes, height, width, "bool", 0.5, False, False, 1)
+            assert texts[i] == from_pycocotools(inside)[i]
+        else:
+            assert texts[i] == b"0"
+
+
+def test_full_height_columns_run_on(device: torch.device) -> None:
+    """Ones to the bottom of one column and from the top of the next are one run."""
+    masks = torch.ones(3, 4, 4, device=device)
+    boxes = torch.tensor([[2.0, -20, 5, 30], [0, -20, 8, 30], [-9, -20, 30, 30]], device=device)
+    sizes = torch.tensor([[6, 9]], device=device).expand(3, 2)
+    inside = paste_masks_op(masks, boxes, 6, 9, "bool", 0.5, False, False, 0)
+    assert inside[2].all()
+    assert encode(masks, boxes, sizes, 0.5, False, False, 0) == from_pycocotools(inside)
+
+
+def test_capacity(device: torch.device) -> None:
+    """Too small a buffer keeps the masks that fit whole; the offsets say what all of them need."""
+    masks, boxes = draw_masks(5).to(device), draw_boxes(5, (60, 80), 50).to(device)
+    sizes = torch.tensor([[60, 80]], device=device).expand(5, 2)
+    texts = encode(masks, boxes, sizes, 0.5, False, False, 1)
+    ends = np.cumsum([0] + [len(text) for text in texts])
+    for capacity in (0, ends[1], ends[3] - 1, ends[3], ends[5]):
+        buffer, offsets = encode_masks_op(masks, boxes, sizes, int(capacity), 0.5, False, False, 1)
+        assert offsets.tolist() == ends.tolist()
+        fits = ends[ends <= capacity].max()
+        assert buffer.cpu().numpy().tobytes() == b"".join(texts)[:fits].ljust(capacity, b"\0")
+
+
+def test_pictures_of_over_two_to_the_31_pixels(device: torch.device) -> None:
+    """The full-size mask never exists: a picture of 65,536 x 65,536 costs what its box does."""
+    masks = draw_masks(1).to(device)
+    boxes = torch.tensor([[65000.0, 65100, 65400, 65500]], device=device)
+    (text,) = encode(masks, boxes, torch.tensor([[2**16, 2**16]], device=device), 0.5, False, False, 1)
+    inside = paste_masks_op(masks, boxes - 64900, 700, 700, "bool", 0.5, False, False, 1)[0].cpu()
+    runs = torch.tensor(coco_runs(text))
+    assert runs.sum() == 2**32
+    assert runs[1::2].sum() == inside.sum()
+
+
+def coco_runs(text: bytes) -> list[int]:
+    """The run lengths of a compressed text, read back by the format's definition."""
+    runs, value, shift = [], 0, 0
+    for character in text:
+        bits = character - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (1 << shift) if bits & 0x10 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    return runs
+
+
+def test_registration_is_sound(device: torch.device) -> None:
+    masks, boxes = draw_masks(3).to(device), draw_boxes(3, (20, 30), 20).to(device)
+    sizes = torch.tensor([[20, 30]], device=device).repeat(3, 1)
+    for grad in (False, True):
+        args = (masks.clone().requires_grad_(grad), boxes, sizes, 100, 0.5, False, True, 1)
+        torch.library.opcheck(encode_masks_op, args)

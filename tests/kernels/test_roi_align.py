@@ -1,0 +1,229 @@
+"""fastmask::multilevel_roi_align against its specification: dtypes, layouts, levels, hostile RoIs, gradients, size."""
+
+import pytest
+import torch
+from inputs import (
+    FLOATS,
+    INF,
+    LAYOUTS,
+    NAN,
+    draw_boxes,
+    draw_pyramid,
+    hostile_boxes,
+    pyramid_scales,
+    strided,
+    with_images,
+)
+from torch import Tensor
+
+from fastmask.kernels import reference
+from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.ops.roi_align import level_limits
+
+# a sum of up to 16 products of unit normals, then one rounding of the output
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def draw_case(
+    levels: int, num_rois: int = 12, batch: int = 2, hostile: bool = True
+) -> tuple[list[Tensor], Tensor, list[float], list[float]]:
+    boxes = draw_boxes(num_rois)
+    if hostile:
+        boxes = torch.cat([boxes, hostile_boxes()])
+    scales = pyramid_scales(levels)
+    limits = level_limits(scales, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
+    rois = away_from_limits(with_images(boxes, batch), limits)
+    return draw_pyramid(levels, batch), rois, scales, limits
+
+
+def away_from_limits(rois: Tensor, limits: list[float]) -> Tensor:
+    """The boundary band: RoIs whose sqrt(area) is within 1e-5 of a level's limit may go either way; shrink them."""
+    size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()[:, None]
+    near = ((size / torch.tensor(limits) - 1).abs() < 1e-5).any(1)
+    rois[near, 3:] -= 1e-3 * (rois[near, 3:] - rois[near, 1:3])
+    return rois
+
+
+def specified(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor:
+    return reference.multilevel_roi_align([f.double().cpu() for f in features], rois.double().cpu(), *rest)
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 3], ids="ratio{}".format)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(levels=4)
+    if ratio == 0:  # the specification walks every sample: a huge adaptive grid has a test of its own
+        rois = rois[~((rois[:, 1:].abs() > 1e4) & rois[:, 1:].isfinite()).any(1)]
+    features = [f.to(device, dtype) for f in features]
+    actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 3, 2, ratio, aligned)
+    assert actual.dtype == dtype
+    expected = specified(features, rois, scales, limits, 3, 2, ratio, aligned)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5], ids="L{}".format)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides_and_levels(levels: int, layout: str, device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(levels, hostile=False)
+    features = [strided(f.double().to(device), layout) for f in features]
+    actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
+    expected = specified(features, rois, scales, limits, 2, 3, 2, True)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+    assert actual.stride() == (30, 1, 15, 5)  # channels-last, whatever went in
+
+
+@pytest.mark.parametrize("num_rois", [0, 1, 63, 64, 65], ids="K{}".format)
+def test_numbers_of_rois(num_rois: int, device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(3, num_rois, hostile=False)
+    features = [f.double().to(device).requires_grad_() for f in features]
+    actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 2, 2, False)
+    assert actual.shape == (num_rois, 5, 2, 2)
+    expected = specified(features, rois, scales, limits, 2, 2, 2, False)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+    actual.sum().backward()
+    assert [f.grad.shape for f in features] == [f.shape for f in features]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8, 8), (2, 0, 8, 8), (2, 5, 0, 8), (2, 5, 8, 0)], ids=str)
+def test_maps_without_elements_give_zeros(shape: tuple[int, ...], device: torch.device) -> None:
+    features = torch.zeros(shape, device=device, requires_grad=True)
+    rois = with_images(draw_boxes(3), 1).to(device)
+    actual = multilevel_roi_align_op([features], rois, [1.0], [INF], 2, 2, 2, False)
+    assert actual.shape == (3, shape[1], 2, 2)
+    assert not actual.any()
+    actual.sum().backward()
+    assert features.grad.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
+def test_tiny_maps(shape: tuple[int, int], ratio: int, device: torch.device) -> None:
+    features = torch.randn(1, 3, *shape, dtype=torch.float64, device=device)
+    rois = with_images(draw_boxes(20, (9, 9), 12), 1).double()
+    actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 2, 2, ratio, True)
+    expected = specified([features], rois, [1.0], [INF], 2, 2, ratio, True)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
+@pytest.mark.parametrize("image", [-1, -7, 2, 1e9, NAN, INF, -INF], ids=str)
+def test_a_wrong_image_index_gives_zeros(image: float, ratio: int, device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(2, num_rois=3, hostile=False)
+    features = [f.to(device).requires_grad_() for f in features]
+    rois[1, 0] = image
+    pooled = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 2, ratio, False)
+    assert not pooled[1].any()
+    assert pooled[0].any()
+    assert pooled[2].any()
+    pooled[1].sum().backward()
+    assert not any(f.grad.any() for f in features)
+
+
+def test_nan_features_stay_where_they_are_sampled(device: torch.device) -> None:
+    features = torch.randn(1, 2, 16, 16, device=device)
+    features[:, :, :3] = NAN
+    rois = torch.tensor([[0, 2.0, 8, 12, 14], [0, 2, 0, 12, 6], [0, 2, 40, 12, 60], [0, NAN, 0, 12, 6]], device=device)
+    for ratio in (0, 2):
+        pooled = multilevel_roi_align_op([features], rois, [1.0], [INF], 2, 2, ratio, True)
+        assert pooled[0].isfinite().all()
+        assert pooled[1, :, 0].isnan().all()
+        assert not pooled[2].any()  # below the map, and not 0 * NaN
+        assert not pooled[3].any()
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e6], ids="{:g}px".format)
+def test_huge_adaptive_grids_are_exact_and_cheap(scale: float, device: torch.device) -> None:
+    """A RoI of a million pixels takes a million samples an axis, of which only those on the map can count."""
+    features = torch.randn(1, 2, 9, 11, dtype=torch.float64, device=device)
+    corner = -scale * torch.rand(2).double()
+    roi = torch.cat([torch.zeros(1), corner, corner + scale])[None].double()
+    actual = multilevel_roi_align_op([features], roi.to(device), [1.0], [INF], 2, 2, 0, False)
+    weights = [axis_weights(float(roi[0, 1 + i]), float(roi[0, 3 + i]), 2, features.shape[3 - i]) for i in (0, 1)]
+    expected = torch.einsum("ph,chw,qw->cpq", weights[1], features[0].cpu(), weights[0])[None]
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-7, atol=1e-15)
+
+
+def axis_weights(low: float, high: float, bins: int, size: int) -> Tensor:
+    """The weight of each of ``size`` pixels in each bin's mean of all samples, vectorised over a million of them."""
+    length = (high - low) / bins
+    grid = int(-(-length // 1))
+    rows = []
+    for p in range(bins):
+        position = low + p * length + (torch.arange(grid).double() + 0.5) * length / grid
+        position = position[(position >= -1) & (position <= size)].clamp(0, size - 1)
+        cell = position.long()
+        row = torch.zeros(size, dtype=torch.float64)
+        row.index_add_(0, cell, 1 - (position - cell))
+        row.index_add_(0, (cell + 1).clamp(max=size - 1), position - cell)
+        rows.append(row / grid)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
+@pytest.mark.parametrize("layout", LAYOUTS[:3])
+def test_gradients(ratio: int, layout: str, device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(2, num_rois=5)
+    rois = rois[(rois.abs() < 1e3).all(1) | ~rois.isfinite().all(1)].to(device)
+    features = [strided(f[:, :2, ::4, ::4].double().to(device), layout).requires_grad_() for f in features]
+    scales = [s / 4 for s in scales]
+
+    def pool(*features: Tensor) -> Tensor:
+        return multilevel_roi_align_op(list(features), rois, scales, limits, 2, 2, ratio, False)
+
+    torch.autograd.gradcheck(pool, features, fast_mode=True)
+
+
+def test_expanded_gradients_and_half_types(device: torch.device) -> None:
+    """``.sum()`` hands over a gradient of stride 0; half-typed features get half-typed gradients, rounded once."""
+    features, rois, scales, limits = draw_case(3, hostile=False)
+    grads = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        leaves = [f.to(device, dtype).requires_grad_() for f in features]
+        multilevel_roi_align_op(leaves, rois.to(device), scales, limits, 3, 3, 2, True).sum().backward()
+        grads[dtype] = [leaf.grad for leaf in leaves]
+    for exact, half in zip(*grads.values(), strict=True):
+        assert half.dtype == torch.bfloat16
+        # float32 places a sample on a 75-pixel map to 1e-5 pixels, which is what its weights are off by
+        torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=5e-5)
+
+
+def test_runs_are_bitwise_equal(device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(3, num_rois=200, hostile=False)
+    rois = rois.to(device)
+    outputs = []
+    for _ in range(3):
+        leaves = [f.to(device).requires_grad_() for f in features]
+        pooled = multilevel_roi_align_op(leaves, rois, scales, limits, 7, 7, 2, True)
+        pooled.backward(torch.linspace(-1, 1, pooled.numel(), device=device).view(pooled.shape))
+        outputs.append([pooled, *(leaf.grad for leaf in leaves)])
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs[0], other, strict=True))
+
+
+def test_boundary_band_level_limits() -> None:
+    """A RoI of exactly 224 x 224 is of level 4; FPN's tolerance of 1e-6 in log2 takes a little less too."""
+    limits = level_limits([0.25, 0.125, 0.0625, 0.03125], 224, 4)
+    assert limits == [pytest.approx(56 * k, rel=1e-6) for k in (2, 4, 8)] + [INF]
+    for size, level in ((111.9, 0), (112.0, 1), (223.9, 1), (224 * 2**-0.9e-6, 2), (224.0, 2), (448.0, 3), (9e3, 3)):
+        assert reference.choose_level((0, 0, size, size), limits) == level
+
+
+def test_over_two_to_the_31_elements(device: torch.device) -> None:
+    """The last of 130 images begins beyond int32 (the others' memory is never touched)."""
+    features = torch.empty(130, 200, 336, 256, dtype=torch.float16, device=device).permute(0, 3, 1, 2)
+    assert features[129:].storage_offset() > 2**31
+    image = torch.randn(1, 256, 200, 336, device=device).half()
+    features[129:] = image
+    rois = with_images(draw_boxes(4), 1).to(device)
+    expected = multilevel_roi_align_op([image], rois, [0.25], [INF], 2, 2, 2, False)
+    rois[:, 0] = 129
+    actual = multilevel_roi_align_op([features], rois, [0.25], [INF], 2, 2, 2, False)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_registration_is_sound(device: torch.device) -> None:
+    features, rois, scales, limits = draw_case(2, num_rois=4)
+    for grad in (False, True):
+        leaves = [f.to(device).requires_grad_(grad) for f in features]
+        torch.library.opcheck(multilevel_roi_align_op, (leaves, rois.to(device), scales, limits, 2, 3, 2, True))

@@ -1,0 +1,70 @@
+"""fastmask::roi_pool against its specification."""
+
+import pytest
+import torch
+from inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
+
+from fastmask.kernels import reference
+from fastmask.kernels.roi_pool import roi_pool_op
+
+
+def draw_rois(num: int = 12) -> torch.Tensor:
+    boxes = torch.cat([draw_boxes(num), hostile_boxes()])
+    boxes[:3] = boxes[:3].round() + 0.5  # halves: the rounding rule
+    return with_images(boxes, 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125], ids="scale{}".format)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch.device) -> None:
+    features, rois = torch.randn(2, 4, 25, 38).to(dtype), draw_rois()
+    actual, argmax = roi_pool_op(features.to(device), rois.to(device), scale, 3, 2)
+    expected, where = reference.roi_pool(features, rois, scale, 3, 2)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(argmax.cpu(), where, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("num_rois", [0, 1, 65], ids="K{}".format)
+def test_any_strides(num_rois: int, layout: str, device: torch.device) -> None:
+    features = strided(torch.randn(2, 5, 25, 38), layout)
+    rois = with_images(draw_boxes(num_rois, (25, 38), 30), 2)
+    actual, argmax = roi_pool_op(features.to(device), rois.to(device), 1.0, 2, 3)
+    expected, where = reference.roi_pool(features, rois, 1.0, 2, 3)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(argmax.cpu(), where, rtol=0, atol=0)
+    assert actual.stride() == argmax.stride() == (30, 1, 15, 5)
+
+
+def test_ties_take_the_first_and_nan_never_wins(device: torch.device) -> None:
+    features = torch.tensor([[3.0, 3, NAN, 3], [NAN, NAN, NAN, NAN], [-INF, -INF, 1, 1]], device=device)[None, None]
+    rois = torch.tensor([[0.0, 0, 0, 3, 0], [0, 0, 1, 3, 1], [0, 0, 2, 1, 2]], device=device)
+    best, where = roi_pool_op(features, rois, 1.0, 1, 1)
+    lowest = torch.finfo(torch.float32).min  # what torchvision gives where nothing was larger
+    assert best.flatten().tolist() == [3, lowest, lowest]
+    assert where.flatten().tolist() == [0, -1, -1]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8, 8), (2, 0, 8, 8), (2, 5, 0, 8)], ids=str)
+def test_maps_without_elements_give_zeros(shape: tuple[int, ...], device: torch.device) -> None:
+    features = torch.zeros(shape, device=device, requires_grad=True)
+    pooled, _ = roi_pool_op(features, with_images(draw_boxes(3), 1).to(device), 1.0, 2, 2)
+    assert pooled.shape == (3, shape[1], 2, 2)
+    assert not pooled.any()
+    pooled.sum().backward()
+    assert features.grad.shape == shape
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3])
+def test_gradients(layout: str, device: torch.device) -> None:
+    features = strided(torch.randn(2, 3, 9, 11, dtype=torch.float64, device=device), layout).requires_grad_()
+    rois = torch.cat([with_images(draw_boxes(6, (9, 11), 9), 2), torch.tensor([[0, NAN, 0, 3, 3], [5, 0, 0, 5, 5]])])
+    rois = rois.double().to(device)
+    torch.autograd.gradcheck(lambda f: roi_pool_op(f, rois, 1.0, 2, 2)[0], features, fast_mode=True)
+
+
+def test_registration_is_sound(device: torch.device) -> None:
+    for grad in (False, True):
+        features = torch.randn(2, 3, 9, 11, device=device, requires_grad=grad)
+        torch.library.opcheck(roi_pool_op, (features, with_images(draw_boxes(4), 2).to(device), 0.5, 2, 3))
