@@ -66,8 +66,6 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    if tensor.is_quantized:
-        raise ValueError(f"{name} must not be quantized, got {tensor.dtype}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
 

@@ -1,5 +1,7 @@
 """fastmask::encode_masks against its specification and pycocotools, on what paste_masks gives."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def encode(masks: Tensor, boxes: Tensor, sizes: Tensor, *options: object, capaci
     text, ends = buffer.cpu().numpy().tobytes(), offsets.tolist()
     assert ends[0] == 0
     assert ends[-1] <= capacity
-    return [text[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def from_pycocotools(inside: Tensor) -> list[bytes]:

@@ -1,0 +1,179 @@
+"""roi_align, MultiScaleRoIAlign and roi_pool against torchvision, forward and backward."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision.ops as tv
+from inputs import FLOATS, LAYOUTS, draw_boxes, draw_pyramid, finite, hostile_boxes, strided, with_images
+from torch import Tensor
+
+from fastmask import ops
+
+
+def draw_rois(num: int = 30) -> Tensor:
+    """Every box that torchvision's CPU kernel survives."""
+    boxes = torch.cat([draw_boxes(num), hostile_boxes()])
+    return with_images(boxes[finite(boxes)], 2)
+
+
+def forward_backward(function: object, features: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    leaf = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    pooled = function(leaf, *rest)
+    (pooled * torch.linspace(-1, 1, pooled.numel(), dtype=pooled.dtype).view(pooled.shape)).sum().backward()
+    return pooled.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
+@pytest.mark.parametrize("ratio", [-1, 0, 1, 2, 3], ids="ratio{}".format)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_roi_align(dtype: torch.dtype, ratio: int, aligned: bool) -> None:
+    features, rois = torch.randn(2, 4, 50, 75, dtype=dtype), draw_rois().to(dtype)
+    if aligned and ratio <= 0:  # torchvision fails on a grid of fewer than no samples
+        rois = rois[(rois[:, 3:] >= rois[:, 1:3]).all(1)]
+    arguments = (rois, (3, 5), 0.25, ratio, aligned)
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-5
+    for actual, expected in zip(
+        forward_backward(ops.roi_align, features, *arguments),
+        forward_backward(tv.roi_align, features, *arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str) -> None:
+    features = strided(torch.randn(2, 4, 50, 75), layout)
+    rois = draw_rois()
+    for ours, theirs in ((ops.roi_align, tv.roi_align), (ops.roi_pool, tv.roi_pool)):
+        actual, expected = ours(features, rois, 7, 0.25), theirs(features, rois, 7, 0.25)
+        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+        format_ = torch.contiguous_format if features.is_contiguous() else torch.channels_last
+        assert actual.is_contiguous(memory_format=format_)
+
+
+def test_list_of_boxes() -> None:
+    features = torch.randn(3, 4, 50, 75)
+    boxes = [draw_boxes(5), draw_boxes(0), draw_boxes(7)]
+    actual, expected = ops.roi_align(features, boxes, 2, 0.25), tv.roi_align(features, boxes, 2, 0.25)
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+    for ours, theirs in (
+        (ops.RoIAlign((2, 3), 0.25, 2, True), tv.RoIAlign((2, 3), 0.25, 2, True)),
+        (ops.RoIPool(2, 0.25), tv.RoIPool(2, 0.25)),
+    ):
+        torch.testing.assert_close(ours(features, boxes), theirs(features, boxes), rtol=2e-5, atol=2e-5)
+        assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("roi_dtype", FLOATS, ids="rois{}".format)
+def test_mixed_and_half_types(dtype: torch.dtype, roi_dtype: torch.dtype) -> None:
+    """What torchvision refuses, or computes in half types: ours equals float64 on the values given, rounded once."""
+    features, rois = torch.randn(2, 4, 50, 75).to(dtype), draw_rois().to(roi_dtype)
+    rois = rois[finite(rois)]  # rounding to half may have made inf of a corner
+    tolerance = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    expected = tv.roi_align(features.double(), rois.double(), 3, 0.25, 2)
+    actual = ops.roi_align(features, rois, 3, 0.25, 2)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+    pooled = ops.roi_pool(features, rois.double(), 3, 0.25)
+    assert torch.equal(pooled.double(), tv.roi_pool(features.double(), rois.double(), 3, 0.25))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25], ids="scale{}".format)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_roi_pool(dtype: torch.dtype, scale: float) -> None:
+    features, rois = torch.randn(2, 4, 50, 75, dtype=dtype), draw_rois().to(dtype)
+    rois[:5, 1:] = rois[:5, 1:].round() + 0.5
+    actual = forward_backward(ops.roi_pool, features, rois, (3, 5), scale)
+    expected = forward_backward(tv.roi_pool, features, rois, (3, 5), scale)
+    assert torch.equal(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5], ids="L{}".format)
+@pytest.mark.parametrize("ratio", [-1, 2], ids="ratio{}".format)
+def test_pooler(levels: int, ratio: int) -> None:
+    size = (200, 300)
+    maps = {f"p{i}": f.double() for i, f in enumerate(draw_pyramid(levels))} | {"not used": torch.zeros(2, 9, 1, 1)}
+    boxes = [torch.cat([draw_boxes(40), hostile_boxes()]).double(), draw_boxes(25).double()]
+    boxes = [b[finite(b)] for b in boxes]
+    arguments = ([f"p{i}" for i in range(levels)], (3, 2), ratio)
+    options = {"canonical_scale": 56, "canonical_level": 4}  # so that the boxes reach all levels
+    ours, theirs = ops.MultiScaleRoIAlign(*arguments, **options), tv.MultiScaleRoIAlign(*arguments, **options)
+    actual, expected = (pooler(maps, boxes, [size, (150, 280)]) for pooler in (ours, theirs))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
+    assert repr(ours) == repr(theirs)
+
+
+def test_pooler_without_boxes_on_a_level_or_at_all() -> None:
+    maps = {str(i): f for i, f in enumerate(draw_pyramid(4))}
+    pooler, other = (module.MultiScaleRoIAlign(list(maps), 3, 2) for module in (ops, tv))
+    for boxes in ([torch.zeros(0, 4)] * 2, [torch.tensor([[2.0, 3, 9, 9]]), torch.zeros(0, 4)]):
+        actual, expected = (p(maps, boxes, [(200, 300)] * 2) for p in (pooler, other))
+        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_pooler_infers_scales_at_every_call() -> None:
+    """torchvision keeps the scales of its first call, here 1/2 and 1/4, for all others."""
+    pooler = ops.MultiScaleRoIAlign(["a", "b"], 2, 2)
+    boxes = [draw_boxes(9, (64, 64), 60)]
+    first = {"a": torch.randn(1, 3, 32, 32), "b": torch.randn(1, 3, 16, 16)}
+    second = {"a": torch.randn(1, 3, 16, 16), "b": torch.randn(1, 3, 8, 8)}
+    for maps in (first, second):
+        expected = tv.MultiScaleRoIAlign(["a", "b"], 2, 2)(maps, boxes, [(64, 64)])
+        torch.testing.assert_close(pooler(maps, boxes, [(64, 64)]), expected, rtol=2e-5, atol=2e-5)
+    pooler.scales = [0.5, 0.25]
+    expected = ops.roi_align(second["a"], boxes, 2, 0.5, 2)
+    torch.testing.assert_close(pooler(second, boxes, [(64, 64)]), expected)
+
+
+SPECIAL = ("nan", "inf", "-inf", "1e30")
+# torchvision may crash, so each case runs in a process of its own, forked before any thread is started
+PROGRAM = """
+import json, os, sys, torch, torchvision
+features, cases = json.loads(sys.stdin.read())
+for name, rois in cases:
+    child = os.fork()
+    if child == 0:
+        pooled = getattr(torchvision.ops, name)(torch.tensor(features), torch.tensor(rois), 2, sampling_ratio=2) \
+            if name == "roi_align" else torchvision.ops.roi_pool(torch.tensor(features), torch.tensor(rois), 2)
+        print(json.dumps(pooled[[0, 2]].flatten().tolist()), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        print("null", flush=True)
+"""
+
+
+def test_special_coordinates_give_zeros() -> None:
+    """Zeros for that RoI, and for the ordinary ones beside it what torchvision gives, where it lives to give it."""
+    features = torch.randn(1, 2, 10, 10)
+    names = [(name, corner) for name in ("roi_align", "roi_pool") for corner in SPECIAL]
+    cases = [
+        (name, torch.tensor([[0, 1.0, 1, 6, 7], [0, 1, 1, float(corner), 7], [0, 2, 3, 9, 9]]))
+        for name, corner in names
+    ]
+    stdin = json.dumps([features.tolist(), [(name, rois.tolist()) for name, rois in cases]])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=stdin, capture_output=True, text=True, timeout=300, check=True
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases)
+    assert any(answer is not None for answer in answers)
+    for (name, rois), answer in zip(cases, answers, strict=True):
+        options = {"sampling_ratio": 2} if name == "roi_align" else {}
+        actual = getattr(ops, name)(features, rois, 2, **options)
+        assert not actual[1].any()
+        if answer is not None:
+            expected = torch.tensor(answer)
+            torch.testing.assert_close(actual[[0, 2]].flatten(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adaptive_grids_that_torchvision_refuses() -> None:
+    """It lists every sample, and raises or runs out of memory; only those on the map cost us anything."""
+    features, rois = torch.randn(1, 2, 10, 10), torch.tensor([[0, -1e6, -1e6, 1e6, 1e6]])
+    with pytest.raises(RuntimeError):
+        tv.roi_align(features, rois, 2)
+    assert ops.roi_align(features, rois, 2).isfinite().all()
