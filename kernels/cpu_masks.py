@@ -23,7 +23,7 @@ RESIZE_LIMIT = (
 class Crop(NamedTuple):
     """The visible part of one pasted mask."""
 
-    index: int  # which mask
+    number: int  # which mask
     top: int  # pixels
     left: int
     values: Tensor  # [height, width] probabilities
@@ -44,13 +44,13 @@ def paste_masks(
     dtype = {"float": masks.dtype, "bool": torch.bool, "packed": torch.uint8}[output]
     shape = (len(masks), height, -(-width // 8) if output == "packed" else width)
     canvas = _lazy_zeros(shape, dtype, masks.device)
-    for index, top, left, values in _crops(masks, boxes, [(height, width)] * len(masks), continuous, logits, padding):
+    for number, top, left, values in _crops(masks, boxes, [(height, width)] * len(masks), continuous, logits, padding):
         if output != "float":
             values = exceeds(values, threshold, continuous)
         if output == "packed":
             bits = np.pad(values.cpu().numpy(), ((0, 0), (left % 8, 0)))
             values, left = torch.from_numpy(np.packbits(bits, axis=1)), left // 8
-        canvas[index, top : top + values.shape[0], left : left + values.shape[1]] = values
+        canvas[number, top : top + values.shape[0], left : left + values.shape[1]] = values
     return canvas
 
 
@@ -190,7 +190,7 @@ def encode_masks(
     counts: list[NDArray[np.int64]] = [np.array([h * w]) for h, w in shapes]
     for crop in _crops(masks.cpu(), boxes.cpu(), shapes, continuous, logits, padding):
         inside = exceeds(crop.values, threshold, continuous).numpy()
-        counts[crop.index] = _runs(inside, crop.top, crop.left, *shapes[crop.index])
+        counts[crop.number] = _runs(inside, crop.top, crop.left, *shapes[crop.number])
     texts = [_compress(runs) for runs in counts]
     offsets = np.cumsum([0, *map(len, texts)])
     fits = b"".join(text for text, end in zip(texts, offsets[1:], strict=True) if end <= capacity)
@@ -222,4 +222,4 @@ def _compress(runs: NDArray[np.int64]) -> bytes:
         bits, rest = rest & 0x1F, rest >> 5
         more = more & np.where(bits & 0x10, rest != -1, rest != 0)
         characters.append((bits | more << 5) + 48)
-    return np.stack(characters, 1)[np.stack(present, 1)].astype(np.uint8).tobytes()
+    return bytes(np.stack(characters, 1)[np.stack(present, 1)].astype(np.uint8))

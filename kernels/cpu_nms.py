@@ -57,10 +57,10 @@ def _suppress(
     return np.flatnonzero(keep)[:max_output]
 
 
-def _largest_not_above(value: float, dtype: np.dtype) -> np.floating:
+def _largest_not_above(value: float, dtype: np.dtype[np.floating]) -> np.floating:
     """x > it is x > value for every x of ``dtype``, so that the threshold counts as the double it is."""
     rounded = dtype.type(value)
-    return np.nextafter(rounded, dtype.type(-np.inf)) if float(rounded) > value else rounded
+    return dtype.type(np.nextafter(rounded, dtype.type(-np.inf))) if float(rounded) > value else rounded
 
 
 def _greedy(columns: Columns, threshold: np.floating, max_output: int) -> NDArray[np.bool_]:
@@ -97,7 +97,8 @@ def _exceeds(a: Columns, b: Columns, threshold: np.floating) -> NDArray[np.bool_
     union = np.add(a[4], b[4], out=height)
     union -= inter
     inter /= union
-    return inter > threshold
+    exceeds: NDArray[np.bool_] = inter > threshold
+    return exceeds
 
 
 def _resolve(suppresses: NDArray[np.bool_]) -> list[int]:

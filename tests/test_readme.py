@@ -1,5 +1,6 @@
 """README's examples run as printed, and its commands are those that .ci/run calls."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fastmask.benchmarks.report import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,3 +41,10 @@ def test_continuous_integration_calls_the_same_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for command in COMMANDS[:2]:
         assert command in script
+
+
+@pytest.mark.parametrize("path", re.findall(r"<!-- report: (.*) -->", README))
+def test_tables_are_the_reports(path: str) -> None:
+    """Numbers in README come from committed results, and from nowhere else."""
+    shown = README.partition(f"<!-- report: {path} -->\n")[2].partition("<!-- /report -->")[0]
+    assert shown == table(json.loads((ROOT / path).read_text()))

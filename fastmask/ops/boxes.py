@@ -123,7 +123,8 @@ def nms_padded(
         raise ValueError(f"iou_threshold must be a number, got {iou_threshold}")
     limit = boxes.shape[1] if max_output is None else max_output
     check_at_least("max_output", limit, 0)
-    return nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit)
+    indices, count = nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit)
+    return indices, count
 
 
 @not_scriptable

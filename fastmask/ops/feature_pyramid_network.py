@@ -91,8 +91,8 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
 class LastLevelMaxPool(ExtraFPNBlock):
     """Adds "pool": the coarsest level at every second pixel."""
 
-    def forward(self, x: list[Tensor], y: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        return [*x, F.max_pool2d(x[-1], kernel_size=1, stride=2)], [*names, "pool"]
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        return [*results, F.max_pool2d(results[-1], kernel_size=1, stride=2)], [*names, "pool"]
 
 
 class LastLevelP6P7(ExtraFPNBlock):
@@ -107,7 +107,7 @@ class LastLevelP6P7(ExtraFPNBlock):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.use_P5 = in_channels == out_channels
 
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(results[-1] if self.use_P5 else x[-1])
         p7 = self.p7(F.relu(p6))
-        return [*p, p6, p7], [*names, "p6", "p7"]
+        return [*results, p6, p7], [*names, "p6", "p7"]

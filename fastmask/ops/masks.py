@@ -90,7 +90,10 @@ def paste_masks(
     masks = _check_masks(masks, boxes, mode, padding)
     height, width = check_pair("img_shape", img_shape, 0)
     check_choice("output", output, OUTPUTS)
-    return paste_masks_op(masks, boxes, height, width, output, float(threshold), mode == "continuous", logits, padding)
+    pasted: Tensor = paste_masks_op(
+        masks, boxes, height, width, output, float(threshold), mode == "continuous", logits, padding
+    )
+    return pasted
 
 
 @not_scriptable

@@ -112,9 +112,10 @@ def multilevel_roi_align(
     check_device("rois", rois, first)
     height, width = check_pair("output_size", output_size, 1)
     limits = level_limits(scales, canonical_scale, canonical_level)
-    return multilevel_roi_align_op(
+    pooled: Tensor = multilevel_roi_align_op(
         list(features), rois, [float(s) for s in scales], limits, height, width, max(sampling_ratio, 0), aligned
     )
+    return pooled
 
 
 def level_limits(scales: Sequence[float], canonical_scale: float, canonical_level: float) -> list[float]:

@@ -1,0 +1,1 @@
+"""What fastmask is measured with, installed as ``fastmask.benchmarks``: cases, pytest-benchmark suite, report."""

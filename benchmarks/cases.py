@@ -1,0 +1,172 @@
+"""The operations that are measured: for each, the same inputs for torchvision and for us, and how answers are compared.
+
+Shapes are those of a Mask R-CNN on a picture of 800 x 1344 pixels: P2 to P5 of 256 channels, 1000 RoIs, the 4819
+candidates that an RPN keeps of its five levels, 100 masks of 28 x 28.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmask import ops
+
+IMAGE = (800, 1344)  # padded; pixels
+PICTURE = (800, 1333)
+
+
+class Case(NamedTuple):
+    """One operation on one set of inputs, as functions without arguments."""
+
+    torchvision: Callable[[], Any]
+    fastmask: Callable[[], Any]
+    agree: Callable[[Any, Any], None]  # raises AssertionError; called with both answers, ours first
+    inputs: str  # shapes and dtypes, for the report
+
+
+def boxes_in(generator: torch.Generator, num: int, size: tuple[int, int], exponent: float = 3.2) -> Tensor:
+    """Boxes of 16 to 16 * e^exponent pixels, log-uniform, inside the (height, width)."""
+    corner = torch.rand(num, 2, generator=generator) * torch.tensor([size[1] - 100.0, size[0] - 100.0])
+    sides = 16 * torch.exp(torch.rand(num, 2, generator=generator) * exponent)
+    return ops.clip_boxes_to_image(torch.cat([corner, corner + sides], 1), size)
+
+
+def roi_align(generator: torch.Generator, layout: str, ratio: int, backward: bool) -> Case:
+    import torchvision
+
+    maps = {}
+    for i, stride in enumerate((4, 8, 16, 32)):
+        feature = torch.randn(1, 256, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
+        memory_format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
+        maps[str(i)] = feature.contiguous(memory_format=memory_format).requires_grad_(backward)
+    boxes = [boxes_in(generator, 1000, IMAGE)]
+    gradient = torch.randn(1000, 256, 7, 7, generator=generator)
+
+    def runner(module: Any) -> Callable[[], list[Tensor]]:
+        pooler = module.MultiScaleRoIAlign(list(maps), 7, ratio)
+
+        def run() -> list[Tensor]:
+            for feature in maps.values():
+                feature.grad = None
+            pooled = pooler(maps, boxes, [IMAGE])
+            if not backward:
+                return [pooled]
+            pooled.backward(gradient)
+            return [pooled.detach(), *(feature.grad for feature in maps.values())]
+
+        return run
+
+    def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
+        for actual, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+    return Case(
+        runner(torchvision.ops), runner(ops), agree, f"P2-P5 of {IMAGE} x 256 {layout} float32, 1000 RoIs, 7 x 7"
+    )
+
+
+def batched_nms(generator: torch.Generator, num: int, groups: int, threshold: float, clustered: bool) -> Case:
+    import torchvision
+
+    boxes = boxes_in(generator, num, PICTURE)
+    if clustered:
+        centers = boxes_in(generator, max(num // 80, 1), PICTURE)
+        which = torch.randint(len(centers), (num,), generator=generator)
+        boxes = centers[which] + 4 * torch.randn(num, 4, generator=generator)
+    arguments = (
+        boxes,
+        torch.rand(num, generator=generator),
+        torch.randint(groups, (num,), generator=generator),
+        threshold,
+    )
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        # torchvision's coordinate offsets round: a handful of boxes whose IoU is at the threshold may differ
+        differing = len(set(ours.tolist()) ^ set(theirs.tolist()))
+        assert differing <= max(2, num // 1000), f"{differing} of {num} boxes differ"
+
+    return Case(
+        lambda: torchvision.ops.batched_nms(*arguments),
+        lambda: ops.batched_nms(*arguments),
+        agree,
+        f"{num} {'clustered' if clustered else 'random'} boxes float32 in {groups} groups, IoU {threshold}",
+    )
+
+
+def hundred_masks(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Probabilities [100, 1, 28, 28] of blobs with ragged edges, and their boxes."""
+    axis = torch.linspace(-1, 1, 28)
+    reach = 0.5 + 0.5 * torch.rand(100, 1, 1, generator=generator)
+    noise = 0.3 * torch.randn(100, 28, 28, generator=generator)
+    masks = torch.sigmoid(8 * (reach - torch.hypot(axis[:, None], axis[None])) + noise)
+    return masks[:, None], boxes_in(generator, 100, PICTURE, 3.6)
+
+
+def paste_masks_in_image(generator: torch.Generator) -> Case:
+    from torchvision.models.detection import roi_heads
+
+    masks, boxes = hundred_masks(generator)
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        assert torch.equal(ours, theirs), "pasted masks differ"
+
+    return Case(
+        lambda: roi_heads.paste_masks_in_image(masks, boxes, PICTURE),
+        lambda: ops.paste_masks_in_image(masks, boxes, PICTURE),
+        agree,
+        f"100 masks of 28 x 28 float32 on {PICTURE}",
+    )
+
+
+def encode_masks(generator: torch.Generator) -> Case:
+    from pycocotools import mask as coco
+    from torchvision.models.detection import roi_heads
+
+    masks, boxes = hundred_masks(generator)
+
+    def paste_and_encode() -> list[Any]:
+        pasted = (roi_heads.paste_masks_in_image(masks, boxes, PICTURE) > 0.5).numpy().view(np.uint8)
+        return [coco.encode(np.asfortranarray(mask[0])) for mask in pasted]
+
+    def agree(ours: list[Any], theirs: list[Any]) -> None:
+        assert ours == theirs, "RLE differs"
+
+    inputs = f"100 masks of 28 x 28 float32 on {PICTURE}; against torchvision's paste and pycocotools.encode"
+    return Case(paste_and_encode, lambda: ops.encode_masks(masks, boxes, PICTURE), agree, inputs)
+
+
+def roi_pool(generator: torch.Generator) -> Case:
+    import torchvision
+
+    features = torch.randn(1, 256, IMAGE[0] // 8, IMAGE[1] // 8, generator=generator)
+    boxes = [boxes_in(generator, 500, IMAGE)]
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        assert torch.equal(ours, theirs), "pooled maxima differ"
+
+    return Case(
+        lambda: torchvision.ops.roi_pool(features, boxes, 7, 0.125),
+        lambda: ops.roi_pool(features, boxes, 7, 0.125),
+        agree,
+        f"P3 of {IMAGE} x 256 float32, 500 RoIs, 7 x 7",
+    )
+
+
+CASES: dict[str, Callable[[torch.Generator], Case]] = {
+    "RoIAlign, channels-last": lambda g: roi_align(g, "channels-last", 2, backward=False),
+    "RoIAlign, NCHW": lambda g: roi_align(g, "NCHW", 2, backward=False),
+    "RoIAlign, adaptive, channels-last": lambda g: roi_align(g, "channels-last", -1, backward=False),
+    "RoIAlign forward + backward, channels-last": lambda g: roi_align(g, "channels-last", 2, backward=True),
+    "RoIAlign forward + backward, NCHW": lambda g: roi_align(g, "NCHW", 2, backward=True),
+    "RoIPool": roi_pool,
+    "NMS, RPN, random": lambda g: batched_nms(g, 4819, 5, 0.7, clustered=False),
+    "NMS, RPN, clustered": lambda g: batched_nms(g, 4819, 5, 0.7, clustered=True),
+    "NMS, 20k in 80 classes, random": lambda g: batched_nms(g, 20_000, 80, 0.5, clustered=False),
+    "NMS, 20k in 80 classes, clustered": lambda g: batched_nms(g, 20_000, 80, 0.5, clustered=True),
+    "NMS, 100k in 80 classes, random": lambda g: batched_nms(g, 100_000, 80, 0.5, clustered=False),
+    "NMS, 100k in 80 classes, clustered": lambda g: batched_nms(g, 100_000, 80, 0.5, clustered=True),
+    "paste 100 masks": paste_masks_in_image,
+    "RLE of 100 masks": encode_masks,
+}

@@ -1,0 +1,45 @@
+"""``python -m fastmask.benchmarks.report FILE...``: the Markdown table of pytest-benchmark's JSON files."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def table(results: dict[str, Any]) -> str:
+    """One row a group: medians with quartiles in milliseconds, and how many times faster ours is; losses in bold."""
+    groups: dict[str, dict[str, Any]] = {}
+    for row in results["benchmarks"]:
+        groups.setdefault(row["group"], {})[row["extra_info"]["provider"]] = row
+    first = results["benchmarks"][0]["extra_info"]
+    commit = results["commit_info"]["id"][:12] + ("+" if results["commit_info"]["dirty"] else "")
+    lines = [
+        f"{first['device']}; torch {first['torch']}, torchvision {first['torchvision']}, fastmask at {commit}, "
+        f"{results['datetime'][:10]}. Milliseconds, median (quartiles).",
+        "",
+        "| | torchvision | fastmask | times faster |",
+        "|---|---|---|---|",
+    ]
+    for name, rows in groups.items():
+        ratio = rows["torchvision"]["stats"]["median"] / rows["fastmask"]["stats"]["median"]
+        times = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+        cells = (name, milliseconds(rows["torchvision"]["stats"]), milliseconds(rows["fastmask"]["stats"]), times)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def milliseconds(stats: dict[str, float]) -> str:
+    median, low, high = (f"{1e3 * stats[key]:.3g}" for key in ("median", "q1", "q3"))
+    return f"{median} ({low}-{high})"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table of each file."""
+    for path in argv:
+        print(table(json.loads(Path(path).read_text())))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
