@@ -1,10 +1,17 @@
-"""``python -m fastmask.benchmarks.report FILE...``: the Markdown table of pytest-benchmark's JSON files."""
+"""``python -m fastmask.benchmarks.report FILE...``: the Markdown table of each of pytest-benchmark's JSON files.
+
+A file named ``*.md`` is filled in instead: between ``<!-- report: results.json -->`` (a path beside it) and
+``<!-- /report -->``.
+"""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+SLOT = re.compile(r"(<!-- report: (.*?) -->\n).*?(<!-- /report -->)", re.DOTALL)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -35,10 +42,20 @@ def milliseconds(stats: dict[str, float]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of each file."""
-    for path in argv:
-        print(table(json.loads(Path(path).read_text())))
+    """Print the table of each JSON file; fill in each Markdown file."""
+    for path in map(Path, argv):
+        if path.suffix == ".md":
+            path.write_text(filled(path))
+        else:
+            print(table(json.loads(path.read_text())))
     return 0
+
+
+def filled(path: Path) -> str:
+    """The text of a Markdown file with its tables made anew."""
+    return SLOT.sub(
+        lambda slot: slot[1] + table(json.loads((path.parent / slot[2]).read_text())) + slot[3], path.read_text()
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """README's examples run as printed, and its commands are those that .ci/run calls."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmask.benchmarks.report import table
+from fastmask.benchmarks.report import SLOT, filled
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,8 +42,7 @@ def test_continuous_integration_calls_the_same_commands() -> None:
         assert command in script
 
 
-@pytest.mark.parametrize("path", re.findall(r"<!-- report: (.*) -->", README))
-def test_tables_are_the_reports(path: str) -> None:
+def test_tables_are_the_reports() -> None:
     """Numbers in README come from committed results, and from nowhere else."""
-    shown = README.partition(f"<!-- report: {path} -->\n")[2].partition("<!-- /report -->")[0]
-    assert shown == table(json.loads((ROOT / path).read_text()))
+    assert SLOT.search(README)
+    assert filled(ROOT / "README.md") == README

@@ -174,6 +174,6 @@ def test_special_coordinates_give_zeros() -> None:
 def test_adaptive_grids_that_torchvision_refuses() -> None:
     """It lists every sample, and raises or runs out of memory; only those on the map cost us anything."""
     features, rois = torch.randn(1, 2, 10, 10), torch.tensor([[0, -1e6, -1e6, 1e6, 1e6]])
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, MemoryError)):
         tv.roi_align(features, rois, 2)
     assert ops.roi_align(features, rois, 2).isfinite().all()
