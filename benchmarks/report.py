@@ -31,6 +31,7 @@ def table(results: dict[str, Any]) -> str:
     for name, rows in groups.items():
         ratio = rows["torchvision"]["stats"]["median"] / rows["fastmask"]["stats"]["median"]
         times = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+        name = f"{name}<br><sub>{rows['fastmask']['extra_info']['inputs']}</sub>"
         cells = (name, milliseconds(rows["torchvision"]["stats"]), milliseconds(rows["fastmask"]["stats"]), times)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -43,6 +44,9 @@ def milliseconds(stats: dict[str, float]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table of each JSON file; fill in each Markdown file."""
+    if not argv:
+        print("usage: python -m fastmask.benchmarks.report FILE...", file=sys.stderr)
+        return 2
     for path in map(Path, argv):
         if path.suffix == ".md":
             path.write_text(filled(path))

@@ -4,11 +4,17 @@
 """
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastmask import ops as ops
+
+if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's root, after a plain `pip install .`
+    raise ImportError(
+        f"{__path__[0]} is the source folder, which lacks kernels: work elsewhere, or install with `pip install -e .`"
+    )
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "ops"]

@@ -20,6 +20,15 @@ RESIZE_LIMIT = (
 )  # pixels of one box resized whole; of a larger, mostly invisible one only the visible part is computed
 
 
+NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {  # it has no bfloat16
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bool: np.bool_,
+    torch.uint8: np.uint8,
+}
+
+
 class Crop(NamedTuple):
     """The visible part of one pasted mask."""
 
@@ -60,9 +69,10 @@ def exceeds(values: Tensor, threshold: float, continuous: bool) -> Tensor:
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu" or 0 in shape:
+    """Zeros whose pages the system hands out when they are first written to; no view of anything."""
+    if device.type != "cpu" or dtype not in NUMPY_TYPES:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    return torch.from_numpy(np.zeros(shape, NUMPY_TYPES[dtype]))
 
 
 def _crops(
@@ -148,7 +158,7 @@ def paste_masks_backward(
     """Gradient [N, H, W] of the probabilities' paste -> gradient of masks [N, M, M]."""
     dtype = compute_dtype(masks)
     values = masks.to(dtype)
-    out = torch.zeros_like(values)
+    out = torch.zeros(values.shape, dtype=dtype, device=values.device)
     margin = 0 if continuous else padding
     for index, mask, low, high in _placed(values, boxes, continuous, padding):
         dense = []
@@ -164,7 +174,8 @@ def paste_masks_backward(
             matrix.scatter_add_(1, torch.stack([lower, upper], 1), weight.T)
             dense.append(matrix)
             spans.append(slice(first, last))
-        full = dense[0].T @ grad[index][spans[0], spans[1]].to(dtype) @ dense[1]
+        with torch.autocast(masks.device.type, enabled=False):
+            full = dense[0].T @ grad[index][spans[0], spans[1]].to(dtype) @ dense[1]
         out[index] = full[margin : full.shape[0] - margin, margin : full.shape[1] - margin]
     if logits:
         probability = values.sigmoid()

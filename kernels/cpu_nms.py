@@ -43,8 +43,8 @@ def _suppress(
     boxes: NDArray[np.floating], group: NDArray[np.int64] | None, iou_threshold: float, max_output: int
 ) -> NDArray[np.int64]:
     """Positions of the kept boxes among [n, 4] in score order, at most max_output, ascending."""
-    threshold = _largest_not_above(iou_threshold, boxes.dtype)
     with np.errstate(all="ignore"):  # inf - inf and 0 / 0 give NaN, which suppresses nothing
+        threshold = _largest_not_above(iou_threshold, boxes.dtype)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         columns = np.concatenate([boxes.T, area[None]])
         if group is None:
@@ -85,7 +85,7 @@ def _greedy(columns: Columns, threshold: np.floating, max_output: int) -> NDArra
 
 
 def _exceeds(a: Columns, b: Columns, threshold: np.floating) -> NDArray[np.bool_]:
-    """IoU > threshold, [len(a), len(b)], in place wherever it can be."""
+    """IoU > threshold of [5, n] and [5, m] -> [n, m], in place wherever it can be."""
     a = a[:, :, None]
     inter = np.minimum(a[2], b[2])
     inter -= np.maximum(a[0], b[0])

@@ -8,6 +8,8 @@ Memory: at most TAP_BUDGET weights at a time, and an NHWC copy of one image's le
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype
 
+SMALL = 2**24  # elements of a level that may be copied whole
 TAP_BUDGET = 2**20  # weights in flight: 4 MB, so that building them stays in the cache
 MAX = 2  # torch.embedding_bag's number for mode="max"; F.embedding_bag would drop the argmaxima
 ROWS_PER_BAG = 4096  # output rows computed at once: they are still in the cache when they are copied to their place
@@ -33,16 +36,16 @@ def multilevel_roi_align(
     """Shapes as in reference.py -> [K, C, pooled_height, pooled_width], channels-last."""
     channels = features[0].shape[1]
     num_rois, num_bins = len(rois), pooled_height * pooled_width
-    out = torch.empty(num_rois, num_bins, channels, dtype=features[0].dtype, device=rois.device)
+    out = empty_channels_last(features[0], num_rois, channels, pooled_height, pooled_width)
+    bins = out.permute(0, 2, 3, 1).view(num_rois, num_bins, channels)
     dtype = compute_dtype(*features, rois)
     placed = torch.zeros(num_rois, dtype=torch.bool, device=rois.device)
-    for level, image, members, corners in _groups(features, rois.to(dtype), scales, level_limits, aligned):
-        placed[members] = True
-        feature = features[level][image]
-        rows = pixel_rows(feature, dtype)
-        for part, index, weight in _taps(
-            corners, feature.shape[1:], pooled_height, pooled_width, sampling_ratio, aligned
-        ):
+    together = [_rows_at_once(feature) for feature in features]
+    for group in _groups(features, together, rois.to(dtype), scales, level_limits, aligned):
+        placed[group.members] = True
+        feature = features[group.level]
+        rows = pixel_rows(feature[group.images], dtype)
+        for part, index, weight in _taps(group, feature.shape, pooled_height, pooled_width, sampling_ratio, aligned):
             step = max(ROWS_PER_BAG // num_bins, 1)
             for piece in range(0, len(part), step):
                 chunk = slice(piece, piece + step)
@@ -50,12 +53,18 @@ def multilevel_roi_align(
                     index[chunk].flatten(0, 1), rows, per_sample_weights=weight[chunk].flatten(0, 1), mode="sum"
                 )
                 bags = bags.view(-1, num_bins, channels)
-                empty = (weight[chunk] == 0).all(2)  # also keeps 0 * NaN of a pixel that was never sampled out
+                empty = (weight[chunk] == 0).all(2)  # 0 * NaN of a pixel that was never sampled stays out
                 if bool(empty.any()):
                     bags[empty] = 0
-                out.index_copy_(0, members[part[chunk]], bags.to(out.dtype))
-    out[~placed] = 0
-    return out.view(num_rois, pooled_height, pooled_width, channels).permute(0, 3, 1, 2)
+                bins.index_copy_(0, group.members[part[chunk]], bags.to(out.dtype))
+    bins[~placed] = 0
+    return out
+
+
+def empty_channels_last(like: Tensor, num: int, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialised [num, channels, height, width], channels-last whatever its sizes, and no view of anything."""
+    strides = (height * width * channels, 1, width * channels, channels)
+    return like.new_empty_strided((num, channels, height, width), strides)
 
 
 def multilevel_roi_align_backward(
@@ -72,46 +81,69 @@ def multilevel_roi_align_backward(
     """Gradient [K, C, ph, pw] -> one [B, C, H_l, W_l] a level, channels-last, dtype of ``grad``; deterministic."""
     _, channels, pooled_height, pooled_width = grad.shape
     dtype = compute_dtype(grad, rois)
-    shapes = list(zip(heights, widths, strict=True))
-    outs = [torch.zeros(batch, h * w, channels, dtype=dtype, device=grad.device) for h, w in shapes]
-    views = [out.view(batch, h, w, channels).permute(0, 3, 1, 2) for out, (h, w) in zip(outs, shapes, strict=True)]
+    sums = [
+        empty_channels_last(grad.new_empty(0, dtype=dtype), batch, channels, height, width).zero_()
+        for height, width in zip(heights, widths, strict=True)
+    ]
     grad_bins = grad.permute(0, 2, 3, 1).reshape(len(rois), pooled_height * pooled_width, channels)
-    for level, image, members, corners in _groups(views, rois.to(dtype), scales, level_limits, aligned):
-        for part, index, weight in _taps(corners, shapes[level], pooled_height, pooled_width, sampling_ratio, aligned):
-            source = grad_bins[members[part]].to(dtype).flatten(0, 1)  # [bins, C]
+    for group in _groups(sums, [True] * len(sums), rois.to(dtype), scales, level_limits, aligned):
+        level = sums[group.level]
+        rows = level.permute(0, 2, 3, 1).view(-1, channels)
+        for part, index, weight in _taps(group, level.shape, pooled_height, pooled_width, sampling_ratio, aligned):
+            source = grad_bins[group.members[part]].to(dtype).flatten(0, 1)  # [bins, C]
             used = weight.flatten().nonzero().squeeze(1)
             pixel, order = index.flatten()[used].sort(stable=True)
             taken = used[order]
             touched, counts = torch.unique_consecutive(pixel, return_counts=True)
-            sums = F.embedding_bag(
+            pixel_sums = F.embedding_bag(
                 taken // weight.shape[2],
                 source,
                 counts.cumsum(0) - counts,
                 per_sample_weights=weight.flatten()[taken],
                 mode="sum",
             )
-            outs[level][image].index_add_(0, touched, sums)
-    return [view.to(grad.dtype) for view in views]
+            rows.index_add_(0, touched, pixel_sums)
+    return [level.to(grad.dtype) for level in sums]
 
 
-def pixel_rows(feature: Tensor, dtype: torch.dtype) -> Tensor:
-    """One image's level [C, H, W], any strides -> contiguous rows of pixels [H*W, C]; a view of channels-last."""
-    channels, height, width = feature.shape
-    feature = feature.to(dtype)
-    rows = feature.permute(1, 2, 0)
-    if rows.is_contiguous() or not feature.is_contiguous():
-        return rows.reshape(height * width, channels).contiguous()
-    out = torch.empty(height * width, channels, dtype=dtype, device=feature.device)
-    planes = feature.view(channels, height * width)
+def pixel_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Maps [B, C, H, W], any strides -> contiguous rows of pixels [B*H*W, C]; a view of channels-last."""
+    batch, channels, height, width = features.shape
+    features = features.to(dtype)
+    rows = features.permute(0, 2, 3, 1)
+    if rows.is_contiguous() or not features.is_contiguous() or batch != 1:
+        return rows.reshape(-1, channels).contiguous()
+    out = torch.empty(height * width, channels, dtype=dtype, device=features.device)
+    planes = features.view(channels, height * width)
     for start in range(0, height * width, 1024):  # blocks that fit the cache: half the time of one .contiguous()
         out[start : start + 1024].copy_(planes[:, start : start + 1024].t())
     return out
 
 
+def _rows_at_once(features: Tensor) -> bool:
+    """Whether all images of a level are made rows together: where that is free or small. Else one after the other."""
+    return features.permute(0, 2, 3, 1).is_contiguous() or features.numel() <= SMALL
+
+
+class Group(NamedTuple):
+    """Valid RoIs that are computed together."""
+
+    level: int
+    images: slice  # of the batch, whose maps are the rows
+    members: Tensor  # [k] which RoIs
+    corners: Tensor  # [k, 4] (x1, y1, x2, y2) on the feature map
+    first_row: Tensor  # [k] where each one's image begins among the rows
+
+
 def _groups(
-    features: Sequence[Tensor], rois: Tensor, scales: Sequence[float], level_limits: Sequence[float], aligned: bool
-) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Valid RoIs by level and image: (level, image, which RoIs, their corners [k, 4] on the feature map)."""
+    features: Sequence[Tensor],
+    together: Sequence[bool],
+    rois: Tensor,
+    scales: Sequence[float],
+    level_limits: Sequence[float],
+    aligned: bool,
+) -> Iterator[Group]:
+    """The valid RoIs by level and, on the levels that are not taken ``together``, by image."""
     batch = features[0].shape[0]
     boxes = rois[:, 1:]
     level = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
@@ -123,37 +155,42 @@ def _groups(
             level += area.sqrt() >= limit
     corners = boxes * rois.new_tensor(scales)[level, None] - (0.5 if aligned else 0.0)
     valid &= (corners.abs() <= COORDINATE_LIMIT).all(1)
-    key = level * batch + torch.where(valid, rois[:, 0], 0).to(torch.int64)
+    image = torch.where(valid, rois[:, 0], 0).to(torch.int64)
+    apart = torch.tensor([not whole for whole in together], device=rois.device)[level]
     chosen = valid.nonzero().squeeze(1)
-    keys, order = key[chosen].sort(stable=True)
+    keys, order = (level * batch + image * apart)[chosen].sort(stable=True)
     present, counts = torch.unique_consecutive(keys, return_counts=True)
-    for k, members in zip(present.tolist(), chosen[order].split(counts.tolist()), strict=True):
-        if 0 not in features[k // batch].shape:
-            yield k // batch, k % batch, members, corners[members]
+    for key, members in zip(present.tolist(), chosen[order].split(counts.tolist()), strict=True):
+        k, first = divmod(key, batch)
+        if 0 not in features[k].shape:
+            images = slice(0, batch) if together[k] else slice(first, first + 1)
+            pixels = features[k].shape[2] * features[k].shape[3]
+            yield Group(k, images, members, corners[members], (image[members] - images.start) * pixels)
 
 
 def _taps(
-    corners: Tensor, size: Sequence[int], pooled_height: int, pooled_width: int, sampling_ratio: int, aligned: bool
+    group: Group, shape: Sequence[int], pooled_height: int, pooled_width: int, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The sparse rows of the RoIs [k, 4] on a map of (height, width).
+    """The sparse matrix of a group on maps of shape [B, C, H, W].
 
-    Yields (which RoIs, pixel index [n, bins, taps], weight [n, bins, taps]) in pieces of at most TAP_BUDGET weights.
-    A tap of weight 0 only fills a row up; it repeats a pixel of the same bin.
+    Yields (which of the group, row index [n, bins, taps], weight [n, bins, taps]) of about TAP_BUDGET weights each.
     """
-    height, width = size
+    height, width = shape[2:]
+    corners = group.corners
     extent = corners[:, 2:] - corners[:, :2]  # (width, height)
     if not aligned:
         extent = extent.clamp(min=1)
     bins = extent / extent.new_tensor([pooled_width, pooled_height])
     grid = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp(min=0)
-    for part in _alike(grid, size, sampling_ratio):
+    for part in _alike(grid, (height, width), sampling_ratio):
         x_index, x_weight = _axis(corners[part, 0], bins[part, 0], grid[part, 0], pooled_width, width, sampling_ratio)
         y_index, y_weight = _axis(corners[part, 1], bins[part, 1], grid[part, 1], pooled_height, height, sampling_ratio)
-        per_roi = y_index[0].numel() * x_index[0].numel()
+        y_row = y_index * width + group.first_row[part, None, None]
+        per_roi = y_row[0].numel() * x_index[0].numel()
         step = max(TAP_BUDGET // max(per_roi, 1), 1)
         for start in range(0, len(part), step):
             piece = slice(start, start + step)
-            index = (y_index[piece] * width)[:, :, None, :, None] + x_index[piece, None, :, None, :]
+            index = y_row[piece, :, None, :, None] + x_index[piece, None, :, None, :]
             weight = y_weight[piece, :, None, :, None] * x_weight[piece, None, :, None, :]
             yield part[piece], index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2)
 
@@ -173,16 +210,15 @@ def _axis(
     start: Tensor, bins: Tensor, grid: Tensor, num_bins: int, size: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
     """Taps along one axis: RoI starts, bin lengths and samples a bin, [k] each -> index, weight [k, num_bins, taps]."""
-    edge = (start[:, None] + torch.arange(num_bins, device=start.device) * bins[:, None])[
-        :, :, None
-    ]  # [k, num_bins, 1]
+    count = partial(torch.arange, dtype=start.dtype, device=start.device)
+    edge = (start[:, None] + count(num_bins) * bins[:, None])[:, :, None]  # [k, num_bins, 1]
     grid, bins = grid[:, None, None], bins[:, None, None]
     if sampling_ratio > 0:
-        sample = torch.arange(sampling_ratio, device=start.device)
+        sample = count(sampling_ratio)
     else:  # of a huge grid only the samples that can fall on the map: their step is over half a pixel, or there is one
         most = max(min(int(grid.max()), 2 * size + 6), 1)
         first = ((-1 - edge) * grid / bins - 2).nan_to_num(0).floor().clamp(min=0).minimum((grid - most).clamp(min=0))
-        sample = first + torch.arange(most, device=start.device)
+        sample = first + count(most)
     position = edge + (sample + 0.5) * bins / grid  # [k, num_bins, samples]
     inside = (position >= -1) & (position <= size) & (sample < grid)
     position = torch.where(inside, position, 0).clamp(0, size - 1)
@@ -191,9 +227,7 @@ def _axis(
     share = position - low
     near, far = torch.where(inside, (1 - share) / grid, 0), torch.where(inside, share / grid, 0)
     if sampling_ratio > 0:
-        index, weight = torch.cat([low, high], 2), torch.cat([near, far], 2)
-        used = inside.repeat(1, 1, 2)
-        return torch.where(used, index, index.gather(2, used.int().argmax(2, keepdim=True))), weight
+        return _filled(torch.cat([low, high], 2), torch.cat([near, far], 2), inside.repeat(1, 1, 2))
     # adaptive samples are at most a pixel apart: a bin's taps are neighbours, and samples that share one are added up
     base = torch.where(inside, low, size).amin(2, keepdim=True)
     length = min(low.shape[2] + 1, size)
@@ -201,8 +235,21 @@ def _axis(
     for tap, value in ((low, near), (high, far)):
         weight.scatter_add_(2, (tap - base).clamp(0, length - 1), value)
     last = torch.where(inside, high, 0).amax(2, keepdim=True)
-    index = torch.minimum(base + torch.arange(length, device=start.device), last)
-    return index, weight
+    index = base + torch.arange(length, device=start.device)
+    return _filled(index.clamp(max=size - 1), weight, index <= last)
+
+
+def _filled(index: Tensor, weight: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Taps [k, num_bins, taps] whose unused ones repeat their bin's heaviest and share its weight.
+
+    With weight 0 instead, a pixel that is inf would make its whole bin NaN, which torchvision's is not.
+    """
+    if bool(used.all()):
+        return index, weight
+    heaviest = weight.argmax(2, keepdim=True)
+    share = weight.gather(2, heaviest) / (1 + (~used).sum(2, keepdim=True))
+    shared = ~used | (torch.arange(index.shape[2], device=index.device) == heaviest)
+    return torch.where(used, index, index.gather(2, heaviest)), torch.where(shared, share, weight)
 
 
 def roi_pool(
@@ -211,12 +258,15 @@ def roi_pool(
     """Maxima and argmaxima as in reference.py, [K, C, ph, pw] each, channels-last."""
     _, channels, height, width = features.shape
     num_rois, num_bins = len(rois), pooled_height * pooled_width
-    out = torch.zeros(num_rois, num_bins, channels, dtype=features.dtype, device=features.device)
-    argmax = torch.full(out.shape, -1, dtype=torch.int64, device=features.device)
+    out = empty_channels_last(features, num_rois, channels, pooled_height, pooled_width).zero_()
+    argmax = torch.empty_like(out, dtype=torch.int64).fill_(-1)
+    bins, bins_argmax = (t.permute(0, 2, 3, 1).view(num_rois, num_bins, channels) for t in (out, argmax))
     dtype = compute_dtype(features, rois)
     lowest = torch.finfo(features.dtype).min
-    for _, image, members, corners in _groups([features], rois.to(dtype), [spatial_scale], [torch.inf], aligned=False):
-        rows = pixel_rows(features[image], dtype)
+    together = [_rows_at_once(features)]
+    for group in _groups([features], together, rois.to(dtype), [spatial_scale], [torch.inf], aligned=False):
+        corners, members, first_row = group.corners, group.members, group.first_row
+        rows = pixel_rows(features[group.images], dtype)
         rows = rows.masked_fill(rows.isnan(), -torch.inf)
         rounded = corners.trunc() + corners.frac().abs().ge(0.5) * corners.sign()
         left, right = _pool_bins(rounded[:, 0], rounded[:, 2], pooled_width, width)
@@ -230,13 +280,14 @@ def roi_pool(
             across = (right - left)[part, None, :].expand(-1, pooled_height, -1).flatten()[bag]
             row = top[part, :, None].expand(-1, -1, pooled_width).flatten()[bag] + rank // across
             column = left[part, None, :].expand(-1, pooled_height, -1).flatten()[bag] + rank % across
-            best, _, _, where = torch.embedding_bag(rows, row * width + column, ends - count, mode=MAX)
+            origin = first_row[part].repeat_interleave(num_bins)  # [bins]
+            pixel = row * width + column + origin[bag]
+            best, _, _, where = torch.embedding_bag(rows, pixel, ends - count, mode=MAX)
             found = (count > 0)[:, None] & (best > lowest)
             best = torch.where((count > 0)[:, None], best.clamp(min=lowest), 0)
-            out[members[part]] = best.view(-1, num_bins, channels).to(out.dtype)
-            argmax[members[part]] = torch.where(found, where, -1).view(-1, num_bins, channels)
-    shape = (num_rois, pooled_height, pooled_width, channels)
-    return out.view(shape).permute(0, 3, 1, 2), argmax.view(shape).permute(0, 3, 1, 2)
+            bins[members[part]] = best.view(-1, num_bins, channels).to(out.dtype)
+            bins_argmax[members[part]] = torch.where(found, where - origin[:, None], -1).view(-1, num_bins, channels)
+    return out, argmax
 
 
 def _pool_bins(low: Tensor, high: Tensor, num_bins: int, size: int) -> tuple[Tensor, Tensor]:
@@ -260,11 +311,12 @@ def roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, he
     """Gradient and argmaxima [K, C, ph, pw] -> [B, C, H, W], channels-last, summed in a fixed order on the CPU."""
     channels = grad.shape[1]
     dtype = compute_dtype(grad)
-    out = torch.zeros(batch * height * width, channels, dtype=dtype, device=grad.device)
+    sums = empty_channels_last(grad.new_empty(0, dtype=dtype), batch, channels, height, width).zero_()
     image = torch.where(rois[:, 0] > -1, rois[:, 0], 0).clamp(max=max(batch - 1, 0)).to(torch.int64)
     index = argmax.permute(0, 2, 3, 1).flatten(1, 2)  # [K, bins, C]
     value = torch.where(index >= 0, grad.permute(0, 2, 3, 1).flatten(1, 2).to(dtype), 0)
     index = index.clamp(min=0) + (image * (height * width))[:, None, None]
-    if index.numel() and out.numel():
-        out.scatter_add_(0, index.flatten(0, 1), value.flatten(0, 1))
-    return out.to(grad.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    if index.numel() and sums.numel():
+        rows = sums.permute(0, 2, 3, 1).view(-1, channels)
+        rows.scatter_add_(0, index.flatten(0, 1), value.flatten(0, 1))
+    return sums.to(grad.dtype)

@@ -2,7 +2,7 @@
 
 Pixel model: see reference.paste_masks (torchvision's padded, truncated boxes, or detectron2's continuous ones).
 Source: Mask R-CNN section 3.1 (inference); torchvision/models/detection/roi_heads.py; detectron2/layers/mask_ops.py.
-Differs from both: a box that is NaN, inf, out of the image or of no size gives an empty mask instead of an error.
+Differs from both: a box that is NaN, inf or out of the image gives an empty mask instead of an error.
 """
 
 from typing import Any

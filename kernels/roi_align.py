@@ -33,14 +33,13 @@ def _(
     pooled_width: int,
     *_: Any,
 ) -> Tensor:
-    shape = (rois.shape[0], pooled_height, pooled_width, features[0].shape[1])
-    return features[0].new_empty(shape).permute(0, 3, 1, 2)
+    return cpu_roi.empty_channels_last(features[0], rois.shape[0], features[0].shape[1], pooled_height, pooled_width)
 
 
 @multilevel_roi_align_backward_op.register_fake
 def _(grad: Tensor, rois: Tensor, batch: int, heights: Sequence[int], widths: Sequence[int], *_: Any) -> list[Tensor]:
     sizes = zip(heights, widths, strict=True)
-    return [grad.new_empty(batch, h, w, grad.shape[1]).permute(0, 3, 1, 2) for h, w in sizes]
+    return [cpu_roi.empty_channels_last(grad, batch, grad.shape[1], h, w) for h, w in sizes]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -23,13 +23,13 @@ roi_pool_backward_op = torch.library.custom_op(
 def _(
     features: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    out = features.new_empty(rois.shape[0], pooled_height, pooled_width, features.shape[1]).permute(0, 3, 1, 2)
+    out = cpu_roi.empty_channels_last(features, rois.shape[0], features.shape[1], pooled_height, pooled_width)
     return out, torch.empty_like(out, dtype=torch.int64)
 
 
 @roi_pool_backward_op.register_fake
 def _(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, height: int, width: int) -> Tensor:
-    return grad.new_empty(batch, height, width, grad.shape[1]).permute(0, 3, 1, 2)
+    return cpu_roi.empty_channels_last(grad, batch, grad.shape[1], height, width)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

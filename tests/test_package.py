@@ -1,12 +1,14 @@
 """The package as it is installed: its folders, its light import, its command, its metadata."""
 
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastmask
 from fastmask import cli
@@ -60,6 +62,14 @@ def test_imports_and_runs_without_triton_and_torchvision() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_source_folder_of_a_plain_install_says_what_to_do(tmp_path: Path) -> None:
+    """There, ``fastmask/`` hides the installed package, which has the kernels."""
+    shutil.copytree(ROOT / "fastmask", tmp_path / "fastmask")
+    done = run(sys.executable, "-S", "-c", "import fastmask", cwd=tmp_path)  # -S: no editable install to find them
+    assert done.returncode != 0
+    assert "is the source folder, which lacks kernels" in done.stderr
+
+
 def test_kernels_is_not_a_top_level_package() -> None:
     """PyPI has another ``kernels``; importing ours under that name from the repository's root is refused."""
     done = run(sys.executable, "-c", "import kernels", cwd=ROOT)
@@ -83,6 +93,7 @@ def test_command_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["env"]) == 0
     printed = capsys.readouterr().out
     assert f"fastmask-rcnn  {fastmask.__version__}\n" in printed
+    assert f"torch          {torch.__version__}\n" in printed
     for package in ("python", "torch", "triton", "cpu"):
         assert f"\n{package:14} " in f"\n{printed}"
 

@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import platform
 
-PACKAGES = ("fastmask-rcnn", "torch", "triton", "torchvision", "numpy", "pycocotools", "onnxruntime")
+PACKAGES = ("fastmask-rcnn", "triton", "torchvision", "numpy", "pycocotools", "onnxruntime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     import torch  # seconds: only once the command line is known to be right
 
     print(f"{'python':14} {platform.python_version()} on {platform.platform()}")
+    print(f"{'torch':14} {torch.__version__}")
     for package in PACKAGES:
         try:
             version = importlib.metadata.version(package)

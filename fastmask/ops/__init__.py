@@ -1,4 +1,4 @@
-"""Detection ops: torchvision.ops' names and semantics for everything an R-CNN uses, and the padded, sync-free forms.
+"""Detection ops: torchvision.ops' names and semantics for everything an R-CNN uses, and the padded forms.
 
 The heavy ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
 """

@@ -33,23 +33,30 @@ def rotated_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     if in_fmt == "xyxyxyxy":
         boxes = _like(boxes, _quad_to_xywhr(boxes))
     elif in_fmt == "cxcywhr":
-        boxes = _like(boxes, _move_origin(boxes, -0.5))
+        boxes = _like(boxes, _center_to_corner(boxes))
     if out_fmt == "xyxyxyxy":
         return _like(boxes, _xywhr_to_quad(boxes))
-    return _like(boxes, _move_origin(boxes, 0.5)) if out_fmt == "cxcywhr" else boxes
+    return _like(boxes, _corner_to_center(boxes)) if out_fmt == "cxcywhr" else boxes
 
 
 def _like(boxes: Tensor, converted: Tensor) -> Tensor:
     return converted if boxes.is_floating_point() else converted.round().to(boxes.dtype)
 
 
-def _move_origin(boxes: Tensor, by: float) -> Tensor:
-    """Move (x, y) of (x, y, w, h, r) ``by`` sides along both sides: 0.5 from the corner to the centre, -0.5 back."""
+def _center_to_corner(boxes: Tensor) -> Tensor:
+    """(cx, cy, w, h, r) -> (x1, y1, w, h, r); this order of operations decides integer boxes' ties."""
+    cx, cy, w, h, r = boxes.unbind(-1)
+    cos, sin = torch.cos(r * torch.pi / 180), torch.sin(r * torch.pi / 180)
+    x, y = cx - w / 2 * cos - h / 2 * sin, cy - h / 2 * cos + w / 2 * sin
+    return torch.stack((x, y, *(side.to(x.dtype) for side in (w, h, r))), dim=-1)
+
+
+def _corner_to_center(boxes: Tensor) -> Tensor:
+    """(x1, y1, w, h, r) -> (cx, cy, w, h, r)."""
     x, y, w, h, r = boxes.unbind(-1)
     cos, sin = torch.cos(r * torch.pi / 180), torch.sin(r * torch.pi / 180)
-    x = x + by * (w * cos + h * sin)
-    y = y + by * (h * cos - w * sin)
-    return torch.stack((x, y, *(side.to(x.dtype) for side in (w, h, r))), dim=-1)
+    cx, cy = x + w / 2 * cos + h / 2 * sin, y - w / 2 * sin + h / 2 * cos
+    return torch.stack((cx, cy, *(side.to(cx.dtype) for side in (w, h, r))), dim=-1)
 
 
 def _xywhr_to_quad(boxes: Tensor) -> Tensor:

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-def upcast_loss(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+def checked_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """Check a pair of box sets and bring everything but float64 to float32."""
-    if boxes1.shape != boxes2.shape or boxes1.ndim == 0 or boxes1.shape[-1] != 4:
-        raise ValueError(
-            f"boxes1 and boxes2 must be [..., 4] and equal, got {tuple(boxes1.shape)} and {tuple(boxes2.shape)}"
-        )
+    shapes = tuple(boxes1.shape), tuple(boxes2.shape)
+    together = all(a == b or 1 in (a, b) for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False))
+    if not together or any(shape[-1:] != (4,) for shape in shapes):
+        raise ValueError(f"boxes1 and boxes2 must be [..., 4] and broadcast, got {shapes[0]} and {shapes[1]}")
     wide = (torch.float32, torch.float64)
     return tuple(boxes if boxes.dtype in wide else boxes.float() for boxes in (boxes1, boxes2))  # type: ignore[return-value]
 
@@ -28,11 +28,11 @@ def enclosing_sides(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return torch.max(boxes1[..., 2:], boxes2[..., 2:]) - torch.min(boxes1[..., :2], boxes2[..., :2])
 
 
-def diou_loss_iou(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def diou_loss_and_iou(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """1 - DIoU and IoU, [...] each."""
     inter, union = inter_union(boxes1, boxes2)
     iou = inter / (union + eps)
     diagonal = (enclosing_sides(boxes1, boxes2) ** 2).sum(-1) + eps
-    centers = ((boxes[..., :2] + boxes[..., 2:]) / 2 for boxes in (boxes1, boxes2))
-    apart = ((next(centers) - next(centers)) ** 2).sum(-1)
+    center1, center2 = ((boxes[..., :2] + boxes[..., 2:]) / 2 for boxes in (boxes1, boxes2))
+    apart = ((center1 - center2) ** 2).sum(-1)
     return 1 - iou + apart / diagonal, iou

@@ -1,7 +1,7 @@
 """Intersection over union of rotated boxes, as convex polygons, in plain PyTorch.
 
 Sutherland-Hodgman clipping with fixed shapes: a quadrilateral cut by four half planes has at most eight corners; unused
-slots repeat the first one, which adds nothing to the area.
+slots repeat the first one, which adds nothing to the area. Only pairs whose enclosing boxes meet are clipped.
 """
 
 import torch
@@ -9,20 +9,32 @@ from torch import Tensor
 
 from fastmask.ops._utils import upcast
 
+PAIRS_AT_ONCE = 2**16  # about 40 MB of intermediate values
+
 
 def rotated_box_iou(quads1: Tensor, quads2: Tensor) -> Tensor:
     """Corners [N, 8] and [M, 8] in order around each box -> IoU [N, M]; 0 where both have no area."""
-    a = _counter_clockwise(upcast(quads1).view(-1, 4, 2))
-    b = _counter_clockwise(upcast(quads2).view(-1, 4, 2))
+    a, b = (upcast(quads).view(-1, 4, 2) for quads in (quads1, quads2))
     if not a.is_floating_point():
         a, b = a.float(), b.float()
-    pairs = (len(a), len(b), -1, 2)
-    # relative to each pair's first corner: far from the origin, areas would lose their digits
-    origin = a[:, None, :1]
-    polygon, clip = (a[:, None] - origin).expand(pairs), (b[None] - origin).expand(pairs)
+    iou = a.new_zeros(len(a), len(b))
+    low_a, high_a, low_b, high_b = a.amin(1), a.amax(1), b.amin(1), b.amax(1)
+    step = max(PAIRS_AT_ONCE // max(len(b), 1), 1)
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        meet = ((low_a[rows, None] <= high_b) & (low_b <= high_a[rows, None])).all(2)
+        i, j = meet.nonzero(as_tuple=True)
+        iou[start + i, j] = _pairwise(a[start + i], b[j])
+    return iou
+
+
+def _pairwise(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of quadrilaterals [K, 4, 2] pair by pair -> [K]."""
+    origin = a[:, :1]  # relative to it: far from (0, 0), areas would lose their digits
+    polygon, clip = _counter_clockwise(a - origin), _counter_clockwise(b - origin)
     area1, area2 = _area(polygon), _area(clip)
     for edge in range(4):
-        polygon = _cut(polygon, clip[:, :, edge], clip[:, :, (edge + 1) % 4])
+        polygon = _cut(polygon, clip[:, edge], clip[:, (edge + 1) % 4])
     inter = torch.minimum(_area(polygon), torch.minimum(area1, area2))
     union = area1 + area2 - inter
     return torch.where(union > 0, inter / torch.where(union > 0, union, 1), 0)
@@ -43,18 +55,17 @@ def _area(polygon: Tensor) -> Tensor:
 
 
 def _cut(polygon: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """The part of convex polygons [N, M, V, 2] left of the line from start to end [N, M, 2] -> [N, M, V + 1, 2]."""
-    edge = (end - start)[:, :, None]
-    offset = polygon - start[:, :, None]
-    side = edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]  # [N, M, V]; >= 0 is inside
-    follower, next_side = polygon.roll(-1, 2), side.roll(-1, 2)
+    """The part of convex polygons [K, V, 2] left of the line from start to end [K, 2] -> [K, V + 1, 2]."""
+    edge = (end - start)[:, None]
+    offset = polygon - start[:, None]
+    side = edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]  # [K, V]; >= 0 is inside
+    follower, next_side = polygon.roll(-1, 1), side.roll(-1, 1)
     crosses = (side >= 0) != (next_side >= 0)
     along = side / torch.where(crosses, side - next_side, 1)
     crossing = polygon + along[..., None] * (follower - polygon)
     # corner v, then the crossing of the edge that leaves it, where they count
-    points = torch.stack([polygon, crossing], 3).flatten(2, 3)  # [N, M, 2V, 2]
-    counts = torch.stack([side >= 0, crosses], 3).flatten(2, 3)
-    order = (~counts).to(torch.uint8).argsort(dim=2, stable=True)[:, :, : polygon.shape[2] + 1]
-    points = points.gather(2, order[..., None].expand(*order.shape, 2))
-    counts = counts.gather(2, order)
-    return torch.where(counts[..., None], points, points[:, :, :1])
+    points = torch.stack([polygon, crossing], 2).flatten(1, 2)  # [K, 2V, 2]
+    counts = torch.stack([side >= 0, crosses], 2).flatten(1, 2)
+    order = (~counts).to(torch.uint8).argsort(dim=1, stable=True)[:, : polygon.shape[1] + 1]
+    points = points.gather(1, order[..., None].expand(-1, -1, 2))
+    return torch.where(counts.gather(1, order)[..., None], points, points[:, :1])

@@ -1,5 +1,6 @@
-"""Checks that every public op shares: name, rule, actual. They read shapes, dtypes and devices, never values."""
+"""What public ops share: checks (name, rule, actual; never of values), refusals, RoIs from boxes, wider dtypes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -85,14 +86,19 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def check_scale(name: str, scale: float) -> None:
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name} must be positive, got {scale}")
+
+
 def check_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """An int or a pair (height, width), each at least ``least`` -> the pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be an int or (height, width), got {pair}")
+    pair = (value, value) if hasattr(value, "__index__") else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(hasattr(side, "__index__") for side in pair):
+        raise ValueError(f"{name} must be an int or (height, width), got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {pair}")
-    return pair
+    return pair[0], pair[1]
 
 
 def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     check_shape("boxes", boxes, "N", 4)
     check_shape("scores", scores, boxes.shape[0])
     check_shape("idxs", idxs, boxes.shape[0])
+    check_device("idxs", idxs, boxes)
     # floating categories are told apart by their bits; + 0.0 makes -0.0 equal to 0.0
     groups = (idxs.double() + 0.0).view(torch.int64) if idxs.is_floating_point() else idxs.to(torch.int64)
     return _kept(boxes, scores, groups, iou_threshold)
@@ -76,7 +77,11 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 def _kept(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
     batch = (boxes[None], scores[None], None if groups is None else groups[None])
     indices, count = nms_padded(*batch, iou_threshold=iou_threshold)
-    return indices[0, : int(count[0])]
+    if boxes.shape[0] == 0:
+        return indices[0]
+    num = count[0].item()
+    torch._check(num <= boxes.shape[0])  # what torch.export cannot know
+    return indices[0, :num]
 
 
 @not_scriptable
@@ -89,7 +94,7 @@ def nms_padded(
     iou_threshold: float,
     max_output: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """NMS of a batch of images in fixed shapes, with no host sync.
+    """NMS of a batch of images in fixed shapes.
 
     Args:
         boxes (Tensor[B, N, 4]), scores (Tensor[B, N]), iou_threshold: see :func:`nms`.
@@ -186,7 +191,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     if fmt in ROTATED:
         check_shape("boxes1", boxes1, "N", COORDINATES[fmt])
         check_shape("boxes2", boxes2, "M", COORDINATES[fmt])
-        return rotated_box_iou(*(box_convert(boxes, fmt, "xyxyxyxy") for boxes in (boxes1, boxes2)))
+        return rotated_box_iou(*(box_convert(upcast(boxes), fmt, "xyxyxyxy") for boxes in (boxes1, boxes2)))
     _check_last("boxes1", boxes1, 4)
     _check_last("boxes2", boxes2, 4)
     inter, union = _inter_union(boxes1, boxes2, fmt)
@@ -262,7 +267,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     """
     check_shape("masks", masks, "N", "H", "W")
     if masks.numel() == 0:
-        return torch.zeros(masks.shape[0], 4, device=masks.device)
+        return torch.zeros(masks.shape[0], 4, dtype=torch.float32, device=masks.device)
     bounds = []
     for dim in (2, 1):  # over columns for y, over rows for x
         any_set = masks.bool().any(dim).to(torch.uint8)  # [N, H] or [N, W]
@@ -274,5 +279,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
 
 
 def _check_last(name: str, boxes: Tensor, coordinates: int) -> None:
+    if not isinstance(boxes, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(boxes).__name__}")
     if boxes.ndim == 0 or boxes.shape[-1] != coordinates:
         raise ValueError(f"{name} must be [..., {coordinates}], got {tuple(boxes.shape)}")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastmask.ops._loss_geometry import diou_loss_iou, upcast_loss
+from fastmask.ops._loss_geometry import checked_pairs, diou_loss_and_iou
 from fastmask.ops._utils import not_scriptable, reduce_loss
 
 
@@ -15,8 +15,8 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
 
     Arguments, result and errors as :func:`fastmask.ops.generalized_box_iou_loss`. Source: torchvision/ops/ciou_loss.py.
     """
-    boxes1, boxes2 = upcast_loss(boxes1, boxes2)
-    loss, iou = diou_loss_iou(boxes1, boxes2, 1e-7)  # torchvision's eps does not reach this term
+    boxes1, boxes2 = checked_pairs(boxes1, boxes2)
+    loss, iou = diou_loss_and_iou(boxes1, boxes2, 1e-7)  # torchvision's eps does not reach this term
     width1, height1 = (boxes1[..., 2:] - boxes1[..., :2]).unbind(-1)
     width2, height2 = (boxes2[..., 2:] - boxes2[..., :2]).unbind(-1)
     v = 4 / math.pi**2 * (torch.atan(width2 / height2) - torch.atan(width1 / height1)) ** 2

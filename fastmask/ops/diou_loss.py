@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fastmask.ops._loss_geometry import diou_loss_iou, upcast_loss
+from fastmask.ops._loss_geometry import checked_pairs, diou_loss_and_iou
 from fastmask.ops._utils import not_scriptable, reduce_loss
 
 
@@ -12,6 +12,6 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
 
     Arguments, result and errors as :func:`fastmask.ops.generalized_box_iou_loss`. Source: torchvision/ops/diou_loss.py.
     """
-    boxes1, boxes2 = upcast_loss(boxes1, boxes2)
-    loss, _ = diou_loss_iou(boxes1, boxes2, eps)
+    boxes1, boxes2 = checked_pairs(boxes1, boxes2)
+    loss, _ = diou_loss_and_iou(boxes1, boxes2, eps)
     return reduce_loss(loss, reduction, empty_mean=0.0)

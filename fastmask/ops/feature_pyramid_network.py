@@ -48,7 +48,8 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
         if 0 in in_channels_list:
             raise ValueError(f"in_channels_list must be positive, got {in_channels_list}")
         if extra_blocks is not None and not isinstance(extra_blocks, ExtraFPNBlock):
-            raise TypeError(f"extra_blocks must be an ExtraFPNBlock, got {type(extra_blocks).__name__}")
+            kind = type(extra_blocks)
+            raise TypeError(f"extra_blocks must be fastmask's ExtraFPNBlock, got {kind.__module__}.{kind.__name__}")
         self.inner_blocks, self.layer_blocks = nn.ModuleList(), nn.ModuleList()
         for in_channels in in_channels_list:  # in torchvision's order, so that a seed gives the same weights
             for blocks, channels, kernel in ((self.inner_blocks, in_channels, 1), (self.layer_blocks, out_channels, 3)):
@@ -77,22 +78,34 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """Feature maps [N, C_l, H_l, W_l] by name, finest first -> the pyramid [N, out_channels, H_l, W_l]."""
         names, maps = list(x), list(x.values())
-        top = self.inner_blocks[-1](maps[-1])
-        results = [self.layer_blocks[-1](top)]
+        top = self.get_result_from_inner_blocks(maps[-1], -1)
+        results = [self.get_result_from_layer_blocks(top, -1)]
         for i in range(len(maps) - 2, -1, -1):
-            lateral = self.inner_blocks[i](maps[i])
+            lateral = self.get_result_from_inner_blocks(maps[i], i)
             top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
-            results.insert(0, self.layer_blocks[i](top))
+            results.insert(0, self.get_result_from_layer_blocks(top, i))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
-        return OrderedDict(zip(names, results, strict=True))
+        return OrderedDict(zip(names, results, strict=False))  # a block may name fewer, as in torchvision
+
+    def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
+        """The lateral convolution of map ``idx``; subclasses may override it."""
+        lateral: Tensor = self.inner_blocks[idx](x)
+        return lateral
+
+    def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
+        """The output convolution of level ``idx``; subclasses may override it."""
+        level: Tensor = self.layer_blocks[idx](x)
+        return level
 
 
 class LastLevelMaxPool(ExtraFPNBlock):
     """Adds "pool": the coarsest level at every second pixel."""
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        return [*results, F.max_pool2d(results[-1], kernel_size=1, stride=2)], [*names, "pool"]
+        results.append(F.max_pool2d(results[-1], kernel_size=1, stride=2))
+        names.append("pool")
+        return results, names
 
 
 class LastLevelP6P7(ExtraFPNBlock):
@@ -110,4 +123,6 @@ class LastLevelP6P7(ExtraFPNBlock):
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(results[-1] if self.use_P5 else x[-1])
         p7 = self.p7(F.relu(p6))
-        return [*results, p6, p7], [*names, "p6", "p7"]
+        results += [p6, p7]
+        names += ["p6", "p7"]
+        return results, names

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fastmask.ops._loss_geometry import enclosing_sides, inter_union, upcast_loss
+from fastmask.ops._loss_geometry import checked_pairs, enclosing_sides, inter_union
 from fastmask.ops._utils import not_scriptable, reduce_loss
 
 
@@ -23,7 +23,7 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
 
     Source: torchvision/ops/giou_loss.py.
     """
-    boxes1, boxes2 = upcast_loss(boxes1, boxes2)
+    boxes1, boxes2 = checked_pairs(boxes1, boxes2)
     inter, union = inter_union(boxes1, boxes2)
     around = enclosing_sides(boxes1, boxes2).prod(-1)
     loss = 1 - inter / (union + eps) + (around - union) / (around + eps)

@@ -19,7 +19,7 @@ from fastmask.ops._utils import (
 
 OUTPUTS = ("bool", "packed", "float")
 MODES = ("torchvision", "continuous")
-TYPICAL_BYTES = 4096  # of one mask's RLE: two runs of two bytes in each of 1000 columns; where not enough, it is redone
+TYPICAL_BYTES = 4096  # of one mask's RLE, some bytes a column; where they are not enough, the op runs again
 
 
 class RLE(TypedDict):
@@ -72,7 +72,8 @@ def paste_masks(
         img_shape: (height, width) in pixels.
         output: "bool"; "packed", 8 pixels a byte, the first one in the highest bit, as
             ``numpy.unpackbits(packed, axis=-1, count=width)`` reads it; or "float", the probabilities.
-        threshold: what counts as mask: ``>`` it in torchvision's mode, ``>=`` it in the continuous one.
+        threshold: what counts as mask: ``>`` it in torchvision's mode, ``>=`` it in the continuous one. Beyond the box
+            nothing does.
         mode: "torchvision" (padded masks on boxes truncated to whole pixels) or "continuous" (detectron2's: pixel
             centres sampled in the box as it is).
         logits: apply the sigmoid first.
@@ -123,7 +124,8 @@ def encode_masks(
     """
     masks = _check_masks(masks, boxes, mode, padding)
     sizes = _check_sizes(img_shape, masks)
-    capacity = len(masks) * TYPICAL_BYTES
+    columns = 0 if isinstance(img_shape, Tensor) else check_pair("img_shape", img_shape, 0)[1]
+    capacity = masks.shape[0] * max(TYPICAL_BYTES, 8 * columns)
     options = (float(threshold), mode == "continuous", logits, padding)
     buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
     ends = offsets.tolist()
@@ -156,7 +158,7 @@ def _check_sizes(img_shape: tuple[int, int] | Tensor, masks: Tensor) -> Tensor:
     """Image sizes as int64 [N, 2]."""
     if not isinstance(img_shape, Tensor):
         pair = check_pair("img_shape", img_shape, 0)
-        return torch.tensor([pair], device=masks.device).expand(len(masks), 2)
+        return torch.tensor([pair], device=masks.device).expand(masks.shape[0], 2)
     check_shape("img_shape", img_shape, masks.shape[0], 2)
     if img_shape.is_floating_point() or img_shape.dtype == torch.bool:
         raise ValueError(f"img_shape must be integer, got {img_shape.dtype}")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fastmask.ops._utils import NotScriptable, rois_from_boxes
@@ -27,7 +28,8 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
 
     Attributes:
         scales: feature pixels per image pixel of each map; None (the default) infers them at every call. torchvision
-            infers them at its first call and keeps them, also for later images of another size.
+            infers them at its first call and keeps them, also for later images of another size. Set them to export with
+            dynamic sizes: inferring needs numbers.
 
     Source: torchvision/ops/poolers.py.
     """
@@ -64,29 +66,54 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
         Raises:
             ValueError: no map of that name, no images, or a shape, dtype, device or size does not fit.
         """
-        features = [feature for name, feature in x.items() if name in self.featmap_names]
-        if not features:
-            raise ValueError(f"x must have one of the maps {self.featmap_names}, got {list(x)}")
-        features = [feature.to(features[0].dtype) for feature in features]  # autocast may have mixed them
-        scales = self.scales
-        if scales is None:
-            if not image_shapes:
-                raise ValueError("image_shapes must not be empty, got []")
-            tallest = max(height for height, _ in image_shapes)
-            scales = [infer_scale(feature, tallest) for feature in features]
-        pooled = multilevel_roi_align(
-            features,
-            rois_from_boxes(boxes, features[0]),
+        return _pool(
+            x,
+            boxes,
+            image_shapes,
+            self.featmap_names,
             self.output_size,
-            scales,
             self.sampling_ratio,
-            canonical_scale=self.canonical_scale,
-            canonical_level=self.canonical_level,
+            self.scales,
+            self.canonical_scale,
+            self.canonical_level,
         )
-        return follow_format(pooled, features[0])
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(featmap_names={self.featmap_names}, "
             f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio})"
         )
+
+
+@torch.fx.wrap
+def _pool(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+    featmap_names: list[str],
+    output_size: tuple[int, ...],
+    sampling_ratio: int,
+    scales: list[float] | None,
+    canonical_scale: int,
+    canonical_level: int,
+) -> Tensor:
+    """The module's forward as a function, which torch.fx takes as one step."""
+    features = [feature for name, feature in x.items() if name in featmap_names]
+    if not features:
+        raise ValueError(f"x must have one of the maps {featmap_names}, got {list(x)}")
+    features = [feature.to(features[0].dtype) for feature in features]  # autocast may have mixed them
+    if scales is None:
+        if not image_shapes:
+            raise ValueError("image_shapes must not be empty, got []")
+        tallest = max(height for height, _ in image_shapes)
+        scales = [infer_scale(feature, tallest) for feature in features]
+    pooled = multilevel_roi_align(
+        features,
+        rois_from_boxes(boxes, features[0]),
+        output_size,
+        scales,
+        sampling_ratio,
+        canonical_scale=canonical_scale,
+        canonical_level=canonical_level,
+    )
+    return follow_format(pooled, features[0])

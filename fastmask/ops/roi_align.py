@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.roi_align import multilevel_roi_align_op
@@ -11,12 +12,14 @@ from fastmask.ops._utils import (
     check_device,
     check_floating,
     check_pair,
+    check_scale,
     check_shape,
     not_scriptable,
     rois_from_boxes,
 )
 
 
+@torch.fx.wrap
 @not_scriptable
 def roi_align(
     input: Tensor,
@@ -38,7 +41,7 @@ def roi_align(
         aligned: take half a pixel off the scaled corners (Detectron2's correction); without it RoIs are at least 1 x 1.
 
     Returns:
-        Tensor[K, C, output_size[0], output_size[1]]: dtype of the input, channels-last unless the input is contiguous.
+        Tensor[K, C, output_size[0], output_size[1]]: dtype of the input, channels-last where the input is.
         Coordinates, weights and sums are float32 (float64 if an argument is), rounded once. A RoI whose image index is
         out of range, or whose corners are NaN, inf or over 2^24 feature pixels away, gives zeros: values are never
         inspected on the host. Differentiable in the input (once), in a fixed summation order.
@@ -49,16 +52,20 @@ def roi_align(
     Source: torchvision/ops/roi_align.py and its C++ kernels.
     """
     check_shape("input", input, "N", "C", "H", "W")
+    check_floating("input", input)
+    check_scale("spatial_scale", spatial_scale)
     rois = rois_from_boxes(boxes, input)
     pooled = multilevel_roi_align([input], rois, output_size, [spatial_scale], sampling_ratio, aligned)
     return follow_format(pooled, input)
 
 
 def follow_format(pooled: Tensor, features: Tensor) -> Tensor:
-    """Give pooled features the features' memory format, as PyTorch's own ops do: ``.view`` keeps working."""
-    return pooled.contiguous() if features.is_contiguous() else pooled
+    """Channels-last where the features are, as PyTorch's own ops do, else contiguous: ``.view`` keeps working."""
+    keep = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    return pooled if keep else pooled.contiguous()
 
 
+@torch.fx.wrap
 @not_scriptable
 def multilevel_roi_align(
     features: Sequence[Tensor],
@@ -71,7 +78,7 @@ def multilevel_roi_align(
     canonical_scale: float = 224,
     canonical_level: float = 4,
 ) -> Tensor:
-    """RoIAlign of each RoI on the pyramid level that fits its size (FPN, eq. 1), in one op with no host sync.
+    """RoIAlign of each RoI on the pyramid level that fits its size (FPN, eq. 1), in one op.
 
     Args:
         features (list[Tensor[N, C, H_l, W_l]]): finest first, one dtype, any strides.
@@ -91,8 +98,8 @@ def multilevel_roi_align(
 
     Source: torchvision/ops/poolers.py; unlike there, a size is compared with 224 * 2^(k-4) * 2^-1e-6, not by log2.
     """
-    if not features:
-        raise ValueError("features must have at least one level, got none")
+    if not isinstance(features, list | tuple) or not features:
+        raise ValueError(f"features must be a list of at least one level, got {type(features).__name__}")
     if len(scales) != len(features):
         raise ValueError(f"scales must have one entry a level ({len(features)}), got {len(scales)}")
     first = features[0]
@@ -105,8 +112,7 @@ def multilevel_roi_align(
         if feature.dtype != first.dtype:
             raise ValueError(f"features[{i}] must be {first.dtype}, got {feature.dtype}")
     for i, scale in enumerate(scales):
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scales[{i}] must be positive, got {scale}")
+        check_scale(f"scales[{i}]", scale)
     check_shape("rois", rois, "K", 5)
     check_floating("rois", rois)
     check_device("rois", rois, first)

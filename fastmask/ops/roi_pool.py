@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.roi_pool import roi_pool_op
@@ -9,6 +10,7 @@ from fastmask.ops._utils import (
     NotScriptable,
     check_floating,
     check_pair,
+    check_scale,
     check_shape,
     not_scriptable,
     rois_from_boxes,
@@ -16,6 +18,7 @@ from fastmask.ops._utils import (
 from fastmask.ops.roi_align import follow_format
 
 
+@torch.fx.wrap
 @not_scriptable
 def roi_pool(
     input: Tensor, boxes: Tensor | list[Tensor], output_size: int | Sequence[int], spatial_scale: float = 1.0
@@ -30,7 +33,7 @@ def roi_pool(
         spatial_scale: feature pixels per image pixel.
 
     Returns:
-        Tensor[K, C, output_size[0], output_size[1]]: dtype of the input, channels-last unless the input is contiguous;
+        Tensor[K, C, output_size[0], output_size[1]]: dtype of the input, channels-last where the input is;
         0 for empty bins and for invalid RoIs (see :func:`fastmask.ops.roi_align`). Differentiable in the input (once).
 
     Raises:
@@ -40,6 +43,7 @@ def roi_pool(
     """
     check_shape("input", input, "N", "C", "H", "W")
     check_floating("input", input)
+    check_scale("spatial_scale", spatial_scale)
     rois = rois_from_boxes(boxes, input)
     height, width = check_pair("output_size", output_size, 1)
     pooled, _ = roi_pool_op(input, rois, float(spatial_scale), height, width)

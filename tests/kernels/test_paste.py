@@ -117,3 +117,16 @@ def test_registration_is_sound(device: torch.device) -> None:
         for grad in (False, True):
             leaf = masks.clone().requires_grad_(grad)
             torch.library.opcheck(paste_masks_op, (leaf, boxes, 12, 13, output, 0.5, False, True, 1))
+        if output == "float":
+            torch.library.opcheck(paste_masks_op, (leaf.transpose(1, 2), boxes, 12, 13, output, 0.5, True, False, 1))
+
+
+def test_autocast_leaves_the_gradient_alone(device: torch.device) -> None:
+    masks, boxes = (t.to(device) for t in draw_case(3))
+    grads = []
+    for enabled in (False, True):
+        leaf = masks.clone().requires_grad_()
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            paste_masks_op(leaf, boxes, *SIZE, "float", 0.5, False, False, 1).square().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)

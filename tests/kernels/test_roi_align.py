@@ -16,7 +16,7 @@ from inputs import (
 )
 from torch import Tensor
 
-from fastmask.kernels import reference
+from fastmask.kernels import cpu_roi, reference
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.ops.roi_align import level_limits
 
@@ -71,6 +71,16 @@ def test_any_strides_and_levels(levels: int, layout: str, device: torch.device) 
     expected = specified(features, rois, scales, limits, 2, 3, 2, True)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
     assert actual.stride() == (30, 1, 15, 5)  # channels-last, whatever went in
+
+
+def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """Levels too large to copy whole give what small ones give."""
+    features, rois, scales, limits = draw_case(3, hostile=False)
+    features = [f.double().to(device) for f in features]
+    together = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
+    monkeypatch.setattr(cpu_roi, "SMALL", 0)
+    apart = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
+    assert torch.equal(together, apart)
 
 
 @pytest.mark.parametrize("num_rois", [0, 1, 63, 64, 65], ids="K{}".format)

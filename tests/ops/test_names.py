@@ -149,3 +149,19 @@ def test_the_ops_compile_and_export_without_breaks() -> None:
     for answers in (compiled, exported):
         for actual, wanted in zip(answers, expected, strict=True):
             torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("num", [2, 7, 20], ids="N{}".format)
+def test_nms_exports(num: int) -> None:
+    """How many are kept is only known at run time: the exported program serves any answer."""
+
+    class Keep(nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return boxes[ops.batched_nms(boxes, scores, scores > 0.5, 0.5)]
+
+    boxes = torch.rand(20, 4) * 20 + torch.tensor([0.0, 0, 20, 20])
+    scores = torch.rand(20)
+    dynamic = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(Keep(), (boxes, scores), dynamic_shapes=(dynamic, dynamic)).module()
+    assert torch.equal(program(boxes[:num], scores[:num]), Keep()(boxes[:num], scores[:num]))
+    assert Keep()(boxes[:0], scores[:0]).shape == (0, 4)

@@ -50,7 +50,7 @@ def test_layouts(layout: str) -> None:
     for ours, theirs in ((ops.roi_align, tv.roi_align), (ops.roi_pool, tv.roi_pool)):
         actual, expected = ours(features, rois, 7, 0.25), theirs(features, rois, 7, 0.25)
         torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
-        format_ = torch.contiguous_format if features.is_contiguous() else torch.channels_last
+        format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         assert actual.is_contiguous(memory_format=format_)
 
 
@@ -171,9 +171,69 @@ def test_special_coordinates_give_zeros() -> None:
             torch.testing.assert_close(actual[[0, 2]].flatten(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_adaptive_grids_that_torchvision_refuses() -> None:
-    """It lists every sample, and raises or runs out of memory; only those on the map cost us anything."""
+def test_adaptive_grids_of_a_million_pixels() -> None:
+    """torchvision lists every sample, and raises or runs out of memory; only those on the map cost us anything."""
     features, rois = torch.randn(1, 2, 10, 10), torch.tensor([[0, -1e6, -1e6, 1e6, 1e6]])
-    with pytest.raises((RuntimeError, MemoryError)):
-        tv.roi_align(features, rois, 2)
     assert ops.roi_align(features, rois, 2).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["roi_align", "roi_pool"])
+def test_outputs_may_be_changed_in_place(name: str) -> None:
+    """As an inplace ReLU after pooling does in training: no output is a view of something hidden."""
+    features = torch.randn(2, 3, 16, 16, requires_grad=True)
+    for maps in (features, features.to(memory_format=torch.channels_last)):
+        pooled = getattr(ops, name)(maps, with_images(draw_boxes(5, (16, 16), 16), 2), 2)
+        pooled.relu_().sum().backward()
+    pooled = ops.multilevel_roi_align([features], with_images(draw_boxes(5, (16, 16), 16), 2), 2, [1.0])
+    pooled.relu_().sum().backward()
+    assert features.grad.any()
+
+
+def test_infinite_features_stay_infinite() -> None:
+    """A tap that only fills a row up must not meet them with weight 0."""
+    features = torch.randn(1, 1, 8, 8)
+    features[0, 0, 3, 3] = float("inf")
+    rois = torch.tensor([[0, 0.3, 0.2, 7, 7], [0, -3.3, -2.2, 5.1, 5.3], [0, 0.0, 0, 3.1, 3.3]])
+    for ratio in (-1, 2):
+        actual, expected = (module.roi_align(features, rois, 2, 1.0, ratio) for module in (ops, tv))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert actual.isinf().any()
+
+
+def test_default_dtype_does_not_matter() -> None:
+    features, rois = torch.randn(1, 2, 9, 9), torch.tensor([[0, 1.0, 1, 6, 7]])
+    expected = ops.roi_align(features, rois, 2, 1.0, 2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(ops.roi_align(features, rois, 2, 1.0, 2), expected)
+        assert ops.masks_to_boxes(torch.zeros(0, 4, 4)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_many_small_maps() -> None:
+    """One RoI on each of many maps, as in a mask loss: images apart and together give the same."""
+    masks = (torch.rand(150, 1, 30, 40) < 0.5).float()
+    rois = torch.cat([torch.arange(150.0)[:, None], draw_boxes(150, (30, 40), 30)], 1)
+    for maps in (masks, masks.expand(-1, 3, -1, -1)):
+        actual, expected = (module.roi_align(maps, rois, 14) for module in (ops, tv))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+class Pools(torch.nn.Module):
+    """All three poolings, for torch.fx."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.align, self.pool = ops.RoIAlign(2, 1.0, 2), ops.RoIPool(2, 1.0)
+        self.scales = ops.MultiScaleRoIAlign(["a"], 2, 2)
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        multi = self.scales({"a": x}, [boxes], [(16, 16)])
+        return self.align(x, [boxes]) + self.pool(x, [boxes]) + multi
+
+
+def test_symbolic_tracing() -> None:
+    """torch.fx takes each pooling as one step, as it does torchvision's."""
+    x, boxes = torch.randn(1, 3, 16, 16), draw_boxes(4, (16, 16), 16)
+    assert torch.equal(torch.fx.symbolic_trace(Pools())(x, boxes), Pools()(x, boxes))
