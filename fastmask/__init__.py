@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastmask import models as models
     from fastmask import ops as ops
 
 if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's root, after a plain `pip install .`
@@ -17,11 +18,11 @@ if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's roo
     )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "models", "ops"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "ops":
+    if name in ("models", "ops"):
         return importlib.import_module(f"fastmask.{name}")
     raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
 

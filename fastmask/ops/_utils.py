@@ -93,7 +93,7 @@ def check_scale(name: str, scale: float) -> None:
 
 def check_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """An int or a pair (height, width), each at least ``least`` -> the pair."""
-    pair = (value, value) if hasattr(value, "__index__") else value
+    pair: Any = (value, value) if hasattr(value, "__index__") else value
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(hasattr(side, "__index__") for side in pair):
         raise ValueError(f"{name} must be an int or (height, width), got {value!r}")
     if min(pair) < least:

@@ -1,0 +1,25 @@
+"""Models: torchvision.models' names, as far as R-CNNs need them."""
+
+from fastmask.models import detection, resnet
+from fastmask.models._api import (
+    Weights,
+    WeightsEnum,
+    get_model,
+    get_model_builder,
+    get_model_weights,
+    get_weight,
+    list_models,
+)
+from fastmask.models.resnet import *  # noqa: F403 -- the builders and weights that its __all__ names
+
+__all__ = [
+    "Weights",
+    "WeightsEnum",
+    "detection",
+    "get_model",
+    "get_model_builder",
+    "get_model_weights",
+    "get_weight",
+    "list_models",
+    *resnet.__all__,
+]

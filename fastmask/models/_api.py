@@ -1,0 +1,150 @@
+"""Weights that can be downloaded, and models by name; torchvision.models._api's names."""
+
+import fnmatch
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar, cast
+
+from torch import nn
+from torch.hub import load_state_dict_from_url
+
+
+@dataclass
+class Weights:
+    """Where weights lie, how images are prepared for them, and what is known of them."""
+
+    url: str  # ends in -<sha256 prefix>.pth
+    transforms: Callable[[], nn.Module]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class WeightsEnum(Enum):
+    """Base of the weights of one model; each value is a :class:`Weights`."""
+
+    value: Weights
+
+    @classmethod
+    def verify(cls, obj: Any) -> Any:
+        """None, a member, or a member's name -> None or the member; anything else is a TypeError or KeyError."""
+        if obj is None or isinstance(obj, cls):
+            return obj
+        if isinstance(obj, str):
+            return cls[obj.removeprefix(cls.__name__ + ".")]
+        raise TypeError(f"weights must be {cls.__name__}, its member's name or None, got {type(obj).__name__}")
+
+    def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
+        """Load from torch.hub's cache, or download into it; the file's sha256 is checked when it is downloaded.
+
+        Raises:
+            ConnectionError: not in the cache and not reachable; the message says which file to put where.
+        """
+        options.setdefault("weights_only", True)
+        try:
+            return load_state_dict_from_url(self.url, progress=progress, check_hash=check_hash, **options)
+        except OSError as error:  # URLError is one
+            from torch.hub import get_dir
+
+            name = self.url.rpartition("/")[2]
+            raise ConnectionError(
+                f"{self.url} cannot be reached ({error}): put {name} into {get_dir()}/checkpoints"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+    @property
+    def url(self) -> str:
+        return self.value.url
+
+    @property
+    def transforms(self) -> Callable[[], nn.Module]:
+        return self.value.transforms
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.value.meta
+
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
+
+
+def register_model(
+    weights: type[WeightsEnum], pretrained: WeightsEnum, pretrained_backbone: WeightsEnum | None = None
+) -> Callable[[Builder], Builder]:
+    """Make a builder known by its name, and let it take torchvision's old ``pretrained`` arguments, with a warning."""
+
+    def register(builder: Builder) -> Builder:
+        legacy = {
+            "pretrained": ("weights", pretrained),
+            "pretrained_backbone": ("weights_backbone", pretrained_backbone),
+        }
+
+        @functools.wraps(builder)
+        def build(**options: Any) -> nn.Module:
+            for old, (new, value) in legacy.items():
+                if value is not None and old in options:
+                    used = value if options.pop(old) else None
+                    options.setdefault(new, used)
+                    warnings.warn(f"{old} is deprecated: use {new}={used!r}", FutureWarning, stacklevel=2)
+            return builder(**options)
+
+        _BUILDERS[builder.__name__] = build
+        _WEIGHTS[builder.__name__] = weights
+        return cast(Builder, build)
+
+    return register
+
+
+def get_model_builder(name: str) -> Callable[..., nn.Module]:
+    """The builder of that name; ValueError if there is none."""
+    importlib.import_module("fastmask.models.detection")  # registers its builders
+    if name.lower() not in _BUILDERS:
+        raise ValueError(f"name must be one of {', '.join(sorted(_BUILDERS))}, got {name!r}")
+    return _BUILDERS[name.lower()]
+
+
+def get_model(name: str, **config: Any) -> nn.Module:
+    """Build the model of that name with the builder's arguments."""
+    return get_model_builder(name)(**config)
+
+
+def get_model_weights(name: Callable[..., nn.Module] | str) -> type[WeightsEnum]:
+    """The weights enum of a builder, or of the model of that name."""
+    builder = get_model_builder(name) if isinstance(name, str) else name
+    return _WEIGHTS[builder.__name__]
+
+
+def get_weight(name: str) -> WeightsEnum:
+    """Weights by full name, such as ``"MaskRCNN_ResNet50_FPN_Weights.COCO_V1"``; ValueError if there are none."""
+    importlib.import_module("fastmask.models.detection")
+    enum_name, _, member = name.partition(".")
+    for weights in _WEIGHTS.values():
+        if weights.__name__ == enum_name and member in weights.__members__:
+            return weights[member]
+    raise ValueError(f"name must be <enum>.<member> of known weights, got {name!r}")
+
+
+def list_models(include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None) -> list[str]:
+    """Names of all models, sorted; ``include`` and ``exclude`` are shell patterns."""
+    importlib.import_module("fastmask.models.detection")
+
+    def matching(patterns: Iterable[str] | str) -> set[str]:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        return {name for pattern in patterns for name in fnmatch.filter(_BUILDERS, pattern)}
+
+    names = matching(include) if include else set(_BUILDERS)
+    return sorted(names - matching(exclude) if exclude else names)
+
+
+def overwrite_num_classes(num_classes: int | None, weights: WeightsEnum) -> int:
+    """The number of classes that weights were trained for; ValueError if another was asked for."""
+    trained: int = weights.meta["num_classes"]
+    if num_classes not in (None, trained):
+        raise ValueError(f"num_classes must be {trained} with {weights!r}, got {num_classes}")
+    return trained

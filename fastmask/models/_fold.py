@@ -1,0 +1,44 @@
+"""Convolutions with the norm that follows folded in, at each call: state dicts stay as they are, weights may change.
+
+y = scale * conv(x, w) + shift = conv(x, scale * w) + shift. Folding costs one pass over the weights and saves one over
+the activations, hundreds of times larger; the gradient flows through it, so frozen norms are folded in training too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmask.ops.misc import FrozenBatchNorm2d
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``, in one convolution where that is the same: a fixed norm, no padding mode, no hooks."""
+    if not _can_fold(conv, norm):
+        result: Tensor = norm(conv(x))
+        return result
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = norm.weight * scale
+    shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
+    if norm.bias is not None:
+        shift = norm.bias + shift
+    weight = conv.weight * scale[:, None, None, None]
+    if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
+        weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    fixed = type(norm) is FrozenBatchNorm2d or (
+        type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
+    )
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+    hooks = any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in (conv, norm)
+    )
+    return fixed and plain and not hooks

@@ -1,0 +1,29 @@
+"""Detection models: torchvision.models.detection's names."""
+
+from fastmask.models.detection.faster_rcnn import (
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    FasterRCNN_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
+from fastmask.models.detection.mask_rcnn import (
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
+
+__all__ = [
+    "FasterRCNN",
+    "FasterRCNN_ResNet50_FPN_V2_Weights",
+    "FasterRCNN_ResNet50_FPN_Weights",
+    "MaskRCNN",
+    "MaskRCNN_ResNet50_FPN_V2_Weights",
+    "MaskRCNN_ResNet50_FPN_Weights",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+]

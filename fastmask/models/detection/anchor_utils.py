@@ -1,0 +1,76 @@
+"""Anchors (Faster R-CNN, section 3.1.1); torchvision.models.detection.anchor_utils' names."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models.detection.image_list import ImageList
+from fastmask.ops._utils import NotScriptable
+
+DEFAULT_DEVICE = torch.device("cpu")
+
+
+class AnchorGenerator(NotScriptable, nn.Module):
+    """Boxes of given sizes and aspect ratios (height / width) at every cell of each feature map.
+
+    Args:
+        sizes: for each map, the sizes in pixels; a flat tuple means one size a map.
+        aspect_ratios: for each map, its ratios; a flat tuple serves all maps.
+
+    Source: torchvision/models/detection/anchor_utils.py. Strides are whole pixels, padded size // map size per axis.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[int]] | Sequence[int] = ((128, 256, 512),),
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float] = ((0.5, 1.0, 2.0),),
+    ) -> None:
+        super().__init__()
+        self.sizes = tuple(size if isinstance(size, list | tuple) else (size,) for size in sizes)
+        nested = isinstance(aspect_ratios[0], list | tuple)
+        self.aspect_ratios = aspect_ratios if nested else (aspect_ratios,) * len(self.sizes)
+        self.cell_anchors = [
+            self.generate_anchors(size, ratio)  # type: ignore[arg-type]
+            for size, ratio in zip(self.sizes, self.aspect_ratios, strict=False)
+        ]
+
+    def generate_anchors(
+        self,
+        scales: Sequence[int],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = DEFAULT_DEVICE,
+    ) -> Tensor:
+        """The anchors of one cell around (0, 0), rounded to whole pixels -> [ratios * scales, 4]."""
+        scale = torch.as_tensor(scales, dtype=dtype, device=device)
+        height_ratio = torch.sqrt(torch.as_tensor(aspect_ratios, dtype=dtype, device=device))
+        widths = ((1 / height_ratio)[:, None] * scale).flatten()
+        heights = (height_ratio[:, None] * scale).flatten()
+        return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).round()
+
+    def num_anchors_per_location(self) -> list[int]:
+        """Anchors at a cell of each map."""
+        return [len(s) * len(a) for s, a in zip(self.sizes, self.aspect_ratios, strict=False)]  # type: ignore[arg-type]
+
+    def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors [H_l * W_l * A, 4] of each map [N, C, H_l, W_l] for padded images of (height, width)."""
+        if len(maps) != len(self.cell_anchors):
+            raise ValueError(
+                f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
+            )
+        grids = []
+        for cell, feature in zip(self.cell_anchors, maps, strict=True):
+            height, width = feature.shape[-2:]
+            x = torch.arange(width, device=feature.device) * (image_size[1] // width)
+            y = torch.arange(height, device=feature.device) * (image_size[0] // height)
+            shift = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2).repeat(
+                1, 1, 2
+            )  # [H, W, 4]
+            grids.append((shift[:, :, None] + cell.to(feature)).flatten(0, 2))
+        return grids
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """All anchors [A, 4] for each image of the list; they are the same for all."""
+        together = torch.cat(self.anchors(image_list.tensors.shape[-2:], feature_maps))
+        return [together] * len(image_list.image_sizes)

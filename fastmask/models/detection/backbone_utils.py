@@ -1,0 +1,125 @@
+"""ResNet with a feature pyramid; torchvision.models.detection.backbone_utils' names."""
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fastmask.models import resnet
+from fastmask.models._api import WeightsEnum
+from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.ops._utils import NotScriptable
+from fastmask.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
+from fastmask.ops.misc import FrozenBatchNorm2d
+
+Norm = Callable[..., nn.Module]
+
+
+class BackboneWithFPN(NotScriptable, nn.Module):
+    """Stages of a classifier and the pyramid on top of them.
+
+    Args:
+        backbone: a module whose children run one after the other.
+        return_layers: {child's name: name of its feature map}.
+        in_channels_list: channels of these maps, finest first.
+        out_channels: of the pyramid.
+        extra_blocks: what adds coarser levels; None for LastLevelMaxPool.
+        norm_layer: in the pyramid.
+
+    Attributes:
+        out_channels: of every level.
+        strides: image pixels per feature pixel of each map, if known when it was built; else None, and the model infers
+            them from each batch.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        return_layers: dict[str, str],
+        in_channels_list: list[int],
+        out_channels: int,
+        extra_blocks: ExtraFPNBlock | None = None,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(backbone, return_layers=return_layers)
+        self.fpn = FeaturePyramidNetwork(in_channels_list, out_channels, extra_blocks or LastLevelMaxPool(), norm_layer)
+        self.out_channels = out_channels
+        self.strides: dict[str, int] | None = None
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] -> the pyramid by name, finest first."""
+        pyramid: dict[str, Tensor] = self.fpn(self.body(x))
+        return pyramid
+
+
+def resnet_fpn_backbone(
+    *,
+    backbone_name: str,
+    weights: WeightsEnum | None,
+    norm_layer: Norm = FrozenBatchNorm2d,
+    trainable_layers: int = 3,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+) -> BackboneWithFPN:
+    """A ResNet by name with a pyramid of 256 channels, its first stages frozen.
+
+    Args:
+        backbone_name: any builder of :mod:`fastmask.models.resnet`.
+        weights: the ResNet's.
+        norm_layer: in the ResNet.
+        trainable_layers: how many of layer4, layer3, layer2, layer1, conv1 are trained, in this order; 5 adds bn1.
+        returned_layers: stages that the pyramid stands on, of 1 to 4; None for all.
+        extra_blocks: what adds coarser levels; None for LastLevelMaxPool.
+
+    Source: torchvision/models/detection/backbone_utils.py.
+    """
+    backbone = getattr(resnet, backbone_name)(weights=weights, norm_layer=norm_layer)
+    return _resnet_fpn_extractor(backbone, trainable_layers, returned_layers, extra_blocks)
+
+
+def _resnet_fpn_extractor(
+    backbone: resnet.ResNet,
+    trainable_layers: int,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+    norm_layer: Norm | None = None,
+) -> BackboneWithFPN:
+    if not 0 <= trainable_layers <= 5:
+        raise ValueError(f"trainable_layers must be in [0, 5], got {trainable_layers}")
+    trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
+    if trainable_layers == 5:
+        trained.append("bn1")
+    for name, parameter in backbone.named_parameters():
+        if not name.startswith(tuple(trained)):
+            parameter.requires_grad_(False)
+    stages = [1, 2, 3, 4] if returned_layers is None else returned_layers
+    if not all(1 <= stage <= 4 for stage in stages):
+        raise ValueError(f"returned_layers must be in [1, 4], got {stages}")
+    result = BackboneWithFPN(
+        backbone,
+        {f"layer{stage}": str(i) for i, stage in enumerate(stages)},
+        [backbone.inplanes // 8 * 2 ** (stage - 1) for stage in stages],
+        256,
+        extra_blocks,
+        norm_layer,
+    )
+    result.strides = {str(i): backbone.strides[stage - 1] for i, stage in enumerate(stages)}
+    return result
+
+
+def _validate_trainable_layers(
+    is_trained: bool, trainable_backbone_layers: int | None, max_value: int, default_value: int
+) -> int:
+    """How many stages are trained: all of them from scratch, else what was asked for."""
+    if not is_trained:
+        if trainable_backbone_layers is not None:
+            warnings.warn(
+                f"trainable_backbone_layers has no effect without trained weights: all {max_value} are trained",
+                stacklevel=3,
+            )
+        return max_value
+    layers = default_value if trainable_backbone_layers is None else trainable_backbone_layers
+    if not 0 <= layers <= max_value:
+        raise ValueError(f"trainable_backbone_layers must be in [0, {max_value}], got {layers}")
+    return layers

@@ -1,0 +1,111 @@
+"""The whole model: images to detections; torchvision.models.detection.generalized_rcnn's names."""
+
+import math
+from collections import OrderedDict
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models.detection.roi_heads import RoIHeads
+from fastmask.models.detection.rpn import RegionProposalNetwork
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.ops._utils import NotScriptable, check_shape
+from fastmask.structures import Detections, Proposals
+
+
+class GeneralizedRCNN(NotScriptable, nn.Module):
+    """Backbone, RPN and RoI heads between a transform and its inverse.
+
+    Args:
+        backbone: padded images [B, 3, H, W] -> feature map, or feature maps by name, finest first.
+        rpn, roi_heads: what finds and what names.
+        transform: what resizes, normalises and pads.
+
+    Source: torchvision/models/detection/generalized_rcnn.py.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: RegionProposalNetwork,
+        roi_heads: RoIHeads,
+        transform: GeneralizedRCNNTransform,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+
+    def infer(self, pixels: Tensor, sizes: Tensor) -> Detections:
+        """The static program: fixed shapes, no host sync, nothing data-dependent.
+
+        Args:
+            pixels (Tensor[B, 3, H, W]): normalised and padded, as the transform makes them.
+            sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
+
+        Returns:
+            Detections: in pixels of the batch.
+        """
+        check_shape("pixels", pixels, "B", 3, "H", "W")
+        check_shape("sizes", sizes, pixels.shape[0], 2)
+        features, scales = self.extract(pixels)
+        proposals = self.rpn.infer(list(features.values()), (pixels.shape[2], pixels.shape[3]), sizes)
+        logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
+        detections = self.roi_heads.select(logits, deltas, proposals, sizes)
+        return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
+
+    def extract(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Padded images -> feature maps by name, and feature pixels per image pixel of each."""
+        features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        if isinstance(features, Tensor):
+            features = OrderedDict([("0", features)])
+        strides = getattr(self.backbone, "strides", None)
+        if strides is None:  # a user's own backbone: the power of two nearest to what it did
+            height = pixels.shape[2]
+            strides = {name: 2 ** round(math.log2(height / feature.shape[2])) for name, feature in features.items()}
+        return features, {name: 1.0 / strides[name] for name in features if name in strides}
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Images [3, h, w] in [0, 1], of any sizes -> for each, boxes, labels, scores and masks as torchvision's.
+
+        The stages are those of :meth:`infer`; on the CPU, rows of padding are cut off between them.
+        """
+        original = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch, _ = self.transform(images)
+        sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
+        features, scales = self.extract(batch.tensors)
+        height, width = batch.tensors.shape[-2:]
+        proposals = trimmed(self.rpn.infer(list(features.values()), (height, width), sizes))
+        logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
+        detections = trimmed(self.roi_heads.select(logits, deltas, proposals, sizes))
+        if self.roi_heads.has_mask():
+            detections = self.roi_heads.segment(features, scales, detections)
+        return self.transform.postprocess(split(detections), batch.image_sizes, original)
+
+
+Padded = TypeVar("Padded", Proposals, Detections)
+
+
+def trimmed(padded: Padded) -> Padded:
+    """Without the rows that are padding in every image; only on the CPU, where counting them costs nothing."""
+    if padded.count.device.type != "cpu":
+        return padded
+    longest = int(padded.count.max())
+    cut = {
+        name: value[:, :longest] if value is not None and name != "count" else value
+        for name, value in padded._asdict().items()
+    }
+    return padded._replace(**cut)
+
+
+def split(detections: Detections) -> list[dict[str, Tensor]]:
+    """Padded detections -> a dict an image, masks as [N, 1, M, M]; here alone the host waits for the counts."""
+    results = []
+    for i, count in enumerate(detections.count.tolist()):
+        result = {name: getattr(detections, name)[i, :count] for name in ("boxes", "labels", "scores")}
+        if detections.masks is not None:
+            result["masks"] = detections.masks[i, :count, None]
+        results.append(result)
+    return results

@@ -1,0 +1,243 @@
+"""Mask R-CNN (arXiv 1703.06870) on a feature pyramid; torchvision.models.detection.mask_rcnn's names."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.faster_rcnn import (
+    FasterRCNN,
+    _check_type,
+    _out_channels,
+    classes_for,
+    coco_weights,
+    load_weights,
+    v1_backbone,
+    v2_parts,
+)
+from fastmask.models.resnet import ResNet50_Weights
+from fastmask.ops._utils import NotScriptable
+from fastmask.ops.misc import Conv2dNormActivation
+from fastmask.ops.poolers import MultiScaleRoIAlign
+
+
+class MaskRCNN(FasterRCNN):
+    """Faster R-CNN with a mask branch.
+
+    Args:
+        mask_roi_pool, mask_head, mask_predictor: see :class:`RoIHeads`; None for the paper's.
+        The others: see :class:`FasterRCNN`; ``num_classes`` must be None if ``mask_predictor`` is given.
+
+    Source: torchvision/models/detection/mask_rcnn.py, with its defaults.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int | None = None,
+        # transform
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        # RPN
+        rpn_anchor_generator: AnchorGenerator | None = None,
+        rpn_head: nn.Module | None = None,
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 1000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rpn_post_nms_top_n_test: int = 1000,
+        rpn_nms_thresh: float = 0.7,
+        rpn_fg_iou_thresh: float = 0.7,
+        rpn_bg_iou_thresh: float = 0.3,
+        rpn_batch_size_per_image: int = 256,
+        rpn_positive_fraction: float = 0.5,
+        rpn_score_thresh: float = 0.0,
+        # box branch
+        box_roi_pool: MultiScaleRoIAlign | None = None,
+        box_head: nn.Module | None = None,
+        box_predictor: nn.Module | None = None,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.5,
+        box_detections_per_img: int = 100,
+        box_fg_iou_thresh: float = 0.5,
+        box_bg_iou_thresh: float = 0.5,
+        box_batch_size_per_image: int = 512,
+        box_positive_fraction: float = 0.25,
+        bbox_reg_weights: tuple[float, float, float, float] | None = None,
+        # mask branch
+        mask_roi_pool: MultiScaleRoIAlign | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_type("mask_roi_pool", mask_roi_pool, MultiScaleRoIAlign)
+        if num_classes is not None and mask_predictor is not None:
+            raise ValueError("num_classes or mask_predictor must be given, got both")
+        if mask_roi_pool is None:
+            mask_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=14, sampling_ratio=2)
+        if mask_head is None:
+            mask_head = MaskRCNNHeads(_out_channels(backbone), (256, 256, 256, 256), 1)
+        if mask_predictor is None:
+            if num_classes is None:
+                raise ValueError("num_classes or mask_predictor must be given, got neither")
+            mask_predictor = MaskRCNNPredictor(256, 256, num_classes)
+        super().__init__(
+            backbone,
+            num_classes,
+            min_size,
+            max_size,
+            image_mean,
+            image_std,
+            rpn_anchor_generator,
+            rpn_head,
+            rpn_pre_nms_top_n_train,
+            rpn_pre_nms_top_n_test,
+            rpn_post_nms_top_n_train,
+            rpn_post_nms_top_n_test,
+            rpn_nms_thresh,
+            rpn_fg_iou_thresh,
+            rpn_bg_iou_thresh,
+            rpn_batch_size_per_image,
+            rpn_positive_fraction,
+            rpn_score_thresh,
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            box_score_thresh,
+            box_nms_thresh,
+            box_detections_per_img,
+            box_fg_iou_thresh,
+            box_bg_iou_thresh,
+            box_batch_size_per_image,
+            box_positive_fraction,
+            bbox_reg_weights,
+            **kwargs,
+        )
+        self.roi_heads.mask_roi_pool = mask_roi_pool
+        self.roi_heads.mask_head = mask_head
+        self.roi_heads.mask_predictor = mask_predictor
+
+
+class MaskRCNNHeads(NotScriptable, nn.Sequential):
+    """3x3 convolutions of the given widths on RoI features [N, in_channels, 14, 14]."""
+
+    _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
+
+    def __init__(
+        self,
+        in_channels: int,
+        layers: Sequence[int],
+        dilation: int,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        blocks = []
+        for channels in layers:
+            blocks.append(
+                Conv2dNormActivation(in_channels, channels, padding=dilation, dilation=dilation, norm_layer=norm_layer)
+            )
+            in_channels = channels
+        super().__init__(*blocks)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if (local_metadata.get("version") or 1) < 2:
+            for i in range(len(self)):
+                for kind in ("weight", "bias"):
+                    old = f"{prefix}mask_fcn{i + 1}.{kind}"
+                    if old in state_dict:
+                        state_dict[f"{prefix}{i}.0.{kind}"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class MaskRCNNPredictor(NotScriptable, nn.Sequential):
+    """Mask features [N, in_channels, 14, 14] upsampled twofold -> mask logits of each class [N, C, 28, 28]."""
+
+    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
+        super().__init__(
+            OrderedDict(
+                conv5_mask=nn.ConvTranspose2d(in_channels, dim_reduced, 2, 2),
+                relu=nn.ReLU(inplace=True),
+                mask_fcn_logits=nn.Conv2d(dim_reduced, num_classes, 1),
+            )
+        )
+        for name, parameter in self.named_parameters():
+            if "weight" in name:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+
+class MaskRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name
+    """COCO weights of :func:`maskrcnn_resnet50_fpn`."""
+
+    COCO_V1 = coco_weights(
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        44401393,
+        "tree/main/references/detection#mask-r-cnn",
+        box_map=37.9,
+        mask_map=34.6,
+    )
+    DEFAULT = COCO_V1
+
+
+class MaskRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
+    """COCO weights of :func:`maskrcnn_resnet50_fpn_v2`."""
+
+    COCO_V1 = coco_weights(
+        "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 46359409, "pull/5773", box_map=47.4, mask_map=41.8
+    )
+    DEFAULT = COCO_V1
+
+
+@register_model(
+    MaskRCNN_ResNet50_FPN_Weights,
+    pretrained=MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    pretrained_backbone=ResNet50_Weights.IMAGENET1K_V1,
+)
+def maskrcnn_resnet50_fpn(
+    *,
+    weights: MaskRCNN_ResNet50_FPN_Weights | str | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    weights_backbone: ResNet50_Weights | str | None = ResNet50_Weights.IMAGENET1K_V1,
+    trainable_backbone_layers: int | None = None,
+    **kwargs: Any,
+) -> MaskRCNN:
+    """Mask R-CNN with a ResNet-50 and a pyramid; arguments as :func:`fasterrcnn_resnet50_fpn`, and MaskRCNN's."""
+    trained: MaskRCNN_ResNet50_FPN_Weights | None = MaskRCNN_ResNet50_FPN_Weights.verify(weights)
+    backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    model = MaskRCNN(backbone, num_classes=classes_for(num_classes, trained), **kwargs)
+    load_weights(model, trained, progress, eps=0.0)
+    return model
+
+
+@register_model(
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    pretrained=MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+    pretrained_backbone=ResNet50_Weights.IMAGENET1K_V1,
+)
+def maskrcnn_resnet50_fpn_v2(
+    *,
+    weights: MaskRCNN_ResNet50_FPN_V2_Weights | str | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    weights_backbone: ResNet50_Weights | str | None = None,
+    trainable_backbone_layers: int | None = None,
+    **kwargs: Any,
+) -> MaskRCNN:
+    """The improved model (arXiv 2111.11429); arguments as :func:`maskrcnn_resnet50_fpn`."""
+    trained: MaskRCNN_ResNet50_FPN_V2_Weights | None = MaskRCNN_ResNet50_FPN_V2_Weights.verify(weights)
+    parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    channels = parts["backbone"].out_channels
+    parts["mask_head"] = MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
+    model = MaskRCNN(num_classes=classes_for(num_classes, trained), **parts, **kwargs)
+    load_weights(model, trained, progress)
+    return model

@@ -1,0 +1,139 @@
+"""Box and mask heads on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, rois_of, take_rows
+from fastmask.ops._utils import NotScriptable
+from fastmask.ops.boxes import nms_padded
+from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
+from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.ops.roi_align import multilevel_roi_align
+from fastmask.structures import Detections, Proposals
+
+
+class RoIHeads(NotScriptable, nn.Module):
+    """Classes, boxes and masks of proposals.
+
+    Args:
+        box_roi_pool, box_head, box_predictor: 7x7 features of a proposal -> class logits and box deltas.
+        fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the proposals sampled in training.
+        bbox_reg_weights: the box coder's; None for (10, 10, 5, 5).
+        score_thresh, nms_thresh, detections_per_img: what is kept.
+        mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
+
+    Source: torchvision/models/detection/roi_heads.py.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: MultiScaleRoIAlign,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        bbox_reg_weights: tuple[float, float, float, float] | None,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        mask_roi_pool: MultiScaleRoIAlign | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.fg_iou_thresh, self.bg_iou_thresh = fg_iou_thresh, bg_iou_thresh
+        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
+        self.box_coder = BoxCoder(bbox_reg_weights or (10.0, 10.0, 5.0, 5.0))
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+        self.mask_roi_pool = mask_roi_pool
+        self.mask_head = mask_head
+        self.mask_predictor = mask_predictor
+        self.min_size = 1e-2
+
+    def has_mask(self) -> bool:
+        """Whether there is a mask branch."""
+        return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
+
+    def classify(self, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, P, 4] -> class logits [B, P, C] and box deltas [B, P, C, 4]."""
+        pooled = pool(self.box_roi_pool, features, scales, boxes)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        return logits.view(*boxes.shape[:2], -1), deltas.view(*boxes.shape[:2], -1, 4)
+
+    def select(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
+        """Class logits and deltas of proposals, and image sizes [B, 2] -> detections without masks.
+
+        A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
+        put back in class order, hold all that torchvision would take; only these are decoded.
+        """
+        scores = logits.softmax(2)[:, :, 1:]  # without background
+        most = scores.shape[2]
+        if self.score_thresh > 0:
+            most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
+        classes = scores.topk(most, dim=2).indices.sort(dim=2).values  # [B, P, K]
+        scores = scores.gather(2, classes)
+        chosen = deltas[:, :, 1:].gather(2, classes[..., None].expand(-1, -1, -1, 4))
+        boxes = clip_to_sizes(self.box_coder.decode_boxes(chosen, proposals.boxes[:, :, None]), sizes)
+        real = torch.arange(boxes.shape[1], device=boxes.device) < proposals.count[:, None]  # [B, P]
+        large = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(3)
+        valid = real[:, :, None] & large & (scores > self.score_thresh)
+        boxes, scores, labels = boxes.flatten(1, 2), scores.flatten(1), (classes + 1).flatten(1)
+        kept, count = nms_padded(
+            boxes,
+            scores,
+            labels,
+            valid.flatten(1),
+            iou_threshold=self.nms_thresh,
+            max_output=self.detections_per_img,
+        )
+        return Detections(take_rows(boxes, kept), take_rows(labels, kept), take_rows(scores, kept), None, count)
+
+    def segment(self, features: dict[str, Tensor], scales: dict[str, float], detections: Detections) -> Detections:
+        """The same detections with the mask of each one's class; zeros in padding."""
+        assert self.mask_roi_pool is not None
+        assert self.mask_head is not None
+        assert self.mask_predictor is not None
+        hidden = self.mask_head(pool(self.mask_roi_pool, features, scales, detections.boxes))
+        logits = class_masks(self.mask_predictor, hidden, detections.labels.flatten())
+        batch, num = detections.labels.shape
+        real = torch.arange(num, device=logits.device) < detections.count[:, None]
+        masks = logits.sigmoid().view(batch, num, *logits.shape[1:])
+        return detections._replace(masks=masks.masked_fill(~real[:, :, None, None], 0))
+
+
+def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor) -> Tensor:
+    """The pooler's features of boxes [B, N, 4] -> [B * N, C, h, w], by the model's own scales."""
+    names = [name for name in features if name in pooler.featmap_names]
+    return multilevel_roi_align(
+        [features[name] for name in names],
+        rois_of(boxes),
+        pooler.output_size,
+        [scales[name] for name in names],
+        pooler.sampling_ratio,
+        canonical_scale=pooler.canonical_scale,
+        canonical_level=pooler.canonical_level,
+    )
+
+
+def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
+    from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
+
+    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the one
+        every: Tensor = predictor(hidden)
+        return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
+    deconv, relu, last = predictor
+    assert isinstance(last, nn.Conv2d)
+    up = relu(deconv(hidden))  # [N, D, 2h, 2w]
+    weight = last.weight.flatten(1)[labels]  # [N, D]: one dot product a pixel instead of one for every class
+    logits = torch.einsum("nd,ndhw->nhw", weight, up)
+    return logits if last.bias is None else logits + last.bias[labels, None, None]

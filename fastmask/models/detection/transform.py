@@ -1,0 +1,134 @@
+"""Resizing, normalising and padding of images, and the way back; torchvision.models.detection.transform's names."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmask.models.detection.image_list import ImageList
+from fastmask.ops._utils import NotScriptable
+from fastmask.ops.masks import paste_masks_in_image
+
+Target = dict[str, Tensor]
+
+
+class GeneralizedRCNNTransform(NotScriptable, nn.Module):
+    """What is done to images and targets before the backbone, and to detections afterwards.
+
+    Args:
+        min_size: the shorter side after resizing, in pixels; of several, training draws one, inference takes the last.
+        max_size: the longer side's limit.
+        image_mean, image_std: of each channel, for images in [0, 1].
+        size_divisible: the padded size is a multiple of it.
+        fixed_size: (width, height) for all images, instead of ``min_size`` and ``max_size``.
+        _skip_resize: keyword only; in training, leave the sizes as they are.
+
+    Source: torchvision/models/detection/transform.py.
+    """
+
+    def __init__(
+        self,
+        min_size: int | Sequence[int],
+        max_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        size_divisible: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.min_size = tuple(min_size) if isinstance(min_size, list | tuple) else (min_size,)
+        self.max_size = max_size
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.size_divisible = size_divisible
+        self.fixed_size = fixed_size
+        self._skip_resize = kwargs.pop("_skip_resize", False)
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> tuple[ImageList, list[Target] | None]:
+        """Images [C, h, w] in [0, 1] -> one padded batch; targets are copied, their boxes and masks resized alike."""
+        resized, resized_targets = [], []
+        for i, image in enumerate(images):
+            if image.ndim != 3:
+                raise ValueError(f"images[{i}] must be [C, H, W], got {tuple(image.shape)}")
+            target = None if targets is None else dict(targets[i])
+            image, target = self.resize(self.normalize(image), target)
+            resized.append(image)
+            resized_targets.append(target)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in resized]
+        batch = ImageList(self.batch_images(resized, self.size_divisible), sizes)
+        return batch, None if targets is None else [target for target in resized_targets if target is not None]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """(image - mean) / std, channel by channel."""
+        if not image.is_floating_point():
+            raise TypeError(f"images must be floating point in [0, 1], got {image.dtype}")
+        mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
+        return (image - mean[:, None, None]) / std[:, None, None]
+
+    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        """One image [C, h, w], and its target's boxes and masks with it."""
+        before = image.shape[-2:]
+        if self.training:
+            if self._skip_resize:
+                return image, target
+            shorter = self.min_size[int(torch.randint(len(self.min_size), ()))]
+        else:
+            shorter = self.min_size[-1]
+        how: dict[str, Any]
+        if self.fixed_size is not None:
+            how = {"size": (self.fixed_size[1], self.fixed_size[0])}
+        else:
+            scale = min(shorter / min(before), self.max_size / max(before))
+            how = {"scale_factor": scale, "recompute_scale_factor": True}
+        image = F.interpolate(image[None], mode="bilinear", align_corners=False, **how)[0]
+        if target is not None:
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), **how)[:, 0].byte()
+            target["boxes"] = resize_boxes(target["boxes"], before, image.shape[-2:])
+        return image, target
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
+        height, width = (
+            math.ceil(max(image.shape[axis] for image in images) / size_divisible) * size_divisible for axis in (1, 2)
+        )
+        batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+        for padded, image in zip(batch, images, strict=True):
+            padded[:, : image.shape[1], : image.shape[2]] = image
+        return batch
+
+    def postprocess(
+        self,
+        result: list[Target],
+        image_shapes: Sequence[tuple[int, int]],
+        original_image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Target]:
+        """Boxes from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there."""
+        if self.training:
+            return result
+        for detections, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
+            detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
+            if "masks" in detections:
+                detections["masks"] = paste_masks_in_image(detections["masks"], detections["boxes"], original)
+        return result
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(\n    Normalize(mean={self.image_mean}, std={self.image_std})"
+            f"\n    Resize(min_size={self.min_size}, max_size={self.max_size}, mode='bilinear')\n)"
+        )
+
+
+def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Boxes [N, 4] of an image of one (height, width) -> the same in another, by float32 ratios as torchvision."""
+    height, width = (
+        torch.tensor(new, dtype=torch.float32) / torch.tensor(old, dtype=torch.float32)
+        for old, new in zip(original_size, new_size, strict=True)
+    )
+    return boxes * boxes.new_tensor([float(width), float(height)] * 2)

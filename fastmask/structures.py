@@ -1,0 +1,23 @@
+"""What flows through a model: padded tensors of fixed shape. B images, P proposals and D detections an image."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Proposals(NamedTuple):
+    """What the RPN proposes, best first; rows from count on are zeros."""
+
+    boxes: Tensor  # [B, P, 4] (x1, y1, x2, y2) in pixels of the batch
+    scores: Tensor  # [B, P] objectness in [0, 1]
+    count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
+
+
+class Detections(NamedTuple):
+    """What was found, best first; rows from count on are zeros."""
+
+    boxes: Tensor  # [B, D, 4] (x1, y1, x2, y2) in pixels of the batch
+    labels: Tensor  # [B, D] int64, 1 and up
+    scores: Tensor  # [B, D]
+    masks: Tensor | None  # [B, D, M, M] probabilities over the box; None without a mask branch
+    count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here

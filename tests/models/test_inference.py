@@ -1,0 +1,218 @@
+"""The models' answers against torchvision's on the same weights: exact in float64, matched in float32, static."""
+
+import pytest
+import torch
+import torchvision
+from matching import assert_exact, assert_exact_masks, matched_share
+from pictures import draw_picture
+from slim import settle, slim_pair
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastmask
+from fastmask.models.detection.generalized_rcnn import split
+from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
+
+SIZES = {"one": [(100, 140)], "several": [(100, 140), (150, 90), (64, 200)], "tiny": [(33, 40), (20, 24)]}
+THRESHOLDS = [0.0, 0.001, 0.05, 0.5, 1.0]
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [draw_picture(*size)[0] for size in sizes]
+
+
+@torch.no_grad()
+def soft_masks(model: nn.Module, images: list[Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """The 28 x 28 probabilities before they are pasted, and the detections."""
+    pasted = []
+    module = __import__(type(model.transform).__module__, fromlist=["_"])
+    original = module.paste_masks_in_image
+
+    def watch(masks: Tensor, *rest: object) -> Tensor:
+        pasted.append(masks)
+        return original(masks, *rest)
+
+    module.paste_masks_in_image = watch
+    try:
+        detections = model(images)
+    finally:
+        module.paste_masks_in_image = original
+    return pasted, detections
+
+
+def check_exact(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    theirs.double(), ours.double()
+    images = [image.double() for image in images]
+    (expected_masks, expected), (actual_masks, actual) = (soft_masks(model, images) for model in (theirs, ours))
+    for one in zip(actual, expected, strict=True):
+        assert_exact(*one)
+    for one in zip(actual_masks, expected_masks, strict=True):
+        assert_exact_masks(*one)
+    return expected
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_exact_in_float64(sizes: str, threshold: float) -> None:
+    theirs, ours = slim_pair(box_score_thresh=threshold)
+    found = check_exact(theirs, ours, pictures(SIZES[sizes]))
+    assert threshold > 0.05 or all(len(one["boxes"]) for one in found)  # an empty answer would prove nothing
+    assert threshold < 1 or not any(len(one["boxes"]) for one in found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_size": (96, 160), "max_size": 400},
+        {"fixed_size": (150, 110)},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7], "size_divisible": 64},
+        {"box_detections_per_img": 3, "rpn_post_nms_top_n_test": 20, "rpn_pre_nms_top_n_test": 10},
+        {
+            "rpn_score_thresh": 0.5,
+            "rpn_nms_thresh": 0.3,
+            "box_nms_thresh": 0.9,
+            "bbox_reg_weights": (1.0, 1.0, 2.0, 2.0),
+        },
+        {"norm": "BatchNorm2d"},
+    ],
+    ids=lambda options: ", ".join(options),
+)
+def test_settings_in_float64(options: dict[str, object]) -> None:
+    theirs, ours = slim_pair(**options)
+    check_exact(theirs, ours, pictures(SIZES["several"]))
+
+
+def test_float32_matches() -> None:
+    shares = []
+    for _ in range(4):
+        theirs, ours = slim_pair()
+        images = pictures(SIZES["several"])
+        with torch.no_grad():
+            shares += [matched_share(*one) for one in zip(ours(images), theirs(images), strict=True)]
+    assert sum(shares) / len(shares) >= 0.99
+
+
+def test_infer_is_forward() -> None:
+    """The static program on the whole padding gives what forward, which cuts it off, gives."""
+    _, ours = slim_pair()
+    images = pictures(SIZES["several"])
+    with torch.no_grad():
+        batch, _ = ours.transform(images)
+        sizes = torch.tensor(batch.image_sizes)
+        detections = ours.infer(batch.tensors, sizes)
+        original = [tuple(image.shape[1:]) for image in images]
+        static = ours.transform.postprocess(split(detections), batch.image_sizes, original)
+        for actual, expected in zip(static, ours(images), strict=True):
+            assert matched_share(actual, expected) == 1.0
+    padding = torch.arange(30) >= detections.count[:, None]
+    for field in (detections.boxes, detections.scores, detections.labels, detections.masks):
+        assert not field[padding].any()
+
+
+def test_a_users_own_predictor() -> None:
+    """Any module in the mask predictor's place is asked for all classes; only ours is known to need one."""
+    _, ours = slim_pair()
+    images = pictures(SIZES["one"])
+    with torch.no_grad():
+        expected = ours(images)
+
+        class Own(MaskRCNNPredictor):
+            pass
+
+        own = Own(32, 32, 5)
+        own.load_state_dict(ours.roi_heads.mask_predictor.state_dict())
+        ours.roi_heads.mask_predictor = own
+        for actual, wanted in zip(ours(images), expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_are_folded_without_a_trace() -> None:
+    """Hooks, other weights and training mode all see what they would see without folding."""
+    _, ours = slim_pair("BatchNorm2d")
+    x = torch.randn(1, 3, 64, 64)
+    seen = []
+    with torch.no_grad():
+        folded = ours.backbone.body(x)["3"]
+        hook = ours.backbone.body["layer2"][0].bn1.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(ours.backbone.body(x)["3"], folded, rtol=1e-4, atol=1e-4)
+        hook.remove()
+        assert seen
+        ours.backbone.body["bn1"].weight.mul_(2)
+        assert not torch.allclose(ours.backbone.body(x)["3"], folded, rtol=1e-2)
+        ours.backbone.train()
+        before = ours.backbone.body["bn1"].running_mean.clone()
+        ours.backbone.body(x)
+        assert not torch.equal(ours.backbone.body["bn1"].running_mean, before)
+
+
+class Infer(nn.Module):
+    """What is exported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.infer(pixels, sizes))
+
+
+def batch_of(*sizes: tuple[int, int], height: int, width: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(len(sizes), 3, height, width), torch.tensor(sizes)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+def test_exports_with_dynamic_sizes(strict: bool) -> None:
+    _, ours = slim_pair()
+    batch, rows, columns = (torch.export.Dim(name, min=low, max=high) for name, low, high in
+                            (("batch", 1, 16), ("rows", 2, 42), ("columns", 2, 42)))  # fmt: skip
+    shapes = ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch})
+    example = batch_of((120, 160), (128, 150), height=128, width=160)
+    with torch.no_grad():
+        program = torch.export.export(Infer(ours), example, dynamic_shapes=shapes, strict=strict)
+        for other in (example, batch_of((96, 192), (64, 64), (90, 100), height=96, width=192)):
+            for actual, expected in zip(program.module()(*other), Infer(ours)(*other), strict=True):
+                torch.testing.assert_close(actual, expected)
+    assert not [node for node in program.graph.nodes if "unbacked_bindings" in node.meta]
+
+
+def test_compiles_to_one_graph() -> None:
+    _, ours = slim_pair()
+    example = batch_of((120, 160), (128, 150), height=128, width=160)
+    with torch.no_grad():
+        compiled = torch.compile(ours.infer, fullgraph=True, backend="aot_eager")(*example)
+        for actual, expected in zip(compiled, ours.infer(*example), strict=True):
+            torch.testing.assert_close(actual, expected)
+        explained = torch._dynamo.explain(ours.infer)(*example)
+    assert explained.graph_break_count == 0
+
+
+class NoDataDependence(TorchDispatchMode):
+    """Fails on every op whose output's shape or host value depends on tensors' values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert torch.Tag.data_dependent_output not in func.tags, func
+        if func.overloadpacket is torch.ops.aten.index:  # tagged for its boolean masks alone
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "boolean index"
+        else:
+            assert torch.Tag.dynamic_output_shape not in func.tags, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_infer_has_no_data_dependent_op() -> None:
+    _, ours = slim_pair()
+    with torch.no_grad(), NoDataDependence():
+        ours.infer(*batch_of((120, 160), (128, 150), height=128, width=160))
+    with pytest.raises(AssertionError), NoDataDependence():  # the check itself works
+        torch.ones(3)[torch.ones(3) > 0]
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn"])
+def test_resnet50_in_float64(name: str) -> None:
+    """The real architectures, small pictures, few classes."""
+    options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
+    theirs = torchvision.models.get_model(name, **options).eval()
+    settle(theirs)
+    ours = fastmask.models.get_model(name, **options).eval()
+    ours.load_state_dict(theirs.state_dict())
+    found = check_exact(theirs, ours, pictures([(100, 130)]))
+    assert len(found[0]["boxes"])

@@ -1,0 +1,203 @@
+"""Names, signatures, state dicts and weights of the models against torchvision's."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fastmask
+from fastmask.models import detection
+
+BUILDERS = [
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+]
+RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
+OUR_SUBMODULES = {
+    "mask_rcnn": ["MaskRCNN", "MaskRCNNHeads", "MaskRCNNPredictor"],
+    "faster_rcnn": ["FasterRCNN", "TwoMLPHead", "FastRCNNConvFCHead", "FastRCNNPredictor"],
+    "generalized_rcnn": ["GeneralizedRCNN"],
+    "rpn": ["RPNHead", "RegionProposalNetwork"],
+    "roi_heads": ["RoIHeads", "paste_masks_in_image"],
+    "anchor_utils": ["AnchorGenerator"],
+    "backbone_utils": ["BackboneWithFPN", "resnet_fpn_backbone"],
+    "image_list": ["ImageList"],
+    "transform": ["GeneralizedRCNNTransform", "resize_boxes"],
+    "_utils": ["BoxCoder", "overwrite_eps"],
+}
+KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
+
+
+def parameters(function: object) -> list[str]:
+    return [p.name for p in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("submodule", OUR_SUBMODULES)
+def test_names_and_arguments(submodule: str) -> None:
+    ours, theirs = (importlib.import_module(f"{p}.models.detection.{submodule}") for p in ("fastmask", "torchvision"))
+    for name in OUR_SUBMODULES[submodule]:
+        keypoints = {"keypoint_roi_pool", "keypoint_head", "keypoint_predictor"}  # which we do not have
+        wanted = [p for p in parameters(getattr(theirs, name)) if p not in keypoints]
+        assert parameters(getattr(ours, name)) == wanted
+
+
+def build(library: object, name: str, **options: object) -> nn.Module:
+    return library.models.get_model(name, weights=None, **options)
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, *RESNETS])
+def test_state_dicts_are_torchvisions(name: str) -> None:
+    options = {"weights_backbone": None} if "rcnn" in name else {}
+    with torch.device("meta"):
+        ours, theirs = (
+            getattr(library.models.detection if options else library.models, name)(weights=None, **options)
+            for library in (fastmask, torchvision)
+        )
+    actual, expected = ours.state_dict(), theirs.state_dict()
+    assert [(k, v.shape, v.dtype) for k, v in actual.items()] == [(k, v.shape, v.dtype) for k, v in expected.items()]
+    assert len(actual) == KEYS.get(name, len(actual))
+    trained = [[n for n, p in model.named_parameters() if p.requires_grad] for model in (ours, theirs)]
+    assert trained[0] == trained[1]
+
+
+def test_the_same_seed_gives_the_same_weights(seed: int) -> None:
+    """Modules are made in torchvision's order."""
+    states = []
+    for library in (fastmask, torchvision):
+        torch.manual_seed(seed)
+        states.append(build(library, "maskrcnn_resnet50_fpn", weights_backbone=None, num_classes=3).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("version", ["", "_V2"])
+@pytest.mark.parametrize("kind", ["MaskRCNN", "FasterRCNN"])
+def test_weights_enums(kind: str, version: str) -> None:
+    name = f"{kind}_ResNet50_FPN{version}_Weights"
+    ours, theirs = (getattr(library.models.detection, name) for library in (fastmask, torchvision))
+    assert list(ours.__members__) == list(theirs.__members__)
+    assert ours.DEFAULT is ours.COCO_V1
+    assert fastmask.models.get_weight(f"{name}.COCO_V1") is ours.COCO_V1
+    assert ours.verify("COCO_V1") is ours.verify(f"{name}.COCO_V1") is ours.COCO_V1
+    assert repr(ours.COCO_V1) == f"{name}.COCO_V1"
+    assert ours.COCO_V1.url == theirs.COCO_V1.url
+    for key in ("categories", "num_params", "_metrics", "recipe", "min_size"):
+        assert ours.COCO_V1.meta[key] == theirs.COCO_V1.meta[key]
+    image = torch.randint(256, (3, 5, 6), dtype=torch.uint8)
+    assert torch.equal(ours.COCO_V1.transforms()(image), theirs.COCO_V1.transforms()(image))
+
+
+@pytest.mark.parametrize("name", [name for name in fastmask.models.resnet.__all__ if name.endswith("_Weights")])
+def test_backbone_weights_enums(name: str) -> None:
+    ours, theirs = (getattr(library.models, name) for library in (fastmask, torchvision))
+    assert list(ours.__members__) == list(theirs.__members__)
+    for member in ours.__members__:
+        assert ours[member].url == theirs[member].url
+        assert ours[member].meta["num_params"] == theirs[member].meta["num_params"]
+    with pytest.raises(NotImplementedError, match="no preset for classification"):
+        ours.DEFAULT.transforms()
+
+
+def test_models_by_name() -> None:
+    assert set(BUILDERS) | set(RESNETS) == set(fastmask.models.list_models())
+    assert fastmask.models.list_models(include="mask*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights
+    with pytest.raises(ValueError, match=r"name must be one of .*, got 'maskrcnn'"):
+        fastmask.models.get_model("maskrcnn")
+    with pytest.raises(ValueError, match=r"known weights, got 'MaskRCNN.V9'"):
+        fastmask.models.get_weight("MaskRCNN.V9")
+    with pytest.raises(TypeError, match=r"weights must be MaskRCNN_ResNet50_FPN_Weights.* got int"):
+        detection.maskrcnn_resnet50_fpn(weights=3)
+
+
+def put_in_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, state: dict[str, torch.Tensor]) -> None:
+    """As if it had been downloaded: a file made with torchvision in torch.hub's cache."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
+    path = folder / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir()
+    torch.save(state, path)
+
+
+def test_coco_weights_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loading that a download ends in: norms frozen, eps 0, first stages not trained, as in torchvision."""
+    frozen = torchvision.ops.FrozenBatchNorm2d
+    backbone = torchvision.models.resnet50(weights=None, norm_layer=frozen)
+    backbone = torchvision.models.detection.backbone_utils._resnet_fpn_extractor(backbone, 3)
+    state = torchvision.models.detection.MaskRCNN(backbone, num_classes=91).state_dict()
+    assert len(state) == 307
+    put_in_cache(monkeypatch, tmp_path, detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url, state)
+    ours, theirs = (
+        library.models.detection.maskrcnn_resnet50_fpn(weights="COCO_V1", progress=False)
+        for library in (fastmask, torchvision)
+    )
+    assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
+    trained = [[name for name, p in model.named_parameters() if p.requires_grad] for model in (ours, theirs)]
+    assert trained[0] == trained[1]
+    assert {module.eps for module in ours.modules() if isinstance(module, fastmask.ops.FrozenBatchNorm2d)} == {0.0}
+    with pytest.warns(FutureWarning, match="pretrained is deprecated: use weights="):
+        old = detection.maskrcnn_resnet50_fpn(pretrained=True, progress=False)
+    assert old.state_dict().keys() == state.keys()
+    with pytest.raises(ValueError, match=r"num_classes must be 91 with MaskRCNN_ResNet50_FPN_Weights.COCO_V1, got 5"):
+        detection.maskrcnn_resnet50_fpn(weights="COCO_V1", num_classes=5)
+
+
+def test_offline_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    with pytest.raises(ConnectionError, match=r"put maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth into .*checkpoints"):
+        detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(progress=False)
+
+
+def test_old_checkpoints_load() -> None:
+    """Keys of torchvision's first versions: bare convolutions in the RPN head, the FPN and the mask head."""
+    with torch.device("meta"):
+        model = build(fastmask, "maskrcnn_resnet50_fpn", weights_backbone=None)
+    renamed = {}
+    for key, value in model.state_dict().items():
+        old = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        if ".fpn." in key:
+            old = key.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        if "mask_head." in key:
+            number = int(key.split("mask_head.")[1][0])
+            old = key.replace(f"mask_head.{number}.0.", f"mask_head.mask_fcn{number + 1}.")
+        renamed[old] = value
+    assert len(set(renamed) - set(model.state_dict())) == 2 + 16 + 8
+    model.load_state_dict(renamed, assign=True)
+
+
+@pytest.mark.parametrize("layers", range(6))
+def test_trainable_layers(layers: int) -> None:
+    names = []
+    for library in (fastmask, torchvision):
+        backbone = library.models.detection.backbone_utils.resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, trainable_layers=layers, returned_layers=[2, 4]
+        )
+        names.append([name for name, p in backbone.named_parameters() if p.requires_grad])
+    assert names[0] == names[1]
+
+
+def test_wrong_arguments_say_so() -> None:
+    with pytest.raises(ValueError, match="backbone must have an attribute out_channels, got ReLU without"):
+        detection.MaskRCNN(nn.ReLU(), 2)
+    backbone = nn.Conv2d(3, 8, 1)
+    backbone.out_channels = 8
+    with pytest.raises(ValueError, match="num_classes or box_predictor must be given, got neither"):
+        detection.FasterRCNN(backbone)
+    with pytest.raises(TypeError, match="rpn_anchor_generator must be a AnchorGenerator or None, got int"):
+        detection.FasterRCNN(backbone, 2, rpn_anchor_generator=3)
+    with pytest.raises(TypeError, match="mask_roi_pool must be a MultiScaleRoIAlign or None, got int"):
+        detection.MaskRCNN(backbone, 2, mask_roi_pool=3)
+    with pytest.raises(ValueError, match=r"trainable_layers must be in \[0, 5\], got 6"):
+        detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=6)
+    with pytest.raises(ValueError, match=r"returned_layers must be in \[1, 4\], got \[5\]"):
+        detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, returned_layers=[5])
+    with pytest.warns(UserWarning, match="trainable_backbone_layers has no effect"), torch.device("meta"):
+        detection.fasterrcnn_resnet50_fpn(weights_backbone=None, trainable_backbone_layers=2)

@@ -1,0 +1,35 @@
+"""Pictures that tests draw: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
+
+import torch
+from torch import Tensor
+
+
+def draw_picture(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str, Tensor]]:
+    """A picture [3, H, W] in [0, 1] and its target: boxes [n, 4], labels [n] (1 ellipse, 2 rectangle), masks [n, H, W].
+
+    Later shapes hide earlier ones; a shape of which under 20 pixels are left is left out.
+    """
+    coarse = torch.rand(1, 3, height // 8 + 1, width // 8 + 1)
+    picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0] * 0.5
+    picture = picture + 0.1 * torch.rand(3, height, width)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    visible, labels = [], []
+    for _ in range(num):
+        cy, cx = torch.rand(()) * height, torch.rand(()) * width
+        ry, rx = (min(height, width) * (0.06 + 0.2 * torch.rand(2))).tolist()
+        label = int(torch.randint(1, 3, ()))
+        dy, dx = (y - cy) / ry, (x - cx) / rx
+        shape = dy**2 + dx**2 <= 1 if label == 1 else torch.maximum(dy.abs(), dx.abs()) <= 1
+        visible = [mask & ~shape for mask in visible]
+        visible.append(shape)
+        labels.append(label)
+        color = torch.rand(3, 1)
+        picture[:, shape] = 0.8 * color + 0.2 * picture[:, shape]
+    kept = [i for i, mask in enumerate(visible) if mask.sum() >= 20 and min(mask.any(0).sum(), mask.any(1).sum()) > 2]
+    masks = torch.stack([visible[i] for i in kept]) if kept else torch.zeros(0, height, width, dtype=torch.bool)
+    boxes = torch.zeros(len(kept), 4)
+    for i, mask in enumerate(masks):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        boxes[i] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    target = {"boxes": boxes, "labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64)}
+    return picture.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}

@@ -1,0 +1,90 @@
+"""The slim model of all tests: a Mask R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
+
+from collections import OrderedDict
+from types import ModuleType
+from typing import Any
+
+import torch
+import torchvision
+from pictures import draw_picture
+from torch import nn
+
+import fastmask.models
+import fastmask.ops
+
+NUM_CLASSES = 5
+CHANNELS = 32
+
+
+def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: Any) -> nn.Module:
+    """``library``: torchvision or fastmask. ``norm``: of the backbone, FrozenBatchNorm2d or BatchNorm2d."""
+    detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
+    norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    stages, inplanes = OrderedDict(), 16
+    for i, planes in enumerate((16, 32, 64, 128)):
+        downsample = None
+        if planes != inplanes:
+            downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), norm_layer(planes))
+        stages[f"layer{i + 1}"] = nn.Sequential(
+            resnet.BasicBlock(inplanes, planes, 1 if i == 0 else 2, downsample, norm_layer=norm_layer)
+        )
+        inplanes = planes
+    body = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 16, 7, 2, 3, bias=False),
+            bn1=norm_layer(16),
+            relu=nn.ReLU(),
+            maxpool=nn.MaxPool2d(3, 2, 1),
+            **stages,
+        )
+    )
+    names = {f"layer{i + 1}": str(i) for i in range(4)}
+    backbone = detection.backbone_utils.BackboneWithFPN(body, names, [16, 32, 64, 128], CHANNELS)
+    backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
+    settings = {
+        "min_size": 128,
+        "max_size": 200,
+        "box_detections_per_img": 30,
+        "rpn_post_nms_top_n_test": 200,
+    } | options
+    return detection.mask_rcnn.MaskRCNN(
+        backbone,
+        box_head=detection.faster_rcnn.TwoMLPHead(CHANNELS * 49, 64),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
+        mask_head=detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1),
+        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
+        **settings,
+    )
+
+
+def settle(model: nn.Module) -> None:
+    """Make random weights answer as trained ones do: norms with the statistics of pictures, and decided predictors.
+
+    Sharpened only so far that no RPN sigmoid reaches 1.0: tied scores make torchvision's own choice arbitrary.
+    """
+    norms = [module for module in model.modules() if hasattr(module, "running_var")]
+    pictures = torch.stack([draw_picture(128, 160)[0] for _ in range(4)])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.transform.image_mean, model.transform.image_std))
+
+    def measure(module: nn.Module, inputs: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
+        variance, average = torch.var_mean(inputs[0].detach(), (0, 2, 3))
+        module.running_mean.copy_(average)
+        module.running_var.copy_(variance)
+        shape = (1, -1, 1, 1)
+        return (inputs[0] - average.view(shape)) / (variance.view(shape) + module.eps).sqrt()
+
+    hooks = [module.register_forward_hook(measure) for module in norms]
+    with torch.no_grad():
+        model.backbone((pictures - mean) / std)
+        for hook in hooks:
+            hook.remove()
+        model.rpn.head.cls_logits.weight *= 6
+        model.roi_heads.box_predictor.cls_score.weight *= 8
+
+
+def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
+    """torchvision's and ours, with the same settled weights, in eval mode."""
+    theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
+    settle(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
