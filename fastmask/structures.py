@@ -1,4 +1,4 @@
-"""What flows through a model: padded tensors of fixed shape. B images, P proposals and D detections an image."""
+"""What flows through a model: padded tensors of fixed shape. B images; P proposals, D detections, G objects in each."""
 
 from typing import NamedTuple
 
@@ -21,3 +21,12 @@ class Detections(NamedTuple):
     scores: Tensor  # [B, D]
     masks: Tensor | None  # [B, D, M, M] probabilities over the box; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
+
+
+class Targets(NamedTuple):
+    """The objects of a batch; rows from count on are zeros. G is at least 1."""
+
+    boxes: Tensor  # [B, G, 4] (x1, y1, x2, y2) in pixels of the batch
+    labels: Tensor  # [B, G] int64, 1 and up
+    masks: Tensor | None  # [B, G, H, W] uint8 over the padded image; None without a mask branch
+    count: Tensor  # type: ignore[assignment] # [B] int64

@@ -6,8 +6,8 @@ import torchvision
 from matching import assert_exact, assert_exact_masks, matched_share
 from pictures import draw_picture
 from slim import settle, slim_pair
+from static import NoDataDependence
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmask
 from fastmask.models.detection.generalized_rcnn import split
@@ -184,18 +184,6 @@ def test_compiles_to_one_graph() -> None:
             torch.testing.assert_close(actual, expected)
         explained = torch._dynamo.explain(ours.infer)(*example)
     assert explained.graph_break_count == 0
-
-
-class NoDataDependence(TorchDispatchMode):
-    """Fails on every op whose output's shape or host value depends on tensors' values."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        assert torch.Tag.data_dependent_output not in func.tags, func
-        if func.overloadpacket is torch.ops.aten.index:  # tagged for its boolean masks alone
-            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "boolean index"
-        else:
-            assert torch.Tag.dynamic_output_shape not in func.tags, func
-        return func(*args, **(kwargs or {}))
 
 
 def test_infer_has_no_data_dependent_op() -> None:

@@ -7,11 +7,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastmask.models.detection.losses import Losses, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
+from fastmask.models.detection.targets import check_targets, padded_targets
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.ops._utils import NotScriptable, check_shape
-from fastmask.structures import Detections, Proposals
+from fastmask.structures import Detections, Proposals, Targets
 
 
 class GeneralizedRCNN(NotScriptable, nn.Module):
@@ -51,7 +53,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         check_shape("pixels", pixels, "B", 3, "H", "W")
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features, scales = self.extract(pixels)
-        proposals = self.rpn.infer(list(features.values()), (pixels.shape[2], pixels.shape[3]), sizes)
+        proposals = self.rpn.propose(*self.rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
         logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
         detections = self.roi_heads.select(logits, deltas, proposals, sizes)
         return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
@@ -67,22 +69,56 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             strides = {name: 2 ** round(math.log2(height / feature.shape[2])) for name, feature in features.items()}
         return features, {name: 1.0 / strides[name] for name in features if name in strides}
 
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Images [3, h, w] in [0, 1], of any sizes -> for each, boxes, labels, scores and masks as torchvision's.
+    def losses(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
+        """The training twin of :meth:`infer`, in either mode: fixed shapes, five scalars (four without masks).
 
-        The stages are those of :meth:`infer`; on the CPU, rows of padding are cut off between them.
+        Args:
+            pixels, sizes: see :meth:`infer`.
+            targets: padded, in pixels of the batch.
         """
+        features, scales = self.extract(pixels)
+        looked = self.rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3]))
+        proposals = trimmed(self.rpn.propose(*looked, sizes))
+        found = roi_losses(self.roi_heads, features, scales, proposals, targets)
+        return found | rpn_losses(self.rpn, *looked, targets)
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> Losses | list[dict[str, Tensor]]:
+        """Images [3, h, w] in [0, 1], of any sizes, as torchvision takes and answers them.
+
+        Args:
+            images: their pixels.
+            targets: in training, for each image boxes [n, 4] float, labels [n] int64 and, with a mask branch, masks
+                [n, h, w]; in eval mode not looked at (:meth:`losses_of` gives losses there).
+
+        Returns:
+            In training, the losses; in eval mode, for each image boxes, labels, scores and masks [n, 1, h, w].
+
+        Raises:
+            ValueError: targets are missing or do not fit.
+        """
+        if self.training:
+            return self.losses_of(images, targets)
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         features, scales = self.extract(batch.tensors)
         height, width = batch.tensors.shape[-2:]
-        proposals = trimmed(self.rpn.infer(list(features.values()), (height, width), sizes))
+        proposals = trimmed(self.rpn.propose(*self.rpn.look(list(features.values()), (height, width)), sizes))
         logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
         detections = trimmed(self.roi_heads.select(logits, deltas, proposals, sizes))
         if self.roi_heads.has_mask():
             detections = self.roi_heads.segment(features, scales, detections)
         return self.transform.postprocess(split(detections), batch.image_sizes, original)
+
+    def losses_of(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Losses:
+        """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval."""
+        check_targets(targets, images, self.roi_heads.has_mask())
+        batch, resized = self.transform(images, targets)
+        assert resized is not None
+        sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
+        return self.losses(batch.tensors, sizes, padded_targets(resized, batch.tensors, self.roi_heads.has_mask()))
 
 
 Padded = TypeVar("Padded", Proposals, Detections)
@@ -90,7 +126,7 @@ Padded = TypeVar("Padded", Proposals, Detections)
 
 def trimmed(padded: Padded) -> Padded:
     """Without the rows that are padding in every image; only on the CPU, where counting them costs nothing."""
-    if padded.count.device.type != "cpu":
+    if padded.count.device.type != "cpu" or torch.compiler.is_compiling():
         return padded
     longest = int(padded.count.max())
     cut = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, rois_of, take_rows
+from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops._utils import NotScriptable
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
@@ -45,8 +46,8 @@ class RoIHeads(NotScriptable, nn.Module):
         mask_predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.fg_iou_thresh, self.bg_iou_thresh = fg_iou_thresh, bg_iou_thresh
-        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
+        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=False)
+        self.fg_bg_sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
         self.box_coder = BoxCoder(bbox_reg_weights or (10.0, 10.0, 5.0, 5.0))
         self.box_roi_pool = box_roi_pool
         self.box_head = box_head
@@ -63,18 +64,20 @@ class RoIHeads(NotScriptable, nn.Module):
         """Whether there is a mask branch."""
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
 
-    def classify(self, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes [B, P, 4] -> class logits [B, P, C] and box deltas [B, P, C, 4]."""
-        pooled = pool(self.box_roi_pool, features, scales, boxes)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        return logits.view(*boxes.shape[:2], -1), deltas.view(*boxes.shape[:2], -1, 4)
+    def classify(
+        self, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4]."""
+        logits, deltas = self.box_predictor(self.box_head(pool(self.box_roi_pool, features, scales, boxes, rows)))
+        return logits, deltas.unflatten(1, (-1, 4))
 
     def select(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
-        """Class logits and deltas of proposals, and image sizes [B, 2] -> detections without masks.
+        """Class logits and deltas of all proposals, and image sizes [B, 2] -> detections without masks.
 
         A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
         put back in class order, hold all that torchvision would take; only these are decoded.
         """
+        logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
         scores = logits.softmax(2)[:, :, 1:]  # without background
         most = scores.shape[2]
         if self.score_thresh > 0:
@@ -110,12 +113,19 @@ class RoIHeads(NotScriptable, nn.Module):
         return detections._replace(masks=masks.masked_fill(~real[:, :, None, None], 0))
 
 
-def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor) -> Tensor:
-    """The pooler's features of boxes [B, N, 4] -> [B * N, C, h, w], by the model's own scales."""
+def pool(
+    pooler: MultiScaleRoIAlign,
+    features: dict[str, Tensor],
+    scales: dict[str, float],
+    boxes: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """The pooler's features of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales."""
+    rois = rois_of(boxes)
     names = [name for name in features if name in pooler.featmap_names]
     return multilevel_roi_align(
         [features[name] for name in names],
-        rois_of(boxes),
+        rois if rows is None else rois[rows],
         pooler.output_size,
         [scales[name] for name in names],
         pooler.sampling_ratio,

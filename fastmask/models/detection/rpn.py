@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, take_rows
 from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops._utils import NotScriptable
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
@@ -82,8 +83,8 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         self.anchor_generator = anchor_generator
         self.head = head
         self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-        self.fg_iou_thresh, self.bg_iou_thresh = fg_iou_thresh, bg_iou_thresh
-        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
+        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=True)
+        self.fg_bg_sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
         self._pre_nms_top_n = pre_nms_top_n
         self._post_nms_top_n = post_nms_top_n
         self.nms_thresh = nms_thresh
@@ -123,10 +124,12 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         )
         return Proposals(take_rows(candidates, kept), take_rows(score, kept), count)
 
-    def infer(self, features: list[Tensor], image_size: tuple[int, int], sizes: Tensor) -> Proposals:
-        """Feature maps of padded images of (height, width), holding images of sizes [B, 2] -> proposals."""
+    def look(
+        self, features: list[Tensor], image_size: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Feature maps of padded images of (height, width) -> logits, deltas and anchors of each level."""
         logits, deltas = self.head(features)
-        return self.propose(logits, deltas, self.anchor_generator.anchors(image_size, features), sizes)
+        return logits, deltas, self.anchor_generator.anchors(image_size, features)
 
 
 def flatten_anchors(values: Tensor, channels: int) -> Tensor:

@@ -1,0 +1,95 @@
+"""Which candidates stand for which objects, and which of them are trained on: fixed shapes, nothing data-dependent."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Matcher:
+    """Assigns candidates to objects by their overlap (Faster R-CNN, section 3.1.2).
+
+    Args:
+        high_threshold: from here on a candidate stands for the object that it overlaps most.
+        low_threshold: below it is background; between the two it is neither.
+        allow_low_quality_matches: an object's best candidates stand for one all the same, ties included.
+
+    Source: torchvision/models/detection/_utils.py.
+    """
+
+    BELOW_LOW_THRESHOLD = -1
+    BETWEEN_THRESHOLDS = -2
+
+    def __init__(self, high_threshold: float, low_threshold: float, allow_low_quality_matches: bool = False) -> None:
+        if low_threshold > high_threshold:
+            raise ValueError(f"low_threshold must be at most {high_threshold}, got {low_threshold}")
+        self.high_threshold = high_threshold
+        self.low_threshold = low_threshold
+        self.allow_low_quality_matches = allow_low_quality_matches
+
+    def __call__(self, match_quality_matrix: Tensor) -> Tensor:
+        """Overlaps [..., G, N] of objects (rows of -1 for padding) and candidates -> [..., N]: an object, -1 or -2."""
+        quality, best_object = match_quality_matrix.max(dim=-2)
+        matches = torch.where(quality < self.high_threshold, self.BETWEEN_THRESHOLDS, best_object)
+        matches = torch.where(quality < self.low_threshold, self.BELOW_LOW_THRESHOLD, matches)
+        if self.allow_low_quality_matches:
+            best = match_quality_matrix.amax(dim=-1, keepdim=True)
+            wanted = ((match_quality_matrix == best) & (best >= 0)).any(dim=-2)
+            matches = torch.where(wanted, best_object, matches)
+        return matches
+
+
+class Sample(NamedTuple):
+    """Candidates drawn for training: positives first, then negatives, then padding."""
+
+    indices: Tensor  # [B, S] int64 into the candidates
+    positive: Tensor  # [B, S] bool
+    valid: Tensor  # [B, S] bool, False for padding
+
+
+class BalancedPositiveNegativeSampler:
+    """Draws positives up to a fraction and fills up with negatives.
+
+    Args:
+        batch_size_per_image: S.
+        positive_fraction: of S.
+
+    Source: torchvision/models/detection/_utils.py, with random keys and top-k in place of permutations of nonzero.
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+
+    def most_positives(self) -> int:
+        """How many of S may be positive."""
+        return int(self.batch_size_per_image * self.positive_fraction)
+
+    def keys(self, labels: Tensor) -> Tensor:
+        """A number for each candidate; the largest are drawn."""
+        return torch.rand(labels.shape, device=labels.device)
+
+    def __call__(self, labels: Tensor) -> Sample:
+        """Labels [B, N]: 1 and up positive, 0 negative, below never drawn -> S of each image, or N if that is less."""
+        keys = self.keys(labels)
+        size = min(self.batch_size_per_image, labels.shape[1])
+        positive, positive_at = torch.where(labels >= 1, keys, -1).topk(min(self.most_positives(), size), dim=1)
+        negative, negative_at = torch.where(labels == 0, keys, -1).topk(size, dim=1)
+        found = (positive >= 0).sum(1, keepdim=True)
+        room = torch.arange(size, device=labels.device) < self.batch_size_per_image - found
+        drawn = torch.cat(((positive >= 0), (negative >= 0) & room), dim=1)
+        order = (~drawn).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        indices = torch.cat((positive_at, negative_at), dim=1).gather(1, order)
+        valid = drawn.gather(1, order)
+        return Sample(indices, valid & (order < positive.shape[1]), valid)
+
+
+def match(matcher: Matcher, iou: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Overlaps [B, G, N] of which the first ``count`` [B] objects are real -> matched object and state, [B, N] each.
+
+    The object is 0 where there is none; the state is 1 for an object, 0 for background, -1 for neither.
+    """
+    real = torch.arange(iou.shape[1], device=iou.device) < count[:, None]  # [B, G]
+    matches = matcher(iou.masked_fill(~real[:, :, None], -1))
+    state = torch.where(matches >= 0, 1, torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, -1))
+    return matches.clamp(min=0), state

@@ -1,0 +1,247 @@
+"""The losses and their gradients against torchvision's on the same samples; static; targets checked; tutorial."""
+
+import types
+
+import pytest
+import torch
+import torchvision
+from pictures import draw_picture
+from slim import slim_model, slim_pair
+from static import NoDataDependence
+from torch import Tensor, nn
+
+import fastmask
+from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
+from fastmask.models.detection.targets import padded_targets
+
+Target = dict[str, Tensor]
+SIZES = [(100, 140), (150, 90), (64, 128)]
+
+
+def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
+    """Pictures and targets, the first of which may have no objects."""
+    images, targets = [], []
+    for i, (height, width) in enumerate(SIZES):
+        image, target = draw_picture(height, width)
+        while len(target["labels"]) == 0:
+            image, target = draw_picture(height, width)
+        if empty and i == 0:
+            target = {key: value[:0] for key, value in target.items()}
+        images.append(image.to(dtype))
+        targets.append(target | {"boxes": target["boxes"].to(dtype)})
+    return images, targets
+
+
+def first_come(model: nn.Module) -> None:
+    """Let both libraries draw the first candidates, positive and negative, instead of random ones."""
+    for part in (model.rpn, model.roi_heads):
+        sampler = part.fg_bg_sampler
+        if isinstance(sampler, BalancedPositiveNegativeSampler):
+            sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1], dtype=torch.float64).expand(
+                labels.shape
+            )
+            continue
+
+        def draw(self: object, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            chosen = ([], [])
+            for labels in matched:
+                positive, negative = (labels >= 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
+                positive = positive[: int(self.batch_size_per_image * self.positive_fraction)]
+                negative = negative[: self.batch_size_per_image - len(positive)]
+                for masks, index in zip(chosen, (positive, negative), strict=True):
+                    masks.append(torch.zeros_like(labels, dtype=torch.uint8).index_fill_(0, index, 1))
+            return chosen
+
+        part.fg_bg_sampler = types.MethodType(draw, types.SimpleNamespace(**vars(sampler)))
+
+
+def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
+    small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
+    theirs, ours = slim_pair(**small | options)
+    for model in (theirs, ours):
+        model.double().train()
+        first_come(model)
+    assign = theirs.rpn.assign_targets_to_anchors
+
+    def in_double(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
+        """float32 labels would round torchvision's objectness loss."""
+        return tuple([value.double() for value in values] for values in assign(*arguments))
+
+    theirs.rpn.assign_targets_to_anchors = in_double
+    return theirs, ours
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["objects", "one image without"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "BatchNorm2d"},
+        {"box_batch_size_per_image": 400, "box_positive_fraction": 0.5},
+        {"_skip_resize": True},
+    ],
+    ids=lambda options: ", ".join(options) or "defaults",
+)
+def test_losses_and_gradients_are_torchvisions(options: dict[str, object], empty: bool) -> None:
+    theirs, ours = train_pair(**options)
+    images, targets = draw_batch(empty=empty)
+    expected, actual = theirs(images, targets), ours(images, targets)
+    assert list(actual) == list(expected)
+    for name, loss in expected.items():
+        assert loss.detach() > 0
+        torch.testing.assert_close(actual[name], loss, rtol=1e-9, atol=1e-9)
+    for losses in (expected, actual):
+        sum(losses.values()).backward()
+    wanted = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-7, atol=1e-7)
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, dict(theirs.named_buffers())[name])
+
+
+def test_no_object_at_all() -> None:
+    theirs, ours = train_pair()
+    images, targets = draw_batch()
+    targets = [{key: value[:0] for key, value in target.items()} for target in targets]
+    expected, actual = theirs(images, targets), ours(images, targets)
+    for name, loss in expected.items():
+        torch.testing.assert_close(actual[name], loss, rtol=1e-9, atol=1e-9)
+    sum(actual.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ours.parameters())
+
+
+def test_losses_in_eval_mode() -> None:
+    """Asked for since vision #1574: validation losses, without touching any norm."""
+    _, ours = slim_pair("BatchNorm2d")
+    before = {name: buffer.clone() for name, buffer in ours.named_buffers()}
+    with torch.no_grad():
+        losses = ours.losses_of(*draw_batch(torch.float32))
+    assert list(losses) == ["loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in ours.named_buffers())
+
+
+def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
+    batch, resized = model.transform(*draw_batch(torch.float32))
+    return batch.tensors, torch.tensor(batch.image_sizes), padded_targets(resized, batch.tensors, True)
+
+
+def test_losses_compile_to_one_graph() -> None:
+    _, ours = slim_pair(rpn_post_nms_top_n_train=100)
+    ours.train()
+    first_come(ours)
+    arguments = static_arguments(ours)
+    expected = ours.losses(*arguments)
+    compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")(*arguments)
+    for name, loss in expected.items():
+        torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5)
+    sum(compiled.values()).backward()
+    assert ours.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
+
+
+def test_losses_have_no_data_dependent_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs on a GPU: with nothing cut off."""
+    _, ours = slim_pair(rpn_post_nms_top_n_train=100)
+    arguments = static_arguments(ours.train())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with NoDataDependence():
+        ours.losses(*arguments)
+
+
+def test_matcher_is_torchvisions() -> None:
+    theirs = torchvision.models.detection._utils.Matcher
+    quality = (torch.rand(7, 300) * 10).round() / 10  # many ties
+    quality[3] = 0  # an object that nothing overlaps
+    for low_quality in (False, True):
+        for high, low in ((0.7, 0.3), (0.5, 0.5)):
+            expected = theirs(high, low, low_quality)(quality)
+            assert torch.equal(Matcher(high, low, low_quality)(quality), expected)
+            padded = torch.cat([quality, torch.full((2, 300), -1.0)])[None].repeat(2, 1, 1)
+            assert torch.equal(Matcher(high, low, low_quality)(padded), expected.expand(2, -1))
+    with pytest.raises(ValueError, match=r"low_threshold must be at most 0\.3, got 0\.7"):
+        Matcher(0.3, 0.7)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(0, 0), (0, 50), (3, 50), (50, 3), (50, 50), (50, 0), (2, 3)])
+def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -> None:
+    """How many of each, which are eligible, each once; and every candidate has the same chance."""
+    labels = torch.cat([torch.ones(positives), torch.zeros(negatives), torch.full((7,), -1)]).long()[torch.randperm(
+        positives + negatives + 7)][None]  # fmt: skip
+    theirs = torchvision.models.detection._utils.BalancedPositiveNegativeSampler(20, 0.25)
+    (expected_positive,), (expected_negative,) = theirs([labels[0]])
+    sampler = BalancedPositiveNegativeSampler(20, 0.25)
+    counts = torch.zeros(labels.shape[1])
+    for _ in range(300):
+        indices, positive, valid = (field[0] for field in sampler(labels))
+        assert positive.sum() == expected_positive.sum()
+        assert (valid & ~positive).sum() == expected_negative.sum()
+        drawn = indices[valid]
+        assert len(drawn.unique()) == len(drawn)
+        assert (labels[0, indices[positive]] == 1).all()
+        assert (labels[0, indices[valid & ~positive]] == 0).all()
+        counts[drawn] += 1
+    for label, wanted in ((1, expected_positive.sum()), (0, expected_negative.sum())):
+        share = counts[labels[0] == label] / 300
+        if len(share):
+            chance = float(wanted) / len(share)
+            assert (share - chance).abs().max() <= 6 * (chance * (1 - chance) / 300) ** 0.5 + 1e-9
+
+
+BAD_TARGETS = {
+    "targets must be one dict an image (3), got None": lambda t: None,
+    "targets must be one dict an image (3), got 1": lambda t: t[:1],
+    "targets[0] must have boxes, labels, masks, got boxes, labels": lambda t: [
+        {k: v for k, v in t[0].items() if k != "masks"},
+        *t[1:],
+    ],
+    "targets[1]['boxes'] must be [N, 4], got (4,)": lambda t: [t[0], t[1] | {"boxes": torch.zeros(4)}, t[2]],
+    "targets[2]['boxes'] must be a tensor, got list": lambda t: [*t[:2], t[2] | {"boxes": [1]}],
+    "targets[2]['boxes'] must be floating point, got torch.int64": lambda t: [
+        *t[:2],
+        t[2] | {"boxes": t[2]["boxes"].long()},
+    ],
+    "targets[0]['labels'] must be int64, got torch.int32": lambda t: [t[0] | {"labels": t[0]["labels"].int()}, *t[1:]],
+    "targets[0]['boxes'] must have positive width and height, got [5.0, 5.0, 5.0, 9.0]": lambda t: [
+        {"boxes": torch.tensor([[5.0, 5, 5, 9]]), "labels": torch.ones(1).long(), "masks": torch.ones(1, 100, 140)},
+        *t[1:],
+    ],
+}
+
+
+@pytest.mark.parametrize("message", BAD_TARGETS)
+def test_bad_targets_say_so(message: str) -> None:
+    model = slim_model(fastmask).train()
+    images, targets = draw_batch(torch.float32)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 -- compared below, whole
+        model(images, BAD_TARGETS[message](targets))
+    assert str(raised.value) == message
+
+
+def test_the_fine_tuning_tutorial() -> None:
+    """torchvision's, with only the import changed: other predictors, some steps, evaluation."""
+    from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
+    from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
+
+    model = slim_model(fastmask)
+    in_features = model.roi_heads.box_predictor.cls_score.in_features
+    model.roi_heads.box_predictor = FastRCNNPredictor(in_features, 3)
+    in_features_mask = model.roi_heads.mask_predictor.conv5_mask.in_channels
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(in_features_mask, 32, 3)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(params, lr=0.005, momentum=0.9, weight_decay=0.0005)
+    images, targets = draw_batch(torch.float32)
+    model.train()
+    history = []
+    for _ in range(8):
+        losses = sum(loss for loss in model(images, targets).values())
+        optimizer.zero_grad()
+        losses.backward()
+        optimizer.step()
+        history.append(losses.item())
+    assert min(history[4:]) < history[0]
+    model.eval()
+    with torch.no_grad():
+        predictions = model(images)
+    assert [sorted(prediction) for prediction in predictions] == [["boxes", "labels", "masks", "scores"]] * 3
+    for image, prediction in zip(images, predictions, strict=True):
+        assert prediction["masks"].shape[1:] == (1, *image.shape[1:])
