@@ -167,9 +167,12 @@ def test_exports_with_dynamic_sizes(strict: bool) -> None:
                             (("batch", 1, 16), ("rows", 2, 42), ("columns", 2, 42)))  # fmt: skip
     shapes = ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch})
     example = batch_of((120, 160), (128, 150), height=128, width=160)
+    others = [example, batch_of((190, 200), height=192, width=224)]
+    if torch.__version__ >= "2.12":  # 2.11's pooling guards on whether half the size is even
+        others.append(batch_of((96, 192), (64, 64), (90, 100), height=96, width=192))
     with torch.no_grad():
         program = torch.export.export(Infer(ours), example, dynamic_shapes=shapes, strict=strict)
-        for other in (example, batch_of((96, 192), (64, 64), (90, 100), height=96, width=192)):
+        for other in others:
             for actual, expected in zip(program.module()(*other), Infer(ours)(*other), strict=True):
                 torch.testing.assert_close(actual, expected)
     assert not [node for node in program.graph.nodes if "unbacked_bindings" in node.meta]

@@ -110,7 +110,8 @@ class RoIHeads(NotScriptable, nn.Module):
         batch, num = detections.labels.shape
         real = torch.arange(num, device=logits.device) < detections.count[:, None]
         masks = logits.sigmoid().view(batch, num, *logits.shape[1:])
-        return detections._replace(masks=masks.masked_fill(~real[:, :, None, None], 0))
+        masks = masks.masked_fill(~real[:, :, None, None], 0)
+        return Detections(detections.boxes, detections.labels, detections.scores, masks, detections.count)
 
 
 def pool(

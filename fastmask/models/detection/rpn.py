@@ -107,7 +107,7 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         boxes, scores, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             logit = flatten_anchors(logit.detach(), 1).squeeze(2)  # [B, H * W * A]
-            best, index = logit.topk(torch.sym_min(self.pre_nms_top_n(), logit.shape[1]), dim=1)
+            best, index = logit.topk(at_most(self.pre_nms_top_n(), logit.shape[1]), dim=1)
             chosen = flatten_anchors(delta.detach(), 4).gather(1, index[:, :, None].expand(-1, -1, 4))
             boxes.append(clip_to_sizes(self.box_coder.decode_boxes(chosen, anchor[index]), sizes))
             scores.append(best.sigmoid())
@@ -130,6 +130,14 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         """Feature maps of padded images of (height, width) -> logits, deltas and anchors of each level."""
         logits, deltas = self.head(features)
         return logits, deltas, self.anchor_generator.anchors(image_size, features)
+
+
+def at_most(wanted: int, there: int) -> int:
+    """The smaller of two numbers, of which the second may be symbolic (torch.export without strict)."""
+    if isinstance(there, int):
+        return min(wanted, there)
+    smaller: int = torch.sym_min(wanted, there)
+    return smaller
 
 
 def flatten_anchors(values: Tensor, channels: int) -> Tensor:
