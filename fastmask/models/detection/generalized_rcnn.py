@@ -39,6 +39,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         self.backbone = backbone
         self.rpn = rpn
         self.roi_heads = roi_heads
+        # else every convolution of channels-last features copies its weights first, at every call
+        self.to(memory_format=torch.channels_last)
 
     def infer(self, pixels: Tensor, sizes: Tensor) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
@@ -120,6 +121,7 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_roi_pool = mask_roi_pool
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor
+        self.to(memory_format=torch.channels_last)
 
 
 class MaskRCNNHeads(NotScriptable, nn.Sequential):
