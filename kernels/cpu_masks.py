@@ -17,10 +17,8 @@ from torch import Tensor
 
 from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype, expand_boxes
 
-RESIZE_LIMIT = (
-    2**24
-)  # pixels of one box resized whole; of a larger, mostly invisible one only the visible part is computed
-
+# Pixels of one box that may be resized whole; of a larger, mostly invisible one only the visible part is computed.
+RESIZE_LIMIT = 2**24
 
 NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {  # it has no bfloat16
     torch.float64: np.float64,

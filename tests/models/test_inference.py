@@ -126,6 +126,46 @@ def test_a_users_own_predictor() -> None:
             torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("names", [["0"], ["0", "pool"]], ids=["one map", "a map of unknown stride"])
+def test_a_users_own_backbone(names: list[str]) -> None:
+    """As torchvision's documentation builds one: any module with out_channels, its own anchors and poolers."""
+    models = []
+    for library in (torchvision, fastmask):
+        detection, ops = library.models.detection, library.ops
+        backbone = nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, 4, 1), nn.ReLU())
+        if len(names) > 1:
+            backbone = nn.Sequential(backbone, WithPool())
+        backbone.out_channels = 16
+        anchors = detection.anchor_utils.AnchorGenerator(((16, 32, 64),) * len(names), ((0.5, 1.0, 2.0),) * len(names))
+        models.append(
+            detection.MaskRCNN(
+                backbone,
+                num_classes=3,
+                rpn_anchor_generator=anchors,
+                box_roi_pool=ops.MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+                mask_roi_pool=ops.MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
+                mask_head=detection.mask_rcnn.MaskRCNNHeads(16, (256,), 1),
+                min_size=128,
+                box_score_thresh=0.1,
+                box_detections_per_img=20,
+            ).eval()
+        )
+    theirs, ours = models
+    with torch.no_grad():
+        theirs.rpn.head.cls_logits.weight *= 100  # else all logits are alike
+        theirs.roi_heads.box_predictor.cls_score.weight *= 8
+    ours.load_state_dict(theirs.state_dict())
+    found = check_exact(theirs, ours, pictures([(128, 160)]))
+    assert len(found[0]["boxes"])
+
+
+class WithPool(nn.Module):
+    """A map and its half."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"0": x, "pool": nn.functional.max_pool2d(x, 2)}
+
+
 def test_norms_are_folded_without_a_trace() -> None:
     """Hooks, other weights and training mode all see what they would see without folding."""
     _, ours = slim_pair("BatchNorm2d")

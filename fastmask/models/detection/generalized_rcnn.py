@@ -61,15 +61,20 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
 
     def extract(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Padded images -> feature maps by name, and feature pixels per image pixel of each."""
+        """Padded images -> feature maps by name, and feature pixels per image pixel of those RoIs are pooled from."""
         features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
-        strides = getattr(self.backbone, "strides", None)
-        if strides is None:  # a user's own backbone: the power of two nearest to what it did
-            height = pixels.shape[2]
-            strides = {name: 2 ** round(math.log2(height / feature.shape[2])) for name, feature in features.items()}
-        return features, {name: 1.0 / strides[name] for name in features if name in strides}
+        known = getattr(self.backbone, "strides", None) or {}
+        poolers = (self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool)
+        pooled = {name for pooler in poolers if pooler is not None for name in pooler.featmap_names}
+        scales = {}
+        for name in features:
+            if name in known:
+                scales[name] = 1.0 / known[name]
+            elif name in pooled:  # of a user's own backbone: the power of two nearest to what it did
+                scales[name] = 2.0 ** round(math.log2(features[name].shape[2] / pixels.shape[2]))
+        return features, scales
 
     def losses(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
         """The training twin of :meth:`infer`, in either mode: fixed shapes, five scalars (four without masks).

@@ -19,6 +19,7 @@ from fastmask.ops.roi_align import roi_align
 from fastmask.structures import Proposals, Targets
 
 BETA = 1 / 9  # where smooth L1 turns from a parabola into a line
+IGNORED = -100  # a label that cross entropy leaves out
 
 Losses = dict[str, Tensor]
 
@@ -85,9 +86,6 @@ def roi_losses(
         first = (boxes[:, :most], objects[:, :most], labels[:, :most], sample.positive[:, :most])
         losses["loss_mask"] = mask_loss(heads, features, scales, targets, *first)
     return losses
-
-
-IGNORED = -100  # a label that cross entropy leaves out
 
 
 def draw_proposals(heads: RoIHeads, proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Sample]:
