@@ -203,8 +203,7 @@ def batch_of(*sizes: tuple[int, int], height: int, width: int) -> tuple[Tensor, 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_exports_with_dynamic_sizes(strict: bool) -> None:
     _, ours = slim_pair()
-    batch, rows, columns = (torch.export.Dim(name, min=low, max=high) for name, low, high in
-                            (("batch", 1, 16), ("rows", 2, 42), ("columns", 2, 42)))  # fmt: skip
+    batch, rows, columns = torch.export.dims("batch", "rows", "columns", min=1, max=42)
     shapes = ({0: batch, 2: 32 * rows, 3: 32 * columns}, {0: batch})
     example = batch_of((120, 160), (128, 150), height=128, width=160)
     others = [example, batch_of((190, 200), height=192, width=224)]

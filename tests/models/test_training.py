@@ -165,8 +165,8 @@ def test_matcher_is_torchvisions() -> None:
 @pytest.mark.parametrize(("positives", "negatives"), [(0, 0), (0, 50), (3, 50), (50, 3), (50, 50), (50, 0), (2, 3)])
 def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -> None:
     """How many of each, which are eligible, each once; and every candidate has the same chance."""
-    labels = torch.cat([torch.ones(positives), torch.zeros(negatives), torch.full((7,), -1)]).long()[torch.randperm(
-        positives + negatives + 7)][None]  # fmt: skip
+    labels = torch.tensor([1] * positives + [0] * negatives + [-1] * 7)
+    labels = labels[torch.randperm(len(labels))][None]
     theirs = torchvision.models.detection._utils.BalancedPositiveNegativeSampler(20, 0.25)
     (expected_positive,), (expected_negative,) = theirs([labels[0]])
     sampler = BalancedPositiveNegativeSampler(20, 0.25)
