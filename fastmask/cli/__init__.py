@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from fastmask import __version__
 
-COMMANDS = {"env": "versions and devices, for a bug report"}
+COMMANDS = {
+    "predict": "find objects in pictures: overlays and one COCO-results file",
+    "env": "versions and devices, for a bug report",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

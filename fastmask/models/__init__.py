@@ -10,9 +10,11 @@ from fastmask.models._api import (
     get_weight,
     list_models,
 )
+from fastmask.models.checkpoint import Checkpoint, load_checkpoint
 from fastmask.models.resnet import *  # noqa: F403 -- the builders and weights that its __all__ names
 
 __all__ = [
+    "Checkpoint",
     "Weights",
     "WeightsEnum",
     "detection",
@@ -21,5 +23,6 @@ __all__ = [
     "get_model_weights",
     "get_weight",
     "list_models",
+    "load_checkpoint",
     *resnet.__all__,
 ]

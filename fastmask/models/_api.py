@@ -3,14 +3,17 @@
 import fnmatch
 import functools
 import importlib
+import pickle
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from torch import nn
-from torch.hub import load_state_dict_from_url
+from torch.hub import get_dir, load_state_dict_from_url
 
 
 @dataclass
@@ -41,17 +44,19 @@ class WeightsEnum(Enum):
 
         Raises:
             ConnectionError: not in the cache and not reachable; the message says which file to put where.
+            ValueError: the file in the cache is broken, or the download's hash is wrong.
         """
         options.setdefault("weights_only", True)
+        file = Path(get_dir(), "checkpoints", self.url.rpartition("/")[2])
         try:
             return load_state_dict_from_url(self.url, progress=progress, check_hash=check_hash, **options)
         except OSError as error:  # URLError is one
-            from torch.hub import get_dir
-
-            name = self.url.rpartition("/")[2]
             raise ConnectionError(
-                f"{self.url} cannot be reached ({error}): put {name} into {get_dir()}/checkpoints"
+                f"{self.url} cannot be reached ({error}): put {file.name} into {file.parent}"
             ) from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} is broken ({reason}): remove it and download again") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -130,8 +135,12 @@ def get_weight(name: str) -> WeightsEnum:
     raise ValueError(f"name must be <enum>.<member> of known weights, got {name!r}")
 
 
-def list_models(include: Iterable[str] | str | None = None, exclude: Iterable[str] | str | None = None) -> list[str]:
-    """Names of all models, sorted; ``include`` and ``exclude`` are shell patterns."""
+def list_models(
+    module: ModuleType | None = None,
+    include: Iterable[str] | str | None = None,
+    exclude: Iterable[str] | str | None = None,
+) -> list[str]:
+    """Names of all models, or of those in ``module``, sorted; ``include`` and ``exclude`` are shell patterns."""
     importlib.import_module("fastmask.models.detection")
 
     def matching(patterns: Iterable[str] | str) -> set[str]:
@@ -139,6 +148,8 @@ def list_models(include: Iterable[str] | str | None = None, exclude: Iterable[st
         return {name for pattern in patterns for name in fnmatch.filter(_BUILDERS, pattern)}
 
     names = matching(include) if include else set(_BUILDERS)
+    if module is not None:
+        names = {name for name in names if _BUILDERS[name].__module__.startswith(module.__name__ + ".")}
     return sorted(names - matching(exclude) if exclude else names)
 
 

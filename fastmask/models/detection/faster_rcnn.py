@@ -1,15 +1,21 @@
 """Faster R-CNN (arXiv 1506.01497) on a feature pyramid; torchvision.models.detection.faster_rcnn's names."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.models._api import Weights, WeightsEnum, overwrite_num_classes, register_model
-from fastmask.models._meta import COCO_CATEGORIES
-from fastmask.models._presets import ObjectDetection
-from fastmask.models.detection._utils import overwrite_eps
+from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models.detection._weights import (
+    Source,
+    classes_for,
+    coco_weights,
+    find_weights,
+    load_weights,
+    norms_frozen,
+)
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor, _validate_trainable_layers
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -196,19 +202,6 @@ class FastRCNNPredictor(NotScriptable, nn.Module):
         return self.cls_score(x), self.bbox_pred(x)
 
 
-def coco_weights(file: str, num_params: int, recipe: str, **metrics: float) -> Weights:
-    """Weights of a detector trained on COCO, with the average precisions that torchvision publishes."""
-    meta = {
-        "categories": COCO_CATEGORIES,
-        "num_classes": len(COCO_CATEGORIES),
-        "min_size": (1, 1),
-        "num_params": num_params,
-        "recipe": f"https://github.com/pytorch/vision/{recipe}",
-        "_metrics": {"COCO-val2017": metrics},
-    }
-    return Weights(f"https://download.pytorch.org/models/{file}", ObjectDetection, meta)
-
-
 class FasterRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name
     """COCO weights of :func:`fasterrcnn_resnet50_fpn`."""
 
@@ -229,7 +222,7 @@ class FasterRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
 
 
 def v1_backbone(
-    weights: WeightsEnum | None,
+    weights: Source,
     weights_backbone: ResNet50_Weights | None,
     progress: bool,
     trainable_layers: int | None,
@@ -237,13 +230,13 @@ def v1_backbone(
     """ResNet-50 with its pyramid as the first models have it: norms frozen wherever anything was trained before."""
     trained = weights is not None or weights_backbone is not None
     layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
-    norm_layer = FrozenBatchNorm2d if trained else nn.BatchNorm2d
+    norm_layer = FrozenBatchNorm2d if norms_frozen(weights, weights_backbone) else nn.BatchNorm2d
     body = resnet50(weights=None if weights else weights_backbone, progress=progress, norm_layer=norm_layer)
     return _resnet_fpn_extractor(body, layers)
 
 
 def v2_parts(
-    weights: WeightsEnum | None,
+    weights: Source,
     weights_backbone: ResNet50_Weights | None,
     progress: bool,
     trainable_layers: int | None,
@@ -269,27 +262,30 @@ def v2_parts(
 )
 def fasterrcnn_resnet50_fpn(
     *,
-    weights: FasterRCNN_ResNet50_FPN_Weights | str | None = None,
+    weights: FasterRCNN_ResNet50_FPN_Weights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     weights_backbone: ResNet50_Weights | str | None = ResNet50_Weights.IMAGENET1K_V1,
     trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
     **kwargs: Any,
 ) -> FasterRCNN:
     """Faster R-CNN with a ResNet-50 and a pyramid.
 
     Args:
-        weights: COCO weights, or None.
+        weights: COCO weights, a file of a user's own (see :class:`fastmask.models.Checkpoint`; of frozen norms it is
+            taken to have been trained with an eps of 0, as COCO_V1 is), or None.
         progress: show the download.
         num_classes: with background; None for the weights', or 91.
         weights_backbone: the ResNet's, where ``weights`` is None.
         trainable_backbone_layers: see :func:`resnet_fpn_backbone`; None for 3, or all without weights.
+        new_predictors: load all of ``weights`` but the predictors, to fine-tune on other classes.
         **kwargs: :class:`FasterRCNN`'s.
     """
-    trained: FasterRCNN_ResNet50_FPN_Weights | None = FasterRCNN_ResNet50_FPN_Weights.verify(weights)
+    trained = find_weights(FasterRCNN_ResNet50_FPN_Weights, weights)
     backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = FasterRCNN(backbone, num_classes=classes_for(num_classes, trained), **kwargs)
-    load_weights(model, trained, progress, eps=0.0)
+    model = FasterRCNN(backbone, num_classes=classes_for(num_classes, trained, new_predictors), **kwargs)
+    load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
 
 
@@ -300,31 +296,17 @@ def fasterrcnn_resnet50_fpn(
 )
 def fasterrcnn_resnet50_fpn_v2(
     *,
-    weights: FasterRCNN_ResNet50_FPN_V2_Weights | str | None = None,
+    weights: FasterRCNN_ResNet50_FPN_V2_Weights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     weights_backbone: ResNet50_Weights | str | None = None,
     trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
     **kwargs: Any,
 ) -> FasterRCNN:
     """The improved model (arXiv 2111.11429); arguments as :func:`fasterrcnn_resnet50_fpn`."""
-    trained: FasterRCNN_ResNet50_FPN_V2_Weights | None = FasterRCNN_ResNet50_FPN_V2_Weights.verify(weights)
+    trained = find_weights(FasterRCNN_ResNet50_FPN_V2_Weights, weights)
     parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = FasterRCNN(num_classes=classes_for(num_classes, trained), **parts, **kwargs)
-    load_weights(model, trained, progress)
+    model = FasterRCNN(num_classes=classes_for(num_classes, trained, new_predictors), **parts, **kwargs)
+    load_weights(model, trained, progress, new_predictors)
     return model
-
-
-def classes_for(num_classes: int | None, weights: WeightsEnum | None) -> int:
-    """As many as the weights have; without weights what was asked for, or COCO's."""
-    if weights is not None:
-        return overwrite_num_classes(num_classes, weights)
-    return len(COCO_CATEGORIES) if num_classes is None else num_classes
-
-
-def load_weights(model: nn.Module, weights: WeightsEnum | None, progress: bool, eps: float | None = None) -> None:
-    """Load them, if any; ``eps`` is that of the norms they were trained with."""
-    if weights is not None:
-        model.load_state_dict(weights.get_state_dict(progress=progress))
-        if eps is not None:
-            overwrite_eps(model, eps)

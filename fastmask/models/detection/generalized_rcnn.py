@@ -11,9 +11,11 @@ from fastmask.models.detection.losses import Losses, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.models.detection.targets import check_targets, padded_targets
-from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from fastmask.ops._utils import NotScriptable, check_shape
 from fastmask.structures import Detections, Proposals, Targets
+
+Sizes = list[tuple[int, int]]  # (height, width) of each image
 
 
 class GeneralizedRCNN(NotScriptable, nn.Module):
@@ -107,6 +109,20 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         """
         if self.training:
             return self.losses_of(images, targets)
+        return self.transform.postprocess(*self._detected(images))
+
+    def detect(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """As :meth:`forward` in eval mode, but with masks as they are before pasting: probabilities [n, 1, M, M].
+
+        For :func:`fastmask.ops.encode_masks` and :func:`fastmask.ops.paste_masks`, which need little memory.
+        """
+        found, shapes, originals = self._detected(images)
+        for detections, shape, original in zip(found, shapes, originals, strict=True):
+            detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
+        return found
+
+    def _detected(self, images: list[Tensor]) -> tuple[list[dict[str, Tensor]], Sizes, Sizes]:
+        """Detections in pixels of the batch, the images' sizes there, and their own."""
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
@@ -117,7 +133,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         detections = trimmed(self.roi_heads.select(logits, deltas, proposals, sizes))
         if self.roi_heads.has_mask():
             detections = self.roi_heads.segment(features, scales, detections)
-        return self.transform.postprocess(split(detections), batch.image_sizes, original)
+        return split(detections), batch.image_sizes, original
 
     def losses_of(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Losses:
         """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval."""

@@ -1,5 +1,6 @@
 """Mask R-CNN (arXiv 1703.06870) on a feature pyramid; torchvision.models.detection.mask_rcnn's names."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +9,12 @@ import torch
 from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models.detection._weights import classes_for, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
     _check_type,
     _out_channels,
-    classes_for,
-    coco_weights,
-    load_weights,
     v1_backbone,
     v2_parts,
 )
@@ -206,18 +205,19 @@ class MaskRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
 )
 def maskrcnn_resnet50_fpn(
     *,
-    weights: MaskRCNN_ResNet50_FPN_Weights | str | None = None,
+    weights: MaskRCNN_ResNet50_FPN_Weights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     weights_backbone: ResNet50_Weights | str | None = ResNet50_Weights.IMAGENET1K_V1,
     trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
     **kwargs: Any,
 ) -> MaskRCNN:
     """Mask R-CNN with a ResNet-50 and a pyramid; arguments as :func:`fasterrcnn_resnet50_fpn`, and MaskRCNN's."""
-    trained: MaskRCNN_ResNet50_FPN_Weights | None = MaskRCNN_ResNet50_FPN_Weights.verify(weights)
+    trained = find_weights(MaskRCNN_ResNet50_FPN_Weights, weights)
     backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = MaskRCNN(backbone, num_classes=classes_for(num_classes, trained), **kwargs)
-    load_weights(model, trained, progress, eps=0.0)
+    model = MaskRCNN(backbone, num_classes=classes_for(num_classes, trained, new_predictors), **kwargs)
+    load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
 
 
@@ -228,18 +228,19 @@ def maskrcnn_resnet50_fpn(
 )
 def maskrcnn_resnet50_fpn_v2(
     *,
-    weights: MaskRCNN_ResNet50_FPN_V2_Weights | str | None = None,
+    weights: MaskRCNN_ResNet50_FPN_V2_Weights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     weights_backbone: ResNet50_Weights | str | None = None,
     trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
     **kwargs: Any,
 ) -> MaskRCNN:
     """The improved model (arXiv 2111.11429); arguments as :func:`maskrcnn_resnet50_fpn`."""
-    trained: MaskRCNN_ResNet50_FPN_V2_Weights | None = MaskRCNN_ResNet50_FPN_V2_Weights.verify(weights)
+    trained = find_weights(MaskRCNN_ResNet50_FPN_V2_Weights, weights)
     parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     channels = parts["backbone"].out_channels
     parts["mask_head"] = MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
-    model = MaskRCNN(num_classes=classes_for(num_classes, trained), **parts, **kwargs)
-    load_weights(model, trained, progress)
+    model = MaskRCNN(num_classes=classes_for(num_classes, trained, new_predictors), **parts, **kwargs)
+    load_weights(model, trained, progress, new_predictors)
     return model

@@ -1,0 +1,138 @@
+"""Weights from files: torchvision's checkpoints and users' own, bare or wrapped, pickled or safetensors."""
+
+import argparse
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models._meta import COCO_CATEGORIES
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
+
+
+class Checkpoint:
+    """A file's state dict, with what of a :class:`WeightsEnum` member the detection builders use.
+
+    Args:
+        path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
+            ``state_dict`` or ``model_state_dict`` (and, if it has, names by label as ``categories``). Only tensors and
+            plain values are ever unpickled. ``meta`` holds the number of classes and, where known, their names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        content = _read(self.path)
+        self._state = _state_dict(self.path, content)
+        self.meta: dict[str, Any] = {}
+        if CLASSIFIERS[0] in self._state:
+            self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
+        if isinstance(content.get("categories"), list):
+            self.meta["categories"] = content["categories"]
+        elif self.meta.get("num_classes") == len(COCO_CATEGORIES):
+            self.meta["categories"] = COCO_CATEGORIES
+
+    @property
+    def norms_frozen(self) -> bool:
+        """Whether the backbone's norms were frozen where it was trained: only trained ones count their batches."""
+        return not any(key.startswith("backbone.body.") and key.endswith("num_batches_tracked") for key in self._state)
+
+    def get_state_dict(self, progress: bool = True) -> dict[str, Tensor]:
+        """The state dict; ``progress`` is that of downloads."""
+        return dict(self._state)
+
+    def __repr__(self) -> str:
+        return self.path
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predictors: bool = False) -> None:
+    """Load a model's weights from a file; see :class:`Checkpoint` for its kinds.
+
+    Args:
+        model: any R-CNN of ours, its number of classes included.
+        path: of the file.
+        new_predictors: load all but the box and mask predictors, which stay as they are: to fine-tune on other classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, or of another model; of another number of classes, both are named.
+    """
+    checkpoint = Checkpoint(path)
+    load_state(model, checkpoint.get_state_dict(), checkpoint.path, new_predictors)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
+    """``model.load_state_dict`` with errors that name ``source``; ``new_predictors``: see :func:`load_checkpoint`."""
+    if new_predictors:
+        state = {key: value for key, value in state.items() if not key.startswith(PREDICTORS)}
+    own = model.state_dict()
+    for key in CLASSIFIERS:
+        if key in state and key in own and state[key].shape[0] != own[key].shape[0]:
+            raise wrong_num_classes(state[key].shape[0], source, own[key].shape[0])
+    try:
+        missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{source} is not of this model: {error}") from error
+    # a norm that was frozen never counted its batches
+    optional = PREDICTORS if new_predictors else ()
+    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
+    if missing or unexpected:
+        found = (
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+            if keys
+        )
+        raise ValueError(f"{source} is not of this model: its keys must be the model's, got {' and '.join(found)}")
+
+
+def wrong_num_classes(trained: int, source: str, actual: int) -> ValueError:
+    """For weights of another number of classes than the model's."""
+    hint = "new_predictors=True loads all but the predictors"
+    return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The file's dict."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:  # whose message recommends to unpickle anything at all
+        raise ValueError(f"{path} must be a checkpoint of tensors and plain values, got something else") from error
+    except Exception as error:  # each format's reader raises its own kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a state dict, got {type(content).__name__}")
+    return content
+
+
+def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict inside, its keys without what wrappers put before them."""
+    for name in WRAPPERS:
+        if isinstance(content.get(name), dict):
+            content = content[name]
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if others or not content:
+        raise ValueError(f"{path} must hold a state dict, alone or as {', '.join(WRAPPERS)}, got {others or 'nothing'}")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return content

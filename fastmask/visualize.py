@@ -1,0 +1,111 @@
+"""Detections drawn on their picture: masks, boxes, labels and scores."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco
+
+MASK_OPACITY = 0.45
+Color = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+def draw_detections(
+    picture: Image.Image, detections: Mapping[str, Any], categories: Sequence[str] | None = None
+) -> Image.Image:
+    """A copy of the picture with each detection in a colour of its own, the smallest on top.
+
+    Args:
+        picture: what the detections are of; boxes are in its pixels.
+        detections: boxes [N, 4], labels [N], optionally scores [N], optionally masks: [N, H, W] or [N, 1, H, W] bool or
+            probabilities (cut at 0.5), or N COCO RLEs.
+        categories: names by label; without one a label is its number.
+
+    Returns:
+        RGB, of the picture's size.
+    """
+    boxes = np.asarray(detections["boxes"], dtype=np.float64).reshape(-1, 4)
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    stroke = max(1, round(max(picture.size) / 500))
+    pixels = np.array(picture.convert("RGB"))
+    if "masks" in detections:
+        for i in order:
+            _paint(pixels, _mask(detections["masks"][i]), _color(i), stroke)
+    drawn = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(drawn)
+    for i in order:
+        x1, y1, x2, y2 = boxes[i]
+        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_color(i), width=stroke)
+    font = ImageFont.load_default(max(10.0, max(picture.size) / 60))
+    taken: list[Rectangle] = []
+    for i in order[::-1]:
+        text = _caption(detections, int(i), categories)
+        x1, y1, x2, y2 = canvas.textbbox((0, 0), text, font=font)
+        place = _free_place(boxes[i], (x2 - x1 + 2 * stroke, y2 - y1 + 2 * stroke), picture.size, taken)
+        taken.append(place)
+        canvas.rectangle(place, fill=_color(i))
+        canvas.text((place[0] + stroke - x1, place[1] + stroke - y1), text, fill=_ink(_color(i)), font=font)
+    return drawn
+
+
+def _color(index: int) -> Color:
+    """Distinct from its neighbours': hues a golden section apart, in turns of two brightnesses."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.618034 * index) % 1.0, 0.85, (1.0, 0.8)[index % 2])
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _ink(color: Color) -> Color:
+    """Black or white, whichever is read better on it."""
+    return (0, 0, 0) if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else (255, 255, 255)
+
+
+def _mask(mask: Any) -> Mask:
+    """One mask as bool [H, W]."""
+    if isinstance(mask, dict):
+        return np.asarray(coco.decode(mask), dtype=bool)
+    array = np.asarray(mask)
+    return array.reshape(array.shape[-2:]) > 0.5
+
+
+def _paint(pixels: Pixels, mask: Mask, color: Color, stroke: int) -> None:
+    """Tint the mask's pixels in place, its rim in the full colour."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:
+        return
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside, target = mask[part], pixels[part]
+    core = np.pad(inside, 1)
+    for _ in range(stroke):  # the rim is what erosion takes away
+        core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
+    tinted = (1 - MASK_OPACITY) * target[inside] + MASK_OPACITY * np.array(color)
+    target[inside] = tinted.round().astype(np.uint8)
+    target[inside & ~core[1:-1, 1:-1]] = color
+
+
+def _caption(detections: Mapping[str, Any], index: int, categories: Sequence[str] | None) -> str:
+    label = int(detections["labels"][index])
+    name = categories[label] if categories is not None and 0 <= label < len(categories) else str(label)
+    return f"{name} {float(detections['scores'][index]):.2f}" if "scores" in detections else name
+
+
+def _free_place(
+    box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Where a caption goes: above its box, else inside, below or beside it, where no other caption is."""
+    (width, height), (x1, y1, x2, y2) = size, box
+    corners = [(x1, y1 - height), (x1, y1), (x1, y2), (x1, y2 - height), (x2 - width, y1), (x2, y1), (x2, y2 - height)]
+    places = []
+    for x, y in corners:
+        x = min(max(x, 0.0), max(picture[0] - 1 - width, 0.0))
+        y = min(max(y, 0.0), max(picture[1] - 1 - height, 0.0))
+        places.append((x, y, x + width, y + height))
+    for place in places:
+        if not any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken):
+            return place
+    return places[0]

@@ -1,0 +1,155 @@
+"""``fastmask predict`` on the slim model: pictures, results, what is skipped, what is refused."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matching import matched_share
+from pictures import draw_picture
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from slim import slim_model, slim_pair
+from torch import nn
+
+import fastmask
+from fastmask.cli import main
+from fastmask.cli._pictures import find_pictures, image_ids, outputs_for
+from fastmask.images import read_image
+from fastmask.models import _api
+from fastmask.models._presets import to_float
+from fastmask.models.detection._weights import load_weights
+
+
+@pytest.fixture
+def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
+    """A checkpoint of torchvision's slim model, which ``--model slim`` builds, and that model."""
+
+    def build(weights: Any, **options: Any) -> nn.Module:
+        model = slim_model(fastmask, **options)
+        load_weights(model, weights, progress=False, new_predictors=False)
+        return model
+
+    build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__
+    monkeypatch.setitem(_api._BUILDERS, "slim", build)
+    monkeypatch.setitem(_api._WEIGHTS, "slim", fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights)
+    theirs, _ = slim_pair()
+    torch.save(
+        {"model": theirs.state_dict(), "categories": ["-", "one", "two", "three", "four"]}, tmp_path / "slim.pth"
+    )
+    return tmp_path / "slim.pth", theirs
+
+
+def picture_file(path: Path, height: int = 128, width: int = 170) -> Path:
+    pixels = (draw_picture(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def predict(weights: Path, folder: Path, *arguments: Any) -> int:
+    return main(["predict", "--model", "slim", "--weights", str(weights), "--out", str(folder), *map(str, arguments)])
+
+
+def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """The JSON, loaded by pycocotools, holds what torchvision's model finds above the score."""
+    weights, theirs = slim_file
+    paths = [picture_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
+    assert predict(weights, tmp_path / "out", "--score", 0.06, *paths) == 0
+    truth = COCO()
+    truth.dataset = {"images": [{"id": i} for i in range(3)], "annotations": [], "categories": []}
+    truth.createIndex()
+    results = truth.loadRes(str(tmp_path / "out" / "predictions.json"))
+    theirs.roi_heads.score_thresh = 0.06
+    shares = []
+    for i, path in enumerate(paths):
+        picture = to_float(read_image(path))
+        with torch.no_grad():
+            (expected,) = theirs([picture])
+        found = results.loadAnns(results.getAnnIds(imgIds=[i]))
+        assert len(found)
+        assert {entry["file_name"] for entry in found} == {path.name}
+        masks = np.stack([coco_mask.decode(entry["segmentation"]) for entry in found])
+        boxes = torch.tensor([entry["bbox"] for entry in found])
+        actual = {
+            "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+            "labels": torch.tensor([entry["category_id"] for entry in found]),
+            "scores": torch.tensor([entry["score"] for entry in found]),
+            "masks": torch.from_numpy(masks)[:, None].float(),
+        }
+        shares.append(matched_share(actual, expected))
+        overlay = Image.open(tmp_path / "out" / f"{i}.png")
+        assert overlay.size == (picture.shape[2], picture.shape[1])
+        assert not np.array_equal(np.array(overlay), np.array(read_image(path)))
+    assert sum(shares) / 3 >= 0.99
+
+
+def test_broken_files_are_named_and_the_rest_go_on(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights, _ = slim_file
+    whole = [picture_file(tmp_path / name) for name in ("a.jpg", "z.png")]
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(whole[0].read_bytes()[:2000])
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    assert predict(weights, tmp_path / "out", whole[0], torn, text, tmp_path / "none.png", whole[1]) == 1
+    printed = capfd.readouterr()
+    for name in ("torn.jpg", "text.jpg", "none.png"):
+        assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
+    assert "in 2 pictures" in printed.out
+    assert "5/5" in printed.err  # the progress bar's end
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "predictions.json", "z.png"]
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} <= {1, 5}
+    assert predict(weights, tmp_path / "alone", text) == 1
+    assert json.loads((tmp_path / "alone" / "predictions.json").read_text()) == []
+
+
+def test_a_score_of_one_keeps_nothing(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    path = picture_file(tmp_path / "a.png")
+    assert predict(slim_file[0], tmp_path / "out", "--score", 1, path) == 0
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), np.array(Image.open(path)))
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+
+
+def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = picture_file(tmp_path / "a.png")
+    for arguments, message in {
+        ("--score", "1.5"): "--score must be in [0, 1], got 1.5",
+        ("--score", "nan"): "--score must be in [0, 1], got nan",
+        ("--model", "resnet50"): "--model must be one of fasterrcnn_resnet50_fpn, ",
+        ("--device", "abacus"): "--device must be one that this machine has, got 'abacus'",
+        ("--weights", "none.pth"): "weights must be COCO_V1, DEFAULT or a file, got 'none.pth'",
+        ("--weights", str(path)): "a.png must be a checkpoint",
+        ("--model", "maskrcnn_resnet50_fpn_v2"): "slim.pth is not of this model",
+        ("--out", str(path / "out")): "Not a directory",
+    }.items():
+        assert predict(slim_file[0], tmp_path / "out", path, *arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("fastmask predict: ")
+        assert message in printed
+
+
+def test_which_pictures_are_meant(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a.png", tmp_path / "b.JPG"
+    assert find_pictures([tmp_path]) == [a, b]
+    assert find_pictures([b, tmp_path, tmp_path / "notes.txt", b]) == [b, a, tmp_path / "notes.txt"]
+
+
+def test_image_ids() -> None:
+    assert image_ids([Path("000000397133.jpg"), Path("x/000000000008.jpg")]) == [397133, 8]
+    assert image_ids([Path("7.jpg"), Path("street.jpg")]) == [1, 2]
+    assert image_ids([Path("7.jpg"), Path("007.png")]) == [1, 2]
+    assert image_ids([]) == []
+
+
+def test_no_output_hides_a_picture_or_another_output(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "x" / "a.jpg", tmp_path / "a-2.jpg", tmp_path / "b.jpg"]
+    names = [path.name for path in outputs_for(paths, tmp_path, ".png")]
+    assert names == ["a-2.png", "a-3.png", "a-2-2.png", "b.png"]

@@ -1,0 +1,97 @@
+"""What is drawn on a picture, and what is left as it was."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from fastmask.visualize import _color, _free_place, draw_detections
+
+
+def detections_in(masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of masks [N, H, W] bool, their boxes' pixels included."""
+    boxes = [
+        [m.any(0).nonzero().min(), m.any(1).nonzero().min(), m.any(0).nonzero().max(), m.any(1).nonzero().max()]
+        for m in masks
+    ]
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32),
+        "labels": torch.arange(1, len(masks) + 1),
+        "scores": torch.linspace(0.9, 0.5, len(masks)),
+        "masks": masks,
+    }
+
+
+def disc(height: int, width: int, y: float, x: float, radius: float) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def test_masks_are_tinted_and_rimmed() -> None:
+    masks = disc(300, 400, 150, 200, 100)[None]
+    grey = Image.new("RGB", (400, 300), (128, 128, 128))
+    drawn = np.array(draw_detections(grey, detections_in(masks), ["background", "disc"])).astype(int)
+    color = np.array(_color(0))
+    assert np.abs(drawn[150, 200] - (0.55 * 128 + 0.45 * color)).max() <= 1  # inside
+    assert (drawn[150, 100] == color).all()  # its rim
+    assert (drawn[150, 20] == 128).all()  # outside
+    assert (np.array(grey) == 128).all()  # the caller's own picture
+
+
+def test_kinds_of_masks_are_drawn_alike() -> None:
+    masks = torch.stack([disc(120, 160, 60, 50, 30), disc(120, 160, 70, 100, 20)])
+    detections = detections_in(masks)
+    rles = [coco.encode(np.asfortranarray(mask.numpy().view(np.uint8))) for mask in masks]
+    picture = Image.fromarray(np.random.randint(0, 256, (120, 160, 3), dtype=np.uint8))
+    expected = np.array(draw_detections(picture, detections))
+    for other in (masks[:, None].float() * 0.9, rles):
+        assert np.array_equal(np.array(draw_detections(picture, detections | {"masks": other})), expected)
+
+
+def test_the_smallest_is_on_top() -> None:
+    masks = torch.stack([disc(300, 300, 150, 150, 20), disc(300, 300, 150, 150, 120)])
+    drawn = np.array(draw_detections(Image.new("RGB", (300, 300)), detections_in(masks))).astype(int)
+    below = 0.45 * np.array(_color(1))
+    assert np.abs(drawn[150, 150] - (0.55 * below + 0.45 * np.array(_color(0)))).max() <= 2
+
+
+def test_nothing_found_changes_nothing() -> None:
+    picture = Image.fromarray(np.random.randint(0, 256, (30, 40, 3), dtype=np.uint8))
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+    for detections in (nothing, nothing | {"masks": torch.zeros(0, 1, 30, 40)}):
+        assert np.array_equal(np.array(draw_detections(picture, detections)), np.array(picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_any_mode(mode: str) -> None:
+    detections = detections_in(disc(60, 80, 30, 40, 10)[None])
+    drawn = draw_detections(Image.new(mode, (80, 60)), detections)
+    assert (drawn.mode, drawn.size) == ("RGB", (80, 60))
+
+
+def test_odd_boxes_labels_and_sizes() -> None:
+    """Inverted, outside, of no area, larger than the picture; labels without a name; a picture of one pixel."""
+    detections = {
+        "boxes": torch.tensor([[50.0, 50, 10, 10], [-90, -90, -50, -50], [9, 9, 9, 9], [-1e4, -1e4, 1e4, 1e4]]),
+        "labels": torch.tensor([0, 7, -1, 1]),
+    }
+    for size in ((64, 48), (1, 1)):
+        assert draw_detections(Image.new("RGB", size), detections, ["nothing", "thing"]).size == size
+
+
+def test_captions_avoid_each_other() -> None:
+    taken: list[tuple[float, float, float, float]] = []
+    for _ in range(4):  # boxes in the same place
+        place = _free_place((100, 100, 300, 300), (60, 12), (640, 480), taken)
+        assert 0 <= place[0] < place[2] < 640
+        assert 0 <= place[1] < place[3] < 480
+        assert not [t for t in taken if place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3]]
+        taken.append(place)
+    corner = _free_place((-50, -50, 2000, 2000), (60, 12), (640, 480), [])
+    assert corner == (0, 0, 60, 12)
+
+
+def test_neighbours_differ_in_colour() -> None:
+    for i in range(30):
+        assert max(abs(a - b) for a, b in zip(_color(i), _color(i + 1), strict=True)) > 80
