@@ -1,4 +1,4 @@
-"""``pytest benchmarks --benchmark-only``: each op beside torchvision's, on the same inputs, in one run.
+"""``pytest benchmarks --benchmark-only``: ops and a whole model beside torchvision's, on the same inputs, in one run.
 
 Agreement is checked before anything is timed; a disagreement is an error, not a row.
 """
@@ -33,7 +33,7 @@ def processor() -> str:
 
 @pytest.mark.parametrize("provider", ["torchvision", "fastmask"])
 @pytest.mark.parametrize("name", CASES)
-def test_op(benchmark: BenchmarkFixture, name: str, provider: str) -> None:
+def test_case(benchmark: BenchmarkFixture, name: str, provider: str) -> None:
     case = checked_case(name)
     benchmark.group = name
     benchmark.extra_info.update(
@@ -43,4 +43,4 @@ def test_op(benchmark: BenchmarkFixture, name: str, provider: str) -> None:
         torch=torch.__version__,
         torchvision=torchvision.__version__,
     )
-    benchmark.pedantic(getattr(case, provider), rounds=11, warmup_rounds=2)
+    benchmark.pedantic(getattr(case, provider), rounds=case.rounds, warmup_rounds=2)

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask import ops
+from fastmask import models, ops
+from fastmask.benchmarks.settled import settle
+from fastmask.matching import matched_share
 
 IMAGE = (800, 1344)  # padded; pixels
 PICTURE = (800, 1333)
@@ -24,6 +27,7 @@ class Case(NamedTuple):
     fastmask: Callable[[], Any]
     agree: Callable[[Any, Any], None]  # raises AssertionError; called with both answers, ours first
     inputs: str  # shapes and dtypes, for the report
+    rounds: int = 11
 
 
 def boxes_in(generator: torch.Generator, num: int, size: tuple[int, int], exponent: float = 3.2) -> Tensor:
@@ -95,6 +99,45 @@ def batched_nms(generator: torch.Generator, num: int, groups: int, threshold: fl
     )
 
 
+def mask_rcnn(generator: torch.Generator) -> Case:
+    """A whole model, from the picture to pasted masks; its weights settled, as trained ones are not to be had."""
+    import torchvision
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs, ours = (
+            library.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
+            for library in (torchvision.models, models)
+        )
+    picture = textured(generator, PICTURE)
+    settle(theirs, textured(generator, (320, 512))[None])
+    ours.load_state_dict(theirs.state_dict())
+
+    def runner(model: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.no_grad():
+                return model([picture])[0]
+
+        return run
+
+    def agree(ours: Any, theirs: Any) -> None:
+        assert len(ours["boxes"]) == 100, f"there must be 100 detections, got {len(ours['boxes'])}"
+        share = matched_share(ours, theirs)
+        assert share >= 0.99, f"only {share:.3f} of the detections match"
+
+    inputs = f"one picture of {PICTURE}, float32, ResNet-50 with FPN, 100 detections, masks pasted"
+    return Case(runner(theirs), runner(ours), agree, inputs, rounds=5)
+
+
+def textured(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
+    """A picture [3, H, W] in [0, 1] of rectangles on coarse and fine noise."""
+    coarse = torch.rand(1, 3, size[0] // 16, size[1] // 16, generator=generator)
+    picture = F.interpolate(coarse, size, mode="bilinear")[0] * 0.6 + 0.1 * torch.rand(3, *size, generator=generator)
+    for x1, y1, x2, y2 in boxes_in(generator, 40, size).int().tolist():
+        picture[:, y1:y2, x1:x2] = 0.3 * picture[:, y1:y2, x1:x2] + 0.7 * torch.rand(3, 1, 1, generator=generator)
+    return picture
+
+
 def hundred_masks(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Probabilities [100, 1, 28, 28] of blobs with ragged edges, and their boxes."""
     axis = torch.linspace(-1, 1, 28)
@@ -155,6 +198,7 @@ def roi_pool(generator: torch.Generator) -> Case:
 
 
 CASES: dict[str, Callable[[torch.Generator], Case]] = {
+    "Mask R-CNN": mask_rcnn,
     "RoIAlign, channels-last": lambda g: roi_align(g, "channels-last", 2, backward=False),
     "RoIAlign, NCHW": lambda g: roi_align(g, "NCHW", 2, backward=False),
     "RoIAlign, adaptive, channels-last": lambda g: roi_align(g, "channels-last", -1, backward=False),

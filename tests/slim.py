@@ -11,6 +11,7 @@ from torch import nn
 
 import fastmask.models
 import fastmask.ops
+from fastmask.benchmarks.settled import settle
 
 NUM_CLASSES = 5
 CHANNELS = 32
@@ -57,34 +58,14 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
     )
 
 
-def settle(model: nn.Module) -> None:
-    """Make random weights answer as trained ones do: norms with the statistics of pictures, and decided predictors.
-
-    Sharpened only so far that no RPN sigmoid reaches 1.0: tied scores make torchvision's own choice arbitrary.
-    """
-    norms = [module for module in model.modules() if hasattr(module, "running_var")]
-    pictures = torch.stack([draw_picture(128, 160)[0] for _ in range(4)])
-    mean, std = (torch.tensor(v)[:, None, None] for v in (model.transform.image_mean, model.transform.image_std))
-
-    def measure(module: nn.Module, inputs: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
-        variance, average = torch.var_mean(inputs[0].detach(), (0, 2, 3))
-        module.running_mean.copy_(average)
-        module.running_var.copy_(variance)
-        shape = (1, -1, 1, 1)
-        return (inputs[0] - average.view(shape)) / (variance.view(shape) + module.eps).sqrt()
-
-    hooks = [module.register_forward_hook(measure) for module in norms]
-    with torch.no_grad():
-        model.backbone((pictures - mean) / std)
-        for hook in hooks:
-            hook.remove()
-        model.rpn.head.cls_logits.weight *= 6
-        model.roi_heads.box_predictor.cls_score.weight *= 8
+def settle_on_pictures(model: nn.Module) -> None:
+    """See :func:`settle`."""
+    settle(model, torch.stack([draw_picture(128, 160)[0] for _ in range(4)]))
 
 
 def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
     """torchvision's and ours, with the same settled weights, in eval mode."""
     theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
-    settle(theirs)
+    settle_on_pictures(theirs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours

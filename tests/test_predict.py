@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matching import matched_share
 from pictures import draw_picture
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -20,6 +19,7 @@ import fastmask
 from fastmask.cli import main
 from fastmask.cli._pictures import find_pictures, image_ids, outputs_for
 from fastmask.images import read_image
+from fastmask.matching import matched_share
 from fastmask.models import _api
 from fastmask.models._presets import to_float
 from fastmask.models.detection._weights import load_weights

@@ -1,11 +1,17 @@
 """README's examples run as printed, and its commands are those that .ci/run calls."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from prefill import prefill
+from pycocotools import mask as coco_mask
 
 from fastmask.benchmarks.report import SLOT, filled
 
@@ -13,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+MAIN_JOB = "fastmask predict photo.jpg --weights COCO_V1"
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -25,12 +32,30 @@ def test_example_runs_as_printed(number: int, tmp_path: Path) -> None:
 
 def test_there_are_examples_and_commands() -> None:
     assert EXAMPLES
-    assert COMMANDS[:2] == ["pip install . && fastmask --help", "pip install -e '.[test]' && pytest"]
+    assert COMMANDS[:2] == [f"pip install . && {MAIN_JOB}", "pip install -e '.[test]' && pytest"]
+
+
+def test_main_job_runs_as_printed(tmp_path: Path) -> None:
+    """With the weights in torch.hub's cache, as nothing can be downloaded here."""
+    prefill(tmp_path)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"TORCH_HOME": str(tmp_path), "PATH": path}
+    done = subprocess.run(
+        MAIN_JOB, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    drawn, photo = (np.array(Image.open(tmp_path / name)) for name in ("predictions/photo.png", "photo.jpg"))
+    assert drawn.shape == photo.shape
+    assert not np.array_equal(drawn, photo)
+    results = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
+    assert f"{len(results)} detections in 1 picture" in done.stdout
+    assert results
+    assert coco_mask.decode([entry["segmentation"] for entry in results]).shape == (480, 640, len(results))
 
 
 def test_continuous_integration_calls_the_same_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    for command in COMMANDS[:2]:
+    for command in (MAIN_JOB, COMMANDS[1]):
         assert command in script
 
 

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         draw_detections(picture, detections, categories).save(overlay)
     (args.out / RESULTS).write_text(json.dumps(results))
     seen = f"{len(paths) - broken} pictures" if len(paths) - broken != 1 else "1 picture"
-    print(f"{len(results)} detections in {seen}: {args.out}{'/*.png' if len(paths) > 1 else ''}, {args.out / RESULTS}")
+    pictures = drawn[0] if len(drawn) == 1 else args.out / "*.png"
+    print(f"{len(results)} detections in {seen}: {pictures}, {args.out / RESULTS}")
     return 1 if broken else 0
 
 

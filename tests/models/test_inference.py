@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torchvision
-from matching import assert_exact, assert_exact_masks, matched_share
+from exact import assert_exact, assert_exact_masks
 from pictures import draw_picture
-from slim import settle, slim_pair
+from slim import settle_on_pictures, slim_pair
 from static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
+from fastmask.matching import matched_share
 from fastmask.models.detection.generalized_rcnn import split
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 
@@ -250,7 +251,7 @@ def test_resnet50_in_float64(name: str) -> None:
     """The real architectures, small pictures, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
     theirs = torchvision.models.get_model(name, **options).eval()
-    settle(theirs)
+    settle_on_pictures(theirs)
     ours = fastmask.models.get_model(name, **options).eval()
     ours.load_state_dict(theirs.state_dict())
     found = check_exact(theirs, ours, pictures([(100, 130)]))

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matching import assert_exact, matched_share
+from exact import assert_exact
 from PIL import Image
 from slim import slim_pair
 from torch import Tensor
+
+from fastmask.matching import matched_share
 
 FOLDER = os.environ.get("FASTMASK_BALLOON", "")
 
