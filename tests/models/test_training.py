@@ -11,6 +11,7 @@ from static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
+from fastmask.models.detection.losses import valid_rows_in_turn
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.models.detection.targets import padded_targets
 
@@ -215,6 +216,22 @@ def test_bad_targets_say_so(message: str) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 -- compared below, whole
         model(images, BAD_TARGETS[message](targets))
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 1.0])
+def test_padding_repeats_what_counts(share: float, device: torch.device) -> None:
+    """Where all rows are computed, norms in the heads must not see zeros; each valid row counts once."""
+    valid = torch.rand(3, 64, device=device) < share
+    rows, counts = valid_rows_in_turn(valid)
+    number = int(valid.sum())
+    assert rows.shape == counts.shape == (192,)
+    assert sorted(rows[counts].tolist()) == valid.flatten().nonzero().squeeze(1).tolist()
+    if number:
+        times = torch.bincount(rows, minlength=192)
+        assert not times[~valid.flatten()].any()
+        often = times[valid.flatten()]
+        assert often.min() == 192 // number
+        assert often.max() <= 192 // number + 1
 
 
 def test_the_fine_tuning_tutorial() -> None:

@@ -52,11 +52,11 @@ def rpn_losses(
 
 
 def box_loss(coder: BoxCoder, deltas: Tensor, boxes: Tensor, objects: Tensor, positive: Tensor) -> Tensor:
-    """Smooth L1 of deltas [B, S, 4] on boxes that stand for objects [B, S, 4], summed over the positive [B, S]."""
+    """Smooth L1 of deltas [..., 4] on boxes that stand for objects [..., 4], summed over the positive [...]."""
     with torch.no_grad():
-        wanted = torch.where(positive[:, :, None], coder.encode_single(objects, boxes), 0).to(deltas.dtype)
+        wanted = torch.where(positive[..., None], coder.encode_single(objects, boxes), 0).to(deltas.dtype)
     error = F.smooth_l1_loss(deltas, wanted, beta=BETA, reduction="none")
-    return (error * positive[:, :, None]).sum()
+    return (error * positive[..., None]).sum()
 
 
 def roi_losses(
@@ -69,18 +69,15 @@ def roi_losses(
     """Proposals -> loss_classifier, loss_box_reg and, with a mask branch, loss_mask."""
     with torch.no_grad():
         boxes, objects, labels, sample = draw_proposals(heads, proposals, targets)
-    rows = rows_to_compute(sample.valid)
+    rows, counts = rows_to_compute(sample.valid)
     logits, deltas = heads.classify(features, scales, boxes, rows)
-    wanted = torch.where(sample.valid, labels, IGNORED).flatten()[rows]
     total = sample.valid.sum()
-    batch, size = labels.shape
-    own = torch.zeros(batch * size, 4, dtype=deltas.dtype, device=deltas.device)
-    own = own.index_copy(0, rows, deltas.gather(1, wanted.clamp(min=0)[:, None, None].expand(-1, 1, 4)).squeeze(1))
-    target = take_rows(targets.boxes, objects)
-    losses = {
-        "loss_classifier": F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum") / total,
-        "loss_box_reg": box_loss(heads.box_coder, own.view(batch, size, 4), boxes, target, sample.positive) / total,
-    }
+    label = labels.flatten()[rows]
+    error = F.cross_entropy(logits, torch.where(counts, label, IGNORED), ignore_index=IGNORED, reduction="sum")
+    own = deltas.gather(1, label[:, None, None].expand(-1, 1, 4)).squeeze(1)  # [R, 4]
+    reference, target = (b.flatten(0, 1)[rows] for b in (boxes, take_rows(targets.boxes, objects)))
+    regression = box_loss(heads.box_coder, own, reference, target, sample.positive.flatten()[rows] & counts)
+    losses = {"loss_classifier": error / total, "loss_box_reg": regression / total}
     if heads.has_mask():
         most = heads.fg_bg_sampler.most_positives()  # positives come first
         first = (boxes[:, :most], objects[:, :most], labels[:, :most], sample.positive[:, :most])
@@ -100,14 +97,26 @@ def draw_proposals(heads: RoIHeads, proposals: Proposals, targets: Targets) -> t
     return take_rows(candidates, sample.indices), objects, labels, sample
 
 
-def rows_to_compute(valid: Tensor) -> Tensor:
-    """Which of the B * S rows a head sees: on the CPU only those that count, elsewhere (and when compiled) all of them.
+def rows_to_compute(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the B * S rows a head sees -> indices [R], and which of these count [R], each valid row once.
 
-    Norms of a head in training mode see the padding where all are computed.
+    On the CPU only the valid rows; elsewhere, and when compiled, as many as there are.
     """
     if valid.device.type == "cpu" and not torch.compiler.is_compiling():
-        return valid.flatten().nonzero().squeeze(1)
-    return torch.arange(valid.numel(), device=valid.device)
+        rows = valid.flatten().nonzero().squeeze(1)
+        return rows, torch.ones_like(rows, dtype=torch.bool)
+    return valid_rows_in_turn(valid)
+
+
+def valid_rows_in_turn(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The valid rows again and again until there are B * S, so that norms in a head see no padding.
+
+    Each comes as often as the others, or once more: batch statistics are those of the valid rows, but for that.
+    """
+    flat = valid.flatten()
+    order = torch.sort((~flat).to(torch.int8), stable=True).indices  # valid ones first
+    place, number = torch.arange(flat.shape[0], device=flat.device), flat.sum()
+    return order[place % number.clamp(min=1)], place < number
 
 
 def mask_loss(
@@ -125,7 +134,7 @@ def mask_loss(
     assert heads.mask_head is not None
     assert heads.mask_predictor is not None
     assert targets.masks is not None
-    rows = rows_to_compute(positive)
+    rows, counts = rows_to_compute(positive)
     hidden = heads.mask_head(pool(heads.mask_roi_pool, features, scales, boxes, rows))
     logits = class_masks(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():
@@ -135,5 +144,4 @@ def mask_loss(
         masks = targets.masks.flatten(0, 1)[:, None].to(boxes.dtype)
         wanted = roi_align(masks, rois, logits.shape[-2:])[:, 0].to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
-    counts = positive.flatten()[rows]
     return (error * counts).sum() / counts.sum().clamp(min=1)
