@@ -97,9 +97,10 @@ def _caption(detections: Mapping[str, Any], index: int, categories: Sequence[str
 def _free_place(
     box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Where a caption goes: above its box, else inside, below or beside it, where no other caption is."""
+    """Where a caption goes: above its box, else in, below, beside or farther off it, where no other caption is."""
     (width, height), (x1, y1, x2, y2) = size, box
     corners = [(x1, y1 - height), (x1, y1), (x1, y2), (x1, y2 - height), (x2 - width, y1), (x2, y1), (x2, y2 - height)]
+    corners += [(x1, y) for step in range(1, 5) for y in (y1 - (step + 1) * height, y2 + step * height)]
     places = []
     for x, y in corners:
         x = min(max(x, 0.0), max(picture[0] - 1 - width, 0.0))

@@ -82,7 +82,7 @@ def test_odd_boxes_labels_and_sizes() -> None:
 
 def test_captions_avoid_each_other() -> None:
     taken: list[tuple[float, float, float, float]] = []
-    for _ in range(4):  # boxes in the same place
+    for _ in range(12):  # boxes in the same place
         place = _free_place((100, 100, 300, 300), (60, 12), (640, 480), taken)
         assert 0 <= place[0] < place[2] < 640
         assert 0 <= place[1] < place[3] < 480
