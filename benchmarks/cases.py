@@ -110,7 +110,7 @@ def mask_rcnn(generator: torch.Generator) -> Case:
             for library in (torchvision.models, models)
         )
     picture = textured(generator, PICTURE)
-    settle(theirs, textured(generator, (320, 512))[None])
+    settle(theirs, [textured(generator, PICTURE)])
     ours.load_state_dict(theirs.state_dict())
 
     def runner(model: Any) -> Callable[[], Any]:

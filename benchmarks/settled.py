@@ -1,32 +1,52 @@
 """Random weights made to answer as trained ones do, where no trained weights can be had."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+RPN_LOGIT = 8.0  # the largest: no sigmoid may reach 1.0, since tied scores make torchvision's own choice arbitrary
+CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no softmax reaches 1.0
 
 
-def settle(model: nn.Module, pictures: Tensor) -> None:
-    """Give an R-CNN in eval mode, torchvision's or ours, norms with the statistics of pictures, and decided predictors.
-
-    Sharpened only so far that no RPN sigmoid reaches 1.0: tied scores make torchvision's own choice arbitrary.
+def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
+    """Give an R-CNN in eval mode, torchvision's or ours, norms with the statistics of pictures, features of
+    about 1, and decided predictors.
 
     Args:
         model: with its random weights, which are changed in place.
-        pictures (Tensor[N, 3, H, W]): in [0, 1], H and W in multiples of 32.
+        pictures: [3, h, w] in [0, 1], as the model takes them.
     """
-    mean, std = (torch.tensor(v)[:, None, None] for v in (model.transform.image_mean, model.transform.image_std))
+    factors: dict[nn.Module, list[float]] = {}  # what a layer's weights are multiplied by, call by call
 
-    def measure(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> Tensor:
-        variance, average = torch.var_mean(inputs[0].detach(), (0, 2, 3))
+    def measure(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> Tensor | None:
+        if inputs[0].numel() == 0:
+            return None
+        variance, average = torch.var_mean(inputs[0], (0, 2, 3))
         module.running_mean.copy_(average)
         module.running_var.copy_(variance)
         shape = (1, -1, 1, 1)
         return (inputs[0] - average.view(shape)) / (variance.view(shape) + module.eps).sqrt()
 
-    norms = [module for module in model.modules() if hasattr(module, "running_var")]
-    hooks = [module.register_forward_hook(measure) for module in norms]
+    def scale(layer: nn.Module, factor: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Multiply the layer's output in this pass, and remember to multiply its weights."""
+
+        def scaled(module: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
+            factors.setdefault(module, []).append(factor(output).item())
+            return output * factors[module][-1]
+
+        return layer.register_forward_hook(scaled)
+
+    hooks = [module.register_forward_hook(measure) for module in model.modules() if hasattr(module, "running_var")]
+    hooks += [scale(block[0], lambda x: 1 / x.std()) for block in model.backbone.fpn.layer_blocks]
+    hooks.append(scale(model.rpn.head.cls_logits, lambda x: RPN_LOGIT / x.abs().max()))
+    hooks.append(scale(model.roi_heads.box_predictor.cls_score, lambda x: CLASS_LOGIT / x.std()))
     with torch.no_grad():
-        model.backbone((pictures - mean) / std)
+        model(list(pictures))
         for hook in hooks:
             hook.remove()
-        model.rpn.head.cls_logits.weight *= 6
-        model.roi_heads.box_predictor.cls_score.weight *= 8
+        for module, values in factors.items():
+            module.weight *= min(values)
+            if module.bias is not None:
+                module.bias *= min(values)

@@ -1,6 +1,6 @@
 """``python tests/prefill.py DIR``: what README's first command needs where nothing can be downloaded.
 
-DIR/photo.jpg, a drawn picture, and settled random weights, where ``TORCH_HOME=DIR`` would hold COCO_V1.
+DIR/photo.jpg, a drawn picture, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
 """
 
 import sys
@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from pictures import draw_picture
 from PIL import Image
+from torch import Tensor
 
 from fastmask.benchmarks.settled import settle
 from fastmask.models import detection
 from fastmask.ops import FrozenBatchNorm2d
 
 
-def prefill(folder: Path) -> None:
-    """Write both into the folder, which is made."""
+def prefill(folder: Path, picture: Tensor) -> None:
+    """Write a picture [3, H, W] in [0, 1] and weights that find something on it into the folder, which is made."""
     cache = folder / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     backbone = detection.backbone_utils.resnet_fpn_backbone(
@@ -24,13 +25,12 @@ def prefill(folder: Path) -> None:
     )
     model = detection.MaskRCNN(backbone, num_classes=91).eval()
     detection._utils.overwrite_eps(model, 0.0)  # as COCO_V1 is built
-    settle(model, draw_picture(320, 512)[0][None])
+    settle(model, [picture])
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight *= 4  # so that something scores above 0.5
+        model.roi_heads.box_predictor.cls_score.weight *= 2  # so that something scores above 0.5
     torch.save(model.state_dict(), cache / detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url.rpartition("/")[2])
-    pixels = (draw_picture(480, 640)[0] * 255).byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(folder / "photo.jpg")
+    Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(folder / "photo.jpg")
 
 
 if __name__ == "__main__":
-    prefill(Path(sys.argv[1]))
+    prefill(Path(sys.argv[1]), draw_picture(480, 640)[0])

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from types import ModuleType
 from typing import Any
 
-import torch
 import torchvision
 from pictures import draw_picture
 from torch import nn
@@ -60,7 +59,7 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
 
 def settle_on_pictures(model: nn.Module) -> None:
     """See :func:`settle`."""
-    settle(model, torch.stack([draw_picture(128, 160)[0] for _ in range(4)]))
+    settle(model, [draw_picture(128, 160)[0] for _ in range(4)])
 
 
 def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:

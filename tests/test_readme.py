@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import draw_picture
 from PIL import Image
 from prefill import prefill
 from pycocotools import mask as coco_mask
@@ -37,7 +38,7 @@ def test_there_are_examples_and_commands() -> None:
 
 def test_main_job_runs_as_printed(tmp_path: Path) -> None:
     """With the weights in torch.hub's cache, as nothing can be downloaded here."""
-    prefill(tmp_path)
+    prefill(tmp_path, draw_picture(480, 640)[0])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"TORCH_HOME": str(tmp_path), "PATH": path}
     done = subprocess.run(
