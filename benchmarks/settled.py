@@ -11,11 +11,11 @@ CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no so
 
 
 def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
-    """Give an R-CNN in eval mode, torchvision's or ours, norms with the statistics of pictures, features of
-    about 1, and decided predictors.
+    """Give a Mask R-CNN what trained ones have: norms with the statistics of pictures, features of about 1, predictors
+    that decide, and masks that fill most of their boxes.
 
     Args:
-        model: with its random weights, which are changed in place.
+        model: torchvision's or ours, in eval mode, with its random weights, which are changed in place.
         pictures: [3, h, w] in [0, 1], as the model takes them.
     """
     factors: dict[nn.Module, list[float]] = {}  # what a layer's weights are multiplied by, call by call
@@ -38,10 +38,15 @@ def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
 
         return layer.register_forward_hook(scaled)
 
+    def fill(module: nn.Module, _: tuple[Tensor], logits: Tensor) -> None:
+        if logits.numel() > 0:
+            module.bias += logits.std()
+
     hooks = [module.register_forward_hook(measure) for module in model.modules() if hasattr(module, "running_var")]
     hooks += [scale(block[0], lambda x: 1 / x.std()) for block in model.backbone.fpn.layer_blocks]
     hooks.append(scale(model.rpn.head.cls_logits, lambda x: RPN_LOGIT / x.abs().max()))
     hooks.append(scale(model.roi_heads.box_predictor.cls_score, lambda x: CLASS_LOGIT / x.std()))
+    hooks.append(model.roi_heads.mask_predictor.mask_fcn_logits.register_forward_hook(fill))
     with torch.no_grad():
         model(list(pictures))
         for hook in hooks:
