@@ -11,7 +11,7 @@ CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no so
 
 
 def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
-    """Give a Mask R-CNN what trained ones have: norms with the statistics of pictures, features of about 1, predictors
+    """Give an R-CNN what trained ones have: norms with the statistics of pictures, features of about 1, predictors
     that decide, and masks that fill most of their boxes.
 
     Args:
@@ -46,7 +46,8 @@ def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
     hooks += [scale(block[0], lambda x: 1 / x.std()) for block in model.backbone.fpn.layer_blocks]
     hooks.append(scale(model.rpn.head.cls_logits, lambda x: RPN_LOGIT / x.abs().max()))
     hooks.append(scale(model.roi_heads.box_predictor.cls_score, lambda x: CLASS_LOGIT / x.std()))
-    hooks.append(model.roi_heads.mask_predictor.mask_fcn_logits.register_forward_hook(fill))
+    if model.roi_heads.has_mask():
+        hooks.append(model.roi_heads.mask_predictor.mask_fcn_logits.register_forward_hook(fill))
     with torch.no_grad():
         model(list(pictures))
         for hook in hooks:
