@@ -1,6 +1,7 @@
 """Random weights made to answer as trained ones do, where no trained weights can be had."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ RPN_LOGIT = 8.0  # the largest: no sigmoid may reach 1.0, since tied scores make
 CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no softmax reaches 1.0
 
 
-def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
+def settle(model: Any, pictures: Sequence[Tensor]) -> None:
     """Give an R-CNN what trained ones have: norms with the statistics of pictures, features of about 1, predictors
     that decide, and masks that fill most of their boxes.
 
@@ -18,16 +19,17 @@ def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
         model: torchvision's or ours, in eval mode, with its random weights, which are changed in place.
         pictures: [3, h, w] in [0, 1], as the model takes them.
     """
-    factors: dict[nn.Module, list[float]] = {}  # what a layer's weights are multiplied by, call by call
+    factors: dict[Any, list[float]] = {}  # what a layer's weights are multiplied by, call by call
 
-    def measure(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> Tensor | None:
+    def measure(module: Any, inputs: tuple[Tensor], _: Tensor) -> Tensor | None:
         if inputs[0].numel() == 0:
             return None
         variance, average = torch.var_mean(inputs[0], (0, 2, 3))
         module.running_mean.copy_(average)
         module.running_var.copy_(variance)
         shape = (1, -1, 1, 1)
-        return (inputs[0] - average.view(shape)) / (variance.view(shape) + module.eps).sqrt()
+        normed: Tensor = (inputs[0] - average.view(shape)) / (variance.view(shape) + module.eps).sqrt()
+        return normed
 
     def scale(layer: nn.Module, factor: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """Multiply the layer's output in this pass, and remember to multiply its weights."""
@@ -38,7 +40,7 @@ def settle(model: nn.Module, pictures: Sequence[Tensor]) -> None:
 
         return layer.register_forward_hook(scaled)
 
-    def fill(module: nn.Module, _: tuple[Tensor], logits: Tensor) -> None:
+    def fill(module: Any, _: tuple[Tensor], logits: Tensor) -> None:
         if logits.numel() > 0:
             module.bias += logits.std()
 

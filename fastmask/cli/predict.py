@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastmask.cli._pictures import find_pictures, image_ids, outputs_for
 
@@ -89,5 +89,6 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device must be one that this machine has, got {device!r} ({reason})") from error
     source = find_weights(models.get_model_weights(name), weights)
+    assert source is not None
     model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(device)
-    return model, source.meta.get("categories")
+    return cast("FasterRCNN", model), source.meta.get("categories")
