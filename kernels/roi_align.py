@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import cpu_roi
+from fastmask.kernels.launch import HAS_TRITON, register
 
 multilevel_roi_align_op = torch.library.custom_op(
     "fastmask::multilevel_roi_align", cpu_roi.multilevel_roi_align, mutates_args=()
@@ -21,6 +22,13 @@ multilevel_roi_align_op = torch.library.custom_op(
 multilevel_roi_align_backward_op = torch.library.custom_op(
     "fastmask::multilevel_roi_align_backward", cpu_roi.multilevel_roi_align_backward, mutates_args=()
 )
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
+
+    register(multilevel_roi_align_op, gpu_roi_align.multilevel_roi_align)
+    register(multilevel_roi_align_backward_op, gpu_roi_align_backward.multilevel_roi_align_backward)
 
 
 @multilevel_roi_align_op.register_fake

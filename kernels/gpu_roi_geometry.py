@@ -1,0 +1,109 @@
+"""Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign forward and backward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from fastmask.kernels.reference import COORDINATE_LIMIT
+
+MAX_LEVELS = 5
+_LIMIT = tl.constexpr(COORDINATE_LIMIT)
+_OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
+# change from call to call: never part of a compiled variant's key
+VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for level in range(MAX_LEVELS))]
+
+# the values of all levels stand on one line
+# fmt: off
+
+
+@triton.jit
+def of_level(level, v0, v1, v2, v3, v4, LEVELS: tl.constexpr):
+    """The value of a level that is known on the device only."""
+    value = v0
+    if LEVELS > 1:
+        value = tl.where(level == 1, v1, value)
+    if LEVELS > 2:
+        value = tl.where(level == 2, v2, value)
+    if LEVELS > 3:
+        value = tl.where(level == 3, v3, value)
+    if LEVELS > 4:
+        value = tl.where(level == 4, v4, value)
+    return value
+
+
+@triton.jit
+def locate(
+    rois_ptr,
+    roi,
+    mask,
+    batch,
+    scale0, scale1, scale2, scale3, scale4,
+    limit0, limit1, limit2, limit3,
+    LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """RoIs -> image, level, (x, y, width, height) on that level's map, and whether they count at all."""
+    ptrs = rois_ptr + roi.to(tl.int64) * 5
+    image = tl.load(ptrs, mask=mask, other=-1).to(tl.float32)
+    x1 = tl.load(ptrs + 1, mask=mask, other=0).to(tl.float32)
+    y1 = tl.load(ptrs + 2, mask=mask, other=0).to(tl.float32)
+    x2 = tl.load(ptrs + 3, mask=mask, other=0).to(tl.float32)
+    y2 = tl.load(ptrs + 4, mask=mask, other=0).to(tl.float32)
+    valid = (image > -1) & (image < batch)  # NaN compares false
+    area = (x2 - x1) * (y2 - y1)
+    level = tl.full([], 0, tl.int32)
+    if LEVELS > 1:
+        valid = valid & (area >= 0)
+        size = tl.sqrt_rn(area)
+        level = (size >= limit0).to(tl.int32)
+        if LEVELS > 2:
+            level += (size >= limit1).to(tl.int32)
+        if LEVELS > 3:
+            level += (size >= limit2).to(tl.int32)
+        if LEVELS > 4:
+            level += (size >= limit3).to(tl.int32)
+    scale = of_level(level, scale0, scale1, scale2, scale3, scale4, LEVELS)
+    offset = 0.5 if ALIGNED else 0.0
+    x1, y1, x2, y2 = x1 * scale - offset, y1 * scale - offset, x2 * scale - offset, y2 * scale - offset
+    valid = valid & (tl.abs(x1) <= _LIMIT) & (tl.abs(y1) <= _LIMIT) & (tl.abs(x2) <= _LIMIT) & (tl.abs(y2) <= _LIMIT)
+    width, height = x2 - x1, y2 - y1
+    if not ALIGNED:
+        width, height = tl.maximum(width, 1.0), tl.maximum(height, 1.0)
+    image = tl.where(valid, image, 0).to(tl.int64)
+    return (
+        image,
+        level,
+        tl.where(valid, x1, 0),
+        tl.where(valid, y1, 0),
+        tl.where(valid, width, 0),
+        tl.where(valid, height, 0),
+        valid,
+    )
+
+
+@triton.jit
+def samples_of(length, RATIO: tl.constexpr):
+    """Samples a bin of that length takes along one axis."""
+    if RATIO > 0:
+        return tl.zeros_like(length) + RATIO
+    else:
+        return tl.maximum(tl.ceil(length), 0.0)
+
+
+# fmt: on
+
+
+def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Kernel arguments of each level; those of levels that are not there repeat the last."""
+    return {name.format(i): values[min(i, len(values) - 1)] for i in range(MAX_LEVELS)}
+
+
+def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> dict[str, Any]:
+    """Kernel arguments for the scales and the limits between levels; see reference.multilevel_roi_align."""
+    limits = [float(limit) for limit in level_limits[:-1]] or [0.0]
+    last = [limits[min(i, len(limits) - 1)] for i in range(MAX_LEVELS - 1)]
+    return by_level("scale{}", [float(scale) for scale in scales]) | {
+        f"limit{i}": last[i] for i in range(MAX_LEVELS - 1)
+    }
