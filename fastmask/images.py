@@ -3,9 +3,18 @@
 import os
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 Path = str | os.PathLike[str]
+TURNS = {  # EXIF 2.32, 4.6.4
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path) -> Image.Image:
@@ -18,24 +27,32 @@ def read_image(path: Path) -> Image.Image:
         ValueError: it is torn, not a picture, or of a kind without a usual scale (floats, 32-bit integers).
     """
     try:
-        with Image.open(path) as picture:
+        with open(path, "rb") as file, Image.open(file) as picture:  # by name, Pillow maps turned TIFFs wrongly
             picture.load()
-            return _eight_bit_rgb(ImageOps.exif_transpose(picture))
+            return _upright(_eight_bit_rgb(picture), picture)
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over
         raise ValueError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
 
 
+def _upright(rgb: Image.Image, picture: Image.Image) -> Image.Image:
+    """Turned as the picture's EXIF says; metadata that cannot be read says nothing."""
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # each format's parser trips in its own way, over what is not pixels
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def _eight_bit_rgb(picture: Image.Image) -> Image.Image:
     """Pillow's own conversion, except that it would clip 16 bits to 8 instead of scaling them."""
     if picture.mode == "F":
         raise ValueError("its pixels are floats, whose scale is unknown")
+    if picture.mode == "I" and picture.format != "PNG":  # as which older Pillow opens 16-bit PNG
+        raise ValueError("its pixels are 32-bit integers, whose scale is unknown")
     if picture.mode.startswith("I"):
-        pixels = np.asarray(picture).astype(np.int64)
-        if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-            raise ValueError("its pixels are 32-bit integers, whose scale is unknown")
-        picture = Image.fromarray((pixels >> 8).astype(np.uint8))
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("P", "LA", "PA"):  # a palette's transparency would warn on its way to RGB
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

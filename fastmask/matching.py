@@ -18,12 +18,21 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     total = len(actual["boxes"]) + len(expected["boxes"])
     if total == 0:
         return 1.0
+    distance = (actual["boxes"][:, None] - expected["boxes"]).abs().amax(2)
     twin = actual["labels"][:, None] == expected["labels"]
-    twin &= ((actual["boxes"][:, None] - expected["boxes"]).abs() <= 1).all(2)
+    twin &= distance <= 1
     twin &= (actual["scores"][:, None] - expected["scores"]).abs() <= 1e-3
-    if "masks" in expected:
-        for i, j in twin.nonzero().tolist():
+    pairs = twin.nonzero().tolist()
+    taken: tuple[set[int], set[int]] = (set(), set())
+    for i, j in sorted(
+        pairs, key=lambda pair: float(distance[pair[0], pair[1]])
+    ):  # each has one twin, the nearest first
+        if i in taken[0] or j in taken[1]:
+            continue
+        if "masks" in expected:
             a, b = actual["masks"][i] > 0.5, expected["masks"][j] > 0.5
-            union = int((a | b).sum())
-            twin[i, j] = union == 0 or int((a & b).sum()) / union > 0.99
-    return float(twin.any(1).sum() + twin.any(0).sum()) / total
+            if int((a & b).sum()) <= 0.99 * int((a | b).sum()) and bool((a | b).any()):
+                continue
+        taken[0].add(i)
+        taken[1].add(j)
+    return 2 * len(taken[0]) / total

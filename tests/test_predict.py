@@ -17,7 +17,7 @@ from torch import nn
 
 import fastmask
 from fastmask.cli import main
-from fastmask.cli._pictures import find_pictures, image_ids, outputs_for
+from fastmask.cli._pictures import find_pictures, image_ids, overlays_of
 from fastmask.images import read_image
 from fastmask.matching import matched_share
 from fastmask.models import _api
@@ -71,7 +71,7 @@ def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: P
             (expected,) = theirs([picture])
         found = results.loadAnns(results.getAnnIds(imgIds=[i]))
         assert len(found)
-        assert {entry["file_name"] for entry in found} == {path.name}
+        assert {entry["file_name"] for entry in found} == {str(path)}
         masks = np.stack([coco_mask.decode(entry["segmentation"]) for entry in found])
         boxes = torch.tensor([entry["bbox"] for entry in found])
         actual = {
@@ -81,7 +81,7 @@ def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: P
             "masks": torch.from_numpy(masks)[:, None].float(),
         }
         shares.append(matched_share(actual, expected))
-        overlay = Image.open(tmp_path / "out" / f"{i}.png")
+        overlay = Image.open(tmp_path / "out" / f"{i}.predicted.png")
         assert overlay.size == (picture.shape[2], picture.shape[1])
         assert not np.array_equal(np.array(overlay), np.array(read_image(path)))
     assert sum(shares) / 3 >= 0.99
@@ -96,15 +96,18 @@ def test_broken_files_are_named_and_the_rest_go_on(
     torn.write_bytes(whole[0].read_bytes()[:2000])
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
-    assert predict(weights, tmp_path / "out", whole[0], torn, text, tmp_path / "none.png", whole[1]) == 1
+    strip = tmp_path / "strip.png"  # of which resizing leaves no rows
+    Image.new("RGB", (1400, 1)).save(strip)
+    odd = (torn, text, tmp_path / "none.png", strip, tmp_path / ("long" * 80))
+    assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
     printed = capfd.readouterr()
-    for name in ("torn.jpg", "text.jpg", "none.png"):
+    for name in ("torn.jpg", "text.jpg", "none.png", "strip.png", "longlong"):
         assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
     assert "in 2 pictures" in printed.out
-    assert "5/5" in printed.err  # the progress bar's end
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "predictions.json", "z.png"]
+    assert "7/7" in printed.err  # the progress bar's end
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.predicted.png", "predictions.json", "z.predicted.png"]
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {entry["image_id"] for entry in entries} <= {1, 5}
+    assert {entry["image_id"] for entry in entries} <= {1, 7}
     assert predict(weights, tmp_path / "alone", text) == 1
     assert json.loads((tmp_path / "alone" / "predictions.json").read_text()) == []
 
@@ -112,34 +115,57 @@ def test_broken_files_are_named_and_the_rest_go_on(
 def test_a_score_of_one_keeps_nothing(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path = picture_file(tmp_path / "a.png")
     assert predict(slim_file[0], tmp_path / "out", "--score", 1, path) == 0
-    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), np.array(Image.open(path)))
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.predicted.png")), np.array(Image.open(path)))
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
 def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = picture_file(tmp_path / "a.png")
+    taken = tmp_path / "taken"
+    (taken / "predictions.json").mkdir(parents=True)
     for arguments, message in {
         ("--score", "1.5"): "--score must be in [0, 1], got 1.5",
         ("--score", "nan"): "--score must be in [0, 1], got nan",
         ("--model", "resnet50"): "--model must be one of fasterrcnn_resnet50_fpn, ",
         ("--device", "abacus"): "--device must be one that this machine has, got 'abacus'",
+        ("--device", "meta"): "got 'meta' (known are cpu, cuda, mps, xpu)",
         ("--weights", "none.pth"): "weights must be COCO_V1, DEFAULT or a file, got 'none.pth'",
         ("--weights", str(path)): "a.png must be a checkpoint",
         ("--model", "maskrcnn_resnet50_fpn_v2"): "slim.pth is not of this model",
         ("--out", str(path / "out")): "Not a directory",
+        ("--out", str(taken)): "Is a directory",
+        (str(taken),): "taken must hold pictures, got none",
     }.items():
         assert predict(slim_file[0], tmp_path / "out", path, *arguments) == 2
         printed = capsys.readouterr().err
         assert printed.startswith("fastmask predict: ")
         assert message in printed
+        assert printed.count("\n") == 1
 
 
 def test_which_pictures_are_meant(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt"):
+    for name in ("b.JPG", "a.png", "notes.txt", "paper.pdf", "._a.jpg", "a.predicted.png"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
     a, b = tmp_path / "a.png", tmp_path / "b.JPG"
     assert find_pictures([tmp_path]) == [a, b]
-    assert find_pictures([b, tmp_path, tmp_path / "notes.txt", b]) == [b, a, tmp_path / "notes.txt"]
+    again = tmp_path / "folder.jpg" / ".." / "a.png"
+    assert find_pictures([b, tmp_path, tmp_path / "notes.txt", b, again]) == [b, a, tmp_path / "notes.txt"]
+
+
+def test_an_interruption_keeps_what_was_found(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [picture_file(tmp_path / f"{i}.png") for i in (1, 2)]
+
+    def read(path: Path) -> Image.Image:
+        if path == paths[1]:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr("fastmask.images.read_image", read)
+    assert predict(slim_file[0], tmp_path / "out", "--score", 0.06, *paths) == 130
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "out" / "predictions.json").read_text())} == {1}
 
 
 def test_image_ids() -> None:
@@ -150,6 +176,6 @@ def test_image_ids() -> None:
 
 
 def test_no_output_hides_a_picture_or_another_output(tmp_path: Path) -> None:
-    paths = [tmp_path / "a.png", tmp_path / "x" / "a.jpg", tmp_path / "a-2.jpg", tmp_path / "b.jpg"]
-    names = [path.name for path in outputs_for(paths, tmp_path, ".png")]
-    assert names == ["a-2.png", "a-3.png", "a-2-2.png", "b.png"]
+    paths = [tmp_path / name for name in ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "c" * 250)]
+    names = [path.name.removesuffix(".predicted.png") for path in overlays_of(paths, tmp_path)]
+    assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "c" * 200]

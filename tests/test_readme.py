@@ -45,7 +45,7 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
         MAIN_JOB, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    drawn, photo = (np.array(Image.open(tmp_path / name)) for name in ("predictions/photo.png", "photo.jpg"))
+    drawn, photo = (np.array(Image.open(tmp_path / name)) for name in ("predictions/photo.predicted.png", "photo.jpg"))
     assert drawn.shape == photo.shape
     assert not np.array_equal(drawn, photo)
     results = json.loads((tmp_path / "predictions" / "predictions.json").read_text())

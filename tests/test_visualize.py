@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from inputs import NAN
 from PIL import Image
 from pycocotools import mask as coco
 
-from fastmask.visualize import _color, _free_place, draw_detections
+from fastmask.visualize import _color, _eroded, _free_place, draw_detections
 
 
 def detections_in(masks: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -71,13 +72,22 @@ def test_pictures_of_any_mode(mode: str) -> None:
 
 
 def test_odd_boxes_labels_and_sizes() -> None:
-    """Inverted, outside, of no area, larger than the picture; labels without a name; a picture of one pixel."""
+    """Inverted, outside, of no area, larger than the picture, NaN; labels without a name; a picture of one pixel."""
     detections = {
-        "boxes": torch.tensor([[50.0, 50, 10, 10], [-90, -90, -50, -50], [9, 9, 9, 9], [-1e4, -1e4, 1e4, 1e4]]),
-        "labels": torch.tensor([0, 7, -1, 1]),
+        "boxes": torch.tensor(
+            [[50.0, 50, 10, 10], [-90, -90, -50, -50], [9, 9, 9, 9], [-1e4, -1e4, 1e4, 1e4], [0, 0, NAN, 9]]
+        ),
+        "labels": torch.tensor([0, 7, -1, 1, 1]),
     }
     for size in ((64, 48), (1, 1)):
         assert draw_detections(Image.new("RGB", size), detections, ["nothing", "thing"]).size == size
+
+
+def test_tensors_of_any_kind() -> None:
+    detections = detections_in(disc(60, 80, 30, 40, 10)[None])
+    expected = np.array(draw_detections(Image.new("RGB", (80, 60)), detections))
+    other = {"boxes": detections["boxes"].bfloat16().requires_grad_(), "masks": detections["masks"][:, None].half()}
+    assert np.array_equal(np.array(draw_detections(Image.new("RGB", (80, 60)), detections | other)), expected)
 
 
 def test_captions_avoid_each_other() -> None:
@@ -90,6 +100,15 @@ def test_captions_avoid_each_other() -> None:
         taken.append(place)
     corner = _free_place((-50, -50, 2000, 2000), (60, 12), (640, 480), [])
     assert corner == (0, 0, 60, 12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 16])
+def test_erosion(steps: int) -> None:
+    """A pixel stays if all within ``steps`` of it, along both axes, are in the mask."""
+    mask = np.random.rand(40, 50) < 0.97
+    window = 2 * steps + 1
+    expected = np.lib.stride_tricks.sliding_window_view(np.pad(mask, steps), (window, window)).all((2, 3))
+    assert np.array_equal(_eroded(mask, steps), expected)
 
 
 def test_neighbours_differ_in_colour() -> None:

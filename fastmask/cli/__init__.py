@@ -21,4 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"fastmask.cli.{name}")
         command.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
     args = parser.parse_args(argv)
-    return int(importlib.import_module(f"fastmask.cli.{args.command}").run(args))
+    try:
+        return int(importlib.import_module(f"fastmask.cli.{args.command}").run(args))
+    except KeyboardInterrupt:
+        return 130  # a shell's code for it

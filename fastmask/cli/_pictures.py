@@ -4,17 +4,43 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+KINDS = {
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}  # in folders
+MADE = ".predicted.png"  # what a picture's overlay ends in
+
 
 def find_pictures(arguments: Sequence[Path]) -> list[Path]:
-    """Files as given, each once; a folder stands for the pictures directly in it, by name."""
-    from PIL import Image
+    """Files as given, each once; a folder stands for the pictures directly in it, by name, overlays left out.
 
-    kinds = Image.registered_extensions()
-    found: dict[Path, None] = {}
+    Raises:
+        ValueError: a folder holds no pictures.
+    """
+    found: dict[str, Path] = {}
     for path in arguments:
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in kinds) if path.is_dir() else [path]
-        found.update(dict.fromkeys(inside))
-    return list(found)
+        for file in _inside(path) if os.path.isdir(path) else [path]:
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The pictures in a folder."""
+    inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS and path.is_file())
+    inside = [path for path in inside if not path.name.startswith(".") and not path.name.endswith(MADE)]
+    if not inside:
+        raise ValueError(f"{folder} must hold pictures, got none")
+    return inside
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
@@ -24,14 +50,15 @@ def image_ids(paths: Sequence[Path]) -> list[int]:
     return ids if len(ids) == len(stems) == len(set(ids)) else list(range(1, len(paths) + 1))
 
 
-def outputs_for(paths: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
+def overlays_of(paths: Sequence[Path], folder: Path) -> list[Path]:
     """A file in ``folder`` for each picture, named after it; never a picture itself, and no two alike."""
     taken = {os.path.realpath(path) for path in paths}
-    outputs = []
+    overlays = []
     for path in paths:
-        output, number = folder / f"{path.stem}{suffix}", 2
-        while os.path.realpath(output) in taken:
-            output, number = folder / f"{path.stem}-{number}{suffix}", number + 1
-        taken.add(os.path.realpath(output))
-        outputs.append(output)
-    return outputs
+        stem = path.stem[:200]  # of the 255 bytes that a name may have
+        overlay, number = folder / f"{stem}{MADE}", 2
+        while os.path.realpath(overlay) in taken:
+            overlay, number = folder / f"{stem}-{number}{MADE}", number + 1
+        taken.add(os.path.realpath(overlay))
+        overlays.append(overlay)
+    return overlays

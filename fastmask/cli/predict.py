@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fastmask.cli._pictures import find_pictures, image_ids, outputs_for
+from fastmask.cli._device import find_device
+from fastmask.cli._pictures import MADE, find_pictures, image_ids, overlays_of
 
 if TYPE_CHECKING:
     from fastmask.models.detection.faster_rcnn import FasterRCNN
@@ -26,53 +27,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if a picture could not be read; 2 if an argument is wrong or the weights cannot be had."""
+    """Exit code 0; 1 if a picture was skipped; 2 if an argument is wrong or the weights cannot be had."""
     from tqdm import tqdm
 
+    results: list[dict[str, Any]] = []
+    try:
+        paths = find_pictures(args.images)
+        args.out.mkdir(parents=True, exist_ok=True)
+        with open(args.out / RESULTS, "a"):  # fails here, not after the last picture
+            pass
+        model, categories = load_model(args.model, args.weights, args.device, args.score)
+    except (OSError, ValueError) as error:
+        print(f"fastmask predict: {error}", file=sys.stderr)
+        return 2
+    skipped = 0
+    overlays = overlays_of(paths, args.out)
+    rows = zip(paths, image_ids(paths), overlays, strict=True)
+    progress = tqdm(rows, total=len(paths), unit="img", disable=len(paths) < 2)
+    try:
+        for path, image_id, overlay in progress:
+            try:
+                results += predict(model, path, image_id, overlay, categories)
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ) as error:  # torch's: out of memory, no side left
+                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+                progress.write(f"fastmask predict: skipped: {reason}", file=sys.stderr)
+                skipped += 1
+    finally:  # what was found before an interruption is kept
+        (args.out / RESULTS).write_text(json.dumps(results))
+    seen = f"{len(paths) - skipped} pictures" if len(paths) - skipped != 1 else "1 picture"
+    pictures = overlays[0] if len(overlays) == 1 else args.out / f"*{MADE}"
+    print(f"{len(results)} detections in {seen}: {pictures}, {args.out / RESULTS}")
+    return 1 if skipped else 0
+
+
+def predict(
+    model: "FasterRCNN", path: Path, image_id: int, overlay: Path, categories: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """Write one picture's overlay -> its entries for the results file."""
     from fastmask.images import read_image
     from fastmask.models._presets import to_float
     from fastmask.ops import encode_masks
     from fastmask.results import coco_results
     from fastmask.visualize import draw_detections
 
-    try:
-        paths = find_pictures(args.images)
-        model, categories = load_model(args.model, args.weights, args.device, args.score)
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(f"fastmask predict: {error}", file=sys.stderr)
-        return 2
-    device = next(model.parameters()).device
-    results: list[dict[str, Any]] = []
-    broken = 0
-    drawn = outputs_for(paths, args.out, ".png")
-    progress = tqdm(
-        zip(paths, image_ids(paths), drawn, strict=True), total=len(paths), unit="img", disable=len(paths) < 2
-    )
-    for path, image_id, overlay in progress:
-        try:
-            picture = read_image(path)
-        except (OSError, ValueError) as error:
-            progress.write(f"fastmask predict: skipped: {error}", file=sys.stderr)
-            broken += 1
-            continue
-        (found,) = model.detect([to_float(picture).to(device)])
-        detections: dict[str, Any] = {name: value.cpu() for name, value in found.items()}
-        if "masks" in found:
-            detections["masks"] = encode_masks(found["masks"], found["boxes"], (picture.height, picture.width))
-        results += [entry | {"file_name": path.name} for entry in coco_results(image_id, detections)]
-        draw_detections(picture, detections, categories).save(overlay)
-    (args.out / RESULTS).write_text(json.dumps(results))
-    seen = f"{len(paths) - broken} pictures" if len(paths) - broken != 1 else "1 picture"
-    pictures = drawn[0] if len(drawn) == 1 else args.out / "*.png"
-    print(f"{len(results)} detections in {seen}: {pictures}, {args.out / RESULTS}")
-    return 1 if broken else 0
+    picture = read_image(path)
+    (found,) = model.detect([to_float(picture).to(next(model.parameters()).device)])
+    detections: dict[str, Any] = {name: value.cpu() for name, value in found.items()}
+    if "masks" in found:
+        detections["masks"] = encode_masks(found["masks"], found["boxes"], (picture.height, picture.width))
+    draw_detections(picture, detections, categories).save(overlay)
+    return [entry | {"file_name": str(path)} for entry in coco_results(image_id, detections)]
 
 
 def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
     """The model, ready to detect, and its categories if they are known; ValueError if an argument is wrong."""
-    import torch  # seconds: not before the command line is known to be right
-
     from fastmask import models
     from fastmask.models.detection._weights import find_weights
 
@@ -81,14 +93,8 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
     names = models.list_models(module=models.detection)
     if name not in names:
         raise ValueError(f"--model must be one of {', '.join(names)}, got {name!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device must be one that this machine has, got {device!r} ({reason})") from error
+    where = find_device(device)
     source = find_weights(models.get_model_weights(name), weights)
     assert source is not None
-    model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(device)
+    model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(where)
     return cast("FasterRCNN", model), source.meta.get("categories")

@@ -149,7 +149,7 @@ def list_models(
 
     names = matching(include) if include else set(_BUILDERS)
     if module is not None:
-        names = {name for name in names if _BUILDERS[name].__module__.startswith(module.__name__ + ".")}
+        names = {name for name in names if _BUILDERS[name].__module__.rpartition(".")[0] == module.__name__}
     return sorted(names - matching(exclude) if exclude else names)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         content = _read(self.path)
+        self.published = False  # whether it is torchvision's own file, which find_weights of the detectors says
         self._state = _state_dict(self.path, content)
         self.meta: dict[str, Any] = {}
-        if CLASSIFIERS[0] in self._state:
+        if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
         if isinstance(content.get("categories"), list):
             self.meta["categories"] = content["categories"]
@@ -78,12 +80,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_p
         state = {key: value for key, value in state.items() if not key.startswith(PREDICTORS)}
     own = model.state_dict()
     for key in CLASSIFIERS:
-        if key in state and key in own and state[key].shape[0] != own[key].shape[0]:
-            raise wrong_num_classes(state[key].shape[0], source, own[key].shape[0])
+        if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
+            raise wrong_num_classes(state[key].shape[:1].numel(), source, own[key].shape[0])
+    others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
+    if others:
+        shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
+        raise ValueError(f"{source} is not of this model: {len(others)} shapes differ, such as {', '.join(shapes)}")
     try:
         missing, unexpected = model.load_state_dict(dict(state), strict=False)
-    except RuntimeError as error:  # shapes
-        raise ValueError(f"{source} is not of this model: {error}") from error
+    except RuntimeError as error:  # shapes under old keys
+        raise ValueError(f"{source} is not of this model: {str(error).splitlines()[-1].strip()}") from error
     # a norm that was frozen never counted its batches
     optional = PREDICTORS if new_predictors else ()
     missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
@@ -112,12 +118,14 @@ def _read(path: str) -> dict[str, Any]:
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except pickle.UnpicklingError as error:  # whose message recommends to unpickle anything at all
-        raise ValueError(f"{path} must be a checkpoint of tensors and plain values, got something else") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else "something else"
+        raise ValueError(f"{path} must be a checkpoint of tensors and plain values, got {what}") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
     except Exception as error:  # each format's reader raises its own kinds
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a state dict, got {type(content).__name__}")
@@ -126,13 +134,12 @@ def _read(path: str) -> dict[str, Any]:
 
 def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
     """The state dict inside, its keys without what wrappers put before them."""
-    for name in WRAPPERS:
-        if isinstance(content.get(name), dict):
-            content = content[name]
-    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    while inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None):
+        content = inner
+    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others or not content:
         raise ValueError(f"{path} must hold a state dict, alone or as {', '.join(WRAPPERS)}, got {others or 'nothing'}")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    content.pop("n_averaged", None)  # AveragedModel's own, beside its module
+    while prefix := next((p for p in PREFIXES if content and all(key.startswith(p) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content

@@ -106,6 +106,8 @@ def test_backbone_weights_enums(name: str) -> None:
 def test_models_by_name() -> None:
     assert set(BUILDERS) | set(RESNETS) == set(fastmask.models.list_models())
     assert fastmask.models.list_models(include="mask*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert fastmask.models.list_models(fastmask.models.detection) == sorted(BUILDERS)
+    assert fastmask.models.list_models(module=fastmask.models) == sorted(RESNETS)
     assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights
     with pytest.raises(ValueError, match=r"name must be one of .*, got 'maskrcnn'"):
         fastmask.models.get_model("maskrcnn")

@@ -36,7 +36,9 @@ def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
         if name.removeprefix(f"{known.__name__}.") not in known.__members__:
             if not os.path.exists(name):
                 raise ValueError(f"weights must be {', '.join(known.__members__)} or a file, got {name!r}")
-            return Checkpoint(name)
+            checkpoint = Checkpoint(name)
+            checkpoint.published = os.path.basename(name) in {member.url.rpartition("/")[2] for member in known}
+            return checkpoint
     member: WeightsEnum | None = known.verify(weights)
     return member
 
@@ -61,8 +63,8 @@ def classes_for(num_classes: int | None, weights: Source, new_predictors: bool) 
 def load_weights(
     model: nn.Module, weights: Source, progress: bool, new_predictors: bool, eps: float | None = None
 ) -> None:
-    """Load them, if any; ``eps`` is that of the frozen norms they were trained with."""
+    """Load them, if any; ``eps`` is that of the frozen norms which the published ones were trained with."""
     if weights is not None:
         load_state(model, weights.get_state_dict(progress=progress), repr(weights), new_predictors)
-        if eps is not None:
+        if eps is not None and (not isinstance(weights, Checkpoint) or weights.published):
             overwrite_eps(model, eps)

@@ -273,8 +273,9 @@ def fasterrcnn_resnet50_fpn(
     """Faster R-CNN with a ResNet-50 and a pyramid.
 
     Args:
-        weights: COCO weights, a file of a user's own (see :class:`fastmask.models.Checkpoint`; of frozen norms it is
-            taken to have been trained with an eps of 0, as COCO_V1 is), or None.
+        weights: COCO weights, a file (see :class:`fastmask.models.Checkpoint`), or None. COCO_V1 has frozen norms with
+            an eps of 0, which no file says: after ``overwrite_eps(model, 0.0)`` one that was fine-tuned from it is
+            what it was; without, its norms have 1e-5, as all others.
         progress: show the download.
         num_classes: with background; None for the weights', or 91.
         weights_backbone: the ResNet's, where ``weights`` is None.

@@ -115,7 +115,12 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         """As :meth:`forward` in eval mode, but with masks as they are before pasting: probabilities [n, 1, M, M].
 
         For :func:`fastmask.ops.encode_masks` and :func:`fastmask.ops.paste_masks`, which need little memory.
+
+        Raises:
+            ValueError: the model is in training mode.
         """
+        if self.training:
+            raise ValueError("the model must be in eval mode to detect, got training mode")
         found, shapes, originals = self._detected(images)
         for detections, shape, original in zip(found, shapes, originals, strict=True):
             detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
