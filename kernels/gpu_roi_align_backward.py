@@ -30,7 +30,7 @@ from fastmask.kernels.reference import compute_dtype
 
 TILE, CHANNELS = 8, 64  # of a program: TILE x TILE pixels
 ROIS = 32  # that a program looks at together
-NUM_WARPS = 8
+NUM_WARPS = 4
 
 # the values of all levels stand on one line
 # fmt: off

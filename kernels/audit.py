@@ -1,0 +1,169 @@
+"""``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--json]``: what the compiler makes of the kernels.
+
+Compiles ahead of time, so it needs no GPU: every variant for the first architecture, the default one of each kernel and
+dtype for the others. Prints registers, spilled bytes, shared memory, and accesses to global memory by width.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
+
+ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
+DTYPES = ("fp32", "fp16", "bf16")
+ACCESS = re.compile(r"\b(LDG|STG|LDL|STL|RED|ATOM|ATOMG)\b((?:\.[A-Z0-9_]+)*)")
+
+
+class Variant(NamedTuple):
+    """A kernel as a launcher would specialise it."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]  # of arguments that are no constants: those not named are int32
+    constants: dict[str, Any]
+    num_warps: int
+    default: bool  # compiled for every architecture
+    wide: bool  # whether hot loads and stores must be 16 bytes wide
+
+
+class Report(NamedTuple):
+    """What one variant compiled to."""
+
+    name: str
+    architecture: str
+    registers: int
+    spilled_bytes: int  # on AMD: spilled registers
+    shared_bytes: int
+    accesses: dict[str, int]  # instructions by kind and width, such as {"LDG.128": 16}; NVIDIA only
+
+
+def variants() -> Iterator[Variant]:
+    """All that ships: dtypes, layouts, sampling ratios and numbers of levels."""
+    geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
+    common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
+    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
+        suffix = f"{dtype}, {levels} levels, sampling ratio {ratio}"
+        constants = common | {"LEVELS": levels, "RATIO": ratio}
+        first = (levels, ratio) == (4, 2)
+        maps = {f"map{i}_ptr": f"*{dtype}" for i in range(5)} | {"out_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
+        for layout, last, multiple in (("NHWC", True, 16), ("NHWC of odd width", True, 1), ("NCHW", False, 1)):
+            channels = gpu_roi_align.CHANNELS if last else gpu_roi_align.APART_CHANNELS
+            own = {"CHANNELS_LAST": last, "MULTIPLE": multiple, "BINS": gpu_roi_align.BINS, "CHANNELS": channels}
+            yield Variant(
+                f"RoIAlign forward, {layout}, {suffix}",
+                gpu_roi_align._forward_kernel,
+                maps | geometry,
+                constants | own,
+                gpu_roi_align.NUM_WARPS,
+                first and multiple == 16,
+                multiple == 16,
+            )
+        backward = gpu_roi_align_backward
+        grads = {f"out{i}_ptr": f"*{dtype}" for i in range(5)} | {"grad_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
+        own = {"TILE": backward.TILE, "CHANNELS": backward.CHANNELS, "ROIS": backward.ROIS}
+        yield Variant(
+            f"RoIAlign backward, {suffix}",
+            backward._backward_kernel,
+            grads | geometry | {"order_ptr": "*i64", "starts_ptr": "*i64"},
+            constants | own,
+            backward.NUM_WARPS,
+            first,
+            False,
+        )
+    for levels in (4, 1):
+        yield Variant(
+            f"RoIAlign backward's keys, {levels} levels",
+            gpu_roi_align_backward._keys_kernel,
+            geometry | {"rois_ptr": "*fp32", "keys_ptr": "*i32"},
+            {"LEVELS": levels, "ALIGNED": False, "BLOCK": 256},
+            4,
+            levels == 4,
+            False,
+        )
+
+
+def compile_variant(variant: Variant, architecture: str) -> Report:
+    """Compile it as for tensors that are 16-byte aligned and a number of channels that is a multiple of 16."""
+    names = variant.kernel.arg_names
+    signature = {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name == "channels"]
+    source = ASTSource(
+        variant.kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    target = (
+        GPUTarget("hip", architecture, 64)
+        if architecture.startswith("gfx")
+        else GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    )
+    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
+    if target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        registers, spilled = (
+            int(re.findall(rf"\.{key}:\s*(\d+)", text)[0]) for key in ("vgpr_count", "vgpr_spill_count")
+        )
+        return Report(variant.name, architecture, registers, spilled, compiled.metadata.shared, {})
+    usage, assembly = (_tool(tool, compiled.asm["cubin"]) for tool in (["cuobjdump", "-res-usage"], ["nvdisasm"]))
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
+    accesses: dict[str, int] = collections.Counter()
+    for kind, modifiers in ACCESS.findall(assembly):
+        width = next((part for part in modifiers.split(".") if part in ("64", "128", "U8", "U16", "S8", "S16")), "32")
+        accesses[f"{kind}.{width.lstrip('US')}"] += 1
+    return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses))
+
+
+def _tool(command: list[str], cubin: bytes) -> str:
+    """What one of the CUDA tools inside Triton's wheel says of a cubin."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        arguments = [str(folder / command[0]), *command[1:], file.name]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+
+def reports(architectures: list[str]) -> list[Report]:
+    """All variants for the first architecture, the default ones for the others."""
+    wanted = [
+        (variant, architecture)
+        for architecture in architectures
+        for variant in variants()
+        if variant.default or architecture == architectures[0]
+    ]
+    return [compile_variant(*one) for one in tqdm(wanted, unit="variant", leave=False)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m fastmask.kernels.audit", description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help=" ".join(ARCHITECTURES))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    rows = reports(args.arch)
+    if args.json:
+        print(json.dumps({"triton": triton.__version__, "variants": [row._asdict() for row in rows]}, indent=1))
+        return
+    print(f"triton {triton.__version__}\n{'':60} {'arch':8} regs spilled shared  accesses to global and local memory")
+    for row in rows:
+        accesses = " ".join(f"{kind}x{number}" for kind, number in sorted(row.accesses.items()))
+        spilled, shared = row.spilled_bytes, row.shared_bytes
+        print(f"{row.name:60} {row.architecture:8} {row.registers:4} {spilled:7} {shared:6}  {accesses}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the compiler makes of the Triton kernels, without a GPU: no spills, wide accesses, no atomics."""
+
+import pytest
+
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
+
+if INTERPRET or not HAS_TRITON:
+    pytest.skip("compiles ahead of time, which Triton's interpreter cannot", allow_module_level=True)
+
+import triton
+
+from fastmask.kernels import audit
+from fastmask.kernels.gpu_roi_align import _forward_kernel
+from fastmask.kernels.gpu_roi_geometry import VARYING
+
+AUDITED = "3.9.0"  # register counts change with Triton's version; the others' kernels must compile
+ROI_LOADS = 5  # of 4 bytes: image, x1, y1, x2, y2
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[audit.Report]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
+    every = audit.reports(list(audit.ARCHITECTURES) if triton.__version__ == AUDITED else ["sm_90"])
+    patch.undo()
+    return every
+
+
+def test_every_variant_compiles(reports: list[audit.Report]) -> None:
+    names = [variant.name for variant in audit.variants()]
+    assert len(names) == len(set(names))
+    assert [report.name for report in reports[: len(names)]] == names
+    assert all(report.registers > 0 for report in reports)
+    for report in reports:
+        if "backward" in report.name and "keys" not in report.name:
+            assert not [kind for kind in report.accesses if kind.startswith(("RED", "ATOM"))], report.name
+
+
+@pytest.mark.skipif(triton.__version__ != AUDITED, reason=f"counted with Triton {AUDITED} only")
+def test_nothing_is_spilled_and_hot_accesses_are_wide(reports: list[audit.Report]) -> None:
+    wide = {variant.name for variant in audit.variants() if variant.wide}
+    assert wide
+    for report in reports:
+        assert report.spilled_bytes == 0, report
+        assert not [kind for kind in report.accesses if kind.startswith(("LDL", "STL"))], report
+        if report.name in wide and report.accesses:
+            accesses = dict(report.accesses)
+            assert accesses.pop("LDG.32") <= ROI_LOADS, report
+            assert accesses.keys() == {"LDG.128", "STG.128"}, report
+
+
+def test_what_varies_is_no_key() -> None:
+    """Sizes and strides of the maps and numbers of images and RoIs never make a new variant."""
+    fixed = [param.name for param in _forward_kernel.params if not param.do_not_specialize and not param.is_constexpr]
+    assert [name for name in fixed if not name.endswith("_ptr")] == [
+        "channels",
+        *(f"scale{i}" for i in range(5)),
+        *(f"limit{i}" for i in range(4)),
+    ]
+    assert set(VARYING) >= {"batch", "num_rois", "height0", "stride_y4"}
+
+
+def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(iter(audit.variants()))
+    monkeypatch.setattr(audit, "variants", lambda: iter([first]))
+    monkeypatch.setattr("sys.argv", ["audit", "--arch", "sm_90"])
+    audit.main()
+    assert "RoIAlign forward, NHWC, fp32" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["audit", "--arch", "sm_90", "--json"])
+    audit.main()
+    assert '"architecture": "sm_90"' in capsys.readouterr().out

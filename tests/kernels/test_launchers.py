@@ -1,0 +1,23 @@
+"""Launchers of Triton kernels never wait for the device: what they may not call, read off their source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fastmask.kernels
+
+LAUNCHERS = sorted(Path(fastmask.kernels.__file__).parent.glob("gpu_*.py"))
+WAITING = {"item", "tolist", "cpu", "nonzero", "numpy", "synchronize", "any", "all", "unique", "new_tensor", "tensor"}
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+def test_no_launcher_waits_for_the_device(path: Path) -> None:
+    """Built-in ``all`` and ``any`` over host values are fine: only methods and torch's functions are meant."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in WAITING, f"{path.name}:{node.lineno} calls .{node.func.attr}"
+
+
+def test_there_are_launchers() -> None:
+    assert LAUNCHERS
