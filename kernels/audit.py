@@ -20,7 +20,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
+from fastmask.kernels import gpu_paste, gpu_roi_align, gpu_roi_align_backward
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -34,9 +34,10 @@ class Variant(NamedTuple):
     kernel: Any
     types: dict[str, str]  # of arguments that are no constants: those not named are int32
     constants: dict[str, Any]
-    num_warps: int
+    options: dict[str, Any]
+    multiples: tuple[str, ...]  # int arguments that are multiples of 16
     default: bool  # compiled for every architecture
-    wide: bool  # whether hot loads and stores must be 16 bytes wide
+    wide: tuple[str, ...]  # which of LDG and STG must be 16 bytes wide, but for a RoI's own coordinates
 
 
 class Report(NamedTuple):
@@ -51,7 +52,7 @@ class Report(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All that ships: dtypes, layouts, sampling ratios and numbers of levels."""
+    """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
     geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
     common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
     for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
@@ -67,9 +68,10 @@ def variants() -> Iterator[Variant]:
                 gpu_roi_align._forward_kernel,
                 maps | geometry,
                 constants | own,
-                gpu_roi_align.NUM_WARPS,
+                {"num_warps": gpu_roi_align.NUM_WARPS},
+                ("channels",),
                 first and multiple == 16,
-                multiple == 16,
+                ("LDG", "STG") if multiple == 16 else (),
             )
         backward = gpu_roi_align_backward
         grads = {f"out{i}_ptr": f"*{dtype}" for i in range(5)} | {"grad_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
@@ -79,9 +81,10 @@ def variants() -> Iterator[Variant]:
             backward._backward_kernel,
             grads | geometry | {"order_ptr": "*i64", "starts_ptr": "*i64"},
             constants | own,
-            backward.NUM_WARPS,
+            {"num_warps": backward.NUM_WARPS},
+            ("channels",),
             first,
-            False,
+            ("STG",),
         )
     for levels in (4, 1):
         yield Variant(
@@ -89,17 +92,43 @@ def variants() -> Iterator[Variant]:
             gpu_roi_align_backward._keys_kernel,
             geometry | {"rois_ptr": "*fp32", "keys_ptr": "*i32"},
             {"LEVELS": levels, "ALIGNED": False, "BLOCK": 256},
-            4,
+            {"num_warps": 4},
+            (),
             levels == 4,
-            False,
+            (),
+        )
+    for dtype, output, continuous in itertools.product(DTYPES, ("float", "bool", "packed"), (False, True)):
+        block = gpu_paste.BLOCK // 8 if output == "packed" else gpu_paste.BLOCK
+        yield Variant(
+            f"paste, {dtype} to {output}, {'continuous' if continuous else 'torchvision'}",
+            gpu_paste._paste_kernel,
+            {
+                "masks_ptr": f"*{dtype}",
+                "boxes_ptr": "*fp32",
+                "out_ptr": f"*{dtype}" if output == "float" else "*u8",
+                "threshold": "fp32",
+                "growth": "fp32",
+            },
+            {
+                "OUTPUT": output,
+                "SIDE": 28,
+                "PADDING": 0 if continuous else 1,
+                "CONTINUOUS": continuous,
+                "LOGITS": True,
+                "BLOCK": block,
+            },
+            {"num_warps": gpu_paste.NUM_WARPS, "enable_fp_fusion": False},
+            ("elements",),
+            output == "bool" and not continuous,
+            ("STG",) if output != "packed" else (),
         )
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:
-    """Compile it as for tensors that are 16-byte aligned and a number of channels that is a multiple of 16."""
+    """Compile it as for tensors that are 16-byte aligned."""
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name == "channels"]
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in variant.multiples]
     source = ASTSource(
         variant.kernel,
         signature,
@@ -111,7 +140,7 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
         if architecture.startswith("gfx")
         else GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     )
-    compiled = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
+    compiled = triton.compile(source, target=target, options=variant.options)
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
         registers, spilled = (

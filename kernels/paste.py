@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks
+from fastmask.kernels.launch import HAS_TRITON, register
 
 paste_masks_op = torch.library.custom_op("fastmask::paste_masks", cpu_masks.paste_masks, mutates_args=())
 paste_masks_backward_op = torch.library.custom_op(
     "fastmask::paste_masks_backward", cpu_masks.paste_masks_backward, mutates_args=()
 )
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_paste
+
+    register(paste_masks_op, gpu_paste.paste_masks)
 
 
 @paste_masks_op.register_fake

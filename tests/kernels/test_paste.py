@@ -7,6 +7,7 @@ from inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.paste import paste_masks_op
 
 SIZE = (60, 91)
@@ -60,14 +61,15 @@ def test_logits(continuous: bool, device: torch.device) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("side", [1, 2, 14, 28], ids="M{}".format)
 @MODES
-def test_mask_sides(side: int, continuous: bool, device: torch.device) -> None:
+def test_mask_sides(side: int, continuous: bool, dtype: torch.dtype, device: torch.device) -> None:
     _, boxes = draw_case()
-    masks = torch.rand(len(boxes), side, side).double()
+    masks = torch.rand(len(boxes), side, side).to(dtype)
     actual = paste_masks_op(masks.to(device), boxes.to(device), *SIZE, "float", 0.5, continuous, False, 1)
     expected = reference.paste_masks(masks, boxes, SIZE, continuous, 1)
-    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0), (1, 1)], ids=str)
@@ -102,6 +104,8 @@ def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None
 
 def test_over_two_to_the_31_elements(device: torch.device) -> None:
     """100 masks on a picture of 25 megapixels: 2.5e9 bools, of which only the boxes' are ever written."""
+    if INTERPRET and device.type == "cpu":
+        pytest.skip("half a million programs: hours in Triton's interpreter; without it, and on a GPU, it runs")
     boxes = torch.tensor([[4900.0, 4950, 4990, 4995]], device=device).repeat(100, 1)
     masks = draw_masks(1).to(device).repeat(100, 1, 1)
     inside = paste_masks_op(masks, boxes, 5000, 5000, "bool", 0.5, False, False, 1)
@@ -109,6 +113,21 @@ def test_over_two_to_the_31_elements(device: torch.device) -> None:
     moved = boxes[:1] - torch.tensor([4800.0, 4900, 4800, 4900], device=device)
     expected = paste_masks_op(masks[:1], moved, 100, 200, "bool", 0.5, False, False, 1)
     assert torch.equal(inside[99, 4900:, 4800:], expected[0])
+
+
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed on this platform")
+    from fastmask.kernels import gpu_paste
+
+    launches = []
+    monkeypatch.setattr(gpu_paste, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
+    masks, boxes = (t.to(device) for t in draw_case(2))
+    for dtype in (torch.float32, torch.float64):
+        launches.clear()
+        paste_masks_op(masks.to(dtype), boxes, *SIZE, "bool", 0.5, False, False, 1)
+        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:
