@@ -4,20 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = {
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jp2",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-}  # in folders
+# what is taken from a folder; a file that is named may be of any kind
+KINDS = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MADE = ".predicted.png"  # what a picture's overlay ends in
 
 

@@ -48,11 +48,7 @@ def run(args: argparse.Namespace) -> int:
         for path, image_id, overlay in progress:
             try:
                 results += predict(model, path, image_id, overlay, categories)
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-            ) as error:  # torch's: out of memory, no side left
+            except (OSError, ValueError, RuntimeError) as error:  # torch's: out of memory, no side left
                 reason = str(error) if str(path) in str(error) else f"{path}: {error}"
                 progress.write(f"fastmask predict: skipped: {reason}", file=sys.stderr)
                 skipped += 1
