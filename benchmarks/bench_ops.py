@@ -16,15 +16,17 @@ from fastmask.benchmarks.cases import CASES, Case
 
 
 @functools.lru_cache(maxsize=1)
-def checked_case(name: str) -> Case:
+def checked_case(name: str, device: torch.device) -> Case:
     """The case on its inputs (always the same: seed 0), after both sides have run and agreed."""
-    case = CASES[name](torch.Generator().manual_seed(0))
+    case = CASES[name](torch.Generator().manual_seed(0), device)
     case.agree(case.fastmask(), case.torchvision())
     return case
 
 
-def processor() -> str:
-    """The CPU's name and the threads used of it."""
+def name_of(device: torch.device) -> str:
+    """The GPU's name, or the CPU's and the threads used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -33,14 +35,21 @@ def processor() -> str:
 
 @pytest.mark.parametrize("provider", ["torchvision", "fastmask"])
 @pytest.mark.parametrize("name", CASES)
-def test_case(benchmark: BenchmarkFixture, name: str, provider: str) -> None:
-    case = checked_case(name)
+def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
+    device = torch.device(pytestconfig.getoption("--device"))
+    case = checked_case(name, device)
+    run = getattr(case, provider)
+
+    def run_on_device() -> None:
+        run()
+        torch.cuda.synchronize(device)
+
     benchmark.group = name
     benchmark.extra_info.update(
         provider=provider,
         inputs=case.inputs,
-        device=processor(),
+        device=name_of(device),
         torch=torch.__version__,
         torchvision=torchvision.__version__,
     )
-    benchmark.pedantic(getattr(case, provider), rounds=case.rounds, warmup_rounds=2)
+    benchmark.pedantic(run_on_device if device.type == "cuda" else run, rounds=case.rounds, warmup_rounds=2)

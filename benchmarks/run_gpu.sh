@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# What only a GPU can show: benchmarks/run_gpu.sh DIR [tests|ops|sanitize], from the repository's root. Each part stands
+# alone, takes minutes, can be repeated, and writes one JSON into DIR. Without a part: all of them, one after the other.
+set -u
+dir=${1:?usage: benchmarks/run_gpu.sh DIR [tests|ops|sanitize]}
+mkdir -p "$dir"
+
+run_tests() { # the JSON's name, then a command to run Python under, if any
+  local json=$1 report status
+  shift
+  report=$(mktemp)
+  "$@" python -m pytest -m gpu -q tests ${SELECTION:+-k "$SELECTION"} --junitxml="$report"
+  status=$?
+  python - "$report" "$dir/$json" "$status" <<'EOF'
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import torch
+
+report, path, status = sys.argv[1:]
+suite = next(ElementTree.parse(report).iter("testsuite"))
+result = {key: float(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped", "time")}
+bad = [case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None]
+result["failed"] = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
+result["status"] = int(status)
+result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+result["torch"] = torch.__version__
+commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+result["commit"] = commit.stdout.strip() or None
+with open(path, "w") as file:
+    json.dump(result, file, indent=1)
+EOF
+  rm -f "$report"
+  return "$status"
+}
+
+part() {
+  case $1 in
+    tests) run_tests tests.json ;;
+    ops) python -m pytest benchmarks --device cuda --benchmark-only --benchmark-json="$dir/ops.json" -q ;;
+    sanitize)
+      if ! command -v compute-sanitizer >/dev/null; then
+        echo '{"skipped": "compute-sanitizer is not installed"}' | tee "$dir/sanitize.json"
+        return 0
+      fi
+      # a smoke subset: hostile RoIs and boxes in one dtype, forward and backward
+      SELECTION="float32 and (meets_the_specification or gradients_meet)" run_tests sanitize.json \
+        compute-sanitizer --tool memcheck --error-exitcode 9
+      ;;
+    *) echo "the part must be tests, ops or sanitize, got $1" >&2; return 2 ;;
+  esac
+}
+
+status=0
+for name in ${2:-tests ops sanitize}; do part "$name" || status=$?; done
+exit "$status"
