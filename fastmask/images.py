@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 Path = str | os.PathLike[str]
 TURNS = {  # EXIF 2.32, 4.6.4
@@ -32,6 +32,8 @@ def read_image(path: Path) -> Image.Image:
             return _upright(_eight_bit_rgb(picture), picture)
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as a picture: it is of no kind that is known") from error
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over
         raise ValueError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
 
