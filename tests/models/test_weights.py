@@ -1,5 +1,6 @@
 """Names, signatures, state dicts and weights of the models against torchvision's."""
 
+import hashlib
 import importlib
 import inspect
 from pathlib import Path
@@ -10,7 +11,7 @@ import torchvision
 from torch import nn
 
 import fastmask
-from fastmask.models import detection
+from fastmask.models import Weights, WeightsEnum, detection
 
 BUILDERS = [
     "maskrcnn_resnet50_fpn",
@@ -156,6 +157,31 @@ def test_offline_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     with pytest.raises(ConnectionError, match=r"put maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth into .*checkpoints"):
         detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(progress=False)
+
+
+def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.hub itself, from a ``file:`` address: the right hash loads, a wrong one and a torn file do not."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "made.pth")
+    content = (tmp_path / "made.pth").read_bytes()
+    prefix = hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    cache = tmp_path / "hub" / "checkpoints"
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        url = (tmp_path / name).as_uri()
+        members = {"ONE": Weights(url, nn.Identity, {})}
+        return WeightsEnum("Own_Weights", members)["ONE"].get_state_dict(progress=False)
+
+    (tmp_path / f"good-{prefix}.pth").write_bytes(content)
+    assert torch.equal(load(f"good-{prefix}.pth")["a"], torch.ones(2))
+    assert [path.name for path in cache.iterdir()] == [f"good-{prefix}.pth"]
+    (tmp_path / "bad-00000000.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad-00000000.pth is broken \(invalid hash value"):
+        load("bad-00000000.pth")
+    assert not (cache / "bad-00000000.pth").exists()
+    (cache / f"good-{prefix}.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"good-{prefix}.pth is broken \(.*remove it and download again"):
+        load(f"good-{prefix}.pth")
 
 
 def test_old_checkpoints_load() -> None:
