@@ -20,7 +20,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastmask.kernels import gpu_paste, gpu_roi_align, gpu_roi_align_backward
+from fastmask.kernels import gpu_nms, gpu_paste, gpu_roi_align, gpu_roi_align_backward
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -122,6 +122,29 @@ def variants() -> Iterator[Variant]:
             output == "bool" and not continuous,
             ("STG",) if output != "packed" else (),
         )
+    for dtype, grouped, padded in itertools.product(DTYPES, (True, False), (False, True)):
+        yield Variant(
+            f"NMS, {dtype}, {'groups' if grouped else 'one group'}{', padding' if padded else ''}",
+            gpu_nms._suppress_kernel,
+            {"boxes_ptr": f"*{dtype}", "kept_ptr": "*fp32", "threshold": "fp32"}
+            | {f"{name}_ptr": "*i8" for name in ("valid", "keep")}
+            | {f"{name}_ptr": "*i64" for name in ("order", "groups", "ranks")},
+            {"GROUPED": grouped, "HAS_VALID": padded, "BLOCK": gpu_nms.BLOCK},
+            {"num_warps": gpu_nms.NUM_WARPS, "enable_fp_fusion": False},
+            (),
+            grouped and not padded,
+            (),
+        )
+    yield Variant(
+        "NMS's list",
+        gpu_nms._list_kernel,
+        {"keep_ptr": "*i8"} | {f"{name}_ptr": "*i64" for name in ("order", "indices", "count")},
+        {"BLOCK": gpu_nms.LISTED},
+        {"num_warps": 4},
+        (),
+        True,
+        (),
+    )
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:

@@ -44,7 +44,7 @@ def _suppress(
 ) -> NDArray[np.int64]:
     """Positions of the kept boxes among [n, 4] in score order, at most max_output, ascending."""
     with np.errstate(all="ignore"):  # inf - inf and 0 / 0 give NaN, which suppresses nothing
-        threshold = _largest_not_above(iou_threshold, boxes.dtype)
+        threshold = largest_not_above(iou_threshold, boxes.dtype)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         columns = np.concatenate([boxes.T, area[None]])
         if group is None:
@@ -57,7 +57,7 @@ def _suppress(
     return np.flatnonzero(keep)[:max_output]
 
 
-def _largest_not_above(value: float, dtype: np.dtype[np.floating]) -> np.floating:
+def largest_not_above(value: float, dtype: np.dtype[np.floating]) -> np.floating:
     """x > it is x > value for every x of ``dtype``, so that the threshold counts as the double it is."""
     rounded = dtype.type(value)
     return dtype.type(np.nextafter(rounded, dtype.type(-np.inf))) if float(rounded) > value else rounded

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import cpu_nms
+from fastmask.kernels.launch import HAS_TRITON, register
 
 nms_padded_op = torch.library.custom_op("fastmask::nms_padded", cpu_nms.nms_padded, mutates_args=())
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_nms
+
+    register(nms_padded_op, gpu_nms.nms_padded)
 
 
 @nms_padded_op.register_fake

@@ -8,6 +8,7 @@ from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import cpu_nms, reference
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.nms import nms_padded_op
 
 
@@ -116,6 +117,8 @@ def test_far_apart_in_memory(device: torch.device) -> None:
 @pytest.mark.parametrize(("num", "groups"), [(20_000, 80), (100_000, 80)], ids=str)
 def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
     """Memory is linear in N: N x N bits of 100,000 boxes would be 1.2 GB, N x N floats 40 GB."""
+    if INTERPRET and device.type == "cpu":
+        num //= 20
     boxes = draw_boxes(num, (2000, 3000)).to(device)[None]
     scores, group = torch.rand(1, num, device=device), torch.randint(groups, (1, num), device=device)
     indices, count = nms_padded_op(boxes, scores, group, None, 0.5, num)
@@ -125,6 +128,21 @@ def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
     members = (group[0] == 7).nonzero().squeeze(1)
     alone, few = nms_padded_op(boxes[:, members], scores[:, members], None, None, 0.5, len(members))
     assert torch.equal(members[alone[0, : few[0]]], kept[one])
+
+
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed on this platform")
+    from fastmask.kernels import gpu_nms
+
+    launches = []
+    monkeypatch.setattr(gpu_nms, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
+    boxes, scores = draw_boxes(9)[None].to(device), torch.rand(1, 9, device=device)
+    for dtype in (torch.float32, torch.float64):
+        launches.clear()
+        nms_padded_op(boxes.to(dtype), scores, None, None, 0.5, 9)
+        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:
