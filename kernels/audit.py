@@ -20,7 +20,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastmask.kernels import gpu_nms, gpu_paste, gpu_roi_align, gpu_roi_align_backward
+from fastmask.kernels import gpu_nms, gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -145,6 +145,47 @@ def variants() -> Iterator[Variant]:
         True,
         (),
     )
+    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "positions", "totals", "offsets")}
+    for continuous, write in itertools.product((False, True), (False, True)):
+        yield Variant(
+            f"RLE's changes, {'continuous' if continuous else 'torchvision'}, {'written' if write else 'counted'}",
+            gpu_rle._changes_kernel,
+            places | {"masks_ptr": "*fp32", "boxes_ptr": "*fp32", "threshold": "fp32", "growth": "fp32"},
+            {
+                "WRITE": write,
+                "SIDE": 28,
+                "PADDING": 0 if continuous else 1,
+                "CONTINUOUS": continuous,
+                "CHUNKS": gpu_rle.CHUNKS,
+                "BLOCK": gpu_rle.BLOCK,
+            },
+            {"num_warps": 4, "enable_fp_fusion": False},
+            (),
+            not continuous,
+            (),
+        )
+    for write in (False, True):
+        yield Variant(
+            f"RLE's text, {'written' if write else 'counted'}",
+            gpu_rle._text_kernel,
+            places | {"buffer_ptr": "*u8"},
+            {"WRITE": write, "CHUNKS": gpu_rle.CHUNKS, "BLOCK": gpu_rle.BLOCK, "LONGEST": gpu_rle.LONGEST},
+            {"num_warps": 4},
+            (),
+            True,
+            (),
+        )
+    for dtype in DTYPES:
+        yield Variant(
+            f"RLE's sigmoid, {dtype}",
+            gpu_rle._sigmoid_kernel,
+            {"logits_ptr": f"*{dtype}", "out_ptr": "*fp32"},
+            {"BLOCK": gpu_rle.BLOCK},
+            {"num_warps": 4},
+            ("elements",),
+            False,
+            ("STG",),
+        )
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:

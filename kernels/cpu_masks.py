@@ -203,7 +203,7 @@ def encode_masks(
 ) -> tuple[Tensor, Tensor]:
     """[N, M, M], [N, 4], [N, 2] (height, width) -> RLE bytes uint8 [capacity], where each mask's begin int64 [N + 1].
 
-    The offsets are those of all the bytes, also where these exceed the capacity; masks that do not fit whole are zeros.
+    Masks that do not fit whole are zeros, and the last offset is above the capacity: with that one they would fit.
     """
     shapes = [(max(h, 0), max(w, 0)) for h, w in sizes.tolist()]
     counts: list[NDArray[np.int64]] = [np.array([h * w]) for h, w in shapes]

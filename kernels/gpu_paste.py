@@ -12,64 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks
+from fastmask.kernels.gpu_mask_geometry import is_mask, place_box, probability
 from fastmask.kernels.launch import on_device
-from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype
+from fastmask.kernels.reference import compute_dtype
 
 BLOCK = 2048  # output elements of a program, sixteen a thread; an eighth of it where they are bytes of eight pixels
 NUM_WARPS = 4
 LARGEST = 2**31 - BLOCK  # elements of one image: beyond it, plain PyTorch
-
-_LIMIT = tl.constexpr(COORDINATE_LIMIT)
-
-
-@triton.jit
-def _axis(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """Pixels along one axis of a box -> whether they are inside, the lower of two mask cells, the upper one's share."""
-    pixel = pixel.to(tl.float32)
-    if CONTINUOUS:
-        position = tl.div_rn(pixel + 0.5 - low, tl.where(high > low, high - low, 1.0)) * SIDE - 0.5
-        position = tl.where(high > low, position, -1.0)
-        inside = (position > -1) & (position < SIDE)
-        position = tl.where(inside, position, 0.0)
-    else:
-        length = tl.maximum(high - low + 1, 1.0)
-        position = (pixel - low + 0.5) * tl.div_rn(SIDE * 1.0, length) - 0.5
-        inside = (pixel >= low) & (pixel <= high)
-        position = tl.minimum(tl.maximum(tl.where(inside, position, 0.0), 0.0), SIDE - 1.0)
-    cell = tl.floor(position)
-    return inside, cell.to(tl.int32), position - cell
-
-
-@triton.jit
-def _cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, LOGITS: tl.constexpr):
-    """The probability of padded mask cells; 0 in the padding and beyond it."""
-    row, column = row - PADDING, column - PADDING
-    counts = counts & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
-    value = tl.load(mask_ptr + row * SIDE + column, mask=counts, other=0).to(tl.float32)
-    if LOGITS:
-        value = tl.where(counts, 1 / (1 + tl.exp(-value)), 0.0)
-    return value
-
-
-@triton.jit
-def _probability(
-    mask_ptr, y, x, counts, x1, y1, x2, y2,
-    SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr, LOGITS: tl.constexpr
-):  # fmt: skip
-    """The pasted mask at pixels (y, x), and which of them lie in the box."""
-    padded: tl.constexpr = SIDE + 2 * PADDING
-    inside_y, row, dy = _axis(y, y1, y2, padded, CONTINUOUS)
-    inside_x, column, dx = _axis(x, x1, x2, padded, CONTINUOUS)
-    inside = counts & inside_y & inside_x
-    if CONTINUOUS:  # zeros beyond the mask
-        below, beside = row + 1, column + 1
-    else:  # its border repeated
-        below, beside = tl.minimum(row + 1, padded - 1), tl.minimum(column + 1, padded - 1)
-    top = (1 - dx) * _cell(mask_ptr, row, column, inside, SIDE, PADDING, LOGITS)
-    top += dx * _cell(mask_ptr, row, beside, inside, SIDE, PADDING, LOGITS)
-    bottom = (1 - dx) * _cell(mask_ptr, below, column, inside, SIDE, PADDING, LOGITS)
-    bottom += dx * _cell(mask_ptr, below, beside, inside, SIDE, PADDING, LOGITS)
-    return (1 - dy) * top + dy * bottom, inside
 
 
 @triton.jit(do_not_specialize=["height", "threshold", "growth"])
@@ -100,18 +49,7 @@ def _paste_kernel(
     offs = first + tl.arange(0, BLOCK)
     mask = offs < elements
 
-    ptrs_box = boxes_ptr + number * 4
-    x1, y1 = tl.load(ptrs_box).to(tl.float32), tl.load(ptrs_box + 1).to(tl.float32)
-    x2, y2 = tl.load(ptrs_box + 2).to(tl.float32), tl.load(ptrs_box + 3).to(tl.float32)
-    if not CONTINUOUS:
-        half_w, half_h = (x2 - x1) * 0.5 * growth, (y2 - y1) * 0.5 * growth
-        center_x, center_y = (x2 + x1) * 0.5, (y2 + y1) * 0.5
-        x1, y1, x2, y2 = center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h
-    valid = (tl.abs(x1) <= _LIMIT) & (tl.abs(y1) <= _LIMIT) & (tl.abs(x2) <= _LIMIT) & (tl.abs(y2) <= _LIMIT)
-    x1, y1, x2, y2 = tl.where(valid, x1, 0), tl.where(valid, y1, 0), tl.where(valid, x2, 0), tl.where(valid, y2, 0)
-    if not CONTINUOUS:
-        x1, y1 = x1.to(tl.int32).to(tl.float32), y1.to(tl.int32).to(tl.float32)
-        x2, y2 = x2.to(tl.int32).to(tl.float32), y2.to(tl.int32).to(tl.float32)
+    x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
     last_row = tl.minimum((first + BLOCK - 1) // columns, height - 1)
     # two pixels more than the box: the continuous mode fades out beyond it, and rounding costs one at most
     reached = valid & (last_row >= y1 - 2 - (y2 - y1)) & (first // columns <= y2 + 2 + (y2 - y1))
@@ -123,21 +61,21 @@ def _paste_kernel(
             bits = tl.arange(0, 8)[None, :]
             y = (offs // columns)[:, None] + tl.zeros_like(bits)
             x = (offs % columns)[:, None] * 8 + bits
-            value, inside = _probability(
+            value, inside = probability(
                 base_mask, y, x, mask[:, None] & (x < width), x1, y1, x2, y2, SIDE, PADDING, CONTINUOUS, LOGITS
             )
-            counts = inside & ((value >= threshold) if CONTINUOUS else (value > threshold))
+            counts = is_mask(value, inside, threshold, CONTINUOUS)
             written = tl.sum(counts.to(tl.int32) << (7 - bits), axis=1)
         tl.store(base_out + offs, written.to(tl.uint8), mask=mask)
     else:
         value = tl.zeros([BLOCK], dtype=tl.float32)
         if reached:
             y = offs // columns
-            value, inside = _probability(
+            value, inside = probability(
                 base_mask, y, offs - y * columns, mask, x1, y1, x2, y2, SIDE, PADDING, CONTINUOUS, LOGITS
             )
             if OUTPUT == "bool":
-                value = (inside & ((value >= threshold) if CONTINUOUS else (value > threshold))).to(tl.float32)
+                value = is_mask(value, inside, threshold, CONTINUOUS).to(tl.float32)
         tl.store(base_out + offs, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks
+from fastmask.kernels.launch import HAS_TRITON, register
 
 encode_masks_op = torch.library.custom_op("fastmask::encode_masks", cpu_masks.encode_masks, mutates_args=())
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_rle
+
+    register(encode_masks_op, gpu_rle.encode_masks)
 
 
 @encode_masks_op.register_fake

@@ -1,5 +1,6 @@
 """Masks of fixed size laid on images: pasted as probabilities, bool or bits, or encoded as COCO RLE."""
 
+import itertools
 from typing import TypedDict
 
 import torch
@@ -19,7 +20,8 @@ from fastmask.ops._utils import (
 
 OUTPUTS = ("bool", "packed", "float")
 MODES = ("torchvision", "continuous")
-TYPICAL_BYTES = 4096  # of one mask's RLE, some bytes a column; where they are not enough, the op runs again
+CAPACITY = 4096  # bytes a mask, or some bytes a column; where they are not enough, the op runs again
+LIKELY = 1024  # bytes a mask that come to the host in the first copy
 
 
 class RLE(TypedDict):
@@ -124,17 +126,24 @@ def encode_masks(
     """
     masks = _check_masks(masks, boxes, mode, padding)
     sizes = _check_sizes(img_shape, masks)
+    number = masks.shape[0]
     columns = 0 if isinstance(img_shape, Tensor) else check_pair("img_shape", img_shape, 0)[1]
-    capacity = masks.shape[0] * max(TYPICAL_BYTES, 8 * columns)
-    options = (float(threshold), mode == "continuous", logits, padding)
-    buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
-    ends = offsets.tolist()
-    if ends[-1] > capacity:
-        buffer, _ = encode_masks_op(masks, boxes, sizes, ends[-1], *options)
-    text = buffer[: ends[-1]].cpu().numpy().tobytes()
+    capacity = number * max(CAPACITY, 8 * columns)
+    while True:
+        options = (float(threshold), mode == "continuous", logits, padding)
+        buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
+        # all that is usually needed in one copy from the device
+        numbers = torch.cat([offsets, sizes.flatten()]).view(torch.uint8)
+        head, text = torch.cat([numbers, buffer[: number * LIKELY]]).cpu().split([len(numbers), number * LIKELY])
+        ends, shapes = head.view(torch.int64).split([number + 1, 2 * number])
+        total = int(ends[-1])
+        if total <= capacity:
+            break
+        capacity = total
+    counts = text.numpy().tobytes() + buffer[number * LIKELY : total].cpu().numpy().tobytes()
     return [
-        {"size": size, "counts": text[start:end]}
-        for size, start, end in zip(sizes.tolist(), ends[:-1], ends[1:], strict=True)
+        {"size": size, "counts": counts[start:end]}
+        for size, (start, end) in zip(shapes.view(number, 2).tolist(), itertools.pairwise(ends.tolist()), strict=True)
     ]
 
 
@@ -158,7 +167,8 @@ def _check_sizes(img_shape: tuple[int, int] | Tensor, masks: Tensor) -> Tensor:
     """Image sizes as int64 [N, 2]."""
     if not isinstance(img_shape, Tensor):
         pair = check_pair("img_shape", img_shape, 0)
-        return torch.tensor([pair], device=masks.device).expand(masks.shape[0], 2)
+        sides = [masks.new_full((masks.shape[0],), side, dtype=torch.int64) for side in pair]
+        return torch.stack(sides, dim=1)
     check_shape("img_shape", img_shape, masks.shape[0], 2)
     if img_shape.is_floating_point() or img_shape.dtype == torch.bool:
         raise ValueError(f"img_shape must be integer, got {img_shape.dtype}")

@@ -10,8 +10,13 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks, reference
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
+
+
+def interpreted(device: torch.device) -> bool:
+    return INTERPRET and device.type == "cpu"
 
 
 def encode(masks: Tensor, boxes: Tensor, sizes: Tensor, *options: object, capacity: int = 2**22) -> list[bytes]:
@@ -30,10 +35,12 @@ def from_pycocotools(inside: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
-    """10,000 masks over the four cases, on images of many shapes, the hostile boxes among them."""
-    for _ in range(50):
+    """10,000 masks over the four cases (300 in the interpreter), on images of many shapes, hostile boxes among them."""
+    for _ in range(3 if interpreted(device) else 50):
         height, width = (int(side) for side in torch.randint(1, 70, (2,)))
-        boxes = torch.cat([draw_boxes(30, (height, width), 80), hostile_boxes((height, width))]).to(device)
+        boxes = torch.cat(
+            [draw_boxes(5 if interpreted(device) else 30, (height, width), 80), hostile_boxes((height, width))]
+        ).to(device)
         masks = draw_masks(len(boxes), int(torch.randint(1, 29, ()))).to(device)
         masks = 8 * masks - 4 if logits else masks
         threshold = float(torch.rand(()))
@@ -82,15 +89,19 @@ def test_full_height_columns_run_on(device: torch.device) -> None:
 
 
 def test_capacity(device: torch.device) -> None:
-    """Too small a buffer keeps the masks that fit whole; the offsets say what all of them need."""
+    """Too small a buffer keeps the masks that fit whole; the last offset is then a capacity that all of them fit in."""
     masks, boxes = draw_masks(5).to(device), draw_boxes(5, (60, 80), 50).to(device)
     sizes = torch.tensor([[60, 80]], device=device).expand(5, 2)
     texts = encode(masks, boxes, sizes, 0.5, False, False, 1)
     ends = np.cumsum([0] + [len(text) for text in texts])
     for capacity in (0, ends[1], ends[3] - 1, ends[3], ends[5]):
         buffer, offsets = encode_masks_op(masks, boxes, sizes, int(capacity), 0.5, False, False, 1)
-        assert offsets.tolist() == ends.tolist()
         fits = ends[ends <= capacity].max()
+        assert offsets[ends <= capacity].tolist() == ends[ends <= capacity].tolist()
+        assert (offsets[1:] > capacity).tolist() == (ends[1:] > capacity).tolist()
+        whole, exact = encode_masks_op(masks, boxes, sizes, int(offsets[-1]), 0.5, False, False, 1)
+        assert exact.tolist() == ends.tolist()
+        assert whole[: ends[-1]].cpu().numpy().tobytes() == b"".join(texts)
         assert buffer.cpu().numpy().tobytes() == b"".join(texts)[:fits].ljust(capacity, b"\0")
 
 
@@ -117,6 +128,22 @@ def coco_runs(text: bytes) -> list[int]:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value, shift = 0, 0
     return runs
+
+
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed on this platform")
+    from fastmask.kernels import gpu_rle
+
+    launches = []
+    monkeypatch.setattr(gpu_rle, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
+    masks, boxes = draw_masks(2).to(device), draw_boxes(2, (20, 30), 20).to(device)
+    sizes = torch.tensor([[20, 30]], device=device).expand(2, 2)
+    for dtype in (torch.float32, torch.float64):
+        launches.clear()
+        encode_masks_op(masks.to(dtype), boxes, sizes, 100, 0.5, False, False, 1)
+        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:
