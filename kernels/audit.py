@@ -8,10 +8,12 @@ import argparse
 import collections
 import itertools
 import json
+import multiprocessing
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,15 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastmask.kernels import gpu_nms, gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward
+from fastmask.kernels import (
+    gpu_nms,
+    gpu_paste,
+    gpu_rle,
+    gpu_roi_align,
+    gpu_roi_align_backward,
+    gpu_roi_geometry,
+    gpu_roi_pool,
+)
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -86,12 +96,39 @@ def variants() -> Iterator[Variant]:
             first,
             ("STG",),
         )
+        if levels == 4 or ratio == 0:
+            continue
+        for layout, last, multiple in (("NHWC", True, 16), ("NCHW", False, 1)):
+            yield Variant(
+                f"RoIPool forward, {layout}, {dtype}",
+                gpu_roi_pool._forward_kernel,
+                {"map_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "rois_ptr": "*fp32", "argmax_ptr": "*i64"}
+                | {"spatial_scale": "fp32", "lowest": "fp32"},
+                {"POOLED_H": 7, "POOLED_W": 7, "CHANNELS_LAST": last, "MULTIPLE": multiple}
+                | {"BINS": gpu_roi_pool.BINS, "CHANNELS": gpu_roi_pool.CHANNELS},
+                {"num_warps": gpu_roi_pool.NUM_WARPS},
+                ("channels",),
+                last,
+                ("LDG", "STG") if last else (),
+            )
+        yield Variant(
+            f"RoIPool backward, {dtype}",
+            gpu_roi_pool._backward_kernel,
+            {"grad_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "rois_ptr": "*fp32", "spatial_scale": "fp32"}
+            | {f"{name}_ptr": "*i64" for name in ("argmax", "order", "starts")},
+            {"POOLED_H": 7, "POOLED_W": 7, "TILE": gpu_roi_pool.TILE}
+            | {"CHANNELS": gpu_roi_pool.GRAD_CHANNELS, "ROIS": gpu_roi_pool.ROIS},
+            {"num_warps": 4},
+            ("channels",),
+            True,
+            ("STG",),
+        )
     for levels in (4, 1):
         yield Variant(
-            f"RoIAlign backward's keys, {levels} levels",
-            gpu_roi_align_backward._keys_kernel,
+            f"RoIs' maps, {levels} levels",
+            gpu_roi_geometry._keys_kernel,
             geometry | {"rois_ptr": "*fp32", "keys_ptr": "*i32"},
-            {"LEVELS": levels, "ALIGNED": False, "BLOCK": 256},
+            {"LEVELS": levels, "ALIGNED": False, "BLOCK": gpu_roi_geometry.KEYS},
             {"num_warps": 4},
             (),
             levels == 4,
@@ -233,12 +270,20 @@ def _tool(command: list[str], cubin: bytes) -> str:
 def reports(architectures: list[str]) -> list[Report]:
     """All variants for the first architecture, the default ones for the others."""
     wanted = [
-        (variant, architecture)
+        (number, architecture)
         for architecture in architectures
-        for variant in variants()
+        for number, variant in enumerate(variants())
         if variant.default or architecture == architectures[0]
     ]
-    return [compile_variant(*one) for one in tqdm(wanted, unit="variant", leave=False)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(
+            tqdm(pool.map(_compile_number, *zip(*wanted, strict=True)), total=len(wanted), unit="variant", leave=False)
+        )
+
+
+def _compile_number(number: int, architecture: str) -> Report:
+    """For another process, to which kernels cannot be handed over."""
+    return compile_variant(next(itertools.islice(variants(), number, None)), architecture)
 
 
 def main() -> None:

@@ -307,8 +307,13 @@ def _within_budget(sizes: Tensor) -> Iterator[Tensor]:
     yield from torch.arange(len(sizes), device=sizes.device).split(counts.tolist())
 
 
-def roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """Gradient and argmaxima [K, C, ph, pw] -> [B, C, H, W], channels-last, summed in a fixed order on the CPU."""
+def roi_pool_backward(
+    grad: Tensor, rois: Tensor, argmax: Tensor, spatial_scale: float, batch: int, height: int, width: int
+) -> Tensor:
+    """Gradient and argmaxima [K, C, ph, pw] -> [B, C, H, W], channels-last, summed in a fixed order on the CPU.
+
+    ``spatial_scale`` is what the Triton kernel finds the RoIs of a pixel by; the argmaxima are enough here.
+    """
     channels = grad.shape[1]
     dtype = compute_dtype(grad)
     sums = empty_channels_last(grad.new_empty(0, dtype=dtype), batch, channels, height, width).zero_()

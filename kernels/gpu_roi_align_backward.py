@@ -24,6 +24,7 @@ from fastmask.kernels.gpu_roi_geometry import (
     locate,
     of_level,
     samples_of,
+    sort_by_map,
 )
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
@@ -34,32 +35,6 @@ NUM_WARPS = 4
 
 # the values of all levels stand on one line
 # fmt: off
-
-
-@triton.jit(do_not_specialize=VARYING)
-def _keys_kernel(
-    # tensors
-    rois_ptr,  # [K, 5]
-    keys_ptr,  # [K] out: level * batch + image; LEVELS * batch for RoIs that do not count
-    # sizes
-    num_rois,
-    batch,
-    # level geometry
-    scale0, scale1, scale2, scale3, scale4,
-    limit0, limit1, limit2, limit3,
-    # constants
-    LEVELS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    offs_k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask_k = offs_k < num_rois
-    image, level, _, _, _, _, valid = locate(
-        rois_ptr, offs_k, mask_k, batch, scale0, scale1, scale2, scale3, scale4,
-        limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
-    )
-    key = tl.where(valid, level * batch + image, LEVELS * batch)
-    tl.store(keys_ptr + offs_k, key.to(tl.int32), mask=mask_k)
 
 
 @triton.jit
@@ -231,24 +206,17 @@ def multilevel_roi_align_backward(
     tiles = sum(batch * triton.cdiv(height, TILE) * triton.cdiv(width, TILE) for height, width in sizes)
     if tiles == 0 or channels == 0:
         return outs
-    num_rois = rois.shape[0]
     rois = rois.contiguous()
     geometry = {**level_geometry(scales, level_limits), "LEVELS": len(sizes), "ALIGNED": aligned}
-    keys = rois.new_empty(num_rois, dtype=torch.int32)
     block = min(triton.next_power_of_2(channels), CHANNELS)
     with on_device(rois):
-        if num_rois > 0:
-            _keys_kernel[(triton.cdiv(num_rois, 256),)](
-                rois_ptr=rois, keys_ptr=keys, num_rois=num_rois, batch=batch, BLOCK=256, **geometry
-            )
-        keys, order = keys.sort(stable=True)
-        ends = torch.arange(len(sizes) * batch + 1, dtype=torch.int32, device=rois.device)
+        order, starts = sort_by_map(rois, batch, geometry)
         _backward_kernel[(tiles, triton.cdiv(channels, block))](
             # tensors
             grad_ptr=grad.permute(0, 2, 3, 1).contiguous(),
             rois_ptr=rois,
             order_ptr=order,
-            starts_ptr=torch.searchsorted(keys, ends),
+            starts_ptr=starts,
             **by_level("out{}_ptr", outs),
             # sizes
             batch=batch,

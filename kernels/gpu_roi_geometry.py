@@ -1,14 +1,17 @@
-"""Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign forward and backward."""
+"""Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign and RoIPool, forward and backward."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastmask.kernels.reference import COORDINATE_LIMIT
 
 MAX_LEVELS = 5
+KEYS = 256  # RoIs that a program finds the map of
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
 # change from call to call: never part of a compiled variant's key
@@ -92,6 +95,32 @@ def samples_of(length, RATIO: tl.constexpr):
         return tl.maximum(tl.ceil(length), 0.0)
 
 
+@triton.jit(do_not_specialize=VARYING)
+def _keys_kernel(
+    # tensors
+    rois_ptr,  # [K, 5]
+    keys_ptr,  # [K] out: level * batch + image; LEVELS * batch for RoIs that do not count
+    # sizes
+    num_rois,
+    batch,
+    # level geometry
+    scale0, scale1, scale2, scale3, scale4,
+    limit0, limit1, limit2, limit3,
+    # constants
+    LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offs_k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask_k = offs_k < num_rois
+    image, level, _, _, _, _, valid = locate(
+        rois_ptr, offs_k, mask_k, batch, scale0, scale1, scale2, scale3, scale4,
+        limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
+    )
+    key = tl.where(valid, level * batch + image, LEVELS * batch)
+    tl.store(keys_ptr + offs_k, key.to(tl.int32), mask=mask_k)
+
+
 # fmt: on
 
 
@@ -107,3 +136,19 @@ def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> di
     return by_level("scale{}", [float(scale) for scale in scales]) | {
         f"limit{i}": last[i] for i in range(MAX_LEVELS - 1)
     }
+
+
+def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """RoIs [K, 5] in the order of (level, image), and where each of these begins there, int64 [levels * batch + 1].
+
+    ``geometry``: level_geometry's arguments with LEVELS and ALIGNED. RoIs that do not count come last.
+    """
+    num_rois = rois.shape[0]
+    keys = rois.new_empty(num_rois, dtype=torch.int32)
+    if num_rois > 0:
+        _keys_kernel[(triton.cdiv(num_rois, KEYS),)](
+            rois_ptr=rois, keys_ptr=keys, num_rois=num_rois, batch=batch, BLOCK=KEYS, **geometry
+        )
+    keys, order = keys.sort(stable=True)
+    ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=torch.int32, device=rois.device)
+    return order, torch.searchsorted(keys, ends)

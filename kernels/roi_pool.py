@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import cpu_roi
+from fastmask.kernels.launch import HAS_TRITON, register
 
 roi_pool_op = torch.library.custom_op("fastmask::roi_pool", cpu_roi.roi_pool, mutates_args=())
 roi_pool_backward_op = torch.library.custom_op(
     "fastmask::roi_pool_backward", cpu_roi.roi_pool_backward, mutates_args=()
 )
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_roi_pool
+
+    register(roi_pool_op, gpu_roi_pool.roi_pool)
+    register(roi_pool_backward_op, gpu_roi_pool.roi_pool_backward)
 
 
 @roi_pool_op.register_fake
@@ -28,12 +36,12 @@ def _(
 
 
 @roi_pool_backward_op.register_fake
-def _(grad: Tensor, rois: Tensor, argmax: Tensor, batch: int, height: int, width: int) -> Tensor:
+def _(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, batch: int, height: int, width: int) -> Tensor:
     return cpu_roi.empty_channels_last(grad, batch, grad.shape[1], height, width)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, rois, *_ = inputs
+    features, rois, ctx.spatial_scale, *_ = inputs
     _, argmax = output
     ctx.mark_non_differentiable(argmax)
     ctx.save_for_backward(rois, argmax)
@@ -42,7 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     rois, argmax = ctx.saved_tensors
-    features = roi_pool_backward_op(grad, rois, argmax, ctx.batch, ctx.height, ctx.width)
+    features = roi_pool_backward_op(grad, rois, argmax, ctx.spatial_scale, ctx.batch, ctx.height, ctx.width)
     return features, None, None, None, None  # rois (as in torchvision), spatial_scale, pooled size: none
 
 

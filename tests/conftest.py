@@ -9,9 +9,10 @@ import pytest
 import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
-    from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align_backward
+    from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align_backward, gpu_roi_pool
 
     gpu_roi_align_backward.TILE = 32
+    gpu_roi_pool.TILE = 32
     gpu_paste.BLOCK = 8192
     gpu_rle.CHUNKS, gpu_rle.BLOCK = 2, 1024
 

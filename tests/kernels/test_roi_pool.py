@@ -5,6 +5,7 @@ import torch
 from inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
 
 from fastmask.kernels import cpu_roi, reference
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.roi_pool import roi_pool_op
 
 
@@ -26,7 +27,7 @@ def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch
 
 
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    features, rois = torch.randn(2, 4, 25, 38, device=device), draw_rois().to(device)
+    features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # plain PyTorch's
     together = roi_pool_op(features, rois, 1.0, 3, 2)
     monkeypatch.setattr(cpu_roi, "SMALL", 0)
     for whole, alone in zip(together, roi_pool_op(features, rois, 1.0, 3, 2), strict=True):
@@ -70,6 +71,56 @@ def test_gradients(layout: str, device: torch.device) -> None:
     rois = torch.cat([with_images(draw_boxes(6, (9, 11), 9), 2), torch.tensor([[0, NAN, 0, 3, 3], [5, 0, 0, 5, 5]])])
     rois = rois.double().to(device)
     torch.autograd.gradcheck(lambda f: roi_pool_op(f, rois, 1.0, 2, 2)[0], features, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.125], ids="scale{}".format)
+def test_gradients_meet_the_argmaxima(scale: float, dtype: torch.dtype, device: torch.device) -> None:
+    """Each pixel gets the gradients of all bins whose maximum it is, summed in float32; twice the same bits."""
+    features = torch.randn(2, 5, 9, 13, device=device).to(dtype)
+    rois = draw_rois(6).to(device)
+    grads = []
+    for _ in range(2):
+        leaf = features.clone().requires_grad_()
+        pooled, argmax = roi_pool_op(leaf, rois, scale, 3, 2)
+        grad = torch.linspace(-1, 1, pooled.numel(), device=device).view(pooled.shape).to(dtype)
+        pooled.backward(grad)
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+    expected = torch.zeros(2, 5, 9 * 13, dtype=torch.float64)
+    for roi, where, values in zip(rois.cpu(), argmax.cpu(), grad.double().cpu(), strict=True):
+        for channel, (places, gradients) in enumerate(zip(where, values, strict=True)):
+            for place, value in zip(places.flatten().tolist(), gradients.flatten(), strict=True):
+                if place >= 0:
+                    expected[int(roi[0]), channel, place] += value
+    assert expected.any()
+    rounded = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7 if INTERPRET else 2**-8}[dtype]
+    torch.testing.assert_close(grads[0].double().cpu().flatten(2), expected, rtol=rounded, atol=1e-6)
+
+
+def test_a_map_that_has_no_rois(device: torch.device) -> None:
+    features = torch.randn(3, 5, 8, 8, device=device, requires_grad=True)
+    for rois in (torch.zeros(0, 5), torch.tensor([[1.0, 0, 0, 4, 4], [7, 0, 0, 4, 4]])):
+        features.grad = None
+        roi_pool_op(features, rois.to(device), 1.0, 2, 2)[0].sum().backward()
+        assert features.grad[1].any() == (len(rois) > 0)
+        assert not features.grad[[0, 2]].any()
+
+
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed on this platform")
+    from fastmask.kernels import gpu_roi_pool
+
+    launches = []
+    monkeypatch.setattr(gpu_roi_pool, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
+    rois = draw_rois(2).to(device)
+    for dtype in (torch.float32, torch.float64):
+        launches.clear()
+        features = torch.randn(2, 4, 25, 38, device=device, dtype=dtype, requires_grad=True)
+        roi_pool_op(features, rois, 1.0, 3, 2)[0].sum().backward()
+        assert len(launches) == 2 * ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:
