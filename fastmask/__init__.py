@@ -5,12 +5,13 @@
 
 import importlib
 import importlib.util
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmask import models as models
     from fastmask import ops as ops
+    from fastmask.patch import patch_torchvision as patch_torchvision
+    from fastmask.patch import unpatch_torchvision as unpatch_torchvision
 
 if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's root, after a plain `pip install .`
     raise ImportError(
@@ -18,12 +19,14 @@ if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's roo
     )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "models", "ops"]
+__all__ = ["__version__", "models", "ops", "patch_torchvision", "unpatch_torchvision"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in ("models", "ops"):
         return importlib.import_module(f"fastmask.{name}")
+    if name in ("patch_torchvision", "unpatch_torchvision"):
+        return getattr(importlib.import_module("fastmask.patch"), name)
     raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
 
 

@@ -53,6 +53,12 @@ import torch
 boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 5.]])
 assert fastmask.ops.nms(boxes, torch.tensor([1., 2.]), 0.5).tolist() == [1]
 assert fastmask.ops.roi_align(torch.ones(1, 2, 8, 8), [boxes], 2).shape == (2, 2, 2, 2)
+try:
+    fastmask.patch_torchvision()
+except ImportError as error:
+    assert str(error) == "patch_torchvision needs torchvision: pip install torchvision", error
+else:
+    raise AssertionError("patched what is not there")
 assert not [name for name, module in sys.modules.items() if name.split(".")[0] == "triton" and module]
 """
 
