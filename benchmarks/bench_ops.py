@@ -5,6 +5,7 @@ Agreement is checked before anything is timed; a disagreement is an error, not a
 
 import functools
 import platform
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,27 @@ def name_of(device: torch.device) -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@functools.cache
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of copying a gigabyte on the device: the best of five."""
+    source = torch.ones(2**28, device=device)
+    target = torch.ones_like(source)
+    seconds = []
+    for _ in range(5):
+        wait_for(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
+
+
 @pytest.mark.parametrize("provider", ["torchvision", "fastmask"])
 @pytest.mark.parametrize("name", CASES)
 def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
@@ -40,16 +62,18 @@ def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: st
     case = checked_case(name, device)
     run = getattr(case, provider)
 
-    def run_on_device() -> None:
+    def run_to_the_end() -> None:
         run()
-        torch.cuda.synchronize(device)
+        wait_for(device)
 
     benchmark.group = name
     benchmark.extra_info.update(
         provider=provider,
         inputs=case.inputs,
+        least_bytes=case.least_bytes,
+        copy_bandwidth=copy_bandwidth(device),
         device=name_of(device),
         torch=torch.__version__,
         torchvision=torchvision.__version__,
     )
-    benchmark.pedantic(run_on_device if device.type == "cuda" else run, rounds=case.rounds, warmup_rounds=2)
+    benchmark.pedantic(run_to_the_end, rounds=case.rounds, warmup_rounds=2)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from fastmask import models, ops
 from fastmask.benchmarks.settled import settle
+from fastmask.kernels.nms import nms_padded_op
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.traffic import least_bytes
 from fastmask.matching import matched_share
+from fastmask.ops.masks import LIKELY
 
 IMAGE = (800, 1344)  # padded; pixels
 PICTURE = (800, 1333)
@@ -27,6 +34,7 @@ class Case(NamedTuple):
     fastmask: Callable[[], Any]
     agree: Callable[[Any, Any], None]  # raises AssertionError; called with both answers, ours first
     inputs: str  # shapes and dtypes, for the report
+    least_bytes: int | None = None  # that must be moved; None: what binds is something else
     rounds: int = 11
 
 
@@ -66,9 +74,14 @@ def roi_align(generator: torch.Generator, device: torch.device, layout: str, rat
         for actual, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
-    return Case(
-        runner(torchvision.ops), runner(ops), agree, f"P2-P5 of {IMAGE} x 256 {layout} float32, 1000 RoIs, 7 x 7"
-    )
+    inputs = f"P2-P5 of {IMAGE} x 256 {layout} float32, 1000 RoIs, 7 x 7"
+    features, rois = list(maps.values()), torch.zeros(1000, 5)
+    geometry = ([0.25, 0.125, 0.0625, 0.03125], [112.0, 224.0, 448.0, 896.0])
+    moved = least_bytes(multilevel_roi_align_op, features, rois, *geometry, 7, 7, ratio, False)
+    if backward:
+        sizes = (1, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])
+        moved += least_bytes(multilevel_roi_align_backward_op, gradient, rois, *sizes, *geometry, ratio, False)
+    return Case(runner(torchvision.ops), runner(ops), agree, inputs, moved)
 
 
 def batched_nms(
@@ -98,6 +111,7 @@ def batched_nms(
         lambda: ops.batched_nms(*arguments),
         agree,
         f"{num} {'clustered' if clustered else 'random'} boxes float32 in {groups} groups, IoU {threshold}",
+        least_bytes(nms_padded_op, *(tensor[None] for tensor in arguments[:3]), None, threshold, num),
     )
 
 
@@ -165,6 +179,7 @@ def paste_masks_in_image(generator: torch.Generator, device: torch.device) -> Ca
         lambda: ops.paste_masks_in_image(masks, boxes, PICTURE),
         agree,
         f"100 masks of 28 x 28 float32 on {PICTURE}",
+        least_bytes(paste_masks_op, masks[:, 0], boxes, *PICTURE, "float", 0.5, False, False, 1),
     )
 
 
@@ -185,7 +200,9 @@ def encode_masks(generator: torch.Generator, device: torch.device) -> Case:
         assert (pixels != others).sum() <= 1e-4 * others.sum(), "more differs than pixels at the threshold itself"
 
     inputs = f"100 masks of 28 x 28 float32 on {PICTURE}; against torchvision's paste and pycocotools.encode"
-    return Case(paste_and_encode, lambda: ops.encode_masks(masks, boxes, PICTURE), agree, inputs)
+    sizes = torch.zeros(100, 2, dtype=torch.int64)
+    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, 100 * LIKELY, 0.5, False, False, 1)
+    return Case(paste_and_encode, lambda: ops.encode_masks(masks, boxes, PICTURE), agree, inputs, moved)
 
 
 def roi_pool(generator: torch.Generator, device: torch.device) -> Case:
@@ -202,6 +219,7 @@ def roi_pool(generator: torch.Generator, device: torch.device) -> Case:
         lambda: ops.roi_pool(features, boxes, 7, 0.125),
         agree,
         f"P3 of {IMAGE} x 256 float32, 500 RoIs, 7 x 7",
+        least_bytes(roi_pool_op, features, torch.zeros(500, 5), 0.125, 7, 7),
     )
 
 

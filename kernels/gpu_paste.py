@@ -3,7 +3,7 @@
 Pixel model, source and differences: paste.py. Specification: reference.paste_masks.
 A program writes BLOCK neighbouring pixels (or bytes of eight) of one mask's image; where they miss the box it only
 writes zeros, else it samples the mask at each pixel, with the sigmoid and the threshold on the way.
-Cost in bytes: the output once; the masks are read from the cache. Speed: not yet measured.
+Cost in bytes: traffic.least_bytes, nearly all of it the output. Speed: not yet measured.
 """
 
 import torch

@@ -5,8 +5,8 @@ CHUNKS programs a mask read the pixels of its box down the columns and count whe
 them again and write these positions. One program a mask then turns positions into runs and counts their characters;
 after a second scan it writes them. A pixel is decided by gpu_paste's own code, so the bytes are those of its masks.
 Positions are kept for as many changes as the buffer has bytes: a run is at least one character.
-Cost in bytes: rle.bytes_moved; what binds is arithmetic, four samples for each pixel of a box.
-Speed: not yet measured.
+Cost in bytes: traffic.least_bytes, and 8 a change, written once and read eight times (from the cache). What should bind
+is arithmetic: four samples for each pixel of a box. Speed: not yet measured.
 """
 
 import torch

@@ -3,7 +3,7 @@
 Pixel model, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
 A program takes one RoI, BINS of its bins and CHANNELS channels; it chooses the level itself and computes the geometry
 once; a tap of channels-last features is one contiguous row of CHANNELS, 16 bytes a thread. Any strides work, uncopied.
-Cost in bytes: 16 taps a bin at sampling_ratio 2 (at best each touched pixel once), and the output once.
+Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
 Speed: not yet measured.
 """
 

@@ -4,7 +4,7 @@ Pixel model, source and differences: roi_align.py. Specification: the transpose 
 RoIs are sorted by (level, image). A program owns TILE x TILE pixels of one map; it walks its image's RoIs in index
 order and of each the bins that reach the tile, sums in float32 registers, and stores once: no atomics on the result, no
 zero-fill and no cast. The weights are separable: a bin's rows are weighted first, then spread over the columns.
-Cost in bytes: every map once, the gradient's bins once for each tile they reach, 20 bytes a RoI and tile.
+Cost in bytes: traffic.least_bytes, but the gradient's bins once for each tile they reach, and 20 a RoI and tile.
 Speed: not yet measured.
 """
 

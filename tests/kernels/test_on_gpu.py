@@ -1,0 +1,214 @@
+"""What only a GPU can show of the kernels: no waiting for the device, graphs, streams, a second device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from inputs import draw_boxes, draw_masks, draw_pyramid, finite, hostile_boxes, pyramid_scales, with_images
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.kernels.nms import nms_padded_op
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
+from fastmask.ops.roi_align import level_limits
+
+pytestmark = pytest.mark.gpu
+
+Op = Callable[..., Any]
+SCALES = pyramid_scales(4)
+LIMITS = level_limits(SCALES, 224, 4)
+
+
+def draw_rois() -> Tensor:
+    return with_images(torch.cat([draw_boxes(60), hostile_boxes()]), 2)
+
+
+def roi_align() -> tuple[Op, list[Tensor]]:
+    return lambda rois, *maps: multilevel_roi_align_op(list(maps), rois, SCALES, LIMITS, 7, 7, 2, False), [
+        draw_rois(),
+        *draw_pyramid(4, channels=32),
+    ]
+
+
+def roi_align_backward() -> tuple[Op, list[Tensor]]:
+    rois = draw_rois()
+    sizes = (2, [50, 25, 13, 7], [75, 38, 19, 10])
+    return lambda rois, grad: multilevel_roi_align_backward_op(grad, rois, *sizes, SCALES, LIMITS, 2, False), [
+        rois,
+        torch.randn(len(rois), 32, 7, 7),
+    ]
+
+
+def roi_pool() -> tuple[Op, list[Tensor]]:
+    return lambda features, rois: roi_pool_op(features, rois, 0.25, 7, 7), [torch.randn(2, 32, 50, 75), draw_rois()]
+
+
+def roi_pool_backward() -> tuple[Op, list[Tensor]]:
+    rois = draw_rois()
+    _, argmax = roi_pool_op(torch.randn(2, 32, 50, 75), rois, 0.25, 7, 7)
+    return lambda grad, rois, argmax: roi_pool_backward_op(grad, rois, argmax, 0.25, 2, 50, 75), [
+        torch.randn(len(rois), 32, 7, 7),
+        rois,
+        argmax,
+    ]
+
+
+def nms() -> tuple[Op, list[Tensor]]:
+    return lambda boxes, scores, groups, valid: nms_padded_op(boxes, scores, groups, valid, 0.5, 100), [
+        torch.stack([draw_boxes(700) for _ in range(2)]),
+        torch.rand(2, 700),
+        torch.randint(5, (2, 700)),
+        torch.rand(2, 700) < 0.9,
+    ]
+
+
+def paste() -> tuple[Op, list[Tensor]]:
+    return lambda masks, boxes: paste_masks_op(masks, boxes, 200, 300, "packed", 0.5, False, True, 1), [
+        4 * torch.randn(20, 28, 28),
+        draw_boxes(20),
+    ]
+
+
+def rle() -> tuple[Op, list[Tensor]]:
+    return lambda masks, boxes, sizes: encode_masks_op(masks, boxes, sizes, 2**17, 0.5, False, True, 1), [
+        8 * draw_masks(20) - 4,
+        draw_boxes(20),
+        torch.tensor([[200, 300]]).repeat(20, 1),
+    ]
+
+
+CASES = pytest.mark.parametrize(
+    "case",
+    [roi_align, roi_align_backward, roi_pool, roi_pool_backward, nms, paste, rle],
+    ids=lambda case: case.__name__,
+)
+
+
+def flat(output: Any) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
+def same(actual: Any, expected: Any) -> None:
+    """Bit for bit: the kernels have no order of summation that could change."""
+    for one, other in zip(flat(actual), flat(expected), strict=True):
+        assert torch.equal(one.cpu(), other.cpu())
+
+
+@CASES
+def test_nothing_waits_for_the_device(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    op, inputs = case()
+    inputs = [tensor.cuda() for tensor in inputs]
+    op(*inputs)  # compiling does wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        op(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@CASES
+def test_in_a_graph(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    """Captured on one set of inputs, replayed on others of the same shapes."""
+    op, first = case()
+    _, second = case()
+    buffers = [tensor.cuda() for tensor in first]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        op(*buffers)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = op(*buffers)
+    for inputs in (second, first):
+        for buffer, tensor in zip(buffers, inputs, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        same(captured, op(*[tensor.cuda() for tensor in inputs]))
+
+
+@CASES
+def test_on_a_side_stream(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    """Kernels go to the current stream: they see what was written there just before, behind a long wait."""
+    op, inputs = case()
+    expected = op(*[tensor.cuda() for tensor in inputs])
+    late = [torch.zeros_like(tensor, device="cuda") for tensor in inputs]
+    sources = [tensor.cuda() for tensor in inputs]
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)  # cycles
+        for buffer, source in zip(late, sources, strict=True):
+            buffer.copy_(source)
+        actual = op(*late)
+    side.synchronize()
+    same(actual, expected)
+
+
+@CASES
+def test_on_the_second_device(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    """cuda:1's tensors while cuda:0 is current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is no second GPU")
+    op, inputs = case()
+    expected = op(*[tensor.to("cuda:0") for tensor in inputs])
+    actual = op(*[tensor.to("cuda:1") for tensor in inputs])
+    assert torch.cuda.current_device() == 0
+    assert all(tensor.device == torch.device("cuda:1") for tensor in flat(actual))
+    same(actual, expected)
+
+
+@CASES
+def test_bitwise_equal_over_100_runs(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    op, inputs = case()
+    inputs = [tensor.cuda() for tensor in inputs]
+    expected = op(*inputs)
+    for _ in range(100):
+        same(op(*inputs), expected)
+
+
+@pytest.mark.parametrize("ratio", [2, 0], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
+def test_roi_align_against_torchvision(ratio: int, aligned: bool) -> None:
+    """Maps of any size and RoIs on and off them, forward and backward, 30 draws."""
+    for _ in range(30):
+        batch, channels, height, width = (int(size) for size in torch.randint(1, 60, (4,)))
+        boxes = torch.cat([draw_boxes(40, (2 * height, 2 * width), 60), hostile_boxes((2 * height, 2 * width))])
+        rois = with_images(boxes[finite(boxes)], batch).cuda()
+        features = torch.randn(batch, channels, height, width, device="cuda")
+        answers = []
+        for module in (ops, torchvision.ops):
+            leaf = features.clone().requires_grad_()
+            pooled = module.roi_align(leaf, rois, (5, 3), 0.5, ratio, aligned)
+            pooled.backward(torch.linspace(-1, 1, pooled.numel(), device="cuda").view(pooled.shape))
+            answers.append((pooled.detach(), leaf.grad))
+        for ours, theirs in zip(*answers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+def test_nms_against_torchvision() -> None:
+    """torchvision's GPU kernel divides and compares in float32 its own way: one pair in a million may differ there."""
+    differing = total = 0
+    for _ in range(30):
+        num, threshold = int(torch.randint(1, 3000, ())), float(torch.rand(()))
+        boxes, scores = draw_boxes(num, largest=120).cuda(), torch.randperm(num).float().cuda()
+        ours, theirs = ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold)
+        assert (scores[ours].diff() < 0).all()
+        differing += len(set(ours.tolist()) ^ set(theirs.tolist()))
+        total += len(theirs)
+    assert differing <= total / 1000
+
+
+def test_roi_pool_against_torchvision() -> None:
+    for _ in range(30):
+        batch, channels, height, width = (int(size) for size in torch.randint(1, 60, (4,)))
+        rois = with_images(draw_boxes(40, (2 * height, 2 * width), 60), batch).cuda()
+        features = torch.randn(batch, channels, height, width, device="cuda")
+        ours, theirs = (module.roi_pool(features, rois, (5, 3), 0.5) for module in (ops, torchvision.ops))
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,97 @@
+"""How many variants of each kernel get compiled as numbers of RoIs, boxes and masks change from call to call.
+
+The launchers run on a driver that compiles for a GPU and launches nothing, so that Triton's own rules of specialisation
+decide; in a process of its own, whose kernels are good for nothing else.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
+
+if INTERPRET or not HAS_TRITON:
+    pytest.skip("compiles ahead of time, which Triton's interpreter cannot", allow_module_level=True)
+
+LAUNCH = """
+import collections, json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from fastmask.kernels import gpu_nms, gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+
+class Compiles:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+triton.runtime.driver.set_active(Compiles())
+run = JITFunction.run
+variants, launches = collections.defaultdict(set), collections.Counter()
+
+def compile_only(self, *args, warmup, **kwargs):
+    kernel = run(self, *args, warmup=True, **kwargs)
+    variants[self.__name__].add(kernel.hash)
+    launches[self.__name__] += 1
+    return kernel
+
+JITFunction.run = compile_only
+pyramid = [torch.randn(2, 32, 16 >> i, 24 >> i).contiguous(memory_format=torch.channels_last) for i in range(4)]
+scales, limits = [0.25, 0.125, 0.0625, 0.03125], [10.0, 20.0, 40.0, 80.0]
+heights, widths = [f.shape[2] for f in pyramid], [f.shape[3] for f in pyramid]
+
+def rois_of(num):
+    rois, grad = torch.rand(num, 5), torch.rand(num, 32, 3, 3)
+    gpu_roi_align.multilevel_roi_align(pyramid, rois, scales, limits, 3, 3, 2, False)
+    gpu_roi_align_backward.multilevel_roi_align_backward(
+        grad, rois, 2, heights, widths, scales, limits, 2, False
+    )
+    _, argmax = gpu_roi_pool.roi_pool(pyramid[0], rois, 0.25, 3, 3)
+    gpu_roi_pool.roi_pool_backward(grad, rois, argmax, 0.25, 2, 16, 24)
+
+def boxes_of(num):
+    boxes, scores = torch.rand(2, num, 4), torch.rand(2, num)
+    gpu_nms.nms_padded(boxes, scores, torch.randint(3, (2, num)), None, 0.5, min(num, 100))
+
+def masks_of(num):
+    masks, boxes, sizes = torch.rand(num, 28, 28), torch.rand(num, 4), torch.full((num, 2), 100)
+    gpu_paste.paste_masks(masks, boxes, 60, 90, "bool", 0.5, False, True, 1)
+    gpu_rle.encode_masks(masks, boxes, sizes, 1000 * num, 0.5, False, True, 1)
+
+def pictures_of(num):
+    gpu_paste.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
+
+for num in [*range(34), *range(34, 2001, 61), 2000]:
+    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of}[sys.argv[1]](num)
+print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        # of all maps' keys: four levels for RoIAlign, one for RoIPool
+        ("rois", {"_forward_kernel": 2, "_backward_kernel": 2, "_keys_kernel": 2}),
+        ("boxes", {"_suppress_kernel": 1, "_list_kernel": 1}),
+        # counted and written; a picture's size is the same throughout
+        ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
+        # its width and its pixels may be multiples of 16, or 1
+        ("pictures", {"_paste_kernel": 4}),
+    ],
+    ids=["RoIs", "boxes", "masks", "pictures"],
+)
+def test_what_changes_from_call_to_call_compiles_nothing_new(
+    what: str, expected: dict[str, int], tmp_path: Path
+) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, what], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name: variants for name, (variants, _) in found.items()} == expected
+    assert all(launches > 50 for _, launches in found.values())
