@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from fastmask.kernels import (
     gpu_nms,
     gpu_paste,
+    gpu_paste_backward,
     gpu_rle,
     gpu_roi_align,
     gpu_roi_align_backward,
@@ -158,6 +159,25 @@ def variants() -> Iterator[Variant]:
             ("elements",),
             output == "bool" and not continuous,
             ("STG",) if output != "packed" else (),
+        )
+    for dtype, continuous in itertools.product(DTYPES, (False, True)):
+        yield Variant(
+            f"paste backward, {dtype}, {'continuous' if continuous else 'torchvision'}",
+            gpu_paste_backward._backward_kernel,
+            {f"{name}_ptr": f"*{dtype}" for name in ("grad", "masks", "out")}
+            | {"boxes_ptr": "*fp32", "growth": "fp32"},
+            {
+                "SIDE": 28,
+                "PADDING": 0 if continuous else 1,
+                "CONTINUOUS": continuous,
+                "LOGITS": True,
+                "CELLS": 32,
+                "BLOCK": gpu_paste_backward.BLOCK,
+            },
+            {"num_warps": 4, "enable_fp_fusion": False},
+            (),
+            not continuous,
+            (),
         )
     for dtype, grouped, padded in itertools.product(DTYPES, (True, False), (False, True)):
         yield Variant(

@@ -33,7 +33,18 @@ def sigmoid(value):
 
 
 @triton.jit
-def _axis(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
+def reach(low, high, size, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
+    """First and one-past-last pixel of an image axis that a box can touch, whole pixels."""
+    if CONTINUOUS:
+        fade = tl.maximum(high - low, 0.0) / SIDE + 2  # zeros beyond the mask blend in over one cell; 2 for rounding
+        low, high = low - fade, high + fade
+    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int64), size)
+    past = tl.minimum(tl.maximum(high.to(tl.int64) + 1, first), size)
+    return first, past
+
+
+@triton.jit
+def axis_cells(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
     """Pixels along one axis of a box -> whether they are inside, the lower of two mask cells, the upper one's share."""
     pixel = pixel.to(tl.float32)
     if CONTINUOUS:
@@ -68,8 +79,8 @@ def probability(
 ):  # fmt: skip
     """The pasted mask at pixels (y, x), and which of them lie in the box."""
     padded: tl.constexpr = SIDE + 2 * PADDING
-    inside_y, row, dy = _axis(y, y1, y2, padded, CONTINUOUS)
-    inside_x, column, dx = _axis(x, x1, x2, padded, CONTINUOUS)
+    inside_y, row, dy = axis_cells(y, y1, y2, padded, CONTINUOUS)
+    inside_x, column, dx = axis_cells(x, x1, x2, padded, CONTINUOUS)
     inside = counts & inside_y & inside_x
     if CONTINUOUS:  # zeros beyond the mask
         below, beside = row + 1, column + 1

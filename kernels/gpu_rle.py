@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks
-from fastmask.kernels.gpu_mask_geometry import is_mask, place_box, probability, sigmoid
+from fastmask.kernels.gpu_mask_geometry import is_mask, place_box, probability, reach, sigmoid
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
@@ -37,17 +37,6 @@ def _sigmoid_kernel(
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(logits_ptr + offs, mask=offs < elements, other=0).to(tl.float32)
     tl.store(out_ptr + offs, sigmoid(value), mask=offs < elements)
-
-
-@triton.jit
-def _reach(low, high, size, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """First and one-past-last pixel of an image axis that a box can touch, whole pixels."""
-    if CONTINUOUS:
-        fade = tl.maximum(high - low, 0.0) / SIDE + 2  # zeros beyond the mask blend in over one cell; 2 for rounding
-        low, high = low - fade, high + fade
-    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int64), size)
-    past = tl.minimum(tl.maximum(high.to(tl.int64) + 1, first), size)
-    return first, past
 
 
 @triton.jit(do_not_specialize=["capacity", "threshold", "growth"])
@@ -77,8 +66,8 @@ def _changes_kernel(
     height = tl.maximum(tl.load(sizes_ptr + number * 2), 0)
     width = tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
-    left, right = _reach(x1, x2, width, SIDE, CONTINUOUS)
-    top, bottom = _reach(y1, y2, height, SIDE, CONTINUOUS)
+    left, right = reach(x1, x2, width, SIDE, CONTINUOUS)
+    top, bottom = reach(y1, y2, height, SIDE, CONTINUOUS)
     columns, rows = (right - left).to(tl.int32), (bottom - top).to(tl.int32)
     # a column of the box is its pixels and the one below it, where it may end
     total = columns.to(tl.int64) * (rows + 1)

@@ -102,6 +102,27 @@ def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None
     paste(masks.half().requires_grad_()).sum().backward()  # an expanded gradient, and a half type
 
 
+@MODES
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+@pytest.mark.parametrize("side", [1, 5, 28], ids="M{}".format)
+@pytest.mark.parametrize("padding", [0, 1, 2], ids="padding{}".format)
+def test_gradients_meet_float64(padding: int, side: int, logits: bool, continuous: bool, device: torch.device) -> None:
+    """Each cell's gradient is a sum over the pixels that it reaches; float32 places those to 1e-5 of a cell."""
+    boxes = torch.cat([draw_boxes(3, SIZE, 50), hostile_boxes(SIZE)])
+    if INTERPRET and device.type == "cpu":  # a program for each row of cells
+        boxes, side = boxes[::2], min(side, 8)
+    masks = torch.randn(len(boxes), side, side)
+    grad = torch.rand(len(boxes), *SIZE) * 2 - 1
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = masks.to(device, dtype, copy=True).requires_grad_()
+        pasted = paste_masks_op(leaf, boxes.to(device), *SIZE, "float", 0.5, continuous, logits, padding)
+        pasted.backward(grad.to(pasted))
+        grads.append(leaf.grad.double())
+    scale = grads[1].abs().flatten(1).amax(1).clamp(min=1)[:, None, None]
+    torch.testing.assert_close(grads[0] / scale, grads[1] / scale, rtol=0, atol=1e-3)
+
+
 def test_over_two_to_the_31_elements(device: torch.device) -> None:
     """100 masks on a picture of 25 megapixels: 2.5e9 bools, of which only the boxes' are ever written."""
     if INTERPRET and device.type == "cpu":
@@ -131,7 +152,7 @@ def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.
 
 
 def test_registration_is_sound(device: torch.device) -> None:
-    masks, boxes = (t.to(device) for t in draw_case(2))
+    masks, boxes = draw_masks(3, 5).to(device), draw_boxes(3, SIZE, 70).to(device)
     for output in ("float", "bool", "packed"):
         for grad in (False, True):
             leaf = masks.clone().requires_grad_(grad)
@@ -141,7 +162,8 @@ def test_registration_is_sound(device: torch.device) -> None:
 
 
 def test_autocast_leaves_the_gradient_alone(device: torch.device) -> None:
-    masks, boxes = (t.to(device) for t in draw_case(3))
+    boxes = draw_boxes(3, SIZE, 70).to(device)
+    masks = draw_masks(3, 7).to(device)
     grads = []
     for enabled in (False, True):
         leaf = masks.clone().requires_grad_()
