@@ -45,24 +45,36 @@ def boxes_in(generator: torch.Generator, num: int, size: tuple[int, int], expone
     return ops.clip_boxes_to_image(torch.cat([corner, corner + sides], 1), size)
 
 
-def roi_align(generator: torch.Generator, device: torch.device, layout: str, ratio: int, backward: bool) -> Case:
+def roi_align(
+    generator: torch.Generator,
+    device: torch.device,
+    layout: str,
+    ratio: int,
+    backward: bool,
+    batch: int = 1,
+    num: int = 1000,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """``num``: RoIs an image. In half types torchvision runs under autocast, which upcasts the maps."""
     import torchvision
 
     maps = {}
     for i, stride in enumerate((4, 8, 16, 32)):
-        feature = torch.randn(1, 256, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator).to(device)
+        feature = torch.randn(batch, 256, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator).to(device, dtype)
         memory_format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
         maps[str(i)] = feature.contiguous(memory_format=memory_format).requires_grad_(backward)
-    boxes = [boxes_in(generator, 1000, IMAGE).to(device)]
-    gradient = torch.randn(1000, 256, 7, 7, generator=generator).to(device)
+    boxes = [boxes_in(generator, num, IMAGE).to(device) for _ in range(batch)]
+    gradient = torch.randn(batch * num, 256, 7, 7, generator=generator).to(device, dtype)
 
     def runner(module: Any) -> Callable[[], list[Tensor]]:
         pooler = module.MultiScaleRoIAlign(list(maps), 7, ratio)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32 and module is not ops)
 
         def run() -> list[Tensor]:
             for feature in maps.values():
                 feature.grad = None
-            pooled = pooler(maps, boxes, [IMAGE])
+            with autocast:
+                pooled = pooler(maps, boxes, [IMAGE] * batch)
             if not backward:
                 return [pooled]
             pooled.backward(gradient)
@@ -71,15 +83,17 @@ def roi_align(generator: torch.Generator, device: torch.device, layout: str, rat
         return run
 
     def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
+        tolerance = 1e-4 if dtype == torch.float32 else 2**-6  # of bfloat16, a rounding or two
         for actual, expected in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
-    inputs = f"P2-P5 of {IMAGE} x 256 {layout} float32, 1000 RoIs, 7 x 7"
-    features, rois = list(maps.values()), torch.zeros(1000, 5)
+    name = str(dtype).removeprefix("torch.")
+    inputs = f"P2-P5 of {batch} x {IMAGE} x 256 {layout} {name}, {num} RoIs an image, 7 x 7"
+    features, rois = list(maps.values()), torch.zeros(batch * num, 5)
     geometry = ([0.25, 0.125, 0.0625, 0.03125], [112.0, 224.0, 448.0, 896.0])
     moved = least_bytes(multilevel_roi_align_op, features, rois, *geometry, 7, 7, ratio, False)
     if backward:
-        sizes = (1, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])
+        sizes = (batch, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])
         moved += least_bytes(multilevel_roi_align_backward_op, gradient, rois, *sizes, *geometry, ratio, False)
     return Case(runner(torchvision.ops), runner(ops), agree, inputs, moved)
 
@@ -112,6 +126,32 @@ def batched_nms(
         agree,
         f"{num} {'clustered' if clustered else 'random'} boxes float32 in {groups} groups, IoU {threshold}",
         least_bytes(nms_padded_op, *(tensor[None] for tensor in arguments[:3]), None, threshold, num),
+    )
+
+
+def rpn_nms(generator: torch.Generator, device: torch.device, batch: int) -> Case:
+    """What an RPN does for a whole batch: torchvision image after image, ours in one call."""
+    import torchvision
+
+    boxes = torch.stack([boxes_in(generator, 4819, PICTURE) for _ in range(batch)]).to(device)
+    scores = torch.rand(batch, 4819, generator=generator).to(device)
+    levels = torch.randint(5, (batch, 4819), generator=generator).to(device)
+
+    def theirs() -> list[Tensor]:
+        images = zip(boxes, scores, levels, strict=True)
+        return [torchvision.ops.batched_nms(*image, 0.7)[:1000] for image in images]
+
+    def agree(ours: tuple[Tensor, Tensor], theirs: list[Tensor]) -> None:
+        for indices, count, expected in zip(*ours, theirs, strict=True):
+            differing = len(set(indices[:count].tolist()) ^ set(expected.tolist()))
+            assert differing <= 2, f"{differing} of {len(expected)} boxes differ"
+
+    return Case(
+        theirs,
+        lambda: ops.nms_padded(boxes, scores, levels, iou_threshold=0.7, max_output=1000),
+        agree,
+        f"{batch} x 4819 random boxes float32 in 5 levels, IoU 0.7, 1000 kept",
+        least_bytes(nms_padded_op, boxes, scores, levels, None, 0.7, 1000),
     )
 
 
@@ -183,6 +223,24 @@ def paste_masks_in_image(generator: torch.Generator, device: torch.device) -> Ca
     )
 
 
+def paste_masks(generator: torch.Generator, device: torch.device) -> Case:
+    from torchvision.models.detection import roi_heads
+
+    masks, boxes = hundred_masks(generator, device)
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        differing = (ours != theirs).sum() / theirs.sum()
+        assert differing <= (0 if device.type == "cpu" else 1e-4), "more differs than pixels at the threshold itself"
+
+    return Case(
+        lambda: roi_heads.paste_masks_in_image(masks, boxes, PICTURE)[:, 0] > 0.5,
+        lambda: ops.paste_masks(masks, boxes, PICTURE),
+        agree,
+        f"100 masks of 28 x 28 float32 on {PICTURE}, > 0.5",
+        least_bytes(paste_masks_op, masks[:, 0], boxes, *PICTURE, "bool", 0.5, False, False, 1),
+    )
+
+
 def encode_masks(generator: torch.Generator, device: torch.device) -> Case:
     from pycocotools import mask as coco
     from torchvision.models.detection import roi_heads
@@ -223,6 +281,11 @@ def roi_pool(generator: torch.Generator, device: torch.device) -> Case:
     )
 
 
+def a_batch(device: torch.device) -> dict[str, int]:
+    """Images and RoIs of each that a training step has on a GPU; on a CPU a few, that it may end."""
+    return {"batch": 8, "num": 512} if device.type == "cuda" else {"batch": 2, "num": 100}
+
+
 CASES: dict[str, Callable[[torch.Generator, torch.device], Case]] = {
     "Mask R-CNN": mask_rcnn,
     "RoIAlign, channels-last": lambda g, d: roi_align(g, d, "channels-last", 2, backward=False),
@@ -230,13 +293,24 @@ CASES: dict[str, Callable[[torch.Generator, torch.device], Case]] = {
     "RoIAlign, adaptive, channels-last": lambda g, d: roi_align(g, d, "channels-last", -1, backward=False),
     "RoIAlign forward + backward, channels-last": lambda g, d: roi_align(g, d, "channels-last", 2, backward=True),
     "RoIAlign forward + backward, NCHW": lambda g, d: roi_align(g, d, "NCHW", 2, backward=True),
+    "RoIAlign, bfloat16, channels-last": lambda g, d: roi_align(
+        g, d, "channels-last", 2, backward=False, dtype=torch.bfloat16
+    ),
+    "RoIAlign of a batch, bfloat16": lambda g, d: roi_align(
+        g, d, "channels-last", 2, backward=False, **a_batch(d), dtype=torch.bfloat16
+    ),
+    "RoIAlign of a batch, bfloat16, forward + backward": lambda g, d: roi_align(
+        g, d, "channels-last", 2, backward=True, **a_batch(d), dtype=torch.bfloat16
+    ),
     "RoIPool": roi_pool,
     "NMS, RPN, random": lambda g, d: batched_nms(g, d, 4819, 5, 0.7, clustered=False),
     "NMS, RPN, clustered": lambda g, d: batched_nms(g, d, 4819, 5, 0.7, clustered=True),
+    "NMS, RPN, a batch": lambda g, d: rpn_nms(g, d, a_batch(d)["batch"]),
     "NMS, 20k in 80 classes, random": lambda g, d: batched_nms(g, d, 20_000, 80, 0.5, clustered=False),
     "NMS, 20k in 80 classes, clustered": lambda g, d: batched_nms(g, d, 20_000, 80, 0.5, clustered=True),
     "NMS, 100k in 80 classes, random": lambda g, d: batched_nms(g, d, 100_000, 80, 0.5, clustered=False),
     "NMS, 100k in 80 classes, clustered": lambda g, d: batched_nms(g, d, 100_000, 80, 0.5, clustered=True),
     "paste 100 masks": paste_masks_in_image,
+    "paste 100 masks, bool": paste_masks,
     "RLE of 100 masks": encode_masks,
 }
