@@ -227,6 +227,31 @@ def test_exports_with_dynamic_sizes(strict: bool) -> None:
     assert not [node for node in program.graph.nodes if "unbacked_bindings" in node.meta]
 
 
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
+    """Half maps are fine; half anchors, boxes or scores are not: bfloat16 has 8 bits for 200 pixels."""
+    _, ours = slim_pair()
+    pixels, sizes = batch_of((120, 160), (128, 150), height=128, width=160)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        if how == "weights":
+            ours, pixels = ours.bfloat16(), pixels.bfloat16()
+        looked = ours.rpn.look(list(ours.extract(pixels)[0].values()), (128, 160))
+        proposals, found = ours.rpn.propose(*looked, sizes), ours.infer(pixels, sizes)
+    assert {logit.dtype for logit in looked[0]} == {torch.bfloat16}
+    for name, values in {
+        "anchors": looked[2][0],
+        "proposals": proposals.boxes,
+        "objectness": proposals.scores,
+        "boxes": found.boxes,
+        "scores": found.scores,
+        "masks": found.masks,
+    }.items():
+        assert values.dtype == torch.float32, name
+    inside = found.boxes[found.scores > 0]
+    assert len(inside) > 20
+    assert (inside != inside.bfloat16()).float().mean() > 0.5
+
+
 def test_compiles_to_one_graph() -> None:
     _, ours = slim_pair()
     example = batch_of((120, 160), (128, 150), height=128, width=160)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastmask.ops._utils import upcast
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 LOG_RATIO_CLIP = math.log(1000.0 / 16)  # no box grows more than this in one step; exp would overflow
@@ -53,7 +54,8 @@ class BoxCoder:
         return self.decode_boxes(rel_codes.unflatten(-1, (-1, 4)), boxes[:, None]).flatten(1)
 
     def decode_boxes(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Deltas [..., 4] on boxes [..., 4] (broadcast) -> boxes [..., 4], in the deltas' dtype."""
+        """Deltas [..., 4] on boxes [..., 4] (broadcast) -> boxes [..., 4], in the deltas' dtype or float32."""
+        deltas = upcast(deltas)  # bfloat16 cannot tell pixels apart from 256 on
         boxes = boxes.to(deltas.dtype)
         wx, wy, ww, wh = self.weights
         size = boxes[..., 2:] - boxes[..., :2]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection.image_list import ImageList
-from fastmask.ops._utils import NotScriptable
+from fastmask.ops._utils import NotScriptable, upcast
 
 DEFAULT_DEVICE = torch.device("cpu")
 
@@ -54,7 +54,10 @@ class AnchorGenerator(NotScriptable, nn.Module):
         return [len(s) * len(a) for s, a in zip(self.sizes, self.aspect_ratios, strict=False)]  # type: ignore[arg-type]
 
     def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors [H_l * W_l * A, 4] of each map [N, C, H_l, W_l] for padded images of (height, width)."""
+        """Anchors [H_l * W_l * A, 4] of each map [N, C, H_l, W_l] for padded images of (height, width).
+
+        In the maps' dtype, but float32 for half types, which cannot count the pixels of an image.
+        """
         if len(maps) != len(self.cell_anchors):
             raise ValueError(
                 f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
@@ -67,7 +70,7 @@ class AnchorGenerator(NotScriptable, nn.Module):
             shift = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2).repeat(
                 1, 1, 2
             )  # [H, W, 4]
-            grids.append((shift[:, :, None] + cell.to(feature)).flatten(0, 2))
+            grids.append((shift[:, :, None] + upcast(cell.to(feature))).flatten(0, 2))
         return grids
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:

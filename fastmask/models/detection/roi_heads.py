@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, rois_of, take_rows
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops._utils import NotScriptable
+from fastmask.ops._utils import NotScriptable, upcast
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.poolers import MultiScaleRoIAlign
@@ -78,7 +78,7 @@ class RoIHeads(NotScriptable, nn.Module):
         put back in class order, hold all that torchvision would take; only these are decoded.
         """
         logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
-        scores = logits.softmax(2)[:, :, 1:]  # without background
+        scores = upcast(logits).softmax(2)[:, :, 1:]  # without background
         most = scores.shape[2]
         if self.score_thresh > 0:
             most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
@@ -109,7 +109,7 @@ class RoIHeads(NotScriptable, nn.Module):
         logits = class_masks(self.mask_predictor, hidden, detections.labels.flatten())
         batch, num = detections.labels.shape
         real = torch.arange(num, device=logits.device) < detections.count[:, None]
-        masks = logits.sigmoid().view(batch, num, *logits.shape[1:])
+        masks = upcast(logits).sigmoid().view(batch, num, *logits.shape[1:])
         masks = masks.masked_fill(~real[:, :, None, None], 0)
         return Detections(detections.boxes, detections.labels, detections.scores, masks, detections.count)
 

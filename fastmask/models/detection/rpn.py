@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, take_rows
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops._utils import NotScriptable
+from fastmask.ops._utils import NotScriptable, upcast
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.structures import Proposals
@@ -110,7 +110,7 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
             best, index = logit.topk(at_most(self.pre_nms_top_n(), logit.shape[1]), dim=1)
             chosen = flatten_anchors(delta.detach(), 4).gather(1, index[:, :, None].expand(-1, -1, 4))
             boxes.append(clip_to_sizes(self.box_coder.decode_boxes(chosen, anchor[index]), sizes))
-            scores.append(best.sigmoid())
+            scores.append(upcast(best).sigmoid())
             levels.append(torch.full_like(index, level))
         candidates, score, group = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
         large = (candidates[..., 2:] - candidates[..., :2] >= self.min_size).all(2)
