@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastmask import ops as ops
     from fastmask.patch import patch_torchvision as patch_torchvision
     from fastmask.patch import unpatch_torchvision as unpatch_torchvision
+    from fastmask.predictor import Predictor as Predictor
 
 if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's root, after a plain `pip install .`
     raise ImportError(
@@ -19,7 +20,7 @@ if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's roo
     )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "models", "ops", "patch_torchvision", "unpatch_torchvision"]
+__all__ = ["Predictor", "__version__", "models", "ops", "patch_torchvision", "unpatch_torchvision"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"fastmask.{name}")
     if name in ("patch_torchvision", "unpatch_torchvision"):
         return getattr(importlib.import_module("fastmask.patch"), name)
+    if name == "Predictor":
+        return importlib.import_module("fastmask.predictor").Predictor
     raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
 
 

@@ -13,9 +13,18 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(conv(x))``, in one convolution where that is the same: a fixed norm, no padding mode, no hooks."""
-    if not _can_fold(conv, norm):
+    if not can_fold(conv, norm):
         result: Tensor = norm(conv(x))
         return result
+    weight, shift = folded(conv, norm)
+    assert isinstance(conv, nn.Conv2d)
+    if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
+        weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that a foldable pair is."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -26,13 +35,11 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
     if norm.bias is not None:
         shift = norm.bias + shift
-    weight = conv.weight * scale[:, None, None, None]
-    if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
-        weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.weight * scale[:, None, None, None], shift
 
 
-def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a norm is fixed, its convolution plain, and nobody watches either."""
     fixed = type(norm) is FrozenBatchNorm2d or (
         type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
     )

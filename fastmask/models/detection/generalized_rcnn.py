@@ -44,12 +44,13 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         # else every convolution of channels-last features copies its weights first, at every call
         self.to(memory_format=torch.channels_last)
 
-    def infer(self, pixels: Tensor, sizes: Tensor) -> Detections:
+    def infer(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.
 
         Args:
             pixels (Tensor[B, 3, H, W]): normalised and padded, as the transform makes them.
             sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
+            trim: on the CPU, where it costs nothing to look, leave out rows that are padding in every image.
 
         Returns:
             Detections: in pixels of the batch.
@@ -58,8 +59,10 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features, scales = self.extract(pixels)
         proposals = self.rpn.propose(*self.rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
+        proposals = trimmed(proposals) if trim else proposals
         logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
         detections = self.roi_heads.select(logits, deltas, proposals, sizes)
+        detections = trimmed(detections) if trim else detections
         return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
 
     def extract(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -131,14 +134,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
-        features, scales = self.extract(batch.tensors)
-        height, width = batch.tensors.shape[-2:]
-        proposals = trimmed(self.rpn.propose(*self.rpn.look(list(features.values()), (height, width)), sizes))
-        logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
-        detections = trimmed(self.roi_heads.select(logits, deltas, proposals, sizes))
-        if self.roi_heads.has_mask():
-            detections = self.roi_heads.segment(features, scales, detections)
-        return split(detections), batch.image_sizes, original
+        return split(self.infer(batch.tensors, sizes, trim=True)), batch.image_sizes, original
 
     def losses_of(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Losses:
         """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval."""

@@ -1,0 +1,94 @@
+"""A model's weights made ready for inference once: norms folded in, channels last, another dtype.
+
+Answers are the model's, to the rounding of a sum in another order; the model itself stays as it is.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models._fold import can_fold, folded
+from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
+
+
+def prepared(model: GeneralizedRCNN, dtype: torch.dtype) -> GeneralizedRCNN:
+    """A copy of the model in eval mode, without gradients, for inference in ``dtype``.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            raise ValueError(f"weights must be finite, got NaN or infinity in {name}")
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent, conv_name, norm_name in list(_pairs(model)):
+        conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
+        if can_fold(conv, norm):
+            weight, bias = folded(conv, norm)
+            conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+            parent.set_submodule(norm_name, nn.Identity())
+    size = model.roi_heads.box_roi_pool.output_size
+    model.roi_heads.box_head = _on_pixel_rows(model.roi_heads.box_head, size[0] * size[1])
+    model.rpn.anchor_generator = KnownAnchors(model.rpn.anchor_generator)
+    return model.to(dtype).to(memory_format=torch.channels_last)
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Convolutions and the norms that follow them, where that is known: (parent, conv's name, norm's name)."""
+    for parent in model.modules():
+        if type(parent) in (BasicBlock, Bottleneck, ResNet):
+            children = dict(parent.named_children())
+            for name in children:
+                norm = name.replace("conv", "bn")
+                if name.startswith("conv") and norm in children:
+                    yield parent, name, norm
+        elif type(parent).forward in (nn.Sequential.forward, IntermediateLayerGetter.forward):
+            taken_out = getattr(parent, "return_layers", ())
+            for (name, _), (following, _) in itertools.pairwise(parent.named_children()):
+                if name not in taken_out:
+                    yield parent, name, following
+
+
+def _on_pixel_rows(head: nn.Module, pixels: int) -> nn.Module:
+    """A box head whose first linear layer takes RoI features as they lie in memory, channels last."""
+    if type(head) is TwoMLPHead:
+        layers: list[nn.Module] = [nn.Flatten(), head.fc6, nn.ReLU(inplace=True), head.fc7, nn.ReLU(inplace=True)]
+    elif type(head) is FastRCNNConvFCHead:
+        layers = list(head)
+    else:
+        return head
+    for i, (layer, linear) in enumerate(itertools.pairwise(layers)):
+        if isinstance(layer, nn.Flatten) and isinstance(linear, nn.Linear) and linear.in_features % pixels == 0:
+            weight = linear.weight.unflatten(1, (-1, pixels)).transpose(1, 2).flatten(1)
+            linear.weight = nn.Parameter(weight.contiguous(), False)
+            layers[i] = FlattenPixels()
+    return nn.Sequential(*layers)
+
+
+class FlattenPixels(nn.Module):
+    """[N, C, h, w] -> [N, h * w * C]; a view where channels are last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class KnownAnchors(nn.Module):
+    """An anchor generator that works the anchors of each shape out once."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+        self.known: dict[tuple[object, ...], list[Tensor]] = {}
+
+    def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`AnchorGenerator.anchors`."""
+        key = (*image_size, *((*feature.shape[2:], feature.dtype, feature.device) for feature in maps))
+        if key not in self.known:
+            self.known[key] = self.generator.anchors(image_size, maps)
+        return self.known[key]

@@ -1,0 +1,125 @@
+"""A model as one program of fixed shapes, from padded pixels to one packed answer; on CUDA, captured as a graph."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+
+Field = tuple[str, torch.Size, torch.dtype]
+
+
+class Inputs(NamedTuple):
+    """What a program reads, of fixed shapes and, where it is captured, at fixed addresses."""
+
+    pixels: Tensor  # [B, 3, H, W] normalised, zeros beyond each image
+    sizes: Tensor  # [B, 2] int64 (height, width) of each image in there
+    originals: Tensor  # [B, 2] int64 (height, width) of each image before it was resized
+
+
+class Packed(NamedTuple):
+    """What a program gives: one tensor for the host, and what stays on the device."""
+
+    data: Tensor  # uint8, the fields one after the other
+    fields: list[Field]
+    masks: Tensor | None  # [B, D, M, M] probabilities
+
+
+class Program(nn.Module):
+    """Padded images to boxes, labels and scores in pixels of the original images, with RLE or mask probabilities.
+
+    Args:
+        model: see :func:`fastmask.models.prepare.prepared`.
+        masks: "rle" encodes them, "soft" packs them, anything else leaves them on the device.
+        threshold: of RLE.
+        bytes_a_mask: of the buffer for RLE.
+        trim: leave out rows that are padding; see :meth:`GeneralizedRCNN.infer`.
+    """
+
+    def __init__(
+        self, model: GeneralizedRCNN, masks: str, threshold: float, bytes_a_mask: int, trim: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.masks, self.trim = model, masks, trim
+        self.threshold, self.bytes_a_mask = threshold, bytes_a_mask
+
+    def forward(self, inputs: Inputs) -> Packed:
+        """Nothing waits for the device, and nothing depends on what is in the images."""
+        found = self.model.infer(inputs.pixels, inputs.sizes, trim=self.trim)
+        ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes.to(found.boxes.dtype)
+        boxes = found.boxes * ratios.flip(1).repeat(1, 2)[:, None]
+        out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
+        if found.masks is not None and self.masks == "rle":
+            number = found.labels.numel()
+            sizes = inputs.originals[:, None].expand(-1, found.labels.shape[1], 2).flatten(0, 1)
+            capacity = number * self.bytes_a_mask
+            masks, corners = found.masks.flatten(0, 1), boxes.flatten(0, 1)
+            buffer, offsets = encode_masks_op(masks, corners, sizes, capacity, self.threshold, False, False, 1)
+            out = {"offsets": offsets} | out | {"rle": buffer}
+        elif found.masks is not None and self.masks == "soft":
+            out["masks"] = found.masks
+        data = torch.cat([values.contiguous().flatten().view(torch.uint8) for values in out.values()])
+        return Packed(data, [(name, values.shape, values.dtype) for name, values in out.items()], found.masks)
+
+
+def unpacked(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:
+    """The fields of a packed tensor; views of it."""
+    out, start = {}, 0
+    for name, shape, dtype in fields:
+        end = start + shape.numel() * dtype.itemsize
+        out[name] = data[start:end].view(dtype).view(shape)
+        start = end
+    return out
+
+
+class Runner:
+    """A program on one shape: captured as a CUDA graph where there is one, else simply called.
+
+    Args:
+        program, batch, size: images at once, and (height, width) of the padded pixels.
+        dtype, device: of the pixels.
+        pool: of graph memory, shared by runners of which one runs at a time.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batch: int,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        pool: tuple[int, int] | None,
+    ) -> None:
+        pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+        sizes = torch.tensor([size] * batch, device=device)
+        self.inputs = Inputs(pixels, sizes, sizes.clone())
+        self.program = program
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.output: Packed | None = None
+        if device.type == "cuda":
+            self._capture(pool)
+
+    def _capture(self, pool: tuple[int, int] | None) -> None:
+        """Run it some times for what is chosen and compiled at first calls, then once for the record."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.program(self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        # other threads may go on allocating memory meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.output = self.program(self.inputs)
+
+    def run(self) -> Packed:
+        """On what the inputs hold now. A captured program's answer is overwritten by the next run."""
+        if self.graph is None:
+            packed: Packed = self.program(self.inputs)
+            return packed
+        assert self.output is not None
+        self.graph.replay()
+        return self.output
