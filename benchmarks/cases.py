@@ -182,7 +182,8 @@ def mask_rcnn(generator: torch.Generator, device: torch.device) -> Case:
         share = matched_share(ours, theirs)
         assert share >= 0.99, f"only {share:.3f} of the detections match"
 
-    inputs = f"one picture of {PICTURE}, float32, ResNet-50 with FPN, 100 detections, masks pasted"
+    kind = "float32 (TF32 convolutions)" if device.type == "cuda" else "float32"
+    inputs = f"one picture of {PICTURE}, {kind}, ResNet-50 with FPN, 100 detections, masks pasted"
     return Case(runner(theirs), runner(ours), agree, inputs, rounds=5)
 
 

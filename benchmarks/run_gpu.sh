@@ -20,9 +20,13 @@ from xml.etree import ElementTree
 import torch
 
 report, path, status = sys.argv[1:]
-suite = next(ElementTree.parse(report).iter("testsuite"))
-result = {key: float(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped", "time")}
-bad = [case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None]
+try:
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+except ElementTree.ParseError:  # pytest itself died: a segmentation fault, no memory left, too late
+    result, bad = {"crashed": True}, []
+else:
+    result = {key: float(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped", "time")}
+    bad = [case for case in suite.iter("testcase") if {"failure", "error"} & {part.tag for part in case}]
 result["failed"] = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
 result["status"] = int(status)
 result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

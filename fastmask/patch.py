@@ -140,6 +140,7 @@ def _roi_align_backward(
 ) -> Tensor:
     scales, limits = [spatial_scale], [float("inf")]
     sizes = (batch_size, [height], [width])
+    features: Tensor
     (features,) = multilevel_roi_align_backward_op(grad, rois, *sizes, scales, limits, sampling_ratio, aligned)
     return features.contiguous()
 
@@ -163,7 +164,8 @@ def _roi_pool_backward(
     height: int,
     width: int,
 ) -> Tensor:
-    return roi_pool_backward_op(grad, rois, argmax, spatial_scale, batch_size, height, width).contiguous()
+    features: Tensor = roi_pool_backward_op(grad, rois, argmax, spatial_scale, batch_size, height, width)
+    return features.contiguous()
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -180,7 +182,7 @@ def _replace_names() -> None:
     from torchvision.models.detection import roi_heads
     from torchvision.ops import boxes, poolers, roi_align
 
-    replacements = [
+    replacements: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
         (boxes.batched_nms, ops.batched_nms),
         (roi_align, ops.roi_align),  # in deterministic mode torchvision's never reaches its op
         (poolers._multiscale_roi_align, _multiscale_roi_align),  # MultiScaleRoIAlign's forward, its scales known

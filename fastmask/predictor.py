@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -141,7 +141,7 @@ class Predictor:
         """
         from tqdm import tqdm
 
-        if total is None and hasattr(images, "__len__"):
+        if total is None and isinstance(images, Sized):
             total = len(images)
         bar = tqdm(total=total, unit="img", disable=not progress)
         pending: Pending | None = None
@@ -232,7 +232,7 @@ class Predictor:
         assert not isinstance(self.size, str)
         return self.size[::-1] if self._stands(original) != self._stands(self.size) else self.size
 
-    def _stands(self, size: tuple[int, int]) -> bool:
+    def _stands(self, size: Sequence[int]) -> bool:
         return size[0] > size[1]
 
     def _runner(self, size: tuple[int, int]) -> Runner:

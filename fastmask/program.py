@@ -1,7 +1,7 @@
 """A model as one program of fixed shapes, from padded pixels to one packed answer; on CUDA, captured as a graph."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Runner:
     Args:
         program, batch, size: images at once, and (height, width) of the padded pixels.
         dtype, device: of the pixels.
-        pool: of graph memory, shared by runners of which one runs at a time.
+        pool: torch's handle of graph memory, shared by runners of which one runs at a time; None on other devices.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Runner:
         size: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
-        pool: tuple[int, int] | None,
+        pool: Any,
     ) -> None:
         pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
         sizes = torch.tensor([size] * batch, device=device)
@@ -102,7 +102,7 @@ class Runner:
         if device.type == "cuda":
             self._capture(pool)
 
-    def _capture(self, pool: tuple[int, int] | None) -> None:
+    def _capture(self, pool: Any) -> None:
         """Run it some times for what is chosen and compiled at first calls, then once for the record."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -144,14 +144,23 @@ class Axis(NamedTuple):
         if not self.high > self.low:
             return 0, 0
         fade = (self.high - self.low) / self.side + 1  # zeros beyond the mask blend in over one cell
-        return max(int(self.low - fade), 0), min(int(self.high + fade) + 1, self.size)
+        first = max(int(self.low - fade), 0)
+        past = max(min(int(self.high + fade) + 1, self.size), first)
+        position = self.positions(first, past)
+        inside = ((position > -1) & (position < self.side)).nonzero()
+        return (first + int(inside[0]), first + int(inside[-1]) + 1) if len(inside) else (0, 0)
+
+    def positions(self, first: int, past: int) -> Tensor:
+        """Where pixels first..past-1 are among the cells, in the continuous mode."""
+        pixel = torch.arange(first, past, dtype=torch.float64)
+        return (pixel + 0.5 - self.low) / (self.high - self.low) * self.side - 0.5
 
     def taps(self, first: int, last: int, continuous: bool, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both neighbouring cells of pixels first..last-1 and their weights [2, pixels]."""
-        pixel = torch.arange(first, last, dtype=torch.float64)
         if continuous:
-            position = (pixel + 0.5 - self.low) / (self.high - self.low) * self.side - 0.5
+            position = self.positions(first, last)
         else:
+            pixel = torch.arange(first, last, dtype=torch.float64)
             position = ((pixel + 0.5 - self.low) * self.side / self.pixels() - 0.5).clamp(0, self.side - 1)
         lower = position.floor()
         cells = torch.stack([lower, lower + 1])

@@ -132,7 +132,8 @@ def _suppress_kernel(
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * num
+    blocks = tl.cdiv(num, BLOCK) if GROUPED else 1
+    row = (tl.program_id(0) // blocks).to(tl.int64) * num
     boxes_ptr += row * 4
     valid_ptr += row
     order_ptr += row
@@ -140,7 +141,7 @@ def _suppress_kernel(
     ranks_ptr += row
     kept_ptr += row * 4
     keep_ptr += row
-    begin = tl.program_id(1) * BLOCK
+    begin = tl.program_id(0) % blocks * BLOCK
     if GROUPED:
         lanes = tl.arange(0, BLOCK)
         offs = begin + lanes
@@ -175,8 +176,9 @@ def _list_kernel(
     # constants
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
-    begin = tl.program_id(1) * BLOCK
+    blocks = tl.cdiv(num, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    begin = tl.program_id(0) % blocks * BLOCK
     lanes = tl.arange(0, BLOCK)
     keep_ptr += image * num
     order_ptr += image * num
@@ -216,13 +218,15 @@ def nms_padded(
     if batch * num == 0:
         return indices.fill_(-1), count
     boxes = boxes.contiguous()
-    order = scores.sort(dim=1, descending=True, stable=True).indices  # NaN first
+    # NaN first: CUDA's sort goes by bits, to which NaN has a sign and -0.0 is less than 0.0
+    scores = torch.where(scores.isnan(), torch.nan, scores).contiguous() + 0.0
+    order = scores.sort(dim=1, descending=True, stable=True).indices
     ordered, ranks = order, order  # stand-ins: without groups nothing reads them
     if groups is not None:
         ordered, ranks = groups.gather(1, order).sort(dim=1, stable=True)
     keep = boxes.new_zeros((batch, num), dtype=torch.int8)
     with on_device(boxes):
-        _suppress_kernel[(batch, 1 if groups is None else triton.cdiv(num, BLOCK))](
+        _suppress_kernel[(batch * (1 if groups is None else triton.cdiv(num, BLOCK)),)](
             # tensors
             boxes_ptr=boxes,
             valid_ptr=keep if valid is None else valid.contiguous().view(torch.int8),
@@ -243,7 +247,7 @@ def nms_padded(
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,  # an IoU at the threshold must be rounded as the specification's is
         )
-        _list_kernel[(batch, triton.cdiv(num, LISTED))](
+        _list_kernel[(batch * triton.cdiv(num, LISTED),)](
             # tensors
             keep_ptr=keep,
             order_ptr=order,

@@ -134,11 +134,12 @@ def _forward_kernel(
     edge_x = start_x + (offs_bin % POOLED_W).to(tl.float32) * bin_w
     counts = offs_bin < tl.where(valid, POOLED_H * POOLED_W, 0)  # a mask & a scalar is unusable in Triton 3.9
     acc = tl.zeros([BINS, CHANNELS], dtype=tl.float32)
+    # rounded as elsewhere: a sample on the border of the map counts or does not
     if RATIO > 0:
         for i in tl.static_range(RATIO):
-            y = edge_y + (i + 0.5) * bin_h / RATIO
+            y = edge_y + tl.div_rn((i + 0.5) * bin_h, RATIO * 1.0)
             for j in tl.static_range(RATIO):
-                x = edge_x + (j + 0.5) * bin_w / RATIO
+                x = edge_x + tl.div_rn((j + 0.5) * bin_w, RATIO * 1.0)
                 acc += _sample(base, y, x, counts, offs_c, mask_c, height, width, stride_c, stride_y, stride_x)
         acc = acc / (RATIO * RATIO)
     else:
@@ -148,9 +149,9 @@ def _forward_kernel(
         first_y = _first_sample(edge_y, bin_h, grid_h, height, most_h)
         first_x = _first_sample(edge_x, bin_w, grid_w, width, most_w)
         for i in range(most_h.to(tl.int32)):
-            y = edge_y + (first_y + i + 0.5) * bin_h / grid_h
+            y = edge_y + tl.div_rn((first_y + i + 0.5) * bin_h, grid_h)
             for j in range(most_w.to(tl.int32)):
-                x = edge_x + (first_x + j + 0.5) * bin_w / grid_w
+                x = edge_x + tl.div_rn((first_x + j + 0.5) * bin_w, grid_w)
                 acc += _sample(base, y, x, counts, offs_c, mask_c, height, width, stride_c, stride_y, stride_x)
         acc = acc / tl.maximum(grid_h * grid_w, 1.0)
 

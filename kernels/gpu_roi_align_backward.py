@@ -43,7 +43,7 @@ def _weights(edge, length, grid, pixels, size, tile_start, TILE: tl.constexpr, R
     weight = tl.zeros([TILE], dtype=tl.float32)
     if RATIO > 0:
         for i in tl.static_range(RATIO):
-            weight += _hat(edge + (i + 0.5) * length / RATIO, pixels, size)
+            weight += _hat(edge + tl.div_rn((i + 0.5) * length, RATIO * 1.0), pixels, size)
     else:
         reach = TILE + 4.0  # samples further off the tile's first pixel than that, on either side, give it nothing
         first = tl.floor((tile_start - 2.0 - edge) * grid / length - 2)
@@ -51,7 +51,7 @@ def _weights(edge, length, grid, pixels, size, tile_start, TILE: tl.constexpr, R
         most = tl.minimum(tl.ceil(reach * grid / length) + 4, grid - first)
         most = tl.where(length > 0, most, 0.0)
         for i in range(most.to(tl.int32)):
-            weight += _hat(edge + (first + i + 0.5) * length / grid, pixels, size)
+            weight += _hat(edge + tl.div_rn((first + i + 0.5) * length, grid), pixels, size)
     return weight / tl.maximum(grid, 1.0)
 
 

@@ -305,10 +305,11 @@ def test_wrong_models() -> None:
 
 
 @pytest.mark.gpu
-def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's answers in float32; the same bits at every replay; nothing waits before the answer is asked for."""
     expected = Predictor(model, (128, 160), masks="float")(pictures)
     found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
     try:
         first = found(pictures)
         for ours, theirs in zip(first, expected, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastmask.models._fold import can_fold, folded
 from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -78,11 +79,11 @@ class FlattenPixels(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-class KnownAnchors(nn.Module):
+class KnownAnchors(AnchorGenerator):
     """An anchor generator that works the anchors of each shape out once."""
 
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, generator: AnchorGenerator) -> None:
+        nn.Module.__init__(self)  # all else is the generator's
         self.generator = generator
         self.known: dict[tuple[object, ...], list[Tensor]] = {}
 

@@ -58,7 +58,7 @@ def test_ties_keep_the_input_order(device: torch.device) -> None:
 def test_special_scores_and_hostile_boxes(device: torch.device) -> None:
     boxes = torch.cat([hostile_boxes(), draw_boxes(40), hostile_boxes()])[None]
     scores = torch.rand(1, boxes.shape[1])
-    scores[0, ::7], scores[0, 1::7], scores[0, 2::7] = NAN, INF, -INF
+    scores[0, ::7], scores[0, 1::7], scores[0, 2::7], scores[0, 3::7] = NAN, INF, -INF, -NAN
     for threshold in (0.0, 0.5, 1.0, -1.0, 2.0, INF):
         check(boxes, scores, None, None, threshold, boxes.shape[1], device)
 
@@ -95,6 +95,14 @@ def test_suppression_chains_across_blocks(device: torch.device) -> None:
     boxes = torch.stack([left, torch.zeros(num), left + 10, torch.ones(num)], 1)[None]
     indices, count = nms_padded_op(boxes.to(device), -left[None].to(device), None, None, 0.5, num)
     assert indices[0, : count[0]].tolist() == list(range(0, num, 2))
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one group", "groups"])
+def test_transposed_inputs(grouped: bool, device: torch.device) -> None:
+    """A sort's indices lie in memory as its input does."""
+    boxes = torch.stack([draw_boxes(70, largest=60) for _ in range(3)])
+    scores, groups, valid = torch.rand(70, 3).t(), torch.randint(3, (70, 3)).t(), (torch.rand(70, 3) < 0.8).t()
+    check(boxes, scores, groups if grouped else None, valid, 0.3, 70, device)
 
 
 def test_strides(device: torch.device) -> None:

@@ -52,6 +52,18 @@ def test_the_threshold_itself(device: torch.device) -> None:
         assert paste_masks_op(masks, boxes, 8, 8, "bool", 0.5, continuous, False, 0).sum() == count
 
 
+@pytest.mark.parametrize("threshold", [0.0, -0.5])
+def test_beyond_the_box_nothing_is_mask(threshold: float, device: torch.device) -> None:
+    """Not even where every probability counts: what ends the mask is its reach, half a cell beyond the box."""
+    box = torch.tensor([[10.3, 12.2, 30.7, 33.1]], device=device)
+    pasted = paste_masks_op(torch.rand(1, 28, 28, device=device), box, *SIZE, "bool", threshold, True, False, 0)
+    (left, top, right, bottom), cell = box[0].double().tolist(), torch.tensor([20.4, 20.9], dtype=torch.float64) / 28
+    x, y = torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5
+    inside_x = (x > left - cell[0] / 2) & (x < right + cell[0] / 2)
+    inside_y = (y > top - cell[1] / 2) & (y < bottom + cell[1] / 2)
+    assert torch.equal(pasted[0].cpu(), inside_y[:, None] & inside_x)
+
+
 @MODES
 def test_logits(continuous: bool, device: torch.device) -> None:
     masks, boxes = (t.to(device) for t in draw_case())
