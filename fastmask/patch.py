@@ -1,15 +1,22 @@
-"""Run existing torchvision code on fastmask's ops: torchvision's own are overridden, and restored again.
+"""Run existing torchvision code on fastmask's ops, and on its own again.
 
-Two ways lead to them. Through the dispatcher: the kernels of torchvision's ops and, as its autograd formulas stay,
-those of their backwards; and its autocast kernels, which would upcast the features first. And by name: what torchvision
-does in Python around its ops. Both only for tensors of the patched devices; all others go where they always went.
+Two ways lead there. Through the dispatcher: the kernels of torchvision's ops and, as its autograd formulas stay, those
+of their backwards; its autocast kernels, which would upcast the features first; and its shape functions, which would
+refuse half features with full boxes. And in Python, beneath the public names: what torchvision does there around its
+ops. Both only for tensors of the patched devices, and never while a program is traced or exported, which would then
+hold our ops.
+
+A kernel that has been put into the dispatcher stays there and asks at each call whether it is wanted: taking it away
+while another thread is inside an op would pull its code from under it.
 """
 
 import contextlib
 import functools
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,39 +28,64 @@ from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops._utils import rois_from_boxes
 from fastmask.ops.roi_align import follow_format
 
-_patched: dict[str, torch.library.Library] = {}  # by dispatch key
-_replaced: list[tuple[Any, str, Any]] = []  # (module, name, torchvision's own)
+Function = Callable[..., Any]
+
+_active: list["Patch"] = []
+_wanted: frozenset[str] = frozenset()  # the dispatch keys of all active patches
+_libraries: dict[str, torch.library.Library] = {}  # by dispatch key: what holds our kernels in the dispatcher
+_replaced: list[tuple[ModuleType, str, Function]] = []  # (module, name, torchvision's own)
+_lock = threading.RLock()
 
 
 class Patch(contextlib.AbstractContextManager["Patch"]):
     """What one call of :func:`patch_torchvision` has patched; leaving it as a context undoes that."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = tuple(keys)
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self.keys = keys
+
+    def __enter__(self) -> "Patch":
+        self.apply()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.undo()
 
+    def apply(self) -> None:
+        """Patch, or patch again. Harmless when it is patched."""
+        with _lock:
+            for key in self.keys:
+                _register(key)
+            if not _active:
+                _replace_functions()
+            if self not in _active:
+                _active.append(self)
+            _want()
+
     def undo(self) -> None:
-        """Restore torchvision for this call's keys. Harmless when it has been done already."""
-        for key in self.keys:
-            if key in _patched:
-                _patched.pop(key)._destroy()  # torch's only way to take a registration back at once
-        if not _patched:
-            while _replaced:
-                module, name, original = _replaced.pop()
-                setattr(module, name, original)
+        """Give torchvision back its own, but for what another patch wants. Harmless when it has been done."""
+        with _lock:
+            if self in _active:
+                _active.remove(self)
+            _want()
+            while _replaced and not _active:
+                setattr(*_replaced.pop())
 
 
-def patch_torchvision(keys: Sequence[str] = ("CUDA",)) -> Patch:
+def _want() -> None:
+    global _wanted
+    _wanted = frozenset(key for patch in _active for key in patch.keys)
+
+
+def patch_torchvision(keys: Iterable[str] = ("CUDA",)) -> Patch:
     """Let torchvision's detection ops run on fastmask's, from now on or within a ``with`` block.
 
-    ``torchvision.ops``' nms, batched_nms, roi_align, roi_pool, MultiScaleRoIAlign and the detection models'
-    paste_masks_in_image, in models that exist already too. Answers are fastmask's: see README, "Where we differ".
+    nms, batched_nms, roi_align, roi_pool, MultiScaleRoIAlign and the detection models' pasting, in models that exist
+    already too, forward and backward. Answers are fastmask's: see README, "Where we differ". Not while TorchScript
+    traces or a program is exported, and for what fastmask has no equal of, such as a level mapper of one's own.
+    Processes that are spawned, not forked, have to patch for themselves.
 
     Args:
-        keys: dispatch keys (device types in capitals) to patch. Those that are patched already stay as they are, also
-            after this call's ``with`` block.
+        keys: dispatch keys (device types in capitals) to patch.
 
     Returns:
         Patch: ``with patch_torchvision(): ...`` ends with the block, ``patch.undo()`` at once.
@@ -62,54 +94,95 @@ def patch_torchvision(keys: Sequence[str] = ("CUDA",)) -> Patch:
         ImportError: torchvision is not installed.
         ValueError: a key is not the name of a device type in capitals.
     """
-    try:
-        from torchvision.models import detection  # noqa: F401  # its modules hold names to replace
-    except ImportError as error:
-        raise ImportError("patch_torchvision needs torchvision: pip install torchvision") from error
     if isinstance(keys, str):
         raise ValueError(f"keys must be a sequence of dispatch keys such as ('CUDA',), got {keys!r}")
-    for key in keys:
+    patch = Patch(tuple(dict.fromkeys(keys)))
+    for key in patch.keys:
         if key not in ("CUDA", "CPU", "MPS", "XPU"):
             raise ValueError(f"keys must be of CUDA, CPU, MPS and XPU, got {key!r}")
-    new = [key for key in dict.fromkeys(keys) if key not in _patched]
-    if new and not _patched:
-        _replace_names()
-    for key in new:
-        _patched[key] = _override(key)
-    return Patch(new)
+    try:
+        import torchvision.models.detection  # noqa: F401  # its modules hold what is replaced
+    except ImportError as error:
+        raise ImportError("patch_torchvision needs torchvision: pip install torchvision") from error
+    patch.apply()
+    return patch
 
 
 def unpatch_torchvision() -> None:
-    """Restore torchvision altogether, whatever has patched it."""
-    Patch(list(_patched)).undo()
+    """Give torchvision back its own altogether, whatever has patched it."""
+    for patch in list(_active):
+        patch.undo()
 
 
-def _override(key: str) -> torch.library.Library:
-    """Register our kernels for torchvision's ops on one dispatch key."""
+def _register(key: str) -> None:
+    """Our kernels for one dispatch key, in front of torchvision's, which they forward to when they are not wanted."""
+    if key not in _libraries:
+        _libraries[key] = _in_front(key, _KERNELS, key)
+        _libraries[f"Autocast{key}"] = _in_front(f"Autocast{key}", _without_autocast(key.lower()), key)
+    if "Meta" not in _libraries:
+        from torchvision import _meta_registrations as shapes
+
+        _libraries["Meta"] = library = torch.library.Library("torchvision", "IMPL")
+        for name, ours, original in (
+            ("roi_align", _roi_align_shape, shapes.meta_roi_align),
+            ("_roi_align_backward", _roi_align_backward_shape, shapes.meta_roi_align_backward),
+        ):
+            # fake tensors call these without a keyset
+            library.impl(name, _either(ours, original, None), "Meta", allow_override=True)
+
+
+def _in_front(key: str, kernels: dict[str, Function], device: str) -> torch.library.Library:
+    """Register kernels on a dispatch key, wherever torchvision has one there; see :func:`_either`."""
     library = torch.library.Library("torchvision", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # that one is overridden: it is meant
-        for name, kernel in _KERNELS.items():
-            library.impl(name, kernel, key, allow_override=True)
-            autocast = f"Autocast{key}"
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", autocast):
-                op = getattr(torch.ops.torchvision, name)
-                library.impl(name, _without_autocast(op, key.lower()), autocast, allow_override=True)
+        for name, ours in kernels.items():
+            qualified = f"torchvision::{name}"
+            if torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+                kernel = _either(_without_keyset(ours), torch.library.get_kernel(qualified, key).call_boxed, device)
+                library.impl(name, kernel, key, with_keyset=True, allow_override=True)
     return library
 
 
-def _without_autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """The op on its inputs as they are: features may be half, boxes stay float32."""
+def _without_keyset(ours: Function) -> Function:
+    return lambda keyset, *args: ours(*args)
 
-    def run(*args: Any) -> Any:
-        with torch.autocast(device_type, enabled=False):
-            return op(*args)
 
-    return run
+def _either(ours: Function, original: Function, device: str | None) -> Function:
+    """A kernel that is ours while that device's key (None: any) is patched, else what was there before."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled program calls it, it is no part of that
+    def kernel(*args: Any) -> Any:
+        wanted = device in _wanted if device else bool(_wanted)
+        return ours(*args) if wanted and not _in_a_program() else original(*args)
+
+    return kernel
+
+
+def _in_a_program() -> bool:
+    """Whether what is called now becomes part of a TorchScript or exported program."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+
+
+def _without_autocast(device_type: str) -> dict[str, Function]:
+    """Ops on their inputs as they are: features may be half, boxes stay float32."""
+
+    def of(name: str) -> Function:
+        def run(*args: Any) -> Any:
+            with torch.autocast(device_type, enabled=False):
+                return getattr(torch.ops.torchvision, name)(*args)
+
+        return run
+
+    return {name: of(name) for name in ("nms", "roi_align", "roi_pool")}
 
 
 def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return ops.nms(dets, scores, iou_threshold)
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    return ops.batched_nms(boxes, scores, idxs, iou_threshold)
 
 
 def _roi_align(
@@ -168,7 +241,7 @@ def _roi_pool_backward(
     return features.contiguous()
 
 
-_KERNELS: dict[str, Callable[..., Any]] = {
+_KERNELS: dict[str, Function] = {
     "nms": _nms,
     "roi_align": _roi_align,
     "_roi_align_backward": _roi_align_backward,
@@ -177,39 +250,83 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _replace_names() -> None:
-    """Put our functions in the place of torchvision's, wherever its modules hold them."""
-    from torchvision.models.detection import roi_heads
-    from torchvision.ops import boxes, poolers, roi_align
+def _roi_align_shape(input: Tensor, rois: Tensor, _: float, height: int, width: int, *__: Any) -> Tensor:
+    return input.new_empty((rois.shape[0], input.shape[1], height, width))
 
-    replacements: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
-        (boxes.batched_nms, ops.batched_nms),
-        (roi_align, ops.roi_align),  # in deterministic mode torchvision's never reaches its op
-        (poolers._multiscale_roi_align, _multiscale_roi_align),  # MultiScaleRoIAlign's forward, its scales known
-        (roi_heads.paste_masks_in_image, ops.paste_masks_in_image),
-    ]
-    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision" and module]
-    for original, ours in replacements:
-        routed = _route(original, ours)
+
+def _roi_align_backward_shape(
+    grad: Tensor,
+    rois: Tensor,
+    _: float,
+    __: int,
+    ___: int,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    *____: Any,
+) -> Tensor:
+    return grad.new_empty((batch, channels, height, width))
+
+
+def _replace_functions() -> None:
+    """Put our functions in the place of those beneath torchvision's public names, which stay what they are."""
+    from torchvision.models.detection import roi_heads, transform
+    from torchvision.ops import boxes, poolers
+
+    align = sys.modules["torchvision.ops.roi_align"]  # of the package's name is its function
+    for modules, name, ours, fits in (
+        ([boxes], "_batched_nms_coordinate_trick", _batched_nms, _has_boxes),
+        ([boxes], "_batched_nms_vanilla", _batched_nms, _has_boxes),
+        ([align], "_roi_align", _roi_align, _anything),  # which deterministic mode takes instead of the op
+        ([poolers], "_multiscale_roi_align", _multiscale_roi_align, _has_usual_levels),
+        ([roi_heads, transform], "paste_masks_in_image", _paste_masks_in_image, _can_paste),
+    ):
+        routed = _route(getattr(modules[0], name), ours, fits)
         for module in modules:
-            for name, value in list(vars(module).items()):
-                if value is original:
-                    _replaced.append((module, name, original))
-                    setattr(module, name, routed)
+            _replaced.append((module, name, getattr(module, name)))
+            setattr(module, name, routed)
 
 
-def _route(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torchvision's that goes to ours for tensors of a patched device."""
+def _route(original: Function, ours: Function, fits: Function) -> Function:
+    """A function of torchvision's that goes to ours for tensors of a patched device, if the arguments fit."""
 
     @functools.wraps(original)
     def routed(*args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()), None)
         tensor = first[0] if isinstance(first, list) and first else first
-        mine = isinstance(tensor, Tensor) and tensor.device.type.upper() in _patched and not tensor.is_quantized
-        return ours(*args, **kwargs) if mine else original(*args, **kwargs)
+        wanted = (
+            isinstance(tensor, Tensor)
+            and tensor.device.type.upper() in _wanted
+            and not tensor.is_quantized
+            and not _in_a_program()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            and fits(*args, **kwargs)
+        )
+        return ours(*args, **kwargs) if wanted else original(*args, **kwargs)
 
     routed.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]  # TorchScript takes torchvision's
     return routed
+
+
+def _anything(*_: Any) -> bool:
+    return True
+
+
+def _has_boxes(boxes: Tensor, *_: Any) -> bool:
+    return boxes.ndim == 2
+
+
+def _has_usual_levels(
+    features: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
+) -> bool:
+    """torchvision's own mapper, over levels none of which is left out."""
+    from torchvision.ops.poolers import LevelMapper
+
+    if scales is None or type(mapper) is not LevelMapper or mapper.eps != 1e-6:
+        return False
+    levels = range(int(mapper.k_min), int(mapper.k_max) + 1)
+    return list(scales) == [2.0**-level for level in levels]
 
 
 def _multiscale_roi_align(
@@ -227,3 +344,12 @@ def _multiscale_roi_align(
         canonical_level=mapper.lvl0,
     )
     return follow_format(pooled, features[0])
+
+
+def _can_paste(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) -> bool:
+    whole = all(isinstance(side, int) for side in img_shape)
+    return masks.ndim == 4 and masks.shape[1] == 1 and boxes.is_floating_point() and whole
+
+
+def _paste_masks_in_image(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) -> Tensor:
+    return ops.paste_masks_in_image(masks, boxes.detach(), img_shape, padding)

@@ -1,6 +1,10 @@
 """fastmask.patch_torchvision: torchvision's code runs on our ops, forward and backward, and is restored after it."""
 
 import collections
+import contextlib
+import pickle
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,18 +17,16 @@ from pictures import draw_picture
 from slim import settle_on_pictures, slim_model
 from torch import Tensor
 from torchvision.models.detection import roi_heads, transform
-from torchvision.ops import poolers
+from torchvision.ops import batched_nms, poolers, roi_align
 
 import fastmask
 from fastmask import ops, patch
 
 KEYS = {"cpu": ("CPU",), "cuda": ("CUDA",)}
 NAMES = [
-    (torchvision.ops, "batched_nms"),
-    (torchvision.ops.boxes, "batched_nms"),
-    (torchvision.ops, "roi_align"),
-    (poolers, "roi_align"),
-    (roi_heads, "roi_align"),
+    (torchvision.ops.boxes, "_batched_nms_coordinate_trick"),
+    (torchvision.ops.boxes, "_batched_nms_vanilla"),
+    (sys.modules["torchvision.ops.roi_align"], "_roi_align"),
     (poolers, "_multiscale_roi_align"),
     (roi_heads, "paste_masks_in_image"),
     (transform, "paste_masks_in_image"),
@@ -147,19 +149,51 @@ def test_other_devices_keep_torchvisions(calls: collections.Counter[str]) -> Non
     assert not calls
 
 
-def test_patches_nest() -> None:
-    """An inner block takes nothing from the program around it; names taken while patched stay usable."""
-    outer = fastmask.patch_torchvision(("CPU",))
+def is_patched(calls: collections.Counter[str]) -> bool:
+    before = calls["nms"]
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    return calls["nms"] > before
+
+
+def test_patches_overlap(calls: collections.Counter[str]) -> None:
+    """Each patch holds until it is undone itself, in whatever order, however often; and can be taken up again."""
+    first = fastmask.patch_torchvision(("CPU",))
     with fastmask.patch_torchvision(("CPU", "CUDA")) as inner:
-        assert inner.keys == ("CUDA",)
-        taken = torchvision.ops.batched_nms
-    assert torchvision.ops.batched_nms is taken
-    outer.undo()
-    outer.undo()
-    assert torchvision.ops.batched_nms is ORIGINALS[0]
-    boxes = draw_boxes(9)
-    arguments = (boxes, torch.rand(9), torch.zeros(9), 0.5)
-    assert torch.equal(taken(*arguments), torchvision.ops.batched_nms(*arguments))
+        first.undo()
+        first.undo()
+        assert is_patched(calls)
+    assert not is_patched(calls)
+    with inner:
+        first.undo()
+        assert is_patched(calls)
+    assert not is_patched(calls)
+    with contextlib.suppress(KeyError), fastmask.patch_torchvision(key for key in ("CPU",)):
+        assert is_patched(calls)
+        raise KeyError
+    assert not is_patched(calls)
+
+
+def test_threads_while_patches_come_and_go() -> None:
+    """A kernel that were taken out of the dispatcher would leave another thread in freed memory."""
+    boxes, scores = draw_boxes(20), torch.rand(20)
+    expected = torchvision.ops.nms(boxes, scores, 0.5)
+    wrong, stop = [], threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            if not torch.equal(torchvision.ops.nms(boxes, scores, 0.5), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        with fastmask.patch_torchvision(("CPU",)):
+            torchvision.ops.nms(boxes, scores, 0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_autocast_leaves_features_half_and_boxes_full(device: torch.device) -> None:
@@ -237,14 +271,91 @@ def test_compiled_code(device: torch.device) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_scripted_code() -> None:
-    """TorchScript keeps taking torchvision's own functions."""
-    boxes, scores = draw_boxes(9), torch.rand(9)
+def test_compiled_under_autocast(device: torch.device) -> None:
+    """While it is patched and after: torchvision's shape functions refuse half features with full boxes."""
+    features = torch.randn(1, 4, 20, 20, device=device)
+    weight = torch.randn(4, 4, 1, 1, device=device)
+    rois = with_images(draw_boxes(5, (20, 20), 15), 1).to(device)
+
+    def pool(features: Tensor, weight: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return torch.ops.torchvision.roi_align(torch.conv2d(features, weight), rois, 1.0, 3, 3, 2, False)
+
+    expected = pool(features, weight)
+    with fastmask.patch_torchvision(KEYS[device.type]):
+        patched = torch.compile(pool, backend="aot_eager")(features, weight)
+    torch._dynamo.reset()
+    after = torch.compile(pool, backend="aot_eager")(features, weight)
+    for actual in (patched, after):
+        assert actual.dtype == torch.bfloat16
+        torch.testing.assert_close(actual, expected, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace). is deprecated", "ignore:Converting a tensor")
+def test_programs_hold_torchvisions_ops() -> None:
+    """Scripted, traced or exported, they are to be loaded where there is no fastmask."""
+    boxes, scores, idxs = draw_boxes(9), torch.rand(9), torch.randint(2, (9,))
+    features = torch.randn(1, 2, 9, 9)
+
+    class Align(torch.nn.Module):
+        def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+            return torchvision.ops.roi_align(features, rois, 2)
+
     with fastmask.patch_torchvision(("CPU",)):
         scripted = torch.jit.script(torchvision.ops.batched_nms)
-    expected = torchvision.ops.batched_nms(boxes, scores, torch.zeros(9, dtype=torch.int64), 0.5)
-    assert torch.equal(scripted(boxes, scores, torch.zeros(9, dtype=torch.int64), 0.5), expected)
+        traced = torch.jit.trace(lambda b, s, i: torchvision.ops.batched_nms(b, s, i, 0.5), (boxes, scores, idxs))
+        exported = torch.export.export(Align(), (features, with_images(boxes, 1)))
+    expected = torchvision.ops.batched_nms(boxes, scores, idxs, 0.5)
+    assert torch.equal(scripted(boxes, scores, idxs, 0.5), expected)
+    assert torch.equal(traced(boxes, scores, idxs), expected)
+    for program in (traced.inlined_graph, exported.graph):
+        assert "torchvision" in str(program)
+        assert "fastmask" not in str(program)
+
+
+class EverythingFinest(poolers.LevelMapper):
+    def __call__(self, boxlists: list[Tensor]) -> Tensor:
+        return torch.zeros(sum(len(boxes) for boxes in boxlists), dtype=torch.int64)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_what_we_have_no_equal_of_stays_torchvisions(calls: collections.Counter[str]) -> None:
+    maps = {str(i): torch.full((1, 2, 64 >> i, 64 >> i), float(i)) for i in range(4)}
+    boxes, shapes = [torch.tensor([[0.0, 0, 200, 250], [3, 3, 9, 9]])], [(256, 256)]
+    own = torchvision.ops.MultiScaleRoIAlign(list(maps), 2, 2)
+    own(maps, boxes, shapes)
+    own.map_levels = EverythingFinest(2, 5)
+    gap = torchvision.ops.MultiScaleRoIAlign(["0", "3"], 2, 2)
+    empty = torch.empty(0)
+    mask, box = torch.rand(1, 2, 28, 28), torch.tensor([[1, 2, 9, 12]])
+
+    def everything() -> list[Tensor]:
+        return [
+            own(maps, boxes, shapes),
+            gap(maps, boxes, shapes),
+            torchvision.ops.batched_nms(empty, empty, empty, 0.5),
+            roi_heads.paste_masks_in_image(mask, box, torch.tensor([20, 20])),
+            torch.vmap(lambda x: torchvision.ops.roi_align(x, boxes, 2))(torch.rand(3, 1, 2, 9, 9)),
+        ]
+
+    torch.manual_seed(0)
+    expected = everything()
+    calls.clear()
+    torch.manual_seed(0)
+    with fastmask.patch_torchvision(("CPU",)):
+        actual = everything()
+    assert set(calls) <= {"roi_align"}
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_functions_taken_earlier_are_patched_and_pickled(calls: collections.Counter[str]) -> None:
+    boxes = draw_boxes(9)
+    with fastmask.patch_torchvision(("CPU",)):
+        batched_nms(boxes, torch.rand(9), torch.zeros(9), 0.5)
+        roi_align(torch.rand(1, 2, 9, 9), [boxes], 2)
+        assert pickle.loads(pickle.dumps(roi_align)) is roi_align
+    assert calls == {"batched_nms": 1, "roi_align": 1}
 
 
 def test_wrong_keys() -> None:
@@ -252,4 +363,4 @@ def test_wrong_keys() -> None:
         fastmask.patch_torchvision("CUDA")
     with pytest.raises(ValueError, match="keys must be of CUDA, CPU, MPS and XPU, got 'cuda'"):
         fastmask.patch_torchvision(("CPU", "cuda"))
-    assert torchvision.ops.batched_nms is ORIGINALS[0]
+    assert not patch._active
