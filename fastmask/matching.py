@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -36,3 +37,17 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         taken[0].add(i)
         taken[1].add(j)
     return 2 * len(taken[0]) / total
+
+
+def mask_ious(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    """For each expected detection the IoU of its mask with the likest actual one of its label -> [N]; 0 without one.
+
+    Args:
+        actual, expected: labels [N] and masks [N, H, W] bool, of one picture.
+    """
+    ours, theirs = (found["masks"].flatten(1).float() for found in (actual, expected))  # float32 counts to 2^24 exactly
+    inter = theirs @ ours.T
+    union = theirs.sum(1)[:, None] + ours.sum(1) - inter
+    iou = torch.where(union > 0, inter / union, 1.0)  # two empty masks are the same
+    iou = torch.where(expected["labels"][:, None] == actual["labels"], iou, 0)
+    return torch.cat([iou, iou.new_zeros(len(iou), 1)], dim=1).amax(1)

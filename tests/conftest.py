@@ -3,10 +3,13 @@
 import hashlib
 import os
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
     from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align_backward, gpu_roi_pool
@@ -44,3 +47,27 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
+    """A checkpoint of torchvision's slim model, which ``--model slim`` builds, and that model."""
+    from slim import slim_model, slim_pair
+
+    import fastmask
+    from fastmask.models import _api
+    from fastmask.models.detection._weights import load_weights
+
+    def build(weights: Any, **options: Any) -> nn.Module:
+        model = slim_model(fastmask, **options)
+        load_weights(model, weights, progress=False, new_predictors=False)
+        return model
+
+    build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__
+    monkeypatch.setitem(_api._BUILDERS, "slim", build)
+    monkeypatch.setitem(_api._WEIGHTS, "slim", fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights)
+    theirs, _ = slim_pair()
+    torch.save(
+        {"model": theirs.state_dict(), "categories": ["-", "one", "two", "three", "four"]}, tmp_path / "slim.pth"
+    )
+    return tmp_path / "slim.pth", theirs

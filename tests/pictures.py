@@ -1,6 +1,9 @@
 """Pictures that tests draw: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
 
+from pathlib import Path
+
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -33,3 +36,10 @@ def draw_picture(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[st
         boxes[i] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     target = {"boxes": boxes, "labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64)}
     return picture.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}
+
+
+def picture_file(path: Path, height: int = 128, width: int = 170) -> Path:
+    """One of these as a file."""
+    pixels = (draw_picture(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)
+    return path

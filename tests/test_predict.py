@@ -8,46 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import draw_picture
+from pictures import picture_file
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from slim import slim_model, slim_pair
 from torch import nn
 
-import fastmask
 from fastmask.cli import main
 from fastmask.cli._pictures import find_pictures, image_ids, overlays_of
 from fastmask.images import read_image
 from fastmask.matching import matched_share
-from fastmask.models import _api
 from fastmask.models._presets import to_float
-from fastmask.models.detection._weights import load_weights
-
-
-@pytest.fixture
-def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
-    """A checkpoint of torchvision's slim model, which ``--model slim`` builds, and that model."""
-
-    def build(weights: Any, **options: Any) -> nn.Module:
-        model = slim_model(fastmask, **options)
-        load_weights(model, weights, progress=False, new_predictors=False)
-        return model
-
-    build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__
-    monkeypatch.setitem(_api._BUILDERS, "slim", build)
-    monkeypatch.setitem(_api._WEIGHTS, "slim", fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights)
-    theirs, _ = slim_pair()
-    torch.save(
-        {"model": theirs.state_dict(), "categories": ["-", "one", "two", "three", "four"]}, tmp_path / "slim.pth"
-    )
-    return tmp_path / "slim.pth", theirs
-
-
-def picture_file(path: Path, height: int = 128, width: int = 170) -> Path:
-    pixels = (draw_picture(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 def predict(weights: Path, folder: Path, *arguments: Any) -> int:

@@ -5,9 +5,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from fastmask.cli._device import find_device
+from fastmask.cli._model import add_model_arguments, load_model
 from fastmask.cli._pictures import MADE, find_pictures, image_ids, overlays_of
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ RESULTS = "predictions.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is looked at, by which model, and where the answers go."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
-    parser.add_argument("--weights", default="COCO_V1", help="COCO_V1 (downloaded once) or a file [%(default)s]")
-    parser.add_argument("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    parser.add_argument("--score", type=float, default=0.5, help="what is kept scores above it [%(default)s]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
+    add_model_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="[%(default)s]")
 
 
@@ -77,20 +74,3 @@ def predict(
         detections["masks"] = encode_masks(found["masks"], found["boxes"], (picture.height, picture.width))
     draw_detections(picture, detections, categories).save(overlay)
     return [entry | {"file_name": str(path)} for entry in coco_results(image_id, detections)]
-
-
-def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
-    """The model, ready to detect, and its categories if they are known; ValueError if an argument is wrong."""
-    from fastmask import models
-    from fastmask.models.detection._weights import find_weights
-
-    if not 0 <= score <= 1:
-        raise ValueError(f"--score must be in [0, 1], got {score}")
-    names = models.list_models(module=models.detection)
-    if name not in names:
-        raise ValueError(f"--model must be one of {', '.join(names)}, got {name!r}")
-    where = find_device(device)
-    source = find_weights(models.get_model_weights(name), weights)
-    assert source is not None
-    model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(where)
-    return cast("FasterRCNN", model), source.meta.get("categories")
