@@ -29,13 +29,18 @@ def read_image(path: Path) -> Image.Image:
     try:
         with open(path, "rb") as file, Image.open(file) as picture:  # by name, Pillow maps turned TIFFs wrongly
             picture.load()
-            return _upright(_eight_bit_rgb(picture), picture)
+            return upright_rgb(picture)
     except FileNotFoundError:
         raise
     except UnidentifiedImageError as error:
         raise ValueError(f"{os.fspath(path)} cannot be read as a picture: it is of no kind that is known") from error
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over
         raise ValueError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A picture that is open already, as :func:`read_image` gives one; ValueError for kinds without a usual scale."""
+    return _upright(_eight_bit_rgb(picture), picture)
 
 
 def _upright(rgb: Image.Image, picture: Image.Image) -> Image.Image:

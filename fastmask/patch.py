@@ -151,17 +151,17 @@ def _without_keyset(ours: Function) -> Function:
 def _either(ours: Function, original: Function, device: str | None) -> Function:
     """A kernel that is ours while that device's key (None: any) is patched, else what was there before."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled program calls it, it is no part of that
     def kernel(*args: Any) -> Any:
         wanted = device in _wanted if device else bool(_wanted)
         return ours(*args) if wanted and not _in_a_program() else original(*args)
 
-    return kernel
+    kept: Function = torch.compiler.disable(kernel)  # a compiled program calls it, it is no part of that
+    return kept
 
 
 def _in_a_program() -> bool:
     """Whether what is called now becomes part of a TorchScript or exported program."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+    return bool(torch._C._get_tracing_state()) or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
 
 
 def _without_autocast(device_type: str) -> dict[str, Function]:

@@ -7,25 +7,23 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastmask.images import read_image
+from fastmask.feed import Picture, batches
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.models.prepare import prepared
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.models.prepare import KnownAnchors, prepared
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
 from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
 from fastmask.program import Field, Program, Runner, unpacked
 
-Picture = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 MASKS = ("rle", "bool", "packed", "soft", "float")
 BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
 
@@ -65,7 +63,8 @@ class Predictor:
     Raises:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
 
-    Safe to use from several threads: one lock, which they take in turns.
+    Safe to use from several threads: one lock, which they take in turns. While a new shape is captured, a
+    ``torch.cuda.synchronize()`` of another thread breaks the capture, as CUDA has it.
     """
 
     def __init__(
@@ -80,10 +79,15 @@ class Predictor:
         graphs: int = 8,
     ) -> None:
         check_choice("masks", masks, MASKS)
-        check_at_least("batch", batch, 1)
-        check_at_least("graphs", graphs, 1)
+        for name, number in (("batch", batch), ("graphs", graphs)):
+            if not isinstance(number, int):
+                raise ValueError(f"{name} must be an int, got {number!r}")
+            check_at_least(name, number, 1)
         if not isinstance(model, GeneralizedRCNN):
-            raise ValueError(f"model must be one of fastmask.models.detection, got {type(model).__name__}")
+            kind = type(model).__name__
+            raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
+        if type(model.transform) is not GeneralizedRCNNTransform:
+            raise ValueError(f"model.transform must be GeneralizedRCNNTransform, got {type(model.transform).__name__}")
         own = next(model.parameters())
         self.device = own.device
         if dtype == "auto":
@@ -96,9 +100,18 @@ class Predictor:
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         ready = prepared(model, dtype)
         self.transform = ready.transform
+        assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
+        self.anchors: KnownAnchors = ready.rpn.anchor_generator
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.transform.image_mean, self.transform.image_std)
+        )
         self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
         self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        on_cuda = self.device.type == "cuda"
+        self._capture = torch.cuda.Stream(self.device) if on_cuda else None
+        self._uploads = torch.cuda.Stream(self.device) if on_cuda else None
+        self._pool: Any = None
         self._last: torch.cuda.Event | None = None  # of the batch launched last
         self._lock = threading.Lock()
 
@@ -123,62 +136,63 @@ class Predictor:
             ValueError: a picture is broken, has no pixels, or is of no such shape.
             RuntimeError: it is too large for the device's memory.
         """
-        if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
-            raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
         return list(self.stream(images, progress=False))
 
     def stream(
-        self, images: Iterable[Picture], *, progress: bool = True, total: int | None = None
+        self, images: Iterable[Picture], *, progress: bool = True, total: int | None = None, ahead: int = 2
     ) -> Iterator[dict[str, Any]]:
         """As :meth:`__call__`, for any number of pictures: answers come in order, one by one.
 
-        Pictures are read ahead in threads; while the device works on a batch, the next one is uploaded behind it.
+        While the device works on a batch, the next one is read, in threads, and put behind it.
 
         Args:
             images: their number need not be known.
             progress: show a bar.
             total: of the bar, where ``images`` has no length.
+            ahead: batches that are asked for before they are needed. With 0 a picture's answer is given before the
+                next one is asked for, as a camera wants it.
         """
-        from tqdm import tqdm
-
+        if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
+            raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
+        check_at_least("ahead", ahead, 0)
         if total is None and isinstance(images, Sized):
             total = len(images)
-        bar = tqdm(total=total, unit="img", disable=not progress)
-        pending: Pending | None = None
-        with bar, ThreadPoolExecutor(max_workers=4) as threads:
-            for chunk in self._read_ahead(images, threads):
-                launched = self._launch(chunk)
-                for result in () if pending is None else self._finish(pending):
-                    bar.update()
-                    yield result
-                pending = launched
-            for result in () if pending is None else self._finish(pending):
-                bar.update()
-                yield result
+        return self._stream(images, progress, total, ahead)
 
-    def _read_ahead(self, images: Iterable[Picture], threads: ThreadPoolExecutor) -> Iterator[list[Tensor]]:
-        """Batches of pictures [3, h, w], all standing or all lying; two batches are being read at any time."""
-        submitted = (threads.submit(to_planes, image, number) for number, image in enumerate(images))
-        queue = collections.deque(itertools.islice(submitted, 2 * self.batch))
-        chunk: list[Tensor] = []
-        while queue:
-            picture = queue.popleft().result()
-            queue.extend(itertools.islice(submitted, 1))
-            turned = (
-                chunk and self.size != "exact" and self._stands(picture.shape[1:]) != self._stands(chunk[0].shape[1:])
-            )
-            if turned or len(chunk) == self.batch:
-                yield chunk
-                chunk = []
-            chunk.append(picture)
-        if chunk:
-            yield chunk
+    def _stream(
+        self, images: Iterable[Picture], progress: bool, total: int | None, ahead: int
+    ) -> Iterator[dict[str, Any]]:
+        from tqdm import tqdm
+
+        pending: Pending | None = None
+        pin = self.device.type == "cuda"
+        with (
+            tqdm(total=total, unit="img", disable=not progress) as bar,
+            contextlib.closing(batches(images, self.batch, self._bucket, ahead, pin)) as chunks,
+        ):
+            while True:
+                launched, failure = None, None
+                try:
+                    chunk = next(chunks, None)
+                    launched = None if chunk is None else self._launch(chunk)
+                except Exception as error:  # after the answers that are there
+                    failure = error
+                waiting = [pending] if ahead else [pending, launched]
+                for one in waiting:
+                    for result in () if one is None else self._finish(one):
+                        bar.update()
+                        yield result
+                if failure is not None:
+                    raise failure
+                pending = launched if ahead else None
+                if launched is None:
+                    return
 
     @torch.inference_mode()
     def _launch(self, chunk: list[Tensor]) -> Pending:
         """Put a batch on the device and start the program; its answer is on its way to the host."""
         originals = [(image.shape[1], image.shape[2]) for image in chunk]
-        with self._lock, _on(self.device):
+        with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
             shapes, size = self._plan(originals)
             if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
                 torch.cuda.current_stream().wait_event(self._last)
@@ -186,12 +200,12 @@ class Predictor:
                 runner = self._runner(size)
                 runner.inputs.pixels.zero_()
                 for i, (image, shape) in enumerate(zip(chunk, shapes, strict=True)):
-                    picture = self.transform.normalize(to_float(image.to(self.device, non_blocking=True)))
+                    picture = (to_float(self._uploaded(image)) - self._mean) / self._std
                     resized = F.interpolate(picture[None], size=shape, mode="bilinear", align_corners=False)[0]
                     runner.inputs.pixels[i, :, : shape[0], : shape[1]] = resized
                 rest = [(1, 1)] * (self.batch - len(chunk))  # of a batch that is not full
-                runner.inputs.sizes.copy_(torch.tensor(shapes + rest), non_blocking=True)
-                runner.inputs.originals.copy_(torch.tensor(originals + rest), non_blocking=True)
+                runner.inputs.sizes.copy_(self._pinned(torch.tensor(shapes + rest)), non_blocking=True)
+                runner.inputs.originals.copy_(self._pinned(torch.tensor(originals + rest)), non_blocking=True)
                 packed = runner.run()
             except torch.OutOfMemoryError as error:
                 wanted = 3 * self.batch * size[0] * size[1] * self.dtype.itemsize
@@ -209,9 +223,22 @@ class Predictor:
             done.record()
             return Pending(data, packed.fields, masks, originals, done)
 
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _uploaded(self, image: Tensor) -> Tensor:
+        """On the device, without waiting for what it is doing: over a stream of its own."""
+        if self._uploads is None or image.device == self.device:
+            return image.to(self.device)
+        with torch.cuda.stream(self._uploads):
+            uploaded = image.to(self.device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._uploads)
+        uploaded.record_stream(torch.cuda.current_stream())
+        return uploaded
+
     def _plan(self, originals: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
         """The sizes to resize a batch's pictures to, and the padded one that all of them fit."""
-        height, width = (math.inf, math.inf) if self.size == "exact" else self._bucket(originals[0])
+        height, width = self._bucket(originals[0]) or (math.inf, math.inf)
         shapes = []
         for before in originals:
             if self.transform.fixed_size is not None:
@@ -221,26 +248,31 @@ class Predictor:
                 scale = min(scale, height / before[0], width / before[1])
                 shape = math.floor(before[0] * scale), math.floor(before[1] * scale)
             if min(shape) < 1 or shape[0] > height or shape[1] > width:
-                raise ValueError(f"images of {before} pixels cannot be resized to {shape} in {self.size}")
+                raise ValueError(f"images of {before} pixels cannot be resized to {shape} in {(height, width)}")
             shapes.append(shape)
         step = self.transform.size_divisible
         padded = [math.ceil(max(shape[axis] for shape in shapes) / step) * step for axis in (0, 1)]
         return shapes, (padded[0], padded[1]) if self.size == "exact" else (int(height), int(width))
 
-    def _bucket(self, original: tuple[int, int]) -> tuple[int, int]:
-        """The size, turned if the picture stands and the size lies or the other way round."""
-        assert not isinstance(self.size, str)
-        return self.size[::-1] if self._stands(original) != self._stands(self.size) else self.size
-
-    def _stands(self, size: Sequence[int]) -> bool:
-        return size[0] > size[1]
+    def _bucket(self, original: tuple[int, int]) -> tuple[int, int] | None:
+        """The padded size that a picture of that size gets, turned if it stands; None: any."""
+        if isinstance(self.size, str):
+            return None
+        turned = (original[0] > original[1]) != (self.size[0] > self.size[1]) and original[0] != original[1]
+        return self.size[::-1] if turned and self.transform.fixed_size is None else self.size
 
     def _runner(self, size: tuple[int, int]) -> Runner:
         """The program on a padded size; made when it is first asked for."""
         if size not in self._runners:
             while len(self._runners) >= self.graphs:
-                self._runners.popitem(last=False)
-            self._runners[size] = Runner(self.program, self.batch, size, self.dtype, self.device, self._pool)
+                if self._last is not None:
+                    self._last.synchronize()  # what is dropped may be running
+                dropped, _ = self._runners.popitem(last=False)
+                self.anchors.forget(dropped)
+            if not self._runners and self._capture is not None:
+                self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
+            runner = Runner(self.program, self.batch, size, self.dtype, self.device, self._pool, self._capture)
+            self._runners[size] = runner
         self._runners.move_to_end(size)
         return self._runners[size]
 
@@ -248,6 +280,8 @@ class Predictor:
         """A batch's answers, once its data is here."""
         if pending.done is not None:
             pending.done.synchronize()
+            if pending.masks is not None:
+                pending.masks.record_stream(torch.cuda.current_stream(self.device))
         found = unpacked(pending.data, pending.fields)
         for i, original in enumerate(pending.originals):
             count = int(found["count"][i])
@@ -274,29 +308,6 @@ class Predictor:
         text = found["rle"].numpy()
         pairs = itertools.pairwise(ends)
         return [{"size": list(original), "counts": text[start:end].tobytes()} for start, end in pairs]
-
-
-def to_planes(image: Picture, number: int) -> Tensor:
-    """A picture of any kind -> [3, h, w], uint8 or floating."""
-    if isinstance(image, str | os.PathLike):
-        image = read_image(image)
-    if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
-    rows_first = isinstance(image, np.ndarray)
-    planes = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    if not isinstance(planes, Tensor):
-        raise ValueError(
-            f"images[{number}] must be a path, a PIL image, a tensor or an array, got {type(image).__name__}"
-        )
-    if planes.ndim != 3 or 3 not in (planes.shape[0], planes.shape[2]):
-        raise ValueError(f"images[{number}] must be [3, H, W] or [H, W, 3], got {tuple(planes.shape)}")
-    if planes.dtype != torch.uint8 and not planes.is_floating_point():
-        raise ValueError(f"images[{number}] must be uint8 or floating point, got {planes.dtype}")
-    if planes.shape[2] == 3 and (rows_first or planes.shape[0] != 3):
-        planes = planes.permute(2, 0, 1)
-    if planes.numel() == 0:
-        raise ValueError(f"images[{number}] must have pixels, got {tuple(planes.shape)}")
-    return planes
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

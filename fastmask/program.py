@@ -1,5 +1,6 @@
 """A model as one program of fixed shapes, from padded pixels to one packed answer; on CUDA, captured as a graph."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,6 +76,9 @@ def unpacked(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:
     return out
 
 
+_capturing = threading.Lock()  # CUDA captures one graph at a time in a process
+
+
 class Runner:
     """A program on one shape: captured as a CUDA graph where there is one, else simply called.
 
@@ -82,6 +86,7 @@ class Runner:
         program, batch, size: images at once, and (height, width) of the padded pixels.
         dtype, device: of the pixels.
         pool: torch's handle of graph memory, shared by runners of which one runs at a time; None on other devices.
+        stream: to capture on; None on devices without graphs.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Runner:
         dtype: torch.dtype,
         device: torch.device,
         pool: Any,
+        stream: "torch.cuda.Stream | None",
     ) -> None:
         pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
         sizes = torch.tensor([size] * batch, device=device)
@@ -99,20 +105,23 @@ class Runner:
         self.program = program
         self.graph: torch.cuda.CUDAGraph | None = None
         self.output: Packed | None = None
-        if device.type == "cuda":
-            self._capture(pool)
+        if stream is not None:
+            with _capturing:
+                self._capture(pool, stream)
 
-    def _capture(self, pool: Any) -> None:
-        """Run it some times for what is chosen and compiled at first calls, then once for the record."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def _capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        """Run it some times for what is chosen and compiled at first calls, then once for the record.
+
+        On a stream of the Predictor's own: torch's default one belongs to the device that captured first.
+        """
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 self.program(self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         # other threads may go on allocating memory meanwhile
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.output = self.program(self.inputs)
 
     def run(self) -> Packed:

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torchvision
 from pictures import draw_picture
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco
 from slim import slim_model, slim_pair
 from static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
-from fastmask import Predictor, ops, predictor
+from fastmask import Predictor, feed, ops, predictor
 from fastmask.matching import matched_share
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program, unpacked
@@ -89,6 +89,9 @@ def test_sizes(model: nn.Module, pictures: list[Tensor]) -> None:
     found = Predictor(model, (120, 150), batch=3, masks="float")  # rounded to 128 x 160
     check(found([lying[0], pictures[2], lying[1]])[::2], expected)
     assert list(found._runners) == [(160, 128), (128, 160)]
+    square = Predictor(model, (160, 160), batch=5)
+    square(pictures)
+    assert list(square._runners) == [(160, 160)]
     for one, (height, width) in zip(found(pictures), SIZES, strict=True):
         assert (one["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
         assert one["masks"].shape[2:] == (height, width)
@@ -98,6 +101,7 @@ def test_shapes_are_forgotten(model: nn.Module, pictures: list[Tensor]) -> None:
     found = Predictor(model, "exact", graphs=2)
     found(pictures)
     assert len(found._runners) == 2
+    assert {key[:2] for key in found.anchors.known} == set(found._runners)
 
 
 def test_pictures_of_every_kind(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ def test_pictures_of_every_kind(model: nn.Module, pictures: list[Tensor], tmp_pa
         for name in first:
             torch.testing.assert_close(other[name], first[name], rtol=1e-4, atol=1e-4)
     small = [torch.zeros(3, 5, 3), np.zeros((3, 5, 3))]  # either way round
-    assert [predictor.to_planes(image, 0).shape for image in small] == [(3, 5, 3), (3, 3, 5)]
+    assert [feed.to_planes(image, 0).shape for image in small] == [(3, 5, 3), (3, 3, 5)]
 
 
 def test_a_stream_keeps_order_and_reads_only_ahead(
@@ -141,6 +145,76 @@ def test_a_stream_keeps_order_and_reads_only_ahead(
         assert torch.equal(one["boxes"], other["boxes"])
     assert "15img" in capsys.readouterr().err
     assert Predictor(model)([]) == []
+
+
+def test_a_camera_gets_its_answer_before_the_next_picture(model: nn.Module, pictures: list[Tensor]) -> None:
+    """And may fill the same memory again."""
+    expected = Predictor(model, "exact", masks="soft")(pictures[::3])
+    read, frame = [], torch.zeros_like(pictures[0])
+
+    def reading() -> Iterator[Tensor]:
+        for i, picture in enumerate(pictures[::3]):
+            read.append(i)
+            yield frame.copy_(picture)
+
+    for ahead in (0, 2):
+        read.clear()
+        found = []
+        for i, one in enumerate(Predictor(model, "exact", masks="soft").stream(reading(), progress=False, ahead=ahead)):
+            assert ahead or read[-1] == i
+            found.append(one)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one["boxes"], other["boxes"])
+
+
+def test_an_error_comes_after_the_answers_before_it(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
+    def source() -> Iterator[Tensor]:
+        yield from pictures[:2]
+        raise FileNotFoundError
+
+    for images in ([*pictures[:2], tmp_path / "none.png"], source()):
+        found = []
+        with pytest.raises(FileNotFoundError):  # noqa: PT012  # what comes before it is what is tested
+            for one in Predictor(model).stream(images, progress=False):
+                found.append(one)
+        assert len(found) == 2
+
+
+def test_pil_images_are_what_their_files_are(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
+    """Turned by their EXIF; lazily read ones may be given several times."""
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save(path, exif=exif, quality=95)
+    with Image.open(path) as image:
+        first, *others = Predictor(model, "exact", masks="soft")([path, *[image] * 4])
+    for other in others:
+        assert torch.equal(other["boxes"], first["boxes"])
+    with pytest.raises(ValueError, match=r"images\[0\] cannot be looked at: its pixels are floats"):
+        Predictor(model)([Image.new("F", (5, 5))])
+
+
+def test_autocast_around_it_changes_nothing(model: nn.Module, pictures: list[Tensor]) -> None:
+    found = Predictor(model, "exact", masks="soft")
+    expected = found(pictures[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = found(pictures[:1])
+    assert torch.equal(actual[0]["scores"], expected[0]["scores"])
+
+
+def test_nothing_is_found(pictures: list[Tensor]) -> None:
+    for options in ({"rpn_score_thresh": 1.1}, {"box_score_thresh": 1.0}, {"box_detections_per_img": 0}):
+        quiet = slim_model(fastmask, **options).eval()
+        for masks in predictor.MASKS:
+            (found,) = Predictor(quiet, "exact", masks=masks)(pictures[:1])
+            assert len(found["boxes"]) == len(found["masks"]) == 0
+
+
+def test_a_fixed_size_is_never_turned(pictures: list[Tensor]) -> None:
+    fixed = slim_model(fastmask, fixed_size=(160, 128)).eval()
+    found = Predictor(fixed, (128, 160), masks="soft")
+    found(pictures)
+    assert list(found._runners) == [(128, 160)]
 
 
 def test_threads_take_turns(model: nn.Module, pictures: list[Tensor]) -> None:
@@ -209,6 +283,20 @@ def test_a_norm_that_is_watched_or_training_stays(model: nn.Module) -> None:
     assert left == ["backbone.body.bn1"]
 
 
+def test_shared_layers_are_not_folded() -> None:
+    """Of a convolution used twice, folding one norm would change the other."""
+    conv, norm, other = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    other.running_mean.uniform_(1, 2)
+    model = slim_model(fastmask).eval()
+    model.roi_heads.mask_head.add_module("one", nn.Sequential(conv, norm, nn.ReLU(), conv, norm))
+    model.roi_heads.mask_head.add_module("two", nn.Sequential(conv, other))
+    ready = prepared(model.eval(), torch.float32)
+    x = torch.randn(1, 4, 5, 5)
+    for name in ("one", "two"):
+        expected = model.roi_heads.mask_head.get_submodule(name)(x)
+        torch.testing.assert_close(ready.roi_heads.mask_head.get_submodule(name)(x), expected)
+
+
 def test_half_types(model: nn.Module, pictures: list[Tensor]) -> None:
     for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(pictures):
         assert one["boxes"].dtype == one["scores"].dtype == torch.float32
@@ -261,7 +349,7 @@ def resident_bytes() -> int:
     ("call", "message"),
     [
         (lambda p, _: p(torch.zeros(3, 4, 4)), "images must be a list of pictures, got one Tensor"),
-        (lambda p, _: p("picture.png"), "images must be a list of pictures, got one str"),
+        (lambda p, _: p.stream("picture.png"), "images must be a list of pictures, got one str"),
         (lambda p, good: p([good, torch.zeros(3, 0, 5)]), r"images\[1\] must have pixels, got \(3, 0, 5\)"),
         (lambda p, _: p([torch.zeros(4, 4)]), r"images\[0\] must be \[3, H, W\] or \[H, W, 3\], got \(4, 4\)"),
         (lambda p, _: p([torch.zeros(3, 4, 4).int()]), r"images\[0\] must be uint8 or floating point, got torch.int32"),
@@ -285,6 +373,7 @@ def test_pictures_that_cannot_be_looked_at(
         ({"size": 800}, r"size must be \(height, width\) or 'exact', got 800"),
         ({"size": (0, 5)}, r"size must be at least 1, got \(0, 5\)"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 2.0}, "batch must be an int, got 2.0"),
         ({"graphs": 0}, "graphs must be at least 1, got 0"),
         ({"dtype": "bfloat16"}, "dtype must be 'auto' or a floating torch.dtype, got 'bfloat16'"),
         ({"dtype": torch.int8}, "dtype must be 'auto' or a floating torch.dtype, got torch.int8"),
@@ -296,11 +385,18 @@ def test_wrong_arguments(options: dict[str, Any], message: str, model: nn.Module
 
 
 def test_wrong_models() -> None:
-    with pytest.raises(ValueError, match=r"model must be one of fastmask.models.detection, got MaskRCNN"):
+    with pytest.raises(ValueError, match=r"model must be one of fastmask.models.detection, .* got MaskRCNN"):
         Predictor(slim_model(torchvision))
     broken = slim_model(fastmask)
     broken.roi_heads.box_predictor.cls_score.weight.data[2, 3] = float("nan")
-    with pytest.raises(ValueError, match=r"must be finite, got NaN or infinity in roi_heads.box_predictor.cls_score"):
+    name = "roi_heads.box_predictor.cls_score.weight"
+    with pytest.raises(ValueError, match=f"weights must be finite in torch.float32, got NaN or infinity in {name}"):
+        Predictor(broken)
+    broken.roi_heads.box_predictor.cls_score.weight.data[2, 3] = 1e5
+    with pytest.raises(ValueError, match=f"weights must be finite in torch.float16, got NaN or infinity in {name}"):
+        Predictor(broken, dtype=torch.float16)
+    broken.transform = type("Own", (type(broken.transform),), {})(64, 64, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match=r"model.transform must be GeneralizedRCNNTransform, got Own"):
         Predictor(broken)
 
 

@@ -60,11 +60,11 @@ def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, floa
         found["masks"] = paste_masks(found["masks"], found["boxes"], (picture.height, picture.width))
         originals.append({name: value.cpu() for name, value in found.items()})
 
-    size = (args.size[0], args.size[1])
+    sizes: tuple[Any, ...] = ("exact", (args.size[0], args.size[1]))
     rows, found_by = [], {"the model, float32": originals}
     worst = (1.0, 0)  # (share, which picture)
-    for where, dtype in ((w, d) for d in (torch.float32, torch.bfloat16) for w in ("exact", size)):
-        name = f"{where if where == 'exact' else f'{size[0]} x {size[1]}'}, {str(dtype).removeprefix('torch.')}"
+    for where, dtype in ((w, d) for d in (torch.float32, torch.bfloat16) for w in sizes):
+        name = f"{where if where == 'exact' else f'{where[0]} x {where[1]}'}, {str(dtype).removeprefix('torch.')}"
         answers = [
             {key: value.cpu() for key, value in found.items()}
             for found in Predictor(model, where, dtype=dtype, masks="bool").stream(paths)
@@ -87,8 +87,8 @@ def side_by_side(picture: "Image.Image", found: dict[str, Found], categories: Se
 
     from fastmask.visualize import draw_detections
 
-    font = ImageFont.load_default(max(12.0, picture.width / 25))
-    bar = round(font.size * 1.6)
+    height = max(12.0, picture.width / 25)
+    font, bar = ImageFont.load_default(height), round(height * 1.6)
     sheet = Image.new("RGB", (len(found) * picture.width, bar + picture.height), "white")
     for i, (name, detections) in enumerate(found.items()):
         sheet.paste(draw_detections(picture, detections, categories), (i * picture.width, bar))

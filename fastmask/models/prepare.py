@@ -3,6 +3,7 @@
 Answers are the model's, to the rounding of a sum in another order; the model itself stays as it is.
 """
 
+import collections
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,7 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype) -> GeneralizedRCNN:
     Raises:
         ValueError: a weight is NaN or infinite.
     """
-    for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if values.is_floating_point() and not bool(values.isfinite().all()):
-            raise ValueError(f"weights must be finite, got NaN or infinity in {name}")
+    _check_finite(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for parent, conv_name, norm_name in list(_pairs(model)):
         conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
@@ -37,11 +36,30 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype) -> GeneralizedRCNN:
     size = model.roi_heads.box_roi_pool.output_size
     model.roi_heads.box_head = _on_pixel_rows(model.roi_heads.box_head, size[0] * size[1])
     model.rpn.anchor_generator = KnownAnchors(model.rpn.anchor_generator)
-    return model.to(dtype).to(memory_format=torch.channels_last)
+    model = model.to(dtype).to(memory_format=torch.channels_last)
+    _check_finite(model)
+    return model
+
+
+def _check_finite(model: nn.Module) -> None:
+    """As they are, and again as they have become: a half type has fewer numbers."""
+    for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            raise ValueError(f"weights must be finite in {values.dtype}, got NaN or infinity in {name}")
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Convolutions and the norms that follow them, where that is known: (parent, conv's name, norm's name)."""
+    """Convolutions and the norms that follow them, where that is known: (parent, conv's name, norm's name).
+
+    Each of them used in one place alone: of a shared one, folding would change the others.
+    """
+    uses = collections.Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    for parent, conv, norm in _neighbours(model):
+        if uses[id(parent.get_submodule(conv))] == uses[id(parent.get_submodule(norm))] == 1:
+            yield parent, conv, norm
+
+
+def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     for parent in model.modules():
         if type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
@@ -58,6 +76,8 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def _on_pixel_rows(head: nn.Module, pixels: int) -> nn.Module:
     """A box head whose first linear layer takes RoI features as they lie in memory, channels last."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in head.modules()):
+        return head
     if type(head) is TwoMLPHead:
         layers: list[nn.Module] = [nn.Flatten(), head.fc6, nn.ReLU(inplace=True), head.fc7, nn.ReLU(inplace=True)]
     elif type(head) is FastRCNNConvFCHead:
@@ -93,3 +113,7 @@ class KnownAnchors(AnchorGenerator):
         if key not in self.known:
             self.known[key] = self.generator.anchors(image_size, maps)
         return self.known[key]
+
+    def forget(self, image_size: Sequence[int]) -> None:
+        """Leave out those of padded images of a (height, width)."""
+        self.known = {key: anchors for key, anchors in self.known.items() if key[:2] != tuple(image_size)}

@@ -247,6 +247,9 @@ def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
         "masks": found.masks,
     }.items():
         assert values.dtype == torch.float32, name
+    full = ours.rpn.anchor_generator.anchors((726, 726), [torch.zeros(1, 1, 2, 2)] * 5)
+    half = ours.rpn.anchor_generator.anchors((726, 726), [torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)] * 5)
+    assert all(torch.equal(*pair) for pair in zip(full, half, strict=True))
     inside = found.boxes[found.scores > 0]
     assert len(inside) > 20
     assert (inside != inside.bfloat16()).float().mean() > 0.5

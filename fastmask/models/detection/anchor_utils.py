@@ -70,7 +70,7 @@ class AnchorGenerator(NotScriptable, nn.Module):
             shift = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2).repeat(
                 1, 1, 2
             )  # [H, W, 4]
-            grids.append((shift[:, :, None] + upcast(cell.to(feature))).flatten(0, 2))
+            grids.append((shift[:, :, None] + cell.to(upcast(feature[:0]))).flatten(0, 2))
         return grids
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:

@@ -152,7 +152,7 @@ def trimmed(padded: Padded) -> Padded:
     """Without the rows that are padding in every image; only on the CPU, where counting them costs nothing."""
     if padded.count.device.type != "cpu" or torch.compiler.is_compiling():
         return padded
-    longest = int(padded.count.max())
+    longest = max(int(padded.count.max()), 1)  # rows of nothing at all cannot be indexed
     cut = {
         name: value[:, :longest] if value is not None and name != "count" else value
         for name, value in padded._asdict().items()

@@ -1,0 +1,103 @@
+"""Pictures of any kind as planes, in batches, read ahead in threads."""
+
+import collections
+import itertools
+import os
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fastmask.images import read_image, upright_rgb
+
+Picture = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
+THREADS = 4
+
+
+def batches(
+    images: Iterable[Picture], size: int, kind: Callable[[tuple[int, int]], Hashable], ahead: int, pin: bool
+) -> Generator[list[Tensor], None, None]:
+    """Pictures as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
+
+    Args:
+        images: of which ``ahead`` batches are asked for before they are needed.
+        size: pictures of a batch.
+        kind: what all pictures of a batch have in common.
+        ahead: 0 reads each picture when it is due.
+        pin: in memory that a GPU can fetch from by itself.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        submitted = _submitted(images, threads, pin)
+        queue = collections.deque(itertools.islice(submitted, size * ahead))
+        chunk: list[Tensor] = []
+        before: Hashable = None
+        while True:
+            if len(queue) < max(size * ahead, 1):
+                queue.extend(itertools.islice(submitted, 1))
+            if not queue:
+                break
+            picture = queue.popleft().result()
+            own = kind((picture.shape[1], picture.shape[2]))
+            if chunk and own != before:
+                yield chunk
+                chunk = []
+            chunk.append(picture)
+            before = own
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+
+def _submitted(images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool) -> Iterator[Future[Tensor]]:
+    """Pictures being read; an error of their source, or of taking one over, when its turn comes."""
+    try:
+        for number, image in enumerate(images):  # taken in the caller's thread, who may use its memory again
+            yield threads.submit(to_planes, taken(image, number), number, pin)
+    except Exception as error:
+        failed: Future[Tensor] = Future()
+        failed.set_exception(error)
+        yield failed
+
+
+def taken(image: Picture, number: int) -> Picture:
+    """A picture that stays as it is, whatever its owner does next; Pillow's are not for several threads at once."""
+    if isinstance(image, Tensor):
+        return image.detach().clone()
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    if isinstance(image, Image.Image):
+        try:
+            return np.array(upright_rgb(image))
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a torn file that was opened only
+            raise ValueError(f"images[{number}] cannot be looked at: {error}") from error
+    return image
+
+
+def to_planes(image: Picture, number: int, pin: bool = False) -> Tensor:
+    """A picture of any kind -> [3, h, w], uint8 or floating; ``number`` is what an error calls it."""
+    if isinstance(image, str | os.PathLike):
+        image = read_image(image)
+    if isinstance(image, Image.Image):
+        image = np.array(image)
+    rows_first = isinstance(image, np.ndarray)
+    planes = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    if not isinstance(planes, Tensor):
+        raise ValueError(
+            f"images[{number}] must be a path, a PIL image, a tensor or an array, got {type(image).__name__}"
+        )
+    if planes.ndim != 3 or 3 not in (planes.shape[0], planes.shape[2]):
+        raise ValueError(f"images[{number}] must be [3, H, W] or [H, W, 3], got {tuple(planes.shape)}")
+    if planes.dtype != torch.uint8 and not planes.is_floating_point():
+        raise ValueError(f"images[{number}] must be uint8 or floating point, got {planes.dtype}")
+    if planes.shape[2] == 3 and (rows_first or planes.shape[0] != 3):
+        planes = planes.permute(2, 0, 1)
+    if planes.numel() == 0:
+        raise ValueError(f"images[{number}] must have pixels, got {tuple(planes.shape)}")
+    return planes.pin_memory() if pin and planes.device.type == "cpu" else planes
