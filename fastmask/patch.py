@@ -22,11 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask import ops
-from fastmask.kernels.roi_align import multilevel_roi_align_backward_op
-from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
-from fastmask.ops._utils import rois_from_boxes
-from fastmask.ops.roi_align import follow_format
+from fastmask import _torchvision as equals
 
 Function = Callable[..., Any]
 
@@ -117,15 +113,15 @@ def unpatch_torchvision() -> None:
 def _register(key: str) -> None:
     """Our kernels for one dispatch key, in front of torchvision's, which they forward to when they are not wanted."""
     if key not in _libraries:
-        _libraries[key] = _in_front(key, _KERNELS, key)
+        _libraries[key] = _in_front(key, equals.KERNELS, key)
         _libraries[f"Autocast{key}"] = _in_front(f"Autocast{key}", _without_autocast(key.lower()), key)
     if "Meta" not in _libraries:
         from torchvision import _meta_registrations as shapes
 
         _libraries["Meta"] = library = torch.library.Library("torchvision", "IMPL")
         for name, ours, original in (
-            ("roi_align", _roi_align_shape, shapes.meta_roi_align),
-            ("_roi_align_backward", _roi_align_backward_shape, shapes.meta_roi_align_backward),
+            ("roi_align", equals.roi_align_shape, shapes.meta_roi_align),
+            ("_roi_align_backward", equals.roi_align_backward_shape, shapes.meta_roi_align_backward),
         ):
             # fake tensors call these without a keyset
             library.impl(name, _either(ours, original, None), "Meta", allow_override=True)
@@ -177,98 +173,6 @@ def _without_autocast(device_type: str) -> dict[str, Function]:
     return {name: of(name) for name in ("nms", "roi_align", "roi_pool")}
 
 
-def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return ops.nms(dets, scores, iou_threshold)
-
-
-def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    return ops.batched_nms(boxes, scores, idxs, iou_threshold)
-
-
-def _roi_align(
-    input: Tensor,
-    rois: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    pooled = ops.roi_align(input, rois, (pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned)
-    return pooled.contiguous()  # what torchvision's shape functions promise to torch.compile, here and below
-
-
-def _roi_align_backward(
-    grad: Tensor,
-    rois: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    scales, limits = [spatial_scale], [float("inf")]
-    sizes = (batch_size, [height], [width])
-    features: Tensor
-    (features,) = multilevel_roi_align_backward_op(grad, rois, *sizes, scales, limits, sampling_ratio, aligned)
-    return features.contiguous()
-
-
-def _roi_pool(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
-) -> tuple[Tensor, Tensor]:
-    pooled, argmax = roi_pool_op(input, rois, spatial_scale, pooled_height, pooled_width)
-    return pooled.contiguous(), argmax.to(torch.int32).contiguous()
-
-
-def _roi_pool_backward(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    features: Tensor = roi_pool_backward_op(grad, rois, argmax, spatial_scale, batch_size, height, width)
-    return features.contiguous()
-
-
-_KERNELS: dict[str, Function] = {
-    "nms": _nms,
-    "roi_align": _roi_align,
-    "_roi_align_backward": _roi_align_backward,
-    "roi_pool": _roi_pool,
-    "_roi_pool_backward": _roi_pool_backward,
-}
-
-
-def _roi_align_shape(input: Tensor, rois: Tensor, _: float, height: int, width: int, *__: Any) -> Tensor:
-    return input.new_empty((rois.shape[0], input.shape[1], height, width))
-
-
-def _roi_align_backward_shape(
-    grad: Tensor,
-    rois: Tensor,
-    _: float,
-    __: int,
-    ___: int,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    *____: Any,
-) -> Tensor:
-    return grad.new_empty((batch, channels, height, width))
-
-
 def _replace_functions() -> None:
     """Put our functions in the place of those beneath torchvision's public names, which stay what they are."""
     from torchvision.models.detection import roi_heads, transform
@@ -276,11 +180,11 @@ def _replace_functions() -> None:
 
     align = sys.modules["torchvision.ops.roi_align"]  # of the package's name is its function
     for modules, name, ours, fits in (
-        ([boxes], "_batched_nms_coordinate_trick", _batched_nms, _has_boxes),
-        ([boxes], "_batched_nms_vanilla", _batched_nms, _has_boxes),
-        ([align], "_roi_align", _roi_align, _anything),  # which deterministic mode takes instead of the op
-        ([poolers], "_multiscale_roi_align", _multiscale_roi_align, _has_usual_levels),
-        ([roi_heads, transform], "paste_masks_in_image", _paste_masks_in_image, _can_paste),
+        ([boxes], "_batched_nms_coordinate_trick", equals.batched_nms, equals.has_boxes),
+        ([boxes], "_batched_nms_vanilla", equals.batched_nms, equals.has_boxes),
+        ([align], "_roi_align", equals.roi_align, equals.anything),  # which deterministic mode takes instead of the op
+        ([poolers], "_multiscale_roi_align", equals.multiscale_roi_align, equals.has_usual_levels),
+        ([roi_heads, transform], "paste_masks_in_image", equals.paste_masks_in_image, equals.can_paste),
     ):
         routed = _route(getattr(modules[0], name), ours, fits)
         for module in modules:
@@ -307,49 +211,3 @@ def _route(original: Function, ours: Function, fits: Function) -> Function:
 
     routed.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]  # TorchScript takes torchvision's
     return routed
-
-
-def _anything(*_: Any) -> bool:
-    return True
-
-
-def _has_boxes(boxes: Tensor, *_: Any) -> bool:
-    return boxes.ndim == 2
-
-
-def _has_usual_levels(
-    features: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
-) -> bool:
-    """torchvision's own mapper, over levels none of which is left out."""
-    from torchvision.ops.poolers import LevelMapper
-
-    if scales is None or type(mapper) is not LevelMapper or mapper.eps != 1e-6:
-        return False
-    levels = range(int(mapper.k_min), int(mapper.k_max) + 1)
-    return list(scales) == [2.0**-level for level in levels]
-
-
-def _multiscale_roi_align(
-    features: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
-) -> Tensor:
-    """torchvision.ops.poolers._multiscale_roi_align in one op."""
-    features = [feature.to(features[0].dtype) for feature in features]  # autocast may have mixed them
-    pooled = ops.multilevel_roi_align(
-        features,
-        rois_from_boxes(boxes, features[0]),
-        output_size,
-        scales,
-        sampling_ratio,
-        canonical_scale=mapper.s0,
-        canonical_level=mapper.lvl0,
-    )
-    return follow_format(pooled, features[0])
-
-
-def _can_paste(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) -> bool:
-    whole = all(isinstance(side, int) for side in img_shape)
-    return masks.ndim == 4 and masks.shape[1] == 1 and boxes.is_floating_point() and whole
-
-
-def _paste_masks_in_image(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) -> Tensor:
-    return ops.paste_masks_in_image(masks, boxes.detach(), img_shape, padding)

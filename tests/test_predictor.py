@@ -3,23 +3,21 @@
 import gc
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from pictures import draw_picture
-from PIL import ExifTags, Image
 from pycocotools import mask as coco
 from slim import slim_model, slim_pair
 from static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
-from fastmask import Predictor, feed, ops, predictor
+from fastmask import Predictor, ops, predictor
 from fastmask.matching import matched_share
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program, unpacked
@@ -104,96 +102,6 @@ def test_shapes_are_forgotten(model: nn.Module, pictures: list[Tensor]) -> None:
     assert {key[:2] for key in found.anchors.known} == set(found._runners)
 
 
-def test_pictures_of_every_kind(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
-    rows = pictures[0].permute(1, 2, 0).contiguous()
-    Image.fromarray(rows.numpy()).save(tmp_path / "picture.png")
-    kinds = [
-        pictures[0],
-        pictures[0].float() / 255,
-        (pictures[0].double() / 255),
-        rows,
-        rows.numpy(),
-        pictures[0].numpy(),
-        rows.numpy()[::-1][::-1].astype(np.float32) / 255,
-        Image.fromarray(rows.numpy()),
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
-    ]
-    first, *others = Predictor(model, "exact", masks="soft")(kinds)
-    for other in others:
-        for name in first:
-            torch.testing.assert_close(other[name], first[name], rtol=1e-4, atol=1e-4)
-    small = [torch.zeros(3, 5, 3), np.zeros((3, 5, 3))]  # either way round
-    assert [feed.to_planes(image, 0).shape for image in small] == [(3, 5, 3), (3, 3, 5)]
-
-
-def test_a_stream_keeps_order_and_reads_only_ahead(
-    model: nn.Module, pictures: list[Tensor], capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = Predictor(model, "exact", masks="soft")(pictures * 3)
-    read = []
-
-    def reading() -> Iterator[Tensor]:
-        for i, picture in enumerate(pictures * 3):
-            read.append(i)
-            yield picture
-
-    stream = Predictor(model, "exact", masks="soft").stream(reading())
-    first = next(stream)
-    assert len(read) <= 5
-    for one, other in zip([first, *stream], expected, strict=True):
-        assert torch.equal(one["boxes"], other["boxes"])
-    assert "15img" in capsys.readouterr().err
-    assert Predictor(model)([]) == []
-
-
-def test_a_camera_gets_its_answer_before_the_next_picture(model: nn.Module, pictures: list[Tensor]) -> None:
-    """And may fill the same memory again."""
-    expected = Predictor(model, "exact", masks="soft")(pictures[::3])
-    read, frame = [], torch.zeros_like(pictures[0])
-
-    def reading() -> Iterator[Tensor]:
-        for i, picture in enumerate(pictures[::3]):
-            read.append(i)
-            yield frame.copy_(picture)
-
-    for ahead in (0, 2):
-        read.clear()
-        found = []
-        for i, one in enumerate(Predictor(model, "exact", masks="soft").stream(reading(), progress=False, ahead=ahead)):
-            assert ahead or read[-1] == i
-            found.append(one)
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one["boxes"], other["boxes"])
-
-
-def test_an_error_comes_after_the_answers_before_it(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
-    def source() -> Iterator[Tensor]:
-        yield from pictures[:2]
-        raise FileNotFoundError
-
-    for images in ([*pictures[:2], tmp_path / "none.png"], source()):
-        found = []
-        with pytest.raises(FileNotFoundError):  # noqa: PT012  # what comes before it is what is tested
-            for one in Predictor(model).stream(images, progress=False):
-                found.append(one)
-        assert len(found) == 2
-
-
-def test_pil_images_are_what_their_files_are(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
-    """Turned by their EXIF; lazily read ones may be given several times."""
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save(path, exif=exif, quality=95)
-    with Image.open(path) as image:
-        first, *others = Predictor(model, "exact", masks="soft")([path, *[image] * 4])
-    for other in others:
-        assert torch.equal(other["boxes"], first["boxes"])
-    with pytest.raises(ValueError, match=r"images\[0\] cannot be looked at: its pixels are floats"):
-        Predictor(model)([Image.new("F", (5, 5))])
-
-
 def test_autocast_around_it_changes_nothing(model: nn.Module, pictures: list[Tensor]) -> None:
     found = Predictor(model, "exact", masks="soft")
     expected = found(pictures[:1])
@@ -249,54 +157,6 @@ def test_other_models(pictures: list[Tensor]) -> None:
     assert set(found) == {"boxes", "labels", "scores"}
 
 
-@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
-def test_prepared_weights(name: str) -> None:
-    """float64: the same answers from a copy without a single norm; the model is left as it was."""
-    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
-    model = fastmask.models.get_model(name, **options).eval().double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | ops.FrozenBatchNorm2d):
-            for values in (module.weight, module.bias, module.running_mean):
-                values.data.uniform_(0.5, 1.5)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    ready = prepared(model, torch.float64)
-    assert not [m for m in ready.modules() if isinstance(m, nn.BatchNorm2d | ops.FrozenBatchNorm2d | nn.GroupNorm)]
-    pixels, sizes = torch.randn(1, 3, 64, 96, dtype=torch.float64), torch.tensor([[60, 90]])
-    rois = torch.randn(7, 256, 7, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        maps, expected = (one.extract(pixels)[0] for one in (ready, model))
-        for level in expected:
-            scale = expected[level].abs().max()
-            torch.testing.assert_close(maps[level] / scale, expected[level] / scale, rtol=0, atol=1e-9)
-        heads = [one.roi_heads.box_head(rois) for one in (ready, model)]
-        torch.testing.assert_close(*heads, rtol=1e-9, atol=1e-9)
-        known = ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))
-        assert known is ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))
-        ready.infer(pixels, sizes)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_a_norm_that_is_watched_or_training_stays(model: nn.Module) -> None:
-    watched = slim_model(fastmask, "BatchNorm2d").eval()
-    watched.backbone.body["bn1"].register_forward_hook(lambda *_: None)
-    left = [name for name, m in prepared(watched, torch.float32).named_modules() if isinstance(m, nn.BatchNorm2d)]
-    assert left == ["backbone.body.bn1"]
-
-
-def test_shared_layers_are_not_folded() -> None:
-    """Of a convolution used twice, folding one norm would change the other."""
-    conv, norm, other = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-    other.running_mean.uniform_(1, 2)
-    model = slim_model(fastmask).eval()
-    model.roi_heads.mask_head.add_module("one", nn.Sequential(conv, norm, nn.ReLU(), conv, norm))
-    model.roi_heads.mask_head.add_module("two", nn.Sequential(conv, other))
-    ready = prepared(model.eval(), torch.float32)
-    x = torch.randn(1, 4, 5, 5)
-    for name in ("one", "two"):
-        expected = model.roi_heads.mask_head.get_submodule(name)(x)
-        torch.testing.assert_close(ready.roi_heads.mask_head.get_submodule(name)(x), expected)
-
-
 def test_half_types(model: nn.Module, pictures: list[Tensor]) -> None:
     for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(pictures):
         assert one["boxes"].dtype == one["scores"].dtype == torch.float32
@@ -343,26 +203,6 @@ def resident_bytes() -> int:
     if not status.exists():
         pytest.skip("how much is resident is read from Linux's /proc")
     return int(status.read_text().split()[1]) * resource.getpagesize()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda p, _: p(torch.zeros(3, 4, 4)), "images must be a list of pictures, got one Tensor"),
-        (lambda p, _: p.stream("picture.png"), "images must be a list of pictures, got one str"),
-        (lambda p, good: p([good, torch.zeros(3, 0, 5)]), r"images\[1\] must have pixels, got \(3, 0, 5\)"),
-        (lambda p, _: p([torch.zeros(4, 4)]), r"images\[0\] must be \[3, H, W\] or \[H, W, 3\], got \(4, 4\)"),
-        (lambda p, _: p([torch.zeros(3, 4, 4).int()]), r"images\[0\] must be uint8 or floating point, got torch.int32"),
-        (lambda p, _: p([17]), r"images\[0\] must be a path, a PIL image, a tensor or an array, got int"),
-        (lambda p, _: p([torch.zeros(3, 1, 5000)]), r"images of \(1, 5000\) pixels cannot be resized to \(0, 160\)"),
-        (lambda p, _: p([Path(__file__)]), "test_predictor.py cannot be read as a picture"),
-    ],
-)
-def test_pictures_that_cannot_be_looked_at(
-    call: Callable[[Predictor, Tensor], Any], message: str, model: nn.Module, pictures: list[Tensor]
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(Predictor(model, (128, 160)), pictures[0])
 
 
 @pytest.mark.parametrize(

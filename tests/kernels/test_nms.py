@@ -8,7 +8,7 @@ from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import cpu_nms, reference
-from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.nms import nms_padded_op
 
 
@@ -136,21 +136,6 @@ def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
     members = (group[0] == 7).nonzero().squeeze(1)
     alone, few = nms_padded_op(boxes[:, members], scores[:, members], None, None, 0.5, len(members))
     assert torch.equal(members[alone[0, : few[0]]], kept[one])
-
-
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed on this platform")
-    from fastmask.kernels import gpu_nms
-
-    launches = []
-    monkeypatch.setattr(gpu_nms, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
-    boxes, scores = draw_boxes(9)[None].to(device), torch.rand(1, 9, device=device)
-    for dtype in (torch.float32, torch.float64):
-        launches.clear()
-        nms_padded_op(boxes.to(dtype), scores, None, None, 0.5, 9)
-        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:

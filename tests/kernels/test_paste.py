@@ -7,7 +7,7 @@ from inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference
-from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.paste import paste_masks_op
 
 SIZE = (60, 91)
@@ -146,21 +146,6 @@ def test_over_two_to_the_31_elements(device: torch.device) -> None:
     moved = boxes[:1] - torch.tensor([4800.0, 4900, 4800, 4900], device=device)
     expected = paste_masks_op(masks[:1], moved, 100, 200, "bool", 0.5, False, False, 1)
     assert torch.equal(inside[99, 4900:, 4800:], expected[0])
-
-
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed on this platform")
-    from fastmask.kernels import gpu_paste
-
-    launches = []
-    monkeypatch.setattr(gpu_paste, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
-    masks, boxes = (t.to(device) for t in draw_case(2))
-    for dtype in (torch.float32, torch.float64):
-        launches.clear()
-        paste_masks_op(masks.to(dtype), boxes, *SIZE, "bool", 0.5, False, False, 1)
-        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks, reference
-from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
 
@@ -128,22 +128,6 @@ def coco_runs(text: bytes) -> list[int]:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value, shift = 0, 0
     return runs
-
-
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed on this platform")
-    from fastmask.kernels import gpu_rle
-
-    launches = []
-    monkeypatch.setattr(gpu_rle, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
-    masks, boxes = draw_masks(2).to(device), draw_boxes(2, (20, 30), 20).to(device)
-    sizes = torch.tensor([[20, 30]], device=device).expand(2, 2)
-    for dtype in (torch.float32, torch.float64):
-        launches.clear()
-        encode_masks_op(masks.to(dtype), boxes, sizes, 100, 0.5, False, False, 1)
-        assert len(launches) == ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from inputs import (
 from torch import Tensor
 
 from fastmask.kernels import cpu_roi, reference
-from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.ops.roi_align import level_limits
 
@@ -102,24 +102,6 @@ def test_nan_gradients_stay_where_they_came_from(device: torch.device) -> None:
     touched = actual.isnan().any(1)[0]
     assert touched[4:6, 4:6].all()
     assert int(touched.sum()) <= 16
-
-
-def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed on this platform")
-    from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
-
-    launches = []
-    for module in (gpu_roi_align, gpu_roi_align_backward):
-        monkeypatch.setattr(module, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
-    features, rois, scales, limits = draw_case(2, num_rois=3, hostile=False)
-    for dtype in (torch.float32, torch.float64):
-        launches.clear()
-        leaves = [f.to(device, dtype).requires_grad_() for f in features]
-        multilevel_roi_align_op(leaves, rois.to(device), scales, limits, 2, 2, 2, True).sum().backward()
-        expected = (device.type == "cuda" or INTERPRET) and dtype == torch.float32
-        assert len(launches) == 2 * expected
 
 
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:

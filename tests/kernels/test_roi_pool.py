@@ -5,7 +5,7 @@ import torch
 from inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
 
 from fastmask.kernels import cpu_roi, reference
-from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.roi_pool import roi_pool_op
 
 
@@ -105,22 +105,6 @@ def test_a_map_that_has_no_rois(device: torch.device) -> None:
         roi_pool_op(features, rois.to(device), 1.0, 2, 2)[0].sum().backward()
         assert features.grad[1].any() == (len(rois) > 0)
         assert not features.grad[[0, 2]].any()
-
-
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; float64 is plain PyTorch's everywhere."""
-    if not HAS_TRITON:
-        pytest.skip("Triton is not installed on this platform")
-    from fastmask.kernels import gpu_roi_pool
-
-    launches = []
-    monkeypatch.setattr(gpu_roi_pool, "on_device", lambda tensor: launches.append(tensor) or on_device(tensor))
-    rois = draw_rois(2).to(device)
-    for dtype in (torch.float32, torch.float64):
-        launches.clear()
-        features = torch.randn(2, 4, 25, 38, device=device, dtype=dtype, requires_grad=True)
-        roi_pool_op(features, rois, 1.0, 3, 2)[0].sum().backward()
-        assert len(launches) == 2 * ((device.type == "cuda" or INTERPRET) and dtype == torch.float32)
 
 
 def test_registration_is_sound(device: torch.device) -> None:

@@ -1,0 +1,72 @@
+"""Which path an op takes: its Triton kernel, or plain PyTorch."""
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
+
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
+from fastmask.kernels.nms import nms_padded_op
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.ops.roi_align import level_limits
+
+Run = Callable[[torch.device, torch.dtype], object]
+SCALES = pyramid_scales(2)
+
+
+def roi_align(device: torch.device, dtype: torch.dtype) -> None:
+    maps = [feature.to(device, dtype).requires_grad_() for feature in draw_pyramid(2)]
+    rois = with_images(draw_boxes(3), 2).to(device)
+    multilevel_roi_align_op(maps, rois, SCALES, level_limits(SCALES, 224, 4), 2, 2, 2, False).sum().backward()
+
+
+def roi_pool(device: torch.device, dtype: torch.dtype) -> None:
+    features = torch.randn(2, 4, 25, 38, device=device, dtype=dtype, requires_grad=True)
+    roi_pool_op(features, with_images(draw_boxes(2, (25, 38), 20), 2).to(device), 1.0, 3, 2)[0].sum().backward()
+
+
+def nms(device: torch.device, dtype: torch.dtype) -> None:
+    nms_padded_op(draw_boxes(9)[None].to(device, dtype), torch.rand(1, 9, device=device), None, None, 0.5, 9)
+
+
+def paste(device: torch.device, dtype: torch.dtype) -> None:
+    masks = draw_masks(2, 5).to(device, dtype).requires_grad_()
+    boxes = draw_boxes(2, (20, 30), 20).to(device)
+    paste_masks_op(masks, boxes, 20, 30, "float", 0.5, False, False, 1).sum().backward()
+
+
+def rle(device: torch.device, dtype: torch.dtype) -> None:
+    boxes, sizes = draw_boxes(2, (20, 30), 20).to(device), torch.tensor([[20, 30]] * 2, device=device)
+    encode_masks_op(draw_masks(2).to(device, dtype), boxes, sizes, 100, 0.5, False, False, 1)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux only: elsewhere there is one path")
+@pytest.mark.parametrize(
+    ("run", "launchers"),
+    [
+        (roi_align, ["gpu_roi_align", "gpu_roi_align_backward"]),
+        (roi_pool, ["gpu_roi_pool", "gpu_roi_pool"]),
+        (nms, ["gpu_nms"]),
+        (paste, ["gpu_paste", "gpu_paste_backward"]),
+        (rle, ["gpu_rle"]),
+    ],
+    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE"],
+)
+def test_the_kernel_is_what_runs(
+    run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """On CUDA tensors, and on CPU tensors in the interpreter, forward and backward; float64 is plain PyTorch's."""
+    launched: list[str] = []
+    for name in set(launchers):
+        module = importlib.import_module(f"fastmask.kernels.{name}")
+        monkeypatch.setattr(module, "on_device", lambda t, name=name: launched.append(name) or on_device(t))
+    run(device, torch.float32)
+    assert launched == (launchers if device.type == "cuda" or INTERPRET else [])
+    launched.clear()
+    run(device, torch.float64)
+    assert launched == []
