@@ -93,12 +93,17 @@ def check_scale(name: str, scale: float) -> None:
 
 def check_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """An int or a pair (height, width), each at least ``least`` -> the pair."""
-    pair: Any = (value, value) if hasattr(value, "__index__") else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(hasattr(side, "__index__") for side in pair):
+    pair: Any = (value, value) if _whole(value) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_whole(side) for side in pair):
         raise ValueError(f"{name} must be an int or (height, width), got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {pair}")
     return pair[0], pair[1]
+
+
+def _whole(side: Any) -> bool:
+    """Whether it is an integer of any kind; older torch.compile cannot ask a symbolic one for its attributes."""
+    return isinstance(side, int | torch.SymInt) or hasattr(side, "__index__")
 
 
 def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def nms_padded(
         check_device("valid", valid, boxes)
         if valid.dtype != torch.bool:
             raise ValueError(f"valid must be bool, got {valid.dtype}")
-    if math.isnan(iou_threshold):
+    if iou_threshold != iou_threshold:  # math.isnan would end torch.compile(dynamic=True)'s graph
         raise ValueError(f"iou_threshold must be a number, got {iou_threshold}")
     limit = boxes.shape[1] if max_output is None else max_output
     check_at_least("max_output", limit, 0)

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastmask.models.detection._split import split
 from fastmask.models.detection.losses import Losses, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
@@ -99,6 +100,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     ) -> Losses | list[dict[str, Tensor]]:
         """Images [3, h, w] in [0, 1], of any sizes, as torchvision takes and answers them.
 
+        ``torch.compile`` makes one graph of it, for these sizes; others are compiled anew.
+
         Args:
             images: their pixels.
             targets: in training, for each image boxes [n, 4] float, labels [n] int64 and, with a mask branch, masks
@@ -158,14 +161,3 @@ def trimmed(padded: Padded) -> Padded:
         for name, value in padded._asdict().items()
     }
     return padded._replace(**cut)
-
-
-def split(detections: Detections) -> list[dict[str, Tensor]]:
-    """Padded detections -> a dict an image, masks as [N, 1, M, M]; here alone the host waits for the counts."""
-    results = []
-    for i, count in enumerate(detections.count.tolist()):
-        result = {name: getattr(detections, name)[i, :count] for name in ("boxes", "labels", "scores")}
-        if detections.masks is not None:
-            result["masks"] = detections.masks[i, :count, None]
-        results.append(result)
-    return results

@@ -25,7 +25,8 @@ def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor],
             raise ValueError(f"targets[{i}]['labels'] must be int64, got {labels.dtype}")
         if masks:
             check_shape(f"targets[{i}]['masks']", target["masks"], boxes.shape[0], *image.shape[-2:])
-        if boxes.device.type == "cpu":  # elsewhere a look would wait for the device
+        # elsewhere a look would wait for the device
+        if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
             flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
             if bool(flat.any()):
                 first = boxes[flat][0].tolist()

@@ -56,6 +56,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         for i, image in enumerate(images):
             if image.ndim != 3:
                 raise ValueError(f"images[{i}] must be [C, H, W], got {tuple(image.shape)}")
+            for side in image.shape[1:]:
+                len(range(side))  # a constant of what torch.compile makes: other sizes are compiled anew
             target = None if targets is None else dict(targets[i])
             image, target = self.resize(self.normalize(image), target)
             resized.append(image)
@@ -77,7 +79,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         if self.training:
             if self._skip_resize:
                 return image, target
-            shorter = self.min_size[int(torch.randint(len(self.min_size), ()))]
+            shorter = self.min_size[int(torch.randint(len(self.min_size), ())) if len(self.min_size) > 1 else 0]
         else:
             shorter = self.min_size[-1]
         how: dict[str, Any]
@@ -127,8 +129,6 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
 
 def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
     """Boxes [N, 4] of an image of one (height, width) -> the same in another, by float32 ratios as torchvision."""
-    height, width = (
-        torch.tensor(new, dtype=torch.float32) / torch.tensor(old, dtype=torch.float32)
-        for old, new in zip(original_size, new_size, strict=True)
-    )
-    return boxes * boxes.new_tensor([float(width), float(height)] * 2)
+    # Python's quotient, rounded to float32, is float32's own: sides are below 2^24
+    height, width = (new / old for old, new in zip(original_size, new_size, strict=True))
+    return boxes * torch.tensor([width, height] * 2, dtype=torch.float32).to(boxes)
