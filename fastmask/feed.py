@@ -21,13 +21,15 @@ THREADS = 4
 
 def batches(
     images: Iterable[Picture], size: int, kind: Callable[[tuple[int, int]], Hashable], ahead: int, pin: bool
-) -> Generator[list[Tensor], None, None]:
+) -> Generator[list[Tensor] | Exception, None, None]:
     """Pictures as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
+
+    In the place of one that cannot be looked at there is its error; one of ``images`` itself is raised when it is due.
 
     Args:
         images: of which ``ahead`` batches are asked for before they are needed.
         size: pictures of a batch.
-        kind: what all pictures of a batch have in common.
+        kind: what all pictures of a batch have in common; a picture of which it raises cannot be looked at.
         ahead: 0 reads each picture when it is due.
         pin: in memory that a GPU can fetch from by itself.
     """
@@ -36,16 +38,23 @@ def batches(
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
         before: Hashable = None
+        ended: Exception | None = None  # what the source ended with
         while True:
             if len(queue) < max(size * ahead, 1):
                 queue.extend(itertools.islice(submitted, 1))
             if not queue:
                 break
-            picture = queue.popleft().result()
-            own = kind((picture.shape[1], picture.shape[2]))
+            item = queue.popleft()
+            if isinstance(item, Exception):
+                ended = item
+                break
+            picture, own = _looked_at(item, kind)
             if chunk and own != before:
                 yield chunk
                 chunk = []
+            if isinstance(picture, Exception):
+                yield picture
+                continue
             chunk.append(picture)
             before = own
             if len(chunk) == size:
@@ -53,17 +62,40 @@ def batches(
                 chunk = []
         if chunk:
             yield chunk
+        if ended is not None:
+            raise ended
 
 
-def _submitted(images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool) -> Iterator[Future[Tensor]]:
-    """Pictures being read; an error of their source, or of taking one over, when its turn comes."""
+def _looked_at(
+    picture: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]
+) -> tuple[Tensor | Exception, Hashable]:
+    """A picture and its kind, or the error of either, which is of a kind of its own."""
     try:
-        for number, image in enumerate(images):  # taken in the caller's thread, who may use its memory again
-            yield threads.submit(to_planes, taken(image, number), number, pin)
+        planes = picture.result()
+        return planes, kind((planes.shape[1], planes.shape[2]))
     except Exception as error:
-        failed: Future[Tensor] = Future()
-        failed.set_exception(error)
-        yield failed
+        return error, error
+
+
+def _submitted(
+    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool
+) -> Iterator[Future[Tensor] | Exception]:
+    """Pictures being read; last, perhaps, an error of their source."""
+    source = enumerate(images)
+    while True:
+        try:
+            number, image = next(source)
+        except StopIteration:
+            return
+        except Exception as error:
+            yield error
+            return
+        try:  # taken in the caller's thread, who may use its memory again
+            yield threads.submit(to_planes, taken(image, number), number, pin)
+        except ValueError as error:
+            failed: Future[Tensor] = Future()
+            failed.set_exception(error)
+            yield failed
 
 
 def taken(image: Picture, number: int) -> Picture:

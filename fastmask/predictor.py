@@ -2,12 +2,10 @@
 
 import collections
 import contextlib
-import itertools
-import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -15,27 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fastmask.answers import Found, Pending, answers, naming_bytes
 from fastmask.feed import Picture, batches
+from fastmask.fitting import Fitting
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import KnownAnchors, prepared
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
-from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
-from fastmask.program import Field, Program, Runner, unpacked
+from fastmask.program import Program, Runner
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
 BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
-
-
-class Pending(NamedTuple):
-    """A batch that has been given to the device."""
-
-    data: Tensor  # uint8 on the host, once ``done``
-    fields: list[Field]
-    masks: Tensor | None  # [B, D, M, M] on the device, where they are still needed
-    originals: list[tuple[int, int]]
-    done: "torch.cuda.Event | None"
+BUCKETS = (8, 16, 32, 64)  # of detections, see mask_buckets; then all of them
 
 
 class Predictor:
@@ -58,6 +48,9 @@ class Predictor:
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
             probabilities [n, 1, 28, 28] over the boxes.
         threshold: what counts as mask is above it.
+        detections: of a picture at most; None: as many as the model keeps.
+        mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
+            for all in any case, without a wait.
         graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
 
     Raises:
@@ -76,6 +69,8 @@ class Predictor:
         masks: str = "rle",
         *,
         threshold: float = 0.5,
+        detections: int | None = None,
+        mask_buckets: bool = False,
         graphs: int = 8,
     ) -> None:
         check_choice("masks", masks, MASKS)
@@ -96,15 +91,23 @@ class Predictor:
             raise ValueError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
         if size != "exact" and (isinstance(size, str) or not isinstance(size, Sequence)):
             raise ValueError(f"size must be (height, width) or 'exact', got {size!r}")
-        self.size = size if size == "exact" else self._rounded(check_pair("size", size, 1), model)
+        kept = model.roi_heads.detections_per_img
+        detections = kept if detections is None else detections
+        if not isinstance(detections, int) or not 0 <= detections <= kept:
+            raise ValueError(
+                f"detections must be in [0, {kept}], as box_detections_per_img of the model keeps no more, "
+                f"got {detections}"
+            )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         ready = prepared(model, dtype)
-        self.transform = ready.transform
+        ready.roi_heads.detections_per_img = detections
+        self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if mask_buckets else None
+        self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
         assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
         self.anchors: KnownAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
             torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.transform.image_mean, self.transform.image_std)
+            for values in (ready.transform.image_mean, ready.transform.image_std)
         )
         self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
         self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
@@ -114,12 +117,6 @@ class Predictor:
         self._pool: Any = None
         self._last: torch.cuda.Event | None = None  # of the batch launched last
         self._lock = threading.Lock()
-
-    @staticmethod
-    def _rounded(size: tuple[int, int], model: GeneralizedRCNN) -> tuple[int, int]:
-        """As the model pads."""
-        step = model.transform.size_divisible
-        return math.ceil(size[0] / step) * step, math.ceil(size[1] / step) * step
 
     def __call__(self, images: Sequence[Picture]) -> list[dict[str, Any]]:
         """Find what is in pictures.
@@ -138,9 +135,37 @@ class Predictor:
         """
         return list(self.stream(images, progress=False))
 
+    @overload
     def stream(
-        self, images: Iterable[Picture], *, progress: bool = True, total: int | None = None, ahead: int = 2
-    ) -> Iterator[dict[str, Any]]:
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = ...,
+        total: int | None = ...,
+        ahead: int = ...,
+        errors: Literal["raise"] = ...,
+    ) -> Iterator[Found]: ...
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = ...,
+        total: int | None = ...,
+        ahead: int = ...,
+        errors: Literal["yield"],
+    ) -> Iterator[Found | Exception]: ...
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = True,
+        total: int | None = None,
+        ahead: int = 2,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Any]:
         """As :meth:`__call__`, for any number of pictures: answers come in order, one by one.
 
         While the device works on a batch, the next one is read, in threads, and put behind it.
@@ -151,35 +176,38 @@ class Predictor:
             total: of the bar, where ``images`` has no length.
             ahead: batches that are asked for before they are needed. With 0 a picture's answer is given before the
                 next one is asked for, as a camera wants it.
+            errors: "raise" the first one, after the answers before it; or "yield" it in its picture's place and go on.
+                What ``images`` itself raises is raised.
         """
         if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
             raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
         check_at_least("ahead", ahead, 0)
+        check_choice("errors", errors, ("raise", "yield"))
         if total is None and isinstance(images, Sized):
             total = len(images)
-        return self._stream(images, progress, total, ahead)
+        return self._stream(images, progress, total, ahead, errors == "raise")
 
     def _stream(
-        self, images: Iterable[Picture], progress: bool, total: int | None, ahead: int
-    ) -> Iterator[dict[str, Any]]:
+        self, images: Iterable[Picture], progress: bool, total: int | None, ahead: int, raising: bool
+    ) -> Iterator[Found | Exception]:
         from tqdm import tqdm
 
-        pending: Pending | None = None
+        pending: Pending | list[Exception] | None = None
         pin = self.device.type == "cuda"
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(batches(images, self.batch, self._bucket, ahead, pin)) as chunks,
+            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin)) as chunks,
         ):
             while True:
                 launched, failure = None, None
                 try:
-                    chunk = next(chunks, None)
-                    launched = None if chunk is None else self._launch(chunk)
-                except Exception as error:  # after the answers that are there
+                    launched = self._started(next(chunks, None))
+                except Exception as error:  # of the pictures' source: after the answers that are there
                     failure = error
-                waiting = [pending] if ahead else [pending, launched]
-                for one in waiting:
-                    for result in () if one is None else self._finish(one):
+                for one in [pending] if ahead else [pending, launched]:
+                    for result in self._answers(one):
+                        if raising and isinstance(result, Exception):
+                            raise result
                         bar.update()
                         yield result
                 if failure is not None:
@@ -188,15 +216,30 @@ class Predictor:
                 if launched is None:
                     return
 
+    def _started(self, chunk: list[Tensor] | Exception | None) -> Pending | list[Exception] | None:
+        """A batch on its way, or the errors of its pictures."""
+        if chunk is None or isinstance(chunk, Exception):
+            return chunk and [chunk]
+        try:
+            return self._launch(chunk)
+        except Exception as error:
+            return [error] * len(chunk)
+
+    def _answers(self, launched: Pending | list[Exception] | None) -> Iterable[Found | Exception]:
+        if isinstance(launched, Pending):
+            return answers(launched, self.masks, self.threshold)
+        return launched or []
+
     @torch.inference_mode()
     def _launch(self, chunk: list[Tensor]) -> Pending:
         """Put a batch on the device and start the program; its answer is on its way to the host."""
         originals = [(image.shape[1], image.shape[2]) for image in chunk]
         with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
-            shapes, size = self._plan(originals)
+            shapes, size = self.fitting.batch(originals)
             if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
                 torch.cuda.current_stream().wait_event(self._last)
-            try:
+            wanted = 3 * self.batch * size[0] * size[1] * self.dtype.itemsize
+            with naming_bytes(f"images of {originals}", f"the padded pixels {size}", wanted):
                 runner = self._runner(size)
                 runner.inputs.pixels.zero_()
                 for i, (image, shape) in enumerate(zip(chunk, shapes, strict=True)):
@@ -207,12 +250,6 @@ class Predictor:
                 runner.inputs.sizes.copy_(self._pinned(torch.tensor(shapes + rest)), non_blocking=True)
                 runner.inputs.originals.copy_(self._pinned(torch.tensor(originals + rest)), non_blocking=True)
                 packed = runner.run()
-            except torch.OutOfMemoryError as error:
-                wanted = 3 * self.batch * size[0] * size[1] * self.dtype.itemsize
-                raise RuntimeError(
-                    f"images of {originals} need more memory than there is: the padded pixels {size} alone are "
-                    f"{wanted} bytes ({error})"
-                ) from error
             masks = None if self.masks == "soft" else packed.masks
             if self.device.type != "cuda":
                 return Pending(packed.data, packed.fields, masks, originals, None)
@@ -236,31 +273,6 @@ class Predictor:
         uploaded.record_stream(torch.cuda.current_stream())
         return uploaded
 
-    def _plan(self, originals: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        """The sizes to resize a batch's pictures to, and the padded one that all of them fit."""
-        height, width = self._bucket(originals[0]) or (math.inf, math.inf)
-        shapes = []
-        for before in originals:
-            if self.transform.fixed_size is not None:
-                shape = self.transform.fixed_size[1], self.transform.fixed_size[0]
-            else:
-                scale = min(self.transform.min_size[-1] / min(before), self.transform.max_size / max(before))
-                scale = min(scale, height / before[0], width / before[1])
-                shape = math.floor(before[0] * scale), math.floor(before[1] * scale)
-            if min(shape) < 1 or shape[0] > height or shape[1] > width:
-                raise ValueError(f"images of {before} pixels cannot be resized to {shape} in {(height, width)}")
-            shapes.append(shape)
-        step = self.transform.size_divisible
-        padded = [math.ceil(max(shape[axis] for shape in shapes) / step) * step for axis in (0, 1)]
-        return shapes, (padded[0], padded[1]) if self.size == "exact" else (int(height), int(width))
-
-    def _bucket(self, original: tuple[int, int]) -> tuple[int, int] | None:
-        """The padded size that a picture of that size gets, turned if it stands; None: any."""
-        if isinstance(self.size, str):
-            return None
-        turned = (original[0] > original[1]) != (self.size[0] > self.size[1]) and original[0] != original[1]
-        return self.size[::-1] if turned and self.transform.fixed_size is None else self.size
-
     def _runner(self, size: tuple[int, int]) -> Runner:
         """The program on a padded size; made when it is first asked for."""
         if size not in self._runners:
@@ -271,43 +283,11 @@ class Predictor:
                 self.anchors.forget(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            runner = Runner(self.program, self.batch, size, self.dtype, self.device, self._pool, self._capture)
+            options = (self.batch, size, self.dtype, self.device, self._pool, self._capture, self._buckets)
+            runner = Runner(self.program, *options)
             self._runners[size] = runner
         self._runners.move_to_end(size)
         return self._runners[size]
-
-    def _finish(self, pending: Pending) -> Iterator[dict[str, Any]]:
-        """A batch's answers, once its data is here."""
-        if pending.done is not None:
-            pending.done.synchronize()
-            if pending.masks is not None:
-                pending.masks.record_stream(torch.cuda.current_stream(self.device))
-        found = unpacked(pending.data, pending.fields)
-        for i, original in enumerate(pending.originals):
-            count = int(found["count"][i])
-            result: dict[str, Any] = {name: found[name][i, :count].clone() for name in ("boxes", "labels", "scores")}
-            if self.masks == "soft" and "masks" in found:
-                result["masks"] = found["masks"][i, :count, None].clone()
-            elif pending.masks is not None:
-                result["masks"] = self._masks(found, i, count, pending.masks[i, :count], result["boxes"], original)
-            yield result
-
-    def _masks(
-        self, found: dict[str, Tensor], image: int, count: int, masks: Tensor, boxes: Tensor, original: tuple[int, int]
-    ) -> Any:
-        """One picture's masks from their probabilities, or from the RLE that came with the answer."""
-        boxes = boxes.to(masks.device)
-        if self.masks == "float":
-            return paste_masks_in_image(masks[:, None], boxes, original)
-        if self.masks != "rle":
-            return paste_masks(masks, boxes, original, output=self.masks, threshold=self.threshold)
-        first = image * found["labels"].shape[1]
-        ends = found["offsets"][first : first + count + 1].tolist()
-        if ends[-1] > len(found["rle"]):  # it did not fit the program's buffer
-            return encode_masks(masks, boxes, original, threshold=self.threshold)
-        text = found["rle"].numpy()
-        pairs = itertools.pairwise(ends)
-        return [{"size": list(original), "counts": text[start:end].tobytes()} for start, end in pairs]
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,15 +1,18 @@
 """A model as one program of fixed shapes, from padded pixels to one packed answer; on CUDA, captured as a graph."""
 
+import functools
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.rle import encode_masks_op
-from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
+from fastmask.structures import Detections
 
+Made = TypeVar("Made")
 Field = tuple[str, torch.Size, torch.dtype]
 
 
@@ -27,6 +30,15 @@ class Packed(NamedTuple):
     data: Tensor  # uint8, the fields one after the other
     fields: list[Field]
     masks: Tensor | None  # [B, D, M, M] probabilities
+
+
+class Looked(NamedTuple):
+    """What the first part of a program gives to the second."""
+
+    features: dict[str, Tensor]
+    scales: dict[str, float]
+    detections: Detections
+    most: Tensor  # the largest number of detections in an image
 
 
 class Program(nn.Module):
@@ -49,7 +61,18 @@ class Program(nn.Module):
 
     def forward(self, inputs: Inputs) -> Packed:
         """Nothing waits for the device, and nothing depends on what is in the images."""
-        found = self.model.infer(inputs.pixels, inputs.sizes, trim=self.trim)
+        return self.finish(inputs, self.look(inputs))
+
+    def look(self, inputs: Inputs) -> Looked:
+        """As far as the boxes."""
+        features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
+        return Looked(features, scales, detections, detections.count.max())
+
+    def finish(self, inputs: Inputs, looked: Looked, rows: int | None = None) -> Packed:
+        """From there on, with the first ``rows`` detections of each image only."""
+        found = looked.detections if rows is None else first_rows(looked.detections, rows)
+        if self.model.roi_heads.has_mask():
+            found = self.model.roi_heads.segment(looked.features, looked.scales, found)
         ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes.to(found.boxes.dtype)
         boxes = found.boxes * ratios.flip(1).repeat(1, 2)[:, None]
         out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
@@ -80,13 +103,15 @@ _capturing = threading.Lock()  # CUDA captures one graph at a time in a process
 
 
 class Runner:
-    """A program on one shape: captured as a CUDA graph where there is one, else simply called.
+    """A program on one shape: captured as CUDA graphs where there are such, else simply called.
 
     Args:
         program, batch, size: images at once, and (height, width) of the padded pixels.
         dtype, device: of the pixels.
         pool: torch's handle of graph memory, shared by runners of which one runs at a time; None on other devices.
         stream: to capture on; None on devices without graphs.
+        buckets: numbers of detections, ascending. The host then waits for the boxes, and masks are made for the
+            smallest of these that holds all detections. None: for all rows, and the host waits for nothing.
     """
 
     def __init__(
@@ -98,37 +123,55 @@ class Runner:
         device: torch.device,
         pool: Any,
         stream: "torch.cuda.Stream | None",
+        buckets: Sequence[int] | None = None,
     ) -> None:
         pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
         sizes = torch.tensor([size] * batch, device=device)
         self.inputs = Inputs(pixels, sizes, sizes.clone())
-        self.program = program
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.output: Packed | None = None
-        if stream is not None:
-            with _capturing:
-                self._capture(pool, stream)
-
-    def _capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
-        """Run it some times for what is chosen and compiled at first calls, then once for the record.
-
-        On a stream of the Predictor's own: torch's default one belongs to the device that captured first.
-        """
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.program(self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # other threads may go on allocating memory meanwhile
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self.output = self.program(self.inputs)
+        self.buckets = buckets
+        self._finish: dict[int, Callable[..., Packed]] = {}
+        if buckets is None:
+            self._whole = captured(program.forward, pool, stream, self.inputs)
+            return
+        self._look = captured(program.look, pool, stream, self.inputs)
+        looked = None if stream is None else self._look(self.inputs)  # the tensors that every replay writes to
+        for rows in buckets:
+            finish = functools.partial(program.finish, rows=rows)
+            self._finish[rows] = captured(finish, pool, stream, self.inputs, looked)
 
     def run(self) -> Packed:
         """On what the inputs hold now. A captured program's answer is overwritten by the next run."""
-        if self.graph is None:
-            packed: Packed = self.program(self.inputs)
-            return packed
-        assert self.output is not None
-        self.graph.replay()
-        return self.output
+        if self.buckets is None:
+            return self._whole(self.inputs)
+        looked = self._look(self.inputs)
+        most = int(looked.most)  # here the host waits
+        rows = next(rows for rows in self.buckets if rows >= most)
+        return self._finish[rows](self.inputs, looked)
+
+
+def captured(
+    function: Callable[..., Made], pool: Any, stream: "torch.cuda.Stream | None", *args: Any
+) -> Callable[..., Made]:
+    """A function as a CUDA graph, to be called with the same tensors; without a stream, itself.
+
+    It is run some times for what is chosen and compiled at first calls, then once for the record; on the stream given,
+    as torch's default one belongs to the device that captured first.
+    """
+    if stream is None:
+        return function
+    with _capturing:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(*args)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # other threads may go on allocating memory meanwhile
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            output = function(*args)
+
+    def replay(*_: Any) -> Made:
+        graph.replay()
+        return output
+
+    return replay

@@ -78,7 +78,10 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     size = math.prod(shape) * dtype.itemsize
     if size < 2**21 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return torch.from_numpy(np.zeros(shape, NUMPY_TYPES[dtype]))
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return torch.zeros(shape, dtype=dtype)  # whose error names the bytes
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.from_numpy(np.frombuffer(memory, NUMPY_TYPES[dtype]).reshape(shape))
 

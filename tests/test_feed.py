@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import draw_picture
+from pictures import draw_picture, picture_file
 from PIL import ExifTags, Image
 from slim import slim_pair
 from torch import Tensor, nn
@@ -137,3 +137,36 @@ def test_pictures_that_cannot_be_looked_at(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call(Predictor(model, (128, 160)), pictures[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_errors_in_their_place(
+    batch: int, ahead: int, model: nn.Module, pictures: list[Tensor], tmp_path: Path
+) -> None:
+    """With errors="yield", pictures that cannot be looked at have an error for an answer, and the rest go on."""
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG\r\n")
+    strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
+    odd = [tmp_path / "none.png", torn, strip, "text", torch.zeros(2, 5, 5), Image.open(picture_file(torn))]
+    torn.write_bytes(torn.read_bytes()[:500])
+    mixed = [pictures[0], odd[0], *pictures[1:3], *odd[1:], *pictures[3:]]
+    found = Predictor(model, "exact", batch=batch, masks="soft")
+    answers = list(found.stream(mixed, progress=False, ahead=ahead, errors="yield"))
+    wrong = [i for i, one in enumerate(answers) if isinstance(one, Exception)]
+    assert wrong == [1, *range(4, 9)]
+    expected = iter(found.stream(pictures, progress=False))
+    for one in answers:
+        if not isinstance(one, Exception):
+            assert len(next(expected)["boxes"]) == len(one["boxes"])
+    assert "cannot be resized" in str(answers[5])
+
+    def failing() -> Iterator[Any]:
+        yield from mixed[:2]
+        raise OSError("unplugged")
+
+    stream = found.stream(failing(), progress=False, ahead=ahead, errors="yield")
+    assert not isinstance(next(stream), Exception)
+    assert isinstance(next(stream), OSError)
+    with pytest.raises(OSError, match="unplugged"):
+        next(stream)

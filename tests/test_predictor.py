@@ -1,6 +1,7 @@
 """fastmask.Predictor: the answers of the model in every form, from every kind of picture, in streams and threads."""
 
 import gc
+import itertools
 import resource
 import threading
 from collections.abc import Iterator
@@ -125,6 +126,49 @@ def test_a_fixed_size_is_never_turned(pictures: list[Tensor]) -> None:
     assert list(found._runners) == [(128, 160)]
 
 
+@pytest.mark.parametrize("masks", predictor.MASKS)
+def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are made for the first of 8, 16 and all 30 rows that hold what was found; answers are those of all rows."""
+    (found,) = Predictor(model, "exact")(pictures[:1])
+    assert len(found["scores"]) == 30
+    for most, rows in ((30, 30), (17, 30), (16, 16), (8, 8), (3, 8), (0, 8)):
+        if most < 30:
+            above, below = found["scores"][most - 1] if most else 1.0, found["scores"][most]
+            monkeypatch.setattr(model.roi_heads, "score_thresh", float((above + below) / 2))
+        expected = Predictor(model, "exact", masks=masks)(pictures[:1])
+        bucketed = Predictor(model, "exact", masks=masks, mask_buckets=True)
+        monkeypatch.setattr(bucketed.program, "trim", False)  # as on a GPU
+        pending = bucketed._launch(pictures[:1])
+        assert {name: shape for name, shape, _ in pending.fields}["labels"] == (1, rows)
+        actual = list(bucketed._answers(pending))
+        assert len(actual[0]["boxes"]) == most
+        left_out = () if masks == "float" else ("masks",)
+        assert matched_share(actual[0], {k: v for k, v in expected[0].items() if k not in left_out}) >= 0.9
+        if masks == "soft":
+            torch.testing.assert_close(actual[0]["masks"], expected[0]["masks"], rtol=0, atol=1e-3)
+
+
+def test_fewer_detections(model: nn.Module, pictures: list[Tensor]) -> None:
+    expected = Predictor(model, "exact", masks="soft")(pictures)
+    for one, other in zip(Predictor(model, "exact", masks="soft", detections=7)(pictures), expected, strict=True):
+        assert len(one["boxes"]) == 7
+        for name in one:
+            torch.testing.assert_close(one[name], other[name][:7], rtol=1e-4, atol=1e-3)
+
+
+def test_too_much_for_memory(model: nn.Module, pictures: list[Tensor]) -> None:
+    """The bytes are named, of pixels and of pasted masks."""
+    large = Predictor(model, (2**29, 2**29))
+    with pytest.raises(RuntimeError, match=r"images of \[\(128, 160\)\] need .* are 3458764513820540928 bytes"):
+        large(pictures[:1])
+    found = Predictor(model, "exact", masks="bool")
+    pending = found._launch(pictures[:1])
+    (error,) = found._answers(pending._replace(originals=[(2**22, 2**22)]))
+    assert isinstance(error, RuntimeError)
+    assert "masks of an image of (4194304, 4194304) need more memory than there is: 30 of them" in str(error)
+    assert f"{30 * 2**44} bytes" in str(error)
+
+
 def test_threads_take_turns(model: nn.Module, pictures: list[Tensor]) -> None:
     shared = Predictor(model, (128, 160), masks="soft", graphs=1)
     expected = [shared([picture])[0]["boxes"] for picture in pictures]
@@ -215,6 +259,8 @@ def resident_bytes() -> int:
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"batch": 2.0}, "batch must be an int, got 2.0"),
         ({"graphs": 0}, "graphs must be at least 1, got 0"),
+        ({"detections": 31}, r"detections must be in \[0, 30\], as box_detections_per_img .* keeps no more, got 31"),
+        ({"detections": 2.5}, r"detections must be in \[0, 30\], .* got 2.5"),
         ({"dtype": "bfloat16"}, "dtype must be 'auto' or a floating torch.dtype, got 'bfloat16'"),
         ({"dtype": torch.int8}, "dtype must be 'auto' or a floating torch.dtype, got torch.int8"),
     ],
@@ -261,15 +307,16 @@ def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch:
     finally:
         torch.cuda.set_sync_debug_mode("default")
         model.cpu()
-    assert torch.equal(next(found._finish(pending))["boxes"], first[0]["boxes"])
+    (last,) = found._answers(pending)
+    assert torch.equal(last["boxes"], first[0]["boxes"])
 
 
 @pytest.mark.gpu
 def test_modes_on_a_gpu(model: nn.Module, pictures: list[Tensor]) -> None:
     """bfloat16, batches, several shapes of which few are kept, from two threads with streams of their own."""
     try:
-        for masks in predictor.MASKS:
-            found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2)
+        for masks, mask_buckets in itertools.product(predictor.MASKS, (False, True)):
+            found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2, mask_buckets=mask_buckets)
             expected = [one["boxes"] for one in found(pictures)]
             results: list[list[Tensor]] = []
 

@@ -56,6 +56,13 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         Returns:
             Detections: in pixels of the batch.
         """
+        features, scales, detections = self.find(pixels, sizes, trim=trim)
+        return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
+
+    def find(
+        self, pixels: Tensor, sizes: Tensor, *, trim: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, float], Detections]:
+        """:meth:`infer` up to its masks: what :meth:`extract` gives, and detections without masks."""
         check_shape("pixels", pixels, "B", 3, "H", "W")
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features, scales = self.extract(pixels)
@@ -63,8 +70,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         proposals = trimmed(proposals) if trim else proposals
         logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
         detections = self.roi_heads.select(logits, deltas, proposals, sizes)
-        detections = trimmed(detections) if trim else detections
-        return self.roi_heads.segment(features, scales, detections) if self.roi_heads.has_mask() else detections
+        return features, scales, trimmed(detections) if trim else detections
 
     def extract(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Padded images -> feature maps by name, and feature pixels per image pixel of those RoIs are pooled from."""
@@ -155,9 +161,13 @@ def trimmed(padded: Padded) -> Padded:
     """Without the rows that are padding in every image; only on the CPU, where counting them costs nothing."""
     if padded.count.device.type != "cpu" or torch.compiler.is_compiling():
         return padded
-    longest = max(int(padded.count.max()), 1)  # rows of nothing at all cannot be indexed
+    return first_rows(padded, max(int(padded.count.max()), 1))  # rows of nothing at all cannot be indexed
+
+
+def first_rows(padded: Padded, number: int) -> Padded:
+    """The first ``number`` rows of each image."""
     cut = {
-        name: value[:, :longest] if value is not None and name != "count" else value
+        name: value[:, :number] if value is not None and name != "count" else value
         for name, value in padded._asdict().items()
     }
     return padded._replace(**cut)
