@@ -218,8 +218,10 @@ class Predictor:
 
     def _started(self, chunk: list[Tensor] | Exception | None) -> Pending | list[Exception] | None:
         """A batch on its way, or the errors of its pictures."""
-        if chunk is None or isinstance(chunk, Exception):
-            return chunk and [chunk]
+        if chunk is None:
+            return None
+        if isinstance(chunk, Exception):
+            return [chunk]
         try:
             return self._launch(chunk)
         except Exception as error:

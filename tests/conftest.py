@@ -4,7 +4,6 @@ import hashlib
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,19 +51,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
     """A checkpoint of torchvision's slim model, which ``--model slim`` builds, and that model."""
-    from slim import slim_model, slim_pair
+    from slim import builder, slim_pair
 
     import fastmask
     from fastmask.models import _api
-    from fastmask.models.detection._weights import load_weights
 
-    def build(weights: Any, **options: Any) -> nn.Module:
-        model = slim_model(fastmask, **options)
-        load_weights(model, weights, progress=False, new_predictors=False)
-        return model
-
-    build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__
-    monkeypatch.setitem(_api._BUILDERS, "slim", build)
+    monkeypatch.setitem(_api._BUILDERS, "slim", builder())
     monkeypatch.setitem(_api._WEIGHTS, "slim", fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights)
     theirs, _ = slim_pair()
     torch.save(

@@ -124,21 +124,6 @@ def test_which_pictures_are_meant(tmp_path: Path) -> None:
     assert find_pictures([b, tmp_path, tmp_path / "notes.txt", b, again]) == [b, a, tmp_path / "notes.txt"]
 
 
-def test_an_interruption_keeps_what_was_found(
-    slim_file: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = [picture_file(tmp_path / f"{i}.png") for i in (1, 2)]
-
-    def read(path: Path) -> Image.Image:
-        if path == paths[1]:
-            raise KeyboardInterrupt
-        return read_image(path)
-
-    monkeypatch.setattr("fastmask.images.read_image", read)
-    assert predict(slim_file[0], tmp_path / "out", "--score", 0.06, *paths) == 130
-    assert {entry["image_id"] for entry in json.loads((tmp_path / "out" / "predictions.json").read_text())} == {1}
-
-
 def test_image_ids() -> None:
     assert image_ids([Path("000000397133.jpg"), Path("x/000000000008.jpg")]) == [397133, 8]
     assert image_ids([Path("7.jpg"), Path("street.jpg")]) == [1, 2]

@@ -1,76 +1,99 @@
 """``fastmask predict``: what a model finds in pictures, drawn on them and as one COCO-results file."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmask.cli._model import add_model_arguments, load_model
-from fastmask.cli._pictures import MADE, find_pictures, image_ids, overlays_of
+from fastmask.cli._pictures import MADE, find_pictures, overlays_of
 
 if TYPE_CHECKING:
-    from fastmask.models.detection.faster_rcnn import FasterRCNN
-
-RESULTS = "predictions.json"
+    from fastmask.distributed import Ranks
+    from fastmask.predictor import Predictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is looked at, by which model, and where the answers go."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
     add_model_arguments(parser)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="to pad to [800 1344 on CUDA]")
+    sizes.add_argument("--exact", action="store_true", help="pad as the model does [where there is no CUDA]")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 [%(default)s]")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="[%(default)s]")
+    parser.add_argument("--no-pictures", action="store_true", help="write the results file only")
+    parser.add_argument("--restart", action="store_true", help="forget what an interrupted run found")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if a picture was skipped; 2 if an argument is wrong or the weights cannot be had."""
-    from tqdm import tqdm
+    """Exit code 0; 1 if a picture was skipped; 2 if an argument is wrong or the weights cannot be had.
 
-    results: list[dict[str, Any]] = []
-    try:
-        paths = find_pictures(args.images)
-        args.out.mkdir(parents=True, exist_ok=True)
-        with open(args.out / RESULTS, "a"):  # fails here, not after the last picture
-            pass
-        model, categories = load_model(args.model, args.weights, args.device, args.score)
-    except (OSError, ValueError) as error:
-        print(f"fastmask predict: {error}", file=sys.stderr)
-        return 2
-    skipped = 0
-    overlays = overlays_of(paths, args.out)
-    rows = zip(paths, image_ids(paths), overlays, strict=True)
-    progress = tqdm(rows, total=len(paths), unit="img", disable=len(paths) < 2)
-    try:
-        for path, image_id, overlay in progress:
-            try:
-                results += predict(model, path, image_id, overlay, categories)
-            except (OSError, ValueError, RuntimeError) as error:  # torch's: out of memory, no side left
-                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-                progress.write(f"fastmask predict: skipped: {reason}", file=sys.stderr)
-                skipped += 1
-    finally:  # what was found before an interruption is kept
-        (args.out / RESULTS).write_text(json.dumps(results))
-    seen = f"{len(paths) - skipped} pictures" if len(paths) - skipped != 1 else "1 picture"
-    pictures = overlays[0] if len(overlays) == 1 else args.out / f"*{MADE}"
-    print(f"{len(results)} detections in {seen}: {pictures}, {args.out / RESULTS}")
-    return 1 if skipped else 0
+    Under torchrun every rank looks at its share of the pictures.
+    """
+    from fastmask.cli import _journal
+    from fastmask.cli._drawing import predict
+    from fastmask.distributed import ranks
+
+    with ranks() as own:
+        try:
+            paths = find_pictures(args.images)
+            results = _journal.prepare(args.out)
+            predictor, categories, settings = make_predictor(args, own)
+            if own.rank == 0 and args.restart:
+                _journal.forget(args.out)
+            journal, todo = _journal.take_up(args.out, paths, settings, own)
+        except (OSError, ValueError) as error:
+            print(f"fastmask predict: {error}", file=sys.stderr)
+            return 2
+        overlays = overlays_of(paths, args.out)
+        shown = {} if args.no_pictures else dict(zip(paths, overlays, strict=True))
+        found: dict[Path, Any] = {}
+        try:
+            with journal:
+                skipped = predict(predictor, todo[own.rank :: own.world], shown, categories, journal, own.rank == 0)
+            skipped = sum(own.gather(skipped))
+        except KeyboardInterrupt:
+            print("fastmask predict: interrupted; the same command goes on from here", file=sys.stderr)
+            raise
+        finally:  # what was found before an interruption is kept
+            if own.rank == 0:
+                found = _journal.merge(results, paths, settings)
+        code = 1 if skipped else 0
+        if own.rank == 0:
+            if len(found) + skipped < len(paths):
+                print(
+                    f"fastmask predict: {len(paths) - len(found) - skipped} pictures have no answer: {args.out} must "
+                    "be on a disk that all ranks see, and pictures must stay as they are",
+                    file=sys.stderr,
+                )
+                code = 2
+            else:
+                _journal.forget(args.out)
+            seen = f"{len(found)} pictures" if len(found) != 1 else "1 picture"
+            drawn = "" if args.no_pictures else f"{overlays[0] if len(paths) == 1 else args.out / f'*{MADE}'}, "
+            print(f"{sum(map(len, found.values()))} detections in {seen}: {drawn}{results}")
+        return int(own.gather(code)[0])  # none leaves before the first: torchrun ends all where one fails
 
 
-def predict(
-    model: "FasterRCNN", path: Path, image_id: int, overlay: Path, categories: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """Write one picture's overlay -> its entries for the results file."""
-    from fastmask.images import read_image
-    from fastmask.models._presets import to_float
-    from fastmask.ops import encode_masks
-    from fastmask.results import coco_results
-    from fastmask.visualize import draw_detections
+def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
+    """The predictor on this rank's device, the categories, and all that answers depend on."""
+    import torch
 
-    picture = read_image(path)
-    (found,) = model.detect([to_float(picture).to(next(model.parameters()).device)])
-    detections: dict[str, Any] = {name: value.cpu() for name, value in found.items()}
-    if "masks" in found:
-        detections["masks"] = encode_masks(found["masks"], found["boxes"], (picture.height, picture.width))
-    draw_detections(picture, detections, categories).save(overlay)
-    return [entry | {"file_name": str(path)} for entry in coco_results(image_id, detections)]
+    from fastmask.cli._journal import state
+    from fastmask.predictor import Predictor
+
+    dtype: Any = getattr(torch, args.dtype, args.dtype)  # which Predictor checks
+    with own.first_alone():
+        model, categories = load_model(args.model, args.weights, own.device(args.device), args.score)
+    fixed = args.size or (next(model.parameters()).is_cuda and not args.exact)
+    predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
+    settings = {name: getattr(args, name) for name in ("model", "score", "batch", "no_pictures")}
+    settings |= {
+        "weights": [args.weights, state(Path(args.weights))],
+        "size": predictor.fitting.size,
+        "dtype": str(predictor.dtype),
+    }
+    return predictor, categories, settings

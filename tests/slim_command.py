@@ -1,0 +1,12 @@
+"""``fastmask`` with ``--model slim``, as a program of its own: what torchrun starts in tests."""
+
+from slim import builder
+
+import fastmask
+from fastmask.cli import main
+from fastmask.models import _api
+
+if __name__ == "__main__":
+    _api._BUILDERS["slim"] = builder()
+    _api._WEIGHTS["slim"] = fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights
+    raise SystemExit(main())
