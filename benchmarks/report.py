@@ -1,9 +1,10 @@
-"""``python -m fastmask.benchmarks.report FILE...``: the Markdown table of each of pytest-benchmark's JSON files.
+"""``python -m fastmask.benchmarks.report FILE... [--plots DIR]``: the tables and plots of benchmark results in JSON.
 
 A file named ``*.md`` is filled in instead: between ``<!-- report: results.json -->`` (a path beside it) and
 ``<!-- /report -->``.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -11,43 +12,70 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmask.benchmarks.growth import growth
+
 SLOT = re.compile(r"(<!-- report: (.*?) -->\n).*?(<!-- /report -->)", re.DOTALL)
+NAMES = "| | peer | fastmask | times faster | than the best peer | of a copy's speed |"
+
+Row = dict[str, Any]  # pytest-benchmark's: group, stats, extra_info
+
+
+def groups(results: dict[str, Any]) -> dict[str, dict[str, Row]]:
+    """The rows of each group by provider, the one that others are compared with first."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in results["benchmarks"]:
+        found.setdefault(row["group"], {})[row["extra_info"]["provider"]] = row
+    return found
+
+
+def is_ours(provider: str) -> bool:
+    return provider.startswith("fastmask")
+
+
+def report(results: dict[str, Any]) -> str:
+    """Where and when, the table of times, how they grow, and peak memory where it is known."""
+    parts = [f"{where(results)}\n", table(results), growth(groups(results)), memory(results)]
+    return "\n".join(part for part in parts if part)
+
+
+def where(results: dict[str, Any]) -> str:
+    first = results["benchmarks"][0]["extra_info"]
+    versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "torchvision", "triton") if first[name])
+    return (
+        f"{first['device']}; {versions}, fastmask {first['fastmask']} at {first['commit']}, "
+        f"{results['datetime'][:10]}. "
+        "Milliseconds, median (quartiles); losses in bold. Last column: bytes that must be moved over the time, as a "
+        f"share of a copy's {first['copy_bandwidth'] / 1e9:.0f} GB/s."
+    )
 
 
 def table(results: dict[str, Any]) -> str:
-    """One row a group: medians with quartiles in milliseconds, and how many times faster ours is; losses in bold.
-
-    Where a case has a byte model, also the share that ours reaches of the copy bandwidth measured in the same run.
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    for row in results["benchmarks"]:
-        groups.setdefault(row["group"], {})[row["extra_info"]["provider"]] = row
-    first = results["benchmarks"][0]["extra_info"]
-    commit = results["commit_info"]["id"][:12] + ("+" if results["commit_info"]["dirty"] else "")
-    bandwidth = first["copy_bandwidth"]
-    lines = [
-        f"{first['device']}; torch {first['torch']}, torchvision {first['torchvision']}, fastmask at {commit}, "
-        f"{results['datetime'][:10]}. Milliseconds, median (quartiles). "
-        f"Last column: bytes that must be moved over the time, as a share of a copy's {bandwidth / 1e9:.0f} GB/s.",
-        "",
-        "| | torchvision | fastmask | times faster | of a copy's speed |",
-        "|---|---|---|---|---|",
-    ]
-    for name, rows in groups.items():
-        ratio = rows["torchvision"]["stats"]["median"] / rows["fastmask"]["stats"]["median"]
-        times = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
-        moved = rows["fastmask"]["extra_info"]["least_bytes"]
-        share = "" if moved is None else f"{moved / rows['fastmask']['stats']['median'] / bandwidth:.1%}"
-        name = f"{name}<br><sub>{rows['fastmask']['extra_info']['inputs']}</sub>"
-        cells = (
-            name,
-            milliseconds(rows["torchvision"]["stats"]),
-            milliseconds(rows["fastmask"]["stats"]),
-            times,
-            share,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+    """A row for each of ours: beside the first peer, and beside the best one where there are several."""
+    lines = [NAMES, "|---|---|---|---|---|---|"]
+    for name, rows in groups(results).items():
+        peers = {provider: row for provider, row in rows.items() if not is_ours(provider)}
+        for provider, row in rows.items():
+            if is_ours(provider):
+                title = name + provider.removeprefix("fastmask").replace(" Predictor", ", Predictor")
+                lines.append(line(title, peers, row))
     return "\n".join(lines) + "\n"
+
+
+def line(title: str, peers: dict[str, Row], ours: Row) -> str:
+    info, time = ours["extra_info"], ours["stats"]["median"]
+    cells = [f"{title}<br><sub>{info['inputs']}</sub>"]
+    cells.append("<br>".join(f"{peer}: {milliseconds(row['stats'])}" for peer, row in peers.items()))
+    cells.append(milliseconds(ours["stats"]))
+    times = [row["stats"]["median"] for row in peers.values()]
+    cells.append(ratio(times[0] / time) if times else "")
+    cells.append(ratio(min(times) / time) if len(times) > 1 else "")
+    moved = info["least_bytes"]
+    cells.append("" if moved is None else f"{moved / time / info['copy_bandwidth']:.1%}")
+    return f"| {' | '.join(cells)} |"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"**{value:.2f}**"
 
 
 def milliseconds(stats: dict[str, float]) -> str:
@@ -55,25 +83,47 @@ def milliseconds(stats: dict[str, float]) -> str:
     return f"{median} ({low}-{high})"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table of each JSON file; fill in each Markdown file."""
-    if not argv:
-        print("usage: python -m fastmask.benchmarks.report FILE...", file=sys.stderr)
-        return 2
-    for path in map(Path, argv):
-        if path.suffix == ".md":
-            path.write_text(filled(path))
-        else:
-            print(table(json.loads(path.read_text())))
+def memory(results: dict[str, Any]) -> str:
+    """Peak memory of whole models; nothing where the device does not say."""
+    lines = []
+    for name, rows in groups(results).items():
+        if rows[next(iter(rows))]["extra_info"]["least_bytes"] is None:
+            known = {provider: row["extra_info"]["peak_memory"] for provider, row in rows.items()}
+            cells = [f"{provider} {size / 2**20:.0f}" for provider, size in known.items() if size is not None]
+            lines += [f"| {name} | {', '.join(cells)} |"] if cells else []
+    return "\n".join(["| | peak memory of a call, MiB |", "|---|---|", *lines]) + "\n" if lines else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report of each JSON file, or fill in each Markdown file; draw the plots."""
+    parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.report", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write each JSON file's plots there, as PNG")
+    args = parser.parse_args(argv)
+    for path in args.files:
+        try:
+            if path.suffix == ".md":
+                path.write_text(filled(path))
+                continue
+            results = json.loads(path.read_text())
+            print(report(results))
+            if args.plots is not None:
+                from fastmask.benchmarks.plots import draw
+
+                for plot in draw(results, args.plots, path.stem):
+                    print(plot)
+        except (OSError, ValueError, ImportError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
 def filled(path: Path) -> str:
-    """The text of a Markdown file with its tables made anew."""
+    """The text of a Markdown file with its reports made anew."""
     return SLOT.sub(
-        lambda slot: slot[1] + table(json.loads((path.parent / slot[2]).read_text())) + slot[3], path.read_text()
+        lambda slot: slot[1] + report(json.loads((path.parent / slot[2]).read_text())) + slot[3], path.read_text()
     )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

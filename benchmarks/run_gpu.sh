@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# What only a GPU can show: benchmarks/run_gpu.sh DIR [tests|ops|sanitize], from the repository's root. Each part stands
-# alone, takes minutes, can be repeated, and writes one JSON into DIR. Without a part: all of them, one after the other.
+# What only a GPU can show: benchmarks/run_gpu.sh DIR [tests|ops|model|train|timeline|sanitize] [--full], from the
+# repository's root. Each part stands alone, takes minutes, can be repeated, and writes one JSON into DIR. Without a part:
+# all of them, one after the other. --full: the whole matrix of the benchmarks, not the usual selection.
 set -u
-dir=${1:?usage: benchmarks/run_gpu.sh DIR [tests|ops|sanitize]}
+dir=${1:?usage: benchmarks/run_gpu.sh DIR [tests|ops|model|train|timeline|sanitize] [--full]}
 mkdir -p "$dir"
+full=""
+for argument in "$@"; do [ "$argument" = --full ] && full=--full; done
+device=${DEVICE:-cuda} # cpu tries the script itself
+
+benchmark() { # the JSON's name, then pytest's options
+  local json=$1
+  shift
+  # shellcheck disable=SC2086
+  python -m pytest benchmarks --device "$device" $full --benchmark-only --benchmark-json="$dir/$json" -q "$@"
+}
 
 run_tests() { # the JSON's name, then a command to run Python under, if any
   local json=$1 report status
@@ -43,7 +54,16 @@ EOF
 part() {
   case $1 in
     tests) run_tests tests.json ;;
-    ops) python -m pytest benchmarks --device cuda --benchmark-only --benchmark-json="$dir/ops.json" -q ;;
+    ops) benchmark ops.json -k "${SELECTION:-not R-CNN and not training}" ;;
+    model) benchmark model.json -k "${SELECTION:-R-CNN}" ;;
+    train) benchmark train.json -k "${SELECTION:-training}" ;;
+    timeline) # in both types
+      local type status=0
+      for type in bfloat16 float32; do
+        python -m fastmask.benchmarks.timeline "$dir/timeline-$type.json" --device "$device" --dtype $type --rounds "${ROUNDS:-50}" || status=$?
+      done
+      return $status
+      ;;
     sanitize)
       if ! command -v compute-sanitizer >/dev/null; then
         echo '{"skipped": "compute-sanitizer is not installed"}' | tee "$dir/sanitize.json"
@@ -69,10 +89,12 @@ pathlib.Path(sys.argv[1], "sanitize.json").write_text(json.dumps(result, indent=
 EOF
       return $status
       ;;
-    *) echo "the part must be tests, ops or sanitize, got $1" >&2; return 2 ;;
+    *) echo "the part must be tests, ops, model, train, timeline or sanitize, got $1" >&2; return 2 ;;
   esac
 }
 
 status=0
-for name in ${2:-tests ops sanitize}; do part "$name" || status=$?; done
+parts=${2:-tests ops model train timeline sanitize}
+[ "$parts" = --full ] && parts="tests ops model train timeline sanitize"
+for name in $parts; do part "$name" || status=$?; done
 exit "$status"

@@ -44,7 +44,8 @@ def answers(pending: Pending, form: str, threshold: float) -> Iterator[Found | E
             result["masks"] = found["masks"][i, :count, None].clone()
         elif pending.masks is not None:
             masks = pending.masks[i, :count]
-            size = count * original[0] * original[1] * (masks.element_size() if form == "float" else 1)
+            pasted = count * original[0] * original[1] * (masks.element_size() if form == "float" else 1)
+            size = pasted // 8 if form == "packed" else masks.nbytes if form == "rle" else pasted
             try:
                 with naming_bytes(f"masks of an image of {original}", f"{count} of them", size):
                     result["masks"] = _masks(found, i, masks, result["boxes"], original, form, threshold)
@@ -88,3 +89,10 @@ def naming_bytes(what: str, part: str, size: int) -> Iterator[None]:
             raise
         message = f"{what} need more memory than there is: {part} alone are {size} bytes ({error})"
         raise RuntimeError(message) from error
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of what the functions held that an error and its causes came through: pictures, tensors."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

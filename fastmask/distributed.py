@@ -3,38 +3,57 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+Value = TypeVar("Value")
 
 
 class Ranks(NamedTuple):
-    """Who this process is among the others, and what they tell one another."""
+    """Who this process is among the others, and what they tell one another. All must call the same, in one order."""
 
     rank: int
     world: int
     local: int  # the rank on its machine
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Value) -> list[Value]:
         """Every rank's value, by rank; waits for all of them."""
-        if self.world == 1:
-            return [value]
-        values = [None] * self.world
-        dist.all_gather_object(values, value)
+        values: list[Any] = [value]
+        if self.world > 1:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
         return values
+
+    def all_or_none(self, function: Callable[[], Value]) -> Value:
+        """This rank's value of a function; on every rank, a ValueError if it raised an OSError or ValueError on one."""
+        value, problem = None, None
+        try:
+            value = function()
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        for said in self.gather(problem):
+            if said is not None:
+                raise ValueError(said)
+        return value  # type: ignore[return-value]
+
+    def from_first(self, function: Callable[[], Value]) -> Value:
+        """The first rank's value of a function, which is run there only; its errors as of :meth:`all_or_none`."""
+        value = self.all_or_none(lambda: function() if self.rank == 0 else None)
+        return self.gather(value)[0]  # type: ignore[return-value]
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
         """Run a block on the first rank of each machine, then on the others: for what is downloaded once."""
         if self.local > 0:
             self.gather(None)
-        yield
-        if self.local == 0:
-            self.gather(None)
+        try:
+            yield
+        finally:
+            if self.local == 0:
+                self.gather(None)
 
     def device(self, name: str) -> str:
         """``cuda`` or ``auto`` means this rank's own GPU."""
@@ -48,11 +67,10 @@ def ranks() -> Iterator[Ranks]:
 
     They wait for one another as long as it takes: torchrun ends all of them where one fails.
     """
-    rank, world, local = (int(os.environ.get(name, alone)) for name, alone in ALONE.items())
-    known = Ranks(rank, world, local)
-    if known.world == 1:
-        yield known
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        yield Ranks(0, 1, 0)
         return
+    known = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     try:
         yield known

@@ -1,6 +1,7 @@
 """Pictures of any kind as planes, in batches, read ahead in threads."""
 
 import collections
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -33,7 +34,9 @@ def batches(
         ahead: 0 reads each picture when it is due.
         pin: in memory that a GPU can fetch from by itself.
     """
-    with ThreadPoolExecutor(THREADS) as threads:
+    with contextlib.ExitStack() as stack:
+        threads = ThreadPoolExecutor(THREADS)
+        stack.callback(threads.shutdown, cancel_futures=True)  # what is read ahead is not waited for
         submitted = _submitted(images, threads, pin)
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
@@ -92,7 +95,7 @@ def _submitted(
             return
         try:  # taken in the caller's thread, who may use its memory again
             yield threads.submit(to_planes, taken(image, number), number, pin)
-        except ValueError as error:
+        except Exception as error:
             failed: Future[Tensor] = Future()
             failed.set_exception(error)
             yield failed

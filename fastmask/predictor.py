@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastmask.answers import Found, Pending, answers, naming_bytes
+from fastmask.answers import Found, Pending, answers, forget_frames, naming_bytes
 from fastmask.feed import Picture, batches
 from fastmask.fitting import Fitting
 from fastmask.models._presets import to_float
@@ -50,7 +50,8 @@ class Predictor:
         threshold: what counts as mask is above it.
         detections: of a picture at most; None: as many as the model keeps.
         mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
-            for all in any case, without a wait.
+            for all in any case, without a wait. On CUDA each shape is then captured as six graphs, and keeps its
+            feature maps.
         graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
 
     Raises:
@@ -101,7 +102,8 @@ class Predictor:
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         ready = prepared(model, dtype)
         ready.roi_heads.detections_per_img = detections
-        self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if mask_buckets else None
+        wanted = mask_buckets and ready.roi_heads.has_mask()
+        self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
         assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
         self.anchors: KnownAnchors = ready.rpn.anchor_generator
@@ -192,45 +194,49 @@ class Predictor:
     ) -> Iterator[Found | Exception]:
         from tqdm import tqdm
 
-        pending: Pending | list[Exception] | None = None
+        pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
             contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin)) as chunks,
         ):
-            while True:
-                launched, failure = None, None
+            ended, failure = False, None
+            while not ended:
+                launched: list[Pending | Exception] = []
                 try:
-                    launched = self._started(next(chunks, None))
+                    chunk = next(chunks, None)
                 except Exception as error:  # of the pictures' source: after the answers that are there
-                    failure = error
-                for one in [pending] if ahead else [pending, launched]:
-                    for result in self._answers(one):
-                        if raising and isinstance(result, Exception):
+                    chunk, failure = None, error
+                if chunk is None:
+                    ended = True
+                else:
+                    launched = [chunk] if isinstance(chunk, Exception) else self._started(chunk)
+                for result in self._answers(pending if ahead else launched):
+                    if isinstance(result, Exception):
+                        if raising:
                             raise result
-                        bar.update()
-                        yield result
-                if failure is not None:
-                    raise failure
-                pending = launched if ahead else None
-                if launched is None:
-                    return
+                        forget_frames(result)
+                    bar.update()
+                    yield result
+                pending = launched
+            if failure is not None:
+                raise failure
 
-    def _started(self, chunk: list[Tensor] | Exception | None) -> Pending | list[Exception] | None:
-        """A batch on its way, or the errors of its pictures."""
-        if chunk is None:
-            return None
-        if isinstance(chunk, Exception):
-            return [chunk]
+    def _started(self, chunk: list[Tensor]) -> list[Pending | Exception]:
+        """A batch on its way; where that fails, its pictures one by one, and the errors of those that fail alone."""
         try:
-            return self._launch(chunk)
+            return [self._launch(chunk)]
         except Exception as error:
-            return [error] * len(chunk)
+            if len(chunk) == 1:
+                return [error]
+        return [one for picture in chunk for one in self._started([picture])]
 
-    def _answers(self, launched: Pending | list[Exception] | None) -> Iterable[Found | Exception]:
-        if isinstance(launched, Pending):
-            return answers(launched, self.masks, self.threshold)
-        return launched or []
+    def _answers(self, launched: Iterable[Pending | Exception]) -> Iterator[Found | Exception]:
+        for one in launched:
+            if isinstance(one, Exception):
+                yield one
+            else:
+                yield from answers(one, self.masks, self.threshold)
 
     @torch.inference_mode()
     def _launch(self, chunk: list[Tensor]) -> Pending:
@@ -255,11 +261,13 @@ class Predictor:
             masks = None if self.masks == "soft" else packed.masks
             if self.device.type != "cuda":
                 return Pending(packed.data, packed.fields, masks, originals, None)
-            data = torch.empty(packed.data.shape, dtype=torch.uint8, pin_memory=True)
-            data.copy_(packed.data, non_blocking=True)
-            masks = None if masks is None else masks.clone()
-            done = self._last = torch.cuda.Event()
-            done.record()
+            try:
+                data = torch.empty(packed.data.shape, dtype=torch.uint8, pin_memory=True)
+                data.copy_(packed.data, non_blocking=True)
+                masks = None if masks is None else masks.clone()
+            finally:  # the graph runs, whatever fails here
+                done = self._last = torch.cuda.Event()
+                done.record()
             return Pending(data, packed.fields, masks, originals, done)
 
     def _pinned(self, tensor: Tensor) -> Tensor:

@@ -73,6 +73,10 @@ class Program(nn.Module):
         found = looked.detections if rows is None else first_rows(looked.detections, rows)
         if self.model.roi_heads.has_mask():
             found = self.model.roi_heads.segment(looked.features, looked.scales, found)
+        return self.pack(inputs, found)
+
+    def pack(self, inputs: Inputs, found: Detections) -> Packed:
+        """The answer, in pixels of the original images, as one tensor."""
         ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes.to(found.boxes.dtype)
         boxes = found.boxes * ratios.flip(1).repeat(1, 2)[:, None]
         out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}

@@ -1,6 +1,7 @@
 """Detections drawn on their picture: masks, boxes, labels and scores."""
 
 import colorsys
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,3 +131,8 @@ def _free_place(
         if not any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken):
             return place
     return places[0]
+
+
+def save_overlay(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Save a picture, as PNG with little compression: with the usual one, saving takes longer than predicting."""
+    picture.save(path, format="PNG", compress_level=1)

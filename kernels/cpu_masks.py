@@ -4,6 +4,7 @@ Paste writes crops into lazily zeroed memory (pages outside the boxes are never 
 each crop down its columns, so that full-size masks never exist. Specification: reference.py.
 """
 
+import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,8 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return torch.zeros(shape, dtype=dtype)  # whose error names the bytes
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    with contextlib.suppress(OSError):  # of a system without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.from_numpy(np.frombuffer(memory, NUMPY_TYPES[dtype]).reshape(shape))
 
 
@@ -106,9 +108,11 @@ def _crops(
                 yield Crop(index, top, left, resized[top - y0 : bottom - y0, left - x0 : right - x0])
                 continue
         lower, upper, weight = axes[0].taps(top, bottom, continuous, mask)
-        rows = mask[lower] * weight[0, :, None] + mask[upper] * weight[1, :, None]
+        rows = mask.index_select(0, lower) * weight[0, :, None] + mask.index_select(0, upper) * weight[1, :, None]
         lower, upper, weight = axes[1].taps(left, right, continuous, mask)
-        yield Crop(index, top, left, rows[:, lower] * weight[0] + rows[:, upper] * weight[1])
+        # index_select takes a fifth of the time of rows[:, lower]
+        crop = rows.index_select(1, lower) * weight[0] + rows.index_select(1, upper) * weight[1]
+        yield Crop(index, top, left, crop)
 
 
 def _placed(

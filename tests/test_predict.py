@@ -76,7 +76,12 @@ def test_broken_files_are_named_and_the_rest_go_on(
         assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
     assert "in 2 pictures" in printed.out
     assert "7/7" in printed.err  # the progress bar's end
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.predicted.png", "predictions.json", "z.predicted.png"]
+    made = ["a.predicted.png", "predictions.json", "predictions.parts", "z.predicted.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == made
+    assert "5 skipped, which the same command tries again" in printed.out
+    other = picture_file(tmp_path / "other.png")  # what was skipped keeps no other command out
+    assert predict(weights, tmp_path / "out", "--score", 0.9, other) == 0
+    assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in entries} <= {1, 7}
     assert predict(weights, tmp_path / "alone", text) == 1

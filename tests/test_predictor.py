@@ -140,7 +140,7 @@ def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monk
         monkeypatch.setattr(bucketed.program, "trim", False)  # as on a GPU
         pending = bucketed._launch(pictures[:1])
         assert {name: shape for name, shape, _ in pending.fields}["labels"] == (1, rows)
-        actual = list(bucketed._answers(pending))
+        actual = list(bucketed._answers([pending]))
         assert len(actual[0]["boxes"]) == most
         left_out = () if masks == "float" else ("masks",)
         assert matched_share(actual[0], {k: v for k, v in expected[0].items() if k not in left_out}) >= 0.9
@@ -163,7 +163,7 @@ def test_too_much_for_memory(model: nn.Module, pictures: list[Tensor]) -> None:
         large(pictures[:1])
     found = Predictor(model, "exact", masks="bool")
     pending = found._launch(pictures[:1])
-    (error,) = found._answers(pending._replace(originals=[(2**22, 2**22)]))
+    (error,) = found._answers([pending._replace(originals=[(2**22, 2**22)])])
     assert isinstance(error, RuntimeError)
     assert "masks of an image of (4194304, 4194304) need more memory than there is: 30 of them" in str(error)
     assert f"{30 * 2**44} bytes" in str(error)
@@ -307,7 +307,7 @@ def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch:
     finally:
         torch.cuda.set_sync_debug_mode("default")
         model.cpu()
-    (last,) = found._answers(pending)
+    (last,) = found._answers([pending])
     assert torch.equal(last["boxes"], first[0]["boxes"])
 
 

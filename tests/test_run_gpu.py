@@ -60,5 +60,5 @@ def test_sanitize_runs_both_tools(tmp_path: Path) -> None:
 def test_wrong_arguments(tmp_path: Path) -> None:
     done = run(str(tmp_path), "fly")
     assert done.returncode == 2
-    assert "the part must be tests, ops or sanitize, got fly" in done.stderr
+    assert "the part must be tests, ops, model, train, timeline or sanitize, got fly" in done.stderr
     assert "usage: benchmarks/run_gpu.sh DIR" in run().stderr

@@ -1,22 +1,29 @@
 """What is found in each picture, written down as it is found, by any number of ranks, so that a run can be taken up."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from fastmask.cli._pictures import image_ids
-
-if TYPE_CHECKING:
-    from fastmask.distributed import Ranks
+from typing import Any, NamedTuple
 
 RESULTS = "predictions.json"
+PARTIAL = "predictions.partial.json"  # of a run that was interrupted
 PARTS = "predictions.parts"  # a folder beside the results until they are complete
+FINISHED = "finished"  # a file in it: all that is missing was skipped
 
 Entries = list[dict[str, Any]]
+
+
+class Todo(NamedTuple):
+    """A picture that is still to be looked at."""
+
+    picture: Path
+    state: str  # as it was before
+    overlay: Path | None
 
 
 class Journal:
@@ -28,14 +35,13 @@ class Journal:
         settings: what the answers depend on.
     """
 
-    def __init__(self, folder: Path, run: int, rank: int, settings: dict[str, Any]) -> None:
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, run: int, rank: int, settings: Mapping[str, Any]) -> None:
         self.file = open(folder / PARTS / f"{run:04}-{rank:05}.jsonl", "x")  # noqa: SIM115  closed by __exit__
         self._write(settings)
 
-    def add(self, picture: Path, entries: Entries) -> None:
+    def add(self, one: Todo, entries: Entries) -> None:
         """A picture is done."""
-        self._write([str(picture), state(picture), entries])
+        self._write([str(one.picture), one.state, one.overlay and one.overlay.name, entries])
 
     def _write(self, value: Any) -> None:
         self.file.write(json.dumps(value) + "\n")
@@ -48,86 +54,159 @@ class Journal:
         self.file.close()
 
 
-def state(file: Path) -> list[int] | None:
-    """What changes with a file; None if it cannot be had."""
+def state_of(file: Path) -> str:
+    """What changes with a file; empty if it cannot be had."""
     try:
         found = os.stat(file)
     except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
+        return ""
+    return f"{found.st_size} bytes, {found.st_mtime_ns}"
 
 
-def prepare(folder: Path) -> Path:
-    """Make the folder of the results -> the file of the results, which can be written to."""
+@contextlib.contextmanager
+def locked(folder: Path, restart: bool) -> Iterator[None]:
+    """Make the folder of the results, and keep other runs out of it; with ``restart``, without what is there.
+
+    Raises:
+        ValueError: another run is in it.
+        OSError: it cannot be written to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / RESULTS, "a"):  # fails here, not after the last picture
-        return folder / RESULTS
+    if (folder / RESULTS).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / RESULTS))
+    (folder / PARTS).mkdir(exist_ok=True)
+    with open(folder / PARTS / "lock", "w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            pass
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"{folder} must be free, got another run in it ({error})") from error
+        if restart:
+            _forget_parts(folder)
+        yield
 
 
-def forget(folder: Path) -> None:
-    """Remove what journals are there."""
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any]) -> tuple[int, list[Todo]]:
+    """A number for this run, and what is still to be looked at: all that has no answer, has changed, or is not drawn.
 
-
-def take_up(
-    folder: Path, pictures: Sequence[Path], settings: dict[str, Any], own: "Ranks"
-) -> tuple[Journal, list[Path]]:
-    """This rank's new journal, and the pictures that all ranks are still to look at, as the first one sees it.
-
-    Raises:
-        ValueError: see :func:`found_so_far`.
-    """
-    done = found_so_far(folder, pictures, settings) if own.rank == 0 else {}
-    number = max((int(part.name[:4]) for part in _parts(folder)), default=-1) + 1
-    number, todo = own.gather((number, [picture for picture in pictures if picture not in done]))[0]
-    return Journal(folder, number, own.rank, settings), todo
-
-
-def merge(results: Path, pictures: Sequence[Path], settings: dict[str, Any]) -> dict[Path, Entries]:
-    """Write what is found so far as COCO's results, in the pictures' order -> the entries of each picture."""
-    found = found_so_far(results.parent, pictures, settings)
-    rows = [
-        entry | {"image_id": image_id, "file_name": str(picture)}
-        for picture, image_id in zip(pictures, image_ids(pictures), strict=True)
-        for entry in found.get(picture, [])
-    ]
-    whole = results.with_suffix(".tmp")
-    whole.write_text(json.dumps(rows))
-    os.replace(whole, results)
-    return found
-
-
-def found_so_far(folder: Path, pictures: Sequence[Path], settings: dict[str, Any]) -> dict[Path, Entries]:
-    """The entries of those pictures that are done and have not changed since.
+    A finished run of which pictures were skipped counts only for the same pictures and settings.
 
     Raises:
-        ValueError: a journal is of other settings, or broken.
+        ValueError: an unfinished run is of other settings or pictures, or broken.
     """
+    try:
+        done = _found(folder, settings)
+        _check_pictures(folder, todo, done)
+    except ValueError:
+        if not (folder / PARTS / FINISHED).exists():
+            raise
+        _forget_parts(folder)
+        done = {}
+    (folder / PARTS / FINISHED).unlink(missing_ok=True)
+    rest = [one for one in todo if not _is_done(one, done)]
+    return max((int(part.name[:4]) for part in _parts(folder)), default=-1) + 1, rest
+
+
+def merge(folder: Path, todo: Sequence[Todo], ids: Sequence[int], settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Write what is found as COCO's results, in the pictures' order, not yet final -> how many pictures, detections."""
+    done = _found(folder, settings)
+    pictures = detections = 0
+    with open(folder / PARTIAL, "w") as file:
+        file.write("[")
+        for one, image_id in zip(todo, ids, strict=True):
+            if not _is_done(one, done):
+                continue
+            pictures += 1
+            for entry in done[str(one.picture)].entries():
+                file.write(",\n" if detections else "\n")
+                json.dump(entry | {"image_id": image_id, "file_name": str(one.picture)}, file)
+                detections += 1
+        file.write("\n]\n")
+    return pictures, detections
+
+
+def finish(folder: Path, skipped: bool) -> None:
+    """The results are complete: forget the journals, or, where pictures were skipped, keep them for another try."""
+    os.replace(folder / PARTIAL, folder / RESULTS)
+    if skipped:
+        (folder / PARTS / FINISHED).touch()
+    else:
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+
+
+class Done(NamedTuple):
+    """Where a picture's line is."""
+
+    part: Path
+    offset: int
+    state: str
+    overlay: str | None
+
+    def entries(self) -> Entries:
+        with open(self.part, "rb") as file:
+            file.seek(self.offset)
+            entries: Entries = json.loads(file.readline())[3]
+            return entries
+
+
+def _is_done(one: Todo, done: Mapping[str, Done]) -> bool:
+    before = done.get(str(one.picture))
+    if before is None or before.state != one.state:
+        return False
+    return one.overlay is None or (before.overlay == one.overlay.name and one.overlay.exists())
+
+
+def _found(folder: Path, settings: Mapping[str, Any]) -> dict[str, Done]:
+    """What the journals hold, the last line of a picture first; a line that was cut off does not count."""
     settings = json.loads(json.dumps(settings))  # as they come back
-    done: dict[tuple[str, str], Entries] = {}
+    done = {}
     for part in _parts(folder):
-        lines = _lines(part)
-        before = next(lines, settings)
-        if before != settings:
-            other = ", ".join(f"{name} {value}" for name, value in before.items() if settings.get(name) != value)
-            raise ValueError(
-                f"{part.parent} must be an unfinished run with these settings, got one with {other}: run it as it was, "
-                "or with --restart"
-            )
-        for name, then, entries in lines:
-            done[name, str(then)] = entries
-    keys = {picture: (str(picture), str(state(picture))) for picture in pictures}
-    return {picture: done[key] for picture, key in keys.items() if key in done}
+        offset = 0
+        with open(part, "rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{part} must hold JSON, got {line[:40]!r} in line {number + 1}: use --restart"
+                    ) from error
+                if number == 0:
+                    _check_settings(folder, value, settings)
+                else:
+                    done[value[0]] = Done(part, offset, value[1], value[2])
+                offset += len(line)
+    return done
+
+
+def _check_settings(folder: Path, before: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    other = [f"{name} {value}" for name, value in before.items() if settings.get(name) != value]
+    if other:
+        raise ValueError(
+            f"{folder / PARTS} must be an unfinished run with these settings, got one with {', '.join(other)}: run it "
+            "as it was, or with --restart"
+        )
+
+
+def _check_pictures(folder: Path, todo: Sequence[Todo], done: Mapping[str, Done]) -> None:
+    known = {str(one.picture) for one in todo}
+    others = [name for name in done if name not in known and os.path.exists(name)]
+    if others:
+        raise ValueError(
+            f"{folder / PARTS} must be an unfinished run on these pictures, got one on others ({others[0]}, ...): run "
+            "it as it was, or with --restart"
+        )
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted((folder / PARTS).glob("*.jsonl"))
+    return sorted((folder / PARTS).glob("[0-9][0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9].jsonl"))
 
 
-def _lines(part: Path) -> Iterator[Any]:
-    """A journal's lines but for a last one that was cut off."""
-    for number, line in enumerate(part.read_text().split("\n")[:-1], 1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{part} must hold JSON, got {line[:40]!r} in line {number}: use --restart") from error
+def _forget_parts(folder: Path) -> None:
+    for part in _parts(folder):
+        part.unlink()

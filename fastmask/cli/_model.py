@@ -1,13 +1,18 @@
-"""The model that ``--model``, ``--weights``, ``--score`` and ``--device`` name."""
+"""The model, and the Predictor, that a command line names."""
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from fastmask import __version__
 from fastmask.cli._device import find_device
+from fastmask.cli._journal import state_of
 
 if TYPE_CHECKING:
+    from fastmask.distributed import Ranks
     from fastmask.models.detection.faster_rcnn import FasterRCNN
+    from fastmask.predictor import Predictor
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +21,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
     parser.add_argument("--score", type=float, default=0.5, help="what is kept scores above it [%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
+
+
+def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
+    """For those that look at many."""
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="to pad to [800 1344 on CUDA]")
+    sizes.add_argument("--exact", action="store_true", help="pad as the model does [where there is no CUDA]")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 [%(default)s]")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
 
 
 def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
@@ -33,3 +47,21 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
     assert source is not None
     model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(where)
     return cast("FasterRCNN", model), source.meta.get("categories")
+
+
+def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
+    """The Predictor on this rank's device, the categories if they are known, and all that answers depend on."""
+    import torch
+
+    from fastmask.predictor import Predictor
+
+    with own.first_alone():
+        model, categories = load_model(args.model, args.weights, own.device(args.device), args.score)
+    device = next(model.parameters()).device.type
+    fixed = args.size or (device == "cuda" and not args.exact)
+    dtype: Any = getattr(torch, args.dtype, args.dtype)  # which Predictor checks
+    predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
+    settings = {name: getattr(args, name) for name in ("model", "score", "batch")}
+    settings |= {"weights": args.weights, "file": state_of(Path(args.weights)), "device": device}
+    settings |= {"size": predictor.fitting.size, "dtype": str(predictor.dtype), "fastmask": __version__}
+    return predictor, categories, settings

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.fake_impl import allocate_size
 
 from fastmask.structures import Detections
 
@@ -23,7 +22,7 @@ def split(detections: Detections) -> list[dict[str, Tensor]]:
     return results
 
 
-@torch.library.custom_op("fastmask::real_rows", mutates_args=())
+@torch.library.custom_op("fastmask::real_rows", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
 def real_rows(count: Tensor, most: int) -> list[Tensor]:
     """Row numbers below each of the counts [B], which are at most ``most``."""
     return [torch.arange(number, device=count.device) for number in count.tolist()]
@@ -32,5 +31,7 @@ def real_rows(count: Tensor, most: int) -> list[Tensor]:
 @real_rows.register_fake
 def _(count: Any, most: int) -> list[Tensor]:
     """Sizes known when the program runs, also where torch.compile is not asked for these: it would break the graph."""
+    from torch._library.fake_impl import allocate_size  # private: not before it is needed
+
     shapes = count.fake_mode.shape_env
     return [count.new_empty(allocate_size(shapes, 0, most)) for _ in range(count.shape[0])]

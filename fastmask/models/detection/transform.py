@@ -56,8 +56,9 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         for i, image in enumerate(images):
             if image.ndim != 3:
                 raise ValueError(f"images[{i}] must be [C, H, W], got {tuple(image.shape)}")
-            for side in image.shape[1:]:
-                len(range(side))  # a constant of what torch.compile makes: other sizes are compiled anew
+            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+                for side in image.shape[1:]:
+                    len(range(side))  # a constant of what torch.compile makes: other sizes are compiled anew
             target = None if targets is None else dict(targets[i])
             image, target = self.resize(self.normalize(image), target)
             resized.append(image)

@@ -1,0 +1,53 @@
+"""What a case is: one operation on one set of inputs, as each provider does it."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None  # a peer here, never needed to run
+
+Rule = Callable[[Any, Any], None]  # raises AssertionError unless an answer agrees with the first provider's
+
+
+class Case(NamedTuple):
+    """One operation on one set of inputs.
+
+    Args:
+        providers: by name, functions without arguments; the first one's answer is what the others must agree with.
+        agree: the rule for that.
+        inputs: shapes and dtypes, for the report.
+        least_bytes: that must be moved; None: what binds is something else.
+        rules: other rules, of providers that round more.
+        sample: compare ours with the literal reference on a few of the inputs; for where torchvision is missing.
+    """
+
+    providers: Mapping[str, Callable[[], Any]]
+    agree: Rule
+    inputs: str
+    least_bytes: int | None = None
+    rules: Mapping[str, Rule] = {}
+    sample: Callable[[], None] | None = None
+
+
+class Entry(NamedTuple):
+    """How a case is made, and when it is chosen.
+
+    Args:
+        build: from a generator, on a device; called once for each set of inputs.
+        chosen: by default; the others with ``--full``.
+        scale: the operation and the number of what it grows with, for the fitted exponent.
+        sets: of inputs that rounds take in turns.
+        rounds: that are timed, at most.
+        providers: of the case, where torchvision is installed; the first one is what others must agree with.
+        on_cuda: more of them, on a GPU only.
+    """
+
+    build: Callable[[torch.Generator, torch.device], Case]
+    chosen: bool = True
+    scale: tuple[str, str, int] | None = None
+    sets: int = 3
+    rounds: int = 11
+    providers: tuple[str, ...] = ("torchvision", "fastmask")
+    on_cuda: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""Masks on images: pasted as probabilities, bool or packed bits, and encoded as COCO's RLE."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.inputs import PICTURE, blob_masks
+from fastmask.benchmarks.peers import detectron2_paste
+from fastmask.kernels import reference
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.traffic import least_bytes
+from fastmask.ops.masks import LIKELY
+
+SAMPLE = 2  # masks that are compared with the literal reference
+AT_THRESHOLD = 1e-4  # of pixels, whose probability is 0.5 but for rounding
+
+
+def paste(
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    output: str,
+    num: int = 100,
+    size: tuple[int, int] = PICTURE,
+    continuous: bool = False,
+) -> Case:
+    """``continuous``: as detectron2 does it, beside its algorithm; else beside torchvision's."""
+    masks, boxes = blob_masks(generator, device, num, size)
+    mode = "continuous" if continuous else "torchvision"
+
+    def ours() -> Tensor:
+        if output == "float":
+            return ops.paste_masks_in_image(masks, boxes, size)
+        return ops.paste_masks(masks, boxes, size, output=output, mode=mode)
+
+    providers: dict[str, Callable[[], Any]] = {}
+    if continuous:
+        providers["detectron2's algorithm"] = lambda: detectron2_paste(masks, boxes, size)
+    elif HAS_TORCHVISION:
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        whole = functools.partial(paste_masks_in_image, masks, boxes, size)
+        providers["torchvision"] = whole if output == "float" else lambda: whole()[:, 0] > 0.5
+    providers["fastmask"] = ours
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        if output == "float":
+            if device.type == "cpu":
+                assert torch.equal(ours, theirs), "pasted masks differ"
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            return
+        if output == "packed":
+            bits = np.unpackbits(ours.cpu().numpy(), axis=-1, count=size[1])
+            ours = torch.from_numpy(bits).bool().to(theirs.device)
+        exact = device.type == "cpu" and not continuous
+        differing = float((ours != theirs).sum() / theirs.sum())
+        assert differing <= (0 if exact else AT_THRESHOLD), f"{differing:.2%} of the pixels differ"
+
+    def sample() -> None:
+        few = (masks[:SAMPLE], boxes[:SAMPLE], size)
+        expected = reference.paste_masks(masks[:SAMPLE, 0].cpu(), boxes[:SAMPLE].cpu(), size, continuous, 1)
+        actual = ops.paste_masks(*few, output="float", mode=mode).cpu()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4)
+
+    kind = {"float": "probabilities", "bool": "> 0.5, bool", "packed": "> 0.5, 8 pixels a byte; peer: bool"}[output]
+    inputs = f"{num} masks of 28 x 28 float32 on {size}, {kind}"
+    moved = least_bytes(paste_masks_op, masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
+    return Case(providers, agree, inputs, moved, sample=sample)
+
+
+def encode(
+    generator: torch.Generator, device: torch.device, *, num: int = 100, size: tuple[int, int] = PICTURE
+) -> Case:
+    """Beside torchvision's paste and pycocotools.encode, and beside detectron2's paste and the same."""
+    from pycocotools import mask as coco
+
+    masks, boxes = blob_masks(generator, device, num, size)
+
+    def encoded(pasted: Tensor) -> list[Any]:
+        return [coco.encode(np.asfortranarray(mask)) for mask in pasted.cpu().numpy().view(np.uint8)]
+
+    providers: dict[str, Callable[[], Any]] = {}
+    if HAS_TORCHVISION:
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        providers["torchvision"] = lambda: encoded(paste_masks_in_image(masks, boxes, size)[:, 0] > 0.5)
+    providers["fastmask"] = lambda: ops.encode_masks(masks, boxes, size)
+
+    def agree(ours: list[Any], theirs: list[Any]) -> None:
+        if device.type == "cpu":
+            assert ours == theirs, "RLE differs"
+        pixels, others = coco.decode(ours), coco.decode(theirs)
+        assert (pixels != others).sum() <= AT_THRESHOLD * others.sum(), "more differs than pixels at the threshold"
+
+    def sample() -> None:
+        pasted = ops.paste_masks(masks[:SAMPLE], boxes[:SAMPLE], size).cpu()
+        expected = [reference.encode_mask(mask) for mask in pasted]
+        actual = [rle["counts"] for rle in ops.encode_masks(masks[:SAMPLE], boxes[:SAMPLE], size)]
+        assert actual == expected, "RLE differs"
+
+    inputs = f"{num} masks of 28 x 28 float32 on {size}; peer: paste, then pycocotools.encode"
+    sizes = torch.zeros(num, 2, dtype=torch.int64)
+    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, 0.5, False, False, 1)
+    return Case(providers, agree, inputs, moved, sample=sample)
+
+
+SIZES = {"480 x 640": (480, 640), "800 x 1333": PICTURE, "1080 x 1920": (1080, 1920), "2160 x 3840": (2160, 3840)}
+
+
+def paste_entry(output: str, chosen: bool = True, **options: Any) -> Entry:
+    peer = "detectron2's algorithm" if options.get("continuous") else "torchvision"
+    return Entry(functools.partial(paste, output=output, **options), chosen, providers=(peer, "fastmask"))
+
+
+ENTRIES: dict[str, Entry] = {
+    "paste 100 masks": paste_entry("float"),
+    "paste 100 masks, packed": paste_entry("packed"),
+    "paste 100 masks as detectron2, bool": paste_entry("bool", continuous=True),
+}
+for name, size in SIZES.items():
+    usual = size == PICTURE
+    pixels = size[0] * size[1]
+    chosen = pixels < 2**21 + 2**20
+    ENTRIES[f"paste 100 masks{'' if usual else f' on {name}'}, bool"] = Entry(
+        functools.partial(paste, output="bool", size=size), chosen, ("paste 100 masks, bool", "pixels", pixels)
+    )
+    ENTRIES[f"RLE of 100 masks{'' if usual else f' on {name}'}"] = Entry(
+        functools.partial(encode, size=size), chosen, ("RLE of 100 masks", "pixels", pixels)
+    )
+    for output in ("float", "bool", "packed"):
+        ENTRIES[f"paste 20 masks on {name}, {output}"] = paste_entry(output, chosen=False, num=20, size=size)
+        if output != "bool" and not usual:
+            ENTRIES[f"paste 100 masks on {name}, {output}"] = paste_entry(output, chosen=False, size=size)
+    ENTRIES[f"RLE of 20 masks on {name}"] = Entry(functools.partial(encode, num=20, size=size), chosen=False)

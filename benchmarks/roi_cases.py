@@ -1,0 +1,155 @@
+"""RoIAlign over the levels of a pyramid, forward and backward, and RoIPool."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
+from fastmask.kernels import reference
+from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.traffic import least_bytes
+
+GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
+SAMPLE = 4  # RoIs that are compared with the literal reference
+
+
+def roi_align(
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    num: int = 1000,
+    pooled: int = 7,
+    batch: int = 1,
+    ratio: int = 2,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+    backward: bool = False,
+) -> Case:
+    """``num``: RoIs an image. In half types torchvision runs under autocast, which upcasts the maps.
+
+    torchvision copies channels-last maps; at its best it is given the same values in the layout it likes.
+    """
+    maps = pyramid(generator, device, batch, dtype, channels_last)
+    boxes = [boxes_in(generator, num, IMAGE).to(device) for _ in range(batch)]
+    gradient = torch.randn(batch * num, 256, pooled, pooled, generator=generator).to(device, dtype)
+
+    def runner(module: Any, maps: dict[str, Tensor]) -> Callable[[], list[Tensor]]:
+        pooler = module.MultiScaleRoIAlign(list(maps), pooled, ratio)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32 and module is not ops)
+        for feature in maps.values():
+            feature.requires_grad_(backward)
+
+        def run() -> list[Tensor]:
+            for feature in maps.values():
+                feature.grad = None
+            with autocast:
+                out = pooler(maps, boxes, [IMAGE] * batch)
+            if not backward:
+                return [out]
+            out.backward(gradient)
+            return [out.detach(), *(feature.grad for feature in maps.values())]
+
+        return run
+
+    providers: dict[str, Callable[[], Any]] = {}
+    if HAS_TORCHVISION:
+        import torchvision
+
+        providers["torchvision"] = runner(torchvision.ops, maps)
+        if channels_last:
+            contiguous = {name: feature.detach().contiguous() for name, feature in maps.items()}
+            providers["torchvision at its best"] = runner(torchvision.ops, contiguous)
+    providers["fastmask"] = runner(ops, maps)
+
+    def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
+        tolerance = 1e-4 if dtype == torch.float32 else 2**-6  # of bfloat16, a rounding or two
+        for actual, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+    def sample() -> None:
+        few = [boxes[0][:SAMPLE], *(box[:0] for box in boxes[1:])]
+        actual = ops.MultiScaleRoIAlign(list(maps), pooled, ratio)(maps, few, [IMAGE] * batch).detach().cpu()
+        rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
+        features = [feature.detach()[:1, :8].cpu() for feature in maps.values()]  # the first channels
+        expected = reference.multilevel_roi_align(features, rois, *GEOMETRY, pooled, pooled, ratio, False)
+        agree([actual[:, :8]], [expected.to(actual.dtype)])
+
+    layout, name = "channels-last" if channels_last else "NCHW", str(dtype).removeprefix("torch.")
+    inputs = f"P2-P5 of {batch} x {IMAGE} x 256 {layout} {name}, {num} RoIs an image, {pooled} x {pooled}"
+    features, rois = list(maps.values()), torch.zeros(batch * num, 5)
+    moved = least_bytes(multilevel_roi_align_op, features, rois, *GEOMETRY, pooled, pooled, ratio, False)
+    if backward:
+        sizes = (batch, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])
+        moved += least_bytes(multilevel_roi_align_backward_op, gradient, rois, *sizes, *GEOMETRY, ratio, False)
+    return Case(providers, agree, inputs, moved, sample=sample)
+
+
+def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500) -> Case:
+    features = torch.randn(1, 256, IMAGE[0] // 8, IMAGE[1] // 8, generator=generator).to(device)
+    boxes = [boxes_in(generator, num, IMAGE).to(device)]
+    providers: dict[str, Callable[[], Any]] = {}
+    if HAS_TORCHVISION:
+        import torchvision
+
+        providers["torchvision"] = lambda: torchvision.ops.roi_pool(features, boxes, 7, 0.125)
+    providers["fastmask"] = lambda: ops.roi_pool(features, boxes, 7, 0.125)
+
+    def agree(ours: Tensor, theirs: Tensor) -> None:
+        assert torch.equal(ours, theirs), "pooled maxima differ"
+
+    def sample() -> None:
+        rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
+        expected, _ = reference.roi_pool(features[:, :8].cpu(), rois, 0.125, 7, 7)
+        agree(ops.roi_pool(features, [boxes[0][:SAMPLE]], 7, 0.125)[:, :8].cpu(), expected)
+
+    inputs = f"P3 of {IMAGE} x 256 float32, {num} RoIs, 7 x 7"
+    return Case(
+        providers, agree, inputs, least_bytes(roi_pool_op, features, torch.zeros(num, 5), 0.125, 7, 7), sample=sample
+    )
+
+
+def entry(*, chosen: bool = True, scale: tuple[str, str, int] | None = None, **options: Any) -> Entry:
+    best = ("torchvision at its best",) if options.get("channels_last", True) else ()
+    providers = ("torchvision", *best, "fastmask")
+    return Entry(functools.partial(roi_align, **options), chosen, scale, providers=providers)
+
+
+def batch_entry(**options: Any) -> Entry:
+    """With the images, and RoIs of each, that a training step has on a GPU; on a CPU a few, that it may end."""
+
+    def build(generator: torch.Generator, device: torch.device) -> Case:
+        size: dict[str, Any] = {"batch": 8, "num": 512} if device.type == "cuda" else {"batch": 2, "num": 100}
+        return roi_align(generator, device, **size, **options)
+
+    return entry()._replace(build=build)
+
+
+BF16 = torch.bfloat16
+ENTRIES: dict[str, Entry] = {
+    "RoIAlign, channels-last": entry(scale=("RoIAlign 7 x 7", "RoIs", 1000)),
+    "RoIAlign, NCHW": entry(channels_last=False),
+    "RoIAlign, adaptive, channels-last": entry(ratio=-1),
+    "RoIAlign 14 x 14, 100 RoIs": entry(num=100, pooled=14),
+    "RoIAlign, 100 RoIs": entry(num=100, scale=("RoIAlign 7 x 7", "RoIs", 100)),
+    "RoIAlign, 4000 RoIs": entry(num=4000, scale=("RoIAlign 7 x 7", "RoIs", 4000)),
+    "RoIAlign forward + backward, channels-last": entry(backward=True),
+    "RoIAlign forward + backward, NCHW": entry(backward=True, channels_last=False),
+    "RoIAlign, bfloat16, channels-last": entry(dtype=BF16),
+    "RoIAlign of a batch, bfloat16": batch_entry(dtype=BF16),
+    "RoIAlign of a batch, bfloat16, forward + backward": batch_entry(dtype=BF16, backward=True),
+    "RoIPool": Entry(roi_pool),
+} | {
+    f"RoIAlign {pooled} x {pooled}, {batch} x {num} RoIs, bfloat16{', forward + backward' if backward else ''}": entry(
+        chosen=False, num=num, pooled=pooled, batch=batch, backward=backward, dtype=BF16
+    )
+    for backward in (False, True)
+    for pooled in (7, 14)
+    for batch in (1, 8)
+    for num in (100, 512, 1000, 4000)
+}

@@ -1,0 +1,74 @@
+"""Cases timed one after the other, without pytest: results as pytest-benchmark writes them, as far as they are read."""
+
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastmask.benchmarks.case import Entry
+from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, turns
+from fastmask.benchmarks.report import groups, is_ours, where
+
+BUDGET = {False: 20.0, True: 1.0}  # seconds of a row's rounds, by --quick; three there are in any case
+
+
+def measured(entries: Mapping[str, Entry], device: torch.device, quick: bool) -> tuple[dict[str, Any], list[str]]:
+    """The results, and why cases have none: their answers disagreed."""
+    rows: list[dict[str, Any]] = []
+    wrong = []
+    progress = tqdm(entries.items(), unit="case")
+    for name, entry in progress:
+        progress.set_postfix_str(name)
+        try:
+            case = checked(name, entry, device, 1 if quick else None)
+        except AssertionError as error:
+            wrong.append(str(error).partition("\n")[0])
+            continue
+        for provider in case.sets[0].providers:
+            times = seconds(case, provider, BUDGET[quick])
+            rows.append({"group": name, "stats": spread(times), "extra_info": facts(case, provider)})
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    return {"benchmarks": rows, "datetime": now}, wrong
+
+
+def seconds(case: Checked, provider: str, budget: float) -> list[float]:
+    """Of each round, after one that is not counted."""
+    prepared, times = turns(case, provider), []
+    for _ in range(rounds_of(case, provider, budget) + 1):
+        run = prepared()
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[1:]
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    return {"median": median, "q1": q1, "q3": q3, "rounds": len(times)}
+
+
+def plain(results: dict[str, Any]) -> str:
+    """For the screen: medians in milliseconds, and how many times faster ours are than the first peer."""
+    lines = [
+        where(results).partition(" Milliseconds")[0] + " Milliseconds, medians.",
+        "",
+        f"{'':44} {'peer':>10} {'fastmask':>10}  times faster",
+    ]
+    for name, rows in groups(results).items():
+        peers = [row["stats"]["median"] for provider, row in rows.items() if not is_ours(provider)]
+        for provider, row in rows.items():
+            if is_ours(provider):
+                time, title = row["stats"]["median"], name + provider.removeprefix("fastmask").replace(" P", ", P")
+                beside = f"{1e3 * peers[0]:10.3f}" if peers else f"{'':10}"
+                lines.append(f"{title:44} {beside} {1e3 * time:10.3f}  {f'{peers[0] / time:12.2f}' if peers else ''}")
+    return "\n".join(lines)
+
+
+def saved(results: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(results, indent=1))

@@ -1,0 +1,184 @@
+"""``python -m fastmask.benchmarks.timeline FILE.json``: where the milliseconds of one picture go, stage by stage.
+
+Each stage of a Predictor's program is timed on what the one before it left; on a GPU each is a CUDA graph of its own,
+so that launches do not count. Beside them: the whole program, a whole call, and choices that only a measurement can
+make. With matplotlib, a picture lies beside the file.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastmask
+from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
+from fastmask.benchmarks.measure import name_of, versions, wait_for
+from fastmask.benchmarks.model_cases import settled_model
+from fastmask.models.detection.roi_heads import class_masks, pool
+from fastmask.models.prepare import prepared
+from fastmask.program import Inputs, Program, captured
+
+Stage = Callable[[], Any]
+
+
+def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
+    """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
+    model: Any = program.model
+    heads = model.roi_heads
+    _, scales = model.extract(inputs.pixels)
+    size = (inputs.pixels.shape[2], inputs.pixels.shape[3])
+
+    def box_head() -> None:
+        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
+        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
+
+    def masks() -> None:
+        hidden = heads.mask_head(left["pooled masks"])
+        logits = class_masks(heads.mask_predictor, hidden, left["found"].labels.flatten())
+        left["masks"] = logits.float().sigmoid().view(*left["found"].labels.shape, *logits.shape[1:])
+
+    def keep(name: str, function: Callable[[], Any]) -> Stage:
+        def stage() -> None:
+            left[name] = function()
+
+        return stage
+
+    return {
+        "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
+        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
+        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
+        "proposals": keep("proposals", lambda: model.rpn.propose(*left["looked"], inputs.sizes)),
+        "RoIAlign 7 x 7": keep(
+            "pooled", lambda: pool(heads.box_roi_pool, left["features"], scales, left["proposals"].boxes)
+        ),
+        "box head": box_head,
+        "detections": keep("found", lambda: heads.select(*left["classes"], left["proposals"], inputs.sizes)),
+        "RoIAlign 14 x 14": keep(
+            "pooled masks", lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes)
+        ),
+        "mask head": masks,
+        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
+    }
+
+
+def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median of each, all of them in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            if device.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                run()
+                end.record()
+                end.synchronize()
+                times[name].append(start.elapsed_time(end))
+            else:
+                begin = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Stage]:
+    """What could be one way or the other: mask_buckets where all and few detections are found, top-k in chunks."""
+    runs: dict[str, Stage] = {}
+    (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([picture])
+    before = model.roi_heads.score_thresh
+    for number in (len(found["scores"]), 7):
+        model.roi_heads.score_thresh = before if number != 7 else float(found["scores"][7])
+        for buckets in (False, True):
+            predictor = fastmask.Predictor(model, IMAGE, dtype=dtype, mask_buckets=buckets)
+            name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
+            runs[name] = functools.partial(predictor, [picture])
+    model.roi_heads.score_thresh = before
+    logits = torch.randn(1, 201_600, device=device)  # of P2
+
+    def in_chunks(number: int) -> Tensor:
+        best, where = logits.view(number, -1).topk(1000, dim=1)
+        index = where + torch.arange(number, device=device)[:, None] * (logits.shape[1] // number)
+        return index.flatten()[best.flatten().topk(1000).indices]
+
+    runs["top-k of P2"] = lambda: logits.topk(1000, dim=1)
+    for number in (16, 64):
+        runs[f"top-k of P2, {number} chunks"] = functools.partial(in_chunks, number)
+    return runs
+
+
+@torch.inference_mode()
+def timeline(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """The times of one picture of 800 x 1333 pixels, R50-FPN with settled weights, RLE out."""
+    on_cuda = device.type == "cuda"
+    model = settled_model("fastmask", device)
+    program = Program(prepared(model, dtype), "rle", 0.5, 2048)
+    picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
+    pixels = torch.randn(1, 3, *IMAGE, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    original = torch.tensor([PICTURE], device=device)
+    inputs = Inputs(pixels, original, original.clone())
+    stream = torch.cuda.Stream(device) if on_cuda else None
+    parts = {name: captured(stage, None, stream) for name, stage in stages(program, inputs, {}).items()}
+    whole = {"program": captured(lambda: program(inputs), None, stream)}
+    result = {
+        "stages": milliseconds(parts, device, rounds),
+        "whole": milliseconds(whole, device, rounds),
+        "choices": milliseconds(choices(model, picture, device, dtype), device, rounds),
+    }
+    wait_for(device)
+    facts = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds, **versions()}
+    return facts | {"milliseconds": result}
+
+
+def table(result: dict[str, Any]) -> str:
+    times = result["milliseconds"]
+    total = sum(times["stages"].values())
+    lines = [f"{result['device']}, {result['dtype']}, fastmask at {result['commit']}", "", "| stage | ms | share |"]
+    lines += ["|---|---|---|", *(f"| {k} | {v:.3g} | {v / total:.0%} |" for k, v in times["stages"].items())]
+    lines += [f"| {k} | {v:.3g} | |" for k, v in (times["whole"] | times["choices"]).items()]
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """One bar, cut into its stages, and one for the whole program."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    axes, start = figure.add_subplot(), 0.0
+    times = result["milliseconds"]
+    for number, (name, value) in enumerate(times["stages"].items()):
+        axes.barh(1, value, left=start, color=f"C{number}", label=f"{name} {value:.3g}")
+        start += value
+    axes.barh(0, times["whole"]["program"], color="#b8b8b8")
+    axes.set_yticks([1, 0], ["stages", "whole program"])
+    axes.set_xlabel("milliseconds")
+    axes.set_title(f"{result['device']}, {result['dtype']}, fastmask at {result['commit']}", fontsize=8)
+    axes.legend(fontsize=6, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.timeline", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.json")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, ... [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
+    args = parser.parse_args(argv)
+    result = timeline(torch.device(args.device), getattr(torch, args.dtype), args.rounds)
+    args.file.write_text(json.dumps(result, indent=1))
+    print(table(result))
+    try:
+        draw(result, args.file.with_suffix(".png"))
+    except ImportError:
+        print("the picture needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""The benchmarks themselves: refuse wrong answers, run without torchvision, and report what was measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slim import slim_pair
+from torch import Tensor
+
+import fastmask
+from fastmask import ops
+from fastmask.benchmarks import mask_cases, model_cases, nms_cases, report, roi_cases, timeline
+from fastmask.benchmarks.cases import CASES
+from fastmask.benchmarks.growth import grown
+from fastmask.cli import main
+
+CPU = torch.device("cpu")
+SMALL = ("NMS, 1k in 80 classes, random", "RLE of 20 masks on 480 x 640", "paste 20 masks on 480 x 640, packed")
+
+
+def off_by_a_row(*args: Any, **options: Any) -> Tensor:
+    return ops.masks.paste_masks(*args, **options).roll(1, dims=-2)
+
+
+def test_a_wrong_kernel_has_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off by one row: refused, beside torchvision and beside the reference; cases that agree have theirs."""
+    command = ["bench", "--quick", "--full", "--only", "20 masks on 480 x 640", "--device", "cpu"]
+    monkeypatch.setattr(ops, "paste_masks", off_by_a_row)
+    for has_torchvision in (True, False):
+        monkeypatch.setattr(mask_cases, "HAS_TORCHVISION", has_torchvision)
+        assert main([*command, "--json", str(tmp_path / "results.json")]) == 1
+        rows = {row["group"] for row in json.loads((tmp_path / "results.json").read_text())["benchmarks"]}
+        wrong = {f"paste 20 masks on 480 x 640, {output}" for output in ("bool", "packed")}
+        assert "RLE of 20 masks on 480 x 640" in rows or not has_torchvision  # its sample pastes
+        assert not rows & wrong
+        printed = capsys.readouterr().err
+        peer = "torchvision" if has_torchvision else "the reference"
+        for name in wrong:
+            assert f"no row: {name}: fastmask does not agree with {peer}: " in printed
+
+
+def test_pytest_refuses_as_well(tmp_path: Path) -> None:
+    """The same in ``pytest benchmarks``: an error, and nothing in its JSON."""
+    plugin = "from fastmask import ops\nright = ops.paste_masks\n"
+    plugin += "ops.paste_masks = lambda *args, **options: right(*args, **options).roll(1, dims=-2)\n"
+    (tmp_path / "wrong_kernel.py").write_text(plugin)
+    root = Path(__file__).parent.parent
+    command = ["-m", "pytest", "-p", "wrong_kernel", "benchmarks", "--benchmark-only", "--quick", "--full", "-q"]
+    command += ["-k", "paste and 20 and 480 and (bool or float)", f"--benchmark-json={tmp_path / 'results.json'}"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    rows = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
+    assert {row["group"] for row in rows} == {"paste 20 masks on 480 x 640, float"}
+    assert "paste 20 masks on 480 x 640, bool: fastmask does not agree with torchvision" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*SMALL, "RoIAlign, 100 RoIs", "RoIPool", "NMS, RPN, a batch"])
+def test_without_torchvision(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in (mask_cases, nms_cases, roi_cases, model_cases):
+        monkeypatch.setattr(module, "HAS_TORCHVISION", False)
+    assert main(["bench", "--quick", "--full", "--only", name, "--device", "cpu"]) == 0
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", [*SMALL, "RoIAlign, NCHW", "paste 100 masks as detectron2, bool", "host: read a picture"]
+)
+def test_providers_are_those_declared(name: str) -> None:
+    case = CASES[name].build(torch.Generator().manual_seed(0), CPU)
+    assert tuple(case.providers) == CASES[name].providers
+
+
+def test_no_such_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--only", "abacus"]) == 2
+    assert "--only must be part of a case's name, got 'abacus'" in capsys.readouterr().err
+
+
+def row(group: str, provider: str, median: float, **info: Any) -> dict[str, Any]:
+    facts = {"inputs": "some", "least_bytes": 10**6, "copy_bandwidth": 1e9, "scale": None, "peak_memory": None}
+    facts |= {"device": "abacus", "torch": "2", "torchvision": "0", "triton": None, "fastmask": "0", "commit": "abc"}
+    stats = {"median": median, "q1": median / 2, "q3": median * 2}
+    return {"group": group, "stats": stats, "extra_info": facts | {"provider": provider} | info}
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    rows = [
+        row("one", "torchvision", 0.010),
+        row("one", "torchvision at its best", 0.004),
+        row("one", "fastmask", 0.005),
+    ]
+    rows += [row("model", "torchvision", 1.0, least_bytes=None, peak_memory=2**30)]
+    rows += [row("model", "fastmask Predictor, float32", 0.5, least_bytes=None, peak_memory=2**29)]
+    for number in (10, 100, 1000):
+        scale = ["sort", "items", number]
+        rows += [row(f"sort {number}", "fastmask", 1e-6 * number**1.5, scale=scale)]
+    return {"benchmarks": rows, "datetime": "2026-01-01T00:00:00"}
+
+
+def test_report(results: dict[str, Any]) -> None:
+    lines = report.report(results).split("\n")
+    (one,) = (line for line in lines if line.startswith("| one<br>"))
+    assert one.endswith("| 5 (2.5-10) | 2.00 | **0.80** | 20.0% |")  # a loss beside the best peer is bold
+    (model,) = (line for line in lines if line.startswith("| model, Predictor, float32<br>"))
+    assert model.endswith("| 500 (250-1e+03) | 2.00 |  |  |")
+    assert "| model | torchvision 1024, fastmask Predictor, float32 512 |" in lines
+    assert "| sort | items, 10 to 1000 | fastmask 1.50 |" in lines
+    assert lines[0].startswith("abacus; torch 2, torchvision 0, fastmask 0 at abc, 2026-01-01.")
+
+
+def test_growth_needs_three_points(results: dict[str, Any]) -> None:
+    results["benchmarks"].pop()
+    assert grown(report.groups(results)) == {}
+
+
+def test_plots(results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "run.json"), "--plots", str(tmp_path / "plots")]) == 0
+    made = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert made == ["run-bandwidth.png", "run-bars.png", "run-growth.png"]
+    assert all(str(tmp_path / "plots" / name) in capsys.readouterr().out for name in made[:1])
+
+
+def test_plots_say_what_they_need(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "run.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path / "run.json"), "--plots", str(tmp_path)]) == 2
+    assert "plots need matplotlib: pip install 'fastmask-rcnn[train]'" in capsys.readouterr().err
+
+
+def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the slim model: each stage, and the stages together give what the program gives."""
+    model = slim_pair()[1]
+    monkeypatch.setattr(timeline, "settled_model", lambda *_: model)
+    monkeypatch.setattr(timeline, "IMAGE", (128, 160))
+    monkeypatch.setattr(timeline, "PICTURE", (120, 150))
+    assert timeline.main([str(tmp_path / "time.json"), "--rounds", "2"]) == 0
+    times = json.loads((tmp_path / "time.json").read_text())["milliseconds"]
+    assert next(iter(times["stages"])) == "backbone"
+    assert len(times["stages"]) == 10
+    assert all(value > 0 for part in times.values() for value in part.values())
+    assert (tmp_path / "time.png").stat().st_size > 1000
+    assert "| RoIAlign 14 x 14 |" in capsys.readouterr().out
+
+    program = fastmask.program.Program(fastmask.models.prepare.prepared(model, torch.float32), "rle", 0.5, 2048)
+    sizes = torch.tensor([[120, 150]])
+    inputs = fastmask.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())
+    with torch.no_grad():
+        left: dict[str, Any] = {}
+        for stage in timeline.stages(program, inputs, left).values():
+            stage()
+        assert torch.equal(left["packed"].data, program(inputs).data)
