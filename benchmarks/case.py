@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     Args:
         build: from a generator, on a device; called once for each set of inputs.
         chosen: by default; the others with ``--full``.
-        scale: the operation and the number of what it grows with, for the fitted exponent.
+        scales: of fitted exponents that it is a point of, the operation, what it grows with, and the number here.
         sets: of inputs that rounds take in turns.
         rounds: that are timed, at most.
         providers: of the case, where torchvision is installed; the first one is what others must agree with.
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
     build: Callable[[torch.Generator, torch.device], Case]
     chosen: bool = True
-    scale: tuple[str, str, int] | None = None
+    scales: tuple[tuple[str, str, int], ...] = ()
     sets: int = 3
     rounds: int = 11
     providers: tuple[str, ...] = ("torchvision", "fastmask")

@@ -30,8 +30,7 @@ def grown(groups: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict
     found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for rows in groups.values():
         for provider, row in rows.items():
-            if row["extra_info"]["scale"]:
-                operation, what, number = row["extra_info"]["scale"]
+            for operation, what, number in row["extra_info"]["scales"]:
                 points = found.setdefault((operation, what), {}).setdefault(provider, {})
                 points[number] = row["stats"]["median"]
     return {

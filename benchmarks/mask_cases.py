@@ -125,17 +125,17 @@ ENTRIES: dict[str, Entry] = {
     "paste 100 masks as detectron2, bool": paste_entry("bool", continuous=True),
 }
 for name, size in SIZES.items():
-    usual = size == PICTURE
-    pixels = size[0] * size[1]
-    chosen = pixels < 2**21 + 2**20
-    ENTRIES[f"paste 100 masks{'' if usual else f' on {name}'}, bool"] = Entry(
-        functools.partial(paste, output="bool", size=size), chosen, ("paste 100 masks, bool", "pixels", pixels)
-    )
-    ENTRIES[f"RLE of 100 masks{'' if usual else f' on {name}'}"] = Entry(
-        functools.partial(encode, size=size), chosen, ("RLE of 100 masks", "pixels", pixels)
-    )
-    for output in ("float", "bool", "packed"):
-        ENTRIES[f"paste 20 masks on {name}, {output}"] = paste_entry(output, chosen=False, num=20, size=size)
-        if output != "bool" and not usual:
-            ENTRIES[f"paste 100 masks on {name}, {output}"] = paste_entry(output, chosen=False, size=size)
-    ENTRIES[f"RLE of 20 masks on {name}"] = Entry(functools.partial(encode, num=20, size=size), chosen=False)
+    usual, pixels = size == PICTURE, size[0] * size[1]
+    for num in (20, 100, 500):
+        title = f"{num} masks{'' if usual else f' on {name}'}"
+        points = [(f"of {num} masks", "pixels", pixels)] if num == 100 else []
+        points += [("on 800 x 1333", "masks", num)] if usual else []
+        if not points and num == 500:
+            continue
+        chosen = bool(points) and pixels <= 1080 * 1920
+        for output in ("float", "bool", "packed"):
+            scales = tuple((f"paste {of}, bool", what, number) for of, what, number in points if output == "bool")
+            entry = paste_entry(output, chosen and output == "bool", num=num, size=size)._replace(scales=scales)
+            ENTRIES.setdefault(f"paste {title}{'' if output == 'float' else f', {output}'}", entry)
+        scales = tuple((f"RLE {of}", what, number) for of, what, number in points)
+        ENTRIES[f"RLE of {title}"] = Entry(functools.partial(encode, num=num, size=size), chosen, scales)

@@ -113,7 +113,7 @@ def facts(case: Checked, provider: str) -> dict[str, Any]:
         "provider": provider,
         "inputs": first.inputs,
         "least_bytes": first.least_bytes,
-        "scale": case.entry.scale,
+        "scales": case.entry.scales,
         "first_call": case.first_call[provider],
         "peak_memory": peak_memory(case, provider),
         "copy_bandwidth": copy_bandwidth(case.device),

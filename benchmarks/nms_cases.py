@@ -91,7 +91,7 @@ def rpn(clustered: bool) -> Entry:
 
 def classes(num: int, clustered: bool, chosen: bool = True) -> Entry:
     build = functools.partial(batched_nms, num=num, groups=80, threshold=0.5, clustered=clustered)
-    return Entry(build, chosen, ("NMS in 80 classes, " + ("clustered" if clustered else "random"), "boxes", num))
+    return Entry(build, chosen, (("NMS in 80 classes, " + ("clustered" if clustered else "random"), "boxes", num),))
 
 
 ENTRIES: dict[str, Entry] = {

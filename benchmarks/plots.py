@@ -56,8 +56,10 @@ def bars(figure: "Figure", found: dict[str, Any]) -> bool:
             axes.plot([floor, floor], [first - 0.5, y - 0.5], color="#c0392b", linewidth=1.2)
         labels.append(((first + y - 1) / 2, name))
         y += 0.6
+    medians = [1e3 * row["stats"]["median"] for rows in found.values() for row in rows.values()]
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.01)
+    axes.set_xlim(min(medians) / 1000, max(medians) * 100)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_yticks([at for at, _ in labels], [name for _, name in labels], fontsize=7)
     axes.set_xlabel("milliseconds (red: the bytes that must be moved, at a copy's speed)")

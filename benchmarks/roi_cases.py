@@ -1,6 +1,7 @@
 """RoIAlign over the levels of a pyramid, forward and backward, and RoIPool."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -114,10 +115,13 @@ def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500
     )
 
 
-def entry(*, chosen: bool = True, scale: tuple[str, str, int] | None = None, **options: Any) -> Entry:
+def entry(*, chosen: bool = True, rois: int | None = None, images: int | None = None, **options: Any) -> Entry:
     best = ("torchvision at its best",) if options.get("channels_last", True) else ()
     providers = ("torchvision", *best, "fastmask")
-    return Entry(functools.partial(roi_align, **options), chosen, scale, providers=providers)
+    numbers = {"RoIs": rois, "images of 512 RoIs": images}
+    scales = tuple(("RoIAlign 7 x 7", what, number) for what, number in numbers.items() if number is not None)
+    build = functools.partial(roi_align, **options)
+    return Entry(build, chosen, scales, providers=providers)
 
 
 def batch_entry(**options: Any) -> Entry:
@@ -132,24 +136,21 @@ def batch_entry(**options: Any) -> Entry:
 
 BF16 = torch.bfloat16
 ENTRIES: dict[str, Entry] = {
-    "RoIAlign, channels-last": entry(scale=("RoIAlign 7 x 7", "RoIs", 1000)),
+    "RoIAlign, channels-last": entry(rois=1000),
     "RoIAlign, NCHW": entry(channels_last=False),
     "RoIAlign, adaptive, channels-last": entry(ratio=-1),
     "RoIAlign 14 x 14, 100 RoIs": entry(num=100, pooled=14),
-    "RoIAlign, 100 RoIs": entry(num=100, scale=("RoIAlign 7 x 7", "RoIs", 100)),
-    "RoIAlign, 4000 RoIs": entry(num=4000, scale=("RoIAlign 7 x 7", "RoIs", 4000)),
+    "RoIAlign, 100 RoIs": entry(num=100, rois=100),
+    "RoIAlign, 4000 RoIs": entry(num=4000, rois=4000),
     "RoIAlign forward + backward, channels-last": entry(backward=True),
     "RoIAlign forward + backward, NCHW": entry(backward=True, channels_last=False),
     "RoIAlign, bfloat16, channels-last": entry(dtype=BF16),
     "RoIAlign of a batch, bfloat16": batch_entry(dtype=BF16),
     "RoIAlign of a batch, bfloat16, forward + backward": batch_entry(dtype=BF16, backward=True),
     "RoIPool": Entry(roi_pool),
-} | {
-    f"RoIAlign {pooled} x {pooled}, {batch} x {num} RoIs, bfloat16{', forward + backward' if backward else ''}": entry(
-        chosen=False, num=num, pooled=pooled, batch=batch, backward=backward, dtype=BF16
-    )
-    for backward in (False, True)
-    for pooled in (7, 14)
-    for batch in (1, 8)
-    for num in (100, 512, 1000, 4000)
 }
+for number in (1, 2, 4, 8):
+    ENTRIES[f"RoIAlign, {number} x 512 RoIs"] = entry(chosen=False, num=512, batch=number, images=number)
+for way, pooled, batch, num in itertools.product((False, True), (7, 14), (1, 8), (100, 512, 1000, 4000)):
+    name = f"RoIAlign {pooled} x {pooled}, {batch} x {num} RoIs, bfloat16{', forward + backward' if way else ''}"
+    ENTRIES[name] = entry(chosen=False, num=num, pooled=pooled, batch=batch, backward=way, dtype=BF16)
