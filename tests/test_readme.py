@@ -60,6 +60,13 @@ def test_continuous_integration_calls_the_same_commands() -> None:
         assert command in script
 
 
+def test_pictures_are_there() -> None:
+    links = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert links
+    for link in links:
+        Image.open(ROOT / link).verify()
+
+
 def test_tables_are_the_reports() -> None:
     """Numbers in README come from committed results, and from nowhere else."""
     assert SLOT.search(README)
