@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,7 +25,11 @@ def read(generator: torch.Generator, device: torch.device) -> Case:
     path = Path(folder.name) / "picture.jpg"
     pixels = (textured(generator, PICTURE) * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path, quality=90)
-    return Case({"fastmask": lambda folder=folder: read_image(path)}, alone, f"JPEG of {PICTURE}, quality 90, one core")
+
+    def run(folder: object = folder) -> object:  # which lives as long as this
+        return read_image(path)
+
+    return Case({"fastmask": run}, alone, f"JPEG of {PICTURE}, quality 90, one core")
 
 
 def draw(generator: torch.Generator, device: torch.device) -> Case:
@@ -32,7 +37,11 @@ def draw(generator: torch.Generator, device: torch.device) -> Case:
     path = Path(folder.name) / "picture.png"
     picture = Image.fromarray((textured(generator, PICTURE) * 255).byte().permute(1, 2, 0).numpy())
     masks, boxes = blob_masks(generator, torch.device("cpu"), OBJECTS, PICTURE)
-    found = {"boxes": boxes, "labels": torch.ones(OBJECTS, dtype=torch.int64), "scores": torch.rand(OBJECTS)}
+    found: dict[str, Any] = {
+        "boxes": boxes,
+        "labels": torch.ones(OBJECTS, dtype=torch.int64),
+        "scores": torch.rand(OBJECTS),
+    }
     found["masks"] = ops.encode_masks(masks, boxes, PICTURE)
 
     def run(folder: object = folder) -> None:

@@ -15,6 +15,7 @@ TURNS = {  # EXIF 2.32, 4.6.4
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {TURNS[number] for number in (5, 6, 7, 8)}
 
 
 def read_image(path: Path) -> Image.Image:
@@ -38,18 +39,40 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the picture that :func:`read_image` would give, from the file's first bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file) as picture:
+            turned = _turn(picture) in SIDEWAYS
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as above
+        raise ValueError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
+
+
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture that is open already, as :func:`read_image` gives one; ValueError for kinds without a usual scale."""
     return _upright(_eight_bit_rgb(picture), picture)
 
 
 def _upright(rgb: Image.Image, picture: Image.Image) -> Image.Image:
-    """Turned as the picture's EXIF says; metadata that cannot be read says nothing."""
-    try:
-        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # each format's parser trips in its own way, over what is not pixels
-        return rgb
+    """Turned as the picture's EXIF says."""
+    turn = _turn(picture)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What the picture's EXIF says; metadata that cannot be read says nothing."""
+    try:
+        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # each format's parser trips in its own way, over what is not pixels
+        return None
 
 
 def _eight_bit_rgb(picture: Image.Image) -> Image.Image:

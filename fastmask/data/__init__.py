@@ -1,0 +1,16 @@
+"""Annotated pictures: COCO, VIA and labelme files as one kind of record, and back."""
+
+from fastmask.data.formats import FORMATS, find_format, read_dataset, write_dataset
+from fastmask.data.records import Dataset, Object, Problem, Record, with_sizes
+
+__all__ = [
+    "FORMATS",
+    "Dataset",
+    "Object",
+    "Problem",
+    "Record",
+    "find_format",
+    "read_dataset",
+    "with_sizes",
+    "write_dataset",
+]

@@ -1,0 +1,106 @@
+"""Which format annotations are in, and reading and writing each by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmask.data.coco import is_coco, read_coco, write_coco
+from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
+from fastmask.data.records import Dataset, Problem
+from fastmask.data.via import is_via, read_via, write_via
+
+FORMATS = ("coco", "via", "labelme")
+
+
+def find_format(path: str | Path) -> str:
+    """One of FORMATS, by what is in a file, or in the JSON files of a folder.
+
+    Raises:
+        ValueError: it is none of them, or not JSON.
+        OSError: it cannot be read.
+    """
+    for file in _files(Path(path)):
+        content = _loaded(file)
+        for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
+            if fits(content):
+                return name
+    raise ValueError(f"{path} must be annotations of {', '.join(FORMATS)}, got none of them")
+
+
+def read_dataset(path: str | Path, format: str = "auto", images: str | Path | None = None) -> Dataset:
+    """Annotated pictures; what is broken in them is left out and told in ``problems``.
+
+    Args:
+        path: a JSON file; or a folder with one (COCO, VIA), or with one for each picture (labelme).
+        format: one of FORMATS; "auto" finds it.
+        images: the folder of the pictures; None: where the format has them.
+
+    Raises:
+        ValueError: the file is broken, or of no or another format.
+        OSError: it cannot be read.
+    """
+    path, images = Path(path), None if images is None else Path(images)
+    if format not in ("auto", *FORMATS):
+        raise ValueError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}")
+    chosen = find_format(path) if format == "auto" else format
+    fits, read = {"coco": (is_coco, read_coco), "via": (is_via, read_via), "labelme": (is_labelme, None)}[chosen]
+    contents: dict[Path, Any] = {}
+    problems: list[Problem] = []
+    for file in _files(path):
+        try:
+            content = _loaded(file)
+        except ValueError as error:
+            if not path.is_dir():
+                raise
+            problems.append(Problem("broken file", file.name, str(error)))
+            continue
+        if fits(content):
+            contents[file] = content
+    if not contents:
+        raise ValueError(f"{path} must be annotations of the format {chosen}, got none")
+    if read is None:
+        dataset = read_labelme(contents, images)
+    elif len(contents) == 1:
+        ((file, content),) = contents.items()
+        dataset = read(content, file, images)
+    else:
+        names = ", ".join(file.name for file in contents)
+        raise ValueError(f"{path} must hold one file of the format {chosen}, got {names}: name one")
+    return dataset._replace(problems=problems + dataset.problems)
+
+
+def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Problem]:
+    """Write it as one JSON file, or, as labelme, into a folder -> what the format cannot hold.
+
+    Raises:
+        ValueError: there is no such format.
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    if format == "coco":
+        write_coco(dataset, path)
+        return []
+    if format == "via":
+        return write_via(dataset, path)
+    if format == "labelme":
+        return write_labelme(dataset, path)
+    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the JSON files in a folder, by name."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".json" and file.is_file())
+    if not files:
+        raise ValueError(f"{path} must hold JSON files, got none")
+    return files
+
+
+def _loaded(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON, got a broken file: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} must be JSON of few levels, got too many") from error

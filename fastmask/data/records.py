@@ -1,0 +1,175 @@
+"""One record a picture, whatever its annotations came from."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from fastmask.images import upright_size
+
+Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
+
+
+class Object(NamedTuple):
+    """What is annotated: an object, as polygons, or as COCO's RLE, or as a box alone."""
+
+    category: str
+    polygons: tuple[Polygon, ...] = ()
+    rle: dict[str, Any] | None = None  # {"size": [h, w], "counts": bytes or str or numbers}
+    box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2); None: the polygons' own
+    crowd: bool = False  # many objects at once, which evaluation leaves out
+    id: int | None = None
+
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box (x1, y1, x2, y2): as annotated, else around the polygons or the mask."""
+        if self.box is not None:
+            return self.box
+        if self.polygons:
+            corners = np.concatenate(self.polygons)
+            x1, y1, x2, y2 = (float(side) for side in (*corners.min(0), *corners.max(0)))
+            return x1, y1, x2, y2
+        if self.rle is not None:
+            x, y, width, height = (float(side) for side in coco.toBbox(compressed(self.rle)))
+            return x, y, x + width, y + height
+        return 0.0, 0.0, 0.0, 0.0
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """Painted by pycocotools' rule -> bool [height, width]; a box alone is painted whole."""
+        if self.rle is not None:
+            return np.asarray(coco.decode(compressed(self.rle)), bool)
+        polygons = self.polygons or (box_polygon(*self.bounds()),)
+        parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
+        return np.asarray(coco.decode(coco.merge(parts)), bool)
+
+
+class Record(NamedTuple):
+    """A picture and what is on it."""
+
+    file: Path
+    size: tuple[int, int] | None  # (height, width) as the annotations say; None where they do not
+    objects: tuple[Object, ...]
+    id: int | None = None
+
+
+class Problem(NamedTuple):
+    """Something in the annotations that was left out."""
+
+    kind: str
+    where: str
+    text: str
+
+
+class Dataset(NamedTuple):
+    """Records, the names of their categories in the order of their ids, and what could not be read."""
+
+    records: list[Record]
+    categories: dict[str, int]
+    problems: list[Problem]
+
+
+def compressed(rle: dict[str, Any]) -> dict[str, Any]:
+    """COCO's RLE with its runs as bytes, from numbers or text."""
+    if isinstance(rle["counts"], list):
+        found: dict[str, Any] = coco.frPyObjects(rle, *rle["size"])
+        return found
+    counts = rle["counts"]
+    return {"size": rle["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def check_rle(rle: Any) -> None:
+    """Raise a ValueError unless it is COCO's RLE of a mask of its size; pycocotools itself does not look."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"an RLE's size must be [height, width], got {size!r}")
+    runs = runs_of(counts) if isinstance(counts, str | bytes) else counts
+    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError(f"an RLE's counts must be runs, got {str(counts)[:40]!r}")
+    if sum(runs) != size[0] * size[1]:
+        raise ValueError(f"an RLE's runs must have {size[0]} x {size[1]} pixels in all, got {sum(runs)}")
+
+
+def runs_of(text: str | bytes) -> list[int]:
+    """The runs of COCO's compressed RLE; see ``fastmask.kernels.reference.encode_mask``."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text.encode("latin-1", "replace") if isinstance(text, str) else text:
+        bits = character - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def polygon_of(points: Any) -> Polygon:
+    """[n, 2] from pairs, or from x, y, x, y, ...; ValueError unless there are three finite points."""
+    try:
+        polygon = np.asarray(points, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a polygon must be numbers, got {str(points)[:40]}") from error
+    if polygon.size % 2 or (polygon.ndim != 1 and polygon.shape[1:] != (2,)):
+        raise ValueError(f"a polygon must be pairs of x and y, got {polygon.size} numbers")
+    polygon = polygon.reshape(-1, 2)
+    if len(polygon) < 3:
+        raise ValueError(f"a polygon must have three points, got {len(polygon)}")
+    if not np.isfinite(polygon).all():
+        raise ValueError("a polygon must be finite, got NaN or infinity")
+    return polygon
+
+
+def box_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
+
+
+def ellipse_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
+    """Corners on an ellipse turned by ``angle`` radians, so many that no side leaves it by a tenth of a pixel."""
+    largest = max(abs(radius_x), abs(radius_y), 1.0)
+    number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / largest)))
+    turn = np.arange(number) * (2 * math.pi / number)
+    along, across = radius_x * np.cos(turn), radius_y * np.sin(turn)
+    points = [
+        x + along * math.cos(angle) - across * math.sin(angle),
+        y + along * math.sin(angle) + across * math.cos(angle),
+    ]
+    return np.stack(points, axis=1)
+
+
+def size_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) where both are whole and there are pixels."""
+    return (height, width) if all(isinstance(side, int) and side > 0 for side in (height, width)) else None
+
+
+def numbered(names: Sequence[str]) -> dict[str, int]:
+    """Ids from 1, in the order in which names first come."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+
+
+def numbers(values: Any, *names: str) -> list[float]:
+    """Finite numbers of a JSON object by name; ValueError names the one that is none."""
+    found = []
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        found.append(float(value))
+    return found
+
+
+def with_sizes(dataset: Dataset) -> Dataset:
+    """With the size of each picture that the annotations do not say, from its file; a problem where there is none."""
+    records, problems = [], list(dataset.problems)
+    for record in dataset.records:
+        if record.size is None:
+            try:
+                record = record._replace(size=upright_size(record.file))
+            except (OSError, ValueError) as error:
+                problems.append(Problem("missing picture", str(record.file), str(error)))
+        records.append(record)
+    return dataset._replace(records=records, problems=problems)

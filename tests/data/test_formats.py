@@ -1,0 +1,302 @@
+"""COCO, VIA and labelme: read, written, from one to another, and what is broken in them."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture_file
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from fastmask import data
+from fastmask.cli import main
+from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
+
+FORMATS = data.FORMATS
+BALLOON = Path(__file__).parent.parent.parent / "shared" / "data" / "balloon"
+
+
+def drawn(folder: Path, number: int = 4, per_picture: int = 5) -> data.Dataset:
+    """Pictures with polygons of random corners, some of several parts, one picture without any."""
+    records = []
+    for i in range(number):
+        file = picture_file(folder / f"p{i}.png", 90 + i, 120)
+        objects = []
+        for k in range(0 if i == 1 else per_picture):
+            parts = tuple(torch.rand(3 + k, 2).double().numpy() * [120, 90] for _ in range(1 + (k == 2)))
+            objects.append(data.Object(["cat", "dog", "Zürich tram"][k % 3], parts))
+        records.append(data.Record(file, (90 + i, 120), tuple(objects)))
+    names = dict.fromkeys(one.category for record in records for one in record.objects)
+    return data.Dataset(records, {name: i for i, name in enumerate(names, 1)}, [])
+
+
+def target(folder: Path, format: str) -> Path:
+    return folder / ("labels" if format == "labelme" else f"{format}.json")
+
+
+def check_same(actual: data.Dataset, expected: data.Dataset) -> None:
+    assert actual.problems == []
+    assert [record.file.resolve() for record in actual.records] == [record.file for record in expected.records]
+    for mine, theirs in zip(actual.records, expected.records, strict=True):
+        assert mine.size in (theirs.size, None)
+        assert [one.category for one in mine.objects] == [one.category for one in theirs.objects]
+        for one, other in zip(mine.objects, theirs.objects, strict=True):
+            assert len(one.polygons) == len(other.polygons)
+            for polygon, original in zip(one.polygons, other.polygons, strict=True):
+                np.testing.assert_allclose(polygon, original, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, repeat=2)), ids="-to-".join)
+def test_round_trips(first: str, second: str, tmp_path: Path) -> None:
+    """Every polygon and class through one format, then another, found by what is in the files."""
+    expected = drawn(tmp_path)
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+    assert data.write_dataset(expected, target(tmp_path / "0", first), first) == []
+    assert data.find_format(target(tmp_path / "0", first)) == first
+    between = data.with_sizes(data.read_dataset(target(tmp_path / "0", first)))
+    check_same(between, expected)
+    assert data.write_dataset(between, target(tmp_path / "1", second), second) == []
+    check_same(data.read_dataset(target(tmp_path / "1", second), second), expected)
+
+
+def test_coco_keeps_what_it_has(tmp_path: Path) -> None:
+    """Ids, crowds, RLE in its three forms; pycocotools reads it, and paints the masks that we do."""
+    file = picture_file(tmp_path / "a.png", 40, 50)
+    mask = np.zeros((40, 50), np.uint8, order="F")
+    mask[5:20, 7:30] = 1
+    rle = coco_mask.encode(mask)
+    runs = runs_of(rle["counts"])
+    assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs), mask.ravel(order="F"))
+    forms: list[Any] = [rle, rle | {"counts": rle["counts"].decode()}, {"size": [40, 50], "counts": runs}]
+    square = box_polygon(10, 10, 20, 20)
+    objects = [data.Object("cat", rle=form, id=70 + i) for i, form in enumerate(forms)]
+    objects += [data.Object("dog", (square,), crowd=True), data.Object("dog", box=(1.0, 2.0, 5.0, 9.0), id=90)]
+    dataset = data.Dataset([data.Record(file, (40, 50), tuple(objects), 12)], {"dog": 3, "cat": 17}, [])
+    data.write_dataset(dataset, tmp_path / "coco.json", "coco")
+    back = data.read_dataset(tmp_path / "coco.json")
+    assert back.problems == []
+    assert back.categories == dataset.categories
+    assert back.records[0].id == 12
+    assert [one.id for one in back.records[0].objects][:3] == [70, 71, 72]
+    assert [one.crowd for one in back.records[0].objects] == [False, False, False, True, False]
+    for one in back.records[0].objects[:3]:
+        assert np.array_equal(one.mask(40, 50), mask.astype(bool))
+        assert one.bounds() == (7.0, 5.0, 30.0, 20.0)
+    theirs = COCO(tmp_path / "coco.json")
+    annotations = theirs.loadAnns(theirs.getAnnIds(imgIds=[12]))
+    for one, annotation in zip(back.records[0].objects[:4], annotations[:4], strict=True):
+        assert np.array_equal(one.mask(40, 50), theirs.annToMask(annotation).astype(bool))
+        assert annotation["area"] in (mask.sum(), 100)
+
+
+def test_rle_is_looked_at() -> None:
+    """Before pycocotools, which reads beyond its end."""
+    for mask in (torch.rand(30, 40) > 0.5, torch.rand(7, 1) > 0.9, torch.ones(500, 400) > 0):
+        check_rle(coco_mask.encode(np.asfortranarray(mask.byte().numpy())))
+    for counts in (None, "", "abc", [3, -3, 900], [1.5], [899], "\u20ac", b"0" * 99):
+        with pytest.raises(ValueError, match="an RLE's"):
+            check_rle({"size": [30, 30], "counts": counts})
+    for size in (None, [3], [0, 3], ["3", 3]):
+        with pytest.raises(ValueError, match="an RLE's size"):
+            check_rle({"size": size, "counts": [9]})
+
+
+def test_where_coco_has_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
+    picture_file(tmp_path / "val2017" / "a.png")
+    assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
+    assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
+
+
+def via(*regions: Any, listed: bool = True) -> dict[str, Any]:
+    made = [{"shape_attributes": shape, "region_attributes": attributes} for shape, attributes in regions]
+    chosen = made if listed else {str(i): one for i, one in enumerate(made)}
+    return {"a.png123": {"filename": "a.png", "size": 123, "regions": chosen, "file_attributes": {}}}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["version 2", "version 1"])
+def test_via_shapes_and_classes(listed: bool, tmp_path: Path) -> None:
+    polygon = {"name": "polygon", "all_points_x": [1, 9, 5], "all_points_y": [2, 2, 8]}
+    rect = {"name": "rect", "x": 3, "y": 4, "width": 10, "height": 5}
+    circle = {"name": "circle", "cx": 30, "cy": 20, "r": 9.5}
+    ellipse = {"name": "ellipse", "cx": 30, "cy": 20, "rx": 12, "ry": 4, "theta": math.pi / 2}
+    attributes = [{"type": "cat"}, {"class": "dog", "note": "x"}, {"animal": {"cat": False, "cow": True}}, {}]
+    content = via(*zip((polygon, rect, circle, ellipse), attributes, strict=True), listed=listed)
+    (tmp_path / "via.json").write_text(json.dumps({"_via_img_metadata": content} if listed else content))
+    found = data.read_dataset(tmp_path / "via.json")
+    assert found.problems == []
+    assert found.categories == {"cat": 1, "dog": 2, "cow": 3, "object": 4}
+    bounds = [one.bounds() for one in found.records[0].objects]
+    assert bounds[:2] == [(1, 2, 9, 8), (3, 4, 13, 9)]
+    np.testing.assert_allclose(bounds[2:], [(20.5, 10.5, 39.5, 29.5), (26, 8, 34, 32)], atol=0.11)
+
+
+def test_ellipses_are_round() -> None:
+    for radius in (0.5, 10, 3000):
+        corners = ellipse_polygon(5, 6, radius, radius)
+        middles = (corners + np.roll(corners, 1, axis=0)) / 2
+        assert np.abs(np.hypot(*(middles - [5, 6]).T) - radius).max() <= 0.1
+
+
+def test_labelme_shapes(tmp_path: Path) -> None:
+    picture_file(tmp_path / "a.png", 40, 50)
+    mask = np.zeros((40, 50), np.uint8, order="F")
+    mask[5:20, 7:30] = 1
+    mask[9, 9] = 0
+    record = data.Record(tmp_path / "a.png", (40, 50), (data.Object("m", rle=coco_mask.encode(mask)),))
+    data.write_dataset(data.Dataset([record], {"m": 1}, []), tmp_path / "labels", "labelme")
+    path = tmp_path / "labels" / "a.json"
+    content = json.loads(path.read_text())
+    content["shapes"] += [
+        {"label": "r", "shape_type": "rectangle", "points": [[20, 9], [3, 4]]},
+        {"label": "c", "shape_type": "circle", "points": [[20, 20], [23, 24]]},
+        {"label": "p", "points": [[0, 0], [5, 0], [5, 5]], "group_id": 4},
+        {"label": "p", "points": [[9, 9], [12, 9], [12, 15]], "group_id": 4},
+        {"label": "q", "points": [[9, 9], [12, 9], [12, 15]], "group_id": 4},
+    ]
+    path.write_text(json.dumps(content))
+    found = data.read_dataset(tmp_path / "labels")
+    assert found.problems == []
+    objects = found.records[0].objects
+    assert [one.category for one in objects] == ["m", "r", "c", "p", "q"]
+    assert np.array_equal(objects[0].mask(40, 50), mask.astype(bool))
+    assert objects[1].bounds() == (3, 4, 20, 9)
+    np.testing.assert_allclose(objects[2].bounds(), (15, 15, 25, 25), atol=0.11)
+    assert [len(one.polygons) for one in objects[3:]] == [2, 1]
+    assert found.records[0].file.resolve() == tmp_path / "a.png"
+
+
+SQUARE = [[1, 1], [9, 1], [9, 9]]
+HOSTILE: list[tuple[dict[str, Any], str, str]] = [
+    (via(({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, {})), "region 0", "three points, got 2"),
+    (via(({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, {})), "region 0", "as many all_points_x"),
+    (
+        via(({"name": "polygon", "all_points_x": [1, 2, math.nan], "all_points_y": [1, 2, 3]}, {})),
+        "region 0",
+        "must be finite, got NaN",
+    ),
+    (via(({"name": "point", "cx": 1, "cy": 2}, {})), "region 0", "got 'point'"),
+    (via(({"name": "circle", "cx": 1, "cy": "2", "r": 3}, {})), "region 0", "cy must be a finite number, got '2'"),
+    (via(({"name": "rect", "x": 1, "y": 1, "width": math.inf, "height": 2}, {})), "region 0", "width must be a finite"),
+    ({"shapes": [{"label": "a", "points": [[1, 1], [2, math.nan], [3, 3]]}]}, "shape 0", "must be finite"),
+    ({"shapes": [{"points": SQUARE}]}, "shape 0", "must have a label"),
+    ({"shapes": [{"label": "a", "shape_type": "line", "points": SQUARE}]}, "shape 0", "got 'line'"),
+    ({"shapes": [{"label": "a", "points": [["a", 1]]}]}, "shape 0", "a polygon must be numbers"),
+    (
+        {"shapes": [{"label": "a", "shape_type": "circle", "points": "12"}]},
+        "shape 0",
+        "points must be a list, got '12'",
+    ),
+    ({"shapes": [{"label": "a", "shape_type": "circle", "points": SQUARE}]}, "shape 0", "circle must have two points"),
+    (
+        {
+            "imageHeight": 9,
+            "imageWidth": 9,
+            "shapes": [{"label": "a", "shape_type": "mask", "points": SQUARE[:2], "mask": "x"}],
+        },
+        "shape 0",
+        "picture in base64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "where", "message"), HOSTILE, ids=[message for *_, message in HOSTILE])
+def test_broken_annotations_are_named(content: dict[str, Any], where: str, message: str, tmp_path: Path) -> None:
+    """And left out; the rest is there."""
+    if "shapes" in content:
+        content = content | {"shapes": [*content["shapes"], {"label": "b", "points": SQUARE}]}
+    else:
+        good = {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 5, 1]}
+        content["a.png123"]["regions"].append({"shape_attributes": good, "region_attributes": {}})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = data.read_dataset(tmp_path / "a.json")
+    (problem,) = found.problems
+    assert where in problem.where
+    assert message in problem.text
+    assert len(found.records[0].objects) == 1
+
+
+def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}, {"file_name": "c.png"}, "d"]
+    good = {"id": 1, "image_id": 1, "category_id": 5, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    annotations = [
+        good,
+        good,
+        good | {"id": 2, "category_id": 6},
+        good | {"id": 3, "image_id": 9},
+        good | {"id": 4, "segmentation": [[1, 2, 3]]},
+        good | {"id": 5, "segmentation": {"size": [3, 3], "counts": None}},
+        good | {"id": 6, "segmentation": None, "bbox": [1, 2, 3]},
+        good | {"id": 7, "segmentation": None},
+        good | {"id": 8, "segmentation": None, "bbox": [1, 2, math.nan, 4]},
+        "nothing",
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "cat"}, {"name": "dog"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    found = data.read_dataset(tmp_path / "coco.json")
+    assert [(problem.kind, problem.where.partition(": ")[2]) for problem in found.problems] == [
+        ("broken category", "categories[1]"),
+        ("duplicate id", "annotations[1]"),
+        *(("broken annotation", f"annotations[{i}]") for i in (2, 4, 5, 6, 7, 8, 9)),
+        ("duplicate id", "images[1]"),
+        ("broken image entry", "images[2]"),
+        ("broken image entry", "images[3]"),
+        ("unknown image", ""),
+    ]
+    assert len(found.records) == 1
+    assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
+    printed = capsys.readouterr()
+    assert "1 pictures, 2 objects, 14 problems" in printed.out
+    assert "missing picture" in printed.err
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "torn.json").write_text('{"images": [')
+    (tmp_path / "other.json").write_text("[1, 2]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "torn.json": "torn.json must be JSON, got a broken file",
+        "other.json": "other.json must be annotations of coco, via, labelme, got none of them",
+        "deep.json": "deep.json must be JSON",
+        "empty": "empty must hold JSON files, got none",
+        "none.json": "No such file",
+    }.items():
+        assert main(["data", "convert", str(tmp_path / name), str(tmp_path / "out.json"), "--to", "coco"]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+    with pytest.raises(ValueError, match="must be annotations of the format via, got none"):
+        data.read_dataset(tmp_path / "other.json", "via")
+
+
+def test_a_torn_file_among_labelmes(tmp_path: Path) -> None:
+    data.write_dataset(drawn(tmp_path), tmp_path / "labels", "labelme")
+    (tmp_path / "labels" / "p2.json").write_text('{"shapes')
+    found = data.read_dataset(tmp_path / "labels", "labelme")
+    assert [problem.kind for problem in found.problems] == ["broken file"]
+    assert len(found.records) == 3
+
+
+def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
+    """Is named; 500 objects and a picture of one pixel are no problem."""
+    file = picture_file(tmp_path / "a.png", 1, 1)
+    rle = coco_mask.encode(np.ones((1, 1), np.uint8, order="F"))
+    objects = [data.Object("a", (box_polygon(0, 0, 1, 1),))] * 500
+    objects += [data.Object("b", rle=rle), data.Object("c", (box_polygon(0, 0, 1, 1),), crowd=True)]
+    dataset = data.Dataset([data.Record(file, (1, 1), tuple(objects))], {"a": 1, "b": 2, "c": 3}, [])
+    for format, lost in (("coco", 0), ("labelme", 1), ("via", 2)):
+        problems = data.write_dataset(dataset, target(tmp_path, format), format)
+        assert [problem.kind for problem in problems] == ["cannot be written"] * lost
+        assert len(data.read_dataset(target(tmp_path, format)).records[0].objects) == 502 - lost
