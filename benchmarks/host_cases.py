@@ -40,7 +40,7 @@ def draw(generator: torch.Generator, device: torch.device) -> Case:
     found: dict[str, Any] = {
         "boxes": boxes,
         "labels": torch.ones(OBJECTS, dtype=torch.int64),
-        "scores": torch.rand(OBJECTS),
+        "scores": torch.rand(OBJECTS, generator=generator),
     }
     found["masks"] = ops.encode_masks(masks, boxes, PICTURE)
 
