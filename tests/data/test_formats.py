@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from fastmask.cli import main
 from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
 
 FORMATS = data.FORMATS
-BALLOON = Path(__file__).parent.parent.parent / "shared" / "data" / "balloon"
 
 
 def drawn(folder: Path, number: int = 4, per_picture: int = 5) -> data.Dataset:
@@ -300,3 +300,17 @@ def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
         problems = data.write_dataset(dataset, target(tmp_path, format), format)
         assert [problem.kind for problem in problems] == ["cannot be written"] * lost
         assert len(data.read_dataset(target(tmp_path, format)).records[0].objects) == 502 - lost
+
+
+@pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photographs are not part of the repository")
+def test_balloons(tmp_path: Path) -> None:
+    for part, (pictures, objects) in {"train": (61, 255), "val": (13, 50)}.items():
+        found = data.with_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / part))
+        assert found.problems == []
+        assert (len(found.records), sum(len(record.objects) for record in found.records)) == (pictures, objects)
+        for record in found.records:
+            height, width = record.size
+            for one in record.objects:
+                x1, y1, x2, y2 = one.bounds()
+                assert -1 <= x1 < x2 <= width + 1
+                assert -1 <= y1 < y2 <= height + 1
