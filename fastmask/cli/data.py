@@ -4,15 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-KNOWN = ("coco", "via", "labelme")
+KNOWN = ("coco", "via", "labelme", "masks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is done with which annotations."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     convert = commands.add_parser("convert", help="annotations from one format to another")
-    convert.add_argument("source", type=Path, help="a JSON file, or a folder with JSON files")
-    convert.add_argument("target", type=Path, help="a JSON file, or, for labelme, a folder")
+    convert.add_argument("source", type=Path, help="a JSON file, or a folder with JSON files or mask images")
+    convert.add_argument("target", type=Path, help="a JSON file, or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=KNOWN, help="the target's format")
     convert.add_argument("--format", default="auto", choices=("auto", *KNOWN), help="the source's [%(default)s]")
     convert.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the source says]")

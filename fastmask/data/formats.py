@@ -6,10 +6,11 @@ from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
+from fastmask.data.masks import is_masks, read_masks, write_masks
 from fastmask.data.records import Dataset, Problem
 from fastmask.data.via import is_via, read_via, write_via
 
-FORMATS = ("coco", "via", "labelme")
+FORMATS = ("coco", "via", "labelme", "masks")
 
 
 def find_format(path: str | Path) -> str:
@@ -19,6 +20,8 @@ def find_format(path: str | Path) -> str:
         ValueError: it is none of them, or not JSON.
         OSError: it cannot be read.
     """
+    if is_masks(Path(path)):
+        return "masks"
     for file in _files(Path(path)):
         content = _loaded(file)
         for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
@@ -31,7 +34,7 @@ def read_dataset(path: str | Path, format: str = "auto", images: str | Path | No
     """Annotated pictures; what is broken in them is left out and told in ``problems``.
 
     Args:
-        path: a JSON file; or a folder with one (COCO, VIA), or with one for each picture (labelme).
+        path: a JSON file; or a folder with one (COCO, VIA), with one for each picture (labelme), or with mask images.
         format: one of FORMATS; "auto" finds it.
         images: the folder of the pictures; None: where the format has them.
 
@@ -43,6 +46,10 @@ def read_dataset(path: str | Path, format: str = "auto", images: str | Path | No
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}")
     chosen = find_format(path) if format == "auto" else format
+    if chosen == "masks":
+        if not is_masks(path):
+            raise ValueError(f"{path} must be a folder of mask images, with SegmentationObject in it")
+        return read_masks(path, images)
     fits, read = {"coco": (is_coco, read_coco), "via": (is_via, read_via), "labelme": (is_labelme, None)}[chosen]
     contents: dict[Path, Any] = {}
     problems: list[Problem] = []
@@ -70,7 +77,7 @@ def read_dataset(path: str | Path, format: str = "auto", images: str | Path | No
 
 
 def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Problem]:
-    """Write it as one JSON file, or, as labelme, into a folder -> what the format cannot hold.
+    """Write it as one JSON file, or, as labelme and mask images, into a folder -> what the format cannot hold.
 
     Raises:
         ValueError: there is no such format.
@@ -84,6 +91,8 @@ def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Probl
         return write_via(dataset, path)
     if format == "labelme":
         return write_labelme(dataset, path)
+    if format == "masks":
+        return write_masks(dataset, path)
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmask.data.outline import outline
 from fastmask.data.records import (
     Dataset,
     Object,
@@ -104,26 +105,24 @@ def _polygon(shape: Mapping[str, Any]) -> Polygon:
 
 
 def write_via(dataset: Dataset, path: Path) -> list[Problem]:
-    """One JSON file of version 2, an object of several polygons as several regions -> what it cannot hold."""
+    """One JSON file of version 2; parts of one object as several regions, masks as outlines -> what it cannot hold."""
     from fastmask.data.coco import name_beside
 
     entries, problems = {}, []
     for record in dataset.records:
         regions = []
         for number, one in enumerate(record.objects):
-            if one.rle is not None or one.crowd:
-                kind = "a crowd" if one.crowd else "a mask"
-                problems.append(
-                    Problem("cannot be written", str(record.file), f"{kind} of {one.category}: VIA has none")
-                )
+            if one.crowd:
+                problems.append(Problem("cannot be written", str(record.file), f"a crowd of {one.category}"))
                 continue
-            for polygon in one.polygons or (box_polygon(*one.bounds()),):
+            polygons = one.polygons if one.rle is None else outline(one.mask(0, 0))
+            for polygon in polygons or (box_polygon(*one.bounds()),):
                 shape = {
                     "name": "polygon",
                     "all_points_x": polygon[:, 0].tolist(),
                     "all_points_y": polygon[:, 1].tolist(),
                 }
-                parts = {GROUP: str(number)} if len(one.polygons) > 1 else {}
+                parts = {GROUP: str(number)} if len(polygons) > 1 else {}
                 regions.append({"shape_attributes": shape, "region_attributes": {"class": one.category} | parts})
         name = name_beside(record.file, path.parent)
         size = record.file.stat().st_size if record.file.exists() else -1

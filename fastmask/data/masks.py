@@ -1,0 +1,125 @@
+"""Mask images as Pascal VOC has them: a picture of object numbers and one of class numbers for each photograph.
+
+``SegmentationObject/NAME.png`` (0 is background, 255 in 8 bits is a border that belongs to nobody),
+``SegmentationClass/NAME.png``, ``JPEGImages/NAME.*``, and ``labels.txt`` with a class a line, from class 1 on.
+Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from fastmask.data.records import Dataset, Object, Problem, Record
+
+OBJECTS, CLASSES, PICTURES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
+BORDER = 255
+VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
+VOC += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+
+
+def is_masks(path: Path) -> bool:
+    return (path / OBJECTS).is_dir()
+
+
+def read_masks(path: Path, images: Path | None) -> Dataset:
+    """Objects as RLE; the class of each is the one that most of its pixels have, ``object`` without class pictures.
+
+    Args:
+        path: the folder that holds the others.
+        images: the pictures' folder; None: ``JPEGImages``, or the folder itself.
+    """
+    labels = path / LABELS
+    names = labels.read_text().split("\n") if labels.exists() else VOC if path.name.startswith("VOC2") else []
+    names = [name.strip() for name in names if name.strip()]
+    records, problems = [], []
+    for file in sorted((path / OBJECTS).glob("*.png")):
+        try:
+            numbers = _numbers(file)
+            beside = path / CLASSES / file.name
+            classes = _numbers(beside) if beside.exists() else np.zeros_like(numbers)
+            if classes.shape != numbers.shape:
+                raise ValueError(f"its class picture must be {numbers.shape}, got {classes.shape}")
+        except ValueError as error:
+            problems.append(Problem("broken file", file.name, str(error)))
+            continue
+        ids = [number for number in np.unique(numbers).tolist() if number not in (0, BORDER)]
+        objects = tuple(_object(numbers == number, classes, names) for number in ids)
+        records.append(Record(_picture(path, images, file.stem), (numbers.shape[0], numbers.shape[1]), objects))
+    found = dict.fromkeys(one.category for record in records for one in record.objects)
+    order = [*names, *(name for name in found if name not in names)]
+    return Dataset(records, {name: number for number, name in enumerate(order, 1)}, problems)
+
+
+def _numbers(file: Path) -> NDArray[np.int64]:
+    try:
+        with Image.open(file) as picture:
+            if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
+                raise ValueError(f"it must be a palette or grey picture of numbers, got {picture.mode}")
+            return np.asarray(picture).astype(np.int64)
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever they trip over
+        raise ValueError(f"it cannot be read as a picture: {error}") from error
+
+
+def _object(mask: NDArray[np.bool_], classes: NDArray[np.int64], names: list[str]) -> Object:
+    inside = classes[mask]
+    counts = np.bincount(inside[(inside > 0) & (inside != BORDER)])
+    number = int(counts.argmax()) if len(counts) else 0
+    name = "object" if number == 0 else names[number - 1] if number <= len(names) else f"class {number}"
+    return Object(name, rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
+
+
+def _picture(path: Path, images: Path | None, stem: str) -> Path:
+    folders = [images] if images is not None else [path / PICTURES, path]
+    found = [file for folder in folders for file in sorted(folder.glob(f"{stem}.*")) if file.suffix.lower() != ".json"]
+    return found[0] if found else folders[0] / f"{stem}.jpg"
+
+
+def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
+    """Mask images with copies of the pictures -> what they cannot hold: what is hidden behind later objects, crowds."""
+    for name in (OBJECTS, CLASSES, PICTURES):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    problems, taken = [], set()
+    order = {name: number for number, name in enumerate(dataset.categories, 1)}
+    (path / LABELS).write_text("\n".join(order) + "\n")
+    for record in dataset.records:
+        if record.size is None:
+            problems.append(Problem("cannot be written", str(record.file), "its size is not known"))
+            continue
+        stem = record.file.stem
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        numbers, classes = (np.zeros(record.size, np.int64) for _ in range(2))
+        painted = [one for one in record.objects if not one.crowd]
+        ids = [number for number in range(1, len(painted) + 2) if number != BORDER][: len(painted)]
+        for one, number in zip(painted, ids, strict=True):
+            mask = one.mask(*record.size)
+            numbers[mask], classes[mask] = number, order[one.category]
+        hidden = set(ids) - set(np.unique(numbers).tolist())
+        lost = len(hidden) + len(record.objects) - len(painted)
+        if lost:
+            problems.append(
+                Problem("cannot be written", str(record.file), f"{lost} objects are crowds, hidden or empty")
+            )
+        _save(numbers, path / OBJECTS / f"{stem}.png")
+        _save(classes, path / CLASSES / f"{stem}.png")
+        copy = path / PICTURES / f"{stem}{record.file.suffix}"
+        if record.file.exists() and record.file.resolve() != copy.resolve():
+            shutil.copyfile(record.file, copy)
+    return problems
+
+
+def _save(numbers: NDArray[np.int64], file: Path) -> None:
+    """In a palette that tells neighbours apart, or in 16 bits of grey."""
+    if numbers.max(initial=0) > BORDER:
+        Image.fromarray(numbers.astype(np.uint16)).save(file)
+        return
+    picture = Image.fromarray(numbers.astype(np.uint8))
+    picture.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
+    picture.save(file)
