@@ -29,14 +29,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def checked_case(name: str, device: torch.device, sets: int | None) -> Checked:
+def checked_case(name: str, device: torch.device, sets: int | None) -> Checked | AssertionError:
     """Kept for all rows of a case."""
-    return checked(name, CASES[name], device, sets)
+    try:
+        return checked(name, CASES[name], device, sets)
+    except AssertionError as error:
+        return error
 
 
 def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
     quick = pytestconfig.getoption("--quick") or benchmark.disabled
     case = checked_case(name, torch.device(pytestconfig.getoption("--device")), 1 if quick else None)
+    if isinstance(case, AssertionError):
+        raise case
+    if provider in case.failed:
+        pytest.fail(case.failed[provider])
     if benchmark.disabled:  # the agreement alone
         benchmark(lambda: None)
         return
@@ -44,4 +51,4 @@ def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: st
     benchmark.extra_info.update(facts(case, provider))
     prepared = turns(case, provider)
     rounds = rounds_of(case, provider, BUDGET["quick" if quick else "whole"])
-    benchmark.pedantic(lambda run: run(), setup=lambda: ((prepared(),), {}), rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(lambda run: run(), setup=lambda: ((prepared(),), {}), rounds=rounds)

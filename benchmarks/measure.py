@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
 import subprocess
 import time
@@ -21,56 +22,85 @@ FLUSH = 2**28  # bytes that are written between rounds on a GPU, more than its c
 
 
 class Checked(NamedTuple):
-    """A case on several sets of inputs, on the first of which all providers have agreed."""
+    """A case on several sets of inputs, all of them warm; its providers agreed on a set like the first."""
 
     name: str
     entry: Entry
     device: torch.device
     sets: list[Case]
     first_call: dict[str, float]  # seconds of each provider's first call, which compiles and chooses
+    warm_call: dict[str, float]  # of its last one before the rounds
+    failed: dict[str, str]  # providers that raised something, and what
 
 
 def checked(name: str, entry: Entry, device: torch.device, sets: int | None = None) -> Checked:
-    """Build a case on its inputs (always the same: seed 0), and let every provider answer once.
+    """Build a case on its inputs (always the same: seed 0), let every provider answer, compare, and warm up.
 
     Raises:
         AssertionError: they do not agree.
     """
-    generator = torch.Generator().manual_seed(0)
-    cases = [entry.build(generator, device) for _ in range(sets or entry.sets)]
-    case, first_call = cases[0], {}
-    expected: Any = None
+    failed: dict[str, str] = {}
     # TF32, PyTorch's default for convolutions, has ten bits: answers agree without it, times are with it
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for number, (provider, run) in enumerate(case.providers.items()):
-            start = time.perf_counter()
-            answer = run()
-            wait_for(device)
-            first_call[provider] = time.perf_counter() - start
-            if number == 0:
-                expected = answer
-                continue
-            try:
-                case.rules.get(provider, case.agree)(answer, expected)
-            except AssertionError as error:
-                raise AssertionError(
-                    f"{name}: {provider} does not agree with {next(iter(case.providers))}: {error}"
-                ) from None
-    if "torchvision" not in case.providers and case.sample is not None:
+        first_call = compared(name, entry.build(torch.Generator().manual_seed(0), device), device, failed)
+    generator = torch.Generator().manual_seed(0)
+    cases = [entry.build(generator, device) for _ in range(sets or entry.sets)]
+    warm_call = {}
+    for provider in first_call:
         try:
-            case.sample()
-        except AssertionError as error:
-            raise AssertionError(f"{name}: fastmask does not agree with the reference: {error}") from None
-    return Checked(name, entry, device, cases, first_call)
+            for case in (*cases, cases[0]):
+                warm_call[provider] = seconds_of(case.providers[provider], device)
+        except Exception as error:
+            failed[provider] = said(error)
+    return Checked(name, entry, device, cases, first_call, warm_call, failed)
+
+
+def compared(name: str, case: Case, device: torch.device, failed: dict[str, str]) -> dict[str, float]:
+    """Seconds of each provider's first call; those that raise go into ``failed``, those that disagree raise."""
+    first_call, answers = {}, {}
+    for provider, run in case.providers.items():
+        start = time.perf_counter()
+        try:
+            answers[provider] = run()
+            wait_for(device)
+        except Exception as error:
+            failed[provider] = said(error)
+            continue
+        first_call[provider] = time.perf_counter() - start
+    (peer, expected), *others = answers.items() if answers else [("nobody", None)]
+    for provider, answer in others:
+        rule = case.rules.get(provider, case.agree)
+        agreed(name, provider, peer, functools.partial(rule, answer, expected))
+    if "torchvision" not in answers and case.sample is not None:
+        agreed(name, "fastmask", "the reference", case.sample)
+    return first_call
+
+
+def agreed(name: str, provider: str, peer: str, rule: Run) -> None:
+    try:
+        rule()
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {provider} does not agree with {peer}: {error}") from None
+
+
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    wait_for(device)
+    return time.perf_counter() - start
 
 
 def rounds_of(case: Checked, provider: str, budget: float) -> int:
-    """As many as a budget of seconds has room for, judging by the first call; from 3 to the case's own number."""
-    return max(3, min(case.entry.rounds, int(budget / max(case.first_call[provider], 1e-9))))
+    """As many as a budget of seconds has room for; from 3 to the case's own number."""
+    return max(3, min(case.entry.rounds, int(budget / max(case.warm_call[provider], 1e-9))))
 
 
 def turns(case: Checked, provider: str) -> Run:
-    """The next set of inputs at each call -> what runs the provider on it to the end; caches are cold."""
+    """The next set of inputs at each call -> what runs the provider on it to the end; a GPU's caches are cold."""
     runs = itertools.cycle([one.providers[provider] for one in case.sets])
     device = case.device
 
@@ -95,8 +125,11 @@ def flush_buffer(device: torch.device) -> torch.Tensor:
 
 
 def peak_memory(case: Checked, provider: str) -> int | None:
-    """Bytes that one call needs beyond what is there before it; None where the device does not say."""
-    if case.device.type != "cuda":
+    """Bytes that one call needs beyond what is there before it.
+
+    None where the device does not say, and for a Predictor, whose graphs hold theirs all the time.
+    """
+    if case.device.type != "cuda" or "Predictor" in provider or case.name.startswith("host"):
         return None
     wait_for(case.device)
     torch.cuda.reset_peak_memory_stats(case.device)
@@ -131,17 +164,22 @@ def versions() -> dict[str, str | None]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    root = Path(__file__).resolve().parent.parent
-    found["commit"] = None
-    if (root / ".git").exists():
-        commit, changed = (
-            subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, check=False
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-        found["commit"] = commit[:12] + ("+" if changed else "")
+    found["commit"] = os.environ.get("FASTMASK_COMMIT") or commit_of(Path(__file__).resolve().parent.parent)
     return found
+
+
+def commit_of(root: Path) -> str | None:
+    """Of a checkout; ``+`` where it is changed; None where there is no checkout or no git."""
+    if not (root / ".git").exists():
+        return None
+    answers = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        answers.append(done.stdout.strip())
+    return answers[0][:12] + ("+" if answers[1] else "")
 
 
 def name_of(device: torch.device) -> str:
@@ -156,8 +194,8 @@ def name_of(device: torch.device) -> str:
 
 def wait_for(device: torch.device) -> None:
     """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @functools.cache

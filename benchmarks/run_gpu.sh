@@ -9,21 +9,20 @@ full=""
 for argument in "$@"; do [ "$argument" = --full ] && full=--full; done
 device=${DEVICE:-cuda} # cpu tries the script itself
 
-benchmark() { # the JSON's name, then pytest's options
-  local json=$1
-  shift
+benchmark() { # the JSON's name, then a pattern of cases; written case by case, so that a run that is cut leaves some
   # shellcheck disable=SC2086
-  python -m pytest benchmarks --device "$device" $full --benchmark-only --benchmark-json="$dir/$json" -q "$@"
+  python -m fastmask bench --device "$device" $full --limit "${LIMIT:-480}" --json "$dir/$1" --only "${SELECTION:-$2}"
 }
 
 run_tests() { # the JSON's name, then a command to run Python under, if any
   local json=$1 report status
   shift
   report=$(mktemp)
-  "$@" python -m pytest -m gpu -q tests ${SELECTION:+-k "$SELECTION"} --junitxml="$report"
+  timeout -s INT "${LIMIT:-540}" "$@" python -m pytest -m gpu -q tests ${SELECTION:+-k "$SELECTION"} --junitxml="$report"
   status=$?
   python - "$report" "$dir/$json" "$status" <<'EOF'
 import json
+import os
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -42,8 +41,12 @@ result["failed"] = [f"{case.get('classname')}::{case.get('name')}" for case in b
 result["status"] = int(status)
 result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 result["torch"] = torch.__version__
-commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-result["commit"] = commit.stdout.strip() or None
+try:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = done.stdout.strip() or None
+except OSError:
+    commit = None
+result["commit"] = os.environ.get("FASTMASK_COMMIT") or commit
 with open(path, "w") as file:
     json.dump(result, file, indent=1)
 EOF
@@ -54,9 +57,9 @@ EOF
 part() {
   case $1 in
     tests) run_tests tests.json ;;
-    ops) benchmark ops.json -k "${SELECTION:-not R-CNN and not training}" ;;
-    model) benchmark model.json -k "${SELECTION:-R-CNN}" ;;
-    train) benchmark train.json -k "${SELECTION:-training}" ;;
+    ops) benchmark ops.json "^(?!Mask R-CNN|training)" ;;
+    model) benchmark model.json "^Mask R-CNN" ;;
+    train) benchmark train.json "^training" ;;
     timeline) # in both types
       local type status=0
       for type in bfloat16 float32; do

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -12,40 +13,60 @@ import torch
 from tqdm import tqdm
 
 from fastmask.benchmarks.case import Entry
-from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, turns
+from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, said, turns
 from fastmask.benchmarks.report import groups, is_ours, where
 
 BUDGET = {False: 20.0, True: 1.0}  # seconds of a row's rounds, by --quick; three there are in any case
 
 
-def measured(entries: Mapping[str, Entry], device: torch.device, quick: bool) -> tuple[dict[str, Any], list[str]]:
-    """The results, and why cases have none: their answers disagreed."""
+def measured(
+    entries: Mapping[str, Entry], device: torch.device, quick: bool, path: Path | None = None, limit: float = math.inf
+) -> tuple[dict[str, Any], list[str]]:
+    """The results, and what has none: answers that disagreed, providers that failed, cases that came too late.
+
+    Args:
+        entries: the cases.
+        device: of all of them.
+        quick: few rounds, on one set of inputs.
+        path: written after each case, so that a run that is cut leaves what it has.
+        limit: seconds, after which no case is begun.
+    """
     rows: list[dict[str, Any]] = []
-    wrong = []
+    results = {"benchmarks": rows, "datetime": datetime.datetime.now(datetime.UTC).isoformat()}
+    wrong, begun = [], time.monotonic()
     progress = tqdm(entries.items(), unit="case")
     for name, entry in progress:
         progress.set_postfix_str(name)
+        if time.monotonic() - begun > limit:
+            wrong.append(f"{name}: not begun after {limit:.0f} seconds")
+            continue
         try:
             case = checked(name, entry, device, 1 if quick else None)
         except AssertionError as error:
             wrong.append(str(error).partition("\n")[0])
             continue
+        except Exception as error:  # of building it; the other cases go on
+            wrong.append(f"{name}: {said(error)}")
+            continue
+        wrong += [f"{name}: {provider} failed: {reason}" for provider, reason in case.failed.items()]
         for provider in case.sets[0].providers:
-            times = seconds(case, provider, BUDGET[quick])
-            rows.append({"group": name, "stats": spread(times), "extra_info": facts(case, provider)})
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    return {"benchmarks": rows, "datetime": now}, wrong
+            if provider not in case.failed:
+                times = seconds(case, provider, BUDGET[quick])
+                rows.append({"group": name, "stats": spread(times), "extra_info": facts(case, provider)})
+        if path is not None:
+            saved(results, path)
+    return results, wrong
 
 
 def seconds(case: Checked, provider: str, budget: float) -> list[float]:
-    """Of each round, after one that is not counted."""
+    """Of each round."""
     prepared, times = turns(case, provider), []
-    for _ in range(rounds_of(case, provider, budget) + 1):
+    for _ in range(rounds_of(case, provider, budget)):
         run = prepared()
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return times[1:]
+    return times
 
 
 def spread(times: list[float]) -> dict[str, float]:

@@ -41,8 +41,10 @@ class Ranks(NamedTuple):
 
     def from_first(self, function: Callable[[], Value]) -> Value:
         """The first rank's value of a function, which is run there only; its errors as of :meth:`all_or_none`."""
-        value = self.all_or_none(lambda: function() if self.rank == 0 else None)
-        return self.gather(value)[0]  # type: ignore[return-value]
+        values: list[Any] = [self.all_or_none(lambda: function() if self.rank == 0 else None)]
+        if self.world > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco
 from torch import Tensor
 
 MASK_OPACITY = 0.45
@@ -72,6 +71,8 @@ def _ink(color: Color) -> Color:
 def _mask(mask: Any) -> Mask:
     """One mask as bool [H, W]."""
     if isinstance(mask, dict):
+        from pycocotools import mask as coco  # boxes are drawn without it
+
         return np.asarray(coco.decode(mask), dtype=bool)
     array = _array(mask)
     return array.reshape(array.shape[-2:]) > 0.5

@@ -1,9 +1,11 @@
 """The benchmarks themselves: refuse wrong answers, run without torchvision, and report what was measured."""
 
+import collections
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch import Tensor
 
 import fastmask
 from fastmask import ops
-from fastmask.benchmarks import mask_cases, model_cases, nms_cases, report, roi_cases, timeline
+from fastmask.benchmarks import mask_cases, measure, model_cases, nms_cases, report, roi_cases, runner, timeline
+from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.cases import CASES
 from fastmask.benchmarks.growth import grown
 from fastmask.cli import main
@@ -85,9 +88,60 @@ def test_providers_are_those_declared(name: str) -> None:
     assert tuple(case.providers) == CASES[name].providers
 
 
+def case_of(**providers: Any) -> Entry:
+    return Entry(lambda *_: Case(providers, lambda ours, theirs: None, "some"), rounds=5)
+
+
+def test_what_is_slow_once_is_not_timed() -> None:
+    """Compiling, capturing and the like, on whichever set of inputs it happens first."""
+    calls: dict[Any, int] = collections.Counter()
+
+    def build(generator: torch.Generator, device: torch.device) -> Case:
+        own = object()
+
+        def run() -> None:
+            calls[own] += 1
+            time.sleep(0.2 if calls[own] == 1 else 0.001)
+
+        return Case({"fastmask": run}, lambda ours, theirs: None, "some")
+
+    case = measure.checked("slow", Entry(build), CPU)
+    times = runner.seconds(case, "fastmask", 1.0)
+    assert len(times) == 11
+    assert max(times) < 0.1
+
+
+def test_a_failing_provider_takes_nothing_with_it(tmp_path: Path) -> None:
+    """Its reason is told; the JSON has what was measured before, whatever comes after."""
+
+    def broken() -> None:
+        raise RuntimeError("does not compile\nat all")
+
+    def build(*_: Any) -> Case:
+        raise ImportError("no such module")
+
+    entries = {
+        "one": case_of(torchvision=dict, other=broken, fastmask=dict),
+        "two": Entry(build),
+        "late": case_of(a=dict),
+    }
+    results, wrong = runner.measured(dict(list(entries.items())[:2]), CPU, True, tmp_path / "r.json")
+    assert [row["extra_info"]["provider"] for row in results["benchmarks"]] == ["torchvision", "fastmask"]
+    assert wrong == ["one: other failed: RuntimeError: does not compile", "two: ImportError: no such module"]
+    assert len(json.loads((tmp_path / "r.json").read_text())["benchmarks"]) == 2
+    results, wrong = runner.measured({"late": entries["late"]}, CPU, True, limit=-1)
+    assert wrong == ["late: not begun after -1 seconds"]
+
+
+def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text('{"benchmarks": [], "datetime": ""}')
+    assert report.main([str(tmp_path / "run.json")]) == 2
+    assert "there are no rows" in capsys.readouterr().err
+
+
 def test_no_such_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--only", "abacus"]) == 2
-    assert "--only must be part of a case's name, got 'abacus'" in capsys.readouterr().err
+    assert "--only must be found in a case's name, got 'abacus'" in capsys.readouterr().err
 
 
 def row(group: str, provider: str, median: float, **info: Any) -> dict[str, Any]:

@@ -147,10 +147,30 @@ def test_other_settings_and_pictures_are_refused(
     assert not (interrupted / _journal.PARTS).exists()
 
 
+def test_nothing_seen_leaves_results_alone(
+    slim_file: SlimFile, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a disk or a device fails, the answers of an earlier run are still there."""
+    command = arguments(slim_file, tmp_path / "out", *pictures[:2])
+    assert main(command) == 0
+    before = results(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "read_image", lambda _: (_ for _ in ()).throw(OSError("unplugged")))
+        assert main(command) == 1
+    assert results(tmp_path / "out") == before
+    assert main(command) == 0
+
+
+def test_wrong_arguments_restart_nothing(slim_file: SlimFile, pictures: list[Path], interrupted: Path) -> None:
+    before = journal_of(interrupted).read_text()
+    assert main([*arguments(slim_file, interrupted, *pictures), "--restart", "--batch", "0"]) == 2
+    assert journal_of(interrupted).read_text() == before
+
+
 def test_two_runs_at_once(
     slim_file: SlimFile, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with _journal.locked(tmp_path / "out", restart=False):
+    with _journal.locked(tmp_path / "out"):
         assert main(arguments(slim_file, tmp_path / "out", pictures[0])) == 2
     assert "out must be free, got another run in it" in capsys.readouterr().err
     assert main(arguments(slim_file, tmp_path / "out", pictures[0])) == 0

@@ -64,8 +64,8 @@ def state_of(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, restart: bool) -> Iterator[None]:
-    """Make the folder of the results, and keep other runs out of it; with ``restart``, without what is there.
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder of the results, and keep other runs out of it.
 
     Raises:
         ValueError: another run is in it.
@@ -85,19 +85,21 @@ def locked(folder: Path, restart: bool) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"{folder} must be free, got another run in it ({error})") from error
-        if restart:
-            _forget_parts(folder)
         yield
 
 
-def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any]) -> tuple[int, list[Todo]]:
+def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any], restart: bool) -> tuple[int, list[Todo]]:
     """A number for this run, and what is still to be looked at: all that has no answer, has changed, or is not drawn.
+
+    With ``restart``, everything.
 
     A finished run of which pictures were skipped counts only for the same pictures and settings.
 
     Raises:
         ValueError: an unfinished run is of other settings or pictures, or broken.
     """
+    if restart:
+        _forget_parts(folder)
     try:
         done = _found(folder, settings)
         _check_pictures(folder, todo, done)

@@ -31,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     with ranks() as own, contextlib.ExitStack() as stack:
         try:
             paths = own.from_first(lambda: find_pictures(args.images))
-            own.from_first(lambda: stack.enter_context(_journal.locked(args.out, args.restart)))
+            own.from_first(lambda: stack.enter_context(_journal.locked(args.out)))
             predictor, categories, settings = own.all_or_none(lambda: make_predictor(args, own))
             settings["pictures"] = not args.no_pictures
             pictures = own.from_first(lambda: todo_of(paths, None if args.no_pictures else args.out))
-            number, todo = own.from_first(lambda: _journal.take_up(args.out, pictures, settings))
+            number, todo = own.from_first(lambda: _journal.take_up(args.out, pictures, settings, args.restart))
             journal = own.all_or_none(lambda: _journal.Journal(args.out, number, own.rank, settings))
         except ValueError as error:
             if own.rank == 0:
@@ -50,7 +50,12 @@ def run(args: argparse.Namespace) -> int:
             raise
         finally:  # what was found before an interruption is kept
             found = _journal.merge(args.out, pictures, image_ids(paths), settings) if own.rank == 0 else (0, 0)
-        return own.from_first(lambda: concluded(args, pictures, found, skipped))
+        try:
+            return own.from_first(lambda: concluded(args, pictures, found, skipped))
+        except ValueError as error:
+            if own.rank == 0:
+                print(f"fastmask predict: {error}", file=sys.stderr)
+            return 2
 
 
 def todo_of(paths: list[Path], drawn_in: Path | None) -> list[_journal.Todo]:
@@ -69,6 +74,9 @@ def concluded(args: argparse.Namespace, pictures: list[_journal.Todo], found: tu
             file=sys.stderr,
         )
         return 2
+    if not seen and skipped and (args.out / _journal.RESULTS).exists():  # the disk's fault, or the device's
+        print(f"fastmask predict: no picture could be looked at: {args.out} stays as it was", file=sys.stderr)
+        return 1
     _journal.finish(args.out, skipped > 0)
     drawn = "" if args.no_pictures else f"{pictures[0].overlay if len(pictures) == 1 else args.out / f'*{MADE}'}, "
     number = f"{seen} pictures" if seen != 1 else "1 picture"

@@ -293,7 +293,8 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(found.records) == 1
     assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
     printed = capsys.readouterr()
-    assert "1 pictures, 2 objects, 14 problems" in printed.out
+    assert "1 pictures (0 without objects), 2 objects" in printed.out
+    assert "problems: broken annotation 7, duplicate id 2, broken image entry 2, broken category 1" in printed.out
     assert "missing picture" in printed.err
 
 
