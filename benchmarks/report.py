@@ -44,9 +44,10 @@ def where(results: dict[str, Any]) -> str:
     if not results["benchmarks"]:
         raise ValueError("there are no rows")
     first = results["benchmarks"][0]["extra_info"]
+    commits = " and ".join(dict.fromkeys(str(row["extra_info"]["commit"]) for row in results["benchmarks"]))
     versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "torchvision", "triton") if first[name])
     return (
-        f"{first['device']}; {versions}, fastmask {first['fastmask']} at {first['commit']}, "
+        f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, "
         f"{results['datetime'][:10]}. "
         "Milliseconds, median (quartiles); losses in bold. Last column: bytes that must be moved over the time, as a "
         f"share of a copy's {first['copy_bandwidth'] / 1e9:.0f} GB/s."
