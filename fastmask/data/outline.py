@@ -80,7 +80,8 @@ def _holds(loop: NDArray[np.int64], hole: NDArray[np.int64]) -> bool:
     x, y = leftmost[0] - 0.5, leftmost[1] + 0.5
     ends = np.roll(loop, -1, axis=0)
     crossed = (loop[:, 1] > y) != (ends[:, 1] > y)
-    return bool((crossed & (loop[:, 0] > x)).sum() % 2)
+    (x0, y0), (x1, y1) = loop[crossed].T, ends[crossed].T
+    return bool((x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x).sum() % 2)  # seams slant, and count twice
 
 
 def _joined(loop: NDArray[np.int64], hole: NDArray[np.int64]) -> NDArray[np.int64]:

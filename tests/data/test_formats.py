@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from fastmask import data
-from fastmask.cli import main
 from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
 
 FORMATS = data.FORMATS
@@ -211,111 +210,6 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     np.testing.assert_allclose(objects[2].bounds(), (15, 15, 25, 25), atol=0.11)
     assert [len(one.polygons) for one in objects[3:]] == [2, 1]
     assert found.records[0].file.resolve() == tmp_path / "a.png"
-
-
-SQUARE = [[1, 1], [9, 1], [9, 9]]
-HOSTILE: list[tuple[dict[str, Any], str, str]] = [
-    (via(({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, {})), "region 0", "three points, got 2"),
-    (via(({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, {})), "region 0", "as many all_points_x"),
-    (
-        via(({"name": "polygon", "all_points_x": [1, 2, math.nan], "all_points_y": [1, 2, 3]}, {})),
-        "region 0",
-        "must be finite, got NaN",
-    ),
-    (via(({"name": "point", "cx": 1, "cy": 2}, {})), "region 0", "got 'point'"),
-    (via(({"name": "circle", "cx": 1, "cy": "2", "r": 3}, {})), "region 0", "cy must be a finite number, got '2'"),
-    (via(({"name": "rect", "x": 1, "y": 1, "width": math.inf, "height": 2}, {})), "region 0", "width must be a finite"),
-    ({"shapes": [{"label": "a", "points": [[1, 1], [2, math.nan], [3, 3]]}]}, "shape 0", "must be finite"),
-    ({"shapes": [{"points": SQUARE}]}, "shape 0", "must have a label"),
-    ({"shapes": [{"label": "a", "shape_type": "line", "points": SQUARE}]}, "shape 0", "got 'line'"),
-    ({"shapes": [{"label": "a", "points": [["a", 1]]}]}, "shape 0", "a polygon must be numbers"),
-    (
-        {"shapes": [{"label": "a", "shape_type": "circle", "points": "12"}]},
-        "shape 0",
-        "points must be a list, got '12'",
-    ),
-    ({"shapes": [{"label": "a", "shape_type": "circle", "points": SQUARE}]}, "shape 0", "circle must have two points"),
-    (
-        {
-            "imageHeight": 9,
-            "imageWidth": 9,
-            "shapes": [{"label": "a", "shape_type": "mask", "points": SQUARE[:2], "mask": "x"}],
-        },
-        "shape 0",
-        "picture in base64",
-    ),
-]
-
-
-@pytest.mark.parametrize(("content", "where", "message"), HOSTILE, ids=[message for *_, message in HOSTILE])
-def test_broken_annotations_are_named(content: dict[str, Any], where: str, message: str, tmp_path: Path) -> None:
-    """And left out; the rest is there."""
-    if "shapes" in content:
-        content = content | {"shapes": [*content["shapes"], {"label": "b", "points": SQUARE}]}
-    else:
-        good = {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 5, 1]}
-        content["a.png123"]["regions"].append({"shape_attributes": good, "region_attributes": {}})
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    found = data.read_dataset(tmp_path / "a.json")
-    (problem,) = found.problems
-    assert where in problem.where
-    assert message in problem.text
-    assert len(found.records[0].objects) == 1
-
-
-def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}, {"file_name": "c.png"}, "d"]
-    good = {"id": 1, "image_id": 1, "category_id": 5, "segmentation": [[1, 1, 9, 1, 9, 9]]}
-    annotations = [
-        good,
-        good,
-        good | {"id": 2, "category_id": 6},
-        good | {"id": 3, "image_id": 9},
-        good | {"id": 4, "segmentation": [[1, 2, 3]]},
-        good | {"id": 5, "segmentation": {"size": [3, 3], "counts": None}},
-        good | {"id": 6, "segmentation": None, "bbox": [1, 2, 3]},
-        good | {"id": 7, "segmentation": None},
-        good | {"id": 8, "segmentation": None, "bbox": [1, 2, math.nan, 4]},
-        "nothing",
-    ]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "cat"}, {"name": "dog"}]}
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    found = data.read_dataset(tmp_path / "coco.json")
-    assert [(problem.kind, problem.where.partition(": ")[2]) for problem in found.problems] == [
-        ("broken category", "categories[1]"),
-        ("duplicate id", "annotations[1]"),
-        *(("broken annotation", f"annotations[{i}]") for i in (2, 4, 5, 6, 7, 8, 9)),
-        ("duplicate id", "images[1]"),
-        ("broken image entry", "images[2]"),
-        ("broken image entry", "images[3]"),
-        ("unknown image", ""),
-    ]
-    assert len(found.records) == 1
-    assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
-    printed = capsys.readouterr()
-    assert "1 pictures (0 without objects), 2 objects" in printed.out
-    assert "problems: broken annotation 7, duplicate id 2, broken image entry 2, broken category 1" in printed.out
-    assert "missing picture" in printed.err
-
-
-def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "torn.json").write_text('{"images": [')
-    (tmp_path / "other.json").write_text("[1, 2]")
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "empty").mkdir()
-    for name, message in {
-        "torn.json": "torn.json must be JSON, got a broken file",
-        "other.json": "other.json must be annotations of coco, via, labelme, masks, got none of them",
-        "deep.json": "deep.json must be JSON",
-        "empty": "empty must hold JSON files, got none",
-        "none.json": "No such file",
-    }.items():
-        assert main(["data", "convert", str(tmp_path / name), str(tmp_path / "out.json"), "--to", "coco"]) == 2
-        printed = capsys.readouterr().err
-        assert message in printed
-        assert printed.count("\n") == 1
-    with pytest.raises(ValueError, match="must be annotations of the format via, got none"):
-        data.read_dataset(tmp_path / "other.json", "via")
 
 
 def test_a_torn_file_among_labelmes(tmp_path: Path) -> None:
