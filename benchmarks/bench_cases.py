@@ -38,8 +38,9 @@ def checked_case(name: str, device: torch.device, sets: int | None) -> Checked |
 
 
 def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
-    quick = pytestconfig.getoption("--quick") or benchmark.disabled
-    case = checked_case(name, torch.device(pytestconfig.getoption("--device")), 1 if quick else None)
+    quick = pytestconfig.getoption("--quick")
+    sets = 0 if benchmark.disabled else 1 if quick else None
+    case = checked_case(name, torch.device(pytestconfig.getoption("--device")), sets)
     if isinstance(case, AssertionError):
         raise case
     if provider in case.failed:

@@ -36,6 +36,8 @@ class Checked(NamedTuple):
 def checked(name: str, entry: Entry, device: torch.device, sets: int | None = None) -> Checked:
     """Build a case on its inputs (always the same: seed 0), let every provider answer, compare, and warm up.
 
+    With 0 ``sets``, only compare.
+
     Raises:
         AssertionError: they do not agree.
     """
@@ -44,11 +46,11 @@ def checked(name: str, entry: Entry, device: torch.device, sets: int | None = No
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         first_call = compared(name, entry.build(torch.Generator().manual_seed(0), device), device, failed)
     generator = torch.Generator().manual_seed(0)
-    cases = [entry.build(generator, device) for _ in range(sets or entry.sets)]
+    cases = [entry.build(generator, device) for _ in range(entry.sets if sets is None else sets)]
     warm_call = {}
     for provider in first_call:
         try:
-            for case in (*cases, cases[0]):
+            for case in (*cases, *cases[:1]):
                 warm_call[provider] = seconds_of(case.providers[provider], device)
         except Exception as error:
             failed[provider] = said(error)
