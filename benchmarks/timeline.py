@@ -42,8 +42,11 @@ def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, 
 
     def masks() -> None:
         hidden = heads.mask_head(left["pooled masks"])
-        logits = class_masks(heads.mask_predictor, hidden, left["found"].labels.flatten())
-        left["masks"] = logits.float().sigmoid().view(*left["found"].labels.shape, *logits.shape[1:])
+        found = left["found"]
+        logits = class_masks(heads.mask_predictor, hidden, found.labels.flatten())
+        real = torch.arange(found.labels.shape[1], device=logits.device) < found.count[:, None]
+        masks = logits.float().sigmoid().view(*found.labels.shape, *logits.shape[1:])
+        left["masks"] = masks.masked_fill(~real[:, :, None, None], 0)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
