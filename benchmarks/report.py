@@ -46,11 +46,13 @@ def where(results: dict[str, Any]) -> str:
     first = results["benchmarks"][0]["extra_info"]
     commits = " and ".join(dict.fromkeys(str(row["extra_info"]["commit"]) for row in results["benchmarks"]))
     versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "torchvision", "triton") if first[name])
+    infos = [row["extra_info"] for row in results["benchmarks"]]
+    speeds = dict.fromkeys(f"{info['copy_bandwidth'] / 1e9:.0f}" for info in infos if info["least_bytes"] is not None)
     return (
         f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, "
         f"{results['datetime'][:10]}. "
         "Milliseconds, median (quartiles); losses in bold. Last column: bytes that must be moved over the time, as a "
-        f"share of a copy's {first['copy_bandwidth'] / 1e9:.0f} GB/s."
+        f"share of a copy's {' or '.join(speeds)} GB/s."
     )
 
 
