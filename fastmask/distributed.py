@@ -27,6 +27,14 @@ class Ranks(NamedTuple):
             dist.all_gather_object(values, value)
         return values
 
+    def to_first(self, value: Value) -> list[Value]:
+        """Every rank's value, by rank, on the first one; nothing on the others."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
     def all_or_none(self, function: Callable[[], Value]) -> Value:
         """This rank's value of a function; on every rank, a ValueError if it raised an OSError or ValueError on one."""
         value, problem = None, None
@@ -67,8 +75,13 @@ class Ranks(NamedTuple):
 def ranks() -> Iterator[Ranks]:
     """Join the other ranks, over the addresses that torchrun sets; leave them afterwards.
 
+    Where the process is one of a group already, that is used, and stays.
+
     They wait for one another as long as it takes: torchrun ends all of them where one fails.
     """
+    if dist.is_available() and dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        return
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(0, 1, 0)
         return

@@ -30,3 +30,13 @@ class Targets(NamedTuple):
     labels: Tensor  # [B, G] int64, 1 and up
     masks: Tensor | None  # [B, G, H, W] uint8 over the padded image; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64
+
+
+class Batch(NamedTuple):
+    """Pictures and their objects, as training's loader gives them."""
+
+    pixels: Tensor  # [B, 3, H, W] uint8, zeros at the right and the bottom
+    sizes: Tensor  # [B, 2] int64 (height, width) of the pictures inside
+    targets: Targets  # boxes in pixels of the batch
+    indices: Tensor  # [B] int64, of the pictures' records
+    problems: tuple[str, ...]  # pictures that could not be looked at; others are in their place

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from fastmask.predictor import Predictor
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5) -> None:
     """For every command that looks at pictures."""
     parser.add_argument("--weights", default="COCO_V1", help="COCO_V1 (downloaded once) or a file [%(default)s]")
     parser.add_argument("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    parser.add_argument("--score", type=float, default=0.5, help="what is kept scores above it [%(default)s]")
+    parser.add_argument("--score", type=float, default=score, help="what is kept scores above it [%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
 
 

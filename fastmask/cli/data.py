@@ -1,4 +1,4 @@
-"""``fastmask data``: what is wrong with annotated pictures, and annotations from one format to another."""
+"""``fastmask data``: what is wrong with annotated pictures, annotations from format to format, and drawn pictures."""
 
 import argparse
 import collections
@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="what is wrong with annotated pictures, and how they look")
     check.add_argument("source", type=Path, help="a JSON file, or a folder with JSON files or mask images")
     check.add_argument("--sheet", type=Path, metavar="FILE", help="draw some of them there [not at all]")
+    draw = commands.add_parser("draw", help="pictures the package draws itself, with COCO annotations")
+    draw.add_argument("target", type=Path, metavar="DIR", help="a folder that is made")
+    draw.add_argument("--number", type=int, default=100, metavar="N", help="of pictures [%(default)s]")
+    draw.add_argument("--seed", type=int, default=0, help="others give other pictures [%(default)s]")
+    draw.add_argument("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="[192 192]")
+    draw.add_argument("--scene", default="shapes", help="shapes, grains or mixed [%(default)s]")
     for parser in (convert, check):
         parser.add_argument("--format", default="auto", choices=("auto", *KNOWN), help="the source's [%(default)s]")
         parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the source says]")
@@ -29,11 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there are problems, each of which is named; 2 if nothing could be read or written."""
-    from fastmask.data import read_dataset
-
     try:
-        dataset = read_dataset(args.source, args.format, args.images)
-        problems = converted(args, dataset) if args.what == "convert" else checked(args, dataset)
+        dataset, problems = {"convert": converted, "check": checked, "draw": drawn}[args.what](args)
     except (OSError, ValueError) as error:
         print(f"fastmask data: {error}", file=sys.stderr)
         return 2
@@ -41,24 +44,34 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastmask data: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     objects = collections.Counter(one.category for record in dataset.records for one in record.objects)
     empty = sum(not record.objects for record in dataset.records)
-    print(f"{len(dataset.records)} pictures ({empty} without objects), {objects.total()} objects: {args.source}")
+    where = args.target if args.what == "draw" else args.source
+    print(f"{len(dataset.records)} pictures ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")
     return 1 if problems else 0
 
 
-def converted(args: argparse.Namespace, dataset: "Dataset") -> "list[Problem]":
-    from fastmask.data import with_sizes, write_dataset
+def converted(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+    from fastmask.data import read_dataset, with_sizes, write_dataset
 
-    dataset = with_sizes(dataset)
-    return [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
+    dataset = with_sizes(read_dataset(args.source, args.format, args.images))
+    return dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
 
 
-def checked(args: argparse.Namespace, dataset: "Dataset") -> "list[Problem]":
+def checked(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+    from fastmask.data import read_dataset
     from fastmask.data.doctor import contact_sheet, examine
 
+    dataset = read_dataset(args.source, args.format, args.images)
     problems = examine(dataset, progress=True)
     if args.sheet is not None:
         contact_sheet(dataset).save(args.sheet)
-    return problems
+    return dataset, problems
+
+
+def drawn(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+    from fastmask.demo import drawn_dataset, save_drawn
+
+    dataset = drawn_dataset(args.number, args.seed, tuple(args.size), args.scene)
+    return save_drawn(dataset, args.target, progress=True), []

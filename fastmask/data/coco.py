@@ -99,6 +99,8 @@ def _object(annotation: Any, names: Mapping[int, str]) -> tuple[int, Object]:
     number_of = annotation.get("id")
     crowd = bool(annotation.get("iscrowd"))
     made = Object(names[number], polygons, rle, box, crowd, number_of if isinstance(number_of, int) else None)
+    if annotation.get("area") is not None:
+        made = made._replace(area=numbers(annotation, "area")[0])
     return annotation["image_id"], made
 
 
@@ -141,7 +143,9 @@ def write_coco(dataset: Dataset, path: Path) -> None:
 
 
 def area(one: Object) -> float:
-    """In pixels: of the mask if it is RLE, else of the polygons (overlaps counted twice, as in COCO) or the box."""
+    """In pixels: as annotated, else of the mask if it is RLE, or of the polygons, overlaps twice, or of the box."""
+    if one.area is not None:
+        return one.area
     if one.rle is not None:
         return float(coco_mask.area(compressed(one.rle)))
     if one.polygons:

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from fastmask.data.records import Dataset, Object, Polygon, Problem, Record
-from fastmask.images import read_image
 
 THREADS = 4
 OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the picture: tools count edges in their own ways
@@ -41,7 +40,7 @@ def _examined(record: Record) -> list[Problem]:
     """One picture's."""
     where = str(record.file)
     try:
-        picture = read_image(record.file)
+        picture = record.load()
     except FileNotFoundError:
         return [Problem("missing picture", where, "there is no such file")]
     except (OSError, ValueError) as error:
@@ -115,12 +114,11 @@ def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int =
     from fastmask.visualize import draw_detections
 
     step = max(1, len(dataset.records) // (columns * rows))
-    sheet = Image.new("RGB", (columns * side, rows * side), "white")
     names = ["", *dataset.categories]
-    place = 0
-    for record in dataset.records[::step][: columns * rows]:
+    drawn = []
+    for record in dataset.records[: columns * rows * step : step]:
         try:
-            picture = read_image(record.file)
+            picture = record.load()
         except (OSError, ValueError):
             continue
         masks = [one.mask(picture.height, picture.width) for one in record.objects]
@@ -131,9 +129,10 @@ def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int =
             "labels": torch.tensor([names.index(one.category) for one in objects], dtype=torch.int64),
             "masks": [coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8))) for i in fitting],
         }
-        drawn = draw_detections(picture, found, names)
-        drawn.thumbnail((side - 4, side - 4))
-        sheet.paste(drawn, (place % columns * side + 2, place // columns * side + 2))
-        place += 1
-    used = -(-max(place, 1) // columns)
-    return sheet.crop((0, 0, columns * side, used * side))
+        drawn.append(draw_detections(picture, found, names))
+        drawn[-1].thumbnail((side, side))
+    across, down = (max((getattr(one, axis) for one in drawn), default=side) + 4 for axis in ("width", "height"))
+    sheet = Image.new("RGB", (columns * across, -(-max(len(drawn), 1) // columns) * down), "white")
+    for place, one in enumerate(drawn):
+        sheet.paste(one, (place % columns * across + 2, place // columns * down + 2))
+    return sheet

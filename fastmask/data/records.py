@@ -1,15 +1,16 @@
 """One record a picture, whatever its annotations came from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco
 
-from fastmask.images import upright_size
+from fastmask.images import read_image, upright_size
 
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
 
@@ -23,6 +24,7 @@ class Object(NamedTuple):
     box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2); None: the polygons' own
     crowd: bool = False  # many objects at once, which evaluation leaves out
     id: int | None = None
+    area: float | None = None  # in pixels, as COCO's files say it; None: to be measured
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (x1, y1, x2, y2): as annotated, else around the polygons or the mask."""
@@ -37,13 +39,15 @@ class Object(NamedTuple):
             return x, y, x + width, y + height
         return 0.0, 0.0, 0.0, 0.0
 
-    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Painted by pycocotools' rule -> bool [height, width]; a box alone is painted whole."""
+    def encoded(self, height: int, width: int) -> dict[str, Any]:
+        """Its mask as COCO's RLE, painted by pycocotools' rule; a box alone is painted whole."""
         if self.rle is not None:
-            return np.asarray(coco.decode(compressed(self.rle)), bool)
-        polygons = self.polygons or (box_polygon(*self.bounds()),)
-        parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
-        return np.asarray(coco.decode(coco.merge(parts)), bool)
+            return compressed(self.rle)
+        return encoded(self.polygons or (box_polygon(*self.bounds()),), height, width)
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """:meth:`encoded` as bool [height, width]."""
+        return np.asarray(coco.decode(self.encoded(height, width)), bool)
 
 
 class Record(NamedTuple):
@@ -53,6 +57,11 @@ class Record(NamedTuple):
     size: tuple[int, int] | None  # (height, width) as the annotations say; None where they do not
     objects: tuple[Object, ...]
     id: int | None = None
+    picture: Image.Image | None = None  # RGB, where there is no file
+
+    def load(self) -> Image.Image:
+        """The picture, RGB and upright; errors as of :func:`fastmask.images.read_image`."""
+        return read_image(self.file) if self.picture is None else self.picture
 
 
 class Problem(NamedTuple):
@@ -66,7 +75,7 @@ class Problem(NamedTuple):
 class Dataset(NamedTuple):
     """Records, the names of their categories in the order of their ids, and what could not be read."""
 
-    records: list[Record]
+    records: Sequence[Record]
     categories: dict[str, int]
     problems: list[Problem]
 
@@ -78,6 +87,13 @@ def compressed(rle: dict[str, Any]) -> dict[str, Any]:
         return found
     counts = rle["counts"]
     return {"size": rle["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def encoded(polygons: Sequence[Polygon], height: int, width: int) -> dict[str, Any]:
+    """All of them as one RLE; what is outside of the picture is cut off."""
+    parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
+    found: dict[str, Any] = coco.merge(parts)
+    return found
 
 
 def check_rle(rle: Any) -> None:
@@ -160,6 +176,16 @@ def numbers(values: Any, *names: str) -> list[float]:
             raise ValueError(f"{name} must be a finite number, got {value!r}")
         found.append(float(value))
     return found
+
+
+def labels_of(categories: Mapping[str, int]) -> dict[str, int]:
+    """The label that a model has for each category: its id, as torchvision does it.
+
+    If an id is below 1, which is the background's, or above 9999, they are numbered from 1 by their order instead.
+    """
+    if all(1 <= number <= 9999 for number in categories.values()):
+        return dict(categories)
+    return {name: label for label, name in enumerate(categories, 1)}
 
 
 def with_sizes(dataset: Dataset) -> Dataset:

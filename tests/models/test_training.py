@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastmask
 from fastmask.models.detection.losses import valid_rows_in_turn
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.models.detection.targets import padded_targets
+from fastmask.padding import padded_targets
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]

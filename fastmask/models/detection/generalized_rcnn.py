@@ -11,9 +11,10 @@ from fastmask.models.detection._split import split
 from fastmask.models.detection.losses import Losses, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
-from fastmask.models.detection.targets import check_targets, padded_targets
+from fastmask.models.detection.targets import check_targets
 from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from fastmask.ops._utils import NotScriptable, check_shape
+from fastmask.padding import padded_targets
 from fastmask.structures import Detections, Proposals, Targets
 
 Sizes = list[tuple[int, int]]  # (height, width) of each image

@@ -1,0 +1,95 @@
+"""``fastmask evaluate``: COCO's average precision of a model, or of detections made elsewhere."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
+
+if TYPE_CHECKING:
+    from fastmask.data import Dataset
+    from fastmask.evaluation import Evaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is evaluated, on which pictures, and where the figures go."""
+    parser.add_argument("annotations", type=Path, help="a JSON file, or a folder with JSON files or mask images")
+    parser.add_argument("--format", default="auto", help="coco, via, labelme or masks [%(default)s]")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the annotations say]")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="evaluate this COCO-results file, and no model")
+    add_model_arguments(parser, score=0.05)
+    add_predictor_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="[%(default)s]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; 1 if a picture could not be looked at; 2 if an argument is wrong, or something cannot be had.
+
+    Under torchrun every rank looks at its share of the pictures.
+    """
+    from fastmask.data import read_dataset
+    from fastmask.distributed import ranks
+
+    with ranks() as own:
+        try:
+            dataset = own.all_or_none(lambda: read_dataset(args.annotations, args.format, args.images))
+            own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+            evaluation, entries = evaluated(args, dataset, own)
+            own.from_first(lambda: written(args.out, evaluation, entries))
+        except ValueError as error:
+            if own.rank == 0:
+                print(f"fastmask evaluate: {error}", file=sys.stderr)
+            return 2
+        if own.rank == 0:
+            said(args.out, dataset, evaluation)
+        return 1 if evaluation.problems else 0
+
+
+def evaluated(args: argparse.Namespace, dataset: "Dataset", own: Any) -> "tuple[Evaluation, list[Any] | None]":
+    """The figures on every rank, and a model's detections on the first one."""
+    from fastmask.evaluation import evaluate, evaluate_results
+
+    if args.results is not None:
+        return own.from_first(lambda: evaluate_results(read_results(args.results), dataset)), None
+    predictor, categories, _ = own.all_or_none(lambda: make_predictor(args, own))
+    entries: list[Any] = []
+    evaluation = evaluate(predictor, dataset, names=shared(categories, dataset), own=own, keep=entries)
+    return evaluation, [one for each in own.to_first(entries) for one in each]
+
+
+def shared(categories: Any, dataset: "Dataset") -> Any:
+    """The names of a model's labels, where the dataset's are among them; else labels count."""
+    return categories if categories is not None and set(categories) & set(dataset.categories) else None
+
+
+def read_results(path: Path) -> list[Any]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got a broken file: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} must be a list of detections, got {type(entries).__name__}")
+    return entries
+
+
+def written(folder: Path, evaluation: "Evaluation", entries: list[Any] | None) -> None:
+    from fastmask.evaluation.tables import as_json, write_csv
+
+    write_csv(evaluation, folder / "categories.csv")
+    (folder / "evaluation.json").write_text(json.dumps(as_json(evaluation), indent=1))
+    if entries is not None:
+        (folder / "detections.json").write_text(json.dumps(entries))
+
+
+def said(folder: Path, dataset: "Dataset", evaluation: "Evaluation") -> None:
+    from fastmask.evaluation.tables import as_text
+
+    for problem in dataset.problems:
+        print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+    for text in evaluation.problems:
+        print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
+    print(as_text(evaluation))
+    seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
+    print(f"\n{evaluation.pictures} pictures, {evaluation.detections} detections: {folder} (seconds: {seconds})")

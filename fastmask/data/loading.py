@@ -1,0 +1,268 @@
+"""From records to batches for training: in parallel, in an order that the seed fixes whatever the number of workers."""
+
+import math
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
+from fastmask.data.records import Dataset, Record, labels_of, with_sizes
+from fastmask.data.view import Size
+from fastmask.padding import padded_targets
+from fastmask.structures import Batch
+
+TRIES = 10  # pictures that may be broken one after the other
+
+
+class Key(NamedTuple):
+    """All that a sample is drawn from, beside the seed."""
+
+    epoch: int
+    record: int
+
+
+class Packed(Sequence[Record]):
+    """Records in one piece of memory, which forked workers share; a list of them each would copy as it is looked at."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        pieces = [np.frombuffer(pickle.dumps(record), np.uint8) for record in records]
+        self.ends = np.cumsum([0, *(len(piece) for piece in pieces)])
+        self.data = np.concatenate([np.zeros(0, np.uint8), *pieces])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be below {len(self)}, got {index}")
+        index %= len(self)
+        found: Record = pickle.loads(self.data[self.ends[index] : self.ends[index + 1]].tobytes())
+        return found
+
+
+class Samples(TorchDataset[Sample]):
+    """Records, looked at in a way that depends on the seed, the epoch and the record alone.
+
+    A picture that cannot be looked at is replaced by the next one that can, and named in ``problem``.
+
+    Args:
+        records: the pictures.
+        labels: of their categories.
+        augmentation: what is done to them.
+        seed: not negative.
+        masks: paint them.
+        size: (height, width) that a picture has to fit into, turned if it stands.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        labels: dict[str, int],
+        augmentation: Augmentation,
+        seed: int,
+        masks: bool,
+        size: Size | None,
+    ) -> None:
+        self.records, self.labels, self.augmentation, self.seed = records, labels, augmentation, seed
+        self.masks, self.size = masks, size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Key) -> Sample:
+        generator = np.random.default_rng([self.seed, *key])
+        sample = self._looked_at(key.record, generator)
+        if generator.random() < self.augmentation.paste:
+            other = self._looked_at(int(generator.integers(len(self))), generator)
+            sample = pasted(sample, other, generator.random(len(other.labels)) < 0.5)
+        if self.augmentation.color:
+            sample = sample._replace(pixels=recolored(sample.pixels, self.augmentation.color, generator))
+        return sample
+
+    def _looked_at(self, first: int, generator: np.random.Generator) -> Sample:
+        problem = None
+        for step in range(TRIES):
+            number = (first + step) % len(self)
+            record = self.records[number]
+            try:
+                picture = record.load()
+                original = (picture.height, picture.width)
+                if record.size not in (None, original):
+                    raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
+                view = self.augmentation.view(original, generator, self._room(original))
+                sample = seen(record, picture, view, self.labels, number, self.masks)
+                return sample._replace(problem=problem)
+            except (OSError, ValueError) as error:
+                problem = problem or str(error)
+        raise ValueError(f"{TRIES} pictures in a row cannot be looked at; the first one: {problem}")
+
+    def _room(self, original: Size) -> tuple[float, float]:
+        if self.size is None:
+            return math.inf, math.inf
+        return turned(self.size) if original[0] > original[1] else self.size
+
+
+def turned(size: Size) -> Size:
+    return size[1], size[0]
+
+
+class GroupedBatches(Sampler[list[Key]]):
+    """Batches of pictures that all lie or all stand, in another order each epoch; this rank's share of them.
+
+    Every picture comes once in an epoch. Where the last batches lack some, a few come again, or, if pictures lie that
+    should stand, the batch is mixed. All ranks have equally many batches.
+
+    Args:
+        sizes: (height, width) of each picture; None: all alike.
+        number: of pictures.
+        batch: pictures of a batch of one rank.
+        seed: of the order.
+        rank, world: which share.
+    """
+
+    def __init__(
+        self, sizes: NDArray[np.int64] | None, number: int, batch: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.stand = np.zeros(number, bool) if sizes is None else sizes[:, 0] > sizes[:, 1]
+        self.batch, self.seed, self.rank, self.world = batch, seed, rank, world
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """What the next iteration is; from batch ``start`` on, where training is taken up."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.stand) / (self.batch * self.world)) - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.stand))
+        together = self.batch * self.world
+        groups: list[list[int]] = []
+        waiting: dict[bool, list[int]] = {False: [], True: []}
+        for index in order.tolist():
+            group = waiting[bool(self.stand[index])]
+            group.append(index)
+            if len(group) == together:
+                groups.append(group.copy())
+                group.clear()
+        rest = waiting[False] + waiting[True]
+        missing = -len(rest) % together
+        rest += np.resize(order, missing).tolist()
+        groups += [rest[i : i + together] for i in range(0, len(rest), together)]
+        for i in range(self.start, len(groups)):
+            own = groups[i][self.rank :: self.world]
+            yield [Key(self.epoch, record) for record in own]
+
+
+class Collate:
+    """Samples -> a Batch.
+
+    Args:
+        size: (height, width) to pad to, turned if most of the pictures stand; None: as little as there must be.
+        divisible: what the padded sides are then multiples of.
+    """
+
+    def __init__(self, size: Size | None, divisible: int = 32) -> None:
+        self.size, self.divisible = size, divisible
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        sizes = [sample.pixels.shape[:2] for sample in samples]
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        if self.size is None:
+            height, width = (-(-side // self.divisible) * self.divisible for side in (height, width))
+        else:
+            fitting = [size for size in (self.size, turned(self.size)) if height <= size[0] and width <= size[1]]
+            side = max(self.size)
+            height, width = fitting[0] if fitting else (side, side)  # some lie, some stand
+        pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+        targets: list[dict[str, Tensor]] = []
+        for planes, sample in zip(pixels, samples, strict=True):
+            planes[:, : sample.pixels.shape[0], : sample.pixels.shape[1]] = torch.tensor(sample.pixels).permute(2, 0, 1)
+            targets.append({"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)})
+            if sample.masks is not None:
+                targets[-1]["masks"] = torch.from_numpy(sample.masks)
+        masks = samples[0].masks is not None
+        indices = torch.tensor([sample.record for sample in samples])
+        problems = tuple(sample.problem for sample in samples if sample.problem is not None)
+        return Batch(pixels, torch.tensor(sizes), padded_targets(targets, pixels, masks), indices, problems)
+
+
+def training_loader(
+    dataset: Dataset,
+    batch: int,
+    augmentation: Augmentation | None = None,
+    *,
+    size: Size | None = None,
+    masks: bool = True,
+    empty: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Any]:
+    """A loader of :class:`fastmask.structures.Batch`; ``loader.batch_sampler.set_epoch`` says what comes next.
+
+    Args:
+        dataset: annotated pictures; objects that are crowds are left out.
+        batch: pictures of a batch.
+        augmentation: None: the paper's.
+        size: (height, width), multiples of 32, that all batches are padded to, turned where pictures stand; pictures
+            that would not fit are made smaller. None: each batch as it needs.
+        masks: paint them.
+        empty: keep pictures without objects.
+        seed: of the order and of what is done to each picture.
+        workers: processes; 0: this one.
+        rank, world: which share of each batch of ``batch * world`` pictures.
+
+    Raises:
+        ValueError: there are no pictures, or an argument does not fit.
+    """
+    augmentation = augmentation or Augmentation()
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if size is not None and augmentation.zoom is not None:
+        raise ValueError(f"size must be None where pictures are cut to augmentation.canvas, got {size}")
+    for name, sides in (("size", size), ("augmentation.canvas", augmentation.zoom and augmentation.canvas)):
+        if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
+            raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
+    if augmentation.paste and not masks:
+        raise ValueError("augmentation must not paste objects without masks")
+    records, sizes = dataset.records, None
+    if isinstance(records, list):
+        kept = [record for record in with_sizes(dataset).records if empty or learnable(record)]
+        records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
+    if not len(records):
+        raise ValueError("dataset must have pictures with objects, got none")
+    if augmentation.zoom is not None:
+        sizes, size = None, augmentation.canvas  # which all are cut to
+    samples = Samples(records, labels_of(dataset.categories), augmentation, seed, masks, size)
+    sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world)
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=Collate(size),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+def learnable(record: Record) -> bool:
+    """Whether there is an object in it that is no crowd."""
+    return any(not one.crowd for one in record.objects)

@@ -1,0 +1,76 @@
+"""Average precision and recall from matches, by pycocotools' own accumulation."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
+
+from fastmask.evaluation.matching import Matches
+
+
+class Figures(NamedTuple):
+    """COCO's twelve; -1 where there is no object that counts. https://cocodataset.org/#detection-eval"""
+
+    ap: float  # mean over IoU 0.5, 0.55, ..., 0.95
+    ap50: float
+    ap75: float
+    ap_small: float  # objects of fewer than 32 x 32 pixels
+    ap_medium: float
+    ap_large: float  # of more than 96 x 96
+    ar_1: float  # recall with one detection of a category in a picture
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+
+
+class Curves(NamedTuple):
+    """T thresholds, R recalls, K categories, A sizes, M numbers of detections; -1 where nothing counts."""
+
+    precision: NDArray[np.float64]  # [T, R, K, A, M]
+    recall: NDArray[np.float64]  # [T, K, A, M]
+
+
+def accumulated(categories: Sequence[Sequence[Matches]]) -> Curves:
+    """Of each category's matches, picture by picture in the order of their ids; pictures without any are left out."""
+    each = [_of_category(matches) for matches in categories]
+    settings = COCOeval(iouType="bbox").params
+    shape = (len(settings.iouThrs), len(settings.recThrs), 0, len(settings.areaRng), len(settings.maxDets))
+    precision = [np.zeros(shape), *(one.precision for one in each)]
+    return Curves(
+        np.concatenate(precision, axis=2),
+        np.concatenate([np.zeros(shape)[:, 0], *(one.recall for one in each)], axis=1),
+    )
+
+
+def _of_category(matches: Sequence[Matches]) -> Curves:
+    evaluation = COCOeval(iouType="bbox")
+    evaluation.params.catIds, evaluation.params.imgIds = [1], list(range(len(matches)))
+    evaluation._paramsEval = evaluation.params
+    evaluation.evalImgs = [
+        {"dtScores": one.scores, "dtMatches": one.matched[a], "dtIgnore": one.ignored[a], "gtIgnore": one.absent[a]}
+        for a in range(len(evaluation.params.areaRng))
+        for one in matches
+    ] or [None] * len(evaluation.params.areaRng)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        evaluation.accumulate()
+    return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
+
+
+def figures(curves: Curves) -> Figures:
+    """The twelve, over all categories of which there are objects."""
+    evaluation = COCOeval(iouType="bbox")
+    evaluation.eval = curves._asdict()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    return Figures(*evaluation.stats.tolist())
+
+
+def of_category(curves: Curves, index: int) -> Figures:
+    """The twelve, of one category."""
+    return figures(Curves(curves.precision[:, :, index : index + 1], curves.recall[:, index : index + 1]))

@@ -1,0 +1,165 @@
+"""A model's, or anybody's, detections against annotated pictures."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from fastmask.answers import Found
+from fastmask.data.records import Dataset, Record, labels_of, with_sizes
+from fastmask.distributed import Ranks, ranks
+from fastmask.evaluation.evaluator import Evaluation, Evaluator
+from fastmask.evaluation.matching import KINDS, Entry
+from fastmask.feed import Picture
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.predictor import Predictor
+from fastmask.results import coco_results
+
+WAITING = 64  # pictures that are still to be matched, at most
+
+
+def evaluate(
+    model: GeneralizedRCNN | Predictor,
+    dataset: Dataset,
+    *,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+    own: Ranks | None = None,
+    keep: list[Entry] | None = None,
+) -> Evaluation:
+    """COCO's average precision of a model's boxes and masks.
+
+    Pictures are matched while the next ones are looked at. Under ``torchrun`` each rank looks at its share, all call
+    this, and all get the same answer.
+
+    Args:
+        model: of ``fastmask.models.detection``, which is asked as it is, in its own dtype; or a Predictor with masks as
+            RLE. What scores below its ``box_score_thresh`` is not found.
+        dataset: annotated pictures.
+        names: what the model's labels are called, from 0, the background; its labels are then matched by name. None:
+            by number, see :func:`fastmask.data.labels_of`.
+        progress: show a bar, on the first rank.
+        own: the ranks, where they are known already.
+        keep: a list that detections of this rank are put into, as COCO's results format has them.
+
+    Raises:
+        ValueError: there are no pictures, or none of the names is a category's, or masks are no RLE.
+    """
+    predictor = _predictor(model)
+    labels = ids_of(names, dataset.categories)
+    records, ids, unknown = numbered_records(dataset)
+    masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
+    evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
+    with ranks() if own is None else contextlib.nullcontext(own) as own:
+        start = time.perf_counter()
+        share = range(own.rank, len(records), own.world)
+        matching = _Matching(evaluator, labels, keep)
+        with matching:
+            waiting: collections.deque[tuple[int, Record]] = collections.deque()
+            pictures = _pictures(records, ids, share, waiting)
+            bar = progress and own.rank == 0
+            for found in predictor.stream(pictures, progress=bar, total=len(share), errors="yield"):
+                matching.add(*waiting.popleft(), found)
+            seconds = {"look": time.perf_counter() - start}
+        seconds |= {"match": evaluator.seconds, "wait": time.perf_counter() - start - seconds["look"]}
+        problems = [*unknown, *(one for each in own.gather(matching.problems) for one in each)]
+        slowest = {name: max(each[name] for each in own.gather(seconds)) for name in seconds}
+        parts = own.to_first(evaluator.part() if own.rank else None)
+        return own.from_first(lambda: evaluator.merged(parts).result(problems, slowest))
+
+
+class _Matching:
+    """Matches pictures in a thread of its own; leaving the block waits for it."""
+
+    def __init__(self, evaluator: Evaluator, labels: Mapping[int, int], keep: list[Entry] | None) -> None:
+        self.evaluator, self.labels, self.keep = evaluator, labels, keep
+        self.problems: list[str] = []
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: collections.deque[Future[None]] = collections.deque()
+
+    def add(self, number: int, record: Record, found: Found | Exception) -> None:
+        while len(self.waiting) >= WAITING:
+            self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._add, number, record, found))
+
+    def _add(self, number: int, record: Record, found: Found | Exception) -> None:
+        if isinstance(found, Exception):
+            text = str(found) or type(found).__name__
+            self.problems.append(text if str(record.file) in text else f"{record.file}: {text}")
+            entries: list[Entry] = []
+        else:
+            entries = [
+                {**entry, "category_id": self.labels[entry["category_id"]]}
+                for entry in coco_results(number, found)
+                if entry["category_id"] in self.labels
+            ]
+        sizes = {tuple(entry["segmentation"]["size"]) for entry in entries if "segmentation" in entry}
+        if sizes - {record.size}:
+            self.problems.append(f"{record.file} must be of {record.size} as annotated, got {sizes.pop()}")
+        if self.keep is not None:
+            self.keep += entries
+        self.evaluator.add(number, record, entries)
+
+    def __enter__(self) -> "_Matching":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for one in self.waiting:
+                one.result()
+
+
+def _pictures(
+    records: Sequence[Record], ids: Sequence[int], share: Iterable[int], waiting: collections.deque[tuple[int, Record]]
+) -> Iterator[Picture]:
+    """The share's pictures, each of whose records is put behind those that wait for their answers."""
+    for i in share:
+        record = records[i]
+        waiting.append((ids[i], record._replace(picture=None)))
+        yield record.file if record.picture is None else record.picture
+
+
+def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
+    if isinstance(model, Predictor):
+        if model.masks != "rle" and model.program.model.roi_heads.has_mask():
+            raise ValueError(f"model must be a Predictor with masks='rle', got {model.masks!r}")
+        return model
+    return Predictor(model, "exact", dtype=next(model.parameters()).dtype)
+
+
+def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int], list[str]]:
+    """Records with known sizes; their ids, or, unless all have one of their own, numbers from 1; what was left out."""
+    records, left_out = dataset.records, []
+    if isinstance(records, list):
+        sized = with_sizes(dataset)
+        left_out = [f"{problem.where}: {problem.text}" for problem in sized.problems[len(dataset.problems) :]]
+        records = [record for record in sized.records if record.size is not None]
+        ids = [record.id for record in records]
+        if None not in ids and len(set(ids)) == len(ids):
+            return records, [number for number in ids if number is not None], left_out
+    if not len(records):
+        raise ValueError("dataset must have pictures, got none")
+    return records, list(range(1, len(records) + 1)), left_out
+
+
+def has_masks(records: Iterable[Record]) -> bool:
+    """Whether there is an object with more than a box."""
+    return any(one.polygons or one.rle is not None for record in records for one in record.objects)
+
+
+def ids_of(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
+    """The dataset's category id for each label of a model that has one; by name if labels have names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if names is None:
+        return {label: categories[name] for name, label in labels_of(categories).items()}
+    found = {label: categories[name] for label, name in enumerate(names) if label > 0 and name in categories}
+    if not found:
+        known, wanted = ", ".join(list(names)[1:6]), ", ".join(list(categories)[:5])
+        raise ValueError(f"names must have one of the dataset's categories ({wanted}, ...), got {known}, ...")
+    return found

@@ -1,0 +1,140 @@
+"""Drawn pictures: their masks are what is seen, exactly; the same for the same seed; on disk and back."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmask.cli import main
+from fastmask.data import read_dataset
+from fastmask.demo import CLASSES, SCENES, Scenes, draw_scene, drawing, drawn_dataset
+from fastmask.demo.shapes import REACH, convex, draw_shape, ellipse, sides_of
+
+
+def grid(side: int = 41) -> tuple[np.ndarray, np.ndarray]:
+    axis = np.arange(side, dtype=np.float32) - side // 2 + np.float32(0.25)
+    return axis[None, :], axis[:, None]
+
+
+def test_ellipse_is_inside_its_equation() -> None:
+    x, y = grid()
+    angle = np.random.uniform(0, 7)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    level = (u / 15) ** 2 + (v / 7) ** 2
+    distance = ellipse(15, 7, angle)(x, y)
+    clear = abs(level - 1) > 1e-5
+    assert ((distance < 0) == (level < 1))[clear].all()
+    along = ellipse(15, 7, 0.0)(np.float32([[14, 15, 16.5]]), np.float32([[0]]))
+    np.testing.assert_allclose(along, [[-1, 0, 1.5]], atol=1e-5)
+
+
+def test_polygon_is_between_its_sides() -> None:
+    corners = np.array([[12, 3], [-2, 15], [-14, -1], [3, -9]], float)
+    x, y = grid()
+    inside = np.ones((41, 41), bool)
+    for (x0, y0), (x1, y1) in itertools.pairwise([*corners, corners[0]]):
+        inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0
+    distance = convex(*sides_of(corners), limit=50)(x, y)
+    assert ((distance < 0) == inside)[abs(distance) > 1e-4].all()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_shapes_stay_in_reach(kind: str) -> None:
+    x, y = grid(121)
+    for _ in range(20):
+        inside = draw_shape(np.random.default_rng(np.random.randint(2**31)), kind, 40)(x, y) < 0
+        assert inside.sum() > 100
+        assert np.hypot(x, y)[inside].max() <= 40 * REACH
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_masks_are_what_is_on_top(scene: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object owns the pixels whose middle is inside of it and of none that was drawn later."""
+    painted = []
+    original_paint, original_placed = drawing._paint, drawing._placed
+
+    def placed(*args: object) -> object:
+        found = original_placed(*args)
+        painted.append([found, False])
+        return found
+
+    def paint(*args: object) -> None:
+        painted[-1][1] = True
+        original_paint(*args)
+
+    monkeypatch.setattr(drawing, "_placed", placed)
+    monkeypatch.setattr(drawing, "_paint", paint)
+    drawn = draw_scene(np.random.default_rng(seed), (150, 200), scene)
+    owner = np.full((150, 200), -1)
+    kept = [found for found, was_painted in painted if was_painted]
+    for number, (part, distance) in enumerate(kept):
+        owner[part][distance < 0] = number
+    assert len(drawn.masks) == len(drawn.labels) == len(kept) >= 2
+    for number, mask in enumerate(drawn.masks):
+        np.testing.assert_array_equal(mask, owner == number)
+        assert mask.sum() >= drawing.LEAST
+
+
+def test_objects_are_seen_in_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A white object on a black ground is where its mask is: smooth rims leave pixels of its middle more than half."""
+    monkeypatch.setattr(drawing, "_ground", lambda generator, size, scene: np.zeros((*size, 3), np.float32))
+    monkeypatch.setattr(drawing, "_surface", lambda generator, depth, scene: np.ones((*depth.shape, 3), np.float32))
+    drawn = draw_scene(np.random.default_rng(seed), (96, 128))
+    bright, seen = drawn.picture[:, :, 0] / 255, drawn.masks.any(0)
+    noise = 0.12
+    assert bright[seen].min() > 0.5 - noise
+    assert bright[~seen].max() < 0.875 + noise  # where the rims of three meet
+    assert (bright[~seen] < 0.5 + noise).mean() > 0.98
+
+
+def test_same_seed_same_pictures(seed: int) -> None:
+    scenes, again = Scenes(10**9, seed), Scenes(7, seed)
+    for number in (0, 3, 6):
+        first, second = scenes[number], again[number]
+        assert first.picture is not None
+        np.testing.assert_array_equal(np.array(first.picture), np.array(second.picture))
+        assert first.objects == second.objects
+    assert scenes[10**9 - 1].objects
+    assert again[-1].objects == again[6].objects
+    assert [one.id for one in again[2:4]] == [3, 4]
+    assert scenes[0].objects != Scenes(1, seed + 1)[0].objects
+    with pytest.raises(IndexError, match="index must be below 7, got 7"):
+        again[7]
+
+
+def test_numbers_of_objects(seed: int) -> None:
+    for scene, least, most in (("shapes", 1, 7), ("grains", 5, 28)):
+        numbers = [len(record.objects) for record in Scenes(20, seed, scene=scene)]
+        assert least <= min(numbers)
+        assert max(numbers) <= most
+        assert len(set(numbers)) > 1
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(ValueError, match="scene must be one of shapes, grains, mixed, got 'cats'"):
+        Scenes(1, scene="cats")
+    with pytest.raises(ValueError, match="size must be at least 16, got"):
+        drawn_dataset(1, size=(8, 64))
+    with pytest.raises(ValueError, match="number must be at least 0, got -1"):
+        Scenes(-1)
+
+
+def test_drawn_to_disk_and_back(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--number", "4", "--seed", str(seed), "--size", "64", "96", "--scene", "grains"]
+    assert main(["data", "draw", str(tmp_path / "set"), *options]) == 0
+    assert "4 pictures" in capsys.readouterr().out
+    read = read_dataset(tmp_path / "set")
+    assert not read.problems
+    assert list(read.categories) == list(CLASSES)
+    for there, drawn in zip(read.records, Scenes(4, seed, (64, 96), "grains"), strict=True):
+        assert drawn.picture is not None
+        np.testing.assert_array_equal(np.array(Image.open(there.file)), np.array(drawn.picture))
+        assert there.id == drawn.id
+        for one, other in zip(there.objects, drawn.objects, strict=True):
+            assert (one.category, one.bounds()) == (other.category, other.bounds())
+            np.testing.assert_array_equal(one.mask(64, 96), other.mask(64, 96))
+    assert main(["data", "check", str(tmp_path / "set")]) == 0
+    assert main(["data", "draw", str(tmp_path / "set"), "--size", "3", "3"]) == 2
+    assert "size must be at least 16" in capsys.readouterr().err

@@ -1,0 +1,234 @@
+"""A model on annotated pictures: the figures its detections have by hand; broken pictures; ranks; the command."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from by_hand import by_hand, draw_case
+from slim import slim_pair
+from torch import nn
+
+from fastmask import Predictor
+from fastmask.cli import main
+from fastmask.data import Dataset, read_dataset, write_dataset
+from fastmask.demo import CLASSES, drawn_dataset, save_drawn
+from fastmask.evaluation import Evaluator, evaluate, evaluate_results
+from fastmask.evaluation.run import ids_of
+from fastmask.results import coco_results
+
+NAMES = {"box": "bbox", "mask": "segm"}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    import torch
+
+    torch.manual_seed(np.random.randint(2**31))
+    return slim_pair(box_score_thresh=0.01)[1]
+
+
+def annotations_of(dataset: Dataset, folder: Path) -> dict:
+    write_dataset(dataset, folder / "truth.json", "coco")
+    return json.loads((folder / "truth.json").read_text())
+
+
+def test_a_model_gets_the_figures_of_its_detections(model: nn.Module, tmp_path: Path, seed: int) -> None:
+    dataset = drawn_dataset(6, seed, (96, 128))
+    entries: list = []
+    found = evaluate(model, dataset, progress=False, keep=entries)
+    assert found.detections == len(entries) > 20
+    assert found.pictures == 6
+    assert not found.problems
+    assert set(found.seconds) == {"look", "match", "wait", "accumulate"}
+    annotations = annotations_of(dataset, tmp_path)
+    for kind, figures in found.figures.items():
+        expected = by_hand(annotations, entries, NAMES[kind])
+        np.testing.assert_allclose(figures, expected.stats, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
+    assert found.figures["box"].ar_100 >= 0
+    again = evaluate_results(entries, read_dataset(tmp_path / "truth.json"), progress=False)
+    assert again.figures == found.figures
+    # detections are those of the model itself
+    answers = Predictor(model, "exact")([record.load() for record in dataset.records])
+    expected_entries = [entry for i, one in enumerate(answers, 1) for entry in coco_results(i, one)]
+    assert entries == [one for one in expected_entries if one["category_id"] <= len(CLASSES)]
+
+
+def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
+    dataset = drawn_dataset(5, seed, scene="mixed")
+    entries = []
+    for record in dataset.records:
+        for one in record.objects:
+            x1, y1, x2, y2 = one.bounds()
+            rle = {"size": [192, 192], "counts": one.encoded(192, 192)["counts"].decode()}
+            category = dataset.categories[one.category]
+            entry = {"image_id": record.id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.5}
+            entries.append(entry | {"segmentation": rle})
+    found = evaluate_results(entries, dataset, progress=False)
+    for figures in found.figures.values():
+        assert figures.ap == figures.ap50 == figures.ar_100 == pytest.approx(1)
+    assert sum(one.objects for one in found.categories) == len(entries)
+    fewer = evaluate_results(entries[::2], dataset, progress=False)
+    assert 0 < fewer.figures["mask"].ar_100 < 0.9
+
+
+def test_broken_pictures_count_as_missed(model: nn.Module, tmp_path: Path, seed: int) -> None:
+    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
+    (tmp_path / "images" / "000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    dataset.records[2].load().resize((64, 64)).save(tmp_path / "images" / "000002.png")
+    entries: list = []
+    found = evaluate(model, dataset, progress=False, keep=entries)
+    assert found.pictures == 4
+    assert len(found.problems) == 2
+    assert any("000001.png" in one for one in found.problems)
+    assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in one for one in found.problems)
+    annotations = annotations_of(dataset, tmp_path)
+    kept = [one for one in entries if one["image_id"] != 3]
+    expected = by_hand(annotations, kept, "segm").stats
+    numbers = {one["image_id"] for one in entries}
+    assert 2 not in numbers
+    assert len(expected) == 12
+    unknown = dataset._replace(records=[one._replace(size=None) for one in dataset.records])
+    left_out = evaluate(model, unknown, progress=False)
+    assert left_out.pictures == 3
+    assert any("000001.png" in one for one in left_out.problems)
+
+
+def test_names_of_labels(model: nn.Module, seed: int) -> None:
+    categories = {"triangle": 7, "grain": 3}
+    assert ids_of(["-", "grain", "cat", "triangle"], categories) == {1: 3, 3: 7}
+    assert ids_of(None, categories) == {7: 7, 3: 3}
+    assert ids_of(None, {"a": 0, "b": 5}) == {1: 0, 2: 5}
+    with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(triangle, grain"):
+        ids_of(["-", "cat"], categories)
+    entries: list = []
+    names = ["-", "grain", "ellipse", "cat", "dog"]
+    evaluate(model, drawn_dataset(2, seed, (96, 128)), names=names, progress=False, keep=entries)
+    assert {one["category_id"] for one in entries} <= {1, 4}
+
+
+def test_bad_requests(model: nn.Module, seed: int) -> None:
+    with pytest.raises(ValueError, match="dataset must have pictures, got none"):
+        evaluate(model, drawn_dataset(0))
+    with pytest.raises(ValueError, match="model must be a Predictor with masks='rle', got 'bool'"):
+        evaluate(Predictor(model, "exact", masks="bool"), drawn_dataset(1, seed))
+    dataset = drawn_dataset(2, seed, (64, 64))
+    evaluator = Evaluator(dataset.categories)
+    evaluator.add(1, dataset.records[0], [])
+    with pytest.raises(ValueError, match="pictures must be added once, got number 1 again"):
+        evaluator.add(1, dataset.records[0], [])
+    with pytest.raises(ValueError, match=r"pictures must be added once, got numbers \[1\] on two ranks"):
+        evaluator.merged([evaluator.part()])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "must have the image_id of one of the 2 pictures, got 99"),
+        ({"image_id": [1]}, r"must have the image_id of one of the 2 pictures, got \[1\]"),
+        ({"category_id": None}, "must have a category_id, got None"),
+        ({"score": float("nan")}, "score must be a finite number, got nan"),
+        ({"bbox": [1, 2, 3]}, "must have x, y, width, height as its bbox"),
+        ({"bbox": None, "segmentation": None}, "must have a bbox or a segmentation"),
+        ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's runs must"),
+        ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its picture"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must have an RLE as its segmentation"),
+    ],
+)
+def test_broken_results(change: dict, message: str) -> None:
+    good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    with pytest.raises(ValueError, match=r"entries\[1\] .*" + message):
+        evaluate_results([good, {**good, **change}], drawn_dataset(2, 0, (64, 64)), progress=False)
+    with pytest.raises(ValueError, match=r"entries\[0\] must be an object, got int"):
+        evaluate_results([3], drawn_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
+
+
+def test_the_command(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_drawn(drawn_dataset(3, seed, (96, 128)), tmp_path / "set")
+    options = ["--weights", str(slim_file[0]), "--model", "slim", "--out", str(tmp_path / "out")]
+    command = ["evaluate", str(tmp_path / "set"), *options, "--score", "0.01"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "AP50" in said
+    assert "3 pictures" in said
+    assert "accumulate" in said
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    entries = json.loads((tmp_path / "out" / "detections.json").read_text())
+    with open(tmp_path / "out" / "categories.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["category"], row["of"]) for row in rows} >= {("all", "box"), ("all", "mask"), (CLASSES[0], "mask")}
+    annotations = json.loads((tmp_path / "set" / "annotations.json").read_text())
+    stats = by_hand(annotations, entries, "segm").stats
+    assert [-1 if one is None else one for one in summary["figures"]["mask"].values()] == pytest.approx(list(stats))
+    for row in rows[:2]:
+        assert float(row["ap"]) == pytest.approx(summary["figures"][row["of"]]["ap"], abs=1e-6)
+    results = ["--results", str(tmp_path / "out" / "detections.json"), "--out", str(tmp_path / "again")]
+    assert main(["evaluate", str(tmp_path / "set"), *results]) == 0
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again["figures"] == summary["figures"]
+    capsys.readouterr()
+    (tmp_path / "set" / "images" / "000000.png").write_bytes(b"torn")
+    assert main(command) == 1
+    assert "000000.png" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_drawn(drawn_dataset(1, 0, (64, 64)), tmp_path / "set")
+    for name, content, message in (
+        ("a.json", "{", "must be JSON, got a broken file"),
+        ("b.json", "{}", "must be a list of detections, got dict"),
+        ("c.json", "[{}]", r"entries[0] must have the image_id of one of the 1 pictures, got None"),
+    ):
+        (tmp_path / name).write_text(content)
+        out = str(tmp_path / "out")
+        assert main(["evaluate", str(tmp_path / "set"), "--results", str(tmp_path / name), "--out", out]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
+    """torchrun with gloo on seven pictures, which two ranks cannot share evenly, one of them broken."""
+    save_drawn(drawn_dataset(7, seed, (96, 128)), tmp_path / "set")
+    (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
+    program = Path(__file__).parent.parent / "slim_command.py"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]
+    answers = {}
+    for name, launcher in (("one", [sys.executable]), ("two", ["torchrun", "--nproc-per-node", "2", "--standalone"])):
+        command = [*launcher, str(program), *options, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("000004.png") == 1, done.stderr
+        answers[name] = [
+            json.loads((tmp_path / name / file).read_text()) for file in ("evaluation.json", "detections.json")
+        ]
+    (one, first), (two, second) = answers.values()
+    assert one["figures"] == two["figures"]
+    assert one["pictures"] == two["pictures"] == 7
+    assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)
+
+
+def test_many_categories_are_quick() -> None:
+    """1,203 categories of which few are in each picture, as LVIS has them; pycocotools looks at each pair of them."""
+    import time
+
+    annotations, entries = draw_case(20, 15, 25, list(range(1, 1204)), (40, 40))
+    from fastmask.data.coco import read_coco
+
+    dataset = read_coco(annotations, Path("none.json"), Path("."))
+    start = time.perf_counter()
+    evaluate_results(entries, dataset, progress=False)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    by_hand(annotations, entries, "bbox")
+    by_hand(annotations, entries, "segm")
+    assert ours < time.perf_counter() - start
