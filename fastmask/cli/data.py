@@ -29,8 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="[192 192]")
     draw.add_argument("--scene", default="shapes", help="shapes, grains or mixed [%(default)s]")
     for parser in (convert, check):
-        parser.add_argument("--format", default="auto", choices=("auto", *KNOWN), help="the source's [%(default)s]")
-        parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the source says]")
+        add_source_arguments(parser)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """For every command that reads annotations."""
+    parser.add_argument("--format", default="auto", choices=("auto", *KNOWN), help="the annotations' [%(default)s]")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the annotations say]")
+    parser.add_argument("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def converted(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import read_dataset, with_sizes, write_dataset
 
-    dataset = with_sizes(read_dataset(args.source, args.format, args.images))
+    dataset = with_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
     return dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
 
 
@@ -63,7 +69,7 @@ def checked(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import read_dataset
     from fastmask.data.doctor import contact_sheet, examine
 
-    dataset = read_dataset(args.source, args.format, args.images)
+    dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
     problems = examine(dataset, progress=True)
     if args.sheet is not None:
         contact_sheet(dataset).save(args.sheet)

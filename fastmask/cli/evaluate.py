@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
+from fastmask.cli.data import add_source_arguments
 
 if TYPE_CHECKING:
     from fastmask.data import Dataset
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is evaluated, on which pictures, and where the figures go."""
     parser.add_argument("annotations", type=Path, help="a JSON file, or a folder with JSON files or mask images")
-    parser.add_argument("--format", default="auto", help="coco, via, labelme or masks [%(default)s]")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the annotations say]")
+    add_source_arguments(parser)
     parser.add_argument("--results", type=Path, metavar="FILE", help="evaluate this COCO-results file, and no model")
     add_model_arguments(parser, score=0.05)
     add_predictor_arguments(parser)
@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from fastmask.data import read_dataset
     from fastmask.distributed import ranks
 
+    annotations = (args.annotations, args.format, args.images, args.class_attribute)
     with ranks() as own:
         try:
-            dataset = own.all_or_none(lambda: read_dataset(args.annotations, args.format, args.images))
+            dataset = own.all_or_none(lambda: read_dataset(*annotations))
             own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, entries = evaluated(args, dataset, own)
             own.from_first(lambda: written(args.out, evaluation, entries))

@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco
 
 from fastmask.data.records import Dataset, Object, Polygon, Problem, Record
+from fastmask.data.view import scaled_view
+from fastmask.visualize import draw_detections
 
 THREADS = 4
 OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the picture: tools count edges in their own ways
@@ -108,11 +111,6 @@ def first_crossing(polygon: Polygon) -> tuple[int, int] | None:
 
 def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
     """Some of the pictures, evenly chosen, small, with their masks, boxes and classes drawn."""
-    import torch
-    from pycocotools import mask as coco_mask
-
-    from fastmask.visualize import draw_detections
-
     step = max(1, len(dataset.records) // (columns * rows))
     names = ["", *dataset.categories]
     drawn = []
@@ -121,18 +119,22 @@ def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int =
             picture = record.load()
         except (OSError, ValueError):
             continue
-        masks = [one.mask(picture.height, picture.width) for one in record.objects]
-        fitting = [i for i, mask in enumerate(masks) if mask.shape == (picture.height, picture.width)]
-        objects = [record.objects[i] for i in fitting]
-        found = {
-            "boxes": torch.tensor([one.bounds() for one in objects]).view(-1, 4),
-            "labels": torch.tensor([names.index(one.category) for one in objects], dtype=torch.int64),
-            "masks": [coco_mask.encode(np.asfortranarray(masks[i].astype(np.uint8))) for i in fitting],
-        }
-        drawn.append(draw_detections(picture, found, names))
-        drawn[-1].thumbnail((side, side))
+        drawn.append(_small(record, picture, names, side))
     across, down = (max((getattr(one, axis) for one in drawn), default=side) + 4 for axis in ("width", "height"))
     sheet = Image.new("RGB", (columns * across, -(-max(len(drawn), 1) // columns) * down), "white")
     for place, one in enumerate(drawn):
         sheet.paste(one, (place % columns * across + 2, place // columns * down + 2))
     return sheet
+
+
+def _small(record: Record, picture: Image.Image, names: list[str], side: int) -> Image.Image:
+    """A picture with at most ``side`` pixels on each side, and its objects; those whose masks do not fit left out."""
+    size = (picture.height, picture.width)
+    view = scaled_view(size, min(size), side)
+    objects = [one for one in record.objects if one.rle is None or tuple(one.rle["size"]) == size]
+    found = {
+        "boxes": np.array([view.box(one) for one in objects]),
+        "labels": np.array([names.index(one.category) for one in objects]),
+        "masks": [coco.encode(np.asfortranarray(view.mask(one), np.uint8)) for one in objects],
+    }
+    return draw_detections(view.picture(picture), found, names)

@@ -30,13 +30,16 @@ def find_format(path: str | Path) -> str:
     raise ValueError(f"{path} must be annotations of {', '.join(FORMATS)}, got none of them")
 
 
-def read_dataset(path: str | Path, format: str = "auto", images: str | Path | None = None) -> Dataset:
+def read_dataset(
+    path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
+) -> Dataset:
     """Annotated pictures; what is broken in them is left out and told in ``problems``.
 
     Args:
         path: a JSON file; or a folder with one (COCO, VIA), with one for each picture (labelme), or with mask images.
         format: one of FORMATS; "auto" finds it.
         images: the folder of the pictures; None: where the format has them.
+        attribute: VIA's region attribute that is the class; None: the usual ones are tried.
 
     Raises:
         ValueError: the file is broken, or of no or another format.
@@ -46,11 +49,13 @@ def read_dataset(path: str | Path, format: str = "auto", images: str | Path | No
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}")
     chosen = find_format(path) if format == "auto" else format
+    if attribute is not None and chosen != "via":
+        raise ValueError(f"attribute must be None for the format {chosen}, which has none, got {attribute!r}")
     if chosen == "masks":
         if not is_masks(path):
             raise ValueError(f"{path} must be a folder of mask images, with SegmentationObject in it")
         return read_masks(path, images)
-    fits, read = {"coco": (is_coco, read_coco), "via": (is_via, read_via), "labelme": (is_labelme, None)}[chosen]
+    fits = {"coco": is_coco, "via": is_via, "labelme": is_labelme}[chosen]
     contents: dict[Path, Any] = {}
     problems: list[Problem] = []
     for file in _files(path):
@@ -65,11 +70,12 @@ def read_dataset(path: str | Path, format: str = "auto", images: str | Path | No
             contents[file] = content
     if not contents:
         raise ValueError(f"{path} must be annotations of the format {chosen}, got none")
-    if read is None:
+    if chosen == "labelme":
         dataset = read_labelme(contents, images)
     elif len(contents) == 1:
         ((file, content),) = contents.items()
-        dataset = read(content, file, images)
+        own = chosen == "coco"
+        dataset = read_coco(content, file, images) if own else read_via(content, file, images, attribute)
     else:
         names = ", ".join(file.name for file in contents)
         raise ValueError(f"{path} must hold one file of the format {chosen}, got {names}: name one")

@@ -33,15 +33,15 @@ def is_via(content: Any) -> bool:
     return bool(entries) and all(isinstance(one, Mapping) and {"filename", "regions"} <= one.keys() for one in entries)
 
 
-def read_via(content: Mapping[str, Any], path: Path, images: Path | None) -> Dataset:
+def read_via(content: Mapping[str, Any], path: Path, images: Path | None, attribute: str | None = None) -> Dataset:
     """Regions (polygon, polyline, rect, ellipse, circle), of both versions (an object, or a list, of regions).
-
-    The class is the attribute ``class``, ``category``, ``label``, ``name`` or ``type``, else the only one there is.
 
     Args:
         content: of the file.
         path: the file, for messages.
         images: the pictures' folder; None: the file's own.
+        attribute: the region attribute that is the class; None: ``class``, ``category``, ``label``, ``name`` or
+            ``type``, else the only one there is.
     """
     entries = content.get("_via_img_metadata", content)
     records, problems, names = [], [], []
@@ -53,7 +53,7 @@ def read_via(content: Mapping[str, Any], path: Path, images: Path | None) -> Dat
         groups: dict[Any, Object] = {}
         for number, region in enumerate(regions.values() if isinstance(regions, Mapping) else regions):
             try:
-                one = _object(region)
+                one = _object(region, attribute)
             except ValueError as error:
                 problems.append(Problem("broken annotation", f"{entry['filename']}: region {number}", str(error)))
                 continue
@@ -67,18 +67,21 @@ def read_via(content: Mapping[str, Any], path: Path, images: Path | None) -> Dat
     return Dataset(records, numbered(names), problems)
 
 
-def _object(region: Any) -> Object:
+def _object(region: Any, attribute: str | None) -> Object:
     if not isinstance(region, Mapping) or not isinstance(region.get("shape_attributes"), Mapping):
         raise ValueError("a region must have shape_attributes")
-    return Object(_category(region.get("region_attributes") or {}), (_polygon(region["shape_attributes"]),))
+    category = _category(region.get("region_attributes") or {}, attribute)
+    return Object(category, (_polygon(region["shape_attributes"]),))
 
 
-def _category(attributes: Any) -> str:
+def _category(attributes: Any, name: str | None) -> str:
     if not isinstance(attributes, Mapping):
         raise ValueError(f"region_attributes must be named, got {attributes!r}")
-    name = next(
-        (one for one in ATTRIBUTES if attributes.get(one)), next((one for one in attributes if one != GROUP), None)
-    )
+    if name is not None and attributes.get(name) in (None, ""):
+        raise ValueError(f"region_attributes must have {name}, got {', '.join(map(str, attributes)) or 'none'}")
+    if name is None:
+        others = (one for one in attributes if one != GROUP)
+        name = next((one for one in ATTRIBUTES if attributes.get(one)), next(others, None))
     value = attributes.get(name) if name is not None else None
     if isinstance(value, Mapping):  # a checkbox: {"balloon": true}
         value = next((key for key, chosen in value.items() if chosen), None)

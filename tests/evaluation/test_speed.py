@@ -1,0 +1,50 @@
+"""How long evaluation takes beside inference, for as many pictures as COCO's validation set has."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from inputs import draw_masks
+from tqdm import tqdm
+
+from fastmask import ops
+from fastmask.demo import Scenes, drawn_dataset
+from fastmask.evaluation import Evaluator
+from fastmask.results import coco_results
+
+PICTURES = 5000
+DETECTIONS = 100
+SIZE = (480, 640)
+LIMIT = 180.0  # seconds
+
+
+@pytest.mark.slow
+def test_five_thousand_pictures(seed: int) -> None:
+    """100 detections each, of which some are objects a little off: RLE, matching, accumulation."""
+    categories = drawn_dataset(0).categories
+    evaluator = Evaluator(categories)
+    seconds = dict.fromkeys(("encode", "match"), 0.0)
+    masks = draw_masks(DETECTIONS)
+    for number, record in enumerate(tqdm(Scenes(PICTURES, seed, SIZE), unit="img")):
+        corner = torch.rand(DETECTIONS, 2) * torch.tensor([SIZE[1], SIZE[0]]) * 0.8
+        boxes = torch.cat([corner, corner + 8 + 150 * torch.rand(DETECTIONS, 2) ** 2], dim=1)
+        known = torch.tensor([one.bounds() for one in record.objects])
+        boxes[: len(known)] = known + 2 * torch.randn(len(known), 4)
+        labels = torch.randint(1, len(categories) + 1, (DETECTIONS,))
+        labels[: len(known)] = torch.tensor([categories[one.category] for one in record.objects])
+        found = {"boxes": boxes, "labels": labels, "scores": torch.rand(DETECTIONS)}
+        start = time.perf_counter()
+        found["masks"] = ops.encode_masks(masks, boxes, SIZE)
+        entries = coco_results(number, found)
+        seconds["encode"] += time.perf_counter() - start
+        start = time.perf_counter()
+        evaluator.add(number, record, entries)
+        seconds["match"] += time.perf_counter() - start
+    evaluation = evaluator.result((), seconds)
+    split = ", ".join(f"{name} {spent:.1f}" for name, spent in evaluation.seconds.items())
+    print(f"\n{PICTURES} pictures of {SIZE}, {DETECTIONS} detections each, on 2 cores; seconds: {split}")
+    assert evaluation.detections == PICTURES * DETECTIONS
+    assert evaluation.figures["box"].ar_100 > 0.5
+    assert np.isfinite(evaluation.figures["mask"]).all()
+    assert sum(evaluation.seconds.values()) < LIMIT
