@@ -110,18 +110,22 @@ def check_rle(rle: Any) -> None:
 
 def runs_of(text: str | bytes) -> list[int]:
     """The runs of COCO's compressed RLE; see ``fastmask.kernels.reference.encode_mask``."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text.encode("latin-1", "replace") if isinstance(text, str) else text:
-        bits = character - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            if bits & 0x10:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs
+    data = text.encode("latin-1", "replace") if isinstance(text, str) else text
+    bits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits & 0x20 == 0)  # of numbers, five bits a character; what is behind the last is torn
+    bits = bits[: ends[-1] + 1] if len(ends) else bits[:0]
+    if not len(ends):
+        return []
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    shifts = 5 * np.minimum(np.arange(len(bits)) - np.repeat(starts, lengths), 12)
+    values = np.add.reduceat((bits & 0x1F) << shifts, starts)
+    values -= np.where(bits[ends] & 0x10, np.int64(1) << 5 * np.minimum(lengths, 12), 0)
+    runs = values.copy()  # each is told by how much it differs from the one before the last, from the fourth on
+    runs[1::2] = np.cumsum(values[1::2])
+    runs[2::2] = np.cumsum(values[2::2])
+    found: list[int] = runs.tolist()
+    return found
 
 
 def polygon_of(points: Any) -> Polygon:
