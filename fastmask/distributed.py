@@ -71,11 +71,14 @@ class Ranks(NamedTuple):
         return f"cuda:{self.local % torch.cuda.device_count()}" if own and name in ("auto", "cuda") else name
 
 
+ALONE = Ranks(0, 1, 0)
+
+
 @contextlib.contextmanager
-def ranks() -> Iterator[Ranks]:
+def ranks(nccl: bool = False) -> Iterator[Ranks]:
     """Join the other ranks, over the addresses that torchrun sets; leave them afterwards.
 
-    Where the process is one of a group already, that is used, and stays.
+    Where the process is one of a group already, that is used, and stays. ``nccl``: for tensors on GPUs as well.
 
     They wait for one another as long as it takes: torchrun ends all of them where one fails.
     """
@@ -83,10 +86,11 @@ def ranks() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
         return
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        yield Ranks(0, 1, 0)
+        yield ALONE
         return
     known = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
+    backend = "cpu:gloo,cuda:nccl" if nccl and torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
     try:
         yield known
     finally:

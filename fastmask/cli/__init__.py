@@ -9,6 +9,7 @@ from fastmask import __version__
 COMMANDS = {
     "predict": "find objects in pictures: overlays and one COCO-results file",
     "compare": "how much of a model's answers each of Predictor's settings keeps, on pictures of yours",
+    "train": "a model on annotated pictures, from weights or from scratch",
     "evaluate": "COCO's average precision of boxes and masks on annotated pictures",
     "data": "annotations of pictures: what is wrong with them, and from one format to another",
     "bench": "how fast ops and a model are here, beside torchvision where it is installed",

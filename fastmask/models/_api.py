@@ -80,7 +80,7 @@ _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
 
 def register_model(
-    weights: type[WeightsEnum], pretrained: WeightsEnum, pretrained_backbone: WeightsEnum | None = None
+    weights: type[WeightsEnum], pretrained: WeightsEnum | None = None, pretrained_backbone: WeightsEnum | None = None
 ) -> Callable[[Builder], Builder]:
     """Make a builder known by its name, and let it take torchvision's old ``pretrained`` arguments, with a warning."""
 

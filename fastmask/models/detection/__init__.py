@@ -14,6 +14,7 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from fastmask.models.detection.slim import MaskRCNN_Slim_FPN_Weights, maskrcnn_slim_fpn
 
 __all__ = [
     "FasterRCNN",
@@ -22,8 +23,10 @@ __all__ = [
     "MaskRCNN",
     "MaskRCNN_ResNet50_FPN_V2_Weights",
     "MaskRCNN_ResNet50_FPN_Weights",
+    "MaskRCNN_Slim_FPN_Weights",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_slim_fpn",
 ]

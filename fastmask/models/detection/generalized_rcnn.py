@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection._split import split
-from fastmask.models.detection.losses import Losses, roi_losses, rpn_losses
+from fastmask.models.detection.losses import Losses, Total, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.models.detection.targets import check_targets
@@ -89,18 +89,19 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
                 scales[name] = 2.0 ** round(math.log2(features[name].shape[2] / pixels.shape[2]))
         return features, scales
 
-    def losses(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
+    def losses(self, pixels: Tensor, sizes: Tensor, targets: Targets, over: Total = lambda number: number) -> Losses:
         """The training twin of :meth:`infer`, in either mode: fixed shapes, five scalars (four without masks).
 
         Args:
             pixels, sizes: see :meth:`infer`.
             targets: padded, in pixels of the batch.
+            over: the number of samples that a loss is the mean of -> what its sum is divided by instead.
         """
         features, scales = self.extract(pixels)
         looked = self.rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3]))
         proposals = trimmed(self.rpn.propose(*looked, sizes))
-        found = roi_losses(self.roi_heads, features, scales, proposals, targets)
-        return found | rpn_losses(self.rpn, *looked, targets)
+        found = roi_losses(self.roi_heads, features, scales, proposals, targets, over)
+        return found | rpn_losses(self.rpn, *looked, targets, over)
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None

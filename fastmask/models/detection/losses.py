@@ -4,7 +4,7 @@ Sums run over all rows, those that count weighted 1 and padding 0, and are divid
 Source: torchvision/models/detection/rpn.py and roi_heads.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ BETA = 1 / 9  # where smooth L1 turns from a parabola into a line
 IGNORED = -100  # a label that cross entropy leaves out
 
 Losses = dict[str, Tensor]
+Total = Callable[[Tensor], Tensor]  # how many count here -> what sums are divided by; other ranks may have a say
 
 
 def rpn_losses(
@@ -30,6 +31,7 @@ def rpn_losses(
     deltas: Sequence[Tensor],
     anchors: Sequence[Tensor],
     targets: Targets,
+    over: Total,
 ) -> Losses:
     """The head's outputs and the anchors of each level -> loss_objectness, loss_rpn_box_reg."""
     anchor = torch.cat(tuple(anchors))[None]  # [1, A, 4]
@@ -40,7 +42,7 @@ def rpn_losses(
         sample = rpn.fg_bg_sampler(state)
     chosen = objectness.gather(1, sample.indices)
     error = F.binary_cross_entropy_with_logits(chosen, sample.positive.to(chosen.dtype), reduction="none")
-    total = sample.valid.sum()
+    total = over(sample.valid.sum())
     regression = box_loss(
         rpn.box_coder,
         take_rows(delta, sample.indices),
@@ -65,13 +67,14 @@ def roi_losses(
     scales: dict[str, float],
     proposals: Proposals,
     targets: Targets,
+    over: Total,
 ) -> Losses:
     """Proposals -> loss_classifier, loss_box_reg and, with a mask branch, loss_mask."""
     with torch.no_grad():
         boxes, objects, labels, sample = draw_proposals(heads, proposals, targets)
     rows, counts = rows_to_compute(sample.valid)
     logits, deltas = heads.classify(features, scales, boxes, rows)
-    total = sample.valid.sum()
+    total = over(sample.valid.sum())
     label = labels.flatten()[rows]
     error = F.cross_entropy(logits, torch.where(counts, label, IGNORED), ignore_index=IGNORED, reduction="sum")
     own = deltas.gather(1, label[:, None, None].expand(-1, 1, 4)).squeeze(1)  # [R, 4]
@@ -81,7 +84,7 @@ def roi_losses(
     if heads.has_mask():
         most = heads.fg_bg_sampler.most_positives()  # positives come first
         first = (boxes[:, :most], objects[:, :most], labels[:, :most], sample.positive[:, :most])
-        losses["loss_mask"] = mask_loss(heads, features, scales, targets, *first)
+        losses["loss_mask"] = mask_loss(heads, features, scales, targets, over, *first)
     return losses
 
 
@@ -124,6 +127,7 @@ def mask_loss(
     features: dict[str, Tensor],
     scales: dict[str, float],
     targets: Targets,
+    over: Total,
     boxes: Tensor,
     objects: Tensor,
     labels: Tensor,
@@ -144,4 +148,4 @@ def mask_loss(
         masks = targets.masks.flatten(0, 1)[:, None].to(boxes.dtype)
         wanted = roi_align(masks, rois, logits.shape[-2:])[:, 0].to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
-    return (error * counts).sum() / counts.sum().clamp(min=1)
+    return (error * counts).sum() / over(counts.sum()).clamp(min=1)

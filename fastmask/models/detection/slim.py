@@ -1,0 +1,85 @@
+"""A Mask R-CNN of three million parameters, for small pictures, small data and CPUs."""
+
+import os
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+
+from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models.detection._weights import classes_for, find_weights, load_weights
+from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.backbone_utils import BackboneWithFPN
+from fastmask.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.resnet import BasicBlock
+
+WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one block each
+CHANNELS = 64  # of the pyramid
+
+
+class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
+    """Weights of :func:`maskrcnn_slim_fpn`; there are none yet."""
+
+
+@register_model(MaskRCNN_Slim_FPN_Weights)
+def maskrcnn_slim_fpn(
+    *,
+    weights: MaskRCNN_Slim_FPN_Weights | str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    new_predictors: bool = False,
+    **kwargs: Any,
+) -> MaskRCNN:
+    """Mask R-CNN with half a ResNet-10, norms and all trained, and a pyramid of 64 channels; not in torchvision.
+
+    Args:
+        weights: a file, or None.
+        progress: show one.
+        num_classes: background included; None: the weights', else COCO's 91.
+        new_predictors: load all but the predictors.
+        kwargs: see :class:`MaskRCNN`; pictures are resized to 192 pixels by default.
+    """
+    trained = find_weights(MaskRCNN_Slim_FPN_Weights, weights)
+    classes = classes_for(num_classes, trained, new_predictors)
+    settings: dict[str, Any] = {
+        "min_size": 192,
+        "max_size": 320,
+        "rpn_anchor_generator": AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5),
+        "rpn_pre_nms_top_n_train": 1000,
+        "rpn_post_nms_top_n_train": 500,
+        "rpn_post_nms_top_n_test": 300,
+        "box_batch_size_per_image": 128,
+        "box_head": TwoMLPHead(CHANNELS * 7**2, 256),
+        "box_predictor": FastRCNNPredictor(256, classes),
+        "mask_head": MaskRCNNHeads(CHANNELS, (CHANNELS,) * 3, 1),
+        "mask_predictor": MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
+    }
+    model = MaskRCNN(_backbone(), **(settings | kwargs))
+    load_weights(model, trained, progress, new_predictors)
+    return model
+
+
+def _backbone() -> BackboneWithFPN:
+    """Strides 4 to 32, and the pyramid's own 64."""
+    body: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False),
+        bn1=nn.BatchNorm2d(WIDTHS[0]),
+        relu=nn.ReLU(inplace=True),
+        maxpool=nn.MaxPool2d(3, 2, 1),
+    )
+    inplanes = WIDTHS[0]
+    for i, planes in enumerate(WIDTHS):
+        down = None
+        if planes != inplanes:
+            down = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm2d(planes))
+        body[f"layer{i + 1}"] = nn.Sequential(BasicBlock(inplanes, planes, 1 if i == 0 else 2, down))
+        inplanes = planes
+    for module in body.values():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    layers = {f"layer{i + 1}": str(i) for i in range(len(WIDTHS))}
+    backbone = BackboneWithFPN(nn.Sequential(body), layers, list(WIDTHS), CHANNELS)
+    backbone.strides = {str(i): 4 << i for i in range(len(WIDTHS))}
+    return backbone

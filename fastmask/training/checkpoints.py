@@ -1,0 +1,45 @@
+"""Files that a run can be taken up from, and that torchvision and all our commands load as weights."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST, BEST = "last.pth", "best.pth"
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file of tensors and plain values; whenever that is interrupted, the one before it stays whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        with open(draft, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except RuntimeError as error:  # torch's, where the disk is full
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # unpickling raises whatever it trips over
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not {"model", "optimizer", "epoch", "batch"} <= content.keys():
+        raise ValueError(f"{path} must be a checkpoint of fastmask train, got another file")
+    return content
