@@ -1,5 +1,6 @@
 """The ranks of a ``torchrun`` job; a process that was started alone is one rank of one."""
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -36,15 +37,23 @@ class Ranks(NamedTuple):
         return values or []
 
     def all_or_none(self, function: Callable[[], Value]) -> Value:
-        """This rank's value of a function; on every rank, a ValueError if it raised an OSError or ValueError on one."""
-        value, problem = None, None
+        """This rank's value of a function; on every rank, a ValueError if it raised an OSError or ValueError on one.
+
+        Other errors are raised where they were; elsewhere, a RuntimeError says which rank failed.
+        """
+        value, problem, other = None, None, None
         try:
             value = function()
         except (OSError, ValueError) as error:
             problem = str(error)
+        except Exception as error:
+            other = error
         for said in self.gather(problem):
             if said is not None:
-                raise ValueError(said)
+                raise ValueError(said) from other
+        for rank, failed in enumerate(self.gather(other and f"{type(other).__name__}: {other}")):
+            if failed:
+                raise other or RuntimeError(f"rank {rank} failed: {failed}")
         return value  # type: ignore[return-value]
 
     def from_first(self, function: Callable[[], Value]) -> Value:
@@ -76,9 +85,9 @@ ALONE = Ranks(0, 1, 0)
 
 @contextlib.contextmanager
 def ranks(nccl: bool = False) -> Iterator[Ranks]:
-    """Join the other ranks, over the addresses that torchrun sets; leave them afterwards.
+    """Join the other ranks, over the addresses that torchrun sets, until the process ends.
 
-    Where the process is one of a group already, that is used, and stays. ``nccl``: for tensors on GPUs as well.
+    Where it is one of a group already, that is used. ``nccl``: for tensors on GPUs as well.
 
     They wait for one another as long as it takes: torchrun ends all of them where one fails.
     """
@@ -91,7 +100,10 @@ def ranks(nccl: bool = False) -> Iterator[Ranks]:
     known = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     backend = "cpu:gloo,cuda:nccl" if nccl and torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
-    try:
-        yield known
-    finally:
+    atexit.register(_leave)  # joining once more, over the same addresses, would fail
+    yield known
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()

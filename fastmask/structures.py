@@ -38,5 +38,5 @@ class Batch(NamedTuple):
     pixels: Tensor  # [B, 3, H, W] uint8, zeros at the right and the bottom
     sizes: Tensor  # [B, 2] int64 (height, width) of the pictures inside
     targets: Targets  # boxes in pixels of the batch
-    indices: Tensor  # [B] int64, of the pictures' records
+    indices: Tensor  # [B] int64, of the pictures among the data set's records
     problems: tuple[str, ...]  # pictures that could not be looked at; others are in their place

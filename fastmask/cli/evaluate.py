@@ -66,10 +66,9 @@ def shared(categories: Any, dataset: "Dataset") -> Any:
 
 
 def read_results(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got a broken file: {error}") from error
+    from fastmask.data.formats import load_json
+
+    entries = load_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path} must be a list of detections, got {type(entries).__name__}")
     return entries

@@ -1,6 +1,7 @@
 """What training does to a picture and its objects, beside resizing."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -54,14 +55,17 @@ class Augmentation:
         for name in ("mirror", "color", "paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        object.__setattr__(self, "sizes", tuple(self.sizes))
-        for name in ("sizes", "canvas"):
-            sides = getattr(self, name)
-            if not sides or not all(isinstance(side, int) and side >= 1 for side in sides):
-                raise ValueError(f"{name} must be pixels, got {sides}")
+        for name, number in (("sizes", None), ("canvas", 2)):
+            given = getattr(self, name)
+            sides = (given,) if isinstance(given, int) else tuple(given)
+            if not sides or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
+                raise ValueError(f"{name} must be pixels, got {given}")
+            if number not in (None, len(sides)):
+                raise ValueError(f"{name} must be (height, width), got {given}")
+            object.__setattr__(self, name, tuple(int(side) for side in sides))
         if self.longest < 1:
             raise ValueError(f"longest must be at least 1, got {self.longest}")
-        if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1]:
+        if self.zoom is not None and (len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] < math.inf):
             raise ValueError(f"zoom must be (least, most), above 0, got {self.zoom}")
 
     def view(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> View:
@@ -89,6 +93,8 @@ def seen(record: Record, picture: Image.Image, view: View, labels: dict[str, int
         mask = view.mask(one) if masks else None
         if mask is not None and np.abs(whole - box).max() > LEAST / 2:
             box = bounds_of(mask)
+        if mask is not None and not mask.any():  # too thin to be seen at this size
+            continue
         if min(box[2] - box[0], box[3] - box[1]) < LEAST:
             continue
         boxes.append(box)

@@ -37,10 +37,15 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     problems: list[Problem] = []
     names: dict[int, str] = {}
     for i, category in enumerate(content.get("categories", [])):
-        if isinstance(category, Mapping) and isinstance(category.get("id"), int):
-            names[category["id"]] = str(category.get("name", category["id"]))
-        else:
-            problems.append(Problem("broken category", f"{path.name}: categories[{i}]", "it must have an id"))
+        where = f"{path.name}: categories[{i}]"
+        if not isinstance(category, Mapping) or not is_id(category.get("id")):
+            problems.append(Problem("broken category", where, "it must have an id"))
+            continue
+        name = str(category.get("name", category["id"]))
+        if name in names.values():
+            problems.append(Problem("duplicate name", where, f"the name {name} is taken"))
+            name = f"{name} ({category['id']})"
+        names[category["id"]] = name
     objects: dict[int, list[Object]] = {}
     seen: set[int] = set()
     for i, annotation in enumerate(content.get("annotations", [])):
@@ -58,7 +63,7 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     records: dict[int, Record] = {}
     for i, image in enumerate(content["images"]):
         where = f"{path.name}: images[{i}]"
-        if not isinstance(image, Mapping) or not isinstance(image.get("id"), int) or not image.get("file_name"):
+        if not isinstance(image, Mapping) or not is_id(image.get("id")) or not image.get("file_name"):
             problems.append(Problem("broken image entry", where, "it must have an id and a file_name"))
             continue
         if image["id"] in records:
@@ -69,15 +74,20 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         records[image["id"]] = Record(file, known, tuple(objects.pop(image["id"], ())), image["id"])
     for image_id, lost in objects.items():
         problems.append(Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {image_id}"))
-    return Dataset(list(records.values()), {name: number for number, name in names.items()}, problems)
+    return Dataset(list(records.values()), {name: number for number, name in sorted(names.items())}, problems)
+
+
+def is_id(number: Any) -> bool:
+    """Whether it is a whole number that a tensor can hold."""
+    return isinstance(number, int) and -(2**63) <= number < 2**63
 
 
 def _object(annotation: Any, names: Mapping[int, str]) -> tuple[int, Object]:
     """An annotation's image id and object."""
-    if not isinstance(annotation, Mapping) or not isinstance(annotation.get("image_id"), int):
+    if not isinstance(annotation, Mapping) or not is_id(annotation.get("image_id")):
         raise ValueError("it must have an image_id")
     number = annotation.get("category_id")
-    if not isinstance(number, int) or number not in names:
+    if not is_id(number) or number not in names:
         raise ValueError(f"category_id must be one of the file's, got {number!r}")
     segmentation = annotation.get("segmentation")
     polygons: tuple[Polygon, ...] = ()

@@ -63,9 +63,11 @@ def _examined(record: Record) -> list[Problem]:
 
 
 def _other_size(record: Record, size: tuple[int, int]) -> tuple[str, str, str]:
-    with Image.open(record.file) as stored:
-        stored_size = (stored.height, stored.width)
     text = f"annotated as {record.size}, the picture is {size}"
+    stored_size = None
+    if record.picture is None:
+        with Image.open(record.file) as stored:
+            stored_size = (stored.height, stored.width)
     if record.size == stored_size:
         return "EXIF trap", str(record.file), f"{text}: it is turned by its EXIF, the annotations are not"
     return "wrong size", str(record.file), text
@@ -111,10 +113,11 @@ def first_crossing(polygon: Polygon) -> tuple[int, int] | None:
 
 def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
     """Some of the pictures, evenly chosen, small, with their masks, boxes and classes drawn."""
-    step = max(1, len(dataset.records) // (columns * rows))
     names = ["", *dataset.categories]
     drawn = []
-    for record in dataset.records[: columns * rows * step : step]:
+    number = min(columns * rows, len(dataset.records))
+    for i in np.linspace(0, len(dataset.records) - 1, number).round().astype(int).tolist():
+        record = dataset.records[i]
         try:
             picture = record.load()
         except (OSError, ValueError):

@@ -23,7 +23,12 @@ def find_format(path: str | Path) -> str:
     if is_masks(Path(path)):
         return "masks"
     for file in _files(Path(path)):
-        content = _loaded(file)
+        try:
+            content = load_json(file)
+        except ValueError:
+            if not Path(path).is_dir():
+                raise
+            continue  # what reads the folder names it
         for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
             if fits(content):
                 return name
@@ -60,7 +65,7 @@ def read_dataset(
     problems: list[Problem] = []
     for file in _files(path):
         try:
-            content = _loaded(file)
+            content = load_json(file)
         except ValueError as error:
             if not path.is_dir():
                 raise
@@ -112,7 +117,13 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _loaded(file: Path) -> Any:
+def load_json(file: Path) -> Any:
+    """A file's content.
+
+    Raises:
+        ValueError: it is broken.
+        OSError: it cannot be read.
+    """
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:

@@ -48,7 +48,7 @@ def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None
                 problems.append(Problem("broken annotation", f"{path.name}: shape {number}", str(error)))
                 continue
             group = shape.get("group_id")
-            groups.setdefault(("alone", number) if group is None else (made.category, group), []).append(made)
+            groups.setdefault(("alone", number) if group is None else (made.category, str(group)), []).append(made)
         objects = tuple(_merged(group) for group in groups.values())
         names += [one.category for one in objects]
         name = content.get("imagePath")

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
-from fastmask.data.records import Dataset, Record, labels_of, with_sizes
+from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.data.view import Size
 from fastmask.padding import padded_targets
 from fastmask.structures import Batch
@@ -60,6 +61,7 @@ class Samples(TorchDataset[Sample]):
 
     Args:
         records: the pictures.
+        places: where each of them is in the data set.
         labels: of their categories.
         augmentation: what is done to them.
         seed: not negative.
@@ -70,14 +72,15 @@ class Samples(TorchDataset[Sample]):
     def __init__(
         self,
         records: Sequence[Record],
+        places: NDArray[np.int64],
         labels: dict[str, int],
         augmentation: Augmentation,
         seed: int,
         masks: bool,
         size: Size | None,
     ) -> None:
-        self.records, self.labels, self.augmentation, self.seed = records, labels, augmentation, seed
-        self.masks, self.size = masks, size
+        self.records, self.places, self.labels, self.augmentation = records, places, labels, augmentation
+        self.seed, self.masks, self.size = seed, masks, size
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,7 +90,8 @@ class Samples(TorchDataset[Sample]):
         sample = self._looked_at(key.record, generator)
         if generator.random() < self.augmentation.paste:
             other = self._looked_at(int(generator.integers(len(self))), generator)
-            sample = pasted(sample, other, generator.random(len(other.labels)) < 0.5)
+            problem = sample.problem or other.problem
+            sample = pasted(sample, other, generator.random(len(other.labels)) < 0.5)._replace(problem=problem)
         if self.augmentation.color:
             sample = sample._replace(pixels=recolored(sample.pixels, self.augmentation.color, generator))
         return sample
@@ -103,11 +107,15 @@ class Samples(TorchDataset[Sample]):
                 if record.size not in (None, original):
                     raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
                 view = self.augmentation.view(original, generator, self._room(original))
-                sample = seen(record, picture, view, self.labels, number, self.masks)
+                sample = seen(record, picture, view, self.labels, int(self.places[number]), self.masks)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 problem = problem or str(error)
         raise ValueError(f"{TRIES} pictures in a row cannot be looked at; the first one: {problem}")
+
+    def file(self, place: int) -> Path:
+        """Of the picture at a place in the data set."""
+        return self.records[int(np.searchsorted(self.places, place))].file
 
     def _room(self, original: Size) -> tuple[float, float]:
         if self.size is None:
@@ -145,7 +153,7 @@ class GroupedBatches(Sampler[list[Key]]):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return math.ceil(len(self.stand) / (self.batch * self.world)) - self.start
+        return max(0, math.ceil(len(self.stand) / (self.batch * self.world)) - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -172,7 +180,8 @@ class Collate:
     """Samples -> a Batch.
 
     Args:
-        size: (height, width) to pad to, turned if most of the pictures stand; None: as little as there must be.
+        size: (height, width) to pad to, turned where all pictures stand, and to a square of the longer side where some
+            do; None: as little as there must be.
         divisible: what the padded sides are then multiples of.
     """
 
@@ -220,8 +229,9 @@ def training_loader(
         dataset: annotated pictures; objects that are crowds are left out.
         batch: pictures of a batch.
         augmentation: None: the paper's.
-        size: (height, width), multiples of 32, that all batches are padded to, turned where pictures stand; pictures
-            that would not fit are made smaller. None: each batch as it needs.
+        size: (height, width), multiples of 32, that batches are padded to: turned where pictures stand, and a square of
+            the longer side for the one or two batches of an epoch that are mixed. Pictures that would not fit are made
+            smaller. None: each batch as it needs.
         masks: paint them.
         empty: keep pictures without objects.
         seed: of the order and of what is done to each picture.
@@ -234,6 +244,8 @@ def training_loader(
     augmentation = augmentation or Augmentation()
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be in [0, {world}), got {rank}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and augmentation.zoom is not None:
@@ -244,14 +256,17 @@ def training_loader(
     if augmentation.paste and not masks:
         raise ValueError("augmentation must not paste objects without masks")
     records, sizes = dataset.records, None
-    if isinstance(records, list):
-        kept = [record for record in with_sizes(dataset).records if empty or learnable(record)]
-        records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
+    places = np.arange(len(records))
+    if not isinstance(records, LazyRecords):
+        sized = with_sizes(dataset).records
+        places = np.array([i for i, record in enumerate(sized) if empty or learnable(record)], np.int64)
+        records = Packed([sized[i] for i in places])
+        sizes = np.array([sized[i].size or (0, 0) for i in places]).reshape(-1, 2)
     if not len(records):
         raise ValueError("dataset must have pictures with objects, got none")
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # which all are cut to
-    samples = Samples(records, labels_of(dataset.categories), augmentation, seed, masks, size)
+    samples = Samples(records, places, labels_of(dataset.categories), augmentation, seed, masks, size)
     sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world)
     return DataLoader(
         samples,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from pycocotools import mask as coco
 
 from fastmask.images import read_image, upright_size
 
+FARTHEST = 2**18  # pixels that a corner may have as its x or y
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
 
 
@@ -64,6 +66,10 @@ class Record(NamedTuple):
         return read_image(self.file) if self.picture is None else self.picture
 
 
+class LazyRecords(Sequence[Record]):
+    """Records that are made when asked for: none of them is looked at before it is needed."""
+
+
 class Problem(NamedTuple):
     """Something in the annotations that was left out."""
 
@@ -73,7 +79,7 @@ class Problem(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Records, the names of their categories in the order of their ids, and what could not be read."""
+    """Records, the ids of their categories by name, and what could not be read."""
 
     records: Sequence[Record]
     categories: dict[str, int]
@@ -132,7 +138,7 @@ def polygon_of(points: Any) -> Polygon:
     """[n, 2] from pairs, or from x, y, x, y, ...; ValueError unless there are three finite points."""
     try:
         polygon = np.asarray(points, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a polygon must be numbers, got {str(points)[:40]}") from error
     if polygon.size % 2 or (polygon.ndim != 1 and polygon.shape[1:] != (2,)):
         raise ValueError(f"a polygon must be pairs of x and y, got {polygon.size} numbers")
@@ -141,6 +147,8 @@ def polygon_of(points: Any) -> Polygon:
         raise ValueError(f"a polygon must have three points, got {len(polygon)}")
     if not np.isfinite(polygon).all():
         raise ValueError("a polygon must be finite, got NaN or infinity")
+    if np.abs(polygon).max() > FARTHEST:  # pycocotools walks along all of it
+        raise ValueError(f"a polygon must be within {FARTHEST} pixels, got {np.abs(polygon).max():g}")
     return polygon
 
 
@@ -151,7 +159,7 @@ def box_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
 def ellipse_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
     """Corners on an ellipse turned by ``angle`` radians, so many that no side leaves it by a tenth of a pixel."""
     largest = max(abs(radius_x), abs(radius_y), 1.0)
-    number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / largest)))
+    number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / min(largest, FARTHEST))))
     turn = np.arange(number) * (2 * math.pi / number)
     along, across = radius_x * np.cos(turn), radius_y * np.sin(turn)
     points = [
@@ -176,9 +184,13 @@ def numbers(values: Any, *names: str) -> list[float]:
     found = []
     for name in names:
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        found.append(float(value))
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {repr(value)[:40]}")
+        found.append(number)
     return found
 
 
@@ -196,6 +208,8 @@ def with_sizes(dataset: Dataset) -> Dataset:
     """With the size of each picture that the annotations do not say, from its file; a problem where there is none."""
     records, problems = [], list(dataset.problems)
     for record in dataset.records:
+        if record.size is None and record.picture is not None:
+            record = record._replace(size=(record.picture.height, record.picture.width))
         if record.size is None:
             try:
                 record = record._replace(size=upright_size(record.file))

@@ -44,12 +44,17 @@ def read_via(content: Mapping[str, Any], path: Path, images: Path | None, attrib
             ``type``, else the only one there is.
     """
     entries = content.get("_via_img_metadata", content)
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{path} must have an object as its _via_img_metadata, got {type(entries).__name__}")
     records, problems, names = [], [], []
     for key, entry in entries.items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("filename"), str):
             problems.append(Problem("broken image entry", f"{path.name}: {key}", "it must have a filename"))
             continue
         regions = entry.get("regions") or []
+        if not isinstance(regions, Mapping | list):
+            problems.append(Problem("broken image entry", entry["filename"], "its regions must be a list"))
+            regions = []
         groups: dict[Any, Object] = {}
         for number, region in enumerate(regions.values() if isinstance(regions, Mapping) else regions):
             try:
@@ -58,7 +63,7 @@ def read_via(content: Mapping[str, Any], path: Path, images: Path | None, attrib
                 problems.append(Problem("broken annotation", f"{entry['filename']}: region {number}", str(error)))
                 continue
             group = (region.get("region_attributes") or {}).get(GROUP)
-            key = ("alone", number) if group is None else (one.category, group)
+            key = ("alone", number) if group is None else (one.category, str(group))
             before = groups.get(key, one._replace(polygons=()))
             groups[key] = before._replace(polygons=before.polygons + one.polygons)
         objects = groups.values()

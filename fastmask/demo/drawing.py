@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from fastmask.data.coco import write_coco
-from fastmask.data.records import Dataset, Object, Record
+from fastmask.data.records import Dataset, LazyRecords, Object, Record
 from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
 
@@ -52,14 +52,14 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
     Args:
         generator: all that is drawn comes from it.
         size: (height, width) in pixels.
-        scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals, which hide parts of one another; "grains": 10 to
-            28 mineral grains in a fine matrix; "mixed": either.
+        scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals, which hide parts of one another; "grains": up
+            to 28 mineral grains in a fine matrix; "mixed": either. Small pictures have room for fewer.
 
     Raises:
-        ValueError: the scene is none of these, or a side is below 16.
+        ValueError: the scene is none of these, or a side is below 32.
     """
     check_choice("scene", scene, SCENES)
-    height, width = check_pair("size", size, 16)
+    height, width = check_pair("size", size, 32)
     if scene == "mixed":
         scene = ("shapes", "grains")[int(generator.integers(2))]
     look = LOOKS[scene]
@@ -153,7 +153,7 @@ def _noise(generator: np.random.Generator, size: tuple[int, int], grain: int) ->
     return found
 
 
-class Scenes(Sequence[Record]):
+class Scenes(LazyRecords):
     """Records of scenes that are drawn when asked for; a scene depends on the seed and its own number alone.
 
     Args:
@@ -165,7 +165,7 @@ class Scenes(Sequence[Record]):
         check_at_least("number", number, 0)
         check_at_least("seed", seed, 0)
         check_choice("scene", scene, SCENES)
-        self.number, self.seed, self.size, self.scene = number, seed, check_pair("size", size, 16), scene
+        self.number, self.seed, self.size, self.scene = number, seed, check_pair("size", size, 32), scene
 
     def __len__(self) -> int:
         return self.number

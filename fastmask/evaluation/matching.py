@@ -41,13 +41,10 @@ class Matches(NamedTuple):
 def truth_of(record: Record, categories: Mapping[str, int], masks: bool) -> Truth:
     """A picture's objects as COCO's evaluation sees them; a box alone is a mask where masks are asked for.
 
-    Raises:
-        ValueError: masks are asked for and the picture's size is not known.
+    Where the picture's size is not known they have no masks, and are nobody's.
     """
     objects = record.objects
     corners = np.array([one.bounds() for one in objects], np.float64).reshape(-1, 4)
-    if masks and record.size is None:
-        raise ValueError(f"{record.file} must have a size, got none")
     return Truth(
         np.array([categories[one.category] for one in objects], np.int64),
         np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
@@ -77,7 +74,7 @@ def match_picture(truth: Truth, entries: Sequence[Entry], kind: str) -> dict[int
         own, there = np.flatnonzero(numbers == number), np.flatnonzero(truth.categories == number)
         own = own[np.argsort(-scores[own], kind="stable")][:MOST]
         overlaps = np.zeros((len(own), len(there)))
-        if overlaps.size:
+        if overlaps.size and objects is not None:
             crowds = truth.crowds[there].tolist()
             if kind == "segm":
                 overlaps = coco.iou([shapes[i] for i in own], [objects[i] for i in there], crowds)
@@ -89,7 +86,7 @@ def match_picture(truth: Truth, entries: Sequence[Entry], kind: str) -> dict[int
 
 def box_of(entry: Entry) -> Any:
     """(x, y, width, height)."""
-    return entry["bbox"] if "bbox" in entry else coco.toBbox(compressed(entry["segmentation"]))
+    return entry["bbox"] if entry.get("bbox") is not None else coco.toBbox(compressed(entry["segmentation"]))
 
 
 def match(
@@ -108,7 +105,8 @@ def match(
         scores, areas: [D] of the detections, best first.
         truth_areas, crowds: [G] of the objects.
 
-    Source: pycocotools' COCOeval.evaluateImg, of which this gives the same, without its loops.
+    Source: pycocotools' COCOeval.evaluateImg, of which this gives the same, without its loops; except that an object
+    whose annotation has the id 0 can be found, which pycocotools takes for nothing.
     """
     num, objects = overlaps.shape
     low, high = SIZES[:, 0, None], SIZES[:, 1, None]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastmask.data.coco import is_id
 from fastmask.data.records import Dataset, check_rle, numbers
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
@@ -22,7 +23,7 @@ def evaluate_results(entries: Sequence[Entry], dataset: Dataset, *, progress: bo
     """
     from tqdm import tqdm
 
-    records, ids, unknown = numbered_records(dataset)
+    records, ids = numbered_records(dataset)
     known = dict(zip(ids, (record.size for record in records), strict=True))
     by_picture: dict[int, list[Entry]] = {number: [] for number in ids}
     for i, entry in enumerate(entries):
@@ -31,11 +32,14 @@ def evaluate_results(entries: Sequence[Entry], dataset: Dataset, *, progress: bo
         except ValueError as error:
             raise ValueError(f"entries[{i}] {error}") from error
         by_picture[entry["image_id"]].append(entry)
-    masks = has_masks(records) and all("segmentation" in entry for entry in entries)
+    without = [i for i, entry in enumerate(entries) if entry.get("segmentation") is None]
+    if 0 < len(without) < len(entries):
+        raise ValueError(f"entries must all have a segmentation, or none, got none in entries[{without[0]}]")
+    masks = has_masks(records) and not without
     evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
     for number, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(number, record, by_picture[number])
-    return evaluator.result(unknown, {"match": evaluator.seconds})
+    return evaluator.result((), {"match": evaluator.seconds})
 
 
 def check_entry(entry: Any, known: Mapping[int, tuple[int, int] | None]) -> None:
@@ -44,19 +48,19 @@ def check_entry(entry: Any, known: Mapping[int, tuple[int, int] | None]) -> None
         raise ValueError(f"must be an object, got {type(entry).__name__}")
     if not isinstance(entry.get("image_id"), int) or entry["image_id"] not in known:
         raise ValueError(f"must have the image_id of one of the {len(known)} pictures, got {entry.get('image_id')!r}")
-    if not isinstance(entry.get("category_id"), int):
+    if not is_id(entry.get("category_id")):
         raise ValueError(f"must have a category_id, got {entry.get('category_id')!r}")
     numbers(entry, "score")
     box, rle = entry.get("bbox"), entry.get("segmentation")
     if box is None and rle is None:
         raise ValueError("must have a bbox or a segmentation")
     if box is not None:
-        if not isinstance(box, list) or len(box) != 4:
+        if not isinstance(box, list | tuple) or len(box) != 4:
             raise ValueError(f"must have x, y, width, height as its bbox, got {box!r}")
         numbers(dict(zip("xywh", box, strict=True)), *"xywh")
     if rle is not None:
         if not isinstance(rle, Mapping):
             raise ValueError("must have an RLE as its segmentation")
         check_rle(rle)
-        if tuple(rle["size"]) != known[entry["image_id"]]:
+        if known[entry["image_id"]] not in (None, tuple(rle["size"])):
             raise ValueError(f"must have a mask of {known[entry['image_id']]} as its picture, got {tuple(rle['size'])}")

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from fastmask.answers import Found
-from fastmask.data.records import Dataset, Record, labels_of, with_sizes
+from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.distributed import Ranks, ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
 from fastmask.feed import Picture
+from fastmask.images import upright_size
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.predictor import Predictor
 from fastmask.results import coco_results
@@ -32,7 +33,7 @@ def evaluate(
     """COCO's average precision of a model's boxes and masks.
 
     Pictures are matched while the next ones are looked at. Under ``torchrun`` each rank looks at its share, all call
-    this, and all get the same answer.
+    this, and all get the same answer, but for the curves, which only the first rank has.
 
     Args:
         model: of ``fastmask.models.detection``, which is asked as it is, in its own dtype; or a Predictor with masks as
@@ -49,25 +50,36 @@ def evaluate(
     """
     predictor = _predictor(model)
     labels = ids_of(names, dataset.categories)
-    records, ids, unknown = numbered_records(dataset)
+    records, ids = numbered_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
     evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
     with ranks() if own is None else contextlib.nullcontext(own) as own:
-        start = time.perf_counter()
         share = range(own.rank, len(records), own.world)
         matching = _Matching(evaluator, labels, keep)
-        with matching:
-            waiting: collections.deque[tuple[int, Record]] = collections.deque()
-            pictures = _pictures(records, ids, share, waiting)
-            bar = progress and own.rank == 0
-            for found in predictor.stream(pictures, progress=bar, total=len(share), errors="yield"):
-                matching.add(*waiting.popleft(), found)
-            seconds = {"look": time.perf_counter() - start}
-        seconds |= {"match": evaluator.seconds, "wait": time.perf_counter() - start - seconds["look"]}
-        problems = [*unknown, *(one for each in own.gather(matching.problems) for one in each)]
-        slowest = {name: max(each[name] for each in own.gather(seconds)) for name in seconds}
+
+        def look() -> dict[str, float]:
+            start = time.perf_counter()
+            with matching:
+                waiting: collections.deque[tuple[int, Record, str | None]] = collections.deque()
+                pictures = _pictures(records, ids, share, waiting)
+                bar = progress and own.rank == 0
+                for found in predictor.stream(pictures, progress=bar, total=len(share), errors="yield"):
+                    matching.add(*waiting.popleft(), found)
+                looked = time.perf_counter() - start
+            return {"look": looked, "match": evaluator.seconds, "wait": time.perf_counter() - start - looked}
+
+        seconds = own.gather(own.all_or_none(look))
+        slowest = {name: max(each[name] for each in seconds) for name in seconds[0]}
+        problems = [one for each in own.gather(matching.problems) for one in each]
         parts = own.to_first(evaluator.part() if own.rank else None)
-        return own.from_first(lambda: evaluator.merged(parts).result(problems, slowest))
+        merged: list[Evaluation] = []
+
+        def concluded() -> Evaluation:
+            merged.append(evaluator.merged(parts).result(problems, slowest))
+            return merged[0]._replace(curves={})  # large, where there are many categories
+
+        shared = own.from_first(concluded)
+        return merged[0] if merged else shared
 
 
 class _Matching:
@@ -79,25 +91,24 @@ class _Matching:
         self.thread = ThreadPoolExecutor(1)
         self.waiting: collections.deque[Future[None]] = collections.deque()
 
-    def add(self, number: int, record: Record, found: Found | Exception) -> None:
+    def add(self, number: int, record: Record, problem: str | None, found: Found | Exception) -> None:
         while len(self.waiting) >= WAITING:
             self.waiting.popleft().result()
-        self.waiting.append(self.thread.submit(self._add, number, record, found))
+        self.waiting.append(self.thread.submit(self._add, number, record, problem, found))
 
-    def _add(self, number: int, record: Record, found: Found | Exception) -> None:
+    def _add(self, number: int, record: Record, problem: str | None, found: Found | Exception) -> None:
         if isinstance(found, Exception):
             text = str(found) or type(found).__name__
-            self.problems.append(text if str(record.file) in text else f"{record.file}: {text}")
-            entries: list[Entry] = []
-        else:
+            problem = text if str(record.file) in text else f"{record.file}: {text}"
+        entries: list[Entry] = []
+        if problem is not None:
+            self.problems.append(problem)
+        elif not isinstance(found, Exception):
             entries = [
                 {**entry, "category_id": self.labels[entry["category_id"]]}
                 for entry in coco_results(number, found)
                 if entry["category_id"] in self.labels
             ]
-        sizes = {tuple(entry["segmentation"]["size"]) for entry in entries if "segmentation" in entry}
-        if sizes - {record.size}:
-            self.problems.append(f"{record.file} must be of {record.size} as annotated, got {sizes.pop()}")
         if self.keep is not None:
             self.keep += entries
         self.evaluator.add(number, record, entries)
@@ -113,12 +124,20 @@ class _Matching:
 
 
 def _pictures(
-    records: Sequence[Record], ids: Sequence[int], share: Iterable[int], waiting: collections.deque[tuple[int, Record]]
+    records: Sequence[Record],
+    ids: Sequence[int],
+    share: Iterable[int],
+    waiting: collections.deque[tuple[int, Record, str | None]],
 ) -> Iterator[Picture]:
-    """The share's pictures, each of whose records is put behind those that wait for their answers."""
+    """The share's pictures, each of whose records is put behind those that wait, with what is wrong with its size."""
     for i in share:
         record = records[i]
-        waiting.append((ids[i], record._replace(picture=None)))
+        problem = None
+        with contextlib.suppress(OSError, ValueError):  # whoever looks at the picture tells
+            size = upright_size(record.file) if record.picture is None else record.picture.size[::-1]
+            if size != record.size:
+                problem = f"{record.file} must be of {record.size} as annotated, got {size}"
+        waiting.append((ids[i], record._replace(picture=None), problem))
         yield record.file if record.picture is None else record.picture
 
 
@@ -130,19 +149,25 @@ def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
     return Predictor(model, "exact", dtype=next(model.parameters()).dtype)
 
 
-def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int], list[str]]:
-    """Records with known sizes; their ids, or, unless all have one of their own, numbers from 1; what was left out."""
-    records, left_out = dataset.records, []
-    if isinstance(records, list):
-        sized = with_sizes(dataset)
-        left_out = [f"{problem.where}: {problem.text}" for problem in sized.problems[len(dataset.problems) :]]
-        records = [record for record in sized.records if record.size is not None]
-        ids = [record.id for record in records]
-        if None not in ids and len(set(ids)) == len(ids):
-            return records, [number for number in ids if number is not None], left_out
+def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
+    """Records, with sizes where they can be had; their ids, or, unless all have one, numbers from 1.
+
+    Raises:
+        ValueError: there are none, or two have one id.
+    """
+    records = dataset.records
     if not len(records):
         raise ValueError("dataset must have pictures, got none")
-    return records, list(range(1, len(records) + 1)), left_out
+    if isinstance(records, LazyRecords):
+        return records, list(range(1, len(records) + 1))
+    records = with_sizes(dataset).records
+    ids = [record.id for record in records if record.id is not None]
+    if len(ids) < len(records):
+        return records, list(range(1, len(records) + 1))
+    twice = [number for number, times in collections.Counter(ids).items() if times > 1]
+    if twice:
+        raise ValueError(f"dataset must have ids of one picture each, got several of {twice[:5]}")
+    return records, ids
 
 
 def has_masks(records: Iterable[Record]) -> bool:

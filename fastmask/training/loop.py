@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from fastmask import __version__
-from fastmask.data.loading import GroupedBatches
+from fastmask.data.loading import GroupedBatches, Samples
 from fastmask.data.records import Dataset
 from fastmask.distributed import ALONE, Ranks
 from fastmask.evaluation import Evaluation, evaluate
@@ -76,6 +76,8 @@ class Run:
         progress: bool = True,
     ) -> None:
         assert isinstance(loader.batch_sampler, GroupedBatches)
+        assert isinstance(loader.dataset, Samples)
+        self.samples = loader.dataset
         self.loader, self.sampler, self.settings, self.folder = loader, loader.batch_sampler, settings, folder
         self.names, self.valid, self.own, self.progress = list(names), valid, own, progress and own.rank == 0
         self.model = model.train()
@@ -189,8 +191,7 @@ class Run:
     def _say_diverged(self, one: Waiting, values: Sequence[float]) -> None:
         from tqdm import tqdm
 
-        records = self.loader.dataset.records  # type: ignore[attr-defined]
-        files = ", ".join(str(records[number].file) for number in one.records)
+        files = ", ".join(str(self.samples.file(place)) for place in one.records)
         losses = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.step.names, values, strict=False))
         text = f"a gradient is not finite at step {one.row.step} ({losses}) with {files}"
         if self.settings.nan == "stop":
@@ -248,8 +249,11 @@ class Run:
     def _known(self) -> dict[str, Any]:
         """What the losses depend on, beside the pictures."""
         own = {name: value for name, value in self.settings.as_dict().items() if name not in FREE}
-        samples: Any = self.loader.dataset
-        return own | {"world": self.own.world, "pictures": len(samples), "augmentation": str(samples.augmentation)}
+        return own | {
+            "world": self.own.world,
+            "pictures": len(self.samples),
+            "augmentation": str(self.samples.augmentation),
+        }
 
     def _take_up(self, content: dict[str, Any]) -> None:
         other = {

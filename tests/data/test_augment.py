@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from fastmask.data import Record
 from fastmask.data.augment import Augmentation, Sample, bounds_of, pasted, recolored, seen
@@ -52,6 +53,21 @@ def test_boxes_of_what_is_cut() -> None:
     boxes_only = seen(record, Image.new("RGB", (100, 100)), view, LABELS, 3, masks=False)
     assert boxes_only.masks is None
     np.testing.assert_array_equal(boxes_only.boxes[0], [0, 10, 20, 50])
+
+
+def test_what_is_too_thin_to_be_seen() -> None:
+    """A line of pixels, and a polygon without area, leave no mask: they are left out."""
+    line = np.eye(400, dtype=np.uint8)
+    objects = (
+        Object("ellipse", rle=coco.encode(np.asfortranarray(line))),
+        Object("grain", (np.array([[10.0, 10], [200, 200], [10, 10]]),)),
+        Object("triangle", (box_polygon(0, 0, 100, 100),)),
+    )
+    record = Record(Path("none.png"), (400, 400), objects)
+    view = scaled_view((400, 400), 100, 400)
+    assert seen(record, Image.new("RGB", (400, 400)), view, LABELS, 0, masks=True).labels.tolist() == [2]
+    assert Augmentation(sizes=320).sizes == (320,)
+    assert Augmentation(sizes=tuple(np.arange(640, 801, 80))).sizes == (640, 720, 800)
 
 
 def test_pasting(seed: int) -> None:
@@ -105,6 +121,9 @@ def test_colours(seed: int) -> None:
         ({"sizes": ()}, r"sizes must be pixels, got \(\)"),
         ({"sizes": (0,)}, r"sizes must be pixels, got \(0,\)"),
         ({"zoom": (0, 1)}, r"zoom must be \(least, most\), above 0, got \(0, 1\)"),
+        ({"zoom": (1,)}, r"zoom must be \(least, most\), above 0, got \(1,\)"),
+        ({"zoom": (1, float("inf"))}, r"zoom must be \(least, most\), above 0, got \(1, inf\)"),
+        ({"canvas": (64,)}, r"canvas must be \(height, width\), got \(64,\)"),
         ({"longest": 0}, "longest must be at least 1, got 0"),
         ({"paste": float("nan")}, r"paste must be in \[0, 1\], got nan"),
     ],

@@ -115,7 +115,7 @@ def test_numbers_of_objects(seed: int) -> None:
 def test_bad_requests() -> None:
     with pytest.raises(ValueError, match="scene must be one of shapes, grains, mixed, got 'cats'"):
         Scenes(1, scene="cats")
-    with pytest.raises(ValueError, match="size must be at least 16, got"):
+    with pytest.raises(ValueError, match="size must be at least 32, got"):
         drawn_dataset(1, size=(8, 64))
     with pytest.raises(ValueError, match="number must be at least 0, got -1"):
         Scenes(-1)
@@ -137,4 +137,4 @@ def test_drawn_to_disk_and_back(tmp_path: Path, seed: int, capsys: pytest.Captur
             np.testing.assert_array_equal(one.mask(64, 96), other.mask(64, 96))
     assert main(["data", "check", str(tmp_path / "set")]) == 0
     assert main(["data", "draw", str(tmp_path / "set"), "--size", "3", "3"]) == 2
-    assert "size must be at least 16" in capsys.readouterr().err
+    assert "size must be at least 32" in capsys.readouterr().err

@@ -22,6 +22,16 @@ HOSTILE: list[tuple[dict[str, Any], str, str]] = [
     (via(({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, {})), "region 0", "three points, got 2"),
     (via(({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, {})), "region 0", "as many all_points_x"),
     (
+        via(({"name": "polygon", "all_points_x": [1, 2, 1e9], "all_points_y": [1, 2, 3]}, {})),
+        "region 0",
+        "must be within 262144 pixels, got 1e+09",
+    ),
+    (
+        via(({"name": "polygon", "all_points_x": [1, 2, 10**400], "all_points_y": [1, 2, 3]}, {})),
+        "region 0",
+        "a polygon must be numbers",
+    ),
+    (
         via(({"name": "polygon", "all_points_x": [1, 2, math.nan], "all_points_y": [1, 2, 3]}, {})),
         "region 0",
         "must be finite, got NaN",
@@ -80,6 +90,8 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         good | {"id": 6, "segmentation": None, "bbox": [1, 2, 3]},
         good | {"id": 7, "segmentation": None},
         good | {"id": 8, "segmentation": None, "bbox": [1, 2, math.nan, 4]},
+        good | {"id": 9, "segmentation": None, "bbox": [1, 2, 10**400, 4]},
+        good | {"id": 10, "category_id": 2**70},
         "nothing",
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "cat"}, {"name": "dog"}]}
@@ -88,7 +100,7 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [(problem.kind, problem.where.partition(": ")[2]) for problem in found.problems] == [
         ("broken category", "categories[1]"),
         ("duplicate id", "annotations[1]"),
-        *(("broken annotation", f"annotations[{i}]") for i in (2, 4, 5, 6, 7, 8, 9)),
+        *(("broken annotation", f"annotations[{i}]") for i in (2, 4, 5, 6, 7, 8, 9, 10, 11)),
         ("duplicate id", "images[1]"),
         ("broken image entry", "images[2]"),
         ("broken image entry", "images[3]"),
@@ -98,7 +110,7 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
     printed = capsys.readouterr()
     assert "1 pictures (0 without objects), 2 objects" in printed.out
-    assert "problems: broken annotation 7, duplicate id 2, broken image entry 2, broken category 1" in printed.out
+    assert "problems: broken annotation 9, duplicate id 2, broken image entry 2, broken category 1" in printed.out
     assert "missing picture" in printed.err
 
 
@@ -120,3 +132,35 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
         assert printed.count("\n") == 1
     with pytest.raises(ValueError, match="must be annotations of the format via, got none"):
         data.read_dataset(tmp_path / "other.json", "via")
+
+
+def test_categories_of_one_name(tmp_path: Path) -> None:
+    """Are told apart; labels follow the ids, whatever the file's order."""
+    categories = [{"id": 3, "name": "x"}, {"id": 1, "name": "y"}, {"id": 2, "name": "x"}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    found = data.read_dataset(tmp_path / "coco.json")
+    assert [problem.kind for problem in found.problems] == ["duplicate name"]
+    assert list(found.categories.items()) == [("y", 1), ("x (2)", 2), ("x", 3)]
+
+
+def test_broken_via(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, message in (
+        ({"a": {"filename": "a.png", "regions": 5}}, "broken image entry: a.png: its regions must be a list"),
+        ({"_via_img_metadata": [1]}, "must have an object as its _via_img_metadata, got list"),
+        (
+            via(({"name": "circle", "cx": 1, "cy": 2, "r": 1e17}, {"fastmask_object": {"a": 1}})),
+            "missing picture",
+        ),
+    ):
+        (tmp_path / "via.json").write_text(json.dumps(content))
+        assert main(["data", "check", str(tmp_path / "via.json")]) in (1, 2)
+        assert message in capsys.readouterr().err
+
+
+def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    good = {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 5, 1]}
+    (tmp_path / "z.json").write_text(json.dumps(via((good, {}))))
+    found = data.read_dataset(tmp_path)
+    assert [problem.kind for problem in found.problems] == ["broken file"]
+    assert len(found.records) == 1

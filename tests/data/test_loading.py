@@ -158,6 +158,14 @@ def test_broken_pictures_are_replaced_and_named(tmp_path: Path, seed: int) -> No
     assert len(batch.problems) == 2
     assert any("1.png cannot be read as a picture" in problem for problem in batch.problems)
     assert any("3.png must be of (64, 90) as annotated, got (90, 64)" in problem for problem in batch.problems)
+    pasting = training_loader(dataset, 4, Augmentation(sizes=(64,), paste=1.0), seed=seed)
+    sampler_of(pasting).set_epoch(99, 99)
+    assert list(pasting) == []
+    problems = set()
+    for epoch in range(12):
+        sampler_of(pasting).set_epoch(epoch)
+        problems |= {problem for batch in pasting for problem in batch.problems}
+    assert len(problems) == 2
     for i in (0, 2):
         (tmp_path / f"{i}.png").unlink()
     with pytest.raises(ValueError, match="10 pictures in a row cannot be looked at; the first one: "):
@@ -169,8 +177,10 @@ def test_pictures_without_objects(tmp_path: Path, seed: int) -> None:
     crowd = tuple(one._replace(crowd=True) for one in dataset.records[1].objects)
     records = [dataset.records[0]._replace(objects=()), dataset.records[1]._replace(objects=crowd), dataset.records[2]]
     dataset = dataset._replace(records=records)
-    (batch,) = training_loader(dataset, 1, AS_THEY_ARE, seed=seed)
-    assert batch.targets.count.tolist() == [len(records[2].objects)]
+    for given in (records, tuple(records)):
+        (batch,) = training_loader(dataset._replace(records=given), 1, AS_THEY_ARE, seed=seed)
+        assert batch.targets.count.tolist() == [len(records[2].objects)]
+        assert batch.indices.tolist() == [2]
     batches = list(training_loader(dataset, 1, AS_THEY_ARE, seed=seed, empty=True))
     assert sorted(int(batch.targets.count) for batch in batches) == [0, 0, len(records[2].objects)]
     with pytest.raises(ValueError, match="dataset must have pictures with objects, got none"):
@@ -201,6 +211,8 @@ def test_labels() -> None:
     ("options", "message"),
     [
         ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"rank": 2, "world": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"rank": 0, "world": 0}, r"rank must be in \[0, 0\), got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"size": (100, 64)}, r"size must be \(height, width\), multiples of 32, got \(100, 64\)"),
         ({"masks": False, "augmentation": Augmentation(paste=1)}, "augmentation must not paste objects without masks"),

@@ -1,5 +1,6 @@
 """A model on annotated pictures: the figures its detections have by hand; broken pictures; ranks; the command."""
 
+import copy
 import csv
 import json
 import os
@@ -77,7 +78,12 @@ def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
     assert 0 < fewer.figures["mask"].ar_100 < 0.9
 
 
-def test_broken_pictures_count_as_missed(model: nn.Module, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
+def test_broken_pictures_count_as_missed(masks: bool, model: nn.Module, tmp_path: Path, seed: int) -> None:
+    """Those that cannot be read and those of another size; known sizes or not."""
+    if not masks:
+        model = copy.deepcopy(model)
+        model.roi_heads.mask_roi_pool = model.roi_heads.mask_head = model.roi_heads.mask_predictor = None
     dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
     (tmp_path / "images" / "000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset.records[2].load().resize((64, 64)).save(tmp_path / "images" / "000002.png")
@@ -87,16 +93,37 @@ def test_broken_pictures_count_as_missed(model: nn.Module, tmp_path: Path, seed:
     assert len(found.problems) == 2
     assert any("000001.png" in one for one in found.problems)
     assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in one for one in found.problems)
+    assert {one["image_id"] for one in entries} == {1, 4}
     annotations = annotations_of(dataset, tmp_path)
-    kept = [one for one in entries if one["image_id"] != 3]
-    expected = by_hand(annotations, kept, "segm").stats
-    numbers = {one["image_id"] for one in entries}
-    assert 2 not in numbers
-    assert len(expected) == 12
+    for kind, figures in found.figures.items():
+        np.testing.assert_allclose(figures, by_hand(annotations, entries, NAMES[kind]).stats, rtol=0, atol=1e-9)
     unknown = dataset._replace(records=[one._replace(size=None) for one in dataset.records])
-    left_out = evaluate(model, unknown, progress=False)
-    assert left_out.pictures == 3
-    assert any("000001.png" in one for one in left_out.problems)
+    dataset.records[2].load().resize((128, 96)).save(tmp_path / "images" / "000002.png")
+    again = evaluate(model, unknown, progress=False)
+    assert again.pictures == 4
+    assert len(again.problems) == 1
+    objects = [sum(one.objects for one in each.categories) for each in (found, again)]
+    assert objects[0] == objects[1] == len(annotations["annotations"])
+
+
+def test_results_of_pictures_that_are_not_there(tmp_path: Path, seed: int) -> None:
+    """Nor their sizes: numbers stay, and masks are compared at their own size."""
+    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
+    records = [one._replace(id=None, size=None) for one in dataset.records]
+    entries = []
+    for number, record in enumerate(records, 1):
+        for one in record.objects:
+            x1, y1, x2, y2 = one.bounds()
+            rle = {"size": [96, 128], "counts": one.encoded(96, 128)["counts"].decode()}
+            entry = {"image_id": number, "category_id": dataset.categories[one.category], "score": np.float32(0.5)}
+            entries.append(entry | {"bbox": (x1, y1, x2 - x1, y2 - y1), "segmentation": rle})
+    (tmp_path / "images" / "000001.png").unlink()
+    for given in (records, tuple(records)):
+        found = evaluate_results(entries, dataset._replace(records=given), progress=False)
+        assert found.figures["box"].ap == found.figures["mask"].ap == pytest.approx(1)
+        assert found.pictures == 4
+    with pytest.raises(ValueError, match=r"dataset must have ids of one picture each, got several of \[7\]"):
+        evaluate_results([], dataset._replace(records=[one._replace(id=7) for one in records]), progress=False)
 
 
 def test_names_of_labels(model: nn.Module, seed: int) -> None:
@@ -115,6 +142,8 @@ def test_names_of_labels(model: nn.Module, seed: int) -> None:
 def test_bad_requests(model: nn.Module, seed: int) -> None:
     with pytest.raises(ValueError, match="dataset must have pictures, got none"):
         evaluate(model, drawn_dataset(0))
+    with pytest.raises(ValueError, match="dataset must have pictures, got none"):
+        evaluate_results([], drawn_dataset(0)._replace(records=[]))
     with pytest.raises(ValueError, match="model must be a Predictor with masks='rle', got 'bool'"):
         evaluate(Predictor(model, "exact", masks="bool"), drawn_dataset(1, seed))
     dataset = drawn_dataset(2, seed, (64, 64))
@@ -138,12 +167,19 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
         ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's runs must"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its picture"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must have an RLE as its segmentation"),
+        ({"category_id": 10**20}, "must have a category_id"),
+        ({"score": 10**400}, "score must be a finite number, got 1000"),
     ],
 )
 def test_broken_results(change: dict, message: str) -> None:
     good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
     with pytest.raises(ValueError, match=r"entries\[1\] .*" + message):
         evaluate_results([good, {**good, **change}], drawn_dataset(2, 0, (64, 64)), progress=False)
+    with pytest.raises(ValueError, match=r"entries must all have a segmentation, or none, got none in entries\[0\]"):
+        rle = {"size": [64, 64], "counts": [64 * 64]}
+        evaluate_results([good | {"segmentation": None}, good | {"segmentation": rle}], drawn_dataset(2, 0, (64, 64)))
+    nothing = [good | {"segmentation": None}, good]
+    assert set(evaluate_results(nothing, drawn_dataset(2, 0, (64, 64)), progress=False).figures) == {"box"}
     with pytest.raises(ValueError, match=r"entries\[0\] must be an object, got int"):
         evaluate_results([3], drawn_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
 
@@ -183,6 +219,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     save_drawn(drawn_dataset(1, 0, (64, 64)), tmp_path / "set")
     for name, content, message in (
         ("a.json", "{", "must be JSON, got a broken file"),
+        ("d.json", "[" * 100_000, "must be JSON of few levels"),
         ("b.json", "{}", "must be a list of detections, got dict"),
         ("c.json", "[{}]", r"entries[0] must have the image_id of one of the 1 pictures, got None"),
     ):
