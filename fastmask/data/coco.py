@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -77,7 +77,7 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     return Dataset(list(records.values()), {name: number for number, name in sorted(names.items())}, problems)
 
 
-def is_id(number: Any) -> bool:
+def is_id(number: Any) -> TypeGuard[int]:
     """Whether it is a whole number that a tensor can hold."""
     return isinstance(number, int) and -(2**63) <= number < 2**63
 

@@ -260,8 +260,8 @@ def training_loader(
     if not isinstance(records, LazyRecords):
         sized = with_sizes(dataset).records
         places = np.array([i for i, record in enumerate(sized) if empty or learnable(record)], np.int64)
-        records = Packed([sized[i] for i in places])
-        sizes = np.array([sized[i].size or (0, 0) for i in places]).reshape(-1, 2)
+        kept = [sized[i] for i in places.tolist()]
+        records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
     if not len(records):
         raise ValueError("dataset must have pictures with objects, got none")
     if augmentation.zoom is not None:

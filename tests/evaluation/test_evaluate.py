@@ -175,9 +175,9 @@ def test_broken_results(change: dict, message: str) -> None:
     good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
     with pytest.raises(ValueError, match=r"entries\[1\] .*" + message):
         evaluate_results([good, {**good, **change}], drawn_dataset(2, 0, (64, 64)), progress=False)
+    mixed = [good | {"segmentation": None}, good | {"segmentation": {"size": [64, 64], "counts": [64 * 64]}}]
     with pytest.raises(ValueError, match=r"entries must all have a segmentation, or none, got none in entries\[0\]"):
-        rle = {"size": [64, 64], "counts": [64 * 64]}
-        evaluate_results([good | {"segmentation": None}, good | {"segmentation": rle}], drawn_dataset(2, 0, (64, 64)))
+        evaluate_results(mixed, drawn_dataset(2, 0, (64, 64)))
     nothing = [good | {"segmentation": None}, good]
     assert set(evaluate_results(nothing, drawn_dataset(2, 0, (64, 64)), progress=False).figures) == {"box"}
     with pytest.raises(ValueError, match=r"entries\[0\] must be an object, got int"):
