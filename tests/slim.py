@@ -75,9 +75,12 @@ def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Modul
 def builder() -> Callable[..., nn.Module]:
     """What builds ours under the name slim, as fastmask.models' own builders do."""
 
-    def build(weights: Any, **options: Any) -> nn.Module:
+    def build(weights: Any = None, num_classes: int = NUM_CLASSES, **options: Any) -> nn.Module:
+        assert num_classes == NUM_CLASSES
+        options.pop("weights_backbone", None)
+        new_predictors = options.pop("new_predictors", False)
         model = slim_model(fastmask, **options)
-        load_weights(model, weights, progress=False, new_predictors=False)
+        load_weights(model, weights, progress=False, new_predictors=new_predictors)
         return model
 
     build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__

@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def prepared(args: argparse.Namespace, own: "Ranks") -> "Run":
     """The run, with the model on this rank's device."""
+    import torch
+
     from fastmask.data import read_dataset
     from fastmask.data.loading import training_loader
     from fastmask.data.places import label_names, read_parts
@@ -89,6 +91,7 @@ def prepared(args: argparse.Namespace, own: "Ranks") -> "Run":
     for problem in train.problems if own.rank == 0 else ():
         print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     names = label_names(train)
+    torch.manual_seed(settings.seed)  # what is not loaded is drawn
     with own.first_alone():
         model = built(args, names, own.device(args.device))
     has_mask = model.roi_heads.has_mask()

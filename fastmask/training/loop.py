@@ -20,6 +20,7 @@ from fastmask.data.records import Dataset
 from fastmask.distributed import ALONE, Ranks
 from fastmask.evaluation import Evaluation, evaluate
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.losses import Total
 from fastmask.structures import Batch, Targets
 from fastmask.training.checkpoints import BEST, LAST, load, save
 from fastmask.training.history import CURVES, History, Row, draw_curves
@@ -95,17 +96,11 @@ class Run:
         self.waiting: collections.deque[Waiting] = collections.deque()
 
     def _learner(self) -> nn.Module:
-        over = self._mean_over_ranks if self.own.world > 1 else None
+        over = mean_over(self.own.world) if self.own.world > 1 else None
         learner: nn.Module = Learner(self.model, over, self.settings.half)
         if self.own.world > 1:
             learner = DistributedDataParallel(learner, [self.device] if self.device.type == "cuda" else None)
         return torch.compile(learner) if self.settings.compile else learner  # type: ignore[return-value]
-
-    def _mean_over_ranks(self, number: Tensor) -> Tensor:
-        """With it, the mean of all ranks' gradients is the gradient of all their samples' mean."""
-        total = number.to(torch.float64 if self.device.type == "cpu" else torch.float32)
-        dist.all_reduce(total)
-        return total / self.own.world
 
     def finish(self) -> None:
         """All epochs that are left.
@@ -273,6 +268,17 @@ class Run:
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{self.folder / LAST} is of another model: {str(error).splitlines()[-1]}") from error
         self.epoch, self.batch, self.best = content["epoch"], content["batch"], content["best"]
+
+
+def mean_over(world: int) -> Total:
+    """With it, the mean of all ranks' gradients is the gradient of all their samples' mean."""
+
+    def over(number: Tensor) -> Tensor:
+        total = number.to(torch.float32)  # exact, for so many as there can be
+        dist.all_reduce(total)
+        return total / world
+
+    return over
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

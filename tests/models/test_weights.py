@@ -19,6 +19,7 @@ BUILDERS = [
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
 ]
+OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
 OUR_SUBMODULES = {
     "mask_rcnn": ["MaskRCNN", "MaskRCNNHeads", "MaskRCNNPredictor"],
@@ -105,9 +106,9 @@ def test_backbone_weights_enums(name: str) -> None:
 
 
 def test_models_by_name() -> None:
-    assert set(BUILDERS) | set(RESNETS) == set(fastmask.models.list_models())
-    assert fastmask.models.list_models(include="mask*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
-    assert fastmask.models.list_models(fastmask.models.detection) == sorted(BUILDERS)
+    assert {*BUILDERS, *RESNETS, *OWN} == set(fastmask.models.list_models())
+    assert fastmask.models.list_models(include="mask*50*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert fastmask.models.list_models(fastmask.models.detection) == sorted([*BUILDERS, *OWN])
     assert fastmask.models.list_models(module=fastmask.models) == sorted(RESNETS)
     assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights
     with pytest.raises(ValueError, match=r"name must be one of .*, got 'maskrcnn'"):

@@ -35,7 +35,8 @@ def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
         name = os.fspath(weights)
         if name.removeprefix(f"{known.__name__}.") not in known.__members__:
             if not os.path.exists(name):
-                raise ValueError(f"weights must be {', '.join(known.__members__)} or a file, got {name!r}")
+                names = " or ".join(filter(None, (", ".join(known.__members__), "a file")))
+                raise ValueError(f"weights must be {names}, got {name!r}")
             checkpoint = Checkpoint(name)
             checkpoint.published = os.path.basename(name) in {member.url.rpartition("/")[2] for member in known}
             return checkpoint

@@ -1,0 +1,131 @@
+"""``fastmask train``: where data is, which weights are started from, what is wrong is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from slim import slim_model
+from torch import nn
+
+import fastmask
+from fastmask.cli import main
+from fastmask.data import write_dataset
+from fastmask.data.places import label_names, read_parts
+from fastmask.demo import CLASSES, drawn_dataset, save_drawn
+
+NAMES = ["__background__", *CLASSES]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, seed: int) -> Path:
+    for part, number in (("train", 4), ("val", 2)):
+        save_drawn(drawn_dataset(number, seed + number, (64, 96)), tmp_path / "set" / part)
+    return tmp_path / "set"
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    options = ["--data-path", str(data), "--out", str(out), "--model", "slim", "--device", "cpu", "--workers", "0"]
+    return ["train", *options, "--epochs", "1", "--min-size", "64", *more]
+
+
+def test_where_data_is(drawn: Path, tmp_path: Path, seed: int) -> None:
+    """As the balloons have it; as COCO has it; a file, or a folder with annotations, is all for training."""
+    parts = read_parts(drawn)
+    assert (len(parts.train.records), len(parts.valid.records)) == (4, 2)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for part, number in (("train2017", 4), ("val2017", 2)):
+        dataset = read_parts(drawn / part.removesuffix("2017")).train
+        write_dataset(dataset, tmp_path / "coco" / "annotations" / f"instances_{part}.json", "coco")
+        (tmp_path / "coco" / part).mkdir()
+    parts = read_parts(tmp_path / "coco")
+    assert (len(parts.train.records), len(parts.valid.records)) == (4, 2)
+    alone = read_parts(drawn / "train" / "annotations.json")
+    assert (len(alone.train.records), alone.valid) == (4, None)
+    (tmp_path / "coco" / "annotations" / "instances_train2018.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"must have one file instances_train\*.json, got 2"):
+        read_parts(tmp_path / "coco")
+    content = json.loads((drawn / "val" / "annotations.json").read_text())
+    for one in content["categories"]:
+        one["name"] += "s"
+    (drawn / "val" / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"val must have categories of .*train, got ellipses, triangles"):
+        read_parts(drawn)
+    assert label_names(drawn_dataset(0)._replace(categories={"cat": 3, "dog": 1})) == [
+        "__background__",
+        "dog",
+        "-",
+        "cat",
+    ]
+
+
+def test_from_a_file_to_better_weights(
+    drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From torchvision's weights, to a file that ``predict`` and ``evaluate`` take, with names of its own."""
+    assert main(command(drawn, tmp_path / "out", "--weights", str(slim_file[0]), "--lr", "1e-9")) == 0
+    printed = capsys.readouterr()
+    assert "4 pictures, 4 classes, 2 steps of 2 pictures on 1 x cpu, learning rate 1e-09" in printed.out
+    assert "mask AP" in printed.out
+    last = torch.load(tmp_path / "out" / "last.pth")
+    assert last["categories"] == NAMES
+    for name, value in slim_file[1].state_dict().items():
+        if "predictor" not in name:  # of other categories
+            torch.testing.assert_close(last["model"][name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(
+        last["model"]["roi_heads.box_predictor.cls_score.weight"],
+        slim_file[1].state_dict()["roi_heads.box_predictor.cls_score.weight"],
+    )
+    weights = ["--weights", str(tmp_path / "out" / "best.pth"), "--model", "slim"]
+    evaluation = ["evaluate", str(drawn / "val"), *weights, "--out", str(tmp_path / "evaluation")]
+    assert main(evaluation) == 0
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["figures"]
+    (epoch,) = json.loads((tmp_path / "out" / "epochs.json").read_text())
+    assert [figures["mask"]["ap"], figures["box"]["ar_100"]] == pytest.approx([epoch["mask"][0], epoch["box"][8]])
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["rate"] == 1e-9
+    assert settings["fastmask"] == fastmask.__version__
+    again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
+    assert main(again) == 0  # the same categories: all weights are loaded
+    for name, value in torch.load(tmp_path / "again" / "last.pth")["model"].items():
+        torch.testing.assert_close(value, last["model"][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "yolo"], "--model must be one of"),
+        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none or a file for maskrcnn_sl"),
+        (["--weights", "nothing.pth"], "or a file, got 'nothing.pth'"),
+        (["--weights", "none", "--zoom", "0.5", "2"], "--size must be given with --zoom"),
+        (["--weights", "none", "--batch-size", "0"], "batch must be at least 1, got 0"),
+        (["--weights", "none", "--optimizer", "lion"], "optimizer must be one of sgd, adamw, got 'lion'"),
+        (["--weights", "none", "--device", "cuda:99"], "--device must be one that this machine has"),
+        (["--weights", "none", "--valid", "nowhere"], "nowhere"),
+        (["--weights", "none", "--size", "50", "60"], r"size must be (height, width), multiples of 32"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    options: list[str],
+    message: str,
+    drawn: Path,
+    slim_file: tuple[Path, nn.Module],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(drawn, tmp_path / "out", *options)) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_run_that_must_stop(
+    drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that overflow: exit code 1, the pictures are named; no traceback."""
+    model = slim_model(fastmask)
+    with torch.no_grad():
+        model.roi_heads.mask_head[0][0].weight.fill_(3e38)
+    torch.save(model.state_dict(), tmp_path / "huge.pth")
+    assert main(command(drawn, tmp_path / "out", "--weights", str(tmp_path / "huge.pth"))) == 1
+    assert "a gradient is not finite at step 0" in capsys.readouterr().err
