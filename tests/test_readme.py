@@ -54,6 +54,21 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
     assert coco_mask.decode([entry["segmentation"] for entry in results]).shape == (480, 640, len(results))
 
 
+def test_training_runs_as_printed(tmp_path: Path) -> None:
+    """On drawn pictures, from nothing to weights."""
+    commands = [command for command in COMMANDS if "shapes" in command]
+    assert [command.split()[1] for command in commands] == ["data", "data", "train"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "training" / "best.pth").exists()
+    losses = [one["loss"] for one in json.loads((tmp_path / "training" / "epochs.json").read_text())]
+    assert 0 < losses[0] < 4
+
+
 def test_continuous_integration_calls_the_same_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for command in (MAIN_JOB, COMMANDS[1]):

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="[%(default)s]")
     add("--workers", type=int, default=2, metavar="N", help="processes that read pictures [%(default)s]")
     add("--save-steps", type=int, default=0, metavar="N", help="save within epochs, too [0: after each]")
+    add("--tensorboard", action="store_true", help="write for it, too")
     add("--min-size", type=int, nargs="+", metavar="PIXELS", help="shorter sides to draw from [the model's]")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="that all batches are padded to [as they need]")
     add("--flip", type=float, default=0.5, help="how likely left becomes right [%(default)s]")
@@ -63,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
             return 2
         try:
             training.finish()
-        except (DivergedError, RuntimeError) as error:
-            print(f"fastmask train: {error}", file=sys.stderr)
+        except (DivergedError, MemoryError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]  # a worker's error has its traceback before it
+            print(f"fastmask train: {reason}", file=sys.stderr)
             return 1
         if own.rank == 0:
             print(f"weights, losses and figures: {args.out}", flush=True)
@@ -106,7 +108,7 @@ def prepared(args: argparse.Namespace, own: "Ranks") -> "Run":
         rank=own.rank,
         world=own.world,
     )
-    training = Run(model, loader, settings, args.out, names, valid, own, args.resume)
+    training = Run(model, loader, settings, args.out, names, valid, own, args.resume, tensorboard=args.tensorboard)
     if own.rank == 0:
         rate, pictures = settings.top_rate(own.world), settings.batch * own.world
         steps = f"{training.steps} steps of {pictures} pictures on {own.world} x {training.device}"

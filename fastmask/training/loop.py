@@ -22,6 +22,7 @@ from fastmask.evaluation import Evaluation, evaluate
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.losses import Total
 from fastmask.structures import Batch, Targets
+from fastmask.training.board import open_board, show_epoch, show_step
 from fastmask.training.checkpoints import BEST, LAST, load, save
 from fastmask.training.history import CURVES, History, Row, draw_curves
 from fastmask.training.learner import Average, Learner
@@ -59,6 +60,7 @@ class Run:
         own: the ranks.
         resume: go on from the folder's last checkpoint, if there is one.
         progress: show bars, on the first rank.
+        tensorboard: write for it, into a folder of that name.
 
     Raises:
         ValueError: the folder's checkpoint is of other settings, or broken; or of another model.
@@ -75,6 +77,7 @@ class Run:
         own: Ranks = ALONE,
         resume: bool = False,
         progress: bool = True,
+        tensorboard: bool = False,
     ) -> None:
         assert isinstance(loader.batch_sampler, GroupedBatches)
         assert isinstance(loader.dataset, Samples)
@@ -93,6 +96,7 @@ class Run:
             self._take_up(load(folder / LAST))
         first = self.epoch * self.length + self.batch
         self.history = History(folder, first, self.epoch) if own.rank == 0 else None
+        self.board = open_board(folder / "tensorboard", first) if tensorboard and own.rank == 0 else None
         self.waiting: collections.deque[Waiting] = collections.deque()
 
     def _learner(self) -> nn.Module:
@@ -107,6 +111,9 @@ class Run:
 
         Raises:
             DivergedError: a gradient was not finite, and the settings say to stop; the weights are as before that step.
+            MemoryError: a batch does not fit into the device's memory.
+            ValueError: no picture could be looked at.
+            OSError: the folder cannot be written to.
         """
         try:
             while self.epoch < self.settings.epochs:
@@ -117,6 +124,8 @@ class Run:
         finally:
             if self.history is not None:
                 self.history.close()
+            if self.board is not None:
+                self.board.close()
 
     def _run_epoch(self) -> None:
         from tqdm import tqdm
@@ -152,7 +161,7 @@ class Run:
             return self.step(moved(batch, self.device), rate, seed % 2**63)
         except torch.OutOfMemoryError as error:
             objects = batch.targets.labels.shape[1]
-            raise RuntimeError(
+            raise MemoryError(
                 f"pictures {list(batch.pixels.shape)} with up to {objects} objects need more memory than {self.device} "
                 f"has: lower the batch or the size, or use bfloat16 ({str(error).splitlines()[0]})"
             ) from error
@@ -179,8 +188,11 @@ class Run:
                 tqdm.write(f"fastmask train: replaced by another picture: {problem}")
             if not all(math.isfinite(value) for value in values):
                 self._say_diverged(one, values)
+            row = one.row._replace(values=values)
             if self.history is not None:
-                self.history.add(one.row._replace(values=values), self.step.names)
+                self.history.add(row, self.step.names)
+            if self.history is not None and self.board is not None:
+                show_step(self.board, row, self.history.names)
             yield values[-2]
 
     def _say_diverged(self, one: Waiting, values: Sequence[float]) -> None:
@@ -208,6 +220,8 @@ class Run:
         figures = {} if evaluation is None else {kind: list(one) for kind, one in evaluation.figures.items()}
         rate = self.history.rows[-1].rate
         self.history.add_epoch(self.epoch - 1, rate, figures)
+        if self.board is not None:
+            show_epoch(self.board, self.epoch * self.length, figures)
         score = -self.history.epochs[-1]["loss"] if not figures else figures.get("mask", figures["box"])[0]
         if score > self.best:
             self.best = score

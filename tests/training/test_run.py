@@ -176,7 +176,7 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, seed: int, monkeyp
 
     monkeypatch.setattr(run.step, "learner", full)
     with pytest.raises(
-        RuntimeError, match=r"pictures \[2, 3, 96, 96\] with up to \d+ objects need more memory than cpu"
+        MemoryError, match=r"pictures \[2, 3, 96, 96\] with up to \d+ objects need more memory than cpu"
     ):
         run.finish()
 
@@ -257,3 +257,24 @@ def test_killed_and_taken_up(tmp_path: Path, seed: int) -> None:
     finished("killed", "--resume")
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert len(rows(tmp_path / "whole")) == 25
+
+
+def test_tensorboard(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from fastmask.training.board import open_board, show_epoch, show_step
+
+    board = open_board(tmp_path, 0)
+    show_step(board, Row(3, 0, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])
+    show_epoch(board, 4, {"mask": [0.1 * i for i in range(12)]})
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {name: (events.Scalars(name)[0].step, events.Scalars(name)[0].value) for name in events.Tags()["scalars"]}
+    assert found["rate"] == (3, 0.25)
+    assert found["train/gradient_norm"] == (3, 2.5)
+    assert found["mask/ap50"] == (4, pytest.approx(0.1))
+    assert len(found) == 15
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"tensorboard must be installed: pip install 'fastmask-rcnn\[train\]'"):
+        open_board(tmp_path, 0)

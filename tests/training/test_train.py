@@ -1,5 +1,6 @@
 """``fastmask train``: where data is, which weights are started from, what is wrong is said."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fastmask.data import write_dataset
 from fastmask.data.places import label_names, read_parts
 from fastmask.demo import CLASSES, drawn_dataset, save_drawn
 
+BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
 NAMES = ["__background__", *CLASSES]
 
 
@@ -63,7 +65,7 @@ def test_from_a_file_to_better_weights(
     drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From torchvision's weights, to a file that ``predict`` and ``evaluate`` take, with names of its own."""
-    assert main(command(drawn, tmp_path / "out", "--weights", str(slim_file[0]), "--lr", "1e-9")) == 0
+    assert main(command(drawn, tmp_path / "out", "--weights", str(slim_file[0]), "--lr", "1e-9", *BOARD)) == 0
     printed = capsys.readouterr()
     assert "4 pictures, 4 classes, 2 steps of 2 pictures on 1 x cpu, learning rate 1e-09" in printed.out
     assert "mask AP" in printed.out
@@ -82,6 +84,7 @@ def test_from_a_file_to_better_weights(
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["figures"]
     (epoch,) = json.loads((tmp_path / "out" / "epochs.json").read_text())
     assert [figures["mask"]["ap"], figures["box"]["ar_100"]] == pytest.approx([epoch["mask"][0], epoch["box"][8]])
+    assert not BOARD or list((tmp_path / "out" / "tensorboard").iterdir())
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["rate"] == 1e-9
     assert settings["fastmask"] == fastmask.__version__
@@ -117,6 +120,17 @@ def test_what_is_wrong_is_said(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_pictures_that_are_all_broken(
+    drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (drawn / "train" / "images").iterdir():
+        file.write_bytes(b"torn")
+    assert main(command(drawn, tmp_path / "out", "--weights", "none", "--workers", "1")) == 1
+    printed = capsys.readouterr().err
+    assert "pictures in a row cannot be looked at" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_run_that_must_stop(
