@@ -45,7 +45,10 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
     where = find_device(device)
     source = find_weights(models.get_model_weights(name), weights)
     assert source is not None
-    model = models.get_model(name, weights=source, box_score_thresh=score).eval().requires_grad_(False).to(where)
+    options = source.meta.get("options", {})  # such as the size of pictures that it was trained on
+    model = (
+        models.get_model(name, weights=source, box_score_thresh=score, **options).eval().requires_grad_(False).to(where)
+    )
     return cast("FasterRCNN", model), source.meta.get("categories")
 
 

@@ -3,15 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from fastmask.cli._device import find_device
-
-if TYPE_CHECKING:
-    from fastmask.data.augment import Augmentation
-    from fastmask.distributed import Ranks
-    from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-    from fastmask.training import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if training had to stop; 2 if an argument is wrong, or something cannot be had."""
+    from fastmask.cli._training import prepared
     from fastmask.distributed import ranks
     from fastmask.training import DivergedError
 
@@ -71,88 +63,3 @@ def run(args: argparse.Namespace) -> int:
         if own.rank == 0:
             print(f"weights, losses and figures: {args.out}", flush=True)
         return 0
-
-
-def prepared(args: argparse.Namespace, own: "Ranks") -> "Run":
-    """The run, with the model on this rank's device."""
-    import torch
-
-    from fastmask.data import read_dataset
-    from fastmask.data.loading import training_loader
-    from fastmask.data.places import label_names, read_parts
-    from fastmask.training import Run, Settings
-    from fastmask.training.loop import write_settings
-
-    given = {"epochs": args.epochs, "batch": args.batch_size, "rate": args.lr, "decay": args.weight_decay}
-    given |= {"average": args.ema, "half": args.bf16, "save": args.save_steps}
-    same = ("optimizer", "schedule", "warmup", "clip", "compile", "nan", "seed", "workers")
-    settings = Settings(**given, **{name: getattr(args, name) for name in same})
-    train, valid = read_parts(args.data_path, args.class_attribute)
-    if args.valid is not None:
-        valid = read_dataset(args.valid, attribute=args.class_attribute)
-    for problem in train.problems if own.rank == 0 else ():
-        print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
-    names = label_names(train)
-    torch.manual_seed(settings.seed)  # what is not loaded is drawn
-    with own.first_alone():
-        model = built(args, names, own.device(args.device))
-    has_mask = model.roi_heads.has_mask()
-    loader = training_loader(
-        train,
-        settings.batch,
-        augmentation(args, model),
-        size=None if args.zoom or args.size is None else tuple(args.size),
-        masks=has_mask,
-        seed=settings.seed,
-        workers=settings.workers,
-        rank=own.rank,
-        world=own.world,
-    )
-    training = Run(model, loader, settings, args.out, names, valid, own, args.resume, tensorboard=args.tensorboard)
-    if own.rank == 0:
-        rate, pictures = settings.top_rate(own.world), settings.batch * own.world
-        steps = f"{training.steps} steps of {pictures} pictures on {own.world} x {training.device}"
-        print(f"{len(training.sampler.stand)} pictures, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
-        write_settings(args.out, settings, {"arguments": {k: str(v) for k, v in vars(args).items()}, "rate": rate})
-    return training
-
-
-def built(args: argparse.Namespace, names: list[str], device: str) -> "GeneralizedRCNN":
-    """The model with weights to start from, on its device."""
-    from fastmask import models
-    from fastmask.models.checkpoint import Checkpoint
-    from fastmask.models.detection._weights import find_weights
-
-    known = models.list_models(module=models.detection)
-    if args.model not in known:
-        raise ValueError(f"--model must be one of {', '.join(known)}, got {args.model!r}")
-    where = find_device(device)
-    options: dict[str, Any] = {"num_classes": len(names)}
-    if args.min_size:
-        options["min_size"] = args.min_size[-1]
-    slim = args.model == "maskrcnn_slim_fpn"
-    if args.weights in ("imagenet", "none"):
-        if not slim:
-            options["weights_backbone"] = "DEFAULT" if args.weights == "imagenet" else None
-        elif args.weights == "imagenet":
-            raise ValueError("--weights must be none or a file for maskrcnn_slim_fpn, got imagenet")
-    else:
-        source = find_weights(models.get_model_weights(args.model), args.weights)
-        assert source is not None
-        trained = source.meta.get("categories")
-        same = source.meta.get("num_classes") == len(names) and (trained is None or list(trained) == names)
-        options |= {"weights": source, "new_predictors": not same}
-        if not slim and isinstance(source, Checkpoint):
-            options["weights_backbone"] = None
-    return cast("GeneralizedRCNN", models.get_model(args.model, **options).to(where))
-
-
-def augmentation(args: argparse.Namespace, model: "GeneralizedRCNN") -> "Augmentation":
-    from fastmask.data.augment import Augmentation
-
-    sizes = tuple(args.min_size or model.transform.min_size)
-    if args.zoom and args.size is None:
-        raise ValueError("--size must be given with --zoom, which cuts pictures to it")
-    canvas = tuple(args.size) if args.zoom else (1024, 1024)
-    zoom = tuple(args.zoom) if args.zoom else None
-    return Augmentation(sizes, int(model.transform.max_size), args.flip, zoom, canvas, args.color, args.paste)

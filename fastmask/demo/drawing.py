@@ -38,7 +38,7 @@ class _Look(NamedTuple):
 
 
 LOOKS = {
-    "shapes": _Look((2, 7), (0.09, 0.26), 0.35, CLASSES[:3]),
+    "shapes": _Look((2, 7), (0.09, 0.26), 0.5, CLASSES[:3]),
     "grains": _Look((10, 28), (0.05, 0.15), 0.75, CLASSES[3:]),
 }
 MINERALS = np.array(
@@ -111,7 +111,7 @@ def _placed(
 def _paint(pixels: Pixels, distance: NDArray[np.float32], generator: np.random.Generator, scene: str) -> None:
     """An object in place, its rim smooth; pixels whose middle is inside are mostly its own."""
     cover = (0.5 - distance).clip(0, 1)[:, :, None]
-    pixels[...] = (1 - cover) * pixels + cover * _surface(generator, -distance, scene)
+    pixels[...] = (1 - cover) * pixels + cover * _surface(generator, -distance, scene, pixels.mean((0, 1)))
 
 
 def _ground(generator: np.random.Generator, size: tuple[int, int], scene: str) -> Pixels:
@@ -126,10 +126,16 @@ def _ground(generator: np.random.Generator, size: tuple[int, int], scene: str) -
     return pixels
 
 
-def _surface(generator: np.random.Generator, depth: NDArray[np.float32], scene: str) -> Pixels:
-    """An object's own look: a colour, shaded, with noise; grains have rims, and some of them lamellae."""
+def _surface(
+    generator: np.random.Generator, depth: NDArray[np.float32], scene: str, around: NDArray[np.float32]
+) -> Pixels:
+    """An object's own look: a colour, shaded, with noise; grains have rims, and some of them lamellae.
+
+    Of a few colours it has the one that is farthest from what is there, so that it can be seen.
+    """
     size = (depth.shape[0], depth.shape[1])
-    color = generator.uniform(0.05, 0.95, 3)
+    colors = generator.uniform(0.05, 0.95, (4, 3))
+    color = colors[np.argmax(np.abs(colors - around).sum(1))]
     if scene == "grains":
         color = MINERALS[generator.integers(len(MINERALS))] * generator.uniform(0.8, 1.15)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)

@@ -24,8 +24,9 @@ class Checkpoint:
 
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
-            ``state_dict`` or ``model_state_dict`` (and, if it has, names by label as ``categories``). Only tensors and
-            plain values are ever unpickled. ``meta`` holds the number of classes and, where known, their names.
+            ``state_dict`` or ``model_state_dict`` (and, if it has, names by label as ``categories``, and the builder's
+            ``min_size`` and ``max_size`` that it was trained with as ``options``). Only tensors and plain values are
+            ever unpickled. ``meta`` holds the number of classes and, where known, these two.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,6 +41,9 @@ class Checkpoint:
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
+        if isinstance(content.get("options"), dict):
+            sizes = ((name, content["options"].get(name)) for name in ("min_size", "max_size"))
+            self.meta["options"] = {name: size for name, size in sizes if isinstance(size, int)}
         if isinstance(content.get("categories"), list):
             self.meta["categories"] = content["categories"]
         elif self.meta.get("num_classes") == len(COCO_CATEGORIES):

@@ -125,6 +125,7 @@ def draw_curves(history: History, path: Path) -> None:
             epochs, values = [one["epoch"] for one in rows], [one[kind][place] for one in rows]
             right.plot(epochs, values, style, marker=".", label=f"{kind} {name}", color=f"C{place}")
     right.set(xlabel="epoch", ylabel="average precision", ylim=(0, 1))
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.grid(alpha=0.3)
     if history.epochs and any(kind in history.epochs[-1] for kind in LINES):
         right.legend(fontsize=8)

@@ -226,8 +226,8 @@ class Run:
         if score > self.best:
             self.best = score
             weights = self.model if self.average is None else self.average.model
-            content = {"model": weights.state_dict(), "categories": self.names, "epoch": self.epoch, "figures": figures}
-            save(content, self.folder / BEST)
+            content = {"model": weights.state_dict(), "epoch": self.epoch, "figures": figures}
+            save(content | self._meta(), self.folder / BEST)
         self._save()
         with contextlib.suppress(ImportError):  # matplotlib is not needed to train
             draw_curves(self.history, self.folder / CURVES)
@@ -247,13 +247,18 @@ class Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "best": self.best,
-            "categories": self.names,
             "settings": self._known(),
             "fastmask": __version__,
         }
         if self.average is not None:
             content |= {"average": self.average.model.state_dict(), "updates": self.average.updates}
-        save(content, self.folder / LAST)
+        save(content | self._meta(), self.folder / LAST)
+
+    def _meta(self) -> dict[str, Any]:
+        """What :class:`fastmask.models.Checkpoint` tells whoever loads the weights."""
+        transform = self.model.transform
+        options = {"min_size": int(transform.min_size[-1]), "max_size": int(transform.max_size)}
+        return {"categories": self.names, "options": options}
 
     def _known(self) -> dict[str, Any]:
         """What the losses depend on, beside the pictures."""

@@ -80,7 +80,7 @@ def test_masks_are_what_is_on_top(scene: str, seed: int, monkeypatch: pytest.Mon
 def test_objects_are_seen_in_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A white object on a black ground is where its mask is: smooth rims leave pixels of its middle more than half."""
     monkeypatch.setattr(drawing, "_ground", lambda generator, size, scene: np.zeros((*size, 3), np.float32))
-    monkeypatch.setattr(drawing, "_surface", lambda generator, depth, scene: np.ones((*depth.shape, 3), np.float32))
+    monkeypatch.setattr(drawing, "_surface", lambda generator, depth, *rest: np.ones((*depth.shape, 3), np.float32))
     drawn = draw_scene(np.random.default_rng(seed), (96, 128))
     bright, seen = drawn.picture[:, :, 0] / 255, drawn.masks.any(0)
     noise = 0.12

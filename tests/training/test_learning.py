@@ -13,7 +13,7 @@ from fastmask.demo import drawn_dataset, save_drawn
 
 SHAPES = ["--model", "maskrcnn_slim_fpn", "--weights", "none", "--device", "cpu", "--batch-size", "8"]
 SHAPES += ["--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine", "--warmup", "50", "--clip", "5"]
-PICTURES_A_MINUTE = 1000  # on two cores, nothing else running
+PICTURES_A_MINUTE = 1350  # on two cores, nothing else running
 
 
 def figures_of(folder: Path) -> dict[str, list[float]]:

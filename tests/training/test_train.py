@@ -71,6 +71,7 @@ def test_from_a_file_to_better_weights(
     assert "mask AP" in printed.out
     last = torch.load(tmp_path / "out" / "last.pth")
     assert last["categories"] == NAMES
+    assert last["options"] == {"min_size": 64, "max_size": 200}  # which all commands build the model with
     for name, value in slim_file[1].state_dict().items():
         if "predictor" not in name:  # of other categories
             torch.testing.assert_close(last["model"][name], value, rtol=1e-4, atol=1e-5)
@@ -88,6 +89,8 @@ def test_from_a_file_to_better_weights(
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["rate"] == 1e-9
     assert settings["fastmask"] == fastmask.__version__
+    assert main(command(drawn, tmp_path / "out", "--weights", "none")) == 2
+    assert "--out must be a new folder, or --resume given" in capsys.readouterr().err
     again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
     assert main(again) == 0  # the same categories: all weights are loaded
     for name, value in torch.load(tmp_path / "again" / "last.pth")["model"].items():
