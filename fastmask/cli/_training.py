@@ -11,7 +11,7 @@ from fastmask.cli._device import find_device
 from fastmask.data import read_dataset
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.data.places import label_names, read_parts
+from fastmask.data.places import UNUSED, Parts, label_names, read_parts
 from fastmask.distributed import Ranks
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
@@ -22,35 +22,33 @@ from fastmask.training.loop import write_settings
 
 
 def prepared(args: argparse.Namespace, own: Ranks) -> Run:
-    """The run, with the model on this rank's device."""
-    if not args.resume and (args.out / LAST).exists():
-        raise ValueError(f"--out must be a new folder, or --resume given, got {args.out} with {LAST} in it")
-    given = {"epochs": args.epochs, "batch": args.batch_size, "rate": args.lr, "decay": args.weight_decay}
-    given |= {"average": args.ema, "half": args.bf16, "save": args.save_steps}
-    same = ("optimizer", "schedule", "warmup", "clip", "compile", "nan", "seed", "workers")
-    settings = Settings(**given, **{name: getattr(args, name) for name in same})
-    train, valid = read_parts(args.data_path, args.class_attribute)
-    if args.valid is not None:
-        valid = read_dataset(args.valid, attribute=args.class_attribute)
-    for problem in train.problems if own.rank == 0 else ():
+    """The run, with the model on this rank's device; a ValueError on all ranks if something is wrong on one."""
+    settings, parts = own.all_or_none(lambda: read(args))
+    for problem in parts.train.problems if own.rank == 0 else ():
         print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
-    names = label_names(train)
-    torch.manual_seed(settings.seed)  # what is not loaded is drawn
-    with own.first_alone():
-        model = built(args, names, own.device(args.device))
-    has_mask = model.roi_heads.has_mask()
-    loader = training_loader(
-        train,
-        settings.batch,
-        augmentation(args, model),
-        size=None if args.zoom or args.size is None else tuple(args.size),
-        masks=has_mask,
-        seed=settings.seed,
-        workers=settings.workers,
-        rank=own.rank,
-        world=own.world,
+    names = label_names(parts.train)
+
+    def in_turn() -> GeneralizedRCNN:
+        torch.manual_seed(settings.seed)  # what is not loaded is drawn
+        with own.first_alone():
+            return built(args, names, own)
+
+    model = own.all_or_none(in_turn)
+    loader = own.all_or_none(
+        lambda: training_loader(
+            parts.train,
+            settings.batch,
+            augmentation(args, model),
+            size=None if args.zoom or args.size is None else tuple(args.size),
+            masks=model.roi_heads.has_mask(),
+            seed=settings.seed,
+            workers=settings.workers,
+            rank=own.rank,
+            world=own.world,
+        )
     )
-    training = Run(model, loader, settings, args.out, names, valid, own, args.resume, tensorboard=args.tensorboard)
+    board = args.tensorboard
+    training = Run(model, loader, settings, args.out, names, parts.valid, own, args.resume, tensorboard=board)
     if own.rank == 0:
         rate, pictures = settings.top_rate(own.world), settings.batch * own.world
         steps = f"{training.steps} steps of {pictures} pictures on {own.world} x {training.device}"
@@ -59,12 +57,26 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     return training
 
 
-def built(args: argparse.Namespace, names: list[str], device: str) -> GeneralizedRCNN:
+def read(args: argparse.Namespace) -> tuple[Settings, Parts]:
+    """What was asked for, and the pictures."""
+    if not args.resume and (args.out / LAST).exists():
+        raise ValueError(f"--out must be a new folder, or --resume given, got {args.out} with {LAST} in it")
+    given = {"epochs": args.epochs, "batch": args.batch_size, "rate": args.lr, "decay": args.weight_decay}
+    given |= {"average": args.ema, "half": args.bf16, "save": args.save_steps}
+    same = ("optimizer", "schedule", "warmup", "clip", "compile", "nan", "seed", "workers")
+    settings = Settings(**given, **{name: getattr(args, name) for name in same})
+    parts = read_parts(args.data_path, args.class_attribute)
+    if args.valid is not None:
+        parts = Parts(parts.train, read_dataset(args.valid, attribute=args.class_attribute))
+    return settings, parts
+
+
+def built(args: argparse.Namespace, names: list[str], own: Ranks) -> GeneralizedRCNN:
     """The model with weights to start from, on its device."""
     known = models.list_models(module=models.detection)
     if args.model not in known:
         raise ValueError(f"--model must be one of {', '.join(known)}, got {args.model!r}")
-    where = find_device(device)
+    where = find_device(own.device(args.device))
     options: dict[str, Any] = {"num_classes": len(names)}
     if args.min_size:
         options["min_size"] = args.min_size[-1]
@@ -78,7 +90,11 @@ def built(args: argparse.Namespace, names: list[str], device: str) -> Generalize
         source = find_weights(models.get_model_weights(args.model), args.weights)
         assert source is not None
         trained = source.meta.get("categories")
-        same = source.meta.get("num_classes") == len(names) and (trained is None or list(trained) == names)
+        same = source.meta.get("num_classes") == len(names)
+        if same and trained is not None:
+            same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
+        if not same and own.rank == 0:
+            print(f"fastmask train: {source} is of other classes: the predictors start anew")
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
         if not slim and isinstance(source, Checkpoint):
             options["weights_backbone"] = None

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     with ranks(nccl=True) as own:
         try:
             own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            training = own.all_or_none(lambda: prepared(args, own))
+            training = prepared(args, own)
         except ValueError as error:
             if own.rank == 0:
                 print(f"fastmask train: {error}", file=sys.stderr)
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             training.finish()
         except (DivergedError, MemoryError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1]  # a worker's error has its traceback before it
+            text = str(error).strip() or type(error).__name__
+            reason = text.splitlines()[-1]  # a worker's error has its traceback before it
             print(f"fastmask train: {reason}", file=sys.stderr)
             return 1
         if own.rank == 0:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fastmask.data.formats import read_dataset
 from fastmask.data.records import Dataset, labels_of
 
+UNUSED = "-"  # the name of a label that is no category's
 PARTS = {"train": ("train", "training"), "valid": ("val", "valid", "validation", "test")}
 
 
@@ -60,7 +61,7 @@ def _place(path: Path, part: str) -> Path | None:
 def label_names(dataset: Dataset) -> list[str]:
     """Categories by label, the background's and those that are no category's included."""
     labels = labels_of(dataset.categories)
-    names = ["__background__", *(["-"] * max(labels.values(), default=0))]
+    names = ["__background__", *([UNUSED] * max(labels.values(), default=0))]
     for name, label in labels.items():
         names[label] = name
     return names

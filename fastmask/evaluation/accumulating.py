@@ -39,16 +39,21 @@ class Curves(NamedTuple):
 def accumulated(categories: Sequence[Sequence[Matches]]) -> Curves:
     """Of each category's matches, picture by picture in the order of their ids; pictures without any are left out."""
     each = [_of_category(matches) for matches in categories]
+    precision = np.concatenate([_nothing()[0], *(one.precision for one in each)], axis=2)
+    return Curves(precision, np.concatenate([_nothing()[1], *(one.recall for one in each)], axis=1))
+
+
+def _nothing(*value: float) -> Curves:
+    """Of no category at all, or of one, all of it the value."""
     settings = COCOeval(iouType="bbox").params
-    shape = (len(settings.iouThrs), len(settings.recThrs), 0, len(settings.areaRng), len(settings.maxDets))
-    precision = [np.zeros(shape), *(one.precision for one in each)]
-    return Curves(
-        np.concatenate(precision, axis=2),
-        np.concatenate([np.zeros(shape)[:, 0], *(one.recall for one in each)], axis=1),
-    )
+    shape = (len(settings.iouThrs), len(settings.recThrs), len(value), len(settings.areaRng), len(settings.maxDets))
+    precision = np.full(shape, value[0] if value else 0.0)
+    return Curves(precision, precision[:, 0])
 
 
 def _of_category(matches: Sequence[Matches]) -> Curves:
+    if not matches:
+        return _nothing(-1.0)
     evaluation = COCOeval(iouType="bbox")
     evaluation.params.catIds, evaluation.params.imgIds = [1], list(range(len(matches)))
     evaluation._paramsEval = evaluation.params
@@ -56,7 +61,7 @@ def _of_category(matches: Sequence[Matches]) -> Curves:
         {"dtScores": one.scores, "dtMatches": one.matched[a], "dtIgnore": one.ignored[a], "gtIgnore": one.absent[a]}
         for a in range(len(evaluation.params.areaRng))
         for one in matches
-    ] or [None] * len(evaluation.params.areaRng)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         evaluation.accumulate()
     return Curves(evaluation.eval["precision"], evaluation.eval["recall"])

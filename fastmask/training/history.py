@@ -1,8 +1,13 @@
-"""What a run leaves beside its weights: losses step by step, figures epoch by epoch, and curves to look at."""
+"""What a run leaves beside its weights: losses step by step, figures epoch by epoch, and curves to look at.
 
+With several ranks, losses are those of the first one's pictures, divided as all ranks' are.
+"""
+
+import collections
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,34 +45,33 @@ class History:
             self._read(step)
         if epoch and (folder / EPOCHS).exists():
             self.epochs = [one for one in json.loads((folder / EPOCHS).read_text()) if one["epoch"] < epoch]
-        self.file = open(folder / STEPS, "w", newline="")  # noqa: SIM115  closed by close
+        draft = folder / f"{STEPS}.part"
+        with open(draft, "w", newline="") as file:
+            if self.names:
+                csv.writer(file).writerows([[*PLACES, *self.names], *(_flat(row) for row in self.rows)])
+        os.replace(draft, folder / STEPS)
+        self.file = open(folder / STEPS, "a", newline="")  # noqa: SIM115  closed by close
         self.writer = csv.writer(self.file)
-        if self.names:
-            self._write(self.rows, head=True)
 
     def _read(self, step: int) -> None:
-        with open(self.folder / STEPS, newline="") as file:
-            head, *lines = csv.reader(file)
+        """The steps before ``step``; the last line may be torn."""
+        whole = (self.folder / STEPS).read_text().split("\n")[:-1]
+        head, *lines = list(csv.reader(whole)) or [[]]
         self.names = head[len(PLACES) :]
         for line in lines:
-            if len(line) == len(head) and int(line[0]) < step:  # the last line may be torn
+            if len(line) == len(head) and int(line[0]) < step:
                 number, epoch, batch = (int(one) for one in line[:3])
                 rate, *values = (float(one) for one in line[3:])
                 self.rows.append(Row(number, epoch, batch, rate, values))
 
-    def _write(self, rows: Sequence[Row], head: bool = False) -> None:
-        if head:
-            self.writer.writerow([*PLACES, *self.names])
-        for row in rows:
-            self.writer.writerow([*row[: len(PLACES)], *row.values])
-        self.file.flush()
-
     def add(self, row: Row, names: Sequence[str]) -> None:
         """A step; ``names`` are its losses'."""
-        head = not self.names
-        self.names = self.names or [*names, "loss", "gradient_norm"]
+        if not self.names:
+            self.names = [*names, "loss", "gradient_norm"]
+            self.writer.writerow([*PLACES, *self.names])
         self.rows.append(row)
-        self._write([row], head)
+        self.writer.writerow(_flat(row))
+        self.file.flush()
 
     def mean_loss(self, epoch: int) -> float:
         """Of an epoch's steps."""
@@ -81,7 +85,9 @@ class History:
         self.epochs.append(
             {"epoch": epoch, "loss": self.mean_loss(epoch), "rate": rate, **{k: list(v) for k, v in figures.items()}}
         )
-        (self.folder / EPOCHS).write_text(json.dumps(self.epochs, indent=1))
+        draft = self.folder / f"{EPOCHS}.part"
+        draft.write_text(json.dumps(self.epochs, indent=1))
+        os.replace(draft, self.folder / EPOCHS)
         for kind, name in LINES.items():
             lines = [_line(one, one[kind]) for one in self.epochs if kind in one]
             if lines:
@@ -89,6 +95,10 @@ class History:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _flat(row: Row) -> list[float]:
+    return [row.step, row.epoch, row.batch, row.rate, *row.values]
 
 
 def _line(epoch: dict[str, Any], figures: Sequence[float]) -> str:
@@ -134,10 +144,12 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 def smooth(values: Sequence[float], share: float = 0.02) -> list[float]:
-    """The running mean over a share of all."""
+    """The running mean over a share of all; what is not finite is left out."""
     width = max(1, round(share * len(values)))
-    found, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        found.append(total / min(i + 1, width))
+    window: collections.deque[float] = collections.deque(maxlen=width)
+    found = []
+    for value in values:
+        if math.isfinite(value):
+            window.append(value)
+        found.append(sum(window) / len(window) if window else math.nan)
     return found

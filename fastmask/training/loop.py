@@ -19,6 +19,7 @@ from fastmask.data.loading import GroupedBatches, Samples
 from fastmask.data.records import Dataset
 from fastmask.distributed import ALONE, Ranks
 from fastmask.evaluation import Evaluation, evaluate
+from fastmask.evaluation.run import ids_of, numbered_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.losses import Total
 from fastmask.structures import Batch, Targets
@@ -86,14 +87,21 @@ class Run:
         self.names, self.valid, self.own, self.progress = list(names), valid, own, progress and own.rank == 0
         self.model = model.train()
         self.device = next(model.parameters()).device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # whose streams events are recorded on, and memory is pinned for
+        if valid is not None:  # before anything is trained
+            ids_of(self.names, valid.categories)
+            numbered_records(valid)
         self.sampler.set_epoch(0)
         self.length = len(self.sampler)
         self.steps = self.length * settings.epochs
         self.average = Average(model, settings.average) if settings.average else None
         self.epoch, self.batch, self.best = 0, 0, -math.inf
-        self.step = Step(self._learner(), model, settings, self.average)
-        if resume and (folder / LAST).exists():
-            self._take_up(load(folder / LAST))
+        self.step = Step(model, model, settings, self.average)
+        content = own.from_first(lambda: load(folder / LAST) if resume and (folder / LAST).exists() else None)
+        if content is not None:
+            self._take_up(content)
+        self.step.learner = self._learner()  # which, wrapped, waits for all ranks
         first = self.epoch * self.length + self.batch
         self.history = History(folder, first, self.epoch) if own.rank == 0 else None
         self.board = open_board(folder / "tensorboard", first) if tensorboard and own.rank == 0 else None
@@ -110,7 +118,7 @@ class Run:
         """All epochs that are left.
 
         Raises:
-            DivergedError: a gradient was not finite, and the settings say to stop; the weights are as before that step.
+            DivergedError: a gradient was not finite, and the settings say to stop; it has changed no weights.
             MemoryError: a batch does not fit into the device's memory.
             ValueError: no picture could be looked at.
             OSError: the folder cannot be written to.
@@ -118,6 +126,8 @@ class Run:
         try:
             while self.epoch < self.settings.epochs:
                 self._run_epoch()
+                if self.valid is not None:
+                    self._save()  # what fails from here on loses no training
                 evaluation = self._evaluated()
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._conclude(evaluation)
@@ -172,7 +182,7 @@ class Run:
         if self.device.type == "cuda":
             values = values.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
-            done.record()
+            done.record(torch.cuda.current_stream(self.device))
         self.waiting.append(Waiting(row, values, batch.indices.tolist(), batch.problems, done))
 
     def _arrived(self, lag: int) -> Iterator[float]:
@@ -186,7 +196,7 @@ class Run:
             values = one.values.tolist()
             for problem in one.problems:
                 tqdm.write(f"fastmask train: replaced by another picture: {problem}")
-            if not all(math.isfinite(value) for value in values):
+            if not math.isfinite(values[-1]):
                 self._say_diverged(one, values)
             row = one.row._replace(values=values)
             if self.history is not None:
@@ -209,6 +219,9 @@ class Run:
         if self.valid is None:
             return None
         model = self.model if self.average is None else self.average.model
+        if self.own.world > 1:  # each rank has norms' statistics of its own pictures; the first one's are kept
+            for buffer in (*self.model.buffers(), *model.buffers()):
+                dist.broadcast(buffer, 0)
         evaluation = evaluate(model, self.valid, names=self.names, progress=self.progress, own=self.own)  # type: ignore[arg-type]
         self.model.train()
         return evaluation
@@ -221,7 +234,7 @@ class Run:
         rate = self.history.rows[-1].rate
         self.history.add_epoch(self.epoch - 1, rate, figures)
         if self.board is not None:
-            show_epoch(self.board, self.epoch * self.length, figures)
+            show_epoch(self.board, self.epoch * self.length - 1, figures)
         score = -self.history.epochs[-1]["loss"] if not figures else figures.get("mask", figures["box"])[0]
         if score > self.best:
             self.best = score
@@ -265,6 +278,9 @@ class Run:
         own = {name: value for name, value in self.settings.as_dict().items() if name not in FREE}
         return own | {
             "world": self.own.world,
+            "names": self.names,
+            "size": str(self.samples.size),
+            "masks": self.samples.masks,
             "pictures": len(self.samples),
             "augmentation": str(self.samples.augmentation),
         }

@@ -27,11 +27,12 @@ class Step:
         self.parameters = [one for one in model.parameters() if one.requires_grad]
         if not self.parameters:
             raise ValueError("the model must have weights to train, got none")
+        self.buffers = [one for one in model.buffers() if one.is_floating_point()]  # statistics of norms
         self.optimizer = optimizer_of(model, settings)
         self.names: list[str] = []
 
     def __call__(self, batch: Batch, rate: float, seed: int) -> Tensor:
-        """Change the weights by a batch on their device, unless a gradient is not finite.
+        """Change the weights, and norms' statistics, by a batch on their device, unless a gradient is not finite.
 
         Args:
             rate: of learning.
@@ -41,6 +42,7 @@ class Step:
             The losses in the order of ``names``, then their sum, then the gradient's norm: [n + 2], on the device.
         """
         torch.manual_seed(seed)
+        before = [one.clone() for one in self.buffers]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self.learner(batch.pixels, batch.sizes, batch.targets)
@@ -54,6 +56,9 @@ class Step:
         # as torch's GradScaler does it: the fused optimizers look at it on the device
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        with torch.no_grad():
+            for one, old in zip(self.buffers, before, strict=True):
+                one.copy_(torch.where(norm.isfinite(), one, old))
         if self.average is not None:
             self.average.update()
         return torch.stack([*losses.values(), total, norm]).detach()
@@ -67,7 +72,10 @@ def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     groups = [{"params": decayed, "weight_decay": settings.decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        for one in (*decayed, *plain):  # else a first step that is skipped leaves them as memory happens to be
+            sgd.state[one]["momentum_buffer"] = torch.zeros_like(one, memory_format=torch.preserve_format)
+        return sgd
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 

@@ -254,6 +254,7 @@ def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tm
     assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)
 
 
+@pytest.mark.slow  # only as two times are compared
 def test_many_categories_are_quick() -> None:
     """1,203 categories of which few are in each picture, as LVIS has them; pycocotools looks at each pair of them."""
     import time

@@ -151,6 +151,58 @@ class Poisoned(nn.Module):
         return losses | {"loss_mask": losses["loss_mask"] / (self.calls != self.step)}
 
 
+class Broken(nn.Module):
+    """A learner with NaN in its norms at its first step, and so in all that follows."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__()
+        self.learner, self.calls = learner, 0
+
+    def forward(self, pixels: torch.Tensor, *batch: Any) -> dict[str, torch.Tensor]:
+        model = self.learner.model
+        self.calls += 1
+        hook = model.backbone.body.conv1.register_forward_hook(lambda module, seen, out: out * float("nan"))
+        if self.calls > 1:
+            hook.remove()
+        losses = self.learner(pixels, *batch)
+        hook.remove()
+        return losses
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_is_skipped(optimizer: str, tmp_path: Path, seed: int) -> None:
+    """Nothing of it stays: no momentum, no statistics, nothing in the average."""
+    run = made(tmp_path, seed, nan="skip", epochs=1, optimizer=optimizer, rate=1e-3)
+    run.step.learner = Broken(run.step.learner)
+    run.finish()
+    for name in ("last.pth", "best.pth"):
+        for value in torch.load(tmp_path / name)["model"].values():
+            assert value.isfinite().all()
+    for state in run.step.optimizer.state.values():
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_validation_is_looked_at_first(tmp_path: Path, seed: int) -> None:
+    """Before an epoch is spent; and what fails while it is evaluated loses no training."""
+    torch.manual_seed(seed)
+    run = made(tmp_path, seed, valid=True, epochs=1)
+    other = drawn_dataset(2, seed)._replace(categories={"cat": 1})
+    with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(cat"):
+        Run(run.model, run.loader, run.settings, tmp_path, NAMES, other, progress=False)
+
+    def failing() -> None:
+        raise InterruptedRunError
+
+    run._evaluated = failing
+    with pytest.raises(InterruptedRunError):
+        run.finish()
+    again = made(tmp_path, seed, valid=True, epochs=1, resume=True)
+    assert (again.epoch, again.batch) == (0, 3)
+    again.finish()
+    assert len(rows(tmp_path)) == 4
+    assert "mask" in json.loads((tmp_path / "epochs.json").read_text())[0]
+
+
 def test_gradients_that_are_not_finite(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     """The pictures are named; the run stops, or goes on."""
     run = made(tmp_path / "stop", seed)
@@ -187,13 +239,18 @@ def test_history_survives_torn_lines(tmp_path: Path) -> None:
         history.add(Row(step, step // 2, step % 2, 0.1, [step + 0.5, step + 0.5, 1.0]), ["loss_mask"])
     history.close()
     text = (tmp_path / "steps.csv").read_text()
-    (tmp_path / "steps.csv").write_text(text[:-7])
+    (tmp_path / "steps.csv").write_text(text[:-2])  # a number that looks whole
     again = History(tmp_path, 4, 2)
     assert [row.step for row in again.rows] == [0, 1, 2]
     assert again.rows[2] == Row(2, 1, 0, 0.1, [2.5, 2.5, 1.0])
     again.close()
     assert (tmp_path / "steps.csv").read_text().splitlines() == text.splitlines()[:4]
     assert smooth([1.0, 2, 3, 4], 0.5) == [1.0, 1.5, 2.5, 3.5]
+    assert smooth([1.0, float("nan"), 3, 5], 0.5) == [1.0, 1.0, 2.0, 4.0]
+    (tmp_path / "steps.csv").write_text("")
+    empty = History(tmp_path, 4, 2)
+    assert (empty.names, empty.rows) == ([], [])
+    empty.close()
     pytest.importorskip("matplotlib")
     draw_curves(again, tmp_path / "curves.png")
 

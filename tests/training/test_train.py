@@ -11,11 +11,12 @@ from torch import nn
 
 import fastmask
 from fastmask.cli import main
-from fastmask.data import write_dataset
+from fastmask.data import Record, write_dataset
 from fastmask.data.places import label_names, read_parts
 from fastmask.demo import CLASSES, drawn_dataset, save_drawn
 
 BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
+RECORD = Record(Path("none.png"), (64, 64), ())
 NAMES = ["__background__", *CLASSES]
 
 
@@ -108,6 +109,7 @@ def test_from_a_file_to_better_weights(
         (["--weights", "none", "--optimizer", "lion"], "optimizer must be one of sgd, adamw, got 'lion'"),
         (["--weights", "none", "--device", "cuda:99"], "--device must be one that this machine has"),
         (["--weights", "none", "--valid", "nowhere"], "nowhere"),
+        (["--weights", "none", "--valid", "OTHER"], "names must have one of the dataset's categories (cat"),
         (["--weights", "none", "--size", "50", "60"], r"size must be (height, width), multiples of 32"),
     ],
 )
@@ -119,6 +121,8 @@ def test_what_is_wrong_is_said(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    write_dataset(drawn_dataset(0)._replace(categories={"cat": 1}, records=[RECORD]), tmp_path / "OTHER", "coco")
+    options = [str(tmp_path / "OTHER") if one == "OTHER" else one for one in options]
     assert main(command(drawn, tmp_path / "out", *options)) == 2
     printed = capsys.readouterr()
     assert message in printed.err

@@ -148,4 +148,4 @@ def mask_loss(
         masks = targets.masks.flatten(0, 1)[:, None].to(boxes.dtype)
         wanted = roi_align(masks, rois, logits.shape[-2:])[:, 0].to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
-    return (error * counts).sum() / over(counts.sum()).clamp(min=1)
+    return (error * counts).sum() / over(counts.sum()).clamp(min=1e-6)  # of no positives at all it is 0
