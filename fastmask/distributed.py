@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -84,10 +85,14 @@ ALONE = Ranks(0, 1, 0)
 
 
 @contextlib.contextmanager
-def ranks(nccl: bool = False) -> Iterator[Ranks]:
-    """Join the other ranks, over the addresses that torchrun sets, until the process ends.
+def ranks(nccl: bool = False, keep: bool = False) -> Iterator[Ranks]:
+    """Join the other ranks, over the addresses that torchrun sets; leave them afterwards.
 
-    Where it is one of a group already, that is used. ``nccl``: for tensors on GPUs as well.
+    Where the process is one of a group already, that is used, and stays.
+
+    Args:
+        nccl: for tensors on GPUs as well.
+        keep: leave them when the process ends, as joining once more, over the same addresses, would fail.
 
     They wait for one another as long as it takes: torchrun ends all of them where one fails.
     """
@@ -100,10 +105,17 @@ def ranks(nccl: bool = False) -> Iterator[Ranks]:
     known = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     backend = "cpu:gloo,cuda:nccl" if nccl and torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
-    atexit.register(_leave)  # joining once more, over the same addresses, would fail
-    yield known
+    if keep:
+        atexit.register(_leave)
+        yield known
+        return
+    try:
+        yield known
+    finally:
+        _leave()
 
 
 def _leave() -> None:
+    gc.collect()  # what is parallel holds on to its group, which must not outlive the interpreter
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -3,6 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastmask.distributed import Ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,25 +46,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if training had to stop; 2 if an argument is wrong, or something cannot be had."""
-    from fastmask.cli._training import prepared
     from fastmask.distributed import ranks
-    from fastmask.training import DivergedError
 
     with ranks(nccl=True) as own:
-        try:
-            own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            training = prepared(args, own)
-        except ValueError as error:
-            if own.rank == 0:
-                print(f"fastmask train: {error}", file=sys.stderr)
-            return 2
-        try:
-            training.finish()
-        except (DivergedError, MemoryError, OSError, ValueError) as error:
-            text = str(error).strip() or type(error).__name__
-            reason = text.splitlines()[-1]  # a worker's error has its traceback before it
-            print(f"fastmask train: {reason}", file=sys.stderr)
-            return 1
+        return trained(args, own)
+
+
+def trained(args: argparse.Namespace, own: "Ranks") -> int:
+    """All that holds on to the ranks is gone when this returns."""
+    from fastmask.cli._training import prepared
+    from fastmask.training import DivergedError
+
+    try:
+        own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+        training = prepared(args, own)
+    except ValueError as error:
         if own.rank == 0:
-            print(f"weights, losses and figures: {args.out}", flush=True)
-        return 0
+            print(f"fastmask train: {error}", file=sys.stderr)
+        return 2
+    try:
+        training.finish()
+    except (DivergedError, MemoryError, OSError, ValueError) as error:
+        text = str(error).strip() or type(error).__name__
+        reason = text.splitlines()[-1]  # a worker's error has its traceback before it
+        print(f"fastmask train: {reason}", file=sys.stderr)
+        return 1
+    if own.rank == 0:
+        print(f"weights, losses and figures: {args.out}", flush=True)
+    return 0

@@ -53,7 +53,7 @@ def evaluate(
     records, ids = numbered_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
     evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
-    with ranks() if own is None else contextlib.nullcontext(own) as own:
+    with ranks(keep=True) if own is None else contextlib.nullcontext(own) as own:
         share = range(own.rank, len(records), own.world)
         matching = _Matching(evaluator, labels, keep)
 

@@ -335,3 +335,22 @@ def test_tensorboard(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"tensorboard must be installed: pip install 'fastmask-rcnn\[train\]'"):
         open_board(tmp_path, 0)
+
+
+def test_compiled_and_in_bfloat16(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of a compiled learner, without a break, are those of the plain one; autocast rounds them a little."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda learner: compiled(learner, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    losses = {}
+    for name, options in (("plain", {}), ("compiled", {"compile": True}), ("half", {"half": True})):
+        run = made(tmp_path / name, seed, epochs=1, **options)
+        for part in (run.model.rpn, run.model.roi_heads):  # the same samples in all: the first candidates
+            part.fg_bg_sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1]).expand(labels.shape)
+        interrupt_at(run, 1)
+        with pytest.raises(InterruptedRunError):
+            run.finish()
+        losses[name] = [float(value) for value in rows(tmp_path / name)[1][4:-1]]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-3)
+    assert losses["half"] == pytest.approx(losses["plain"], rel=0.2)
+    assert losses["half"] != losses["plain"]
