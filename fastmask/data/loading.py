@@ -4,7 +4,7 @@ import math
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Key(NamedTuple):
     record: int
 
 
-class Packed(Sequence[Record]):
+class Packed(LazyRecords):
     """Records in one piece of memory, which forked workers share; a list of them each would copy as it is looked at."""
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -40,16 +40,7 @@ class Packed(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index must be below {len(self)}, got {index}")
-        index %= len(self)
+    def make(self, index: int) -> Record:
         found: Record = pickle.loads(self.data[self.ends[index] : self.ends[index + 1]].tobytes())
         return found
 

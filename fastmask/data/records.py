@@ -1,10 +1,11 @@
 """One record a picture, whatever its annotations came from."""
 
+import abc
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,21 @@ class Record(NamedTuple):
 
 class LazyRecords(Sequence[Record]):
     """Records that are made when asked for: none of them is looked at before it is needed."""
+
+    @abc.abstractmethod
+    def make(self, index: int) -> Record:
+        """The record of an index from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be below {len(self)}, got {index}")
+        return self.make(index % len(self))
 
 
 class Problem(NamedTuple):

@@ -1,8 +1,7 @@
 """Pictures that the package draws itself: overlapping shapes, or grains in a matrix, on textured noise."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,16 +175,7 @@ class Scenes(LazyRecords):
     def __len__(self) -> int:
         return self.number
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.number))]
-        if not -self.number <= index < self.number:
-            raise IndexError(f"index must be below {self.number}, got {index}")
-        index %= self.number
+    def make(self, index: int) -> Record:
         drawn = draw_scene(np.random.default_rng([self.seed, index]), self.size, self.scene)
         return record_of(drawn, index)
 
