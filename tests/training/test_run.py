@@ -23,7 +23,6 @@ from fastmask.data.loading import training_loader
 from fastmask.demo import drawn_dataset
 from fastmask.models import load_checkpoint
 from fastmask.training import DivergedError, Run, Settings, checkpoints
-from fastmask.training.history import History, Row, draw_curves, smooth
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
 NAMES = ["__background__", "ellipse", "triangle", "quadrilateral", "grain"]
@@ -233,28 +232,6 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, seed: int, monkeyp
         run.finish()
 
 
-def test_history_survives_torn_lines(tmp_path: Path) -> None:
-    history = History(tmp_path, 0, 0)
-    for step in range(4):
-        history.add(Row(step, step // 2, step % 2, 0.1, [step + 0.5, step + 0.5, 1.0]), ["loss_mask"])
-    history.close()
-    text = (tmp_path / "steps.csv").read_text()
-    (tmp_path / "steps.csv").write_text(text[:-2])  # a number that looks whole
-    again = History(tmp_path, 4, 2)
-    assert [row.step for row in again.rows] == [0, 1, 2]
-    assert again.rows[2] == Row(2, 1, 0, 0.1, [2.5, 2.5, 1.0])
-    again.close()
-    assert (tmp_path / "steps.csv").read_text().splitlines() == text.splitlines()[:4]
-    assert smooth([1.0, 2, 3, 4], 0.5) == [1.0, 1.5, 2.5, 3.5]
-    assert smooth([1.0, float("nan"), 3, 5], 0.5) == [1.0, 1.0, 2.0, 4.0]
-    (tmp_path / "steps.csv").write_text("")
-    empty = History(tmp_path, 4, 2)
-    assert (empty.names, empty.rows) == ([], [])
-    empty.close()
-    pytest.importorskip("matplotlib")
-    draw_curves(again, tmp_path / "curves.png")
-
-
 def program(name: str) -> str:
     return str(Path(__file__).parent / name)
 
@@ -314,27 +291,6 @@ def test_killed_and_taken_up(tmp_path: Path, seed: int) -> None:
     finished("killed", "--resume")
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert len(rows(tmp_path / "whole")) == 25
-
-
-def test_tensorboard(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from fastmask.training.board import open_board, show_epoch, show_step
-
-    board = open_board(tmp_path, 0)
-    show_step(board, Row(3, 0, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])
-    show_epoch(board, 4, {"mask": [0.1 * i for i in range(12)]})
-    board.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    found = {name: (events.Scalars(name)[0].step, events.Scalars(name)[0].value) for name in events.Tags()["scalars"]}
-    assert found["rate"] == (3, 0.25)
-    assert found["train/gradient_norm"] == (3, 2.5)
-    assert found["mask/ap50"] == (4, pytest.approx(0.1))
-    assert len(found) == 15
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"tensorboard must be installed: pip install 'fastmask-rcnn\[train\]'"):
-        open_board(tmp_path, 0)
 
 
 def test_compiled_and_in_bfloat16(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
