@@ -8,10 +8,8 @@ make. With matplotlib, a picture lies beside the file.
 import argparse
 import functools
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +20,9 @@ import fastmask
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.model_cases import settled_model
-from fastmask.models.detection.roi_heads import class_masks, pool
+from fastmask.benchmarks.stages import Stage, milliseconds, staged
 from fastmask.models.prepare import prepared
-from fastmask.program import Inputs, Program, captured
-
-Stage = Callable[[], Any]
-
-
-def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
-    """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
-    model: Any = program.model
-    heads = model.roi_heads
-    _, scales = model.extract(inputs.pixels)
-    size = (inputs.pixels.shape[2], inputs.pixels.shape[3])
-
-    def box_head() -> None:
-        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
-        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
-
-    def masks() -> None:
-        hidden = heads.mask_head(left["pooled masks"])
-        found = left["found"]
-        logits = class_masks(heads.mask_predictor, hidden, found.labels.flatten())
-        real = torch.arange(found.labels.shape[1], device=logits.device) < found.count[:, None]
-        masks = logits.float().sigmoid().view(*found.labels.shape, *logits.shape[1:])
-        left["masks"] = masks.masked_fill(~real[:, :, None, None], 0)
-
-    def keep(name: str, function: Callable[[], Any]) -> Stage:
-        def stage() -> None:
-            left[name] = function()
-
-        return stage
-
-    return {
-        "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
-        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
-        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
-        "proposals": keep("proposals", lambda: model.rpn.propose(*left["looked"], inputs.sizes)),
-        "RoIAlign 7 x 7": keep(
-            "pooled", lambda: pool(heads.box_roi_pool, left["features"], scales, left["proposals"].boxes)
-        ),
-        "box head": box_head,
-        "detections": keep("found", lambda: heads.select(*left["classes"], left["proposals"], inputs.sizes)),
-        "RoIAlign 14 x 14": keep(
-            "pooled masks", lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes)
-        ),
-        "mask head": masks,
-        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
-    }
-
-
-def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median of each, all of them in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            if device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                run()
-                end.record()
-                end.synchronize()
-                times[name].append(start.elapsed_time(end))
-            else:
-                begin = time.perf_counter()
-                run()
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+from fastmask.program import Inputs, Program
 
 
 def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Stage]:
@@ -119,19 +53,16 @@ def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtyp
 @torch.inference_mode()
 def timeline(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """The times of one picture of 800 x 1333 pixels, R50-FPN with settled weights, RLE out."""
-    on_cuda = device.type == "cuda"
     model = settled_model("fastmask", device)
     program = Program(prepared(model, dtype), "rle", 0.5, 2048)
     picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
     pixels = torch.randn(1, 3, *IMAGE, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     original = torch.tensor([PICTURE], device=device)
     inputs = Inputs(pixels, original, original.clone())
-    stream = torch.cuda.Stream(device) if on_cuda else None
-    parts = {name: captured(stage, None, stream) for name, stage in stages(program, inputs, {}).items()}
-    whole = {"program": captured(lambda: program(inputs), None, stream)}
+    parts, whole = staged(program, inputs, rounds)
     result = {
-        "stages": milliseconds(parts, device, rounds),
-        "whole": milliseconds(whole, device, rounds),
+        "stages": parts,
+        "whole": {"program": whole},
         "choices": milliseconds(choices(model, picture, device, dtype), device, rounds),
     }
     wait_for(device)

@@ -19,7 +19,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 def draw_detections(
-    picture: Image.Image, detections: Mapping[str, Any], categories: Sequence[str] | None = None
+    picture: Image.Image,
+    detections: Mapping[str, Any],
+    categories: Sequence[str] | None = None,
+    colors: Sequence[int] | None = None,
 ) -> Image.Image:
     """A copy of the picture with each detection in a colour of its own, the smallest on top.
 
@@ -28,23 +31,25 @@ def draw_detections(
         detections: boxes [N, 4], labels [N], optionally scores [N], optionally masks: [N, H, W] or [N, 1, H, W] bool or
             probabilities (cut at 0.5), or N COCO RLEs.
         categories: names by label; without one a label is its number.
+        colors: the number of each one's colour; None: 0, 1, 2, ...
 
     Returns:
         RGB, of the picture's size.
     """
     boxes = _array(detections["boxes"]).reshape(-1, 4)
+    paints = [_color(number) for number in (range(len(boxes)) if colors is None else colors)]
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     order = order[np.isfinite(boxes[order]).all(1)]  # what has no place is not drawn
     stroke = max(1, round(max(picture.size) / 500))
     pixels = np.array(picture.convert("RGB"))
     if "masks" in detections:
         for i in order:
-            _paint(pixels, _mask(detections["masks"][i]), _color(i), stroke)
+            _paint(pixels, _mask(detections["masks"][i]), paints[i], stroke)
     drawn = Image.fromarray(pixels)
     canvas = ImageDraw.Draw(drawn)
     for i in order:
         x1, y1, x2, y2 = boxes[i]
-        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_color(i), width=stroke)
+        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=paints[i], width=stroke)
     font = ImageFont.load_default(max(10.0, max(picture.size) / 60))
     taken: list[Rectangle] = []
     for i in order[::-1]:
@@ -52,8 +57,8 @@ def draw_detections(
         x1, y1, x2, y2 = canvas.textbbox((0, 0), text, font=font)
         place = _free_place(boxes[i], (x2 - x1 + 2 * stroke, y2 - y1 + 2 * stroke), picture.size, taken)
         taken.append(place)
-        canvas.rectangle(place, fill=_color(i))
-        canvas.text((place[0] + stroke - x1, place[1] + stroke - y1), text, fill=_ink(_color(i)), font=font)
+        canvas.rectangle(place, fill=paints[i])
+        canvas.text((place[0] + stroke - x1, place[1] + stroke - y1), text, fill=_ink(paints[i]), font=font)
     return drawn
 
 

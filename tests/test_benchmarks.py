@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastmask
 from fastmask import ops
-from fastmask.benchmarks import mask_cases, measure, model_cases, nms_cases, report, roi_cases, runner, timeline
+from fastmask.benchmarks import mask_cases, measure, model_cases, nms_cases, report, roi_cases, runner, stages, timeline
 from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.cases import CASES
 from fastmask.benchmarks.growth import grown
@@ -202,7 +202,7 @@ def test_plots_say_what_they_need(
 
 
 def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the slim model: each stage, and the stages together give what the program gives."""
+    """On the slim model."""
     model = slim_pair()[1]
     monkeypatch.setattr(timeline, "settled_model", lambda *_: model)
     monkeypatch.setattr(timeline, "IMAGE", (128, 160))
@@ -216,11 +216,15 @@ def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert (tmp_path / "time.png").stat().st_size > 1000
     assert "| RoIAlign 14 x 14 |" in capsys.readouterr().out
 
-    program = fastmask.program.Program(fastmask.models.prepare.prepared(model, torch.float32), "rle", 0.5, 2048)
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_stages_give_what_the_program_gives(trim: bool) -> None:
+    model = fastmask.models.prepare.prepared(slim_pair()[1], torch.float32)
+    program = fastmask.program.Program(model, "rle", 0.5, 2048, trim=trim)
     sizes = torch.tensor([[120, 150]])
     inputs = fastmask.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())
     with torch.no_grad():
         left: dict[str, Any] = {}
-        for stage in timeline.stages(program, inputs, left).values():
+        for stage in stages.stages(program, inputs, left).values():
             stage()
         assert torch.equal(left["packed"].data, program(inputs).data)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastmask import __version__
 
 COMMANDS = {
+    "demo": "draw pictures, find what is on them, and show it: no network, no data, under a minute",
     "predict": "find objects in pictures: overlays and one COCO-results file",
     "compare": "how much of a model's answers each of Predictor's settings keeps, on pictures of yours",
     "train": "a model on annotated pictures, from weights or from scratch",

@@ -6,11 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco
 
 from fastmask.data.records import Dataset, Object, Polygon, Problem, Record
-from fastmask.data.view import scaled_view
-from fastmask.visualize import draw_detections
 
 THREADS = 4
 OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the picture: tools count edges in their own ways
@@ -109,35 +106,3 @@ def first_crossing(polygon: Polygon) -> tuple[int, int] | None:
         if crossing.any():
             return i, i + 1 + int(crossing.argmax())
     return None
-
-
-def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
-    """Some of the pictures, evenly chosen, small, with their masks, boxes and classes drawn."""
-    names = ["", *dataset.categories]
-    drawn = []
-    number = min(columns * rows, len(dataset.records))
-    for i in np.linspace(0, len(dataset.records) - 1, number).round().astype(int).tolist():
-        record = dataset.records[i]
-        try:
-            picture = record.load()
-        except (OSError, ValueError):
-            continue
-        drawn.append(_small(record, picture, names, side))
-    across, down = (max((getattr(one, axis) for one in drawn), default=side) + 4 for axis in ("width", "height"))
-    sheet = Image.new("RGB", (columns * across, -(-max(len(drawn), 1) // columns) * down), "white")
-    for place, one in enumerate(drawn):
-        sheet.paste(one, (place % columns * across + 2, place // columns * down + 2))
-    return sheet
-
-
-def _small(record: Record, picture: Image.Image, names: list[str], side: int) -> Image.Image:
-    """A picture with at most ``side`` pixels on each side, and its objects; those whose masks do not fit left out."""
-    size = (picture.height, picture.width)
-    view = scaled_view(size, min(size), side)
-    objects = [one for one in record.objects if one.rle is None or tuple(one.rle["size"]) == size]
-    found = {
-        "boxes": np.array([view.box(one) for one in objects]),
-        "labels": np.array([names.index(one.category) for one in objects]),
-        "masks": [coco.encode(np.asfortranarray(view.mask(one), np.uint8)) for one in objects],
-    }
-    return draw_detections(view.picture(picture), found, names)

@@ -192,9 +192,13 @@ def record_of(drawn: Scene, index: int) -> Record:
 
 
 def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
-    """Any number of drawn pictures, as :func:`fastmask.data.read_dataset` gives photographs; see :class:`Scenes`."""
-    categories = {name: label for label, name in enumerate(CLASSES, 1)}
-    return Dataset(Scenes(number, seed, size, scene), categories, [])
+    """Any number of drawn pictures, as :func:`fastmask.data.read_dataset` gives photographs; see :class:`Scenes`.
+
+    Its categories are those that the scene can have.
+    """
+    scenes = Scenes(number, seed, size, scene)
+    kinds = {kind for name, look in LOOKS.items() if scene in (name, "mixed") for kind in look.kinds}
+    return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in kinds}, [])
 
 
 def save_drawn(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:

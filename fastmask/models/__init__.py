@@ -10,7 +10,7 @@ from fastmask.models._api import (
     get_weight,
     list_models,
 )
-from fastmask.models.checkpoint import Checkpoint, load_checkpoint
+from fastmask.models.checkpoint import Checkpoint, load_checkpoint, save_weights
 from fastmask.models.resnet import *  # noqa: F403 -- the builders and weights that its __all__ names
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "get_weight",
     "list_models",
     "load_checkpoint",
+    "save_weights",
     *resnet.__all__,
 ]

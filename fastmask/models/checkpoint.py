@@ -1,10 +1,12 @@
 """Weights from files: torchvision's checkpoints and users' own, bare or wrapped, pickled or safetensors."""
 
 import argparse
+import contextlib
+import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ class Checkpoint:
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
             ``state_dict`` or ``model_state_dict`` (and, if it has, names by label as ``categories``, and the builder's
-            ``min_size`` and ``max_size`` that it was trained with as ``options``). Only tensors and plain values are
-            ever unpickled. ``meta`` holds the number of classes and, where known, these two.
+            ``min_size`` and ``max_size`` that it was trained with as ``options``; safetensors have these two as JSON in
+            their metadata). Only tensors and plain values are ever unpickled. ``meta`` holds the number of classes and,
+            where known, these two.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,6 +81,39 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
     load_state(model, checkpoint.get_state_dict(), checkpoint.path, new_predictors)
 
 
+def save_weights(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    categories: Sequence[str] | None = None,
+    options: Mapping[str, int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write weights as safetensors, which anything can read and nothing is executed by.
+
+    Args:
+        state: a model's state dict.
+        path: of the file, named ``.safetensors``.
+        categories: names by label, from 0, the background.
+        options: the builder's ``min_size`` and ``max_size``.
+        dtype: of floating weights of more than one dimension (norms and biases are few, and stay); None: as they are.
+
+    Raises:
+        ValueError: the file is named otherwise.
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {os.fspath(path)}")
+    tensors = {
+        key: value.detach().cpu().to(dtype if value.is_floating_point() and value.ndim > 1 else None).contiguous()
+        for key, value in state.items()
+    }
+    told = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
+    save_file(tensors, path, {name: json.dumps(value) for name, value in told.items() if value is not None})
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
     """``model.load_state_dict`` with errors that name ``source``; ``new_predictors``: see :func:`load_checkpoint`."""
     if new_predictors:
@@ -116,9 +152,13 @@ def _read(path: str) -> dict[str, Any]:
     """The file's dict."""
     try:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            content: Any = load_file(path)
+            with safe_open(path, "pt") as file:
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
+                told = file.metadata() or {}
+            if told.keys() & {"categories", "options"}:
+                content = {"model": content} | {name: _parsed(told.get(name)) for name in ("categories", "options")}
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,3 +187,10 @@ def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if content and all(key.startswith(p) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
+
+
+def _parsed(text: str | None) -> Any:
+    """What safetensors' metadata say in JSON; None where they say something else."""
+    with contextlib.suppress(ValueError, TypeError):
+        return json.loads(text or "null")
+    return None

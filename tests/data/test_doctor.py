@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 
 from fastmask import data
 from fastmask.cli import main
-from fastmask.data.doctor import contact_sheet, examine, first_crossing
+from fastmask.data.doctor import examine, first_crossing
 from fastmask.data.records import box_polygon, ellipse_polygon
+from fastmask.data.sheet import contact_sheet
 
 SQUARE = box_polygon(10, 10, 30, 30)
 

@@ -104,6 +104,16 @@ def test_same_seed_same_pictures(seed: int) -> None:
         again[7]
 
 
+def test_categories_are_those_of_the_scene(seed: int) -> None:
+    for scene in SCENES:
+        dataset = drawn_dataset(12, seed, scene=scene)
+        drawn = {
+            (one.category, CLASSES.index(one.category) + 1) for record in dataset.records for one in record.objects
+        }
+        assert drawn <= set(dataset.categories.items())
+        assert len(dataset.categories) == {"shapes": 3, "grains": 1, "mixed": 4}[scene]
+
+
 def test_numbers_of_objects(seed: int) -> None:
     for scene, least, most in (("shapes", 1, 7), ("grains", 5, 28)):
         numbers = [len(record.objects) for record in Scenes(20, seed, scene=scene)]
@@ -127,7 +137,7 @@ def test_drawn_to_disk_and_back(tmp_path: Path, seed: int, capsys: pytest.Captur
     assert "4 pictures" in capsys.readouterr().out
     read = read_dataset(tmp_path / "set")
     assert not read.problems
-    assert list(read.categories) == list(CLASSES)
+    assert read.categories == drawn_dataset(0, scene="grains").categories == {"grain": 4}
     for there, drawn in zip(read.records, Scenes(4, seed, (64, 96), "grains"), strict=True):
         assert drawn.picture is not None
         np.testing.assert_array_equal(np.array(Image.open(there.file)), np.array(drawn.picture))

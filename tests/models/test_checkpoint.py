@@ -11,7 +11,7 @@ from slim import NUM_CLASSES, slim_model
 from torch import Tensor, nn
 
 import fastmask
-from fastmask.models import Checkpoint, detection, load_checkpoint
+from fastmask.models import Checkpoint, detection, load_checkpoint, save_weights
 from fastmask.ops import FrozenBatchNorm2d
 
 State = dict[str, Tensor]
@@ -56,6 +56,28 @@ def test_categories_come_along(tmp_path: Path) -> None:
     state = slim_model(torchvision).state_dict()
     names = ["background", "a", "b", "c", "d"]
     assert Checkpoint(write(tmp_path / "a.pth", {"model": state, "categories": names})).meta["categories"] == names
+
+
+def test_saved_weights_come_back(tmp_path: Path) -> None:
+    """As they were, or with halves where there is more than one dimension; with names and sizes, or without."""
+    state = slim_model(fastmask, "BatchNorm2d").state_dict()
+    save_weights(state, tmp_path / "whole.safetensors")
+    whole = Checkpoint(tmp_path / "whole.safetensors")
+    assert whole.meta == {"num_classes": NUM_CLASSES}
+    assert all(torch.equal(value, state[key]) for key, value in whole.get_state_dict().items())
+    names, options = ["", "a", "b", "c", "d"], {"min_size": 64, "max_size": 96}
+    save_weights(state, tmp_path / "half.safetensors", categories=names, options=options, dtype=torch.float16)
+    half = Checkpoint(tmp_path / "half.safetensors")
+    assert half.meta == {"num_classes": NUM_CLASSES, "categories": names, "options": options}
+    assert half.get_state_dict().keys() == state.keys()
+    for key, value in half.get_state_dict().items():
+        assert torch.equal(value, state[key].half() if state[key].ndim > 1 else state[key])
+    load_checkpoint(slim_model(fastmask, "BatchNorm2d"), tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"path must end in .safetensors, got .*whole.pth"):
+        save_weights(state, tmp_path / "whole.pth")
+    told = {"categories": "no JSON", "options": '["neither"]'}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", told)
+    assert Checkpoint(tmp_path / "odd.safetensors").meta == {"num_classes": NUM_CLASSES}
 
 
 def test_norms_frozen_or_not_load_into_each_other(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ NAMES = ["__background__", *CLASSES]
 @pytest.fixture
 def drawn(tmp_path: Path, seed: int) -> Path:
     for part, number in (("train", 4), ("val", 2)):
-        save_drawn(drawn_dataset(number, seed + number, (64, 96)), tmp_path / "set" / part)
+        save_drawn(drawn_dataset(number, seed + number, (64, 96), "mixed"), tmp_path / "set" / part)
     return tmp_path / "set"
 
 

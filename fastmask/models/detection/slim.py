@@ -2,11 +2,14 @@
 
 import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models._api import Weights, WeightsEnum, register_model
+from fastmask.models._presets import ObjectDetection
+from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import classes_for, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
@@ -18,8 +21,31 @@ WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one bloc
 CHANNELS = 64  # of the pyramid
 
 
+SHAPES_V1 = Path(__file__).parent / "shapes_v1" / "weights.safetensors"  # how they were made is told beside them
+
+
 class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
-    """Weights of :func:`maskrcnn_slim_fpn`; there are none yet."""
+    """Weights of :func:`maskrcnn_slim_fpn`, which come with the package."""
+
+    SHAPES_V1 = Weights(
+        SHAPES_V1.as_uri(),
+        ObjectDetection,
+        {
+            "categories": ["__background__", "ellipse", "triangle", "quadrilateral"],
+            "num_classes": 4,
+            "min_size": (32, 32),
+            "num_params": 2_448_327,
+            "options": {"min_size": 192, "max_size": 320},
+            "recipe": "fastmask/models/detection/shapes_v1/README.md",
+            "_metrics": {"drawn-shapes": {"box_map": 87.8, "mask_map": 83.5}},
+        },
+    )
+    DEFAULT = SHAPES_V1
+
+    def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
+        """From the package; nothing is downloaded. The file has halves, which become float32."""
+        state = Checkpoint(SHAPES_V1).get_state_dict()
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 @register_model(MaskRCNN_Slim_FPN_Weights)
@@ -34,7 +60,7 @@ def maskrcnn_slim_fpn(
     """Mask R-CNN with half a ResNet-10, norms and all trained, and a pyramid of 64 channels; not in torchvision.
 
     Args:
-        weights: a file, or None.
+        weights: "SHAPES_V1" (trained on drawn pictures, see :func:`fastmask.demo.draw_scene`), a file, or None.
         progress: show one.
         num_classes: background included; None: the weights', else COCO's 91.
         new_predictors: load all but the predictors.

@@ -1,0 +1,88 @@
+"""A Predictor's program in parts, each of which is timed alone."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastmask.models.detection.generalized_rcnn import Padded, trimmed
+from fastmask.models.detection.roi_heads import class_masks, pool
+from fastmask.program import Inputs, Program, captured
+
+Stage = Callable[[], Any]
+
+
+def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
+    """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
+    model: Any = program.model
+    heads = model.roi_heads
+    _, scales = model.extract(inputs.pixels)
+    size = (inputs.pixels.shape[2], inputs.pixels.shape[3])
+
+    def cut(padded: Padded) -> Padded:
+        return trimmed(padded) if program.trim else padded
+
+    def box_head() -> None:
+        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
+        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
+
+    def masks() -> None:
+        hidden = heads.mask_head(left["pooled masks"])
+        found = left["found"]
+        logits = class_masks(heads.mask_predictor, hidden, found.labels.flatten())
+        real = torch.arange(found.labels.shape[1], device=logits.device) < found.count[:, None]
+        masks = logits.float().sigmoid().view(*found.labels.shape, *logits.shape[1:])
+        left["masks"] = masks.masked_fill(~real[:, :, None, None], 0)
+
+    def keep(name: str, function: Callable[[], Any]) -> Stage:
+        def stage() -> None:
+            left[name] = function()
+
+        return stage
+
+    return {
+        "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
+        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
+        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
+        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*left["looked"], inputs.sizes))),
+        "RoIAlign 7 x 7": keep(
+            "pooled", lambda: pool(heads.box_roi_pool, left["features"], scales, left["proposals"].boxes)
+        ),
+        "box head": box_head,
+        "detections": keep("found", lambda: cut(heads.select(*left["classes"], left["proposals"], inputs.sizes))),
+        "RoIAlign 14 x 14": keep(
+            "pooled masks", lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes)
+        ),
+        "mask head": masks,
+        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
+    }
+
+
+def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median of each, all of them in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            if device.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                run()
+                end.record()
+                end.synchronize()
+                times[name].append(start.elapsed_time(end))
+            else:
+                begin = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def staged(program: Program, inputs: Inputs, rounds: int) -> tuple[dict[str, float], float]:
+    """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own."""
+    device = inputs.pixels.device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    parts = {name: captured(stage, None, stream) for name, stage in stages(program, inputs, {}).items()}
+    whole = {"program": captured(lambda: program(inputs), None, stream)}
+    return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]

@@ -1,0 +1,103 @@
+"""What ``fastmask demo`` shows, and the time that it takes."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from fastmask.benchmarks.measure import name_of, versions
+from fastmask.benchmarks.stages import staged
+from fastmask.cli._model import load_model
+from fastmask.data.records import Record
+from fastmask.demo import drawn_dataset
+from fastmask.demo.comparison import comparison
+from fastmask.evaluation import evaluate
+from fastmask.evaluation.tables import as_json, as_text
+from fastmask.models._presets import to_float
+from fastmask.ops._utils import check_at_least
+from fastmask.predictor import Predictor
+from fastmask.program import Inputs
+from fastmask.results import coco_results
+
+MODEL, WEIGHTS = "maskrcnn_slim_fpn", "SHAPES_V1"
+SIZE = (192, 192)  # of drawn pictures
+SHOWN = 8
+ROUNDS = 20
+Told = dict[str, Any]  # for demo.json
+
+
+def on_drawn_pictures(number: int, seed: int, score: float, device: str) -> tuple[Image.Image, Told]:
+    """Average precision on drawn pictures; some of them beside their annotations and what was found."""
+    check_at_least("--number", number, 1)
+    if not 0 <= score <= 1:
+        raise ValueError(f"--score must be in [0, 1], got {score}")
+    predictor, names = ready(device, 0.05)
+    start = time.perf_counter()
+    dataset = drawn_dataset(number, seed, SIZE)
+    records = [dataset.records[i] for i in tqdm(range(number), "draw", unit="img")]
+    drawn = time.perf_counter() - start
+    entries: list[Any] = []
+    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, keep=entries)
+    evaluation.seconds["draw"] = drawn
+    print(f"\n{number} pictures, drawn with seed {seed}, never seen in training\n\n{as_text(evaluation)}\n")
+    print(f"{number / evaluation.seconds['look']:.1f} pictures a second, read and matched\n")
+    shown = records[:SHOWN]
+    found = [[one for one in entries if one["image_id"] == record.id and one["score"] >= score] for record in shown]
+    sheet = comparison(shown, found, names, columns=2, side=320)
+    return sheet, {"seed": seed, **as_json(evaluation), **times(predictor, shown[0], device)}
+
+
+def on_own_pictures(paths: Sequence[Path], score: float, device: str) -> tuple[Image.Image, Told]:
+    """Shapes on pictures of anything."""
+    predictor, names = ready(device, score)
+    records = [Record(path, None, (), number) for number, path in enumerate(paths, 1)]
+    found = [coco_results(number, answer) for number, answer in enumerate(predictor(list(paths)), 1)]
+    for record, entries in zip(records, found, strict=True):
+        print(f"{record.file}: {len(entries)} shapes")
+    print("These weights know drawn shapes; for photographs: fastmask predict FILE --weights COCO_V1\n")
+    told = {"pictures": [str(path) for path in paths], "detections": [one for each in found for one in each]}
+    return comparison(records, found, names), told | times(predictor, records[0], device)
+
+
+def ready(device: str, score: float) -> tuple[Predictor, Sequence[str]]:
+    model, names = load_model(MODEL, WEIGHTS, device, score)
+    assert names is not None
+    return Predictor(model, "exact"), names
+
+
+def times(predictor: Predictor, record: Record, device: str) -> Told:
+    """Print where the milliseconds of a picture go, here, and on the CPU beside a GPU; with what they are of."""
+    predictors = {str(predictor.device): predictor}
+    if predictor.device.type != "cpu":
+        predictors["cpu"], _ = ready("cpu", 0.05)
+    picture = record.load()
+    columns = {place: stages_of(one, picture) for place, one in predictors.items()}
+    print(f"{'milliseconds of a picture':26}" + "".join(f"{place:>10}" for place in columns))
+    for stage in next(iter(columns.values())):
+        print(f"{stage:26}" + "".join(f"{column[stage]:10.2f}" for column in columns.values()))
+    devices = {place: name_of(torch.device(place)) for place in columns}
+    return {"milliseconds": columns, "devices": devices, "weights": f"{MODEL}, {WEIGHTS}", **versions()}
+
+
+def stages_of(predictor: Predictor, picture: Image.Image) -> dict[str, float]:
+    """Median milliseconds of the model's stages, of all of it, and of a call with a PIL image."""
+    original = (picture.height, picture.width)
+    (shape,), size = predictor.fitting.batch([original])
+    device = predictor.device
+    pixels = torch.zeros(1, 3, *size)
+    resized = to_float(picture.resize((shape[1], shape[0])))
+    pixels[0, :, : shape[0], : shape[1]] = (resized - predictor._mean.cpu()) / predictor._std.cpu()
+    pixels = pixels.to(device, predictor.dtype, memory_format=torch.channels_last)
+    inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
+    with torch.inference_mode():
+        parts, whole = staged(predictor.program, inputs, ROUNDS)
+    calls = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        predictor([picture])
+        calls.append(1e3 * (time.perf_counter() - start))
+    return parts | {"all of it": whole, "a call, picture to RLE": sorted(calls[1:])[ROUNDS // 2]}

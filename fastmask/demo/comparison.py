@@ -1,0 +1,73 @@
+"""A picture beside what is on it and what a model finds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco
+
+from fastmask.data.records import Object, Record
+from fastmask.data.sheet import draw_record, tiled
+from fastmask.data.view import scaled_view
+
+HEADING = 26  # pixels
+Entry = dict[str, Any]  # of COCO's results
+
+
+def comparison(
+    records: Sequence[Record], found: Sequence[Sequence[Entry]], names: Sequence[str], columns: int = 1, side: int = 384
+) -> Image.Image:
+    """Pictures in rows of ``columns``, each beside its annotations, if it has any, and beside what was found.
+
+    Args:
+        records: the pictures.
+        found: of each one, in COCO's results format, what is to be shown.
+        names: by label, from 0, the background.
+        columns: pictures in a row.
+        side: of a picture on the sheet, the shorter one in pixels; the longer one is at most twice that.
+    """
+    annotated = any(record.objects for record in records)
+    panels = []
+    for record, entries in zip(records, found, strict=True):
+        picture = record.load()
+        view = scaled_view((picture.height, picture.width), side, 2 * side)
+        panels.append(view.picture(picture))
+        if annotated:
+            panels.append(draw_record(record, picture, names, view))
+        objects = tuple(_object(entry, names) for entry in entries)
+        scores, colors = [entry["score"] for entry in entries], _colors(record, entries)
+        panels.append(draw_record(record._replace(objects=objects), picture, names, view, scores, colors))
+    headings = ["picture", "truth", "prediction"] if annotated else ["picture", "prediction"]
+    return _under(headings * columns, tiled(panels, len(headings) * columns))
+
+
+def _object(entry: Entry, names: Sequence[str]) -> Object:
+    x, y, width, height = entry["bbox"]
+    return Object(names[entry["category_id"]], rle=entry["segmentation"], box=(x, y, x + width, y + height))
+
+
+def _colors(record: Record, entries: Sequence[Entry]) -> list[int]:
+    """Of each detection, the number of the annotated object that it covers best, and shares a colour with."""
+    colors = list(range(len(record.objects), len(record.objects) + len(entries)))
+    if record.objects and entries:
+        assert record.size is not None
+        masks = [one.encoded(*record.size) for one in record.objects]
+        overlaps = coco.iou([entry["segmentation"] for entry in entries], masks, [0] * len(masks))
+        for i in np.argsort([-entry["score"] for entry in entries]):
+            best = int(overlaps[i].argmax())
+            if overlaps[i, best] > 0.5:
+                colors[i] = best
+                overlaps[:, best] = 0
+    return colors
+
+
+def _under(headings: Sequence[str], sheet: Image.Image) -> Image.Image:
+    """A sheet with a line above it, a heading over the middle of each column."""
+    headed = Image.new("RGB", (sheet.width, sheet.height + HEADING), "white")
+    headed.paste(sheet, (0, HEADING))
+    canvas, font = ImageDraw.Draw(headed), ImageFont.load_default(HEADING * 0.65)
+    for place, heading in enumerate(headings):
+        middle = (place + 0.5) * sheet.width / len(headings)
+        canvas.text((middle, HEADING / 2), heading, fill="black", font=font, anchor="mm")
+    return headed

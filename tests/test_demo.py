@@ -1,0 +1,145 @@
+"""``fastmask demo``: its sheet, its table, its times, and the weights that come with the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from fastmask.cli import main
+from fastmask.data import Object, Record
+from fastmask.demo import CLASSES, Scenes, drawn_dataset
+from fastmask.demo.comparison import HEADING, comparison
+from fastmask.models import Checkpoint, detection, get_model_weights
+from fastmask.models.detection.slim import SHAPES_V1
+
+STAGES = 12  # the model's ten, all of it, a whole call
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Few pictures; test_readme has all of them."""
+    assert main(["demo", "--number", "9", "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "9 pictures, drawn with seed 5" in said
+    assert "quadrilateral" in said
+    assert "RoIAlign 14 x 14" in said
+    told = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert told["figures"]["mask"]["ap50"] > 0.5
+    assert (told["pictures"], told["seed"], list(told["devices"])) == (9, 5, ["cpu"])
+    times = told["milliseconds"]["cpu"]
+    assert len(times) == STAGES
+    assert 0 < max(list(times.values())[:10]) < times["all of it"] * 2
+    sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png"))
+    first = np.asarray(drawn_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
+    shown = sheet[HEADING + 2 :, 2:][:320, :320]
+    assert abs(shown.astype(int) - first).mean() < 2
+
+
+@pytest.mark.gpu
+def test_demo_on_a_gpu(tmp_path: Path) -> None:
+    assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "demo.json").read_text())
+    assert told["figures"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert set(told["milliseconds"]) == {"cuda:0", "cpu"}
+
+
+def test_demo_on_own_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = Scenes(1, 7, (200, 300))[0]
+    drawn.load().save(tmp_path / "shapes.png")
+    files = [str(tmp_path / "shapes.png")]
+    assert main(["demo", "--image", *files, *files, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("shapes.png: ") == 2
+    told = json.loads((tmp_path / "demo.json").read_text())
+    assert told["detections"]
+    assert all(one["score"] > 0.5 for one in told["detections"])
+    best = max(told["detections"], key=lambda one: one["score"])
+    overlaps = coco.iou([best["segmentation"]], [one.rle for one in drawn.objects], [0] * len(drawn.objects))
+    assert overlaps.max() > 0.6
+    assert Image.open(tmp_path / "demo.png").width > 2 * 384
+
+
+def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    for options, message in (
+        (["--number", "0"], "--number must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--score", "2"], "--score must be in [0, 1], got 2.0"),
+        (["--device", "tpu"], "tpu"),
+        (["--image", str(tmp_path / "torn.png")], "torn.png"),
+        (["--image", str(tmp_path / "none.png")], "none.png"),
+    ):
+        assert main(["demo", "--device", "cpu", "--out", str(tmp_path), *options]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["demo", "--number", "1", "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_comparison_shows_what_there_is() -> None:
+    """A white square on black, found half as wide: truth and prediction are tinted where their masks are."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[10:30, 20:40] = 255
+    mask, half = np.zeros((2, 40, 60), np.uint8)
+    mask[10:30, 20:40] = 1
+    half[10:30, 20:30] = 1
+    square, found = (coco.encode(np.asfortranarray(one)) for one in (mask, half))
+    record = Record(Path("drawn.png"), (40, 60), (Object("square", rle=square),), 1, Image.fromarray(pixels))
+    entry = {"category_id": 1, "bbox": [20, 10, 10, 20], "score": 0.9, "segmentation": found}
+    sheet = np.asarray(comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
+    assert sheet.shape == (84, 3 * 124, 3)
+    panels = [sheet[2:82, start : start + 120] for start in (2, 126, 250)]
+    colored = [np.ptp(panel, axis=2) > 60 for panel in panels]
+    inside = np.s_[44:56, 44:76]  # away from boxes, rims and captions
+    assert not colored[0].any()
+    assert colored[1][inside].all()
+    assert colored[2][inside][:, :12].all()
+    assert not colored[2][inside][:, 20:].any()
+    alone = comparison([record._replace(objects=())], [[entry]], ["", "square"], side=80)
+    assert alone.size == (2 * 124, HEADING + 84)
+
+
+def test_shipped_weights() -> None:
+    """They are what the enum says, small, and of finite halves."""
+    weights = detection.MaskRCNN_Slim_FPN_Weights.DEFAULT
+    assert get_model_weights("maskrcnn_slim_fpn").SHAPES_V1 is weights
+    assert SHAPES_V1.stat().st_size <= 6e6
+    file = Checkpoint(SHAPES_V1)
+    assert {name: weights.meta[name] for name in file.meta} == file.meta
+    assert weights.meta["categories"][1:] == list(CLASSES[:3])
+    model = detection.maskrcnn_slim_fpn(weights="DEFAULT")
+    assert sum(one.numel() for one in model.parameters()) == weights.meta["num_params"]
+    for key, value in model.state_dict().items():
+        assert value.isfinite().all()
+        assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
+        assert torch.equal(value, file.get_state_dict()[key].to(value.dtype))
+    told = json.loads((SHAPES_V1.parent / "epochs.json").read_text())[-1]
+    assert told["mask"][0] == pytest.approx(weights.meta["_metrics"]["drawn-shapes"]["mask_map"] / 100, abs=5e-4)
+
+
+def test_without_a_network(tmp_path: Path) -> None:
+    """Nothing is asked for outside."""
+    code = (
+        "import socket, sys\n"
+        "def refused(*_): raise AssertionError('a network was asked for')\n"
+        "socket.socket.connect = socket.getaddrinfo = refused\n"
+        "from fastmask.cli import main\n"
+        "sys.exit(main(['demo', '--number', '1', '--device', 'cpu']))"
+    )
+    environment = os.environ | {"TORCH_HOME": str(tmp_path / "empty")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["demo.json", "demo.png"]
