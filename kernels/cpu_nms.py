@@ -23,8 +23,12 @@ def nms_padded(
     valid: Tensor | None,
     iou_threshold: float,
     max_output: int,
+    num_groups: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """[B, N, 4], [B, N], groups [B, N], valid [B, N] -> indices [B, max_output] filled up with -1, count [B], int64."""
+    """[B, N, 4], [B, N], groups [B, N], valid [B, N] -> indices [B, max_output] filled up with -1, count [B], int64.
+
+    ``num_groups`` is for the export to ONNX, which has to know it.
+    """
     batch = len(boxes)
     indices = torch.full((batch, max_output), -1, dtype=torch.int64)
     count = torch.zeros(batch, dtype=torch.int64)

@@ -208,6 +208,7 @@ def nms_padded(
     valid: Tensor | None,
     iou_threshold: float,
     max_output: int,
+    num_groups: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in cpu_nms.nms_padded. float64 boxes are plain PyTorch's."""
     if compute_dtype(boxes) == torch.float64:

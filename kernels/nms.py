@@ -22,7 +22,13 @@ if HAS_TRITON:
 
 @nms_padded_op.register_fake
 def _(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor | None, iou_threshold: float, max_output: int
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    iou_threshold: float,
+    max_output: int,
+    num_groups: int = 0,
 ) -> tuple[Tensor, Tensor]:
     indices = boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64)
     return indices, boxes.new_empty(boxes.shape[0], dtype=torch.int64)

@@ -24,7 +24,7 @@ MAIN_JOB = "fastmask demo"
 PREDICT = "fastmask predict photo.jpg --weights COCO_V1"
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize("number", [i for i, one in enumerate(EXAMPLES) if "model.onnx" not in one])
 def test_example_runs_as_printed(number: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EXAMPLES[number]], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False

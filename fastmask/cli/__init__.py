@@ -8,6 +8,7 @@ from fastmask import __version__
 
 COMMANDS = {
     "demo": "draw pictures, find what is on them, and show it: no network, no data, under a minute",
+    "export": "a model as an ONNX file, checked against the model itself",
     "predict": "find objects in pictures: overlays and one COCO-results file",
     "compare": "how much of a model's answers each of Predictor's settings keeps, on pictures of yours",
     "train": "a model on annotated pictures, from weights or from scratch",

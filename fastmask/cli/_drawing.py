@@ -2,16 +2,16 @@
 
 import collections
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, Protocol
 
 from tqdm import tqdm
 
 from fastmask.answers import Found
 from fastmask.cli._journal import Entries, Journal, Todo
 from fastmask.images import read_image
-from fastmask.predictor import Predictor
 from fastmask.results import coco_results
 from fastmask.visualize import draw_detections, save_overlay
 
@@ -19,8 +19,16 @@ THREADS = 2
 WAITING = 8  # pictures that are being drawn, at most
 
 
+class Streaming(Protocol):
+    """A Predictor, or what does the same for an exported model."""
+
+    def stream(
+        self, images: Sequence[Path], *, progress: bool, errors: Literal["yield"]
+    ) -> Iterator[Found | Exception]: ...
+
+
 def predict(
-    predictor: Predictor,
+    predictor: Streaming,
     todo: Sequence[Todo],
     categories: Sequence[str] | None,
     journal: Journal,

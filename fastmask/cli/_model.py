@@ -11,6 +11,7 @@ from fastmask.cli._journal import state_of
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
+    from fastmask.export.runtime import OnnxPredictor
     from fastmask.models.detection.faster_rcnn import FasterRCNN
     from fastmask.predictor import Predictor
 
@@ -50,6 +51,19 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
         models.get_model(name, weights=source, box_score_thresh=score, **options).eval().requires_grad_(False).to(where)
     )
     return cast("FasterRCNN", model), source.meta.get("categories")
+
+
+def make_onnx_predictor(args: argparse.Namespace) -> "tuple[OnnxPredictor, Sequence[str] | None, dict[str, Any]]":
+    """:func:`make_predictor` for an exported file."""
+    try:
+        from fastmask.export.runtime import OnnxPredictor
+
+        device = find_device(args.device).type if args.device != "auto" else "cpu"
+        predictor = OnnxPredictor(args.onnx, device, args.score, args.batch)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    settings = {"onnx": str(args.onnx), "file": state_of(args.onnx), "device": device, "fastmask": __version__}
+    return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": args.batch}
 
 
 def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":

@@ -93,6 +93,7 @@ def nms_padded(
     *,
     iou_threshold: float,
     max_output: int | None = None,
+    num_groups: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """NMS of a batch of images in fixed shapes.
 
@@ -101,6 +102,7 @@ def nms_padded(
         groups (Tensor[B, N]): integers; boxes of different groups never touch each other. None: one group an image.
         valid (Tensor[B, N]): bool; False for padding, which takes no part. None: all boxes are real.
         max_output: indices an image, None for N; the best are kept.
+        num_groups: what groups are below, from 0 on. Only the export to ONNX needs it.
 
     Returns:
         indices (Tensor[B, max_output]): int64 into N, score descending, filled up with -1; count (Tensor[B]): int64.
@@ -128,7 +130,8 @@ def nms_padded(
         raise ValueError(f"iou_threshold must be a number, got {iou_threshold}")
     limit = boxes.shape[1] if max_output is None else max_output
     check_at_least("max_output", limit, 0)
-    indices, count = nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit)
+    check_at_least("num_groups", num_groups, 0)
+    indices, count = nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit, num_groups)
     return indices, count
 
 

@@ -97,6 +97,7 @@ class RoIHeads(NotScriptable, nn.Module):
             valid.flatten(1),
             iou_threshold=self.nms_thresh,
             max_output=self.detections_per_img,
+            num_groups=logits.shape[2],
         )
         return Detections(take_rows(boxes, kept), take_rows(labels, kept), take_rows(scores, kept), None, count)
 

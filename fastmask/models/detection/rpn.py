@@ -121,6 +121,7 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
             large & (score >= self.score_thresh),
             iou_threshold=self.nms_thresh,
             max_output=self.post_nms_top_n(),
+            num_groups=len(logits),
         )
         return Proposals(take_rows(candidates, kept), take_rows(score, kept), count)
 

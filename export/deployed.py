@@ -1,0 +1,108 @@
+"""What is exported: a model as one function of padded pictures, with fixed-size answers."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.prepare import KnownAnchors, prepared
+from fastmask.ops.masks import paste_masks
+
+MASKS = ("raw28", "paste")
+INPUTS = ("images", "sizes")
+SIDES = (1, 42)  # multiples of the model's own padding, 32 pixels, that dynamic sides may be
+
+
+class Shape(NamedTuple):
+    """What an exported model takes."""
+
+    batch: int
+    height: int
+    width: int
+    dynamic: bool = False  # these are then an example
+
+
+class Deployed(nn.Module):
+    """A copy of a model, its norms folded in, ready to be traced.
+
+    Args:
+        model: of ``fastmask.models.detection``.
+        dtype: of weights and maps; boxes and scores are float32 at least.
+        masks: "raw28": probabilities [B, D, 28, 28] over the boxes; "paste": bool [B, D, H, W].
+        raw: take pictures as uint8 [B, H, W, 3] and normalise them.
+
+    Raises:
+        ValueError: ``masks`` is neither of these, or a weight is NaN or infinite.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self, model: GeneralizedRCNN, dtype: torch.dtype = torch.float32, masks: str = "raw28", raw: bool = False
+    ) -> None:
+        super().__init__()
+        if masks not in MASKS:
+            raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
+        self.model = prepared(model, dtype)
+        anchors = self.model.rpn.anchor_generator
+        assert isinstance(anchors, KnownAnchors)
+        self.model.rpn.anchor_generator = anchors.generator  # which keeps nothing between calls
+        self.dtype, self.masks, self.raw = dtype, masks, raw
+        self.has_mask = self.model.roi_heads.has_mask()
+        wide = torch.promote_types(dtype, torch.float32)
+        for name in ("image_mean", "image_std"):
+            values = torch.tensor(getattr(model.transform, name), dtype=wide)
+            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+        self.eval()
+
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what :meth:`forward` gives."""
+        return ("boxes", "labels", "scores", *(["masks"] if self.has_mask else []), "count")
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Detections, best first, zeros from ``count`` on.
+
+        Args:
+            images: [B, 3, H, W] normalised, zeros beyond each picture; or, ``raw``, uint8 [B, H, W, 3].
+            sizes: [B, 2] int64 (height, width) of each picture in there, which begins in the top left corner.
+
+        Returns:
+            boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks (where there are such), and
+            count [B].
+        """
+        height, width = (images.shape[1], images.shape[2]) if self.raw else (images.shape[2], images.shape[3])
+        pixels = self._normalised(images, sizes) if self.raw else images
+        found = self.model.infer(pixels.to(self.dtype), sizes)
+        masks = found.masks
+        if masks is None:
+            return found.boxes, found.labels, found.scores, found.count
+        if self.masks == "paste":
+            pasted = paste_masks(masks.flatten(0, 1).float(), found.boxes.flatten(0, 1), (height, width))
+            masks = pasted.unflatten(0, found.labels.shape)
+        return found.boxes, found.labels, found.scores, masks, found.count
+
+    def _normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(self.image_mean.dtype) / 255
+        rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
+        columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        return torch.where(inside, (pixels - self.image_mean) / self.image_std, 0.0)
+
+    def example(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Inputs of a shape; noise."""
+        size = (shape.batch, shape.height, shape.width, 3)
+        images = torch.randint(256, size, dtype=torch.uint8)
+        wide = self.image_mean.dtype
+        if not self.raw:
+            images = images.permute(0, 3, 1, 2).to(wide).contiguous() / 128 - 1
+        return images, torch.tensor([[shape.height, shape.width]] * shape.batch)
+
+    def dynamic_shapes(self) -> tuple[dict[int, object], dict[int, object]]:
+        """For ``torch.export``: the batch, and sides in multiples of the padding."""
+        step = self.model.transform.size_divisible
+        batch = torch.export.Dim("batch", min=1, max=64)
+        rows, columns = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("rows", "columns"))
+        height, width = (1, 2) if self.raw else (2, 3)
+        return {0: batch, height: step * rows, width: step * columns}, {0: batch}

@@ -1,0 +1,178 @@
+"""The ``fastmask::`` ops of the static program in ONNX's standard operators, for ``torch.onnx.export``.
+
+Source: https://onnx.ai/onnx/operators/ (RoiAlign, NonMaxSuppression, TopK, ScatterND), opset 18.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+from onnxscript import opset18
+
+from fastmask.kernels.cpu_nms import largest_not_above
+from fastmask.kernels.nms import nms_padded_op
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.roi_align import multilevel_roi_align_op
+
+op: Any = opset18  # whose types are narrower than what the exporter hands over
+Value = Any  # a tensor of the ONNX graph
+LOWEST = float(np.finfo(np.float32).min)  # NonMaxSuppression takes scores that are above it
+
+
+def nms_padded(
+    boxes: Value,
+    scores: Value,
+    groups: Value | None,
+    valid: Value | None,
+    iou_threshold: float,
+    max_output: int,
+    num_groups: int = 0,
+) -> tuple[Value, Value]:
+    """Groups are NonMaxSuppression's classes; what it keeps is ranked by TopK, the first of equal scores first.
+
+    Boxes are compared in float32. A score that is NaN is never kept.
+    """
+    if groups is not None and num_groups < 1:
+        raise ValueError(f"num_groups must be given to nms_padded for groups to be exported, got {num_groups}")
+    nobody, there = constant(-math.inf), scores.shape[1]
+    scores = op.Cast(scores, to=TensorProto.FLOAT)  # [B, N]
+    rivals = op.Unsqueeze(scores if valid is None else op.Where(valid, scores, nobody), constant([1]))  # [B, 1, N]
+    if groups is not None:
+        number = constant(np.arange(num_groups)[:, None])
+        rivals = op.Where(op.Equal(op.Unsqueeze(groups, constant([1])), number), rivals, nobody)  # [B, G, N]
+    kept = op.NonMaxSuppression(
+        op.Cast(boxes, to=TensorProto.FLOAT),
+        rivals,
+        constant([max_output]),
+        constant(np.array([largest_not_above(iou_threshold, np.dtype(np.float32))])),
+        constant([LOWEST]),
+    )  # [K, 3]: image, group, box
+    place = op.Gather(kept, constant([0, 2]), axis=1)
+    ranked = op.ScatterND(op.Expand(nobody, op.Shape(scores)), place, op.GatherND(scores, place))
+    if not isinstance(there, int) or there < max_output:  # TopK takes no more than there are
+        ranked = op.Pad(ranked, constant([0, 0, 0, max_output]), nobody)
+    best, indices = op.TopK(ranked, constant([max_output]))
+    real = op.Greater(best, constant(LOWEST))
+    count = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), constant([1]), keepdims=0)
+    return op.Where(real, indices, constant(-1)), count
+
+
+def multilevel_roi_align(
+    features: Sequence[Value],
+    rois: Value,
+    scales: Sequence[float],
+    level_limits: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Value:
+    """Every level pools all RoIs, a point at the origin in place of another level's, and each RoI takes its own.
+
+    In float32 at least: half types do not tell pixels apart. RoIs are not checked to be boxes of an image.
+    """
+    kind = features[0].dtype
+    wide = TensorProto.DOUBLE if kind == TensorProto.DOUBLE else TensorProto.FLOAT
+    rois = op.Cast(rois, to=wide)
+    image = op.Cast(op.Squeeze(columns(rois, 0, 1), constant([1])), to=TensorProto.INT64)
+    boxes, zero = columns(rois, 1, 5), op.CastLike(constant(0.0), rois)
+    sides = op.Sub(columns(rois, 3, 5), columns(rois, 1, 3))
+    size = op.Sqrt(op.ReduceProd(sides, constant([1]), keepdims=1))  # [K, 1]
+    below = [op.Less(size, op.CastLike(constant(limit), rois)) for limit in level_limits[:-1]]
+    pooled = []
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        own = boxes
+        if level < len(below):
+            own = op.Where(below[level], own, zero)
+        if level > 0:
+            own = op.Where(below[level - 1], zero, own)
+        pooled.append(
+            op.RoiAlign(
+                op.Cast(feature, to=wide),
+                own,
+                image,
+                mode="avg",
+                output_height=pooled_height,
+                output_width=pooled_width,
+                sampling_ratio=sampling_ratio,
+                spatial_scale=scale,
+                coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            )
+        )
+    chosen = pooled.pop()
+    while pooled:
+        narrower = op.Unsqueeze(below[len(pooled) - 1], constant([2, 3]))  # [K, 1, 1, 1]
+        chosen = op.Where(narrower, pooled.pop(), chosen)
+    return op.Cast(chosen, to=kind)
+
+
+def paste_masks(
+    masks: Value,
+    boxes: Value,
+    height: Value | int,
+    width: Value | int,
+    output: str,
+    threshold: float,
+    continuous: bool,
+    logits: bool,
+    padding: int,
+) -> Value:
+    """torchvision's mode: along each axis a matrix of bilinear weights, [N, pixels, cells], and their product."""
+    if continuous or output == "packed":
+        raise ValueError(f"paste_masks must be in torchvision's mode and not packed to be exported, got {output}")
+    side, kind = masks.shape[-1] + 2 * padding, masks.dtype
+    masks = op.Sigmoid(masks) if logits else masks
+    masks = op.Pad(masks, constant([0, padding, padding, 0, padding, padding]), op.CastLike(constant(0.0), masks))
+    low, high = columns(boxes, 0, 2), columns(boxes, 2, 4)
+    half = op.Mul(op.Mul(op.Sub(high, low), like(0.5, boxes)), like(side / (side - 2 * padding), boxes))
+    centre = op.Mul(op.Add(high, low), like(0.5, boxes))
+    first, last = (
+        op.Cast(op.Cast(corner, to=TensorProto.INT64), to=TensorProto.FLOAT)
+        for corner in (op.Sub(centre, half), op.Add(centre, half))
+    )  # [N, 2], cut to whole pixels
+    length = op.Max(op.Add(op.Sub(last, first), constant(1.0)), constant(1.0))
+    weights = []
+    for axis, pixels in ((1, height), (0, width)):
+        start, end, span = (columns(values, axis, axis + 1) for values in (first, last, length))  # [N, 1]
+        pixel = op.Cast(op.Range(constant(0), op.Squeeze(number(pixels)), constant(1)), to=TensorProto.FLOAT)
+        place = op.Div(op.Mul(op.Add(op.Sub(pixel, start), constant(0.5)), constant(float(side))), span)
+        place = op.Clip(op.Sub(place, constant(0.5)), constant(0.0), constant(float(side - 1)))  # [N, pixels]
+        inside = op.And(op.LessOrEqual(start, pixel), op.LessOrEqual(pixel, end))
+        away = op.Abs(op.Sub(op.Unsqueeze(place, constant([2])), constant(np.arange(side, dtype=np.float32))))
+        near = op.Relu(op.Sub(constant(1.0), away))  # [N, pixels, cells]
+        weights.append(op.Where(op.Unsqueeze(inside, constant([2])), near, constant(0.0)))
+    rows, across = weights
+    cells = op.Cast(masks, to=TensorProto.FLOAT)
+    pasted = op.MatMul(op.MatMul(rows, cells), op.Transpose(across, perm=[0, 2, 1]))
+    return op.Greater(pasted, constant(threshold)) if output == "bool" else op.Cast(pasted, to=kind)
+
+
+def constant(value: Any) -> Value:
+    """Python numbers are float32 or int64, as ONNX's own are."""
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return op.Constant(value=numpy_helper.from_array(array))
+
+
+def like(value: float, tensor: Value) -> Value:
+    return op.CastLike(constant(value), tensor)
+
+
+def number(value: Value | int) -> Value:
+    """A size that is known, or is not before the graph runs."""
+    return constant(value) if isinstance(value, int) else value
+
+
+def columns(values: Value, start: int, end: int) -> Value:
+    """[N, start:end]. Not by Slice: the exporter makes several of one tensor a Split, in the place of the last."""
+    return op.Gather(values, constant(np.arange(start, end)), axis=1)
+
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    nms_padded_op._opoverload: nms_padded,
+    multilevel_roi_align_op._opoverload: multilevel_roi_align,
+    paste_masks_op._opoverload: paste_masks,
+}

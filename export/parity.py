@@ -1,0 +1,71 @@
+"""Whether an exported file answers as the model does."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmask.export.deployed import Deployed
+from fastmask.export.runtime import Session
+from fastmask.matching import matched_share
+from fastmask.ops.masks import paste_masks
+
+# of detections that have to match: the rule of the model's own tests in float32; and in float16, where ONNX Runtime and
+# PyTorch round in other places
+LEAST = {torch.float16: 0.9, torch.float32: 0.99, torch.float64: 0.99}
+Answer = dict[str, Tensor]
+
+
+class Parity(NamedTuple):
+    """How much two sets of answers agree."""
+
+    pictures: int
+    detections: int  # of the model
+    share: float  # of both sides' detections that have a twin on the other side
+    differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, where ranks have equal labels
+
+
+def parity(deployed: Deployed, session: Session, pictures: Sequence[Tensor]) -> Parity:
+    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.matching.matched_share`."""
+    number, total, matched = 0, 0.0, 0.0
+    largest: dict[str, float] = {}
+    step = session.batch or 1
+    for start in range(0, len(pictures), step):
+        chunk = pictures[start : start + step]
+        images, sizes = session.prepared(chunk)
+        theirs = session(images, sizes)
+        with torch.inference_mode():
+            ours = deployed(torch.from_numpy(images), torch.from_numpy(sizes))
+        canvas = (images.shape[1], images.shape[2]) if session.raw else (images.shape[2], images.shape[3])
+        for i in range(len(chunk)):
+            expected = _one(dict(zip(deployed.outputs(), ours, strict=True)), i, canvas)
+            actual = _one({name: torch.from_numpy(values) for name, values in theirs.items()}, i, canvas)
+            weight = len(expected["scores"]) + len(actual["scores"])
+            number += len(expected["scores"])
+            total += weight
+            matched += weight * matched_share(actual, expected)
+            for name, most in _differences(actual, expected).items():
+                largest[name] = max(largest.get(name, 0.0), most)
+    return Parity(len(pictures), number, matched / total if total else 1.0, largest)
+
+
+def _one(found: Answer, index: int, canvas: tuple[int, int]) -> Answer:
+    """A picture's answer without padding, its masks pasted, with what they were as "soft"."""
+    count = int(found["count"][index])
+    one = {name: values[index, :count] for name, values in found.items() if name != "count"}
+    if "masks" in one and one["masks"].is_floating_point():
+        one["soft"] = one["masks"]
+        one["masks"] = paste_masks(one["soft"].float(), one["boxes"].float(), canvas)
+    return one
+
+
+def _differences(actual: Answer, expected: Answer) -> dict[str, float]:
+    number = min(len(actual["labels"]), len(expected["labels"]))
+    same = (actual["labels"][:number] == expected["labels"][:number]).nonzero()[:, 0]
+    found: dict[str, float] = {}
+    for name in ("boxes", "scores", "soft"):
+        if name in actual and len(same):
+            away = (actual[name][same].double() - expected[name][same].double()).abs()
+            found["masks" if name == "soft" else name] = float(away.max())
+    return found

@@ -1,0 +1,125 @@
+"""A model as an ONNX file of standard operators, without Loop, If or NonZero."""
+
+import collections
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastmask import __version__
+from fastmask.export.deployed import INPUTS, Deployed, Shape
+
+OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
+FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in a picture
+
+
+class Written(NamedTuple):
+    """What is in a file."""
+
+    nodes: int
+    bytes: int
+    operators: dict[str, int]  # how many of each
+
+
+def write_onnx(
+    deployed: Deployed, path: Path, shape: Shape, *, opset: int = 18, categories: Sequence[str] | None = None
+) -> Written:
+    """Export, check and write a model; a file that is there is replaced.
+
+    Args:
+        deployed: the model.
+        path: of the file.
+        shape: of its inputs, or an example of it.
+        opset: of ONNX's operators.
+        categories: names of labels, for the file's metadata.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        ValueError: the shape or the opset does not fit.
+        OSError: the file cannot be written.
+    """
+    import onnx
+
+    from fastmask.export.onnx_ops import TRANSLATIONS
+
+    check_shape(deployed, shape)
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[1]}], got {opset}")
+    with torch.no_grad(), quiet():
+        program = torch.onnx.export(
+            deployed,
+            deployed.example(shape),
+            input_names=list(INPUTS),
+            output_names=list(deployed.outputs()),
+            dynamic_shapes=deployed.dynamic_shapes() if shape.dynamic else None,
+            opset_version=opset,
+            custom_translation_table=TRANSLATIONS,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata(deployed, categories))
+    onnx.checker.check_model(model, full_check=True)
+    operators = count_operators(model)
+    others = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    refused = operators.keys() & set(FORBIDDEN)
+    if refused or others:
+        raise ValueError(f"the graph must have standard operators without control flow, got {refused or others}")
+    onnx.save(model, path)
+    return Written(sum(operators.values()), path.stat().st_size, operators)
+
+
+def check_shape(deployed: Deployed, shape: Shape) -> None:
+    """A ValueError if there is no such input."""
+    step = deployed.model.transform.size_divisible
+    for name in ("height", "width"):
+        side = getattr(shape, name)
+        if side < step or side % step:
+            raise ValueError(f"{name} must be a multiple of {step}, as the model pads, got {side}")
+    if shape.batch < 1:
+        raise ValueError(f"batch must be at least 1, got {shape.batch}")
+
+
+def metadata(deployed: Deployed, categories: Sequence[str] | None) -> dict[str, str]:
+    """What whoever runs the file has to know, as JSON."""
+    transform = deployed.model.transform
+    told: dict[str, Any] = {
+        "fastmask": __version__,
+        "categories": None if categories is None else list(categories),
+        "image_mean": list(transform.image_mean),
+        "image_std": list(transform.image_std),
+        "min_size": int(transform.min_size[-1]),
+        "max_size": int(transform.max_size),
+        "size_divisible": int(transform.size_divisible),
+        "images": "uint8 [B, H, W, 3]" if deployed.raw else "normalised [B, 3, H, W]",
+        "masks": deployed.masks if deployed.has_mask else None,
+        "dtype": str(deployed.dtype).removeprefix("torch."),
+    }
+    return {name: json.dumps(value) for name, value in told.items()}
+
+
+def count_operators(model: Any) -> dict[str, int]:
+    """How many of each there are, the most first; inside of functions and branches as well."""
+    found: collections.Counter[str] = collections.Counter()
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        for node in graphs.pop().node:
+            found[node.op_type] += 1
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return dict(found.most_common())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's warnings of its own deprecations, and without its prints."""
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,85 @@
+"""From weights to a file that has been asked the same questions as the model."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmask.cli._model import load_model
+from fastmask.cli._pictures import find_pictures
+from fastmask.demo import draw_scene
+from fastmask.export.deployed import Deployed, Shape
+from fastmask.export.parity import LEAST, Parity, parity
+from fastmask.export.runtime import Session, runtime
+from fastmask.export.to_onnx import write_onnx
+from fastmask.feed import to_planes
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
+DRAWN = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4))  # of the size, by height and width
+
+
+class DisagreesError(RuntimeError):
+    """The file does not answer as the model does."""
+
+
+def exported(args: argparse.Namespace) -> None:
+    """Export, say what is in the file, compare, and keep it only then.
+
+    Raises:
+        DisagreesError: too few of its answers are the model's.
+        ImportError: something that is needed is not installed.
+        OSError: it cannot be written.
+        ValueError: an argument is wrong.
+    """
+    if args.file.suffix not in (".onnx",):
+        raise ValueError(f"file must end in .onnx, got {args.file}")
+    if args.file.exists() and not args.force:
+        raise ValueError(f"{args.file} is there already: --force replaces it")
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
+    runtime()  # before the minutes that the rest takes
+    model, categories = load_model(args.model, args.weights, "cpu", args.score)
+    deployed = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
+    height, width = args.size
+    shape = Shape(args.batch, height, width, args.dynamic)
+    pictures = pictures_of(args.check, shape)
+    part = args.file.with_name(f".{args.file.name}.part")
+    try:
+        written = write_onnx(deployed, part, shape, opset=args.opset, categories=categories)
+        common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
+        print(
+            f"{written.nodes} nodes ({common}, ...), opset {args.opset}, {written.bytes / 1e6:.1f} MB, checked by onnx"
+        )
+        found = parity(deployed, Session(part, "cpu"), pictures)
+        print(said(found))
+        least = LEAST[deployed.dtype]
+        if found.share < least:
+            raise DisagreesError(f"{found.share:.1%} match, {least:.0%} must: {args.file} is not kept")
+        os.replace(part, args.file)
+    finally:
+        part.unlink(missing_ok=True)
+    print(args.file)
+
+
+def pictures_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
+    """Those that are named, or drawn ones of a few sizes."""
+    if paths is not None:
+        return [to_planes(path, number) for number, path in enumerate(find_pictures(paths))]
+    generator = np.random.default_rng(0)
+    drawn = []
+    for down, across in DRAWN:
+        size = (max(32, round(shape.height * down)), max(32, round(shape.width * across)))
+        drawn.append(torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1))
+    return drawn
+
+
+def said(found: Parity) -> str:
+    most = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
+    return (
+        f"ONNX Runtime on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
+        f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {most or 'none'}"
+    )

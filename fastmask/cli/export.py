@@ -1,0 +1,43 @@
+"""``fastmask export``: a model as a file for deployment, checked against the model itself."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fastmask.cli._model import add_model_arguments
+
+FORMATS = (".onnx", ".pt2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, in which form, and on which pictures it is checked."""
+    add = parser.add_argument
+    add("file", type=Path, help=f"to write; its ending ({' or '.join(FORMATS)}) says as what")
+    add_model_arguments(parser, score=0.05)
+    add("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="padded pictures' [800 1344]")
+    add("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
+    add("--dynamic", action="store_true", help="any batch and size, in multiples of the model's padding")
+    add("--masks", default="raw28", help="raw28: probabilities over the boxes; paste: pixels [%(default)s]")
+    add("--raw", action="store_true", help="take uint8 [B, H, W, 3] and normalise inside")
+    add("--dtype", default="float32", help="of weights: float32 or float16 [%(default)s]")
+    add("--opset", type=int, default=18, help="of ONNX [%(default)s]")
+    add("--check", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders, to compare on [drawn ones]")
+    add("--force", action="store_true", help="replace the file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; 1 if the file does not answer as the model does, and is not kept; 2 if something is wrong."""
+    try:
+        from fastmask.cli._export import DisagreesError, exported
+    except ImportError as error:
+        print(f"fastmask export: needs {error.name}: pip install 'fastmask-rcnn[onnxruntime]'", file=sys.stderr)
+        return 2
+    try:
+        exported(args)
+    except DisagreesError as error:
+        print(f"fastmask export: {error}", file=sys.stderr)
+        return 1
+    except (ImportError, OSError, ValueError) as error:
+        print(f"fastmask export: {error}", file=sys.stderr)
+        return 2
+    return 0

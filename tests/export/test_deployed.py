@@ -1,0 +1,72 @@
+"""README's deployment example as printed: on an exported file and a picture, without PyTorch and fastmask."""
+
+import json
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
+pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
+
+from fastmask.cli import main
+from fastmask.demo import CLASSES, Scenes
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+(EXAMPLE,) = (one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in one)
+MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
+SIZE = ["--size", "192", "224"]
+HIDDEN = (
+    "import sys\nfor name in ('torch', 'fastmask', 'onnx', 'onnxscript', 'pycocotools'): sys.modules[name] = None\n"
+)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx and photo.jpg, a drawn one."""
+    folder = tmp_path_factory.mktemp("deployed")
+    assert main(["export", str(folder / "model.onnx"), *MODEL, *SIZE, "--raw"]) == 0
+    Scenes(5, 3)[4].load().resize((300, 300)).save(folder / "photo.jpg", quality=95)
+    return folder
+
+
+def check(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
+    """What ``fastmask predict`` finds for certain, the example finds in the same place."""
+    assert done.returncode == 0, done.stderr
+    assert (
+        main(["predict", str(folder / "photo.jpg"), *MODEL, *SIZE, "--device", "cpu", "--out", str(folder / "out")])
+        == 0
+    )
+    certain = [one for one in json.loads((folder / "out" / "predictions.json").read_text()) if one["score"] > 0.9]
+    lines = [re.fullmatch(r"(\w+) ([0-9.]+) \((\d+), (\d+), (\d+), (\d+)\)", one) for one in done.stdout.splitlines()]
+    found = [(line[1], float(line[2]), *(int(line[i]) for i in (3, 4, 5, 6))) for line in lines if line is not None]
+    assert len(found) == len(lines) >= len(certain) >= 2
+    for entry in certain:
+        x, y, width, height = entry["bbox"]
+        place = pytest.approx([x, y, x + width, y + height], abs=2)
+        own = [score for name, score, *box in found if name == CLASSES[entry["category_id"] - 1] and box == place]
+        assert any(score == pytest.approx(entry["score"], abs=0.05) for score in own)
+    before, after = (np.array(Image.open(folder / name)).astype(int) for name in ("photo.jpg", "found.png"))
+    painted = (after != before).any(2)
+    assert 0.02 < painted.mean() < 0.6
+    assert (after[painted][:, 0] == 255).all()
+
+
+def test_example_runs_as_printed(deployed: Path) -> None:
+    command = [sys.executable, "-c", HIDDEN + EXAMPLE]
+    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))
+
+
+@pytest.mark.slow
+def test_in_an_environment_of_its_own(deployed: Path, tmp_path: Path) -> None:
+    """With what README says is enough, and nothing else."""
+    venv.create(tmp_path / "new", with_pip=True)
+    python = str(tmp_path / "new" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", "pillow"], check=True, timeout=600)
+    command = [python, "-c", EXAMPLE]
+    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))

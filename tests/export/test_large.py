@@ -1,0 +1,46 @@
+"""The models that people deploy, exported; with random weights that are settled to decide."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import draw_picture
+
+pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
+pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
+
+from fastmask.benchmarks.settled import settle
+from fastmask.export import Deployed, Session, Shape, parity, write_onnx
+from fastmask.export.parity import LEAST
+from fastmask.models import detection
+
+BUILDERS = {"R50": detection.maskrcnn_resnet50_fpn, "v2": detection.maskrcnn_resnet50_fpn_v2}
+MOST = {False: 700, True: 900}  # nodes of a static and a dynamic graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
+    """Three sizes of pictures; all detections that are kept, few, and none."""
+    model = BUILDERS[name](weights=None, weights_backbone=None, min_size=320, max_size=448).eval()
+    sizes = ((320, 448), (200, 300), (300, 200))
+    pictures = [draw_picture(*size)[0] for size in sizes]
+    settle(model, pictures)
+    with torch.no_grad():
+        found = model.detect(pictures)
+    scores = torch.cat([one["scores"] for one in found]).sort(descending=True).values
+    assert len(scores) > 20
+    gap = 5 + int((scores[5:20] - scores[6:21]).argmax())  # far from every score, as they differ by rounding
+    few = float(scores[gap] + scores[gap + 1]) / 2
+    for threshold, most in ((model.roi_heads.score_thresh, 300), (few, 30), (1.0, 0)):
+        model.roi_heads.score_thresh = threshold
+        deployed = Deployed(model)
+        written = write_onnx(deployed, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
+        assert written.nodes < MOST[dynamic]
+        session = Session(tmp_path / "model.onnx")
+        told = parity(deployed, session, pictures)
+        print(f"\n{name}, {written.nodes} nodes, {told}")
+        assert told.share >= LEAST[torch.float32]
+        assert told.detections <= most

@@ -1,0 +1,213 @@
+"""Exported files against the model: other sizes, any number of detections; and what they are made of."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exact import assert_exact, assert_exact_masks
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
+pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
+
+import onnx
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from fastmask.cli import main
+from fastmask.demo import draw_scene
+from fastmask.export import Deployed, OnnxPredictor, Session, Shape, count_operators, parity, write_onnx
+from fastmask.export.parity import LEAST
+from fastmask.export.to_onnx import FORBIDDEN
+from fastmask.models import detection
+from fastmask.predictor import Predictor
+
+MOST = {"static": 700, "dynamic": 900}  # nodes
+
+
+def model(score: float = 0.05, **options: int) -> nn.Module:
+    return detection.maskrcnn_slim_fpn(weights="DEFAULT", box_score_thresh=score, **options).eval()
+
+
+def scenes(number: int, size: tuple[int, int], seed: int) -> list[Tensor]:
+    """Drawn pictures [3, h, w] uint8."""
+    generator = np.random.default_rng(seed)
+    return [torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1) for _ in range(number)]
+
+
+def crowd(seed: int) -> Tensor:
+    """Sixteen scenes on one picture: more than are kept are found."""
+    parts = scenes(16, (48, 48), seed)
+    return torch.cat([torch.cat(parts[i : i + 4], dim=2) for i in range(0, 16, 4)], dim=1)
+
+
+def blank(size: tuple[int, int]) -> Tensor:
+    return torch.full((3, *size), 100, dtype=torch.uint8)
+
+
+class GatherElements(OpRun):
+    """The reference's own takes no more than 64 rows."""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        return (np.take_along_axis(data, indices, axis),)
+
+
+def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
+    """The graph's logic without rounding, by ONNX's own reference: few detections, as many as are kept, and none."""
+    small = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 16, "box_detections_per_img": 8}
+    deployed = Deployed(model(0.02, **small).double(), torch.float64)
+    write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 96, 128))
+    graph = ReferenceEvaluator(str(tmp_path / "model.onnx"), new_ops=[GatherElements])
+    counts = []
+    for pictures in (scenes(2, (90, 120), seed), [crowd(seed)[:, :96, :128]] * 2, [blank((50, 100)), blank((96, 128))]):
+        images = torch.zeros(2, 3, 96, 128, dtype=torch.float64)
+        for place, picture in zip(images, pictures, strict=True):
+            normal = (picture / 255 - deployed.image_mean[0]) / deployed.image_std[0]
+            place[:, : picture.shape[1], : picture.shape[2]] = normal
+        sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+        answers = graph.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+        found = dict(zip(deployed.outputs(), map(torch.from_numpy, answers), strict=True))
+        with torch.no_grad():
+            expected = dict(zip(deployed.outputs(), deployed(images, sizes), strict=True))
+        counts += expected["count"].tolist()
+        assert torch.equal(found.pop("count"), expected.pop("count"))
+        assert_exact_masks(found.pop("masks"), expected.pop("masks"))
+        assert_exact(found, expected)
+    assert min(counts) == 0
+    assert max(counts) == small["box_detections_per_img"]
+
+
+def test_dynamic(tmp_path: Path, seed: int) -> None:
+    """One file for every batch and size."""
+    deployed = Deployed(model())
+    written = write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 192, 256, dynamic=True))
+    assert written.nodes < MOST["dynamic"]
+    session = Session(tmp_path / "model.onnx")
+    assert (session.batch, session.size) == (None, None)
+    for pictures in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
+        found = parity(deployed, session, pictures)
+        assert found.share >= LEAST[torch.float32]
+        images, sizes = session.prepared(pictures)
+        assert session(images, sizes)["boxes"].shape == (len(pictures), 100, 4)
+
+
+def test_what_is_in_a_file(tmp_path: Path) -> None:
+    """Standard operators alone; each is told what ONNX and those who read it do not agree on."""
+    deployed = Deployed(model())
+    write_onnx(deployed, tmp_path / "model.onnx", Shape(1, 64, 96), categories=["", "a", "b", "c"])
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert {one.domain for one in graph.opset_import} == {""}
+    assert sum(count_operators(graph).values()) < MOST["static"]
+    operators = count_operators(graph)
+    assert not operators.keys() & set(FORBIDDEN)
+    aligned = [node for node in graph.graph.node if node.op_type == "RoiAlign"]
+    assert len(aligned) == 8
+    for node in aligned:
+        told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        assert told["mode"] == b"avg"
+        assert told["coordinate_transformation_mode"] == b"output_half_pixel"
+        assert told["sampling_ratio"] == 2
+    session = Session(tmp_path / "model.onnx")
+    assert session.told["categories"] == ["", "a", "b", "c"]
+    assert (session.told["min_size"], session.told["max_size"], session.size) == (192, 320, (64, 96))
+
+
+def exported(path: Path, *options: str) -> int:
+    command = ["export", str(path), "--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--size", "192", "224"]
+    return main([*command, *options])
+
+
+def test_the_command_compares_and_predict_runs_it(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures are of other sizes than the graph's; what the file finds is what the Predictor finds."""
+    pictures = scenes(3, (200, 300), seed)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    file = tmp_path / "model.onnx"
+    assert exported(file, "--check", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "checked by onnx" in said
+    assert "ONNX Runtime on 3 pictures" in said
+    assert [one.name for one in tmp_path.iterdir() if one.suffix not in (".png",)] == ["model.onnx"]
+    out = tmp_path / "out"
+    assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--out", str(out), "--device", "cpu"]) == 0
+    entries = json.loads((out / "predictions.json").read_text())
+    predictor = Predictor(model(0.5), (192, 224))
+    (expected,) = predictor([pictures[1]])
+    assert len(entries) == len(expected["boxes"]) > 0
+    for entry, box, score, mask in zip(
+        entries, *(expected[name] for name in ("boxes", "scores", "masks")), strict=True
+    ):
+        x, y, width, height = entry["bbox"]
+        assert [x, y, x + width, y + height] == pytest.approx(box.tolist(), abs=0.05)
+        assert entry["score"] == pytest.approx(float(score), abs=1e-3)
+        assert coco_mask.iou([entry["segmentation"]], [mask], [0])[0, 0] > 0.98
+    assert Image.open(out / "1.predicted.png").size == (300, 200)
+    found = OnnxPredictor(file, score=0.5)(pictures)
+    assert len(found[1]["boxes"]) == len(entries)
+    # what is asked for wrongly
+    for options, message in (
+        ([], "is there already: --force replaces it"),
+        (["--force", "--opset", "17"], "opset must be in [18, 20], got 17"),
+        (["--force", "--size", "200", "224"], "height must be a multiple of 32, as the model pads, got 200"),
+        (["--force", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["--force", "--masks", "28"], "masks must be one of raw28, paste, got '28'"),
+        (["--force", "--dtype", "int8"], "--dtype must be one of float32, float16, got 'int8'"),
+    ):
+        before = file.read_bytes()
+        assert exported(file, *options) == 2
+        assert message in capsys.readouterr().err
+        assert file.read_bytes() == before
+    assert exported(tmp_path / "model.engine") == 2
+    assert "file must end in .onnx" in capsys.readouterr().err
+    for content, message in ((b"torn", "cannot be run"), (None, "cannot be run")):
+        other = tmp_path / "other.onnx"
+        other.unlink(missing_ok=True)
+        if content is not None:
+            other.write_bytes(content)
+        assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(other), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_disagrees_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that answers otherwise is named and gone; what stood there before stays."""
+    from fastmask.cli import _export
+
+    def nothing(session: Session, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        number, size = len(images), (images.shape[0], 100)
+        zeros = {"boxes": np.zeros((*size, 4), np.float32), "labels": np.zeros(size, np.int64)}
+        zeros |= {"scores": np.zeros(size, np.float32), "masks": np.zeros((*size, 28, 28), np.float32)}
+        return zeros | {"count": np.zeros(number, np.int64)}
+
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"before")
+    monkeypatch.setattr(_export.Session, "__call__", nothing)
+    assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
+    assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    assert file.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    "options", [("--raw", "--masks", "paste"), ("--dtype", "float16"), ("--opset", "20", "--dynamic")]
+)
+@pytest.mark.slow
+def test_every_kind(options: tuple[str, ...], tmp_path: Path) -> None:
+    assert exported(tmp_path / "model.onnx", *options) == 0
+
+
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which one is missing is said before anything is exported."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert exported(tmp_path / "model.onnx") == 2
+    assert "pip install 'fastmask-rcnn[onnxruntime]'" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path), "--onnx", "model.onnx", "--out", str(tmp_path / "out")]) == 2
+    assert not list(tmp_path.glob("*.onnx"))
