@@ -1,5 +1,6 @@
 """A Predictor's program in parts, each of which is timed alone."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastmask.benchmarks.measure import wait_for
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
 from fastmask.models.detection.roi_heads import class_masks, pool
 from fastmask.program import Inputs, Program, captured
@@ -75,6 +77,7 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
             else:
                 begin = time.perf_counter()
                 run()
+                wait_for(device)
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
@@ -82,7 +85,11 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
 def staged(program: Program, inputs: Inputs, rounds: int) -> tuple[dict[str, float], float]:
     """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own."""
     device = inputs.pixels.device
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    parts = {name: captured(stage, None, stream) for name, stage in stages(program, inputs, {}).items()}
-    whole = {"program": captured(lambda: program(inputs), None, stream)}
-    return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        parts: dict[str, Stage] = {}
+        for name, stage in stages(program, inputs, {}).items():
+            parts[name] = captured(stage, None, stream)
+            parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
+        whole = {"program": captured(lambda: program(inputs), None, stream)}
+        return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]

@@ -23,7 +23,7 @@ class Parity(NamedTuple):
     pictures: int
     detections: int  # of the model
     share: float  # of both sides' detections that have a twin on the other side
-    differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, where ranks have equal labels
+    differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between twins
 
 
 def parity(deployed: Deployed, session: Session, pictures: Sequence[Tensor]) -> Parity:
@@ -61,11 +61,15 @@ def _one(found: Answer, index: int, canvas: tuple[int, int]) -> Answer:
 
 
 def _differences(actual: Answer, expected: Answer) -> dict[str, float]:
-    number = min(len(actual["labels"]), len(expected["labels"]))
-    same = (actual["labels"][:number] == expected["labels"][:number]).nonzero()[:, 0]
+    """Between each of the model's detections and the nearest one of its label, where that is within a pixel."""
+    if not len(actual["labels"]) or not len(expected["labels"]):
+        return {}
+    distance = (actual["boxes"][:, None] - expected["boxes"]).abs().amax(2)
+    distance[actual["labels"][:, None] != expected["labels"]] = torch.inf
+    nearest, twin = distance.min(0)
     found: dict[str, float] = {}
     for name in ("boxes", "scores", "soft"):
-        if name in actual and len(same):
-            away = (actual[name][same].double() - expected[name][same].double()).abs()
-            found["masks" if name == "soft" else name] = float(away.max())
+        if name in actual and bool((nearest <= 1).any()):
+            away = actual[name][twin].double() - expected[name].double()
+            found["masks" if name == "soft" else name] = float(away[nearest <= 1].abs().max())
     return found

@@ -80,12 +80,14 @@ def built(args: argparse.Namespace, names: list[str], own: Ranks) -> Generalized
     options: dict[str, Any] = {"num_classes": len(names)}
     if args.min_size:
         options["min_size"] = args.min_size[-1]
+    if args.max_size:
+        options["max_size"] = args.max_size
     slim = args.model == "maskrcnn_slim_fpn"
     if args.weights in ("imagenet", "none"):
         if not slim:
             options["weights_backbone"] = "DEFAULT" if args.weights == "imagenet" else None
         elif args.weights == "imagenet":
-            raise ValueError("--weights must be none or a file for maskrcnn_slim_fpn, got imagenet")
+            raise ValueError("--weights must be none, SHAPES_V1 or a file for maskrcnn_slim_fpn, got imagenet")
     else:
         source = find_weights(models.get_model_weights(args.model), args.weights)
         assert source is not None
@@ -98,7 +100,10 @@ def built(args: argparse.Namespace, names: list[str], own: Ranks) -> Generalized
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
         if not slim and isinstance(source, Checkpoint):
             options["weights_backbone"] = None
-    return cast(GeneralizedRCNN, models.get_model(args.model, **options).to(where))
+    model = cast(GeneralizedRCNN, models.get_model(args.model, **options).to(where))
+    if max(args.min_size or [1]) > model.transform.max_size:
+        raise ValueError(f"--min-size must be at most --max-size, {model.transform.max_size}, got {max(args.min_size)}")
+    return model
 
 
 def augmentation(args: argparse.Namespace, model: GeneralizedRCNN) -> Augmentation:

@@ -9,7 +9,14 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many pictures, or which, and where the sheet goes."""
     add = parser.add_argument
-    add("--image", nargs="+", type=Path, metavar="FILE", help="look for shapes on these instead of drawn pictures")
+    add(
+        "--image",
+        nargs="+",
+        action="extend",
+        type=Path,
+        metavar="FILE",
+        help="look for shapes on these instead of drawn pictures",
+    )
     add("--number", type=int, default=200, metavar="N", help="of pictures that are drawn [%(default)s]")
     add("--seed", type=int, default=3, help="of these; the weights have seen those of 1 and 2 [%(default)s]")
     add("--score", type=float, default=0.5, help="what is shown scores above it [%(default)s]")

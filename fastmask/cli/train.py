@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--valid", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
     add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    add("--weights", default="COCO_V1", help="to start from: COCO_V1, imagenet, none or a file [%(default)s]")
+    add(
+        "--weights", default="COCO_V1", help="to start from: COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]"
+    )
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-steps", type=int, default=0, metavar="N", help="save within epochs, too [0: after each]")
     add("--tensorboard", action="store_true", help="write for it, too")
     add("--min-size", type=int, nargs="+", metavar="PIXELS", help="shorter sides to draw from [the model's]")
+    add("--max-size", type=int, metavar="PIXELS", help="the longer side's limit [the model's]")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="that all batches are padded to [as they need]")
     add("--flip", type=float, default=0.5, help="how likely left becomes right [%(default)s]")
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")

@@ -34,9 +34,10 @@ def comparison(
         view = scaled_view((picture.height, picture.width), side, 2 * side)
         panels.append(view.picture(picture))
         if annotated:
-            panels.append(draw_record(record, picture, names, view))
+            panels.append(draw_record(record, picture, names, view, colors=range(len(record.objects))))
         objects = tuple(_object(entry, names) for entry in entries)
-        scores, colors = [entry["score"] for entry in entries], _colors(record, entries)
+        scores = [entry["score"] for entry in entries]
+        colors = _colors(record.objects, objects, scores, view.original)
         panels.append(draw_record(record._replace(objects=objects), picture, names, view, scores, colors))
     headings = ["picture", "truth", "prediction"] if annotated else ["picture", "prediction"]
     return _under(headings * columns, tiled(panels, len(headings) * columns))
@@ -44,21 +45,22 @@ def comparison(
 
 def _object(entry: Entry, names: Sequence[str]) -> Object:
     x, y, width, height = entry["bbox"]
-    return Object(names[entry["category_id"]], rle=entry["segmentation"], box=(x, y, x + width, y + height))
+    return Object(names[entry["category_id"]], rle=entry.get("segmentation"), box=(x, y, x + width, y + height))
 
 
-def _colors(record: Record, entries: Sequence[Entry]) -> list[int]:
+def _colors(
+    truth: Sequence[Object], found: Sequence[Object], scores: Sequence[float], size: tuple[int, int]
+) -> list[int]:
     """Of each detection, the number of the annotated object that it covers best, and shares a colour with."""
-    colors = list(range(len(record.objects), len(record.objects) + len(entries)))
-    if record.objects and entries:
-        assert record.size is not None
-        masks = [one.encoded(*record.size) for one in record.objects]
-        overlaps = coco.iou([entry["segmentation"] for entry in entries], masks, [0] * len(masks))
-        for i in np.argsort([-entry["score"] for entry in entries]):
-            best = int(overlaps[i].argmax())
-            if overlaps[i, best] > 0.5:
-                colors[i] = best
-                overlaps[:, best] = 0
+    colors = list(range(len(truth), len(truth) + len(found)))
+    if not truth or not found:
+        return colors
+    overlaps = coco.iou([one.encoded(*size) for one in found], [one.encoded(*size) for one in truth], [0] * len(truth))
+    for i in np.argsort(-np.array(scores), kind="stable"):
+        best = int(overlaps[i].argmax())
+        if overlaps[i, best] > 0.5:
+            colors[i] = best
+            overlaps[:, best] = 0
     return colors
 
 

@@ -99,19 +99,32 @@ def save_weights(
         dtype: of floating weights of more than one dimension (norms and biases are few, and stay); None: as they are.
 
     Raises:
-        ValueError: the file is named otherwise.
+        ValueError: the file is named otherwise, or something does not fit, such as a weight into ``dtype``.
         OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {os.fspath(path)}")
-    tensors = {
-        key: value.detach().cpu().to(dtype if value.is_floating_point() and value.ndim > 1 else None).contiguous()
-        for key, value in state.items()
-    }
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating, got {dtype}")
+    classes = len(state[CLASSIFIERS[0]]) if CLASSIFIERS[0] in state else None
+    if categories is not None and classes not in (None, len(categories)):
+        raise ValueError(f"categories must have a name for each of {classes} labels, got {len(categories)}")
+    if not all(isinstance(size, int) for size in (options or {}).values()):
+        raise ValueError(f"options must be whole pixels, got {options}")
+    tensors = {}
+    for key, value in state.items():
+        kind = dtype if value.is_floating_point() and value.ndim > 1 else None
+        tensors[key] = value.detach().cpu().to(kind or value.dtype, copy=True).contiguous()  # none shares its memory
+        if kind is not None and bool((value.isfinite() & ~tensors[key].isfinite().to(value.device)).any()):
+            raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
     told = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
-    save_file(tensors, path, {name: json.dumps(value) for name, value in told.items() if value is not None})
+    try:
+        save_file(tensors, path, {name: json.dumps(value) for name, value in told.items() if value is not None})
+    except SafetensorError as error:  # which is no OSError
+        raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:

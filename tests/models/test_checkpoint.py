@@ -75,6 +75,20 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     load_checkpoint(slim_model(fastmask, "BatchNorm2d"), tmp_path / "half.safetensors")
     with pytest.raises(ValueError, match=r"path must end in .safetensors, got .*whole.pth"):
         save_weights(state, tmp_path / "whole.pth")
+    weight = torch.full((2, 2), 1e6)
+    save_weights({"a.weight": weight, "b.weight": weight}, tmp_path / "tied.safetensors")
+    assert torch.equal(Checkpoint(tmp_path / "tied.safetensors").get_state_dict()["b.weight"], weight)
+    for options, message in (
+        ({"dtype": torch.float16}, "dtype must hold all weights, got torch.float16 and a.weight up to 1e.06"),
+        ({"dtype": torch.int8}, "dtype must be floating, got torch.int8"),
+        ({"options": {"min_size": (1, 2)}}, "options must be whole pixels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_weights({"a.weight": weight}, tmp_path / "no.safetensors", **options)
+    with pytest.raises(ValueError, match="categories must have a name for each of 5 labels, got 1"):
+        save_weights(state, tmp_path / "no.safetensors", categories=["a"])
+    with pytest.raises(OSError, match="cannot be written"):
+        save_weights(state, tmp_path / "nowhere" / "no.safetensors")
     told = {"categories": "no JSON", "options": '["neither"]'}
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", told)
     assert Checkpoint(tmp_path / "odd.safetensors").meta == {"num_classes": NUM_CLASSES}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from slim import slim_model
 from torch import nn
 
@@ -98,11 +99,62 @@ def test_from_a_file_to_better_weights(
         torch.testing.assert_close(value, last["model"][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("scene", "same"), [("shapes", True), ("grains", False)])
+def test_from_the_shipped_weights(
+    scene: str, same: bool, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same classes, all of them are loaded; of others, all but the predictors. So is the size of pictures."""
+    save_drawn(drawn_dataset(2, seed, (96, 128), scene), tmp_path / "set")
+    options = [
+        "--data-path",
+        str(tmp_path / "set"),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    options += ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--epochs", "1", "--lr", "1e-9"]
+    assert main(["train", *options]) == 0
+    assert ("is of other classes: the predictors start anew" in capsys.readouterr().out) != same
+    last = torch.load(tmp_path / "out" / "last.pth")
+    assert last["options"] == {"min_size": 192, "max_size": 320}
+    shipped = fastmask.models.detection.MaskRCNN_Slim_FPN_Weights.SHAPES_V1.get_state_dict()
+    for name, value in shipped.items():
+        if "running" not in name and "batches" not in name and (same or "predictor" not in name):
+            torch.testing.assert_close(last["model"][name], value, rtol=1e-4, atol=1e-5)
+    assert (last["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4) == same
+
+
+@pytest.mark.slow
+def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ResNet-50 file made by torchvision, where COCO_V1 would be downloaded to, on classes of one's own."""
+    member = fastmask.models.detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    trained = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    state = {key: value for key, value in trained.state_dict().items() if "num_batches_tracked" not in key}
+    torch.save(state, cache / member.url.rpartition("/")[2])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    save_drawn(drawn_dataset(4, seed, (128, 160)), tmp_path / "set")
+    options = ["--data-path", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--device", "cpu", "--epochs", "1"]
+    assert main(["train", *options, "--weights", "COCO_V1", "--min-size", "160", "--lr", "1e-6"]) == 0
+    last = torch.load(tmp_path / "out" / "last.pth")
+    assert last["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
+    moved = [
+        name for name, value in state.items() if "predictor" not in name and not torch.equal(last["model"][name], value)
+    ]
+    assert moved
+    for name in moved:
+        torch.testing.assert_close(last["model"][name], state[name], rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model", "yolo"], "--model must be one of"),
-        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none or a file for maskrcnn_sl"),
+        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none, SHAPES_V1 or a file for"),
         (["--weights", "nothing.pth"], "or a file, got 'nothing.pth'"),
         (["--weights", "none", "--zoom", "0.5", "2"], "--size must be given with --zoom"),
         (["--weights", "none", "--batch-size", "0"], "batch must be at least 1, got 0"),
@@ -110,6 +162,7 @@ def test_from_a_file_to_better_weights(
         (["--weights", "none", "--device", "cuda:99"], "--device must be one that this machine has"),
         (["--weights", "none", "--valid", "nowhere"], "nowhere"),
         (["--weights", "none", "--valid", "OTHER"], "names must have one of the dataset's categories (cat"),
+        (["--weights", "none", "--min-size", "800", "--max-size", "700"], "--min-size must be at most --max-size, 700"),
         (["--weights", "none", "--size", "50", "60"], r"size must be (height, width), multiples of 32"),
     ],
 )

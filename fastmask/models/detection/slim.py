@@ -21,14 +21,14 @@ WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one bloc
 CHANNELS = 64  # of the pyramid
 
 
-SHAPES_V1 = Path(__file__).parent / "shapes_v1" / "weights.safetensors"  # how they were made is told beside them
+SHIPPED = Path(__file__).parent / "shapes_v1" / "weights.safetensors"  # how they were made is told beside them
 
 
 class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
     """Weights of :func:`maskrcnn_slim_fpn`, which come with the package."""
 
     SHAPES_V1 = Weights(
-        SHAPES_V1.as_uri(),
+        SHIPPED.as_uri(),
         ObjectDetection,
         {
             "categories": ["__background__", "ellipse", "triangle", "quadrilateral"],
@@ -44,7 +44,7 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
         """From the package; nothing is downloaded. The file has halves, which become float32."""
-        state = Checkpoint(SHAPES_V1).get_state_dict()
+        state = Checkpoint(SHIPPED).get_state_dict()
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
