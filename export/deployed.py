@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import KnownAnchors, prepared
 from fastmask.ops.masks import paste_masks
 
 MASKS = ("raw28", "paste")
 INPUTS = ("images", "sizes")
-SIDES = (1, 42)  # multiples of the model's own padding, 32 pixels, that dynamic sides may be
+BATCHES = 64  # pictures at once in a dynamic graph, at most
+TRACED = (2, 7, 9)  # what it is traced with: no side of any map is 1, and none like another, or it would be a constant
 
 
 class Shape(NamedTuple):
@@ -20,7 +22,7 @@ class Shape(NamedTuple):
     batch: int
     height: int
     width: int
-    dynamic: bool = False  # these are then an example
+    dynamic: bool = False  # any batch up to BATCHES, any sides up to the model's largest
 
 
 class Deployed(nn.Module):
@@ -33,7 +35,7 @@ class Deployed(nn.Module):
         raw: take pictures as uint8 [B, H, W, 3] and normalise them.
 
     Raises:
-        ValueError: ``masks`` is neither of these, or a weight is NaN or infinite.
+        ValueError: ``masks`` is neither of these, the transform is another, or a weight is NaN or infinite.
     """
 
     image_mean: Tensor
@@ -45,7 +47,9 @@ class Deployed(nn.Module):
         super().__init__()
         if masks not in MASKS:
             raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
-        self.model = prepared(model, dtype)
+        if type(model.transform) is not GeneralizedRCNNTransform or model.transform.fixed_size is not None:
+            raise ValueError("model.transform must be GeneralizedRCNNTransform without fixed_size, to be exported")
+        self.model = prepared(model, dtype).cpu()
         anchors = self.model.rpn.anchor_generator
         assert isinstance(anchors, KnownAnchors)
         self.model.rpn.anchor_generator = anchors.generator  # which keeps nothing between calls
@@ -91,18 +95,27 @@ class Deployed(nn.Module):
         return torch.where(inside, (pixels - self.image_mean) / self.image_std, 0.0)
 
     def example(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """Inputs of a shape; noise."""
-        size = (shape.batch, shape.height, shape.width, 3)
+        """Inputs of a shape, or what stands for all of them; noise."""
+        step = self.model.transform.size_divisible
+        batch, height, width = shape[:3]
+        if shape.dynamic:
+            batch, height, width = TRACED[0], step * TRACED[1], step * TRACED[2]
+        size = (batch, height, width, 3)
         images = torch.randint(256, size, dtype=torch.uint8)
         wide = self.image_mean.dtype
         if not self.raw:
             images = images.permute(0, 3, 1, 2).to(wide).contiguous() / 128 - 1
-        return images, torch.tensor([[shape.height, shape.width]] * shape.batch)
+        return images, torch.tensor([[height, width]] * batch)
+
+    def most(self) -> int:
+        """The largest side of a dynamic graph's pictures."""
+        step = self.model.transform.size_divisible
+        return step * max(-(-int(self.model.transform.max_size) // step), TRACED[2] + 1)
 
     def dynamic_shapes(self) -> tuple[dict[int, object], dict[int, object]]:
         """For ``torch.export``: the batch, and sides in multiples of the padding."""
         step = self.model.transform.size_divisible
-        batch = torch.export.Dim("batch", min=1, max=64)
-        rows, columns = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("rows", "columns"))
+        batch = torch.export.Dim("batch", min=1, max=BATCHES)
+        rows, columns = (torch.export.Dim(name, min=1, max=self.most() // step) for name in ("rows", "columns"))
         height, width = (1, 2) if self.raw else (2, 3)
         return {0: batch, height: step * rows, width: step * columns}, {0: batch}

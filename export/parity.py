@@ -30,7 +30,7 @@ def parity(deployed: Deployed, session: Session, pictures: Sequence[Tensor]) -> 
     """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.matching.matched_share`."""
     number, total, matched = 0, 0.0, 0.0
     largest: dict[str, float] = {}
-    step = session.batch or 1
+    step = session.batch or 2  # a dynamic file is asked about two at once and, of an odd number, one
     for start in range(0, len(pictures), step):
         chunk = pictures[start : start + step]
         images, sizes = session.prepared(chunk)

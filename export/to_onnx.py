@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmask import __version__
-from fastmask.export.deployed import INPUTS, Deployed, Shape
+from fastmask.export.deployed import BATCHES, INPUTS, Deployed, Shape
 
 OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
 FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in a picture
@@ -66,7 +67,13 @@ def write_onnx(
     model = program.model_proto
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata(deployed, categories))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # of two kinds, in two modules
+        raise ValueError(f"onnx refuses the graph: {str(error).strip().splitlines()[0]}") from error
+    fixed = [one for value in model.graph.input for one in value.type.tensor_type.shape.dim[:1] if one.dim_value]
+    if shape.dynamic and fixed:
+        raise ValueError("the graph must be of any batch, got one that the exporter made constant")
     operators = count_operators(model)
     others = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     refused = operators.keys() & set(FORBIDDEN)
@@ -83,8 +90,11 @@ def check_shape(deployed: Deployed, shape: Shape) -> None:
         side = getattr(shape, name)
         if side < step or side % step:
             raise ValueError(f"{name} must be a multiple of {step}, as the model pads, got {side}")
-    if shape.batch < 1:
-        raise ValueError(f"batch must be at least 1, got {shape.batch}")
+        if shape.dynamic and side > deployed.most():
+            raise ValueError(f"{name} must be at most {deployed.most()}, as the model's pictures, got {side}")
+    most = BATCHES if shape.dynamic else sys.maxsize
+    if not 1 <= shape.batch <= most:
+        raise ValueError(f"batch must be {f'in [1, {most}]' if shape.dynamic else 'at least 1'}, got {shape.batch}")
 
 
 def metadata(deployed: Deployed, categories: Sequence[str] | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from fastmask.export.to_onnx import write_onnx
 from fastmask.feed import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
-DRAWN = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4))  # of the size, by height and width
+DRAWN = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4), (0.8, 0.9))  # of the size, by height and width
 
 
 class DisagreesError(RuntimeError):
@@ -35,8 +35,10 @@ def exported(args: argparse.Namespace) -> None:
         OSError: it cannot be written.
         ValueError: an argument is wrong.
     """
-    if args.file.suffix not in (".onnx",):
+    if args.file.suffix != ".onnx":
         raise ValueError(f"file must end in .onnx, got {args.file}")
+    if not args.file.parent.is_dir() or args.file.is_dir():
+        raise ValueError(f"file must be in a folder that is there, got {args.file}")
     if args.file.exists() and not args.force:
         raise ValueError(f"{args.file} is there already: --force replaces it")
     if args.dtype not in DTYPES:
@@ -56,6 +58,8 @@ def exported(args: argparse.Namespace) -> None:
         )
         found = parity(deployed, Session(part, "cpu"), pictures)
         print(said(found))
+        if not found.detections:
+            raise DisagreesError("nothing was found to compare: name other pictures with --check, or lower --score")
         least = LEAST[deployed.dtype]
         if found.share < least:
             raise DisagreesError(f"{found.share:.1%} match, {least:.0%} must: {args.file} is not kept")

@@ -55,6 +55,8 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
 
 def make_onnx_predictor(args: argparse.Namespace) -> "tuple[OnnxPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
+    if args.size or args.exact or args.dtype != "auto":
+        raise ValueError("--size, --exact and --dtype must not be given with --onnx: the file has its own")
     try:
         from fastmask.export.runtime import OnnxPredictor
 
@@ -63,7 +65,7 @@ def make_onnx_predictor(args: argparse.Namespace) -> "tuple[OnnxPredictor, Seque
     except ImportError as error:
         raise ValueError(str(error)) from error
     settings = {"onnx": str(args.onnx), "file": state_of(args.onnx), "device": device, "fastmask": __version__}
-    return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": args.batch}
+    return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": predictor.batch}
 
 
 def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":

@@ -4,19 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastmask.cli._model import add_model_arguments
-
-FORMATS = (".onnx", ".pt2")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, in which form, and on which pictures it is checked."""
     add = parser.add_argument
-    add("file", type=Path, help=f"to write; its ending ({' or '.join(FORMATS)}) says as what")
-    add_model_arguments(parser, score=0.05)
+    add("file", type=Path, metavar="FILE.onnx", help="to write")
+    add("--weights", default="COCO_V1", help="COCO_V1 (downloaded once), SHAPES_V1 or a file [%(default)s]")
+    add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
+    add("--score", type=float, default=0.05, help="what is kept scores above it [%(default)s]")
     add("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="padded pictures' [800 1344]")
     add("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
-    add("--dynamic", action="store_true", help="any batch and size, in multiples of the model's padding")
+    add("--dynamic", action="store_true", help="any batch and size up to the model's largest, in multiples of 32")
     add("--masks", default="raw28", help="raw28: probabilities over the boxes; paste: pixels [%(default)s]")
     add("--raw", action="store_true", help="take uint8 [B, H, W, 3] and normalise inside")
     add("--dtype", default="float32", help="of weights: float32 or float16 [%(default)s]")
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     except DisagreesError as error:
         print(f"fastmask export: {error}", file=sys.stderr)
         return 1
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         print(f"fastmask export: {error}", file=sys.stderr)
         return 2
     return 0

@@ -43,4 +43,6 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         told = parity(deployed, session, pictures)
         print(f"\n{name}, {written.nodes} nodes, {told}")
         assert told.share >= LEAST[torch.float32]
+        assert (told.detections > 0) == (most > 0)
         assert told.detections <= most
+        assert session.batch == (None if dynamic else batch)

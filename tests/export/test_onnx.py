@@ -85,13 +85,14 @@ def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
 def test_dynamic(tmp_path: Path, seed: int) -> None:
     """One file for every batch and size."""
     deployed = Deployed(model())
-    written = write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 192, 256, dynamic=True))
+    written = write_onnx(deployed, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
     assert written.nodes < MOST["dynamic"]
     session = Session(tmp_path / "model.onnx")
     assert (session.batch, session.size) == (None, None)
     for pictures in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
         found = parity(deployed, session, pictures)
         assert found.share >= LEAST[torch.float32]
+        assert found.detections > 0
         images, sizes = session.prepared(pictures)
         assert session(images, sizes)["boxes"].shape == (len(pictures), 100, 4)
 
@@ -157,6 +158,11 @@ def test_the_command_compares_and_predict_runs_it(
         (["--force", "--opset", "17"], "opset must be in [18, 20], got 17"),
         (["--force", "--size", "200", "224"], "height must be a multiple of 32, as the model pads, got 200"),
         (["--force", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["--force", "--batch", "65", "--dynamic"], "batch must be in [1, 64], got 65"),
+        (
+            ["--force", "--size", "352", "224", "--dynamic"],
+            "height must be at most 320, as the model's",
+        ),
         (["--force", "--masks", "28"], "masks must be one of raw28, paste, got '28'"),
         (["--force", "--dtype", "int8"], "--dtype must be one of float32, float16, got 'int8'"),
     ):
@@ -166,6 +172,12 @@ def test_the_command_compares_and_predict_runs_it(
         assert file.read_bytes() == before
     assert exported(tmp_path / "model.engine") == 2
     assert "file must end in .onnx" in capsys.readouterr().err
+    assert exported(tmp_path / "nowhere" / "model.onnx") == 2
+    assert "file must be in a folder that is there" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--size", "64", "64", "--out", str(out)]) == 2
+    assert "must not be given with --onnx" in capsys.readouterr().err
+    assert exported(file, "--force", "--score", "1") == 1
+    assert "nothing was found to compare" in capsys.readouterr().err
     for content, message in ((b"torn", "cannot be run"), (None, "cannot be run")):
         other = tmp_path / "other.onnx"
         other.unlink(missing_ok=True)
