@@ -40,8 +40,8 @@ def nms_padded(
     scores = op.Cast(scores, to=TensorProto.FLOAT)  # [B, N]
     rivals = op.Unsqueeze(scores if valid is None else op.Where(valid, scores, nobody), constant([1]))  # [B, 1, N]
     if groups is not None:
-        number = constant(np.arange(num_groups)[:, None])
-        rivals = op.Where(op.Equal(op.Unsqueeze(groups, constant([1])), number), rivals, nobody)  # [B, G, N]
+        every = constant(np.arange(num_groups)[:, None])
+        rivals = op.Where(op.Equal(op.Unsqueeze(groups, constant([1])), every), rivals, nobody)  # [B, G, N]
     kept = op.NonMaxSuppression(
         op.Cast(boxes, to=TensorProto.FLOAT),
         rivals,
