@@ -1,13 +1,16 @@
-"""Models for deployment: ONNX of standard operators, run by ONNX Runtime, and checked against the model."""
+"""Models for deployment, as ONNX of standard operators or compiled by AOTInductor, checked against the model."""
 
+from fastmask.export.aot import Package, write_package
 from fastmask.export.deployed import Deployed, Shape
 from fastmask.export.parity import Parity, parity
-from fastmask.export.runtime import OnnxPredictor, Session
+from fastmask.export.predictor import ExportedPredictor
+from fastmask.export.runtime import Session
 from fastmask.export.to_onnx import Written, count_operators, write_onnx
 
 __all__ = [
     "Deployed",
-    "OnnxPredictor",
+    "ExportedPredictor",
+    "Package",
     "Parity",
     "Session",
     "Shape",
@@ -15,4 +18,5 @@ __all__ = [
     "count_operators",
     "parity",
     "write_onnx",
+    "write_package",
 ]

@@ -1,10 +1,15 @@
 """What is exported: a model as one function of padded pictures, with fixed-size answers."""
 
-from typing import NamedTuple
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastmask import __version__
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import KnownAnchors, prepared
@@ -88,7 +93,7 @@ class Deployed(nn.Module):
         return found.boxes, found.labels, found.scores, masks, found.count
 
     def _normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(self.image_mean.dtype) / 255
+        pixels = images.to(self.image_mean.dtype).permute(0, 3, 1, 2) / 255
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
         columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
@@ -100,17 +105,22 @@ class Deployed(nn.Module):
         batch, height, width = shape[:3]
         if shape.dynamic:
             batch, height, width = TRACED[0], step * TRACED[1], step * TRACED[2]
-        size = (batch, height, width, 3)
-        images = torch.randint(256, size, dtype=torch.uint8)
-        wide = self.image_mean.dtype
+        device, wide = self.image_mean.device, self.image_mean.dtype
+        images = torch.randint(256, (batch, height, width, 3), dtype=torch.uint8, device=device)
         if not self.raw:
             images = images.permute(0, 3, 1, 2).to(wide).contiguous() / 128 - 1
-        return images, torch.tensor([[height, width]] * batch)
+        return images, torch.tensor([[height, width]] * batch, device=device)
 
     def most(self) -> int:
         """The largest side of a dynamic graph's pictures."""
         step = self.model.transform.size_divisible
         return step * max(-(-int(self.model.transform.max_size) // step), TRACED[2] + 1)
+
+    @torch.no_grad()
+    def answers(self, images: NDArray[Any], sizes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """What :meth:`forward` gives, by name, of and as arrays."""
+        found = self(*(torch.from_numpy(values).to(self.image_mean.device) for values in (images, sizes)))
+        return {name: values.cpu().numpy() for name, values in zip(self.outputs(), found, strict=True)}
 
     def dynamic_shapes(self) -> tuple[dict[int, object], dict[int, object]]:
         """For ``torch.export``: the batch, and sides in multiples of the padding."""
@@ -119,3 +129,37 @@ class Deployed(nn.Module):
         rows, columns = (torch.export.Dim(name, min=1, max=self.most() // step) for name in ("rows", "columns"))
         height, width = (1, 2) if self.raw else (2, 3)
         return {0: batch, height: step * rows, width: step * columns}, {0: batch}
+
+    def check(self, shape: Shape) -> None:
+        """A ValueError if there is no such input."""
+        step = self.model.transform.size_divisible
+        for name in ("height", "width"):
+            side = getattr(shape, name)
+            if side < step or side % step:
+                raise ValueError(f"{name} must be a multiple of {step}, as the model pads, got {side}")
+            if shape.dynamic and side > self.most():
+                raise ValueError(f"{name} must be at most {self.most()}, as the model's pictures, got {side}")
+        most = BATCHES if shape.dynamic else sys.maxsize
+        if not 1 <= shape.batch <= most:
+            raise ValueError(f"batch must be {f'in [1, {most}]' if shape.dynamic else 'at least 1'}, got {shape.batch}")
+
+    def told(self, shape: Shape, categories: Sequence[str] | None) -> dict[str, str]:
+        """What whoever runs the file has to know, as JSON."""
+        transform = self.model.transform
+        told: dict[str, Any] = {
+            "fastmask": __version__,
+            "categories": None if categories is None else list(categories),
+            "image_mean": list(transform.image_mean),
+            "image_std": list(transform.image_std),
+            "min_size": int(transform.min_size[-1]),
+            "max_size": int(transform.max_size),
+            "size_divisible": int(transform.size_divisible),
+            "batch": BATCHES if shape.dynamic else shape.batch,
+            "size": [self.most()] * 2 if shape.dynamic else [shape.height, shape.width],
+            "dynamic": shape.dynamic,  # batch and size are then the largest
+            "images": "uint8 [B, H, W, 3]" if self.raw else "normalised [B, 3, H, W]",
+            "masks": self.masks if self.has_mask else None,
+            "outputs": self.outputs(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return {name: json.dumps(value) for name, value in told.items()}

@@ -1,13 +1,12 @@
 """Whether an exported file answers as the model does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmask.export.deployed import Deployed
-from fastmask.export.runtime import Session
+from fastmask.export.exported import ROWS, Array, Exported
 from fastmask.matching import matched_share
 from fastmask.ops.masks import paste_masks
 
@@ -15,6 +14,7 @@ from fastmask.ops.masks import paste_masks
 # PyTorch round in other places
 LEAST = {torch.float16: 0.9, torch.float32: 0.99}
 Answer = dict[str, Tensor]
+Reference = Callable[[Array, Array], dict[str, Array]]  # images and sizes -> what is found, by name
 
 
 class Parity(NamedTuple):
@@ -26,21 +26,24 @@ class Parity(NamedTuple):
     differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between twins
 
 
-def parity(deployed: Deployed, session: Session, pictures: Sequence[Tensor]) -> Parity:
-    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.matching.matched_share`."""
+def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) -> Parity:
+    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.matching.matched_share`.
+
+    Args:
+        reference: such as a model's :meth:`fastmask.export.Deployed.answers`, or another session.
+        session: what is compared with it.
+        pictures: of any sizes.
+    """
     number, total, matched = 0, 0.0, 0.0
     largest: dict[str, float] = {}
     step = session.batch or 2  # a dynamic file is asked about two at once and, of an odd number, one
     for start in range(0, len(pictures), step):
         chunk = pictures[start : start + step]
         images, sizes = session.prepared(chunk)
-        theirs = session(images, sizes)
-        with torch.inference_mode():
-            ours = deployed(torch.from_numpy(images), torch.from_numpy(sizes))
+        theirs, ours = session(images, sizes), reference(images, sizes)
         canvas = (images.shape[1], images.shape[2]) if session.raw else (images.shape[2], images.shape[3])
         for i in range(len(chunk)):
-            expected = _one(dict(zip(deployed.outputs(), ours, strict=True)), i, canvas)
-            actual = _one({name: torch.from_numpy(values) for name, values in theirs.items()}, i, canvas)
+            expected, actual = (_one(answer, i, canvas) for answer in (ours, theirs))
             weight = len(expected["scores"]) + len(actual["scores"])
             number += len(expected["scores"])
             total += weight
@@ -50,10 +53,10 @@ def parity(deployed: Deployed, session: Session, pictures: Sequence[Tensor]) -> 
     return Parity(len(pictures), number, matched / total if total else 1.0, largest)
 
 
-def _one(found: Answer, index: int, canvas: tuple[int, int]) -> Answer:
+def _one(found: dict[str, Array], index: int, canvas: tuple[int, int]) -> Answer:
     """A picture's answer without padding, its masks pasted, with what they were as "soft"."""
     count = int(found["count"][index])
-    one = {name: values[index, :count] for name, values in found.items() if name != "count"}
+    one = {name: torch.from_numpy(found[name][index, :count]) for name in ROWS if name in found}
     if "masks" in one and one["masks"].is_floating_point():
         one["soft"] = one["masks"]
         one["masks"] = paste_masks(one["soft"].float(), one["boxes"].float(), canvas)

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmask import __version__
-from fastmask.export.deployed import BATCHES, INPUTS, Deployed, Shape
+from fastmask.export.deployed import INPUTS, Deployed, Shape
 
 OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
 FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in a picture
@@ -24,11 +21,12 @@ class Written(NamedTuple):
 
     nodes: int
     bytes: int
+    opset: int
     operators: dict[str, int]  # how many of each
 
 
 def write_onnx(
-    deployed: Deployed, path: Path, shape: Shape, *, opset: int = 18, categories: Sequence[str] | None = None
+    deployed: Deployed, path: Path, shape: Shape, *, opset: int = OPSETS[0], categories: Sequence[str] | None = None
 ) -> Written:
     """Export, check and write a model; a file that is there is replaced.
 
@@ -48,7 +46,7 @@ def write_onnx(
 
     from fastmask.export.onnx_ops import TRANSLATIONS
 
-    check_shape(deployed, shape)
+    deployed.check(shape)
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[1]}], got {opset}")
     with torch.no_grad(), quiet():
@@ -66,7 +64,7 @@ def write_onnx(
     assert program is not None
     model = program.model_proto
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, metadata(deployed, categories))
+    onnx.helper.set_model_props(model, deployed.told(shape, categories))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # of two kinds, in two modules
@@ -80,39 +78,7 @@ def write_onnx(
     if refused or others:
         raise ValueError(f"the graph must have standard operators without control flow, got {refused or others}")
     onnx.save(model, path)
-    return Written(sum(operators.values()), path.stat().st_size, operators)
-
-
-def check_shape(deployed: Deployed, shape: Shape) -> None:
-    """A ValueError if there is no such input."""
-    step = deployed.model.transform.size_divisible
-    for name in ("height", "width"):
-        side = getattr(shape, name)
-        if side < step or side % step:
-            raise ValueError(f"{name} must be a multiple of {step}, as the model pads, got {side}")
-        if shape.dynamic and side > deployed.most():
-            raise ValueError(f"{name} must be at most {deployed.most()}, as the model's pictures, got {side}")
-    most = BATCHES if shape.dynamic else sys.maxsize
-    if not 1 <= shape.batch <= most:
-        raise ValueError(f"batch must be {f'in [1, {most}]' if shape.dynamic else 'at least 1'}, got {shape.batch}")
-
-
-def metadata(deployed: Deployed, categories: Sequence[str] | None) -> dict[str, str]:
-    """What whoever runs the file has to know, as JSON."""
-    transform = deployed.model.transform
-    told: dict[str, Any] = {
-        "fastmask": __version__,
-        "categories": None if categories is None else list(categories),
-        "image_mean": list(transform.image_mean),
-        "image_std": list(transform.image_std),
-        "min_size": int(transform.min_size[-1]),
-        "max_size": int(transform.max_size),
-        "size_divisible": int(transform.size_divisible),
-        "images": "uint8 [B, H, W, 3]" if deployed.raw else "normalised [B, 3, H, W]",
-        "masks": deployed.masks if deployed.has_mask else None,
-        "dtype": str(deployed.dtype).removeprefix("torch."),
-    }
-    return {name: json.dumps(value) for name, value in told.items()}
+    return Written(sum(operators.values()), path.stat().st_size, opset, operators)
 
 
 def count_operators(model: Any) -> dict[str, int]:

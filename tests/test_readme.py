@@ -19,12 +19,15 @@ from fastmask.benchmarks.report import SLOT, filled
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+HERE = [
+    i for i, one in enumerate(EXAMPLES) if "model.onnx" not in one and "model.pt2" not in one
+]  # others: tests/export
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 MAIN_JOB = "fastmask demo"
 PREDICT = "fastmask predict photo.jpg --weights COCO_V1"
 
 
-@pytest.mark.parametrize("number", [i for i, one in enumerate(EXAMPLES) if "model.onnx" not in one])
+@pytest.mark.parametrize("number", HERE)
 def test_example_runs_as_printed(number: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EXAMPLES[number]], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False

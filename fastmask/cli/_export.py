@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmask.cli._device import find_device
 from fastmask.cli._model import load_model
 from fastmask.cli._pictures import find_pictures
 from fastmask.demo import draw_scene
+from fastmask.export.aot import write_package
 from fastmask.export.deployed import Deployed, Shape
 from fastmask.export.parity import LEAST, Parity, parity
-from fastmask.export.runtime import Session, runtime
-from fastmask.export.to_onnx import write_onnx
+from fastmask.export.predictor import opened
+from fastmask.export.runtime import runtime
+from fastmask.export.to_onnx import OPSETS, Written, write_onnx
 from fastmask.feed import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
@@ -35,29 +38,37 @@ def exported(args: argparse.Namespace) -> None:
         OSError: it cannot be written.
         ValueError: an argument is wrong.
     """
-    if args.file.suffix != ".onnx":
-        raise ValueError(f"file must end in .onnx, got {args.file}")
+    package = args.file.suffix == ".pt2"
+    if not package and args.file.suffix != ".onnx":
+        raise ValueError(f"file must end in .onnx or .pt2, got {args.file}")
+    if package and args.opset is not None:
+        raise ValueError("--opset must not be given for a .pt2 file")
     if not args.file.parent.is_dir() or args.file.is_dir():
         raise ValueError(f"file must be in a folder that is there, got {args.file}")
     if args.file.exists() and not args.force:
         raise ValueError(f"{args.file} is there already: --force replaces it")
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
-    runtime()  # before the minutes that the rest takes
+    if not package:
+        runtime()  # before the minutes that the rest takes
     model, categories = load_model(args.model, args.weights, "cpu", args.score)
     deployed = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
     pictures = pictures_of(args.check, shape)
-    part = args.file.with_name(f".{args.file.name}.part")
+    part = args.file.with_name(f".part.{args.file.name}")
     try:
-        written = write_onnx(deployed, part, shape, opset=args.opset, categories=categories)
-        common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
-        print(
-            f"{written.nodes} nodes ({common}, ...), opset {args.opset}, {written.bytes / 1e6:.1f} MB, checked by onnx"
-        )
-        found = parity(deployed, Session(part, "cpu"), pictures)
-        print(said(found))
+        if package:
+            deployed.to(find_device(args.device))
+            print("compiling takes a minute or more", flush=True)
+            write_package(deployed, part, shape, categories=categories)
+            print(f"a package for {deployed.image_mean.device.type}, {part.stat().st_size / 1e6:.1f} MB")
+        else:
+            written = write_onnx(deployed, part, shape, opset=args.opset or OPSETS[0], categories=categories)
+            print(f"{said_of(written)}, checked by onnx")
+        session = opened(part, args.device)
+        found = parity(deployed.answers, session, pictures)
+        print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if not found.detections:
             raise DisagreesError("nothing was found to compare: name other pictures with --check, or lower --score")
         least = LEAST[deployed.dtype]
@@ -81,9 +92,14 @@ def pictures_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
     return drawn
 
 
-def said(found: Parity) -> str:
+def said_of(written: Written) -> str:
+    common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
+    return f"{written.nodes} nodes ({common}, ...), opset {written.opset}, {written.bytes / 1e6:.1f} MB"
+
+
+def said(found: Parity, who: str) -> str:
     most = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
     return (
-        f"ONNX Runtime on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
+        f"{who} on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
         f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {most or 'none'}"
     )

@@ -11,7 +11,7 @@ from fastmask.cli._journal import state_of
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
-    from fastmask.export.runtime import OnnxPredictor
+    from fastmask.export import ExportedPredictor
     from fastmask.models.detection.faster_rcnn import FasterRCNN
     from fastmask.predictor import Predictor
 
@@ -53,18 +53,20 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
     return cast("FasterRCNN", model), source.meta.get("categories")
 
 
-def make_onnx_predictor(args: argparse.Namespace) -> "tuple[OnnxPredictor, Sequence[str] | None, dict[str, Any]]":
+def make_exported_predictor(
+    args: argparse.Namespace, own: "Ranks"
+) -> "tuple[ExportedPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
     if args.size or args.exact or args.dtype != "auto":
-        raise ValueError("--size, --exact and --dtype must not be given with --onnx: the file has its own")
+        raise ValueError("--size, --exact and --dtype must not be given with --exported: the file has its own")
     try:
-        from fastmask.export.runtime import OnnxPredictor
+        from fastmask.export.predictor import ExportedPredictor
 
-        device = find_device(args.device).type if args.device != "auto" else "cpu"
-        predictor = OnnxPredictor(args.onnx, device, args.score, args.batch)
+        predictor = ExportedPredictor(args.exported, own.device(args.device), args.score, args.batch)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    settings = {"onnx": str(args.onnx), "file": state_of(args.onnx), "device": device, "fastmask": __version__}
+    settings = {"exported": str(args.exported), "file": state_of(args.exported), "fastmask": __version__}
+    settings["device"] = predictor.session.kind
     return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": predictor.batch}
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from fastmask.cli import _journal
-from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_onnx_predictor, make_predictor
+from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
 from fastmask.cli._pictures import MADE, find_pictures, image_ids, overlays_of
 
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_predictor_arguments(parser)
     parser.add_argument(
-        "--onnx", type=Path, metavar="FILE", help="an exported model, by ONNX Runtime, without --weights"
+        "--exported", "--onnx", type=Path, metavar="FILE", help="what fastmask export wrote, in place of --weights"
     )
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="[%(default)s]")
     parser.add_argument("--no-pictures", action="store_true", help="write the results file only")
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             paths = own.from_first(lambda: find_pictures(args.images))
             own.from_first(lambda: stack.enter_context(_journal.locked(args.out)))
             predictor, categories, settings = own.all_or_none(
-                lambda: make_onnx_predictor(args) if args.onnx else make_predictor(args, own)
+                lambda: make_exported_predictor(args, own) if args.exported else make_predictor(args, own)
             )
             settings["pictures"] = not args.no_pictures
             pictures = own.from_first(lambda: todo_of(paths, None if args.no_pictures else args.out))

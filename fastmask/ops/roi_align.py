@@ -18,6 +18,8 @@ from fastmask.ops._utils import (
     rois_from_boxes,
 )
 
+NEVER = float(torch.finfo(torch.float32).max)  # no box is as large; AOTInductor's packages cannot hold infinity
+
 
 @torch.fx.wrap
 @not_scriptable
@@ -125,14 +127,14 @@ def multilevel_roi_align(
 
 
 def level_limits(scales: Sequence[float], canonical_scale: float, canonical_level: float) -> list[float]:
-    """The sqrt(area), in image pixels, at which each level ends and the next begins; inf for the last.
+    """The sqrt(area), in image pixels, at which each level ends and the next begins; for the last, as good as none.
 
     FPN's eq. 1 with torchvision's tolerance: floor(level + log2(size / scale) + 1e-6), as a bound on the size.
     """
     finest, coarsest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
     ends = range(finest + 1, coarsest + 1)[: len(scales) - 1]
     limits = [canonical_scale * 2.0 ** (level - canonical_level - 1e-6) for level in ends]
-    return limits + [math.inf] * (len(scales) - len(limits))
+    return limits + [NEVER] * (len(scales) - len(limits))
 
 
 class RoIAlign(NotScriptable, nn.Module):

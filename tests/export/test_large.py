@@ -40,7 +40,7 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         written = write_onnx(deployed, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
         assert written.nodes < MOST[dynamic]
         session = Session(tmp_path / "model.onnx")
-        told = parity(deployed, session, pictures)
+        told = parity(deployed.answers, session, pictures)
         print(f"\n{name}, {written.nodes} nodes, {told}")
         assert told.share >= LEAST[torch.float32]
         assert (told.detections > 0) == (most > 0)

@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, OnnxPredictor, Session, Shape, count_operators, parity, write_onnx
+from fastmask.export import Deployed, ExportedPredictor, Session, Shape, count_operators, parity, write_onnx
 from fastmask.export.parity import LEAST
 from fastmask.export.to_onnx import FORBIDDEN
 from fastmask.models import detection
@@ -90,7 +90,7 @@ def test_dynamic(tmp_path: Path, seed: int) -> None:
     session = Session(tmp_path / "model.onnx")
     assert (session.batch, session.size) == (None, None)
     for pictures in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
-        found = parity(deployed, session, pictures)
+        found = parity(deployed.answers, session, pictures)
         assert found.share >= LEAST[torch.float32]
         assert found.detections > 0
         images, sizes = session.prepared(pictures)
@@ -150,7 +150,7 @@ def test_the_command_compares_and_predict_runs_it(
         assert entry["score"] == pytest.approx(float(score), abs=1e-3)
         assert coco_mask.iou([entry["segmentation"]], [mask], [0])[0, 0] > 0.98
     assert Image.open(out / "1.predicted.png").size == (300, 200)
-    found = OnnxPredictor(file, score=0.5)(pictures)
+    found = ExportedPredictor(file, score=0.5)(pictures)
     assert len(found[1]["boxes"]) == len(entries)
     # what is asked for wrongly
     for options, message in (
@@ -171,11 +171,11 @@ def test_the_command_compares_and_predict_runs_it(
         assert message in capsys.readouterr().err
         assert file.read_bytes() == before
     assert exported(tmp_path / "model.engine") == 2
-    assert "file must end in .onnx" in capsys.readouterr().err
+    assert "file must end in .onnx or .pt2" in capsys.readouterr().err
     assert exported(tmp_path / "nowhere" / "model.onnx") == 2
     assert "file must be in a folder that is there" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--size", "64", "64", "--out", str(out)]) == 2
-    assert "must not be given with --onnx" in capsys.readouterr().err
+    assert "must not be given with --exported" in capsys.readouterr().err
     assert exported(file, "--force", "--score", "1") == 1
     assert "nothing was found to compare" in capsys.readouterr().err
     for content, message in ((b"torn", "cannot be run"), (None, "cannot be run")):
@@ -191,7 +191,6 @@ def test_what_disagrees_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file that answers otherwise is named and gone; what stood there before stays."""
-    from fastmask.cli import _export
 
     def nothing(session: Session, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         number, size = len(images), (images.shape[0], 100)
@@ -201,7 +200,7 @@ def test_what_disagrees_is_not_kept(
 
     file = tmp_path / "model.onnx"
     file.write_bytes(b"before")
-    monkeypatch.setattr(_export.Session, "__call__", nothing)
+    monkeypatch.setattr(Session, "__call__", nothing)
     assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
     assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]

@@ -1,0 +1,142 @@
+"""Packages compiled by AOTInductor against the model, in this process and in one that knows nothing of models."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastmask.cli import main
+from fastmask.demo import draw_scene
+from fastmask.export import Deployed, Package, Shape, parity, write_package
+from fastmask.export.parity import LEAST
+from fastmask.models import detection
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+(EXAMPLE,) = (one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "aoti_load_package" in one)
+HIDDEN = "import sys\nfor name in ('fastmask.models', 'fastmask.export', 'torchvision'): sys.modules[name] = None\n"
+SHOWN = "\nimport numpy\nnumpy.savez('found.npz', *(values.numpy() for values in found))\n"
+MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
+
+
+def deployed_model(**options: bool) -> Deployed:
+    return Deployed(detection.maskrcnn_slim_fpn(weights="DEFAULT").eval(), **options)
+
+
+def scenes(number: int, size: tuple[int, int], seed: int) -> list[Tensor]:
+    generator = np.random.default_rng(seed)
+    return [torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes, having compared it with the model."""
+    path = tmp_path_factory.mktemp("package") / "model.pt2"
+    assert main(["export", str(path), *MODEL, "--size", "192", "224", "--raw", "--device", "cpu"]) == 0
+    assert [one.name for one in path.parent.iterdir()] == ["model.pt2"]
+    return path
+
+
+def test_in_a_process_without_models(file: Path, seed: int) -> None:
+    """README's example as printed; "equal" is to the rounding of sums in another order."""
+    package, deployed = Package(file), deployed_model(raw=True)
+    assert (package.batch, package.size, package.kind) == (1, (192, 224), "cpu")
+    pictures = scenes(4, (180, 220), seed)
+    found = parity(deployed.answers, package, pictures)
+    assert found.share >= LEAST[torch.float32]
+    assert found.detections > 0
+    images, sizes = package.prepared(pictures[:1])
+    np.savez(file.with_name("inputs.npz"), images=images, sizes=sizes)
+    command = [sys.executable, "-c", HIDDEN + EXAMPLE + SHOWN]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(file.with_name("found.npz")) as elsewhere:
+        for (name, here), there in zip(package(images, sizes).items(), elsewhere.values(), strict=True):
+            np.testing.assert_array_equal(here, there, name)
+
+
+def test_predict_runs_it(file: Path, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (picture,) = scenes(1, (200, 300), seed)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    command = ["predict", str(tmp_path / "a.png"), "--exported", str(file), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    expected = Package(file)
+    images, sizes = expected.prepared([picture])
+    number = int((expected(images, sizes)["scores"] > 0.5).sum())
+    assert f"{number} detections in 1 picture" in capsys.readouterr().out
+    assert main([*command, "--restart", "--device", "cuda"]) == 2
+    assert "device must be cpu, as the package was compiled for, got 'cuda'" in capsys.readouterr().err
+
+
+def test_what_was_not_compiled_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The compiled code would read beyond its inputs."""
+    package = Package(file)
+    images, sizes = torch.zeros(1, 192, 224, 3, dtype=torch.uint8), torch.tensor([[192, 224]])
+    for wrong, message in (
+        ((images.repeat(2, 1, 1, 1), sizes.repeat(2, 1)), "batch must be 1, as the package was compiled for, got 2"),
+        ((images[:, :160], sizes), "height must be 192, as the package was compiled for, got 160"),
+        ((images.float(), sizes), r"images must be torch.uint8, got torch.float32"),
+        ((images, sizes.int()), r"sizes must be torch.int64, got torch.int32"),
+        ((images, sizes[0]), r"sizes must be \[1, 2\], got \(2,\)"),
+        ((images.permute(0, 3, 1, 2), sizes), r"images must be \[B, H, W, 3\], got \(1, 3, 192, 224\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            package.run(*wrong)
+    strided = torch.zeros(1, 224, 192, 3, dtype=torch.uint8).transpose(1, 2)  # the same shape, elsewhere in memory
+    torch.testing.assert_close(package.run(strided, sizes), package.run(images, sizes), rtol=0, atol=0)
+    torn = tmp_path / "torn.pt2"
+    torn.write_bytes(file.read_bytes()[:1000])
+    for path, message in ((torn, "cannot be run"), (tmp_path / "none.pt2", "there is no such file")):
+        with pytest.raises(ValueError, match=message):
+            Package(path)
+    assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--opset", "18"]) == 2
+    assert "--opset must not be given for a .pt2 file" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--device", "cuda:99"]) == 2
+    assert "--device must be one that this machine has, got 'cuda:99'" in capsys.readouterr().err
+
+
+def test_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
+    assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--size", "64", "64", "--device", "cpu"]) == 2
+    assert "No working C++ compiler found" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--dynamic",), ("--dtype", "float16"), ("--batch", "2", "--masks", "paste")])
+def test_every_kind(options: tuple[str, ...], tmp_path: Path) -> None:
+    assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--size", "192", "224", "--device", "cpu", *options]) == 0
+    if "--dynamic" in options:
+        package = Package(tmp_path / "a.pt2")
+        with pytest.raises(ValueError, match=r"width must be a multiple of 32 in \[32, 320\], got 40"):
+            package.run(torch.zeros(1, 3, 64, 40), torch.tensor([[64, 40]]))
+        with pytest.raises(ValueError, match=r"batch must be a multiple of 1 in \[1, 64\], got 65"):
+            package.run(torch.zeros(65, 3, 64, 64), torch.tensor([[64, 64]] * 65))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
+    """Compiled there, the ops are the Triton kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    deployed = deployed_model().cuda()
+    write_package(deployed, tmp_path / "model.pt2", Shape(2, 192, 224))
+    package = Package(tmp_path / "model.pt2", "cuda:0")
+    pictures = scenes(4, (180, 220), seed)
+    found = parity(deployed.answers, package, pictures)
+    assert found.share >= LEAST[torch.float32]
+    assert found.detections > 0
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        package(*package.prepared(pictures[:2]))
+    names = {one.key for one in profiled.key_averages()}
+    assert {"_suppress_kernel", "_forward_kernel"} <= names
