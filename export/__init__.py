@@ -5,11 +5,13 @@ from fastmask.export.deployed import Deployed, Shape
 from fastmask.export.parity import Parity, parity
 from fastmask.export.predictor import ExportedPredictor
 from fastmask.export.runtime import Session
+from fastmask.export.tensorrt import ForTensorRT
 from fastmask.export.to_onnx import Written, count_operators, write_onnx
 
 __all__ = [
     "Deployed",
     "ExportedPredictor",
+    "ForTensorRT",
     "Package",
     "Parity",
     "Session",

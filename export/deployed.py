@@ -14,6 +14,7 @@ from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import KnownAnchors, prepared
 from fastmask.ops.masks import paste_masks
+from fastmask.structures import Detections
 
 MASKS = ("raw28", "paste")
 INPUTS = ("images", "sizes")
@@ -45,6 +46,7 @@ class Deployed(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    more: tuple[str, ...] = ()  # further outputs
 
     def __init__(
         self, model: GeneralizedRCNN, dtype: torch.dtype = torch.float32, masks: str = "raw28", raw: bool = False
@@ -68,7 +70,7 @@ class Deployed(nn.Module):
 
     def outputs(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` gives."""
-        return ("boxes", "labels", "scores", *(["masks"] if self.has_mask else []), "count")
+        return ("boxes", "labels", "scores", *(["masks"] if self.has_mask else []), "count", *self.more)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detections, best first, zeros from ``count`` on.
@@ -78,19 +80,23 @@ class Deployed(nn.Module):
             sizes: [B, 2] int64 (height, width) of each picture in there, which begins in the top left corner.
 
         Returns:
-            boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks (where there are such), and
-            count [B].
+            boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks (where there are such),
+            count [B], and what ``more`` names.
         """
         height, width = (images.shape[1], images.shape[2]) if self.raw else (images.shape[2], images.shape[3])
         pixels = self._normalised(images, sizes) if self.raw else images
-        found = self.model.infer(pixels.to(self.dtype), sizes)
+        found, more = self.detections(pixels.to(self.dtype), sizes)
         masks = found.masks
         if masks is None:
-            return found.boxes, found.labels, found.scores, found.count
+            return found.boxes, found.labels, found.scores, found.count, *more
         if self.masks == "paste":
             pasted = paste_masks(masks.flatten(0, 1).float(), found.boxes.flatten(0, 1), (height, width))
             masks = pasted.unflatten(0, found.labels.shape)
-        return found.boxes, found.labels, found.scores, masks, found.count
+        return found.boxes, found.labels, found.scores, masks, found.count, *more
+
+    def detections(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
+        """What is found in normalised pictures, and outputs of the names in ``more``."""
+        return self.model.infer(pixels, sizes), ()
 
     def _normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
         pixels = images.to(self.image_mean.dtype).permute(0, 3, 1, 2) / 255

@@ -34,9 +34,40 @@ def nms_padded(
 
     Boxes are compared in float32. A score that is NaN is never kept.
     """
+    return nms_above(LOWEST, -math.inf, boxes, scores, groups, valid, iou_threshold, max_output, num_groups)
+
+
+def nms_of_probabilities(
+    boxes: Value,
+    scores: Value,
+    groups: Value | None,
+    valid: Value | None,
+    iou_threshold: float,
+    max_output: int,
+    num_groups: int = 0,
+) -> tuple[Value, Value]:
+    """:func:`nms_padded` of scores in [0, 1], of which one that is 0 is never kept.
+
+    With TensorRT's own threshold: what it makes of negative ones is not documented.
+    """
+    return nms_above(0.0, -1.0, boxes, scores, groups, valid, iou_threshold, max_output, num_groups)
+
+
+def nms_above(
+    threshold: float,
+    below: float,
+    boxes: Value,
+    scores: Value,
+    groups: Value | None,
+    valid: Value | None,
+    iou_threshold: float,
+    max_output: int,
+    num_groups: int,
+) -> tuple[Value, Value]:
+    """Of scores above a threshold; others, and what is no candidate, are at ``below``."""
     if groups is not None and num_groups < 1:
         raise ValueError(f"num_groups must be given to nms_padded for groups to be exported, got {num_groups}")
-    nobody, there = constant(-math.inf), scores.shape[1]
+    nobody, there = constant(below), scores.shape[1]
     scores = op.Cast(scores, to=TensorProto.FLOAT)  # [B, N]
     rivals = op.Unsqueeze(scores if valid is None else op.Where(valid, scores, nobody), constant([1]))  # [B, 1, N]
     if groups is not None:
@@ -47,14 +78,14 @@ def nms_padded(
         rivals,
         constant([max_output]),
         constant(np.array([largest_not_above(iou_threshold, np.dtype(np.float32))])),
-        constant([LOWEST]),
+        constant([threshold]),
     )  # [K, 3]: image, group, box
     place = op.Gather(kept, constant([0, 2]), axis=1)
     ranked = op.ScatterND(op.Expand(nobody, op.Shape(scores)), place, op.GatherND(scores, place))
     if not isinstance(there, int) or there < max_output:  # TopK takes no more than there are
         ranked = op.Pad(ranked, constant([0, 0, 0, max_output]), nobody)
     best, indices = op.TopK(ranked, constant([max_output]))
-    real = op.Greater(best, constant(LOWEST))
+    real = op.Greater(best, constant(threshold))
     count = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), constant([1]), keepdims=0)
     return op.Where(real, indices, constant(-1)), count
 
@@ -176,3 +207,4 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     multilevel_roi_align_op._opoverload: multilevel_roi_align,
     paste_masks_op._opoverload: paste_masks,
 }
+FOR_TENSORRT = TRANSLATIONS | {nms_padded_op._opoverload: nms_of_probabilities}

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastmask.demo import draw_scene
 from fastmask.export.exported import ROWS, Array, Exported
 from fastmask.matching import matched_share
 from fastmask.ops.masks import paste_masks
@@ -13,6 +15,7 @@ from fastmask.ops.masks import paste_masks
 # of detections that have to match: the rule of the model's own tests in float32; and in float16, where ONNX Runtime and
 # PyTorch round in other places
 LEAST = {torch.float16: 0.9, torch.float32: 0.99}
+DRAWN = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4), (0.8, 0.9))  # of a size, by height and width
 Answer = dict[str, Tensor]
 Reference = Callable[[Array, Array], dict[str, Array]]  # images and sizes -> what is found, by name
 
@@ -24,6 +27,7 @@ class Parity(NamedTuple):
     detections: int  # of the model
     share: float  # of both sides' detections that have a twin on the other side
     differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between twins
+    left_out: int  # the most candidates of a picture that NMS did not look at
 
 
 def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) -> Parity:
@@ -34,7 +38,7 @@ def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) 
         session: what is compared with it.
         pictures: of any sizes.
     """
-    number, total, matched = 0, 0.0, 0.0
+    number, total, matched, left_out = 0, 0.0, 0.0, 0
     largest: dict[str, float] = {}
     step = session.batch or 2  # a dynamic file is asked about two at once and, of an odd number, one
     for start in range(0, len(pictures), step):
@@ -42,6 +46,7 @@ def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) 
         images, sizes = session.prepared(chunk)
         theirs, ours = session(images, sizes), reference(images, sizes)
         canvas = (images.shape[1], images.shape[2]) if session.raw else (images.shape[2], images.shape[3])
+        left_out = max(left_out, *theirs.get("left_out", [0])[: len(chunk)])
         for i in range(len(chunk)):
             expected, actual = (_one(answer, i, canvas) for answer in (ours, theirs))
             weight = len(expected["scores"]) + len(actual["scores"])
@@ -50,7 +55,25 @@ def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) 
             matched += weight * matched_share(actual, expected)
             for name, most in _differences(actual, expected).items():
                 largest[name] = max(largest.get(name, 0.0), most)
-    return Parity(len(pictures), number, matched / total if total else 1.0, largest)
+    return Parity(len(pictures), number, matched / total if total else 1.0, largest, int(left_out))
+
+
+def drawn_pictures(size: tuple[int, int]) -> list[Tensor]:
+    """A few that fit into a size, smaller ones among them, to compare on; the same at each call."""
+    generator = np.random.default_rng(0)
+    sizes = [tuple(max(32, round(side * part)) for side, part in zip(size, parts, strict=True)) for parts in DRAWN]
+    return [
+        torch.from_numpy(draw_scene(generator, (height, width)).picture).permute(2, 0, 1) for height, width in sizes
+    ]
+
+
+def said(found: Parity, who: str) -> str:
+    """A line for people."""
+    most = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
+    return (
+        f"{who} on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
+        f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {most or 'none'}"
+    )
 
 
 def _one(found: dict[str, Array], index: int, canvas: tuple[int, int]) -> Answer:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmask.export.deployed import INPUTS, Deployed, Shape
+from fastmask.export.tensorrt import ForTensorRT
 
 OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
 FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in a picture
@@ -31,7 +32,7 @@ def write_onnx(
     """Export, check and write a model; a file that is there is replaced.
 
     Args:
-        deployed: the model.
+        deployed: the model; a :class:`ForTensorRT` makes a graph that is held against what TensorRT parses.
         path: of the file.
         shape: of its inputs, or an example of it.
         opset: of ONNX's operators.
@@ -44,9 +45,13 @@ def write_onnx(
     """
     import onnx
 
-    from fastmask.export.onnx_ops import TRANSLATIONS
+    from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
+    from fastmask.export.tensorrt_graph import problems, rewrite
 
+    for_tensorrt = isinstance(deployed, ForTensorRT)
     deployed.check(shape)
+    if for_tensorrt and shape.dynamic:
+        raise ValueError("for TensorRT a graph must be of one batch and size, got a dynamic one")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[1]}], got {opset}")
     with torch.no_grad(), quiet():
@@ -57,13 +62,15 @@ def write_onnx(
             output_names=list(deployed.outputs()),
             dynamic_shapes=deployed.dynamic_shapes() if shape.dynamic else None,
             opset_version=opset,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=FOR_TENSORRT if for_tensorrt else TRANSLATIONS,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
     del model.metadata_props[:]
+    if for_tensorrt:
+        rewrite(model)
     onnx.helper.set_model_props(model, deployed.told(shape, categories))
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -77,6 +84,9 @@ def write_onnx(
     refused = operators.keys() & set(FORBIDDEN)
     if refused or others:
         raise ValueError(f"the graph must have standard operators without control flow, got {refused or others}")
+    wrong = problems(model) if for_tensorrt else []
+    if wrong:
+        raise ValueError(f"TensorRT refuses the graph: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
     onnx.save(model, path)
     return Written(sum(operators.values()), path.stat().st_size, opset, operators)
 

@@ -13,6 +13,15 @@ class Proposals(NamedTuple):
     count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
 
 
+class Candidates(NamedTuple):
+    """N boxes of each of B images with a label each, before NMS."""
+
+    boxes: Tensor  # [B, N, 4] (x1, y1, x2, y2) in pixels of the batch
+    labels: Tensor  # [B, N] int64
+    scores: Tensor  # [B, N]
+    valid: Tensor  # [B, N] bool: which of them count
+
+
 class Detections(NamedTuple):
     """What was found, best first; rows from count on are zeros."""
 

@@ -19,9 +19,7 @@ from fastmask.benchmarks.report import SLOT, filled
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-HERE = [
-    i for i, one in enumerate(EXAMPLES) if "model.onnx" not in one and "model.pt2" not in one
-]  # others: tests/export
+HERE = [i for i, one in enumerate(EXAMPLES) if "model.onnx" not in one and "model.pt2" not in one]  # not tests/export
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 MAIN_JOB = "fastmask demo"
 PREDICT = "fastmask predict photo.jpg --weights COCO_V1"

@@ -5,24 +5,22 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastmask.cli._device import find_device
 from fastmask.cli._model import load_model
 from fastmask.cli._pictures import find_pictures
-from fastmask.demo import draw_scene
 from fastmask.export.aot import write_package
 from fastmask.export.deployed import Deployed, Shape
-from fastmask.export.parity import LEAST, Parity, parity
+from fastmask.export.parity import LEAST, drawn_pictures, parity, said
 from fastmask.export.predictor import opened
 from fastmask.export.runtime import runtime
+from fastmask.export.tensorrt import CANDIDATES, ForTensorRT
 from fastmask.export.to_onnx import OPSETS, Written, write_onnx
 from fastmask.feed import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
-DRAWN = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4), (0.8, 0.9))  # of the size, by height and width
 
 
 class DisagreesError(RuntimeError):
@@ -41,8 +39,10 @@ def exported(args: argparse.Namespace) -> None:
     package = args.file.suffix == ".pt2"
     if not package and args.file.suffix != ".onnx":
         raise ValueError(f"file must end in .onnx or .pt2, got {args.file}")
-    if package and args.opset is not None:
-        raise ValueError("--opset must not be given for a .pt2 file")
+    if package and (args.opset is not None or args.target):
+        raise ValueError("--opset and --target must not be given for a .pt2 file")
+    if args.target not in (None, "tensorrt"):
+        raise ValueError(f"--target must be tensorrt, or not given, got {args.target!r}")
     if not args.file.parent.is_dir() or args.file.is_dir():
         raise ValueError(f"file must be in a folder that is there, got {args.file}")
     if args.file.exists() and not args.force:
@@ -52,7 +52,8 @@ def exported(args: argparse.Namespace) -> None:
     if not package:
         runtime()  # before the minutes that the rest takes
     model, categories = load_model(args.model, args.weights, "cpu", args.score)
-    deployed = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
+    kind = ForTensorRT if args.target else Deployed
+    deployed = kind(model, DTYPES[args.dtype], args.masks, args.raw)
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
     pictures = pictures_of(args.check, shape)
@@ -65,10 +66,12 @@ def exported(args: argparse.Namespace) -> None:
             print(f"a package for {deployed.image_mean.device.type}, {part.stat().st_size / 1e6:.1f} MB")
         else:
             written = write_onnx(deployed, part, shape, opset=args.opset or OPSETS[0], categories=categories)
-            print(f"{said_of(written)}, checked by onnx")
+            print(f"{said_of(written)}, checked by onnx{' and the table of TensorRT' if args.target else ''}")
         session = opened(part, args.device)
         found = parity(deployed.answers, session, pictures)
         print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
+        if args.target:
+            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of a picture")
         if not found.detections:
             raise DisagreesError("nothing was found to compare: name other pictures with --check, or lower --score")
         least = LEAST[deployed.dtype]
@@ -84,22 +87,9 @@ def pictures_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
     """Those that are named, or drawn ones of a few sizes."""
     if paths is not None:
         return [to_planes(path, number) for number, path in enumerate(find_pictures(paths))]
-    generator = np.random.default_rng(0)
-    drawn = []
-    for down, across in DRAWN:
-        size = (max(32, round(shape.height * down)), max(32, round(shape.width * across)))
-        drawn.append(torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1))
-    return drawn
+    return drawn_pictures((shape.height, shape.width))
 
 
 def said_of(written: Written) -> str:
     common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
     return f"{written.nodes} nodes ({common}, ...), opset {written.opset}, {written.bytes / 1e6:.1f} MB"
-
-
-def said(found: Parity, who: str) -> str:
-    most = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
-    return (
-        f"{who} on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
-        f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {most or 'none'}"
-    )

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--masks", default="raw28", help="raw28: probabilities over the boxes; paste: pixels [%(default)s]")
     add("--raw", action="store_true", help="take uint8 [B, H, W, 3] and normalise inside")
     add("--dtype", default="float32", help="of weights: float32 or float16 [%(default)s]")
+    add("--target", metavar="tensorrt", help="hold the graph against what TensorRT parses, and bound its NMS")
     add("--opset", type=int, help="of ONNX [18]")
     add("--check", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders, to compare on [drawn ones]")
     add("--force", action="store_true", help="replace the file")

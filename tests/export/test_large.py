@@ -10,7 +10,7 @@ pytest.importorskip("onnxscript", reason="the oldest versions are tested without
 pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
 
 from fastmask.benchmarks.settled import settle
-from fastmask.export import Deployed, Session, Shape, parity, write_onnx
+from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
 from fastmask.export.parity import LEAST
 from fastmask.models import detection
 
@@ -46,3 +46,18 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         assert (told.detections > 0) == (most > 0)
         assert told.detections <= most
         assert session.batch == (None if dynamic else batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDERS)
+def test_for_tensorrt(name: str, tmp_path: Path) -> None:
+    """At the size of COCO's weights: 4819 boxes for the RPN's NMS, 19,000 candidates of 90 classes for the other."""
+    model = BUILDERS[name](weights=None, weights_backbone=None).eval()
+    pictures = [draw_picture(800, 1066)[0]]
+    settle(model, pictures)
+    written = write_onnx(ForTensorRT(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
+    assert written.nodes < MOST[False]
+    told = parity(ForTensorRT(model).answers, Session(tmp_path / "model.onnx", "cpu"), pictures)
+    print(f"\n{name}, {written.nodes} nodes, {told}")
+    assert told.share >= LEAST[torch.float32]
+    assert told.detections > 0

@@ -12,7 +12,7 @@ from fastmask.ops.boxes import nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.poolers import MultiScaleRoIAlign
 from fastmask.ops.roi_align import multilevel_roi_align
-from fastmask.structures import Detections, Proposals
+from fastmask.structures import Candidates, Detections, Proposals
 
 
 class RoIHeads(NotScriptable, nn.Module):
@@ -72,7 +72,11 @@ class RoIHeads(NotScriptable, nn.Module):
         return logits, deltas.unflatten(1, (-1, 4))
 
     def select(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
-        """Class logits and deltas of all proposals, and image sizes [B, 2] -> detections without masks.
+        """Class logits and deltas of all proposals, and image sizes [B, 2] -> detections without masks."""
+        return self.suppress(self.candidates(logits, deltas, proposals, sizes), logits.shape[1])
+
+    def candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
+        """What NMS is to choose from.
 
         A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
         put back in class order, hold all that torchvision would take; only these are decoded.
@@ -89,15 +93,19 @@ class RoIHeads(NotScriptable, nn.Module):
         real = torch.arange(boxes.shape[1], device=boxes.device) < proposals.count[:, None]  # [B, P]
         large = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(3)
         valid = real[:, :, None] & large & (scores > self.score_thresh)
-        boxes, scores, labels = boxes.flatten(1, 2), scores.flatten(1), (classes + 1).flatten(1)
+        return Candidates(boxes.flatten(1, 2), (classes + 1).flatten(1), scores.flatten(1), valid.flatten(1))
+
+    def suppress(self, candidates: Candidates, num_classes: int) -> Detections:
+        """NMS within each label -> the best of what is left, without masks."""
+        boxes, labels, scores, valid = candidates
         kept, count = nms_padded(
             boxes,
             scores,
             labels,
-            valid.flatten(1),
+            valid,
             iou_threshold=self.nms_thresh,
             max_output=self.detections_per_img,
-            num_groups=logits.shape[2],
+            num_groups=num_classes,
         )
         return Detections(take_rows(boxes, kept), take_rows(labels, kept), take_rows(scores, kept), None, count)
 

@@ -1,0 +1,260 @@
+"""Graphs for TensorRT: what the table refuses, and that the bounded NMS finds what the model finds."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
+pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fastmask.cli import main
+from fastmask.demo import draw_scene
+from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
+from fastmask.export.parity import LEAST
+from fastmask.export.tensorrt_graph import problems
+from fastmask.models import detection
+
+SIZE = (192, 224)
+MOST = 700  # nodes
+FEW, LEAST_SCORE = 40, 1e-4  # candidates that are looked at; and what they score
+Graph = onnx.ModelProto
+
+
+def model(score: float = 0.05, **options: int) -> detection.MaskRCNN:
+    return detection.maskrcnn_slim_fpn(weights="DEFAULT", box_score_thresh=score, **options).eval()
+
+
+def scenes(number: int, seed: int) -> list[Tensor]:
+    generator = np.random.default_rng(seed)
+    return [torch.from_numpy(draw_scene(generator, (180, 220)).picture).permute(2, 0, 1) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So few candidates are looked at that some are left out."""
+    path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
+    found = write_onnx(ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
+    assert found.nodes < MOST
+    return path
+
+
+@pytest.fixture
+def graph(written: Path) -> Graph:
+    return onnx.load(written)
+
+
+def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
+    """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
+    session, pictures = Session(written, "cpu"), scenes(4, seed)
+    assert session.told["outputs"][-1] == "left_out"
+    bounded, every = ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
+    found = parity(bounded.answers, session, pictures)
+    assert found.share >= LEAST[torch.float32]
+    assert found.detections > 0
+    assert found.left_out > 0
+    images, sizes = session.prepared(pictures[:2])
+    ours, theirs = every.answers(images, sizes), session(images, sizes)
+    for i, number in enumerate(theirs["count"]):
+        assert 1 <= number <= ours["count"][i]
+        np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
+    blank = session(np.full((2, *SIZE, 3), 100, np.uint8), np.array([SIZE] * 2))
+    assert (blank["count"] <= FEW).all()
+
+
+def test_left_out_is_counted() -> None:
+    """By hand: of five candidates that count, three are looked at; none is dropped where there is room."""
+    from fastmask.export.tensorrt import best_of
+    from fastmask.structures import Candidates
+
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
+    boxes = torch.arange(24.0).view(1, 6, 4)
+    labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
+    found = best_of(Candidates(boxes, labels, scores, valid), 3)
+    assert found.labels.tolist() == [[1, 4, 5]]
+    assert found.scores.tolist() == [pytest.approx([0.9, 0.7, 0.6])]
+    assert torch.equal(found.boxes[0], boxes[0, [1, 4, 5]])
+    assert found.valid.all()
+    padded = best_of(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
+    assert not padded.valid.any()
+    same = Candidates(boxes, labels, scores, valid)
+    assert best_of(same, 6) is same
+
+
+def efficient_nms(graph: Graph) -> None:
+    graph.graph.node.append(helper.make_node("EfficientNMS_TRT", ["boxes", "scores"], ["n"], domain="trt.plugins"))
+    graph.opset_import.append(helper.make_opsetid("trt.plugins", 1))
+
+
+def plugin_in_the_standard_domain(graph: Graph) -> None:
+    graph.graph.node.append(helper.make_node("PyramidROIAlign_TRT", ["boxes"], ["n"]))
+
+
+def loop(graph: Graph) -> None:
+    body = helper.make_graph([], "body", [], [])
+    graph.graph.node.append(helper.make_node("Loop", ["", ""], [], body=body))
+
+
+def large_top_k(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "TopK")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([4000]), "four_thousand"))
+    node.input[1] = "four_thousand"
+
+
+def nms_without_a_bound(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "NonMaxSuppression")
+    del node.input[2:]
+
+
+def nms_of_all_classes(graph: Graph) -> None:
+    """Each box competes in all of 150 classes: 150 times as many candidates."""
+    node = [one for one in graph.graph.node if one.op_type == "NonMaxSuppression"][-1]
+    graph.graph.input.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, [2, 150, FEW]))
+    node.input[1] = "wide"
+
+
+def nms_of_too_many(graph: Graph) -> None:
+    """A single class with 6000 boxes."""
+    node = [one for one in graph.graph.node if one.op_type == "NonMaxSuppression"][-1]
+    for place, (name, sides) in enumerate((("many_boxes", [2, 6000, 4]), ("many_scores", [2, 1, 6000]))):
+        graph.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sides))
+        node.input[place] = name
+
+
+def uint8_inside(graph: Graph) -> None:
+    cast = next(one for one in graph.graph.node if one.input[0] == "images")
+    graph.graph.node.insert(0, helper.make_node("Transpose", ["images"], ["turned"], perm=[0, 1, 2, 3]))
+    cast.input[0] = "turned"
+
+
+def int64_roots(graph: Graph) -> None:
+    graph.graph.node.append(helper.make_node("Sqrt", ["labels"], ["root"]))
+
+
+def silent_sampling_ratio(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "RoiAlign")
+    kept = [one for one in node.attribute if one.name != "sampling_ratio"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def reduction_of_a_scatter(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "ScatterND")
+    node.attribute.append(helper.make_attribute("reduction", "add"))
+
+
+def negative_indices(graph: Graph) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
+    graph.graph.node.append(helper.make_node("Gather", ["boxes", "last"], ["end"], axis=1))
+
+
+def unnamed_indices(graph: Graph) -> None:
+    next(one for one in graph.graph.node if one.op_type == "TopK").output[1] = ""
+
+
+def computed_axes(graph: Graph) -> None:
+    next(one for one in graph.graph.node if one.op_type == "ReduceProd").input[1] = "sizes"
+
+
+def bool_constant(graph: Graph) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([True]), "yes"))
+
+
+def broadcast_einsum(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "Einsum")
+    node.attribute[0].s = b"...d,...dhw->...hw"
+
+
+def negative_threshold(graph: Graph) -> None:
+    node = next(one for one in graph.graph.node if one.op_type == "NonMaxSuppression")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([-1.0], np.float32), "below"))
+    node.input[4] = "below"
+
+
+def new_opset(graph: Graph) -> None:
+    graph.opset_import[0].version = 25
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (efficient_nms, "EfficientNMS_TRT is not in the table"),
+        (plugin_in_the_standard_domain, "PyramidROIAlign_TRT is not in the table"),
+        (loop, "Loop is not in the table"),
+        (large_top_k, "K must be in [1, 3840], got 4000"),
+        (nms_without_a_bound, "input 2 must be a constant"),
+        (nms_of_all_classes, "candidates of an image, over all classes, must be at most 5000, got 6000"),
+        (nms_of_too_many, "candidates of an image, over all classes, must be at most 5000, got 6000"),
+        (negative_threshold, "score_threshold must be in [0, 1), as no other is documented, got -1.0"),
+        (uint8_inside, "UINT8, which only a Cast of a graph's input may take"),
+        (int64_roots, "must be one of BFLOAT16, FLOAT, FLOAT16, got INT64"),
+        (silent_sampling_ratio, "sampling_ratio must be given"),
+        (reduction_of_a_scatter, "attribute reduction is not in the table"),
+        (negative_indices, "indices must not be negative"),
+        (unnamed_indices, "outputs with a name must be 2, got 1"),
+        (computed_axes, "input 1 must be a constant"),
+        (bool_constant, "constant yes must not be BOOL"),
+        (broadcast_einsum, "equation must be of two tensors"),
+        (new_opset, "of opset 9 to 24, got 25"),
+    ],
+)
+def test_the_table_refuses(graph: Graph, plant: Callable[[Graph], None], message: str) -> None:
+    assert problems(graph) == []
+    plant(graph)
+    found = problems(graph)
+    assert any(message in one for one in found), found
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the table refuses is not written; what cannot be asked for is said."""
+    file = tmp_path / "model.onnx"
+    command = ["export", str(file), "--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--size", "192", "224"]
+    for options, message in (
+        (["--target", "tensorrt", "--dynamic"], "for TensorRT a graph must be of one batch and size"),
+        (["--target", "openvino"], "--target must be tensorrt, or not given, got 'openvino'"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*command, "--target", "tensorrt"]) == 0
+    said = capsys.readouterr().out
+    assert "checked by onnx and the table of TensorRT" in said
+    assert "left out of NMS, which looks at 3840 boxes: at most 0 of a picture" in said
+    file.unlink()
+    monkeypatch.setattr("fastmask.export.tensorrt_graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
+    assert main([*command, "--target", "tensorrt"]) == 2
+    assert "TensorRT refuses the graph: NonMaxSuppression" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_engines_say_what_is_missing(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import ModuleType
+
+    from fastmask.export import engine
+
+    assert engine.main([str(tmp_path / "none.onnx")]) == 2
+    assert "cannot be run" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert engine.main([str(written)]) == 2
+    assert "TensorRT is not installed: pip install tensorrt" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine.main([str(written)]) == 2
+    assert "an NVIDIA GPU must be there" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_an_engine(written: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    from fastmask.export import engine
+
+    assert engine.main([str(written), "--save", str(tmp_path / "model.engine")]) == 0
+    assert (tmp_path / "model.engine").stat().st_size > 0
