@@ -2,19 +2,23 @@
 
 The ``fastmask::`` ops stay what they are and are called by name: whoever loads a package imports ``fastmask.ops``
 first, and on a GPU they are the Triton kernels. A package is for the kind of device and processor that it was compiled
-on, and for the version of PyTorch. Source: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+on, and for the version of PyTorch; it holds native code, which loading it runs. Source: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmask.export.deployed import Deployed, Shape
 from fastmask.export.exported import Array, Exported
-from fastmask.ops._utils import check_shape  # and, with fastmask.ops, the ops that packages call
+from fastmask.kernels.nms import nms_padded_op
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.ops._utils import check_shape
 
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 
@@ -41,7 +45,8 @@ def write_package(deployed: Deployed, path: Path, shape: Shape, *, categories: S
             dynamic_shapes=deployed.dynamic_shapes() if shape.dynamic else None,
             strict=False,
         )
-        options = {"aot_inductor.metadata": deployed.told(shape, categories)}
+        own = {"torch": torch.__version__, "ops": schemas()}
+        options = {"aot_inductor.metadata": deployed.told(shape, categories) | own}
         torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(path), inductor_configs=options)
 
 
@@ -49,28 +54,33 @@ class Package(Exported):
     """A .pt2 file that :func:`fastmask.export.write_package` made.
 
     Args:
-        path: of the file.
-        device: of the kind that it was compiled for, which "auto" is.
+        path: of the file, which is trusted: it is native code.
+        device: of the kind that it was compiled for, such as "cuda:1"; "auto" is that kind's current one.
 
     Raises:
-        ValueError: it is no such file, or of another kind of device.
+        ValueError: it is no such file, or was compiled for another device, processor, PyTorch or fastmask.
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise ValueError(f"{name} cannot be run: there is no such file")
-        index = int(device.partition(":")[2] or -1)
+        told = metadata(name)
+        super().__init__(name, told)
+        check_machine(name, told)
+        self.kind = told[KIND]
+        try:
+            self.device = torch.device(self.kind if device == "auto" else device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be one of PyTorch's, got {device!r}") from error
+        if self.device.type != self.kind:
+            raise ValueError(f"device must be {self.kind}, as the package was compiled for, got {device!r}")
+        index = -1
+        if self.kind == "cuda":
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            self.device = torch.device("cuda", index)
         try:
             self.loaded = torch._inductor.aoti_load_package(name, device_index=index)
         except Exception as error:  # of several kinds
-            raise ValueError(f"{name} cannot be run: {str(error).strip().splitlines()[0]}") from error
-        told = self.loaded.get_metadata()
-        super().__init__(name, told)
-        self.kind = told[KIND]
-        if device.partition(":")[0] not in ("auto", self.kind):
-            raise ValueError(f"device must be {self.kind}, as the package was compiled for, got {device!r}")
-        self.device = torch.device(self.kind if device == "auto" else device)
+            raise ValueError(cannot(name, error)) from error
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """As :meth:`fastmask.export.Deployed.forward`, by name, on the package's device.
@@ -96,10 +106,49 @@ class Package(Exported):
                 raise ValueError(f"{name} must be {limit}, as the package was compiled for, got {actual}")
             if not 0 < actual <= limit or actual % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} in [{unit}, {limit}], got {actual}")
-        found = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
+        try:
+            found = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
+        except RuntimeError as error:
+            raise ValueError(cannot(self.path, error)) from error
         return dict(zip(self.told["outputs"], found, strict=True))
 
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
         """See :meth:`Exported.__call__`."""
         found = self.run(torch.from_numpy(images), torch.from_numpy(sizes))
         return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def schemas() -> str:
+    """The ops that packages call, with their arguments."""
+    return "; ".join(str(op._opoverload._schema) for op in (nms_padded_op, multilevel_roi_align_op, paste_masks_op))
+
+
+def metadata(name: str) -> dict[str, str]:
+    """What a package says of itself, before any of it is loaded."""
+    if not os.path.isfile(name):
+        raise ValueError(f"{name} cannot be run: there is no such file")
+    try:
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader
+        told: dict[str, str] = loader.load_metadata_from_package(name, "model")
+    except Exception as error:  # of several kinds
+        raise ValueError(cannot(name, error)) from error
+    return told
+
+
+def check_machine(name: str, told: dict[str, str]) -> None:
+    """A ValueError if this process cannot run the package; else it might end without a word."""
+    from torch._inductor.codecache import get_device_information
+
+    own = get_device_information(told[KIND])
+    for what in ("torch", "ops"):
+        here = {"torch": torch.__version__, "ops": schemas()}[what]
+        if told.get(what) != here:
+            raise ValueError(f"{name} must be exported again: it was with {what} {told.get(what)}, here is {here}")
+    for what, here in own.items():
+        there = told.get(what, "")
+        if set(there.split()) - set(here.split()):  # of a processor's extensions, more may be here
+            raise ValueError(f"{name} must be exported on a machine like this: {what} is {here}, there it was {there}")
+
+
+def cannot(name: str, error: Exception) -> str:
+    return f"{name} cannot be run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

@@ -23,13 +23,8 @@ class Session(Exported):
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         onnxruntime = runtime()
-        if device == "auto":
-            device = "cuda" if "cuda" in devices() and torch.cuda.is_available() else "cpu"
-        kind, _, index = device.partition(":")
-        if kind not in devices() or not (index or "0").isdecimal():
-            there = ", ".join(onnxruntime.get_available_providers())
-            raise ValueError(f"device must be one that this ONNX Runtime has ({there}), got {device!r}")
-        own: list[Any] = [("CUDAExecutionProvider", {"device_id": int(index or 0)})] if kind == "cuda" else []
+        kind, index = chosen(device)
+        own: list[Any] = [("CUDAExecutionProvider", {"device_id": index})] if kind == "cuda" else []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # under torchrun, this rank's share
         self.kind, name = kind, os.fspath(path)
@@ -63,7 +58,13 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def devices() -> list[str]:
-    """Kinds of devices that this ONNX Runtime was built for."""
+def chosen(device: str) -> tuple[str, int]:
+    """Kind and index of the device that is meant; ValueError if this ONNX Runtime was built for no such kind."""
     there = runtime().get_available_providers()
-    return [kind for kind in ("cuda", "cpu") if f"{kind.upper()}ExecutionProvider" in there]
+    gpu = "CUDAExecutionProvider" in there
+    if device == "auto":
+        return ("cuda", torch.cuda.current_device()) if gpu and torch.cuda.is_available() else ("cpu", 0)
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", *(["cuda"] if gpu else [])) or not (index or "0").isdecimal():
+        raise ValueError(f"device must be one that this ONNX Runtime has ({', '.join(there)}), got {device!r}")
+    return kind, int(index or 0)

@@ -13,8 +13,8 @@ CANDIDATES = 3840  # TensorRT's largest K of a TopK; its NMS looks at the best 5
 class ForTensorRT(Deployed):
     """A model whose boxes' NMS chooses from the best candidates alone.
 
-    What that leaves out scores less than all of them: where as many are kept as can be (100, say), nothing is lost. The
-    output ``left_out`` [B] is how many there were.
+    What that leaves out scores no more than any of them: where as many are kept as can be (100, say), nothing is lost.
+    The output ``left_out`` [B] is how many there were.
 
     Args:
         candidates: of an image, at most.
@@ -51,9 +51,10 @@ class ForTensorRT(Deployed):
 
 
 def best_of(candidates: Candidates, number: int) -> Candidates:
-    """Those of each image that score most, in that order; all of them if they are no more."""
+    """Those of each image that score most, in the order that they are in; all of them if they are no more."""
     boxes, labels, scores, valid = candidates
     if scores.shape[1] <= number:
         return candidates
-    best, index = scores.masked_fill(~valid, -1).topk(number, dim=1)
-    return Candidates(boxes.gather(1, index[:, :, None].expand(-1, -1, 4)), labels.gather(1, index), best, best > 0)
+    index = scores.masked_fill(~valid, -1).topk(number, dim=1).indices.sort(dim=1).values
+    best = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
+    return Candidates(best, labels.gather(1, index), scores.gather(1, index), valid.gather(1, index))

@@ -1,5 +1,6 @@
 """An ONNX graph put into TensorRT's forms, and held against what TensorRT parses; without TensorRT."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fastmask.export.tensorrt_rules import INPUTS, MUST_SAY, NMS_BOXES, OPSETS, RULES, TOP_K, Rule
+from fastmask.export.tensorrt_rules import ALL, INPUTS, MUST_SAY, NMS_BOXES, NUMBERS, OPSETS, RULES, TOP_K, Rule
 
 
 def rewrite(model: onnx.ModelProto) -> None:
@@ -62,8 +63,16 @@ class Graph:
             self.constants[one.name] = numpy_helper.to_array(one)
             self.types[one.name] = TensorProto.DataType.Name(one.data_type)
             self.shapes[one.name] = tuple(one.dims)
+            if any(one.name == given.name for given in inferred.input):  # which whoever runs it may replace
+                del self.constants[one.name]
         self.makers = {name: node for node in self.nodes for name in node.output}
         self.inputs = {one.name for one in inferred.input}
+        self.outputs = {one.name for one in inferred.output}
+
+    def number(self, name: str) -> float | None:
+        """The constant of that name, if it is one number."""
+        value = self.constants.get(name)
+        return None if value is None or value.size != 1 else value.item()
 
 
 def problems(model: onnx.ModelProto) -> list[str]:
@@ -83,7 +92,12 @@ def problems(model: onnx.ModelProto) -> list[str]:
     for name in sorted(graph.inputs):
         if graph.types[name] not in INPUTS:
             found.append(f"input {name} must be one of {', '.join(sorted(INPUTS))}, got {graph.types[name]}")
-    found += [f"constant {name} must not be BOOL" for name in graph.constants if graph.types[name] == "BOOL"]
+        sides = graph.shapes[name]
+        if sides is None or None in sides or len(sides) > 8 or math.prod(side or 0 for side in sides) >= 2**31:
+            found.append(f"input {name} must be of known sides, at most 8, and less than 2^31 elements, got {sides}")
+    for names, what, kinds in ((graph.constants, "constant", NUMBERS), (graph.outputs, "output", ALL)):
+        wrong = [name for name in sorted(names) if graph.types.get(name) not in kinds]
+        found += [f"{what} {name} must not be {graph.types.get(name)}" for name in wrong]
     for node in graph.nodes:
         found += [f"{node.op_type} {node.name!r}: {what}" for what in _problems_of(node, graph, RULES[node.op_type])]
     return found
@@ -106,6 +120,8 @@ def _problems_of(node: onnx.NodeProto, graph: Graph, rule: Rule) -> Iterator[str
         kind = graph.types.get(name, "unknown") if name else None
         if kind == "UINT8" and not (node.op_type == "Cast" and name in graph.inputs):
             yield f"input {place} is UINT8, which only a Cast of a graph's input may take"
+        elif kind == "UINT8" and own["to"] not in ("FLOAT", "FLOAT16"):
+            yield f"UINT8 must be cast to FLOAT or FLOAT16, got {own['to']}"
         elif kind is not None and (rule.data is None or place in rule.data) and kind not in rule.types:
             yield f"input {place} must be one of {', '.join(sorted(rule.types))}, got {kind}"
     for place in rule.constant:
@@ -124,9 +140,16 @@ def _plain(value: Any) -> Any:
 
 
 def _top_k(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
-    number = graph.constants.get(node.input[1])
-    if number is not None and not 1 <= number.item() <= TOP_K:
-        yield f"K must be in [1, {TOP_K}], got {number.item()}"
+    number, sides = graph.number(node.input[1]), graph.shapes.get(node.input[0])
+    axis = next((one.i for one in node.attribute if one.name == "axis"), -1)
+    if sides is None or sides[axis] is None:
+        yield f"the axis must be of known size, got axis {axis} of {sides}"
+        return
+    most = min(TOP_K, sides[axis] or 0)
+    if number is None or not 1 <= number <= most:
+        yield f"K must be one number in [1, {most}], got {number}"
+    if (axis - len(sides) if axis >= 0 else axis) < -4:
+        yield f"axis must be one of the last four, got {axis} of {sides}"
 
 
 def _nms(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
@@ -137,14 +160,13 @@ def _nms(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     together = scores[2] if _one_class_each(node.input[1], graph) else scores[1] * scores[2]
     if together > NMS_BOXES:
         yield f"candidates of an image, over all classes, must be at most {NMS_BOXES}, got {together}"
-    if len(node.input) == 5:
-        most, iou, least = (graph.constants.get(name) for name in node.input[2:])
-        if most is not None and most.size == 1 and most.item() < 1:
-            yield f"max_output_boxes_per_class must be at least 1, got {most.item()}"
-        if iou is not None and not 0 <= iou.item() <= 1:
-            yield f"iou_threshold must be in [0, 1], got {iou.item()}"
-        if least is not None and not 0 <= least.item() < 1:
-            yield f"score_threshold must be in [0, 1), as no other is documented, got {least.item()}"
+    most, iou, least = (graph.number(name) for name in (*node.input[2:5], *[""] * (5 - len(node.input))))
+    if most is None or most < 1:
+        yield f"max_output_boxes_per_class must be one number from 1 on, got {most}"
+    if iou is None or not 0 <= iou <= 1:
+        yield f"iou_threshold must be one number in [0, 1], got {iou}"
+    if least is None or not 0 <= least < 1:
+        yield f"score_threshold must be one number in [0, 1), as no other is documented, got {least}"
 
 
 def _one_class_each(scores: str, graph: Graph) -> bool:
@@ -153,7 +175,7 @@ def _one_class_each(scores: str, graph: Graph) -> bool:
     if where is None or where.op_type != "Where":
         return False
     low = graph.constants.get(where.input[2])
-    if low is None or bool((low >= 0).any()):
+    if low is None or not bool((low < 0).all()):
         return False
     chosen = graph.makers.get(where.input[0])
     if chosen is not None and chosen.op_type == "Cast":
@@ -169,6 +191,11 @@ def _one_class_each(scores: str, graph: Graph) -> bool:
 
 
 def _roi_align(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
+    own = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if own.get("sampling_ratio", 1) < 1:
+        yield f"sampling_ratio must be at least 1, got {own['sampling_ratio']}"
+    if own.get("spatial_scale", 1.0) <= 0:
+        yield f"spatial_scale must be above 0, got {own['spatial_scale']}"
     shape = graph.shapes.get(node.input[1])
     if shape is None or len(shape) != 2 or shape[1] != 4:
         yield f"rois must be [K, 4], got {shape}"
@@ -176,14 +203,33 @@ def _roi_align(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
         yield "features and rois must be of one type"
 
 
+def _reshape(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
+    """Where 0 may mean two things, there is none."""
+    if bool((graph.constants.get(node.input[1], np.ones(1)) == 0).any()):
+        yield "no side may be 0"
+
+
+def _gather_nd(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
+    sides = graph.shapes.get(node.input[1])
+    if not sides or sides[-1] is None:
+        yield f"the last side of indices must be known, got {sides}"
+
+
 def _resize(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
-    if len(node.input) > 2 and node.input[2] and len(node.input) > 3 and node.input[3]:
-        yield "scales and sizes must not both be given"
+    sides = graph.shapes.get(node.input[0])
+    given = [graph.constants.get(name) for name in node.input[2:] if name]
+    if (
+        (len(node.input) > 1 and node.input[1])
+        or len(given) != 1
+        or given[0] is None
+        or len(given[0]) != len(sides or ())
+    ):
+        yield "no RoI and, constant and for each side of the input, scales or sizes must be given"
 
 
 def _einsum(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     """Before 10.12: two tensors, lower-case letters, each once in a tensor, of one size in both."""
-    equation = helper.get_attribute_value(node.attribute[0]).decode().replace(" ", "")
+    equation = b"".join(one.s for one in node.attribute if one.name == "equation").decode().replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     if not re.fullmatch(r"[a-z]+,[a-z]+->[a-z]*", equation) or any(len(set(term)) != len(term) for term in terms):
         yield f"equation must be of two tensors, each letter once in each, got {equation}"
@@ -193,8 +239,16 @@ def _einsum(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
         for letter, side in zip(term, graph.shapes.get(name) or [None] * len(term), strict=True):
             sides.setdefault(letter, set()).add(side)
     for letter, found in sides.items():
-        if len(found) > 1:
-            yield f"{letter} must be of one size in both tensors, got {found}"
+        if len(found) > 1 or None in found:
+            yield f"{letter} must be of one known size in both tensors, got {found}"
 
 
-LIMITS = {"TopK": _top_k, "NonMaxSuppression": _nms, "RoiAlign": _roi_align, "Resize": _resize, "Einsum": _einsum}
+LIMITS = {
+    "TopK": _top_k,
+    "NonMaxSuppression": _nms,
+    "RoiAlign": _roi_align,
+    "Reshape": _reshape,
+    "GatherND": _gather_nd,
+    "Resize": _resize,
+    "Einsum": _einsum,
+}

@@ -63,11 +63,11 @@ RULES: dict[str, Rule] = {
         attributes=dict.fromkeys(("ceil_mode", "kernel_shape", "pads", "strides"), ANY)
         | {"auto_pad": one_of("NOTSET"), "dilations": one_of(1), "storage_order": one_of(0)},
     ),
-    "NonMaxSuppression": Rule(frozenset({"FLOAT", "FLOAT16"}), (0, 1), (2, 3, 4), {"center_point_box": ANY}),
+    "NonMaxSuppression": Rule(frozenset({"FLOAT", "FLOAT16"}), (0, 1), (2, 3, 4), {"center_point_box": one_of(0)}),
     "Pad": Rule(NUMBERS, (0, 2), (1, 2), {"mode": one_of("constant")}),
-    "Range": Rule(NUMBERS),
-    "Relu": Rule(NUMBERS),
-    "Reshape": Rule(ALL, (0,), attributes={"allowzero": ANY}),
+    "Range": Rule(NUMBERS, None, (0, 1, 2)),
+    "Relu": Rule(FLOATS | {"INT64"}),
+    "Reshape": Rule(ALL, (0,), (1,), attributes={"allowzero": ANY}),
     "Resize": Rule(
         FLOATS,
         (0,),
@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {
     ),
     "ScatterND": Rule(NUMBERS, (0, 2)),  # 10.0 to 10.8 refuse the attribute "reduction" even where it says "none"
     "Shape": Rule(ALL, attributes={"start": ANY, "end": ANY}),
-    "Slice": Rule(ALL, (0,)),
+    "Slice": Rule(ALL, (0,), (1, 2, 3, 4)),
     "Softmax": Rule(FLOATS, attributes=AXIS),
     "Tile": Rule(ALL, (0,)),
     "TopK": Rule(NUMBERS, (0,), (1,), AXIS | {"largest": ANY, "sorted": one_of(1)}, outputs=2),

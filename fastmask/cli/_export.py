@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fastmask.export.aot import write_package
 from fastmask.export.deployed import Deployed, Shape
 from fastmask.export.parity import LEAST, drawn_pictures, parity, said
 from fastmask.export.predictor import opened
-from fastmask.export.runtime import runtime
+from fastmask.export.runtime import chosen
 from fastmask.export.tensorrt import CANDIDATES, ForTensorRT
 from fastmask.export.to_onnx import OPSETS, Written, write_onnx
 from fastmask.feed import to_planes
@@ -49,26 +50,25 @@ def exported(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.file} is there already: --force replaces it")
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
-    if not package:
-        runtime()  # before the minutes that the rest takes
+    device = str(find_device(args.device)) if package else ":".join(map(str, chosen(args.device)))  # before minutes
     model, categories = load_model(args.model, args.weights, "cpu", args.score)
-    kind = ForTensorRT if args.target else Deployed
-    deployed = kind(model, DTYPES[args.dtype], args.masks, args.raw)
+    every = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
+    deployed = ForTensorRT(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
     pictures = pictures_of(args.check, shape)
-    part = args.file.with_name(f".part.{args.file.name}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".part.", dir=args.file.parent) as folder:
+        part = Path(folder) / args.file.name
         if package:
-            deployed.to(find_device(args.device))
+            every.to(device)
             print("compiling takes a minute or more", flush=True)
             write_package(deployed, part, shape, categories=categories)
-            print(f"a package for {deployed.image_mean.device.type}, {part.stat().st_size / 1e6:.1f} MB")
+            print(f"a package for {device}, {part.stat().st_size / 1e6:.1f} MB")
         else:
             written = write_onnx(deployed, part, shape, opset=args.opset or OPSETS[0], categories=categories)
             print(f"{said_of(written)}, checked by onnx{' and the table of TensorRT' if args.target else ''}")
-        session = opened(part, args.device)
-        found = parity(deployed.answers, session, pictures)
+        session = opened(part, device)
+        found = parity(every.answers, session, pictures)
         print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if args.target:
             print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of a picture")
@@ -78,8 +78,6 @@ def exported(args: argparse.Namespace) -> None:
         if found.share < least:
             raise DisagreesError(f"{found.share:.1%} match, {least:.0%} must: {args.file} is not kept")
         os.replace(part, args.file)
-    finally:
-        part.unlink(missing_ok=True)
     print(args.file)
 
 

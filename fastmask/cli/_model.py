@@ -60,9 +60,14 @@ def make_exported_predictor(
     if args.size or args.exact or args.dtype != "auto":
         raise ValueError("--size, --exact and --dtype must not be given with --exported: the file has its own")
     try:
+        import torch
+
         from fastmask.export.predictor import ExportedPredictor
 
-        predictor = ExportedPredictor(args.exported, own.device(args.device), args.score, args.batch)
+        if own.world > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(own.device("cuda"))  # which "auto" then is, for a file that can use it
+        device = args.device if args.device == "auto" else own.device(args.device)
+        predictor = ExportedPredictor(args.exported, device, args.score, args.batch)
     except ImportError as error:
         raise ValueError(str(error)) from error
     settings = {"exported": str(args.exported), "file": state_of(args.exported), "fastmask": __version__}

@@ -57,7 +57,7 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     settle(model, pictures)
     written = write_onnx(ForTensorRT(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
-    told = parity(ForTensorRT(model).answers, Session(tmp_path / "model.onnx", "cpu"), pictures)
+    told = parity(Deployed(model).answers, Session(tmp_path / "model.onnx", "cpu"), pictures)
     print(f"\n{name}, {written.nodes} nodes, {told}")
     assert told.share >= LEAST[torch.float32]
     assert told.detections > 0

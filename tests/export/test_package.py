@@ -1,8 +1,10 @@
 """Packages compiled by AOTInductor against the model, in this process and in one that knows nothing of models."""
 
+import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_in_a_process_without_models(file: Path, seed: int) -> None:
-    """README's example as printed; "equal" is to the rounding of sums in another order."""
+    """README's example as printed finds, bit by bit, what the package finds here; and that is what the model finds."""
     package, deployed = Package(file), deployed_model(raw=True)
     assert (package.batch, package.size, package.kind) == (1, (192, 224), "cpu")
     pictures = scenes(4, (180, 220), seed)
@@ -72,9 +74,15 @@ def test_predict_runs_it(file: Path, seed: int, tmp_path: Path, capsys: pytest.C
     assert f"{number} detections in 1 picture" in capsys.readouterr().out
     assert main([*command, "--restart", "--device", "cuda"]) == 2
     assert "device must be cpu, as the package was compiled for, got 'cuda'" in capsys.readouterr().err
+    for device, message in (("cuda:1", "must be cpu, as the"), ("gpu", "must be one of PyTorch's, got 'gpu'")):
+        with pytest.raises(ValueError, match=message):
+            Package(file, device)
+    assert Package(file, "cpu:0").kind == "cpu"
 
 
-def test_what_was_not_compiled_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_compiled_is_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The compiled code would read beyond its inputs."""
     package = Package(file)
     images, sizes = torch.zeros(1, 192, 224, 3, dtype=torch.uint8), torch.tensor([[192, 224]])
@@ -95,6 +103,26 @@ def test_what_was_not_compiled_is_refused(file: Path, tmp_path: Path, capsys: py
     for path, message in ((torn, "cannot be run"), (tmp_path / "none.pt2", "there is no such file")):
         with pytest.raises(ValueError, match=message):
             Package(path)
+    with zipfile.ZipFile(file) as whole:
+        parts = {one: whole.read(one) for one in whole.namelist()}
+    for before, after, message in (
+        (json.dumps(torch.__version__), '"1.0"', "must be exported again: it was with torch 1.0"),
+        ("SymInt max_output", "float max_output", "must be exported again: it was with ops"),
+        ('"AOTI_CPU_ISA": "', '"AOTI_CPU_ISA": "AVX9000 ', "must be exported on a machine like this: AOTI_CPU_ISA"),
+        ('"image_mean"', '"mean"', "must be a file made by fastmask export"),
+    ):
+        other = tmp_path / "other.pt2"
+        with zipfile.ZipFile(other, "w") as whole:
+            for name, content in parts.items():
+                if name.endswith("wrapper_metadata.json"):
+                    assert before.encode() in content
+                    content = content.replace(before.encode(), after.encode())
+                whole.writestr(name, content)
+        with pytest.raises(ValueError, match=message):
+            Package(other)
+    monkeypatch.setattr(package, "loaded", lambda *inputs: torch.zeros(2).view(3))
+    with pytest.raises(ValueError, match="cannot be run: shape"):
+        package.run(images, sizes)
     assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--opset", "18"]) == 2
     assert "--opset and --target must not be given for a .pt2 file" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--device", "cuda:99"]) == 2

@@ -19,8 +19,10 @@ from fastmask.cli import main
 from fastmask.demo import draw_scene
 from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
 from fastmask.export.parity import LEAST
+from fastmask.export.tensorrt import best_of
 from fastmask.export.tensorrt_graph import problems
 from fastmask.models import detection
+from fastmask.structures import Candidates
 
 SIZE = (192, 224)
 MOST = 700  # nodes
@@ -61,25 +63,38 @@ def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     assert found.detections > 0
     assert found.left_out > 0
     images, sizes = session.prepared(pictures[:2])
+    with torch.no_grad():
+        candidates = candidates_of(bounded, torch.from_numpy(images), torch.from_numpy(sizes))
+    left_out = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
     ours, theirs = every.answers(images, sizes), session(images, sizes)
+    assert all(abs(a - b) <= 1 for a, b in zip(theirs["left_out"], left_out, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
         assert 1 <= number <= ours["count"][i]
         np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
     blank = session(np.full((2, *SIZE, 3), 100, np.uint8), np.array([SIZE] * 2))
-    assert (blank["count"] <= FEW).all()
+    assert blank["count"].tolist() == every.answers(images * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
 
 
-def test_left_out_is_counted() -> None:
+def candidates_of(bounded: ForTensorRT, images: Tensor, sizes: Tensor) -> Candidates:
+    """All that NMS would choose from."""
+    model = bounded.model
+    pixels = bounded._normalised(images, sizes)
+    features, scales = model.extract(pixels)
+    proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
+    logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
+    return model.roi_heads.candidates(logits, deltas, proposals, sizes)
+
+
+def test_the_best_in_their_order() -> None:
     """By hand: of five candidates that count, three are looked at; none is dropped where there is room."""
-    from fastmask.export.tensorrt import best_of
-    from fastmask.structures import Candidates
-
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
     boxes = torch.arange(24.0).view(1, 6, 4)
     labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
     found = best_of(Candidates(boxes, labels, scores, valid), 3)
     assert found.labels.tolist() == [[1, 4, 5]]
     assert found.scores.tolist() == [pytest.approx([0.9, 0.7, 0.6])]
+    tied = best_of(Candidates(boxes, labels, torch.full((1, 6), 0.5), valid), 5)
+    assert tied.labels.tolist() == [[0, 1, 2, 4, 5]]  # in their order, which decides between equals
     assert torch.equal(found.boxes[0], boxes[0, [1, 4, 5]])
     assert found.valid.all()
     padded = best_of(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
@@ -103,14 +118,72 @@ def loop(graph: Graph) -> None:
 
 
 def large_top_k(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "TopK")
-    graph.graph.initializer.append(numpy_helper.from_array(np.array([4000]), "four_thousand"))
-    node.input[1] = "four_thousand"
+    graph.graph.input.append(helper.make_tensor_value_info("many", TensorProto.FLOAT, [2, 9000]))
+    give(graph, first(graph, "TopK"), 1, np.array([4000]))
+    first(graph, "TopK").input[0] = "many"
+
+
+def top_k_of_too_few(graph: Graph) -> None:
+    """Of 100 detections: 40 candidates, padded."""
+    give(graph, [one for one in graph.graph.node if one.op_type == "TopK"][-1], 1, np.array([141]))
+
+
+def two_bounds(graph: Graph) -> None:
+    give(graph, first(graph, "NonMaxSuppression"), 2, np.array([10, 10]))
+
+
+def centres(graph: Graph) -> None:
+    set_attribute(first(graph, "NonMaxSuppression"), "center_point_box", 1)
+
+
+def adaptive_sampling(graph: Graph) -> None:
+    set_attribute(first(graph, "RoiAlign"), "sampling_ratio", 0)
+
+
+def dynamic_batch(graph: Graph) -> None:
+    graph.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def uint8_to_int64(graph: Graph) -> None:
+    graph.graph.node.append(helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT64))
+
+
+def uint8_constant(graph: Graph) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.uint8), "bytes"))
+
+
+def copied_side(graph: Graph) -> None:
+    give(graph, first(graph, "Reshape"), 1, np.array([0, -1]))
+
+
+def replaceable_constant(graph: Graph) -> None:
+    """A default, which whoever runs the graph may replace."""
+    name = first(graph, "TopK").input[1]
+    graph.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, [1]))
+
+
+def resize_by_both(graph: Graph) -> None:
+    give(graph, first(graph, "Resize"), 2, np.ones(4, np.float32))
+
+
+def first(graph: Graph, kind: str) -> onnx.NodeProto:
+    return next(one for one in graph.graph.node if one.op_type == kind)
+
+
+def give(graph: Graph, node: onnx.NodeProto, place: int, value: np.ndarray) -> None:
+    """A constant of its own in the place of an input."""
+    graph.graph.initializer.append(numpy_helper.from_array(value, "planted"))
+    node.input[place] = "planted"
+
+
+def set_attribute(node: onnx.NodeProto, name: str, value: int) -> None:
+    kept = [one for one in node.attribute if one.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
 def nms_without_a_bound(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "NonMaxSuppression")
-    del node.input[2:]
+    del first(graph, "NonMaxSuppression").input[2:]
 
 
 def nms_of_all_classes(graph: Graph) -> None:
@@ -139,15 +212,14 @@ def int64_roots(graph: Graph) -> None:
 
 
 def silent_sampling_ratio(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "RoiAlign")
+    node = first(graph, "RoiAlign")
     kept = [one for one in node.attribute if one.name != "sampling_ratio"]
     del node.attribute[:]
     node.attribute.extend(kept)
 
 
 def reduction_of_a_scatter(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "ScatterND")
-    node.attribute.append(helper.make_attribute("reduction", "add"))
+    first(graph, "ScatterND").attribute.append(helper.make_attribute("reduction", "add"))
 
 
 def negative_indices(graph: Graph) -> None:
@@ -156,11 +228,11 @@ def negative_indices(graph: Graph) -> None:
 
 
 def unnamed_indices(graph: Graph) -> None:
-    next(one for one in graph.graph.node if one.op_type == "TopK").output[1] = ""
+    first(graph, "TopK").output[1] = ""
 
 
 def computed_axes(graph: Graph) -> None:
-    next(one for one in graph.graph.node if one.op_type == "ReduceProd").input[1] = "sizes"
+    first(graph, "ReduceProd").input[1] = "sizes"
 
 
 def bool_constant(graph: Graph) -> None:
@@ -168,14 +240,11 @@ def bool_constant(graph: Graph) -> None:
 
 
 def broadcast_einsum(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "Einsum")
-    node.attribute[0].s = b"...d,...dhw->...hw"
+    first(graph, "Einsum").attribute[0].s = b"...d,...dhw->...hw"
 
 
 def negative_threshold(graph: Graph) -> None:
-    node = next(one for one in graph.graph.node if one.op_type == "NonMaxSuppression")
-    graph.graph.initializer.append(numpy_helper.from_array(np.array([-1.0], np.float32), "below"))
-    node.input[4] = "below"
+    give(graph, first(graph, "NonMaxSuppression"), 4, np.array([-1.0], np.float32))
 
 
 def new_opset(graph: Graph) -> None:
@@ -188,11 +257,22 @@ def new_opset(graph: Graph) -> None:
         (efficient_nms, "EfficientNMS_TRT is not in the table"),
         (plugin_in_the_standard_domain, "PyramidROIAlign_TRT is not in the table"),
         (loop, "Loop is not in the table"),
-        (large_top_k, "K must be in [1, 3840], got 4000"),
+        (large_top_k, "K must be one number in [1, 3840], got 4000"),
+        (top_k_of_too_few, "K must be one number in [1, 140], got 141"),
         (nms_without_a_bound, "input 2 must be a constant"),
+        (nms_without_a_bound, "max_output_boxes_per_class must be one number from 1 on, got None"),
+        (two_bounds, "max_output_boxes_per_class must be one number from 1 on, got None"),
+        (centres, "center_point_box must be one of 0, got 1"),
+        (adaptive_sampling, "sampling_ratio must be at least 1, got 0"),
+        (dynamic_batch, "input sizes must be of known sides"),
+        (uint8_to_int64, "UINT8 must be cast to FLOAT or FLOAT16, got INT64"),
+        (uint8_constant, "constant bytes must not be UINT8"),
+        (copied_side, "no side may be 0"),
+        (replaceable_constant, "input 1 must be a constant"),
+        (resize_by_both, "scales or sizes must be given"),
         (nms_of_all_classes, "candidates of an image, over all classes, must be at most 5000, got 6000"),
         (nms_of_too_many, "candidates of an image, over all classes, must be at most 5000, got 6000"),
-        (negative_threshold, "score_threshold must be in [0, 1), as no other is documented, got -1.0"),
+        (negative_threshold, "score_threshold must be one number in [0, 1), as no other is documented, got -1.0"),
         (uint8_inside, "UINT8, which only a Cast of a graph's input may take"),
         (int64_roots, "must be one of BFLOAT16, FLOAT, FLOAT16, got INT64"),
         (silent_sampling_ratio, "sampling_ratio must be given"),
