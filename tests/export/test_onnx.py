@@ -134,7 +134,7 @@ def test_the_command_compares_and_predict_runs_it(
     assert exported(file, "--check", str(tmp_path)) == 0
     said = capsys.readouterr().out
     assert "checked by onnx" in said
-    assert "ONNX Runtime on 3 pictures" in said
+    assert "ONNX Runtime (cpu) on 3 pictures" in said
     assert [one.name for one in tmp_path.iterdir() if one.suffix not in (".png",)] == ["model.onnx"]
     out = tmp_path / "out"
     assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--out", str(out), "--device", "cpu"]) == 0
