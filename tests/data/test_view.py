@@ -22,7 +22,8 @@ def as_rle(mask: np.ndarray) -> Object:
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask, 1)
+    """By a pixel; also from beyond the view, where it may go on."""
+    padded = np.pad(mask, 1, constant_values=True)
     return np.any(
         [padded[1 + y : y - 1 or None, 1 + x : x - 1 or None] for y in (-1, 0, 1) for x in (-1, 0, 1)], axis=0
     )

@@ -215,6 +215,22 @@ def test_every_kind(options: tuple[str, ...], tmp_path: Path) -> None:
     assert exported(tmp_path / "model.onnx", *options) == 0
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
+    """By the CUDA provider, which onnxruntime-gpu has."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA")
+    deployed = Deployed(model())
+    write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 192, 224))
+    session = Session(tmp_path / "model.onnx", "cuda:0")
+    assert session.kind == "cuda"
+    found = parity(deployed.answers, session, scenes(4, (180, 220), seed))
+    assert found.share >= LEAST[torch.float32]
+    assert found.detections > 0
+
+
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Which one is missing is said before anything is exported."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
