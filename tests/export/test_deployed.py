@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
-pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
-
 from fastmask.cli import main
 from fastmask.demo import CLASSES, Scenes
 

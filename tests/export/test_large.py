@@ -6,9 +6,6 @@ import pytest
 import torch
 from pictures import draw_picture
 
-pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
-pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
-
 from fastmask.benchmarks.settled import settle
 from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
 from fastmask.export.parity import LEAST

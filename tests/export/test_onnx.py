@@ -5,19 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from exact import assert_exact, assert_exact_masks
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-
-pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
-pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
-
-import onnx
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene

@@ -5,15 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("onnxscript", reason="the oldest versions are tested without the export extra")
-pytest.importorskip("onnxruntime", reason="the oldest versions are tested without the export extra")
-
-import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
