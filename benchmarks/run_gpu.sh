@@ -18,7 +18,7 @@ run_tests() { # the JSON's name, then a command to run Python under, if any
   local json=$1 report status
   shift
   report=$(mktemp)
-  timeout -s INT "${LIMIT:-540}" "$@" python -m pytest -m gpu -q tests ${SELECTION:+-k "$SELECTION"} --junitxml="$report"
+  timeout -s INT "${LIMIT:-540}" "$@" python -m pytest -m gpu -q "${TESTS:-tests}" ${SELECTION:+-k "$SELECTION"} --junitxml="$report"
   status=$?
   python - "$report" "$dir/$json" "$status" <<'EOF'
 import json

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+ONE = {"TESTS": "tests/kernels/test_paste.py", "SELECTION": "the_threshold_itself"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +28,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_tests(tmp_path: Path) -> None:
-    done = run(str(tmp_path), "tests", SELECTION="the_threshold_itself")
+    done = run(str(tmp_path), "tests", **ONE)
     result = json.loads((tmp_path / "tests.json").read_text())
     assert result["tests"] == 1
     assert (result["status"] == 0) == (done.returncode == 0) == torch.cuda.is_available()
@@ -48,7 +49,7 @@ def test_sanitize_runs_both_tools(tmp_path: Path) -> None:
     tool.write_text('#!/bin/sh\necho "$2" >> "$0.log"\nshift 4\nexec "$@"\n')
     tool.chmod(0o755)
     path = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"
-    done = run(str(tmp_path), "sanitize", SELECTION="the_threshold_itself", PATH=path)
+    done = run(str(tmp_path), "sanitize", **ONE, PATH=path)
     result = json.loads((tmp_path / "sanitize.json").read_text())
     assert Path(f"{tool}.log").read_text().split() == list(result) == ["memcheck", "racecheck"]
     for part in result.values():

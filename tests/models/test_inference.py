@@ -274,7 +274,14 @@ def test_infer_has_no_data_dependent_op() -> None:
         torch.ones(3)[torch.ones(3) > 0]
 
 
-@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "maskrcnn_resnet50_fpn",
+        pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
+        "fasterrcnn_resnet50_fpn",
+    ],
+)
 def test_resnet50_in_float64(name: str) -> None:
     """The real architectures, small pictures, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
