@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmask.export.deployed import Deployed, Shape
-from fastmask.export.exported import Array, Exported
+from fastmask.export.exported import Array, Exported, cannot
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
@@ -149,7 +149,3 @@ def check_machine(name: str, told: dict[str, str]) -> None:
         able |= {"AVX2"} if "AVX512" in able else set()
         if set(there.split()) - able:  # of a processor's extensions, more may be here
             raise ValueError(f"{name} must be exported on a machine like this: {what} is {here}, there it was {there}")
-
-
-def cannot(name: str, error: Exception) -> str:
-    return f"{name} cannot be run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

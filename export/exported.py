@@ -78,3 +78,8 @@ class Exported(abc.ABC):
         if self.raw:
             return batch.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy(), sizes
         return batch.numpy(), sizes
+
+
+def cannot(path: str, error: Exception) -> str:
+    """What is said of a file that cannot be loaded or run."""
+    return f"{path} cannot be run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fastmask.export.deployed import INPUTS
-from fastmask.export.exported import Array, Exported
+from fastmask.export.exported import Array, Exported, cannot
 
 
 class Session(Exported):
@@ -31,7 +31,7 @@ class Session(Exported):
         try:
             self.session = onnxruntime.InferenceSession(name, options, providers=[*own, "CPUExecutionProvider"])
         except Exception as error:  # its own kinds, of which it exports none
-            raise ValueError(f"{name} cannot be run: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(cannot(name, error)) from error
         if len(self.session.get_providers()) <= len(own):
             raise ValueError(f"device must be one that ONNX Runtime can load, got {device!r}")
         super().__init__(name, self.session.get_modelmeta().custom_metadata_map)
@@ -43,7 +43,7 @@ class Session(Exported):
         try:
             found = self.session.run(None, dict(zip(INPUTS, (images, sizes), strict=True)))
         except Exception as error:  # its own kinds
-            raise ValueError(f"{self.path} cannot be run: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(cannot(self.path, error)) from error
         return dict(zip(self.told["outputs"], found, strict=True))
 
 

@@ -218,12 +218,8 @@ def _gather_nd(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
 def _resize(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     sides = graph.shapes.get(node.input[0])
     given = [graph.constants.get(name) for name in node.input[2:] if name]
-    if (
-        (len(node.input) > 1 and node.input[1])
-        or len(given) != 1
-        or given[0] is None
-        or len(given[0]) != len(sides or ())
-    ):
+    alone = len(given) == 1 and given[0] is not None and len(given[0]) == len(sides or ())
+    if not alone or any(node.input[1:2]):
         yield "no RoI and, constant and for each side of the input, scales or sizes must be given"
 
 
