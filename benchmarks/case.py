@@ -21,6 +21,7 @@ class Case(NamedTuple):
         least_bytes: that must be moved; None: what binds is something else.
         rules: other rules, of providers that round more.
         sample: compare ours with the literal reference on a few of the inputs; for where torchvision is missing.
+        capturable: by provider, what of its run never waits for the device: captured in a CUDA graph for device times.
     """
 
     providers: Mapping[str, Callable[[], Any]]
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     least_bytes: int | None = None
     rules: Mapping[str, Rule] = {}
     sample: Callable[[], None] | None = None
+    capturable: Mapping[str, Callable[[], Any]] = {}
 
 
 class Entry(NamedTuple):

@@ -16,7 +16,7 @@ from fastmask.kernels import reference
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.traffic import least_bytes
-from fastmask.ops.masks import LIKELY
+from fastmask.ops.masks import LIKELY, choose_capacity
 
 SAMPLE = 2  # masks that are compared with the literal reference
 AT_THRESHOLD = 1e-4  # of pixels, whose probability is 0.5 but for rounding
@@ -71,8 +71,9 @@ def paste(
 
     kind = {"float": "probabilities", "bool": "> 0.5, bool", "packed": "> 0.5, 8 pixels a byte; peer: bool"}[output]
     inputs = f"{num} masks of 28 x 28 float32 on {size}, {kind}"
-    moved = least_bytes(paste_masks_op, masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
-    return Case(providers, agree, inputs, moved, sample=sample)
+    args = (masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
+    capturable = {"fastmask": lambda: paste_masks_op(*args)}
+    return Case(providers, agree, inputs, least_bytes(paste_masks_op, *args), sample=sample, capturable=capturable)
 
 
 def encode(
@@ -106,9 +107,12 @@ def encode(
         assert actual == expected, "RLE differs"
 
     inputs = f"{num} masks of 28 x 28 float32 on {size}; peer: paste, then pycocotools.encode"
-    sizes = torch.zeros(num, 2, dtype=torch.int64)
-    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, 0.5, False, False, 1)
-    return Case(providers, agree, inputs, moved, sample=sample)
+    sizes = torch.tensor([size] * num, device=device)
+    options = (0.5, False, False, 1)
+    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
+    capacity = choose_capacity(num, size[1])
+    capturable = {"fastmask": lambda: encode_masks_op(masks[:, 0], boxes, sizes, capacity, *options)}
+    return Case(providers, agree, inputs, moved, sample=sample, capturable=capturable)
 
 
 SIZES = {"480 x 640": (480, 640), "800 x 1333": PICTURE, "1080 x 1920": (1080, 1920), "2160 x 3840": (2160, 3840)}

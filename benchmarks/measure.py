@@ -15,6 +15,7 @@ import torch
 
 from fastmask import __version__
 from fastmask.benchmarks.case import Case, Entry
+from fastmask.benchmarks.device_time import measure_device_time
 
 Run = Callable[[], Any]
 
@@ -141,6 +142,20 @@ def peak_memory(case: Checked, provider: str) -> int | None:
     return torch.cuda.max_memory_allocated(case.device) - before
 
 
+def device_time(case: Checked, provider: str) -> dict[str, Any] | None:
+    """Seconds of one call on a GPU, "warm" and "flushed", or the "error" of its capture.
+
+    None on other devices, and for providers that wait for the device.
+    """
+    run = case.sets[0].capturable.get(provider)
+    if case.device.type != "cuda" or run is None:
+        return None
+    try:
+        return measure_device_time(run, flush_buffer(case.device))
+    except RuntimeError as error:
+        return {"error": said(error)}
+
+
 def facts(case: Checked, provider: str) -> dict[str, Any]:
     """What stands beside each time."""
     first = case.sets[0]
@@ -151,6 +166,7 @@ def facts(case: Checked, provider: str) -> dict[str, Any]:
         "scales": case.entry.scales,
         "first_call": case.first_call[provider],
         "peak_memory": peak_memory(case, provider),
+        "device_time": device_time(case, provider),
         "copy_bandwidth": copy_bandwidth(case.device),
         "device": name_of(case.device),
         **versions(),

@@ -59,13 +59,30 @@ def where(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any]) -> str:
     """A row for each of ours: beside the first peer, and beside the best one where there are several."""
     lines = [NAMES, "|---|---|---|---|---|---|"]
+    on_device = device_times(results)
+    if on_device:
+        lines = [lines[0] + " on the device, L2 warm (flushed) |", lines[1] + "---|"]
     for name, rows in groups(results).items():
         peers = {provider: row for provider, row in rows.items() if not is_ours(provider)}
         for provider, row in rows.items():
             if is_ours(provider):
                 title = name + provider.removeprefix("fastmask").replace(" Predictor", ", Predictor")
-                lines.append(line(title, peers, row))
+                last = f" {on_device.get((name, provider), '')} |" if on_device else ""
+                lines.append(line(title, peers, row) + last)
     return "\n".join(lines) + "\n"
+
+
+def device_times(results: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Microseconds on a GPU without the host, by group and provider; of those that could be captured in a graph."""
+    found = {}
+    for row in results["benchmarks"]:
+        times = row["extra_info"].get("device_time")  # results from before it was measured lack it
+        if times is not None:
+            text = (
+                "not captured" if "error" in times else f"{1e6 * times['warm']:.4g} ({1e6 * times['flushed']:.4g}) us"
+            )
+            found[row["group"], row["extra_info"]["provider"]] = text
+    return found
 
 
 def line(title: str, peers: dict[str, Row], ours: Row) -> str:

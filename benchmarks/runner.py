@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fastmask.benchmarks.case import Entry
 from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, said, turns
-from fastmask.benchmarks.report import groups, is_ours, where
+from fastmask.benchmarks.report import device_times, groups, is_ours, where
 
 BUDGET = {False: 20.0, True: 1.0}  # seconds of a row's rounds, by --quick; three there are in any case
 
@@ -52,7 +52,10 @@ def measured(
         for provider in case.sets[0].providers:
             if provider not in case.failed:
                 times = seconds(case, provider, BUDGET[quick])
-                rows.append({"group": name, "stats": spread(times), "extra_info": facts(case, provider)})
+                info = facts(case, provider)
+                rows.append({"group": name, "stats": spread(times), "extra_info": info})
+                if "error" in (info["device_time"] or {}):
+                    wrong.append(f"{name}: {provider} has no device time: {info['device_time']['error']}")
         if path is not None:
             saved(results, path)
     return results, wrong
@@ -81,13 +84,17 @@ def plain(results: dict[str, Any]) -> str:
         "",
         f"{'':44} {'peer':>10} {'fastmask':>10}  times faster",
     ]
+    if on_device := device_times(results):
+        lines[-1] += "  on the device (L2 flushed)"
     for name, rows in groups(results).items():
         peers = [row["stats"]["median"] for provider, row in rows.items() if not is_ours(provider)]
         for provider, row in rows.items():
             if is_ours(provider):
                 time, title = row["stats"]["median"], name + provider.removeprefix("fastmask").replace(" P", ", P")
                 beside = f"{1e3 * peers[0]:10.3f}" if peers else f"{'':10}"
-                lines.append(f"{title:44} {beside} {1e3 * time:10.3f}  {f'{peers[0] / time:12.2f}' if peers else ''}")
+                faster = f"{peers[0] / time:12.2f}" if peers else ""
+                shown = on_device.get((name, provider), "")
+                lines.append(f"{title:44} {beside} {1e3 * time:10.3f}  {faster:12}  {shown}".rstrip())
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from fastmask import ops
 from fastmask.benchmarks import mask_cases, measure, model_cases, nms_cases, report, roi_cases, runner, stages, timeline
 from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.cases import CASES
+from fastmask.benchmarks.device_time import measure_device_time
 from fastmask.benchmarks.growth import grown
 from fastmask.cli import main
 
@@ -176,6 +177,54 @@ def test_report(results: dict[str, Any]) -> None:
     assert "| model | torchvision 1024, fastmask Predictor, float32 512 |" in lines
     assert "| sort | items, 10 to 1000 | fastmask 1.50 |" in lines
     assert lines[0].startswith("abacus; torch 2, torchvision 0, fastmask 0 at abc, 2026-01-01.")
+
+
+def test_device_times_have_a_column(results: dict[str, Any]) -> None:
+    """Only where a GPU measured some; a capture that failed is said, not left out."""
+    assert "on the device" not in report.report(results) + runner.plain(results)
+    times = {"warm": 31.4e-6, "flushed": 40.25e-6}
+    results["benchmarks"][2]["extra_info"]["device_time"] = times
+    results["benchmarks"][4]["extra_info"]["device_time"] = {"error": "RuntimeError: it waits"}
+    lines = report.report(results).split("\n")
+    (one,) = (line for line in lines if line.startswith("| one<br>"))
+    assert one.endswith("| 20.0% | 31.4 (40.25) us |")
+    (model,) = (line for line in lines if line.startswith("| model, Predictor, float32<br>"))
+    assert model.endswith("| not captured |")
+    assert "31.4 (40.25) us" in runner.plain(results)
+    widths = {
+        line.count("|") for line in lines if line.startswith(("| one<br>", "| model, P", "| |", "|---|---|---|---|"))
+    }
+    assert len(widths - {4, 3}) == 1
+
+
+@pytest.mark.parametrize("name", [*SMALL, "RoIAlign, 100 RoIs", "RoIPool", "NMS, RPN, a batch"])
+def test_what_is_captured_is_what_is_timed(name: str) -> None:
+    """The op without the host's part: the same results, before what the host makes of them."""
+    case = CASES[name].build(torch.Generator().manual_seed(0), CPU)
+    captured, timed = case.capturable["fastmask"](), case.providers["fastmask"]()
+    if name.startswith("RLE"):
+        (buffer, offsets), first = captured, timed[0]["counts"]
+        assert bytes(buffer[: offsets[1]].tolist()) == first
+        return
+    pairs = list(
+        zip(*(list(part) if isinstance(part, list | tuple) else [part] for part in (captured, timed)), strict=True)
+    )
+    assert pairs
+    for actual, expected in pairs:
+        assert torch.equal(actual[: len(expected)], expected)
+
+
+@pytest.mark.gpu
+def test_device_time() -> None:
+    """A graph's own time: of a copy of a gigabyte, what events around it say; a call that waits cannot be captured."""
+    source = torch.ones(2**28, device="cuda")
+    target, flush = torch.empty_like(source), measure.flush_buffer(source.device)
+    times = measure_device_time(lambda: target.copy_(source), flush)
+    wall = 2 * source.nbytes / measure.copy_bandwidth(source.device)
+    assert 0.8 * wall < times["warm"] < 1.2 * wall
+    assert 0.8 * wall < times["flushed"] < 1.3 * wall
+    with pytest.raises(RuntimeError):
+        measure_device_time(lambda: source[0].item(), flush)
 
 
 def test_growth_needs_three_points(results: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def encode_masks(
     sizes = _check_sizes(img_shape, masks)
     number = masks.shape[0]
     columns = 0 if isinstance(img_shape, Tensor) else check_pair("img_shape", img_shape, 0)[1]
-    capacity = number * max(CAPACITY, 8 * columns)
+    capacity = choose_capacity(number, columns)
     while True:
         options = (float(threshold), mode == "continuous", logits, padding)
         buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
@@ -145,6 +145,11 @@ def encode_masks(
         {"size": size, "counts": counts[start:end]}
         for size, (start, end) in zip(shapes.view(number, 2).tolist(), itertools.pairwise(ends.tolist()), strict=True)
     ]
+
+
+def choose_capacity(number: int, columns: int) -> int:
+    """Bytes of the buffer that the first try gets, for masks on images of so many columns (0: not known)."""
+    return number * max(CAPACITY, 8 * columns)
 
 
 def _check_masks(masks: Tensor, boxes: Tensor, mode: str, padding: int) -> Tensor:

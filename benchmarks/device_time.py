@@ -1,0 +1,62 @@
+"""How long an op runs on a GPU, without the host: captured ten times in a CUDA graph, which is replayed.
+
+The targets of the kernels are device times: around a call from Python, dispatch and launch alone take longer than many
+of them. The L2 cache is warm, as it is right behind the layer that wrote the inputs, or flushed before each call.
+"""
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CALLS = 10  # in a graph
+REPLAYS = 11  # timed
+
+
+def measure_device_time(run: Callable[[], Any], flush: Tensor) -> dict[str, float]:
+    """Seconds of one call on the device, "warm" and "flushed", medians of the replays.
+
+    Args:
+        run: what is captured; it may not wait for the device.
+        flush: a tensor on the device, larger than its L2 cache, that is overwritten before each "flushed" call.
+
+    Raises:
+        RuntimeError: the call cannot be captured in a CUDA graph.
+    """
+
+    def overwrite() -> None:
+        flush.zero_()
+
+    def call_flushed() -> None:
+        overwrite()
+        run()
+
+    with torch.cuda.device(flush.device):
+        flushing = time_graph(overwrite)
+        return {"warm": time_graph(run), "flushed": max(time_graph(call_flushed) - flushing, 0.0)}
+
+
+def time_graph(run: Callable[[], Any]) -> float:
+    """Seconds of one call, of a graph of CALLS of them on the current device."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the first calls compile and choose, which a capture may not
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            run()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
+    graph.replay()  # the first one uploads the graph
+    for event in events[:-1]:
+        event.record()
+        graph.replay()
+    events[-1].record()
+    events[-1].synchronize()
+    milliseconds = [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
+    return statistics.median(milliseconds) / 1e3 / CALLS
