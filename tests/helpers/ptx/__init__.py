@@ -1,0 +1,7 @@
+"""Compiled Triton kernels, executed on a machine without a GPU: see launch.py."""
+
+from helpers.ptx.case import MODES, Case, execute
+from helpers.ptx.compare import close, same
+from helpers.ptx.interpreter import Options, Run, Trap, launched
+
+__all__ = ["MODES", "Case", "Options", "Run", "Trap", "close", "execute", "launched", "same"]

@@ -1,0 +1,119 @@
+"""Compiled pasting of masks, forward and backward, against the reference."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
+from helpers.ptx import Case, close
+
+from fastmask.kernels import gpu_paste, gpu_paste_backward, reference
+
+
+def probabilities(masks, boxes, size, continuous, logits, padding):
+    p = masks.double().sigmoid() if logits else masks.double()
+    return reference.paste_masks(p, boxes, size, continuous, padding)
+
+
+def paste_case(
+    masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5, module=None
+) -> Case:
+    module = module or gpu_paste
+
+    def run():
+        return module.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
+
+    def check(out):
+        expected = probabilities(masks, boxes, size, continuous, logits, padding)
+        # a box corner that float32 puts on the other side of a whole pixel is not what this is about
+        if output == "float":
+            return close("out", out, expected, 2e-5)
+        if output == "packed":
+            bits = np.unpackbits(out.numpy(), axis=-1)
+            if bits[..., size[1] :].any():
+                return ["bits beyond the row's end"]
+            out = torch.from_numpy(bits[..., : size[1]]).bool()
+        limit = expected >= threshold if continuous else expected > threshold
+        wrong = (out != limit) & ((expected - threshold).abs() > 1e-5)
+        return [f"{int(wrong.sum())} pixels are wrong, first at {wrong.nonzero()[0].tolist()}"] if wrong.any() else []
+
+    return Case(run, check)
+
+
+def paste_backward_case(masks, boxes, size, continuous=False, logits=False, padding=1) -> Case:
+    grad = torch.randn(len(masks), *size).to(masks.dtype)
+
+    def run():
+        return gpu_paste_backward.paste_masks_backward(grad, masks, boxes, continuous, logits, padding)
+
+    def check(out):
+        leaf = masks.double().requires_grad_()
+        p = leaf.sigmoid() if logits else leaf
+        reference.paste_masks(p, boxes, size, continuous, padding).backward(grad.double())
+        return close("out", out, leaf.grad, 2e-4)
+
+    return Case(run, check)
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    yield from forward_cases()
+    yield from backward_cases()
+
+
+def forward_cases() -> Iterator[tuple[str, Case]]:
+    size = (40, 60)
+    boxes = mask_boxes(3, size)
+    for dtype in (FP32, BF16, FP16):
+        for output in ("float", "bool", "packed"):
+            continuous, logits = (output == "bool") != (dtype == BF16), dtype != FP32
+            masks = some_masks(3).to(dtype)
+            masks = (masks * 8 - 4) if logits else masks
+            mode = "continuous" if continuous else "torchvision"
+            yield (
+                f"paste {NAMES[dtype]} to {output}, {mode}, 40x60",
+                paste_case(masks, boxes, size, output, continuous, logits),
+            )
+    hostile = mask_boxes(2, size, True)
+    for output, continuous in (("float", False), ("float", True), ("packed", False), ("bool", True)):
+        yield (
+            f"paste fp32 to {output}, hostile boxes, {'continuous' if continuous else 'torchvision'}",
+            paste_case(some_masks(len(hostile)), hostile, size, output, continuous),
+        )
+    yield "paste fp32 to bool, 33x1", paste_case(some_masks(3), mask_boxes(3, (33, 9)), (33, 1), "bool")
+    yield (
+        "paste fp32 to float, 1x64, M=14",
+        paste_case(some_masks(2, 14), mask_boxes(2, (5, 64)), (1, 64), "float", True),
+    )
+    yield (
+        "paste fp16 to packed, 70x61, M=14, padding 0",
+        paste_case(some_masks(2, 14).half(), mask_boxes(2, (70, 61)), (70, 61), "packed", False, True, 0),
+    )
+    yield (
+        "paste fp32 to bool, 64x64, threshold 0.3",
+        paste_case(some_masks(2), mask_boxes(2, (64, 64)), (64, 64), "bool", threshold=0.3),
+    )
+
+
+def backward_cases() -> Iterator[tuple[str, Case]]:
+    size = (40, 60)
+    boxes = mask_boxes(2, size)
+    for dtype, continuous, logits in (
+        (FP32, False, False),
+        (FP32, True, True),
+        (BF16, False, True),
+        (FP16, True, False),
+    ):
+        masks = some_masks(2).to(dtype)
+        yield (
+            f"paste backward {NAMES[dtype]}, {'continuous' if continuous else 'torchvision'}, 40x60",
+            paste_backward_case(masks, boxes, size, continuous, logits),
+        )
+    hostile = mask_boxes(1, (20, 150), True)
+    yield (
+        "paste backward fp32, hostile boxes, M=7, 20x150",
+        paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150)),
+    )
+    yield (
+        "paste backward fp32, hostile boxes, M=7, continuous",
+        paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150), True),
+    )

@@ -1,0 +1,78 @@
+"""Compiled run-length encoding against the reference, on the masks that the compiled paste kernel gives."""
+
+from collections.abc import Iterator
+
+import torch
+from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
+from helpers.ptx import Case
+
+from fastmask.kernels import gpu_paste, gpu_rle, reference
+
+
+def rle_case(masks, boxes, sizes, continuous=False, logits=False, padding=1, threshold=0.5, capacity=6000) -> Case:
+    """Bytes must be those of the paste kernel's own masks."""
+
+    def run():
+        buffer, offsets = gpu_rle.encode_masks(
+            masks, boxes, torch.tensor(sizes), capacity, threshold, continuous, logits, padding
+        )
+        pasted = [
+            gpu_paste.paste_masks(
+                masks[i : i + 1], boxes[i : i + 1], *sizes[i], "bool", threshold, continuous, logits, padding
+            )
+            for i in range(len(masks))
+        ]
+        return buffer, offsets, pasted
+
+    def check(out):
+        buffer, offsets, pasted = out
+        wrong = []
+        for i, mask in enumerate(pasted):
+            expected = reference.encode_mask(mask[0])
+            if offsets[i + 1] > capacity:
+                if int(offsets[i + 1] - offsets[i]) < len(expected):
+                    wrong.append(f"mask {i}: asks for fewer bytes than it needs")
+                continue
+            actual = bytes(buffer[offsets[i] : offsets[i + 1]].tolist())
+            if actual != expected:
+                wrong.append(f"mask {i}: {actual[:60]!r} instead of {expected[:60]!r}")
+        return wrong
+
+    return Case(run, check)
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    size = (40, 60)
+    boxes = mask_boxes(5, size)
+    for dtype, continuous, logits in (
+        (FP32, False, False),
+        (BF16, False, True),
+        (FP16, True, True),
+        (FP32, True, False),
+    ):
+        masks = some_masks(5).to(dtype)
+        masks = masks * 8 - 4 if logits else masks
+        yield (
+            f"RLE {NAMES[dtype]}, {'continuous' if continuous else 'torchvision'}, 5 masks",
+            rle_case(masks, boxes, [size] * 5, continuous, logits),
+        )
+    hostile = mask_boxes(1, size, True)
+    yield "RLE fp32, hostile boxes", rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile))
+    yield (
+        "RLE fp32, hostile boxes, continuous",
+        rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile), True),
+    )
+    sizes = [(40, 60), (1, 7), (64, 3), (33, 17), (16, 16)]
+    yield "RLE fp32, images of several sizes, M=14", rle_case(some_masks(5, 14), mask_boxes(5, (30, 30)), sizes)
+    yield "RLE fp32, too small a buffer", rle_case(some_masks(5), boxes, [size] * 5, capacity=200)
+    yield (
+        "RLE fp32, all noise, over 512 runs",
+        rle_case(
+            torch.rand(2, 28, 28), torch.tensor([[0.0, 0, 60, 50], [2, 2, 55, 45]]), [(50, 60)] * 2, threshold=0.5
+        ),
+    )
+    full = torch.ones(3, 28, 28)
+    yield (
+        "RLE fp32, all of the image",
+        rle_case(full, torch.tensor([[-9.0, -9, 70, 50], [0, 0, 60, 40], [-9, -9, 70, 20]]), [size] * 3, padding=0),
+    )

@@ -1,0 +1,51 @@
+"""The kernels as Triton compiles them, executed from their PTX: results, bounds, races, uninitialised reads, barriers.
+
+`pytest -m "ptx and not slow"`: each case in two modes; with slow: in all. See helpers/ptx.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
+
+if INTERPRET or not HAS_TRITON:
+    pytest.skip("executes compiled kernels, which Triton's interpreter does not have", allow_module_level=True)
+
+import cases_nms
+import cases_paste
+import cases_rle
+import cases_roi_align
+import cases_roi_pool
+from helpers.ptx import MODES, execute
+
+pytestmark = pytest.mark.ptx
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+FAMILIES = {module.__name__: module for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle)}
+
+
+def name_cases() -> Iterator[object]:
+    """In the first mode and in one of the others; the rest is slow."""
+    first, *others = MODES
+    for family, module in FAMILIES.items():
+        for number, (name, _) in enumerate(module.cases()):
+            for mode in MODES:
+                quick = mode in (first, others[number % len(others)])
+                yield pytest.param(family, name, mode, id=f"{name}, {mode}", marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "name", "mode"), [*name_cases()])
+def test_compiled(family: str, name: str, mode: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    case = next(case for other, case in FAMILIES[family].cases() if other == name)
+    errors, _ = execute(case, MODES[mode].capability, MODES[mode].options(seed))
+    assert not errors, "\n".join(errors)
