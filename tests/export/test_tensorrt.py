@@ -51,12 +51,12 @@ def graph(written: Path) -> Graph:
 
 def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
-    session, pictures = Session(written, "cpu"), scenes(4, seed)
+    session, pictures = Session(written, "cpu"), scenes(60, seed)
     assert session.told["outputs"][-1] == "left_out"
     bounded, every = ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
     found = parity(bounded.answers, session, pictures)
     assert found.share >= LEAST[torch.float32]
-    assert found.detections > 0
+    assert found.detections >= 200  # a share of fewer is no rule
     assert found.left_out > 0
     images, sizes = session.prepared(pictures[:2])
     with torch.no_grad():
