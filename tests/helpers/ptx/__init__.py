@@ -2,6 +2,7 @@
 
 from helpers.ptx.case import MODES, Case, execute
 from helpers.ptx.compare import close, same
-from helpers.ptx.interpreter import Options, Run, Trap, launched
+from helpers.ptx.launch import launched
+from helpers.ptx.report import Options, Run, Trap
 
 __all__ = ["MODES", "Case", "Options", "Run", "Trap", "close", "execute", "launched", "same"]
