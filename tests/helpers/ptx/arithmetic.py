@@ -1,5 +1,7 @@
 """Scalar instructions, bit for bit, on arrays of one element a thread."""
 
+from fractions import Fraction
+
 import numpy as np
 
 from helpers.ptx.dtypes import f2, f4, f8, i4, i8, u2, u4, u8
@@ -29,29 +31,40 @@ def fma(a, b, c):
     return np.where(odd, bits + step, bits).view(f8).astype(f4)
 
 
+def add_exactly(a, b):
+    """-> the rounded sum and its error."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
 def fma64(a, b, c):
-    """Rounded once, from two exact sums: the product's halves by Veltkamp and Dekker. No overflow in between."""
+    """Rounded once: product and sum with their errors; as fractions where the errors cannot be added exactly."""
+    a, b, c = np.broadcast_arrays(a, b, c)
     p = a * b
     (ah, al), (bh, bl) = ((h := x * 134217729.0 - (x * 134217729.0 - x), x - h) for x in (a, b))
-    low = ((ah * bh - p) + ah * bl + al * bh) + al * bl
-    s = p + c
-    t = s - p
-    e = ((p - (s - t)) + (c - t)) + low
-    exact = s + e
-    return np.where(np.isfinite(exact), exact, s)
+    s, error = add_exactly(p, c)
+    low, rest = add_exactly(error, ((ah * bh - p) + ah * bl + al * bh) + al * bl)
+    finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+    sure = (rest == 0) & (np.abs(p) > 1e-250) & (np.abs(s) < 1e290)
+    out = np.where(sure, s + low, s)
+    for i in np.flatnonzero(finite & ~sure & (p != 0)):
+        exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
+        out[i] = float(exact) if exact and np.isfinite(s[i]) else s[i]
+    return out
 
 
 def fmax(a, b, nan=False):
-    r = np.maximum(a, b) if nan else np.fmax(a, b)
-    if r.dtype == f4 and not r.all():  # max(-0, +0) is +0
-        r = np.where((a == 0) & (b == 0), (a.view(u4) & b.view(u4)).view(f4), r)
+    r, bits = np.maximum(a, b) if nan else np.fmax(a, b), f"u{a.dtype.itemsize}"
+    if not r.all():  # max(-0, +0) is +0
+        r = np.where((a == 0) & (b == 0), (a.view(bits) & b.view(bits)).view(a.dtype), r)
     return r
 
 
 def fmin(a, b, nan=False):
-    r = np.minimum(a, b) if nan else np.fmin(a, b)
-    if r.dtype == f4 and not r.all():
-        r = np.where((a == 0) & (b == 0), (a.view(u4) | b.view(u4)).view(f4), r)
+    r, bits = np.minimum(a, b) if nan else np.fmin(a, b), f"u{a.dtype.itemsize}"
+    if not r.all():
+        r = np.where((a == 0) & (b == 0), (a.view(bits) | b.view(bits)).view(a.dtype), r)
     return r
 
 
@@ -83,9 +96,9 @@ def remainder(a, b):
 
 def multiply_high(a, b):
     """The upper half of the product."""
-    if a.dtype.itemsize == 4:
+    if a.dtype.itemsize < 8:
         wide = i8 if a.dtype.kind == "i" else u8
-        return ((a.astype(wide) * b.astype(wide)) >> wide(32)).astype(a.dtype)
+        return ((a.astype(wide) * b.astype(wide)) >> wide(8 * a.dtype.itemsize)).astype(a.dtype)
     mask, half, x, y = u8(0xFFFFFFFF), u8(32), a.view(u8), b.view(u8)
     x0, x1, y0, y1 = x & mask, x >> half, y & mask, y >> half
     middle = ((x0 * y0) >> half) + ((x1 * y0) & mask) + ((x0 * y1) & mask)
