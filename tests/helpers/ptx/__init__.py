@@ -3,6 +3,7 @@
 from helpers.ptx.case import MODES, Case, execute
 from helpers.ptx.compare import close, same
 from helpers.ptx.launch import launched
+from helpers.ptx.plant import Bug, planted
 from helpers.ptx.report import Options, Run, Trap
 
-__all__ = ["MODES", "Case", "Options", "Run", "Trap", "close", "execute", "launched", "same"]
+__all__ = ["MODES", "Bug", "Case", "Options", "Run", "Trap", "close", "execute", "launched", "planted", "same"]

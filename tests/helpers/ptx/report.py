@@ -51,14 +51,14 @@ class Run:
         if len(self.errors) < self.options.most_errors and text not in self.errors:
             self.errors.append(text)
 
-    def describe(self) -> list[str]:
+    def describe(self, most_opcodes: int = 12) -> list[str]:
         """Statistics in lines."""
         warps = max(self.executed_warps, 1)
         lines = [
             f"{self.name}: {self.instructions / warps:.0f} instructions a thread ({self.longest} at most), "
             f"{self.barriers} barriers, grid {self.grid}, {self.warps} warps, {self.divergent} divergent blocks"
         ]
-        lines.append("  " + ", ".join(f"{op} {n / warps:.1f}" for op, n in self.opcodes.most_common(12)))
+        lines.append("  " + ", ".join(f"{op} {n / warps:.1f}" for op, n in self.opcodes.most_common(most_opcodes)))
         for kind, (requests, parts, best, lanes) in sorted(self.traffic.items()):
             what = "sectors" if "global" in kind else "waves"
             lines.append(

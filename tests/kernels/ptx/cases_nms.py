@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from case_inputs import INF, NAN
-from helpers.ptx import Case, same
+from helpers.ptx import Bug, Case, same
 
 from fastmask.kernels import cpu_nms, gpu_nms, reference
 
@@ -14,12 +14,11 @@ def clustered(batch, num, size=100.0, side=30.0):
     return torch.cat([corner, corner + torch.rand(batch, num, 2) * side + 4], 2)
 
 
-def nms_case(boxes, scores, groups=None, valid=None, threshold=0.5, most=None, module=None) -> Case:
-    module = module or gpu_nms
+def nms_case(boxes, scores, groups=None, valid=None, threshold=0.5, most=None) -> Case:
     most = boxes.shape[1] if most is None else most
 
     def run():
-        return module.nms_padded(boxes, scores, groups, valid, threshold, most)
+        return gpu_nms.nms_padded(boxes, scores, groups, valid, threshold, most)
 
     def check(out):
         indices, count = out
@@ -100,3 +99,16 @@ def cases() -> Iterator[tuple[str, Case]]:
             torch.cat([torch.zeros(1), odd.flatten()])[1:].view(1, 90, 4), torch.rand(1, 90), torch.randint(3, (1, 90))
         ),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    boxes, scores = clustered(1, 230, 200.0, 30.0), torch.rand(1, 230)
+    chain = torch.stack([torch.arange(100.0), torch.zeros(100), torch.arange(100.0) + 4, torch.ones(100)], 1)[None]
+    half = chain - torch.tensor([0.0, 0, 1, 0])
+    falling = torch.linspace(1, 0, 100)[None]
+    reads = "offs < num", "offs <= num", nms_case(boxes, scores)
+    yield "NMS, one box beyond the last", Bug("gpu_nms", *reads)
+    limit = "> threshold\n", ">= threshold\n", nms_case(half, falling, threshold=0.5)
+    yield "NMS, IoU of the threshold suppresses", Bug("gpu_nms", *limit)
+    division = "tl.div_rn(inter, union)", "inter / union", nms_case(chain / 3, falling, threshold=0.6)
+    yield "NMS, approximate division", Bug("gpu_nms", *division)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
-from helpers.ptx import Case, close
+from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_paste, gpu_paste_backward, reference
 
@@ -15,13 +15,10 @@ def probabilities(masks, boxes, size, continuous, logits, padding):
     return reference.paste_masks(p, boxes, size, continuous, padding)
 
 
-def paste_case(
-    masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5, module=None
-) -> Case:
-    module = module or gpu_paste
+def paste_case(masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5) -> Case:
 
     def run():
-        return module.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
+        return gpu_paste.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
 
     def check(out):
         expected = probabilities(masks, boxes, size, continuous, logits, padding)
@@ -117,3 +114,13 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
         "paste backward fp32, hostile boxes, M=7, continuous",
         paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150), True),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    boxes, size = mask_boxes(3, (40, 60)), (40, 60)
+    beyond = "offs < elements", "offs <= elements", paste_case(some_masks(3), boxes, size, "bool")
+    yield "paste, one pixel beyond the last", Bug("gpu_paste", *beyond)
+    bits = "<< (7 - bits)", "<< bits", paste_case(some_masks(3), boxes, size, "packed")
+    yield "paste, bits in the other order", Bug("gpu_paste", *bits)
+    cells = "cells < SIDE", "cells <= SIDE", paste_backward_case(some_masks(2), boxes[:2], size)
+    yield "paste backward, one cell beyond the last", Bug("gpu_paste_backward", *cells)

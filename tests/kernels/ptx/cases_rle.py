@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
-from helpers.ptx import Case
+from helpers.ptx import Bug, Case
 
 from fastmask.kernels import gpu_paste, gpu_rle, reference
 
@@ -76,3 +76,11 @@ def cases() -> Iterator[tuple[str, Case]]:
         "RLE fp32, all of the image",
         rle_case(full, torch.tensor([[-9.0, -9, 70, 50], [0, 0, 60, 40], [-9, -9, 70, 20]]), [size] * 3, padding=0),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    size = (40, 60)
+    noise = rle_case(torch.rand(2, 28, 28), torch.tensor([[0.0, 0, 60, 50], [2, 2, 55, 45]]), [(50, 60)] * 2)
+    yield "RLE, one mask's total missing", Bug("gpu_rle", "mask=number > 0", "mask=number > 1", noise)
+    short = rle_case(some_masks(5), mask_boxes(5, size), [size] * 5, capacity=200)
+    yield "RLE, positions beyond the buffer", Bug("gpu_rle", "(place < capacity)", "(place >= 0)", short)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from case_inputs import BF16, FP16, FP32, NAMES, geometry, pyramid, some_rois
-from helpers.ptx import Case, close
+from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, reference
 
@@ -128,3 +128,13 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
         roi_align_backward_case(FP32, 16, 2, some_rois(40, 1), 1, (2, 2), 2, False, (40, 44)),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    six = some_rois(6, 2)
+    tap = "row0 + column1", "row1 + column1", roi_align_case(pyramid(4, 2, 32, FP32, True), six)
+    yield "RoIAlign, a tap of the wrong row", Bug("gpu_roi_align", *tap)
+    channel = "offs_c < channels", "offs_c <= channels", roi_align_case(pyramid(2, 2, 33, BF16, False), six)
+    yield "RoIAlign, one channel beyond the last", Bug("gpu_roi_align", *channel)
+    roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
+    yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)
