@@ -98,14 +98,19 @@ class Space:
     def update(self, threads, address, offset, mask, op, dtype, values, meaning, line):
         """An atomic -> the old values. Threads come one after the other, in the order of the options."""
         size = np.dtype(dtype).itemsize
-        lanes, start, _ = self._prepare(threads, address, offset, mask, size, line)
+        lanes, start, units = self._prepare(threads, address, offset, mask, size, line)
         out = np.zeros(threads.num, UNSIGNED[size])
         if start is None:
             return out
         view, index, shadow = self.views[size].view(dtype), start // size, self.shadow
         who = threads.identify(lanes)
         values = [np.broadcast_to(v, threads.num)[lanes] for v in values]
-        for i in order(self.run.options.order, len(lanes), threads.random):
+        turns = order(self.run.options.order, len(lanes), threads.random)
+        for i in turns if meaning & {"acquire", "acq_rel"} else []:
+            shadow.acquire(int(start[i]), int(who.cta[i, 0]))
+        if self.run.options.races:
+            self.report(threads, shadow.touch_atomically(units, who))
+        for i in turns:
             if meaning & {"acquire", "acq_rel"}:
                 shadow.acquire(int(start[i]), int(who.cta[i, 0]))
             if meaning & {"release", "acq_rel"}:

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helpers.ptx import arithmetic, dtypes, warpwide
+from helpers.ptx import arithmetic, arithmetic_instructions, dtypes, shared_instructions, warpwide  # noqa: F401, they fill FAMILIES
 from helpers.ptx.dtypes import REGISTER, TYPES, UNDEFINED
-from helpers.ptx.instructions import translate
 from helpers.ptx.parse import Instruction, contract, parse
-from helpers.ptx.translate import Translator
+from helpers.ptx.translate import FAMILIES, Translator
 
 
 class Program:
@@ -56,7 +55,7 @@ def translate_block(t: Translator, number: int, ops: list[Instruction], labels: 
                 ending = f"return {number + 1}"
             continue
         try:
-            lines += translate(t, op)
+            lines += FAMILIES[op.type if op.type == "f32x2" else op.name](t, op)
         except (NotImplementedError, KeyError, ValueError, IndexError, TypeError) as error:
             raise NotImplementedError(f"instruction not supported: {op.text!r} ({error!r})") from error
     return [f"def block_{number}(R, T):", *(f"  {line}" for line in [*lines, ending])]

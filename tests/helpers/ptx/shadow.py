@@ -29,6 +29,7 @@ class Shadow:
         self.threads = threads  # of a CTA
         self.writer = np.zeros(size, i4)  # a thread
         self.written = np.zeros(size, i4)  # its clock
+        self.atomic = np.zeros(size, bool)  # whether that was an atomic
         self.reader = np.zeros(size, i4)  # a warp; -1: of several CTAs; -2 - CTA: several of it since its barrier
         self.read = np.zeros(size, i4)
         self.released: dict[int, dict[int, tuple[int, int, int]]] = {}  # address -> CTA -> since, thread, clock
@@ -72,10 +73,17 @@ class Shadow:
         after = (reader != 0) & (reader != who.warp)
         if after.any():
             after &= self._is_foreign(reader, who) | (self.read[at] >= who.cta_since)
-        self.writer[at], self.written[at] = who.thread, who.clock
+        self.writer[at], self.written[at], self.atomic[at] = who.thread, who.clock, False
         if bad.any():
             return self._describe("write by", "after write of", bad, who, (writer - 1) // WARP)
         return self._describe("write by", "after read of", after, who, reader - 1) if after.any() else None
+
+    def touch_atomically(self, at: np.ndarray, who: Who) -> str | None:
+        """Atomics are no race among themselves."""
+        bad, writer = self._find_conflicts(at, who)
+        bad = bad & ~self.atomic[at]
+        self.writer[at], self.written[at], self.atomic[at] = who.thread, who.clock, True
+        return self._describe("atomic by", "after write of", bad, who, (writer - 1) // WARP) if bad.any() else None
 
     def _is_foreign(self, reader, who):
         return np.where(reader > 0, (reader * WARP - 1) // self.threads, -2 - reader) != who.cta

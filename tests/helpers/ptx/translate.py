@@ -1,6 +1,7 @@
 """Operands of instructions -> Python: R are the registers, T the threads of a block, K0, K1, ... constants."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -91,12 +92,32 @@ class Translator:
     def address(self, operand: str, kind: str) -> tuple[str, int]:
         """[register + number] -> expression, number."""
         match = re.match(r"\[\s*(\S+?)\s*(?:\+\s*(-?\w+))?\s*\]$", operand)
-        return f"asarray({self.read(match[1], kind)})", int(match[2] or "0", 0)
-
-    def base(self, operand: str) -> str:
-        return re.match(r"\[\s*([^\s+\]]+)", operand)[1]
+        return self.read(match[1], kind), int(match[2] or "0", 0)
 
 
 def split_list(operand: str) -> list[str]:
     """{a, b} -> a, b."""
     return [part.strip() for part in operand.strip("{} ").split(",")]
+
+
+Translation = Callable[[Translator, Instruction], list[str]]
+FAMILIES: dict[str, Translation] = {}  # by the instruction's name
+
+
+def translates(*names: str) -> Callable[[Translation], Translation]:
+    def register(function: Translation) -> Translation:
+        FAMILIES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def refuse(op: Instruction, *allowed: str) -> None:
+    """Modifiers that nobody has thought of."""
+    if set(op.parts[1:-1]) - set(allowed):
+        raise NotImplementedError(op.opcode)
+
+
+def spread(expression: str) -> str:
+    """An operand that may be a constant -> an array."""
+    return expression if expression.startswith("R[") else f"broadcast_to({expression}, T.num)"

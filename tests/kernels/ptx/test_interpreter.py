@@ -129,18 +129,23 @@ def test_atomics(capability: int, order: str) -> None:
     assert len(set(old.tolist())) == 4
 
 
-@ARCHITECTURES
 @pytest.mark.parametrize("order", ["random", "first", "last"])
-def test_last_program_sees_the_others(capability: int, order: str) -> None:
-    x, partial = torch.randint(100, (10, 256)).float(), torch.empty(10)
-    arrived, out = torch.zeros(1, dtype=torch.int32), torch.empty(1)
-    run(
-        capability,
-        lambda: small_kernels.last_program[(10,)](x, partial, arrived, out, 10, P=16, BLOCK=256),
-        order=order,
-        most_threads=256,
-    )
-    assert out.item() == x.sum()
+@pytest.mark.parametrize("most_threads", [128, 512, 2048])
+def test_last_program_sees_the_others(order: str, most_threads: int) -> None:
+    def launch(barrier: bool, meaning: str) -> None:
+        small_kernels.last_program[(10,)](
+            x, torch.empty_like(x), arrived, out, 10, P=16, BLOCK=128, BARRIER=barrier, ORDER=meaning
+        )
+
+    x, arrived, out = torch.randint(100, (10, 128)).float(), torch.zeros(1, dtype=torch.int32), torch.empty(128)
+    assert not find(lambda: launch(True, "acq_rel"), order=order, most_threads=most_threads)
+    assert torch.equal(out, 2 * x.sum(0))
+    assert arrived.item() == 0
+    assert "race in global memory" in find(lambda: launch(True, "relaxed"), order=order, most_threads=most_threads)
+    arrived.zero_()
+    assert "race in global memory" in find(lambda: launch(True, "release"), order=order, most_threads=most_threads)
+    arrived.zero_()
+    assert "race in global memory" in find(lambda: launch(False, "acq_rel"), order=order, most_threads=most_threads)
 
 
 @ARCHITECTURES

@@ -53,5 +53,5 @@ def test_finds_missing_barriers(module: object, name: str, seed: int) -> None:
     kernels = {r.name.split(".")[-1]: count_barriers(r.ptx) for r in runs}
     places = [(kernel, i) for kernel, num in kernels.items() for i in range(num)]
     missed = [p for p in places if not execute(case, 90, options, without_barrier(*p))[0]]
-    print(f"{len(places)} barriers, not missed by anything: {missed}")
-    assert len(missed) <= 1 + len(places) // 10, missed
+    print(f"{len(places)} barriers, redundant or not found: {missed}")
+    assert len(missed) <= 2, missed
