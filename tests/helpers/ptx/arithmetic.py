@@ -68,12 +68,13 @@ def fmin(a, b, nan=False):
     return r
 
 
-def pair(op, *operands):
-    """add, sub, mul, fma of two float32 in 64 bits each (sm_100)."""
-    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fma}[op]
-    halves = [np.stack([(o & u8(0xFFFFFFFF)).astype(u4), (o >> u8(32)).astype(u4)]).view(f4) for o in operands]
-    low, high = (function(*(h[i] for h in halves)).astype(f4).view(u4).astype(u8) for i in range(2))
-    return (high << u8(32)) | low
+def pair(op, dtype, *operands):
+    """Two elements in one register: float32 on sm_100, int16 on sm_90."""
+    function = {
+        "add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fma, "min": np.minimum, "max": np.maximum,
+    }[op]  # fmt: skip
+    halves = [np.ascontiguousarray(o).view(dtype).reshape(-1, 2) for o in operands]
+    return np.ascontiguousarray(function(*halves)).view(f"u{2 * halves[0].itemsize}").ravel()
 
 
 def ftz(a):

@@ -15,6 +15,7 @@ SIMPLE = {
     "abs": ("abs({0})", "abs({0})"), "rem": ("remainder({0}, {1})", None), "brev": ("brev({0})", None),
 }  # fmt: skip
 BITS = {"bfe": "extract_bits", "bfi": "insert_bits", "prmt": "permute_bytes", "lop3": "look_up", "shf": "funnel"}
+PAIRS = {"f32x2": "f4", "s16x2": "i2", "u16x2": "u2"}
 APPROXIMATE = {
     "ex2": "exp2({})", "lg2": "log2({})", "rcp": "1 / {}", "rsqrt": "1 / sqrt({})", "sin": "sin({})", "cos": "cos({})",
     "tanh": "tanh({})", "sqrt": "sqrt({})",
@@ -54,10 +55,12 @@ def multiply(t: Translator, op: Instruction) -> list[str]:
     return t.write(op, f"ftz({value})" if op.has("ftz") else value, kind)
 
 
-@translates("f32x2")
+@translates(*PAIRS)
 def calculate_pairs(t: Translator, op: Instruction) -> list[str]:
     refuse(op, "rn")
-    return t.write(op, f"pair('{op.name}', {', '.join(t.read(o, 'u8') for o in op.operands[1:])})", "u8")
+    kind = PAIRS[op.type]
+    whole = f"u{2 * int(kind[1])}"
+    return t.write(op, f"pair('{op.name}', {kind}, {', '.join(t.read(o, whole) for o in op.operands[1:])})", whole)
 
 
 @translates("shl", "shr")

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 PREDICATED = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)$")
+BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned")
 IGNORED_LABELS = ("$L__tmp", "$L__func", "$L__info")  # of debug information
 
 
@@ -56,7 +57,7 @@ def parse(ptx: str) -> Entry:
 
 
 def _split_blocks(body: str) -> list[Block]:
-    """A branch ends a block, a label begins one."""
+    """A branch ends a block; a label or a barrier begins one."""
     blocks = [Block([], [])]
     lines = [line for line in body.split("\n") if not re.match(r"\s*\.(loc|reg|pragma|file)", line)]
     for part in re.split(r"(?m)^\s*(\$\w+:)|;", "\n".join(lines)):
@@ -72,6 +73,8 @@ def _split_blocks(body: str) -> list[Block]:
         if not match:
             raise NotImplementedError(statement)
         operands = [o.strip() for o in re.split(r",(?![^{\[]*[}\]])", match[4])] if match[4] else []
+        if match[3] in BARRIERS and blocks[-1].instructions:
+            blocks.append(Block([], []))
         blocks[-1].instructions.append(Instruction(match[3], operands, statement, match[2], bool(match[1])))
         if match[3].startswith(("bra", "ret")):
             blocks.append(Block([], []))

@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.ptx import arithmetic, arithmetic_instructions, dtypes, shared_instructions, warpwide  # noqa: F401, they fill FAMILIES
 from helpers.ptx.dtypes import REGISTER, TYPES, UNDEFINED
-from helpers.ptx.parse import Instruction, contract, parse
+from helpers.ptx.parse import BARRIERS, Instruction, contract, parse
 from helpers.ptx.translate import FAMILIES, Translator
 
 
@@ -21,6 +21,7 @@ class Program:
         ops = [op for block in self.blocks for op in block.instructions]
         self.granules = {space: find_granule(ops, space) for space in ("global", "shared")}
         self.releases = any(op.has("acq_rel", "release", "acquire") for op in ops)
+        self.waits = [block.instructions[0].opcode in BARRIERS for block in self.blocks]
         self.sizes = [len(block.instructions) for block in self.blocks]
         labels = {label: i for i, block in enumerate(self.blocks) for label in block.labels}
         translator = Translator([name for _, name in entry.params])
@@ -39,8 +40,8 @@ def find_granule(ops: list[Instruction], space: str) -> int:
     """Bytes of the smallest access to global or to shared memory."""
     sizes = [4]
     for op in ops:
-        if op.has(space):
-            sizes.append({"ld": 0, "st": 0}.get(op.name, 4) or np.dtype(vars(dtypes)[TYPES[op.type]]).itemsize)
+        if op.has(space) and op.name in ("ld", "st", "atom", "red"):
+            sizes.append(int(TYPES[op.type][1]))
     return min(sizes)
 
 
@@ -55,7 +56,7 @@ def translate_block(t: Translator, number: int, ops: list[Instruction], labels: 
                 ending = f"return {number + 1}"
             continue
         try:
-            lines += FAMILIES[op.type if op.type == "f32x2" else op.name](t, op)
+            lines += FAMILIES[op.type if op.type in FAMILIES else op.name](t, op)
         except (NotImplementedError, KeyError, ValueError, IndexError, TypeError) as error:
             raise NotImplementedError(f"instruction not supported: {op.text!r} ({error!r})") from error
     return [f"def block_{number}(R, T):", *(f"  {line}" for line in [*lines, ending])]

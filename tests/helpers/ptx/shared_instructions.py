@@ -122,8 +122,8 @@ def load_parameter(t: Translator, op: Instruction) -> list[str]:
     if name in t.params:
         value = f"T.full(T.batch.params[{t.params.index(name)}].view({kind}))"
     else:  # LLVM selects a parameter's address where a kernel selects its value
-        base, offset = t.address(op.operands[1], "u8")
-        value = f"T.load_parameter({base} + u8({offset}), {kind})"
+        base, offset = t.address(op.operands[1], f"u{size_of(name)}")
+        value = f"T.load_parameter({base} + u{size_of(name)}({offset}), {kind})"
     return t.write(op, f"{value}.astype({'i' if kind[0] == 'i' else 'u'}{size}).view(u{size})", f"u{size}")
 
 

@@ -30,8 +30,11 @@ class Batch:
         thread = np.arange(self.num)
         self.cta, self.warp, self.lane = thread // self.threads, thread // WARP, thread % WARP
         self.special = {"tid.x": (thread % self.threads).astype(u4), "laneid": self.lane.astype(u4)}
-        for axis in range(3):
-            self.special[f"ctaid.{'xyz'[axis]}"] = np.array([p[axis] for p in positions], u4)[self.cta]
+        for i, axis in enumerate("xyz"):
+            self.special[f"ctaid.{axis}"] = np.array([p[i] for p in positions], u4)[self.cta]
+            self.special[f"nctaid.{axis}"] = np.full(self.num, run.grid[i], u4)
+            self.special[f"ntid.{axis}"] = np.full(self.num, 1 if i else self.threads, u4)
+            self.special.setdefault(f"tid.{axis}", np.zeros(self.num, u4))
         self.clock = np.ones(self.ctas, i8)
         self.cta_since = np.ones(self.ctas, i8)
         self.warp_since = np.ones(self.num // WARP, i8)
@@ -48,8 +51,7 @@ class Batch:
         while True:
             pc = together
             if at is not None:
-                pc = int(at.min())
-                lanes = np.flatnonzero(at == pc)
+                pc, lanes = self._choose(at)
                 if len(lanes) == self.num:
                     at, threads = None, everyone
                 elif not np.array_equal(lanes, threads.lanes):
@@ -75,6 +77,21 @@ class Batch:
                 at[threads.lanes] = result
         run.instructions += int(self.executed.sum())
         run.longest = max(run.longest, int(self.executed.max()))
+
+    def _choose(self, at: np.ndarray) -> tuple[int, np.ndarray]:
+        """The lowest block with threads that can run, and these. At a barrier those of a CTA wait for each other."""
+        for pc in np.unique(at).tolist():
+            here = at == pc
+            if pc < len(self.program.waits) and self.program.waits[pc]:
+                here &= (np.bincount(self.cta[here], minlength=self.ctas) == self.threads)[self.cta]
+            if here.any() and (pc < len(self.program.blocks) or here.all()):
+                return pc, np.flatnonzero(here)
+        lines = {
+            self.program.blocks[pc].instructions[0].text
+            for pc in np.unique(at).tolist()
+            if pc < len(self.program.blocks)
+        }
+        raise Trap(f"barrier not reached by all threads of a CTA: {sorted(lines)}")
 
     def _execute_some(self, pc, threads):
         reads, writes = self.program.uses[pc]
@@ -123,13 +140,10 @@ class Threads:
             raise Trap(f"lanes of a warp are missing at {line}")
 
     def synchronize(self, mask, line):
-        """bar.sync."""
-        self.line, batch = line, self.batch
-        cta = self.cta if mask is None else self.cta[mask]
-        counts = np.bincount(cta, minlength=batch.ctas)
-        if ((counts != 0) & (counts != batch.threads)).any():
+        """bar.sync, of all threads of these CTAs."""
+        self.line, batch, reached = line, self.batch, np.unique(self.cta)
+        if mask is not None and not mask.all():
             raise Trap("barrier not reached by all threads of a CTA")
-        reached = np.flatnonzero(counts)
         batch.clock[reached] += 1
         batch.cta_since[reached] = batch.clock[reached]
         batch.run.barriers += len(reached)

@@ -56,8 +56,8 @@ class Translator:
         if SPECIAL.match(operand):
             expression = f"T.special('{operand[1:]}')"
             return expression if kind[0] == "u" else f"{expression}.view({kind})"
-        if operand in self.params and kind == "u8":
-            return self.constant(u8(8 * self.params.index(operand)))
+        if operand in self.params and kind in ("u4", "u8"):
+            return self.constant(vars(dtypes)[kind](8 * self.params.index(operand)))
         if operand == "global_smem":
             operand = "0"
         if kind == "p":

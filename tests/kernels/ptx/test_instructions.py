@@ -3,6 +3,7 @@
 import functools
 import operator
 import random
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from helpers.ptx import Options, execute_ptx
 pytestmark = pytest.mark.ptx
 
 INSTRUCTIONS = {  # of words x, y -> r
+    "mov.u32 %r6, %ntid.x; mov.u32 %r7, %nctaid.y; add.s32 %r5, %r6, %r7;": lambda x, y: 64 + 1,
     "popc.b32 %r5, %r3;": lambda x, y: bin(x).count("1"),
     "clz.b32 %r5, %r3;": lambda x, y: 32 - x.bit_length(),
     "brev.b32 %r5, %r3;": lambda x, y: int(f"{x:032b}"[::-1], 2),
@@ -32,6 +34,8 @@ INSTRUCTIONS = {  # of words x, y -> r
     "shf.r.clamp.b32 %r5, %r3, %r4, 9;": lambda x, y: x >> 9 | y << 23,
     "mul.hi.u32 %r5, %r3, %r4;": lambda x, y: x * y >> 32,
     "mad.lo.s32 %r5, %r3, %r4, %r3;": lambda x, y: x * y + x,
+    "add.s16x2 %r5, %r3, %r4;": lambda x, y: (x + y & 0xFFFF) | ((x >> 16) + (y >> 16)) << 16,
+    "max.u16x2 %r5, %r3, 65537;": lambda x, y: max(x & 0xFFFF, 1) | max(x >> 16, 1) << 16,
     "rem.u32 %r5, %r3, 1000;": lambda x, y: x % 1000,
     "cvt.rna.tf32.f32 %r5, 0f3F801000;": lambda x, y: 0x3F802000,
     "mov.b64 %rd9, {%r3, %r4}; mad.wide.u32 %rd9, %r3, 3, %rd9; mov.b64 {%r6, %r5}, %rd9;":
@@ -73,9 +77,9 @@ TEMPLATE = """
 
 def execute_text(text: str, x: list[tuple[int, int]]) -> list[int]:
     words, out = torch.from_numpy(np.array(x, np.uint32).view(np.int32)), torch.zeros(len(x), dtype=torch.int32)
-    text = text.replace("; ", ";\n\t").replace("$DOWN: ", "\n$DOWN:\n").replace("$END:", "\n$END:\n")
+    text = re.sub(r"(\$[A-Z]+:)", r"\n\1\n", text.replace("; ", ";\n\t"))
     run = execute_ptx(TEMPLATE.replace("INSTRUCTIONS", text), 0, len(x) // 32, (1,), [words, out], Options())
-    assert not run.errors
+    assert not run.errors, run.errors
     return out.numpy().view(np.uint32).tolist()
 
 
@@ -97,3 +101,19 @@ def test_exchange(text: str) -> None:
     if "match" in text:
         expected = [1 << i % 32 for i in range(64)]
     assert execute_text(text, words) == expected
+
+
+@pytest.mark.parametrize("last", ["$JOIN", "$BODY"])  # which of the two parts of the threads stands further down
+def test_threads_wait_at_a_barrier(last: str) -> None:
+    """One warp takes another way to the barrier; that way may lie below it."""
+    body = "$BODY: mov.b32 %r6, %r3; bra.uni $JOIN;"
+    join = "$JOIN: bar.sync 0; mov.b32 %r5, %r6; bra.uni $END;"
+    blocks = [body, join] if last == "$JOIN" else [join, body]
+    text = f"setp.lt.u32 %p5, %r2, 32; mov.b32 %r6, 7; @%p5 bra $BODY; bra.uni $JOIN; {' '.join(blocks)} $END:"
+    words = draw_words()
+    assert execute_text(text, words) == [x if i < 32 else 7 for i, (x, _) in enumerate(words)]
+
+
+def test_a_barrier_that_some_threads_do_not_reach() -> None:
+    with pytest.raises(AssertionError, match="barrier not reached by all threads"):
+        execute_text("setp.lt.u32 %p5, %r2, 32; @%p5 bra $END; bar.sync 0; $END: mov.b32 %r5, 0;", draw_words())
