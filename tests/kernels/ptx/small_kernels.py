@@ -95,14 +95,13 @@ def count(x_ptr, counts_ptr, old_ptr, num, BLOCK: tl.constexpr):
 @triton.jit
 def last_program(
     x_ptr, partial_ptr, arrived_ptr, out_ptr, programs,
-    P: tl.constexpr, BLOCK: tl.constexpr, BARRIER: tl.constexpr, ORDER: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """The program that arrives last adds up what all of them stored: a race unless the atomic orders that."""
     pid = tl.program_id(0)
     lanes, rows = tl.arange(0, BLOCK), tl.arange(0, P)
     tl.store(partial_ptr + pid * BLOCK + lanes, tl.load(x_ptr + pid * BLOCK + lanes) * 2)
-    if BARRIER:
-        tl.debug_barrier()
+    tl.debug_barrier()
     if tl.atomic_add(arrived_ptr, 1, sem=ORDER) == programs - 1:
         partial = tl.load(partial_ptr + rows[:, None] * BLOCK + lanes, mask=rows[:, None] < programs, other=0)
         tl.store(out_ptr + lanes, tl.sum(partial, 0))
