@@ -15,8 +15,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
 
     gpu_roi_align_backward.TILE = 32
     gpu_roi_pool.TILE = 32
-    gpu_paste.BLOCK = 8192
-    gpu_rle.CHUNKS, gpu_rle.BLOCK = 2, 1024
+    gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
+    gpu_rle.PROGRAMS, gpu_rle.BLOCK = 32, 1024
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
