@@ -38,12 +38,12 @@ def sigmoid(value):
 
 @triton.jit
 def reach(low, high, size, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """First and one-past-last pixel of an image axis that a box can touch, whole pixels."""
+    """First and one-past-last pixel of an image axis that a box can touch; in torchvision's mode it touches them all."""
     if CONTINUOUS:
         fade = tl.maximum(high - low, 0.0) / SIDE + 2  # zeros beyond the mask blend in over one cell; 2 for rounding
         low, high = low - fade, high + fade
-    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int64), size)
-    past = tl.minimum(tl.maximum(high.to(tl.int64) + 1, first), size)
+    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int32), size)  # below 2^26: so far beyond the limit reaches no fade
+    past = tl.minimum(tl.maximum(high.to(tl.int32) + 1, first), size)
     return first, past
 
 

@@ -63,7 +63,6 @@ def _paste_kernel(
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
     left, right = reach(x1, x2, width, padded, CONTINUOUS)
     top, bottom = reach(y1, y2, height, padded, CONTINUOUS)
-    left, right, top, bottom = left.to(tl.int32), right.to(tl.int32), top.to(tl.int32), bottom.to(tl.int32)
     rows = tl.where(valid, bottom - top, 0)
     left_element, past_element = left // PIXELS, tl.cdiv(right, PIXELS)
     total = rows * tl.cdiv(past_element - left_element, TILE // PIXELS)
@@ -84,17 +83,20 @@ def _paste_kernel(
 
         # its rows
         stop = tl.minimum(last, (tile + 1) * rows)
-        cell = top * 0 - 2
+        cell = top * 0 - 3  # none, and not the one before the first
         above, below = tl.zeros_like(share_x), tl.zeros_like(share_x)
         for line in range(first, stop):
             y = top + line - tile * rows
             inside_y, row, share_y = axis_cells(y, y1, y2, padded, CONTINUOUS)
-            if inside_y:
+            visible = inside_y if CONTINUOUS else True
+            if visible:
                 if row != cell:
-                    cell = row
+                    above = below
+                    if row != cell + 1:
+                        above = blend_columns(mask_ptr, row, column, share_x, inside, SIDE, PADDING, CONTINUOUS)
                     next_row = upper_cell(row, padded, CONTINUOUS)
-                    above = blend_columns(mask_ptr, row, column, share_x, inside, SIDE, PADDING, CONTINUOUS)
                     below = blend_columns(mask_ptr, next_row, column, share_x, inside, SIDE, PADDING, CONTINUOUS)
+                    cell = row
                 value = (1 - share_y) * above + share_y * below
                 ptrs_out = image_ptr + y * columns + offs_element
                 if OUTPUT == "float":

@@ -124,9 +124,10 @@ def _changes_kernel(
     height = tl.maximum(tl.load(sizes_ptr + number * 2), 0)
     width = tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
-    left, right = reach(x1, x2, width, padded, CONTINUOUS)
-    top, bottom = reach(y1, y2, height, padded, CONTINUOUS)
-    num_columns, rows = (right - left).to(tl.int32), (bottom - top).to(tl.int32)
+    # no box reaches beyond a side of 2^30
+    left, right = reach(x1, x2, tl.minimum(width, 2**30).to(tl.int32), padded, CONTINUOUS)
+    top, bottom = reach(y1, y2, tl.minimum(height, 2**30).to(tl.int32), padded, CONTINUOUS)
+    num_columns, rows = right - left, bottom - top
     # a column of the box is its pixels and the one below it, where it may end; columns as high as the image run on
     # into each other instead, and only the last one has a pixel after it
     joined = ((top == 0) & (bottom == height)).to(tl.int32)
@@ -146,14 +147,14 @@ def _changes_kernel(
         # a word a lane, the first lane's from before
         column = start_column + (start_word + lanes) // words
         start_row = (start_word + lanes) % words * length
-        x = left.to(tl.int32) + column
+        x = left + column
         inside_x, cell, share_x = axis_cells(x, x1, x2, padded, CONTINUOUS)
         inside_x = inside_x & (column >= 0) & (column < num_columns) & (lanes <= num - step)
         bits = tl.zeros([BLOCK], dtype=tl.int32)
         for start in range(0, length, UNROLLED):
             for i in tl.static_range(UNROLLED):
                 row = start_row + start + i
-                inside, row_cell, share_y = axis_cells(top.to(tl.int32) + row, y1, y2, padded, CONTINUOUS)
+                inside, row_cell, share_y = axis_cells(top + row, y1, y2, padded, CONTINUOUS)
                 inside = inside & inside_x & (row < rows)
                 next_cell = upper_cell(row_cell, padded, CONTINUOUS)
                 above = blend_columns(masks_ptr + number * (SIDE * SIDE), row_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS)  # noqa
