@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
+    gpu_mask_geometry,
     gpu_nms,
     gpu_paste,
     gpu_paste_backward,
@@ -135,48 +136,37 @@ def variants() -> Iterator[Variant]:
             levels == 4,
             (),
         )
-    for dtype, output, continuous in itertools.product(DTYPES, ("float", "bool", "packed"), (False, True)):
-        block = gpu_paste.BLOCK // 8 if output == "packed" else gpu_paste.BLOCK
+    modes = {  # what a mask lies on: side, padding, continuous
+        "torchvision": (28, 1, False),
+        "continuous": (28, 0, True),
+        "torchvision without padding, side 14": (14, 0, False),
+    }
+    sampled = {"boxes_ptr": "*fp32", "threshold": "fp32", "growth": "fp32"}
+    for dtype, output, mode in itertools.product(DTYPES, ("float", "bool", "packed"), modes):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"paste, {dtype} to {output}, {'continuous' if continuous else 'torchvision'}",
+            f"paste, {dtype} to {output}, {mode}",
             gpu_paste._paste_kernel,
-            {
-                "masks_ptr": f"*{dtype}",
-                "boxes_ptr": "*fp32",
-                "out_ptr": f"*{dtype}" if output == "float" else "*u8",
-                "threshold": "fp32",
-                "growth": "fp32",
-            },
-            {
-                "OUTPUT": output,
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "LOGITS": True,
-                "BLOCK": block,
-            },
+            sampled | {"masks_ptr": f"*{dtype}", "out_ptr": f"*{dtype}" if output == "float" else "*u8"},
+            {"OUTPUT": output, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
+            | {"TILE": gpu_paste.TILE, "LINES": gpu_paste.LINES},
             {"num_warps": gpu_paste.NUM_WARPS, "enable_fp_fusion": False},
-            ("elements",),
-            output == "bool" and not continuous,
-            ("STG",) if output != "packed" else (),
+            (),
+            output == "bool" and mode == "torchvision",
+            (),
         )
-    for dtype, continuous in itertools.product(DTYPES, (False, True)):
+    for dtype, mode, logits in itertools.product(DTYPES, modes, (True, False)):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"paste backward, {dtype}, {'continuous' if continuous else 'torchvision'}",
+            f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",
             gpu_paste_backward._backward_kernel,
             {f"{name}_ptr": f"*{dtype}" for name in ("grad", "masks", "out")}
             | {"boxes_ptr": "*fp32", "growth": "fp32"},
-            {
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "LOGITS": True,
-                "CELLS": 32,
-                "BLOCK": gpu_paste_backward.BLOCK,
-            },
+            {"SIDE": side, "PADDING": padding, "CONTINUOUS": continuous, "LOGITS": logits}
+            | {"CELLS": triton.next_power_of_2(side), "BLOCK": gpu_paste_backward.BLOCK},
             {"num_warps": 4, "enable_fp_fusion": False},
             (),
-            not continuous,
+            logits and mode == "torchvision",
             (),
         )
     for dtype, grouped, padded in itertools.product(DTYPES, (True, False), (False, True)):
@@ -202,23 +192,19 @@ def variants() -> Iterator[Variant]:
         True,
         (),
     )
-    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "positions", "totals", "offsets")}
-    for continuous, write in itertools.product((False, True), (False, True)):
+    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
+    for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"RLE's changes, {'continuous' if continuous else 'torchvision'}, {'written' if write else 'counted'}",
+            f"RLE's {'positions' if positions else 'changes'}, {dtype}, {mode}",
             gpu_rle._changes_kernel,
-            places | {"masks_ptr": "*fp32", "boxes_ptr": "*fp32", "threshold": "fp32", "growth": "fp32"},
-            {
-                "WRITE": write,
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "CHUNKS": gpu_rle.CHUNKS,
-                "BLOCK": gpu_rle.BLOCK,
-            },
-            {"num_warps": 4, "enable_fp_fusion": False},
+            places | sampled | {"masks_ptr": f"*{dtype}"},
+            {"POSITIONS": positions, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
+            | {"SLOTS": gpu_rle.SLOTS, "BLOCK": gpu_rle.BLOCK, "WORD": gpu_rle.WORD, "UNROLLED": gpu_rle.UNROLLED}
+            | {"SUMMED": gpu_rle.RUNS},
+            {"num_warps": gpu_rle.NUM_WARPS, "enable_fp_fusion": False},
             (),
-            not continuous,
+            mode == "torchvision",
             (),
         )
     for write in (False, True):
@@ -226,18 +212,18 @@ def variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "CHUNKS": gpu_rle.CHUNKS, "BLOCK": gpu_rle.BLOCK, "LONGEST": gpu_rle.LONGEST},
-            {"num_warps": 4},
+            {"WRITE": write, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,
             (),
         )
     for dtype in DTYPES:
         yield Variant(
-            f"RLE's sigmoid, {dtype}",
-            gpu_rle._sigmoid_kernel,
+            f"masks' sigmoid, {dtype}",
+            gpu_mask_geometry._sigmoid_kernel,
             {"logits_ptr": f"*{dtype}", "out_ptr": "*fp32"},
-            {"BLOCK": gpu_rle.BLOCK},
+            {"BLOCK": gpu_mask_geometry.LOGITS},
             {"num_warps": 4},
             ("elements",),
             False,

@@ -22,7 +22,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks
-from fastmask.kernels.gpu_mask_geometry import axis_cells, blend_columns, is_mask, place_box, probabilities, reach, upper_cell
+from fastmask.kernels.gpu_mask_geometry import (
+    axis_cells,
+    blend_columns,
+    is_mask,
+    place_box,
+    probabilities,
+    reach,
+    upper_cell,
+)
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 

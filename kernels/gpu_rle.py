@@ -157,8 +157,12 @@ def _changes_kernel(
                 inside, row_cell, share_y = axis_cells(top + row, y1, y2, padded, CONTINUOUS)
                 inside = inside & inside_x & (row < rows)
                 next_cell = upper_cell(row_cell, padded, CONTINUOUS)
-                above = blend_columns(masks_ptr + number * (SIDE * SIDE), row_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS)  # noqa
-                below = blend_columns(masks_ptr + number * (SIDE * SIDE), next_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS)  # noqa
+                above = blend_columns(
+                    masks_ptr + number * (SIDE * SIDE), row_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS
+                )  # noqa
+                below = blend_columns(
+                    masks_ptr + number * (SIDE * SIDE), next_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS
+                )  # noqa
                 value = (1 - share_y) * above + share_y * below
                 bits |= is_mask(value, inside, threshold, CONTINUOUS).to(tl.int32) << (start + i)
 

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     gpu_roi_align_backward.TILE = 32
     gpu_roi_pool.TILE = 32
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
-    gpu_rle.PROGRAMS, gpu_rle.BLOCK = 32, 1024
+    gpu_rle.PROGRAMS, gpu_rle.BLOCK = 8, 1024
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
