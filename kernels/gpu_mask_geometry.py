@@ -38,11 +38,11 @@ def sigmoid(value):
 
 @triton.jit
 def reach(low, high, size, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """First and one-past-last pixel of an image axis that a box can touch; in torchvision's mode it touches them all."""
+    """First and one-past-last pixel of an image axis that a box can touch; torchvision's mode touches all of them."""
     if CONTINUOUS:
         fade = tl.maximum(high - low, 0.0) / SIDE + 2  # zeros beyond the mask blend in over one cell; 2 for rounding
         low, high = low - fade, high + fade
-    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int32), size)  # below 2^26: so far beyond the limit reaches no fade
+    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int32), size)  # below 2^26: limit and fade
     past = tl.minimum(tl.maximum(high.to(tl.int32) + 1, first), size)
     return first, past
 
@@ -67,27 +67,27 @@ def axis_cells(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
 
 @triton.jit
 def upper_cell(cell, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """The cell after each: beyond the mask's last one there are zeros, or, in torchvision's mode, the last one again."""
+    """The cell after each: zeros beyond the mask's last one, or, in torchvision's mode, the last one again."""
     return cell + 1 if CONTINUOUS else tl.minimum(cell + 1, SIDE - 1)
 
 
 @triton.jit
-def _load_cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.constexpr):
+def _load_cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr):
     """The probability of padded mask cells; 0 in the padding and beyond it."""
     row, column = row - PADDING, column - PADDING
-    counts = counts & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
+    if CONTINUOUS or PADDING > 0:
+        counts = counts & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
     return tl.load(mask_ptr + row * SIDE + column, mask=counts, other=0).to(tl.float32)
 
 
 @triton.jit
 def blend_columns(
-    mask_ptr, row, column, share, counts,
-    SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr
-):  # fmt: skip
+    mask_ptr, row, column, share, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr
+):
     """A row of cells between a column and the next one, of which ``share`` comes from the latter."""
     beside = upper_cell(column, SIDE + 2 * PADDING, CONTINUOUS)
-    value = (1 - share) * _load_cell(mask_ptr, row, column, counts, SIDE, PADDING)
-    return value + share * _load_cell(mask_ptr, row, beside, counts, SIDE, PADDING)
+    value = (1 - share) * _load_cell(mask_ptr, row, column, counts, SIDE, PADDING, CONTINUOUS)
+    return value + share * _load_cell(mask_ptr, row, beside, counts, SIDE, PADDING, CONTINUOUS)
 
 
 @triton.jit

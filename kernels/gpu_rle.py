@@ -139,6 +139,7 @@ def _changes_kernel(
     first = tl.minimum(pid % chunks * share, total)
     num = tl.minimum(first + share, total) - first
 
+    mask_ptr = masks_ptr + number * (SIDE * SIDE)
     lanes = tl.arange(0, BLOCK)
     start_column = ((first + words - 1) // words).to(tl.int32) - 1
     start_word = ((first + words - 1) % words).to(tl.int32)
@@ -157,12 +158,8 @@ def _changes_kernel(
                 inside, row_cell, share_y = axis_cells(top + row, y1, y2, padded, CONTINUOUS)
                 inside = inside & inside_x & (row < rows)
                 next_cell = upper_cell(row_cell, padded, CONTINUOUS)
-                above = blend_columns(
-                    masks_ptr + number * (SIDE * SIDE), row_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS
-                )  # noqa
-                below = blend_columns(
-                    masks_ptr + number * (SIDE * SIDE), next_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS
-                )  # noqa
+                above = blend_columns(mask_ptr, row_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS)
+                below = blend_columns(mask_ptr, next_cell, cell, share_x, inside, SIDE, PADDING, CONTINUOUS)
                 value = (1 - share_y) * above + share_y * below
                 bits |= is_mask(value, inside, threshold, CONTINUOUS).to(tl.int32) << (start + i)
 
