@@ -201,7 +201,7 @@ def variants() -> Iterator[Variant]:
             places | sampled | {"masks_ptr": f"*{dtype}"},
             {"POSITIONS": positions, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
             | {"SLOTS": gpu_rle.SLOTS, "BLOCK": gpu_rle.BLOCK, "WORD": gpu_rle.WORD, "UNROLLED": gpu_rle.UNROLLED}
-            | {"SUMMED": gpu_rle.RUNS},
+            | {"SUMMED": gpu_rle.SUMMED},
             {"num_warps": gpu_rle.NUM_WARPS, "enable_fp_fusion": False},
             (),
             mode == "torchvision",
@@ -212,7 +212,7 @@ def variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
             {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,
