@@ -39,7 +39,7 @@ TILE = 128  # columns of a tile; four a thread
 LINES = 8  # rows of a tile that a program is worth being launched for
 PROGRAMS = 4096  # of all masks together: about as many warps as an H100 holds at once
 NUM_WARPS = 1
-LARGEST = 2**31 - 8 * TILE  # pixels of one image: beyond it, plain PyTorch
+LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, plain PyTorch
 
 
 @triton.jit(do_not_specialize=["programs", "height", "width", "columns", "threshold", "growth"])
@@ -129,11 +129,11 @@ def paste_masks(
     logits: bool,
     padding: int,
 ) -> Tensor:
-    """Shapes as in cpu_masks.paste_masks. float64 and images of about 2^31 pixels are plain PyTorch's."""
+    """Shapes as in cpu_masks.paste_masks. float64 and images of about 2^31 elements are plain PyTorch's."""
     number, side = masks.shape[0], masks.shape[1]
-    if compute_dtype(masks, boxes) == torch.float64 or height * width > LARGEST:
-        return cpu_masks.paste_masks(masks, boxes, height, width, output, threshold, continuous, logits, padding)
     columns = triton.cdiv(width, 8) if output == "packed" else width
+    if compute_dtype(masks, boxes) == torch.float64 or max(height * columns, width) > LARGEST:
+        return cpu_masks.paste_masks(masks, boxes, height, width, output, threshold, continuous, logits, padding)
     dtype = {"float": masks.dtype, "bool": torch.bool, "packed": torch.uint8}[output]
     out = masks.new_zeros((number, height, columns), dtype=dtype)
     if out.numel() == 0:
