@@ -37,7 +37,7 @@ def of_level(level, v0, v1, v2, v3, v4, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def locate(
+def locate_exactly(
     rois_ptr,
     roi,
     mask,
@@ -47,7 +47,7 @@ def locate(
     LEVELS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """RoIs -> image, level, (x, y, width, height) on that level's map, and whether they count at all."""
+    """RoIs -> image, level, float64 (x, y, width, height) on that level's map, and whether they count at all."""
     ptrs = rois_ptr + roi.to(tl.int64) * 5
     image = tl.load(ptrs, mask=mask, other=-1).to(tl.float32)
     x1 = tl.load(ptrs + 1, mask=mask, other=0).to(tl.float32)
@@ -67,9 +67,11 @@ def locate(
             level += (size >= limit2).to(tl.int32)
         if LEVELS > 4:
             level += (size >= limit3).to(tl.int32)
-    scale = of_level(level, scale0, scale1, scale2, scale3, scale4, LEVELS)
+    scale = of_level(level, scale0, scale1, scale2, scale3, scale4, LEVELS).to(tl.float64)
     offset = 0.5 if ALIGNED else 0.0
-    x1, y1, x2, y2 = x1 * scale - offset, y1 * scale - offset, x2 * scale - offset, y2 * scale - offset
+    # products of two float32 are exact in float64: a fused multiply-add changes nothing
+    x1, y1 = x1.to(tl.float64) * scale - offset, y1.to(tl.float64) * scale - offset
+    x2, y2 = x2.to(tl.float64) * scale - offset, y2.to(tl.float64) * scale - offset
     valid = valid & (tl.abs(x1) <= _LIMIT) & (tl.abs(y1) <= _LIMIT) & (tl.abs(x2) <= _LIMIT) & (tl.abs(y2) <= _LIMIT)
     width, height = x2 - x1, y2 - y1
     if not ALIGNED:
@@ -84,6 +86,44 @@ def locate(
         tl.where(valid, height, 0),
         valid,
     )
+
+
+@triton.jit
+def locate(
+    rois_ptr,
+    roi,
+    mask,
+    batch,
+    scale0, scale1, scale2, scale3, scale4,
+    limit0, limit1, limit2, limit3,
+    LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """The same in float32, where no border is decided."""
+    image, level, x, y, width, height, valid = locate_exactly(
+        rois_ptr, roi, mask, batch, scale0, scale1, scale2, scale3, scale4,
+        limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
+    )
+    return (
+        image,
+        level,
+        x.to(tl.float32),
+        y.to(tl.float32),
+        width.to(tl.float32),
+        height.to(tl.float32),
+        valid,
+    )
+
+
+@triton.jit
+def is_sampled(start, extent, sample, samples, size):
+    """Whether a sample lies on the map or at most a pixel off it along one axis: the border rule of roi_align.py.
+
+    ``start`` and ``extent``: the RoI's, from locate_exactly; ``sample``: which of its ``samples`` (float64) there.
+    """
+    place = (2.0 * sample.to(tl.float64) + 1.0) * extent
+    low, high = (-1.0 - start) * (2.0 * samples), (size - start) * (2.0 * samples)
+    return (place >= low) & (place <= high)
 
 
 @triton.jit

@@ -1,7 +1,10 @@
 """``fastmask::multilevel_roi_align``: RoIAlign over a feature pyramid in one op, with its backward.
 
 Pixel model: a RoI is scaled by its level's scale; with ``aligned`` half a pixel is taken off, so that feature (i, j)
-stands for the centre of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+stands for the center of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+Border rule: sample k of the n = bins x samples a bin of an axis, at start + (2k + 1) / 2n x extent, counts if
+(-1 - start) 2n <= (2k + 1) extent <= (size - start) 2n, in float64: without a rounding for float32 RoIs and scales, so
+that every path decides alike whatever it fuses. An adaptive bin takes ceil(extent / bins) samples, in float64 too.
 Source: Mask R-CNN section 3; FPN eq. 1; torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
 Differs from torchvision: one op for all levels, boxes and sums in float32 for half types, channels-last output, zeros
 instead of a crash for RoIs that are NaN, inf or of no image, and a backward of fixed summation order.
