@@ -135,6 +135,22 @@ def samples_of(length, RATIO: tl.constexpr):
         return tl.maximum(tl.ceil(length), 0.0)
 
 
+@triton.jit
+def first_sample(edge, length, grid, most):
+    """The first sample of each adaptive bin that can fall on a map, on which at most ``most`` in a row can."""
+    first = tl.floor((-1 - edge) * grid / length - 2)
+    first = tl.where(length > 0, first, 0.0)
+    return tl.minimum(tl.maximum(first, 0.0), tl.maximum(grid - most, 0.0))
+
+
+@triton.jit
+def neighbors(position, size):
+    """Where a sample reads along one axis: the pixel before it, the pixel after it, and the share of the latter."""
+    position = tl.minimum(tl.maximum(position, 0.0), (size - 1).to(tl.float32))
+    before = position.to(tl.int32)
+    return before, tl.minimum(before + 1, size - 1), position - before
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _keys_kernel(
     # tensors
@@ -167,6 +183,32 @@ def _keys_kernel(
 def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
     """Kernel arguments of each level; those of levels that are not there repeat the last."""
     return {name.format(i): values[min(i, len(values) - 1)] for i in range(MAX_LEVELS)}
+
+
+def strides_of(feature: Tensor) -> list[int]:
+    """Strides, 0 along axes of one element: whatever stands there is never used, and must not cost the wide loads."""
+    return [0 if size == 1 else stride for size, stride in zip(feature.shape, feature.stride(), strict=True)]
+
+
+def is_channels_last(features: Sequence[Tensor]) -> bool:
+    return all(feature.shape[1] == 1 or feature.stride(1) == 1 for feature in features)
+
+
+def is_wide(features: Sequence[Tensor]) -> bool:
+    """Whether pixels of channels-last maps begin at multiples of 16 bytes and of 16 elements."""
+    return all(
+        feature.data_ptr() % 16 == 0 and all(strides_of(feature)[axis] % 16 == 0 for axis in (0, 2, 3))
+        for feature in features
+    )
+
+
+def offset_type(features: Sequence[Tensor]) -> Any:
+    """Type of the offsets within one image's map."""
+    furthest = (
+        sum((size - 1) * stride for size, stride in zip(feature.shape[1:], feature.stride()[1:], strict=True))
+        for feature in features
+    )
+    return tl.int32 if max(furthest) < 2**31 else tl.int64
 
 
 def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> dict[str, Any]:

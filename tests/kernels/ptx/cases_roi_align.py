@@ -2,18 +2,27 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
+import triton.language as tl
 from case_inputs import BF16, FP16, FP32, NAMES, geometry, pyramid, some_rois
 from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, reference
 
+# RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
+BORDERS = [(138.5, 238.5, 226, 14), (50.25, 75.25, 69, 7), (22.5, 28.5, 27, 7), (11.125, 12.0625, 12, 14)]
 
-def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False):
+
+def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False, offset=None):
+    """``offset``: another type of the offsets within a map than the launcher's."""
     scales, limits = geometry(len(features))
 
     def run():
-        return gpu_roi_align.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
+        with pytest.MonkeyPatch.context() as patch:
+            if offset is not None:
+                patch.setattr(gpu_roi_align, "offset_type", lambda _: offset)
+            return gpu_roi_align.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
 
     def check(out):
         wide = [f.double() for f in features]
@@ -21,6 +30,20 @@ def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False):
         return close("out", out, expected, 2e-4)
 
     return Case(run, check)
+
+
+def border_case(x1, x2, width, num_bins, last):
+    """A sample lies on the border of the map, where rounding decides unless nothing is rounded: it counts."""
+    roi = torch.tensor([[0.0, x1, 4, x2, 20]]) * torch.tensor([1.0, 4, 4, 4, 4])
+    features = torch.ones(1, 16, 8, width)
+    features = features.contiguous(memory_format=torch.channels_last) if last else features
+    rest = (roi, [0.25], [1e9], num_bins, num_bins, 2, False)
+
+    def check(out):
+        wrong = close("out", out, reference.multilevel_roi_align([features.double()], *rest), 1e-5)
+        return wrong + ([] if (out[0, 0, 0] - 0.5).abs().min() < 1e-5 else ["no bin has one of two columns"])
+
+    return Case(lambda: gpu_roi_align.multilevel_roi_align([features], *rest), check)
 
 
 def roi_align_backward_case(dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80)):
@@ -102,6 +125,46 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     yield "RoIAlign fp32, expanded, C=32, 2 levels", roi_align_case(expanded, six[:3])
     odd = torch.cat([torch.zeros(1), six.flatten()])[1:].view(-1, 5)
     yield "RoIAlign fp32, RoIs at an odd address", roi_align_case(pyramid(4, 2, 32, FP32, True), odd)
+    yield (
+        "RoIAlign bf16, NHWC, hostile RoIs, C=64, ratio 3, 3x10",
+        roi_align_case(pyramid(4, 2, 64, BF16, True), hostile, (3, 10), 3),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, hostile RoIs, C=40, ratio 0",
+        roi_align_case(pyramid(4, 2, 40, BF16, True), hostile, (3, 4), 0),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, C=272 in three blocks",
+        roi_align_case(pyramid(1, 1, 272, BF16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (2, 2)),
+    )
+    yield (
+        "RoIAlign fp32, NHWC, offsets of 64 bits",
+        roi_align_case(pyramid(4, 2, 32, FP32, True), six[:3], offset=tl.int64),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, C=256 in two tiles, ratio 5",
+        roi_align_case(pyramid(2, 1, 256, BF16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (3, 3), 5),
+    )
+    hits = hostile[[0, 1, 4, 9, 12]] * torch.tensor([0, 1, 1, 1, 1])
+    yield "RoIAlign fp32, NHWC, C=256 in two tiles", roi_align_case(pyramid(2, 1, 256, FP32, True), hits, (2, 7))
+    one = [m.as_strided(m.shape, (7, *m.stride()[1:])) for m in pyramid(2, 1, 32, BF16, True)]
+    yield (
+        "RoIAlign bf16, NHWC, one image of an odd stride",
+        roi_align_case(one, six[:3] * torch.tensor([0, 1, 1, 1, 1])),
+    )
+    for dtype, ratio in ((FP32, 2), (BF16, 0)):
+        yield (
+            f"RoIAlign {NAMES[dtype]}, NCHW, few RoIs, ratio {ratio}",
+            roi_align_case(pyramid(4, 2, 24, dtype, False), six[:1], (3, 5), ratio),
+        )
+    yield (
+        "RoIAlign fp32, NCHW, few RoIs, 80 bins, C=1",
+        roi_align_case(pyramid(2, 2, 1, FP32, False), six[:1], (8, 10), 1),
+    )
+    for x1, x2, width, num_bins in BORDERS:
+        for last in (True, False):
+            layout = "NHWC" if last else "NCHW"
+            yield f"RoIAlign fp32, {layout}, a sample at {width}", border_case(x1, x2, width, num_bins, last)
 
 
 def backward_cases() -> Iterator[tuple[str, Case]]:
