@@ -10,6 +10,7 @@ from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, reference
 
+OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
 # RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
 BORDERS = [(138.5, 238.5, 226, 14), (50.25, 75.25, 69, 7), (22.5, 28.5, 27, 7), (11.125, 12.0625, 12, 14)]
 
@@ -101,7 +102,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign fp16, NHWC, C=272 in two blocks, 1 level",
-        roi_align_case(pyramid(1, 1, 272, FP16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (2, 2)),
+        roi_align_case(pyramid(1, 1, 272, FP16, True), six[:2] * OF_ONE_IMAGE, (2, 2)),
     )
     yield (
         "RoIAlign fp32, NCHW, C=80 in two blocks, 2 levels",
@@ -109,7 +110,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign fp32, C=1, one level, ratio 1",
-        roi_align_case(pyramid(1, 1, 1, FP32, False), six[:3] * torch.tensor([0, 1, 1, 1, 1]), (2, 3), 1),
+        roi_align_case(pyramid(1, 1, 1, FP32, False), six[:3] * OF_ONE_IMAGE, (2, 3), 1),
     )
     sliced = [
         torch.randn(2, m.shape[2], m.shape[3], 67).to(BF16)[..., 3:].permute(0, 3, 1, 2)
@@ -135,7 +136,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign bf16, NHWC, C=272 in three blocks",
-        roi_align_case(pyramid(1, 1, 272, BF16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (2, 2)),
+        roi_align_case(pyramid(1, 1, 272, BF16, True), six[:2] * OF_ONE_IMAGE, (2, 2)),
     )
     yield (
         "RoIAlign fp32, NHWC, offsets of 64 bits",
@@ -143,14 +144,14 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign bf16, NHWC, C=256 in two tiles, ratio 5",
-        roi_align_case(pyramid(2, 1, 256, BF16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (3, 3), 5),
+        roi_align_case(pyramid(2, 1, 256, BF16, True), six[:2] * OF_ONE_IMAGE, (3, 3), 5),
     )
-    hits = hostile[[0, 1, 4, 9, 12]] * torch.tensor([0, 1, 1, 1, 1])
+    hits = hostile[[0, 1, 4, 9, 12]] * OF_ONE_IMAGE
     yield "RoIAlign fp32, NHWC, C=256 in two tiles", roi_align_case(pyramid(2, 1, 256, FP32, True), hits, (2, 7))
     one = [m.as_strided(m.shape, (7, *m.stride()[1:])) for m in pyramid(2, 1, 32, BF16, True)]
     yield (
         "RoIAlign bf16, NHWC, one image of an odd stride",
-        roi_align_case(one, six[:3] * torch.tensor([0, 1, 1, 1, 1])),
+        roi_align_case(one, six[:3] * OF_ONE_IMAGE),
     )
     for dtype, ratio in ((FP32, 2), (BF16, 0)):
         yield (
@@ -185,7 +186,7 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign backward bf16, C=72 in two blocks, 1 level",
-        roi_align_backward_case(BF16, 72, 1, six[:3] * torch.tensor([0, 1, 1, 1, 1]), 1, (2, 2), 2, False, (40, 44)),
+        roi_align_backward_case(BF16, 72, 1, six[:3] * OF_ONE_IMAGE, 1, (2, 2), 2, False, (40, 44)),
     )
     yield (
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
@@ -195,9 +196,21 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
 
 def bugs() -> Iterator[tuple[str, Bug]]:
     six = some_rois(6, 2)
-    tap = "row0 + column1", "row1 + column1", roi_align_case(pyramid(4, 2, 32, FP32, True), six)
+    tap = "row0 + offs1", "row1 + offs1", roi_align_case(pyramid(4, 2, 32, FP32, True), six)
     yield "RoIAlign, a tap of the wrong row", Bug("gpu_roi_align", *tap)
     channel = "offs_c < channels", "offs_c <= channels", roi_align_case(pyramid(2, 2, 33, BF16, False), six)
     yield "RoIAlign, one channel beyond the last", Bug("gpu_roi_align", *channel)
+    inner = "samples_x - 1, samples_x", "samples_x - 4, samples_x"
+    beyond = torch.tensor([[0, 40.0, 10, 96, 30]])  # by three samples
+    bug = Bug("gpu_roi_align", *inner, roi_align_case(pyramid(4, 2, 32, FP32, True), beyond))
+    yield "RoIAlign, all samples count although the last does not", bug
+    border = "place <= high", "place < high", border_case(*BORDERS[0], True)
+    yield "RoIAlign, the border does not count", Bug("gpu_roi_geometry", *border)
+    pixel = "offs_pixel < height * width", "offs_pixel <= height * width"
+    bug = Bug("gpu_channels_last", *pixel, roi_align_case(pyramid(2, 1, 32, FP32, False), six * OF_ONE_IMAGE))
+    yield "channels-last copies, one pixel beyond the last", bug
+    last = "offs_bin < POOLED_H * POOLED_W", "offs_bin <= POOLED_H * POOLED_W"
+    bug = Bug("gpu_roi_align_apart", *last, roi_align_case(pyramid(4, 2, 24, FP32, False), six[:1], (3, 5)))
+    yield "RoIAlign, NCHW, one bin beyond the last", bug
     roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
     yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)
