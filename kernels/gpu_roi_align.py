@@ -305,12 +305,12 @@ def multilevel_roi_align(
     return out
 
 
-def tile_of(pooled_width: int, channels: int, ratio: int, wide: bool) -> dict[str, Any]:
-    """A program's columns, channels and warps, of which each thread has 8 or 16 elements; loops leave it fewer."""
+def tile_of(pooled_width: int, channels: int, ratio: int, two: bool) -> dict[str, Any]:
+    """A program's columns, channels and warps: 8 elements a thread, or with ``two`` tiles 16 where samples unroll."""
     columns = min(triton.next_power_of_2(pooled_width), COLUMNS)
     block = min(triton.next_power_of_2(channels), max(CHANNELS, WARP_ELEMENTS // columns))
     unroll = ratio in UNROLLED
-    tiles = 2 if wide and unroll and channels % (2 * block) == 0 else 1
+    tiles = 2 if two and unroll and channels % (2 * block) == 0 else 1
     tile = {"COLUMNS": columns, "CHANNELS": block, "TILES": tiles, "EVEN": channels % block == 0}
     return tile | {"UNROLL": unroll, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
 
@@ -318,8 +318,8 @@ def tile_of(pooled_width: int, channels: int, ratio: int, wide: bool) -> dict[st
 def _launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict[str, Any]) -> None:
     """Of channels-last features."""
     num_rois, channels, pooled_height, pooled_width = out.shape
-    wide = is_wide(features)
-    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide)
+    wide, offset = is_wide(features), offset_type(features)
+    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide and offset == tl.int32)  # registers: no more
     unit = 16 if wide else 1
     strides = [[stride // unit for stride in strides_of(feature)] for feature in features]
     column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
@@ -345,6 +345,6 @@ def _launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dic
         **geometry,
         UNIT=unit,
         PACK=2 if wide and out.dtype == torch.bfloat16 and channels % 2 == 0 else 1,
-        OFFSET=offset_type(features),
+        OFFSET=offset,
         **tile,
     )
