@@ -23,12 +23,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
+    audit_roi_align,
     gpu_mask_geometry,
     gpu_nms,
     gpu_paste,
     gpu_paste_backward,
     gpu_rle,
-    gpu_roi_align,
     gpu_roi_align_backward,
     gpu_roi_geometry,
     gpu_roi_pool,
@@ -65,26 +65,13 @@ class Report(NamedTuple):
 
 def variants() -> Iterator[Variant]:
     """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
+    yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
     geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
     common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
     for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
         suffix = f"{dtype}, {levels} levels, sampling ratio {ratio}"
         constants = common | {"LEVELS": levels, "RATIO": ratio}
         first = (levels, ratio) == (4, 2)
-        maps = {f"map{i}_ptr": f"*{dtype}" for i in range(5)} | {"out_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
-        for layout, last, multiple in (("NHWC", True, 16), ("NHWC of odd width", True, 1), ("NCHW", False, 1)):
-            channels = gpu_roi_align.CHANNELS if last else gpu_roi_align.APART_CHANNELS
-            own = {"CHANNELS_LAST": last, "MULTIPLE": multiple, "BINS": gpu_roi_align.BINS, "CHANNELS": channels}
-            yield Variant(
-                f"RoIAlign forward, {layout}, {suffix}",
-                gpu_roi_align._forward_kernel,
-                maps | geometry,
-                constants | own,
-                {"num_warps": gpu_roi_align.NUM_WARPS},
-                ("channels",),
-                first and multiple == 16,
-                ("LDG", "STG") if multiple == 16 else (),
-            )
         backward = gpu_roi_align_backward
         grads = {f"out{i}_ptr": f"*{dtype}" for i in range(5)} | {"grad_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
         own = {"TILE": backward.TILE, "CHANNELS": backward.CHANNELS, "ROIS": backward.ROIS}

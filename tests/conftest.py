@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
-    from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align_backward, gpu_roi_pool
+    from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
+    gpu_roi_align.PROGRAMS = 1
     gpu_roi_align_backward.TILE = 32
     gpu_roi_pool.TILE = 32
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
