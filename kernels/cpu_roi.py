@@ -196,8 +196,10 @@ def _taps(
     extent = corners[:, 2:] - corners[:, :2]  # (width, height)
     if not aligned:
         extent = extent.clamp(min=1)
-    bins = extent / extent.new_tensor([pooled_width, pooled_height])
-    grid = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp(min=0)
+    grid = torch.full_like(extent, sampling_ratio)
+    if sampling_ratio <= 0:  # as reference.count_samples
+        rounded = extent.to(dtype)
+        grid = (rounded / rounded.new_tensor([pooled_width, pooled_height])).ceil().clamp(min=0).to(extent.dtype)
     for part in _alike(grid, (height, width), sampling_ratio):
         (x_index, x_weight), (y_index, y_weight) = (
             _axis(corners[part, axis], extent[part, axis], grid[part, axis], num_bins, size, sampling_ratio, dtype)

@@ -136,7 +136,7 @@ def _row_of_bins(
                     OFFSET, INNER and EVEN, MORE,
                 )
     else:
-        grid_y, grid_x = samples_of(roi_h / POOLED_H, RATIO), samples_of(roi_w / POOLED_W, RATIO)
+        grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
         num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
         bin_h, bin_w = tl.div_rn(length_y, POOLED_H * 1.0), tl.div_rn(length_x, POOLED_W * 1.0)
         step_y, step_x = tl.div_rn(bin_h, tl.maximum(num_y, 1.0)), tl.div_rn(bin_w, tl.maximum(num_x, 1.0))
@@ -235,8 +235,8 @@ def _forward_kernel(
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
     # whether all of its samples count: the first and the last along both axes
-    samples_y = POOLED_H * samples_of(roi_h / POOLED_H, RATIO)
-    samples_x = POOLED_W * samples_of(roi_w / POOLED_W, RATIO)
+    samples_y = POOLED_H * samples_of(roi_h, POOLED_H, RATIO)
+    samples_x = POOLED_W * samples_of(roi_w, POOLED_W, RATIO)
     inner = is_sampled(start_y, roi_h, samples_y * 0, samples_y, height)
     inner = inner & is_sampled(start_y, roi_h, samples_y - 1, samples_y, height)
     inner = inner & is_sampled(start_x, roi_w, samples_x * 0, samples_x, width)

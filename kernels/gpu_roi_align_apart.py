@@ -89,7 +89,7 @@ def _apart_kernel(
 
     # samples of each bin
     offs_p, offs_q = offs_bin // POOLED_W, offs_bin % POOLED_W
-    grid_y, grid_x = samples_of(roi_h / POOLED_H, RATIO), samples_of(roi_w / POOLED_W, RATIO)
+    grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
     num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
     bin_h, bin_w = tl.div_rn(roi_h.to(tl.float32), POOLED_H * 1.0), tl.div_rn(roi_w.to(tl.float32), POOLED_W * 1.0)
     step_y, step_x = tl.div_rn(bin_h, tl.maximum(num_y, 1.0)), tl.div_rn(bin_w, tl.maximum(num_x, 1.0))

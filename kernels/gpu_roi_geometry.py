@@ -127,12 +127,12 @@ def is_sampled(start, extent, sample, samples, size):
 
 
 @triton.jit
-def samples_of(length, RATIO: tl.constexpr):
-    """Samples a bin of that length takes along one axis."""
+def samples_of(extent, BINS: tl.constexpr, RATIO: tl.constexpr):
+    """Samples a bin of a RoI takes along one axis; adaptive ones are counted in float32 (reference.count_samples)."""
     if RATIO > 0:
-        return tl.zeros_like(length) + RATIO
+        return tl.zeros_like(extent) + RATIO
     else:
-        return tl.maximum(tl.ceil(length), 0.0)
+        return tl.maximum(tl.ceil(tl.div_rn(extent.to(tl.float32), BINS * 1.0)), 0.0).to(extent.dtype)
 
 
 @triton.jit

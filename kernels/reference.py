@@ -43,6 +43,14 @@ def is_sampled(start: Any, extent: Any, sample: Any, samples: Any, size: int) ->
     return ((-1 - start) * (2 * samples) <= place) & (place <= (size - start) * (2 * samples))
 
 
+def count_samples(extent: float, bins: int, dtype: torch.dtype) -> int:
+    """Samples of an adaptive bin along one axis: counted in the dtype computed in, as torchvision counts them.
+
+    An extent of 7 pixels is 7.0000001 in float64 where float32 corners lie at fractions, and would take one more.
+    """
+    return max(math.ceil(torch.tensor(extent, dtype=dtype) / bins), 0)
+
+
 def choose_level(box: Sequence[float], level_limits: Sequence[float]) -> int | None:
     """Pyramid level of a box (x1, y1, x2, y2): the first whose limit is above sqrt(area); None without a real area."""
     area = (box[2] - box[0]) * (box[3] - box[1])
@@ -97,8 +105,8 @@ def _align_one(
     if 0 in feature.shape[1:]:
         return feature.new_zeros(len(feature), *shape)
     bin_h, bin_w = height / pooled_height, width / pooled_width
-    grid_h = ratio if ratio > 0 else max(math.ceil(bin_h), 0)
-    grid_w = ratio if ratio > 0 else max(math.ceil(bin_w), 0)
+    grid_h = ratio if ratio > 0 else count_samples(height, pooled_height, feature.dtype)
+    grid_w = ratio if ratio > 0 else count_samples(width, pooled_width, feature.dtype)
     rows = []
     for p in range(pooled_height):
         row = []

@@ -5,7 +5,7 @@ stands for the center of its pixel; samples further than one pixel outside the m
 Border rule: along an axis of n = bins x samples a bin, sample k lies at start + (2k + 1) / 2n x extent, and counts if
 (-1 - start) 2n <= (2k + 1) extent <= (size - start) 2n. That is evaluated in float64, in which the products of float32
 RoIs and scales are exact: no fused multiply-add changes it, and all paths decide alike (reference.is_sampled). How many
-samples an adaptive bin takes, ceil(extent / bins), is found in float64 too; weights and sums are float32's.
+samples an adaptive bin takes, ceil(extent / bins), is counted in float32, as torchvision does it (reference.py).
 Source: Mask R-CNN section 3; FPN eq. 1; torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
 Differs from torchvision: one op for all levels, boxes and sums in float32 for half types, channels-last output, zeros
 instead of a crash for RoIs that are NaN, inf or of no image, and a backward of fixed summation order.

@@ -1,6 +1,5 @@
 """fastmask::multilevel_roi_align against its specification: dtypes, layouts, levels, hostile RoIs, gradients, size."""
 
-import math
 from fractions import Fraction
 
 import pytest
@@ -224,7 +223,7 @@ def test_a_sample_on_the_border_counts(layout: str, ratio: int, device: torch.de
     actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 1, num_bins, ratio, True)
     for (_, x1, _, x2, _), row in zip(rois.tolist(), actual[:, 0, 0].tolist(), strict=True):
         start, extent = Fraction(x1) - Fraction(1, 2), Fraction(x2) - Fraction(x1)
-        grid = ratio or math.ceil(extent / num_bins)
+        grid = ratio or reference.count_samples(float(extent), num_bins, torch.float32)
         for q, value in enumerate(row):
             positions = [start + (2 * (q * grid + i) + 1) * extent / (2 * num_bins * grid) for i in range(grid)]
             counted = sum(-1 <= position <= size[1] for position in positions)
@@ -232,6 +231,17 @@ def test_a_sample_on_the_border_counts(layout: str, ratio: int, device: torch.de
     torch.testing.assert_close(
         actual.cpu(), reference.multilevel_roi_align([features.cpu()], rois, [1.0], [INF], 1, num_bins, ratio, True)
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_whole_extents_at_fractions_of_pixels(layout: str, device: torch.device) -> None:
+    """Adaptive samples are counted in float32: 7 pixels from 0.1 on are one for each of 7 bins, not two."""
+    corner, sides = torch.rand(20, 2) * 20, 28.0 * torch.randint(1, 3, (20, 2))
+    rois = torch.cat([torch.zeros(20, 1), corner, corner + sides], 1)
+    features = strided(torch.randn(1, 3, 20, 24), layout)
+    actual = multilevel_roi_align_op([features.to(device)], rois.to(device), [0.25], [INF], 7, 7, 0, False)
+    expected = reference.multilevel_roi_align([features], rois, [0.25], [INF], 7, 7, 0, False)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="of Triton's launchers")
