@@ -1,0 +1,61 @@
+"""Where a line of a kernel stands in its source: in which loops and conditions, also those of its callers."""
+
+import ast
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from fastmask.kernels.predict.sass import Stack
+
+
+class Region(NamedTuple):
+    """A loop or a condition of a source file: its first line as written, and the lines it spans."""
+
+    file: str
+    function: str  # that it stands in
+    header: str  # such as "for k in range(0, num_kept, BLOCK)"
+    loop: bool
+    first: int
+    last: int
+
+
+Path_ = tuple[tuple[Region, Stack], ...]  # regions around a place, outermost first, with the calls that lead there
+
+
+@functools.cache
+def regions(file: str) -> tuple[Region, ...]:
+    """Run-time loops and conditions of a file, outer before inner ones; what a condition has in ``else`` is its own."""
+    found: list[Region] = []
+    tree = ast.parse(Path(file).read_text())
+    functions = {
+        id(node): function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For | ast.While | ast.If):
+            if isinstance(node, ast.For) and "static_range" in ast.unparse(node.iter):
+                continue
+            if isinstance(node, ast.For):
+                header = f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
+            else:
+                header = f"{'while' if isinstance(node, ast.While) else 'if'} {ast.unparse(node.test)}"
+            last = node.body[-1].end_lineno or node.lineno
+            found.append(Region(file, functions.get(id(node), ""), header, not isinstance(node, ast.If), node.lineno, last))
+            if isinstance(node, ast.If) and node.orelse and not isinstance(node.orelse[0], ast.If):
+                last = node.orelse[-1].end_lineno or node.lineno
+                found.append(Region(file, functions.get(id(node), ""), f"else of {header}", False, node.orelse[0].lineno, last))
+    return tuple(sorted(found, key=lambda region: (region.first, -region.last)))
+
+
+@functools.cache
+def around(stack: Stack) -> Path_:
+    """The regions around an instruction, outermost first."""
+    path: list[tuple[Region, Stack]] = []
+    for depth, (file, line) in enumerate(stack):
+        if not Path(file).is_file() or "triton" in Path(file).parts:
+            continue
+        calls = stack[:depth]
+        path.extend((region, calls) for region in regions(file) if region.first <= line <= region.last)
+    return tuple(path)
