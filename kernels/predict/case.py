@@ -8,16 +8,17 @@ import torch
 from fastmask.kernels.predict.model import Work
 
 SEED = 0
+Built = tuple[Callable[[], Any], Callable[[], list[Work]]]  # the launcher's call; the work of its launches
 
 
 class Case(NamedTuple):
     """One row of the table.
 
     Args:
-        build: from a generator -> the launcher's call, on CPU tensors, and the work of its launches, in their order.
-        floor, target: microseconds; FACTS' section 1. None: there is none.
+        build: from a generator -> the launcher's call on CPU tensors, and the work of its launches in their order.
+        floor, target: microseconds on an H200, of bytes or steps that cannot be avoided, and what is aimed at.
     """
 
-    build: Callable[[torch.Generator], tuple[Callable[[], Any], Callable[[], list[Work]]]]
+    build: Callable[[torch.Generator], Built]
     floor: float | None = None
     target: float | None = None

@@ -1,8 +1,9 @@
 """What the model assumes of the GPU, an H100 SXM (sm_90), each constant once with its source.
 
 [N] NVIDIA's H100 whitepaper and the throughput table of the CUDA C++ programming guide (compute capability 9.0).
-[L] Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", 2024.
-[A] An assumption, to be corrected by the first measurement.
+[L] measured by Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking",
+    2024 (arXiv 2402.13499).
+[A] an assumption. All of them stand from memory, none was measured by us: the first measurement corrects them.
 """
 
 import re
@@ -40,7 +41,7 @@ class Unit(NamedTuple):
 
 # by the opcode's beginning, first match first; cycles: 32 lanes over the lanes a scheduler's share of the pipe has [N]
 UNITS: tuple[tuple[str, Unit], ...] = (
-    (r"HGMMA", Unit("tensor", 64, 128)),  # [A] of 64 x N x 16: no kernel of ours has one so far
+    (r"(LDGDEPBAR|DEPBAR)", Unit("control", 1, 1)),
     (r"HMMA\.1684\.F32\.TF32", Unit("tensor", 3.2, 18)),  # mma.sync reaches 62 % of wgmma's rate [L]
     (r"HMMA\.1688\.F32\.TF32", Unit("tensor", 6.5, 33)),
     (r"HMMA\.1688", Unit("tensor", 3.2, 18)),
@@ -56,8 +57,8 @@ UNITS: tuple[tuple[str, Unit], ...] = (
     (r"(LDGSTS|LDG|LD\b|ATOMG|ATOM\b|RED\b|TEX).*\.128", Unit("memory", 16, GLOBAL_LATENCY)),  # 128 bytes a cycle
     (r"(LDGSTS|LDG|LD\b|ATOMG|ATOM\b|RED\b|TEX).*\.64", Unit("memory", 8, GLOBAL_LATENCY)),
     (r"(LDGSTS|LDG|LD\b|ATOMG|ATOM\b|RED\b|TEX)", Unit("memory", 4, GLOBAL_LATENCY)),
-    (r"(LDS|STS|STG|LDL|STL|ST\b|LDSM|STSM).*\.(128|M88\.4)", Unit("memory", 16, 33)),
-    (r"(LDS|STS|STG|LDL|STL|ST\b|LDSM|STSM).*\.(64|M88\.2)", Unit("memory", 8, 30)),
+    (r"(LDS|STS|STG|LDL|STL|ST\b|LDSM|STSM).*\.(128|MT?88\.4)", Unit("memory", 16, 33)),
+    (r"(LDS|STS|STG|LDL|STL|ST\b|LDSM|STSM).*\.(64|MT?88\.2)", Unit("memory", 8, 30)),
     (r"(LDS|STS|STG|LDL|STL|ST\b|LDSM|STSM)", Unit("memory", 4, 29)),
     (r"(ATOMS)", Unit("memory", 8, 60)),
     (r"(S2R|S2UR|CS2R\.32|LDC|R2UR)", Unit("constant", 2, 25)),
@@ -75,6 +76,9 @@ _KNOWN: dict[str, Unit] = {}
 
 def unit(opcode: str) -> Unit:
     """Where an instruction such as ``LDG.E.128`` runs."""
+    group = re.match(r"HGMMA\.64x(\d+)x", opcode)
+    if group:  # four warps together; 512 products a cycle and scheduler of 16 bits, 256 of tf32, of which k is half [N]
+        return Unit("tensor", int(group[1]) / 2, int(group[1]) / 2 + 32)
     if opcode not in _KNOWN:
         _KNOWN[opcode] = next(unit for pattern, unit in _COMPILED if pattern.match(opcode))
     return _KNOWN[opcode]

@@ -1,7 +1,6 @@
 """The work of paste-back and of RLE."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,23 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks, gpu_paste, gpu_rle, reference
-from fastmask.kernels.predict.case import Case
+from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, blob_masks
 from fastmask.kernels.predict.model import Work
 
-SIDE, CAPACITY = 28, max(4096, 8 * PICTURE[1])  # bytes a mask, as ops.encode_masks reserves them
-GROWTH = (SIDE + 2) / SIDE
-Build = tuple[Callable[[], Any], Callable[[], list[Work]]]
+SIDE = 28
+GROWTH = (SIDE + 2) / SIDE  # of a box, for the mask's padding
+Size = tuple[int, int]
 
 
-def _paste(generator: torch.Generator, *, num: int) -> Build:
-    masks, boxes = blob_masks(generator, num, PICTURE)
-    run = functools.partial(gpu_paste.paste_masks, masks[:, 0], boxes, *PICTURE, "bool", 0.5, False, False, 1)
-    return run, functools.partial(paste_works, boxes)
+def build_paste(generator: torch.Generator, *, num: int, size: Size = PICTURE) -> Built:
+    masks, boxes = blob_masks(generator, num, size)
+    run = functools.partial(gpu_paste.paste_masks, masks[:, 0], boxes, *size, "bool", 0.5, False, False, 1)
+    return run, functools.partial(paste_works, boxes, size)
 
 
-def paste_works(boxes: Tensor) -> list[Work]:
-    height, width = PICTURE
+def paste_works(boxes: Tensor, size: Size) -> list[Work]:
+    height, width = size
     elements = height * width
     first = np.arange(-(-elements // gpu_paste.BLOCK)) * gpu_paste.BLOCK
     rows = first // width, np.minimum((first + gpu_paste.BLOCK - 1) // width, height - 1)
@@ -35,32 +34,32 @@ def paste_works(boxes: Tensor) -> list[Work]:
     return [Work("_paste_kernel", {"if reached": reached.ravel()}, hbm_bytes=len(boxes) * elements)]
 
 
-def _encode(generator: torch.Generator, *, num: int) -> Build:
-    masks, boxes = blob_masks(generator, num, PICTURE)
-    sizes = torch.tensor([PICTURE] * num)
-    run = functools.partial(
-        gpu_rle.encode_masks, masks[:, 0], boxes, sizes, num * CAPACITY, 0.5, False, False, 1
-    )  # fmt: skip
-    return run, functools.partial(encode_works, masks[:, 0], boxes)
+def build_encode(generator: torch.Generator, *, num: int, size: Size = PICTURE) -> Built:
+    masks, boxes = blob_masks(generator, num, size)
+    sizes = torch.tensor([size] * num)
+    capacity = num * max(4096, 8 * size[1])  # what ops.encode_masks tries first
+    run = functools.partial(gpu_rle.encode_masks, masks[:, 0], boxes, sizes, capacity, 0.5, False, False, 1)
+    return run, functools.partial(encode_works, masks[:, 0], boxes, size)
 
 
-def encode_works(masks: Tensor, boxes: Tensor) -> list[Work]:
-    height, width = PICTURE
+def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
+    height, width = size
     low, high = (_expanded(boxes)[:, axes] for axes in ([0, 1], [2, 3]))
-    size = np.array([width, height])
-    spans = np.minimum(high + 1, size) - np.clip(low, 0, size)
+    most = np.array([width, height])
+    spans = np.minimum(high + 1, most) - np.clip(low, 0, most)
     total = spans[:, 0] * (spans[:, 1] + 1)
     share = np.ceil(np.ceil(total / gpu_rle.CHUNKS) / gpu_rle.BLOCK) * gpu_rle.BLOCK
     begun = np.minimum(np.arange(gpu_rle.CHUNKS) * share[:, None], total[:, None])
     steps = np.ceil((np.minimum(begun + share[:, None], total[:, None]) - begun) / gpu_rle.BLOCK).ravel()
     runs = np.ones(len(masks))
     longest = np.ones(len(masks))  # characters of a run
-    for crop in cpu_masks._crops(masks, boxes, [PICTURE] * len(masks), False, False, 1):
+    for crop in cpu_masks._crops(masks, boxes, [size] * len(masks), False, False, 1):
         inside = cpu_masks.exceeds(crop.values, 0.5, False).numpy()
         lengths = cpu_masks._runs(inside, crop.top, crop.left, height, width)
-        deltas = np.abs(np.concatenate([lengths[:3], lengths[3:] - lengths[1:-2]]))
+        deltas = np.concatenate([lengths[:3], lengths[3:] - lengths[1:-2]])
         runs[crop.number] = len(lengths)
-        longest[crop.number] = np.ceil((np.log2(max(deltas.max(), 1)) + 1.01) / 5)
+        bits = int(np.maximum(deltas, -1 - deltas).max()).bit_length() + 1  # and a sign
+        longest[crop.number] = max(-(-bits // 5), 1)
     blocks = np.ceil(runs / gpu_rle.BLOCK)
     changes = {"for step in range(0, num": steps}
     text = {"for first in range(0, runs": blocks, "while tl.max(rest": blocks * (longest - 1)}
@@ -79,6 +78,6 @@ def _expanded(boxes: Tensor) -> NDArray[Any]:
 
 
 CASES = {
-    "paste 100 masks, 800 x 1333, bool": Case(functools.partial(_paste, num=100), 24.8, 32),
-    "RLE of 100 masks, 800 x 1333, on the device": Case(functools.partial(_encode, num=100), 10, 150),
+    "paste 100 masks, 800 x 1333, bool": Case(functools.partial(build_paste, num=100), 24.8, 32),
+    "RLE of 100 masks, 800 x 1333, on the device": Case(functools.partial(build_encode, num=100), 10, 150),
 }

@@ -1,7 +1,6 @@
-"""The work of NMS: a launch that marks what is kept, one program for the groups that begin in 64 positions, and a list."""
+"""The work of NMS: one program for the groups that begin in each 64 positions, then a list of what is kept."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,18 +8,16 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels import gpu_nms
-from fastmask.kernels.predict.case import Case
+from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, boxes_in
 from fastmask.kernels.predict.model import Work
 
 
-def _build(
-    generator: torch.Generator, *, num: int, groups: int, batch: int, threshold: float, most: int
-) -> tuple[Callable[[], Any], Callable[[], list[Work]]]:
+def build(generator: torch.Generator, *, num: int, groups: int, batch: int = 1, threshold: float, most: int) -> Built:
     boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)])
     scores = torch.rand(batch, num, generator=generator)
     labels = torch.randint(groups, (batch, num), generator=generator) if groups > 1 else None
-    run = functools.partial(gpu_nms.nms_padded, boxes, scores, labels, None, threshold, most)
+    run = functools.partial(gpu_nms.nms_padded, boxes, scores, labels, None, threshold, most, groups)
     return run, functools.partial(works, boxes, scores, labels, threshold, most)
 
 
@@ -94,13 +91,13 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _case(floor: float | None, target: float | None, **options: Any) -> Case:
-    return Case(functools.partial(_build, **options), floor, target)
+    return Case(functools.partial(build, **options), floor, target)
 
 
 CASES = {
-    "RPN NMS, 4819 boxes in 5 levels": _case(10, 30, num=4819, groups=5, batch=1, threshold=0.7, most=1000),
+    "RPN NMS, 4819 boxes in 5 levels": _case(10, 30, num=4819, groups=5, threshold=0.7, most=1000),
     "RPN NMS, 8 x 4819 boxes in 5 levels": _case(10, 30, num=4819, groups=5, batch=8, threshold=0.7, most=1000),
-    "class NMS, 20k boxes in 80 classes": _case(15, 60, num=20_000, groups=80, batch=1, threshold=0.5, most=20_000),
-    "nms, one group of 5k": _case(None, None, num=5_000, groups=1, batch=1, threshold=0.5, most=5_000),
-    "nms, one group of 20k": _case(None, None, num=20_000, groups=1, batch=1, threshold=0.5, most=20_000),
+    "class NMS, 20k boxes in 80 classes": _case(15, 60, num=20_000, groups=80, threshold=0.5, most=20_000),
+    "nms, one group of 5k": _case(None, None, num=5_000, groups=1, threshold=0.5, most=5_000),
+    "nms, one group of 20k": _case(None, None, num=20_000, groups=1, threshold=0.5, most=20_000),
 }

@@ -6,11 +6,7 @@ arguments, and launches nothing; outputs of kernels are zeros. Torch's operation
 
 import contextlib
 import os
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
 
 
 class Launch(NamedTuple):
@@ -70,7 +68,7 @@ class _Torch(TorchDispatchMode):
     """Writes down what runs; what would be uninitialized is zero."""
 
     def __init__(self, events: list[Launch | TorchOp]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events = events
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,9 +116,8 @@ def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch |
         for size in grid:
             programs *= size
         cubin = compiled.asm["cubin"]
-        usage = tool(["cuobjdump", "-res-usage"], cubin)
-        registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
-        metadata, sass = compiled.metadata, tool(["nvdisasm", "-gi", "-c"], cubin)
+        registers, stack = registers_and_stack(cubin)
+        metadata, sass = compiled.metadata, run_tool(["nvdisasm", "-gi", "-c"], cubin)
         events.append(
             Launch(
                 self.__name__, programs, metadata.num_warps, metadata.shared, registers, stack,
@@ -134,13 +131,3 @@ def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch |
     with _compiling(launch, int(architecture.removeprefix("sm_"))), torch.no_grad(), _Torch(events):
         run()
     return events
-
-
-def tool(command: list[str], cubin: bytes) -> str:
-    """What one of the CUDA tools inside Triton's wheel says of a cubin."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        arguments = [str(folder / command[0]), *command[1:], file.name]
-        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,6 @@
 """The work of RoIAlign's forward pass: one launch without loops; what counts beside its code are bytes."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels import gpu_roi_align
-from fastmask.kernels.predict.case import Case
+from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES, boxes_in, empty_pyramid
 from fastmask.kernels.predict.model import Work
 
@@ -18,9 +17,9 @@ POOLED, RATIO = 7, 2
 SCALES = tuple(1 / stride for stride in STRIDES)
 
 
-def rois_of(generator: torch.Generator, num: int, batch: int) -> Tensor:
+def rois_of(generator: torch.Generator, num: int, batch: int, size: tuple[int, int] = IMAGE) -> Tensor:
     """RoIs [batch * num, 5] as the benchmarks draw them, ``num`` an image."""
-    boxes = [boxes_in(generator, num, IMAGE) for _ in range(batch)]
+    boxes = [boxes_in(generator, num, size) for _ in range(batch)]
     return torch.cat([torch.cat([torch.full((num, 1), float(i)), one], 1) for i, one in enumerate(boxes)])
 
 
@@ -57,9 +56,7 @@ def footprint(rois: Tensor, bins: int) -> int:
     return pixels
 
 
-def _build(
-    generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtype, channels_last: bool
-) -> tuple[Callable[[], Any], Callable[[], list[Work]]]:
+def build(generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Built:
     rois, maps = rois_of(generator, num, batch), empty_pyramid(batch, dtype, channels_last)
     arguments = (maps, rois, SCALES, LIMITS, POOLED, POOLED, RATIO, False)
     return functools.partial(gpu_roi_align.multilevel_roi_align, *arguments), lambda: works(maps, rois, channels_last)
@@ -82,7 +79,7 @@ def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
 
 
 def _case(floor: float | None, target: float | None, **options: Any) -> Case:
-    return Case(functools.partial(_build, **options), floor, target)
+    return Case(functools.partial(build, **options), floor, target)
 
 
 BF16, FP32 = torch.bfloat16, torch.float32

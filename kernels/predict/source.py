@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmask.kernels.predict.sass import Stack
+from fastmask.kernels.predict.assembly import Stack
 
 
 class Region(NamedTuple):
@@ -42,11 +42,20 @@ def regions(file: str) -> tuple[Region, ...]:
             else:
                 header = f"{'while' if isinstance(node, ast.While) else 'if'} {ast.unparse(node.test)}"
             last = node.body[-1].end_lineno or node.lineno
-            found.append(Region(file, functions.get(id(node), ""), header, not isinstance(node, ast.If), node.lineno, last))
+            found.append(
+                Region(file, functions.get(id(node), ""), header, not isinstance(node, ast.If), node.lineno, last)
+            )
             if isinstance(node, ast.If) and node.orelse and not isinstance(node.orelse[0], ast.If):
                 last = node.orelse[-1].end_lineno or node.lineno
-                found.append(Region(file, functions.get(id(node), ""), f"else of {header}", False, node.orelse[0].lineno, last))
+                found.append(
+                    Region(file, functions.get(id(node), ""), f"else of {header}", False, node.orelse[0].lineno, last)
+                )
     return tuple(sorted(found, key=lambda region: (region.first, -region.last)))
+
+
+def is_ours(file: str) -> bool:
+    """Not Triton's own library, whose loops are unrolled, nor a line that no file has."""
+    return Path(file).is_file() and "triton" not in Path(file).parts
 
 
 @functools.cache
@@ -54,7 +63,7 @@ def around(stack: Stack) -> Path_:
     """The regions around an instruction, outermost first."""
     path: list[tuple[Region, Stack]] = []
     for depth, (file, line) in enumerate(stack):
-        if not Path(file).is_file() or "triton" in Path(file).parts:
+        if not is_ours(file):
             continue
         calls = stack[:depth]
         path.extend((region, calls) for region in regions(file) if region.first <= line <= region.last)

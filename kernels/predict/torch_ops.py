@@ -5,7 +5,6 @@ torch 2.11 to 2.15. Each kernel costs machine.LAUNCH, which the model adds, and 
 or at HBM's where they do not fit.
 """
 
-
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.record import Shape, TorchOp
 
@@ -45,5 +44,3 @@ def _sort(shape: Shape, once: float) -> tuple[int, float]:
     # the indices are filled once; each row: a histogram, its sums, the passes; up to 128 rows one after the other
     kernels = passes + 2
     return 1 + kernels * (rows if rows < 128 else 2), (passes + 1) * once
-
-

@@ -1,7 +1,7 @@
-"""A compiled kernel's machine code: instructions with the source lines they come from, blocks, and natural loops."""
+"""A compiled kernel, as SASS or PTX: instructions with the source lines they come from, blocks, and natural loops."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 Place = tuple[str, int]  # file, line
@@ -12,6 +12,8 @@ _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][A
 _LABEL = re.compile(r"^(\.L_[\w]+|\.text\.[\w.$]+):")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _REGISTER = re.compile(r"\b(UR|UP|R|P)(\d+)\b(\.64)?")
+_PREDICATE = re.compile(r"U?P(T|\d+)")
+_NO_OUTPUT = ("ST", "RED.", "BAR", "BRA", "EXIT", "CALL", "RET", "BSYNC", "BSSY", "FENCE", "WARPSYNC", "NOP")
 _WIDTH = re.compile(r"\.(128|64)\b")
 
 
@@ -34,13 +36,19 @@ class Block(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A kernel's blocks in order of address, and its natural loops as sets of these, outer before inner ones."""
+    """A kernel's blocks in order of address.
+
+    Args:
+        loops: the natural ones, as sets of blocks, outer before inner ones.
+        reached: the blocks that control can come to; not the subroutines of slow paths, which are called.
+    """
 
     blocks: list[Block]
     loops: list[frozenset[int]]
+    reached: list[int]
 
 
-def parse(text: str) -> Code:
+def parse_sass(text: str) -> Code:
     """``text``: of ``nvdisasm -gi -c``."""
     blocks: list[list[Instruction]] = [[]]
     labels: dict[str, int] = {}
@@ -62,55 +70,86 @@ def parse(text: str) -> Code:
         if not found:
             continue
         begun = False
-        instruction = _instruction(*found.groups(), stack)
+        instruction = _instruction(found[1], found[2], found[3], stack)
         blocks[-1].append(instruction)
         if instruction.opcode.startswith(("BRA", "EXIT", "RET", "BRX", "CALL", "JMP")):
             blocks.append([])
     if not blocks[-1]:
         blocks.pop()
+    return _linked(blocks, labels)
+
+
+def parse_ptx(text: str) -> Code:
+    """Without registers: for what is executed, not for how long it takes."""
+    blocks: list[list[Instruction]] = [[]]
+    labels: dict[str, int] = {}
+    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M))
+    stacks: dict[str, Stack] = {}  # by place, of which inlined_at names one that stood above
+    stack: Stack = ()
+    for line in re.sub(r"[ \t]+", " ", text).splitlines():
+        label = re.match(r"(\$L__BB\w+):", line)
+        place = re.match(r" \.loc (\d+ \d+ \d+)(?:.*inlined_at (\d+ \d+ \d+))?", line)
+        found = re.match(r" ?(@!?%p\d+ )?([a-z][\w.:]*)([^;]*);", line)
+        if label:
+            if blocks[-1]:
+                blocks.append([])
+            labels[label[1]] = len(blocks) - 1
+        elif place:
+            file, number, _ = place[1].split()
+            stack = (*stacks.get(place[2], ()), (files.get(file, file), int(number)))
+            stacks[place[1]] = stack
+        elif found:
+            predicate, name, operands = found.groups()
+            jumps = name.startswith("bra")
+            opcode = {"bra": "BRA", "ret": "EXIT"}.get(name.split(".")[0], name)
+            blocks[-1].append(Instruction(opcode, stack, bool(predicate), operands.strip() if jumps else None, (), ()))
+            if opcode in ("BRA", "EXIT"):
+                blocks.append([])
+    return _linked(blocks, labels)
+
+
+def _linked(blocks: list[list[Instruction]], labels: Mapping[str, int]) -> Code:
+    if not blocks[-1]:
+        blocks.pop()
     linked = [Block(block, list(_successors(i, block, labels, len(blocks)))) for i, block in enumerate(blocks)]
-    return Code(linked, _loops(linked))
+    order = _reached(linked)
+    return Code(linked, _loops(linked, order), sorted(order))
 
 
 def _instruction(predicate: str | None, opcode: str, operands: str, stack: Stack) -> Instruction:
     target = _TARGET.search(operands)
     parts = [part.strip() for part in _TARGET.sub("", operands).split(",")]
-    stores = opcode.startswith(("ST", "RED.", "BAR", "BRA", "EXIT", "CALL", "RET", "BSYNC", "FENCE"))
+    width = _WIDTH.search(opcode)
+    loaded = int(width[1]) // 32 if width else 2 if ".WIDE" in opcode else 4 if "HMMA" in opcode else 1
+    outputs = 0 if opcode.startswith(_NO_OUTPUT) else 1
+    while 0 < outputs < len(parts) and _PREDICATE.fullmatch(parts[outputs]):  # carries
+        outputs += 1
+    if outputs == 1 and _PREDICATE.fullmatch(parts[0]) and opcode.startswith(("SHFL", "LOP3")):
+        outputs = 2
     reads = [predicate.lstrip("!")] if predicate else []
     writes: list[str] = []
-    written = opcode.startswith(("ISETP", "FSETP", "PLOP3", "DSETP", "UISETP", "UPLOP3")) and 2 or 1
     for number, part in enumerate(parts):
-        for kind, index, wide in _REGISTER.findall(part):
-            into = number < written and not stores and "[" not in part
-            into = into or (kind == "P" and not stores and number == 1 and parts[0].startswith(("R", "P")) and written == 1
-                            and opcode.startswith(("IADD3", "LEA", "SHFL", "VIADD", "FCHK")))  # fmt: skip
-            count = 1
-            if into and kind in ("R", "UR"):
-                width = _WIDTH.search(opcode)
-                count = int(width[1]) // 32 if width else (2 if ".WIDE" in opcode else 1)
-                count = 4 if opcode.startswith("HMMA") else count
-            elif wide or (kind == "R" and _WIDTH.search(opcode) and not into and "[" not in part):
-                count = 2 if wide else int(_WIDTH.findall(opcode)[0]) // 32
+        for kind, index, pair in _REGISTER.findall(part):
+            data = "R" in kind and "[" not in part and (number < outputs or outputs == 0)
+            count = loaded if data else 2 if pair else 1
             names = [f"{kind}{int(index) + i}" for i in range(count)]
-            (writes if into else reads).extend(names)
-    return Instruction(
-        opcode, stack, bool(predicate) or ".DIV" in opcode or bool(re.match(r"!?U?P\d", parts[0])),
-        target[1] if target else None, tuple(reads), tuple(writes),
-    )  # fmt: skip
+            (writes if number < outputs else reads).extend(names)
+    conditional = bool(predicate) or ".DIV" in opcode or bool(re.match(r"!?U?P\d", parts[0]))
+    return Instruction(opcode, stack, conditional, target[1] if target else None, tuple(reads), tuple(writes))
 
 
-def _successors(i: int, block: list[Instruction], labels: dict[str, int], number: int) -> Iterator[int]:
+def _successors(i: int, block: list[Instruction], labels: Mapping[str, int], number: int) -> Iterator[int]:
     last = block[-1] if block else None
     # BRA.DIV is for warps whose lanes went apart, which Triton's do not
-    if last is not None and last.opcode.startswith("BRA") and ".DIV" not in last.opcode and last.target in labels:
+    if last is not None and last.opcode.startswith("BRA") and ".DIV" not in last.opcode and last.target:
         yield labels[last.target]
     ends = last is not None and last.opcode.startswith(("BRA", "EXIT", "RET", "JMP", "BRX")) and not last.conditional
     if not ends and i + 1 < number:  # a call comes back
         yield i + 1
 
 
-def _loops(blocks: list[Block]) -> list[frozenset[int]]:
-    """The natural loops of what can be reached, those with the same header joined."""
+def _reached(blocks: list[Block]) -> list[int]:
+    """In reverse postorder."""
     order, seen, stack = [], {0}, [(0, iter(blocks[0].successors))]
     while stack:
         block, rest = stack[-1]
@@ -121,7 +160,11 @@ def _loops(blocks: list[Block]) -> list[frozenset[int]]:
         else:
             seen.add(follower)
             stack.append((follower, iter(blocks[follower].successors)))
-    order.reverse()
+    return order[::-1]
+
+
+def _loops(blocks: list[Block], order: list[int]) -> list[frozenset[int]]:
+    """The natural loops, those with the same header joined."""
     before: dict[int, set[int]] = {block: set() for block in order}
     for block in order:
         for follower in blocks[block].successors:
@@ -145,29 +188,3 @@ def _loops(blocks: list[Block]) -> list[frozenset[int]]:
                         body.add(one)
                         todo.extend(before[one])
     return sorted(map(frozenset, loops.values()), key=len, reverse=True)
-
-
-def reachable(code: Code) -> list[int]:
-    """The blocks that control can come to without a call: not the subroutines of slow paths, nor the padding."""
-    seen, todo = {0}, [0]
-    while todo:
-        for follower in code.blocks[todo.pop()].successors:
-            if follower not in seen:
-                seen.add(follower)
-                todo.append(follower)
-    return sorted(seen)
-
-
-def of_ptx(text: str) -> Iterator[tuple[str, Stack]]:
-    """PTX instructions by name, and the source lines they come from."""
-    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M))
-    stacks: dict[str, Stack] = {}  # by place, of which inlined_at names one that stood above
-    stack: Stack = ()
-    for line in text.splitlines():
-        place = re.search(r"\.loc\s+(\d+ \d+ \d+)(?:.*inlined_at (\d+ \d+ \d+))?", re.sub(r"[ \t]+", " ", line))
-        if place:
-            file, number, _ = place[1].split()
-            stack = (*stacks.get(place[2], ()), (files.get(file, file), int(number)))
-            stacks[place[1]] = stack
-        elif re.match(r"\s+(@!?%p\d+\s+)?[a-z]", line):
-            yield line.split()[1 if "@" in line else 0].rstrip(";"), stack
