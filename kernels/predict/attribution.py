@@ -12,6 +12,7 @@ from fastmask.kernels.predict.assembly import Code, Stack
 
 Counts = float | NDArray[Any]  # the same for each program, or [programs]
 Label = tuple[source.Region, Stack]
+INSIDE = " -> "  # between the beginnings of a loop and of another one inside it, of a function that is called twice
 
 # where PTX and SASS name the same thing: if ptxas wrote a loop's body several times, SASS has more of them
 ANCHORS = {
@@ -33,7 +34,7 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
     tests = {i: _test(code, loop) for i, loop in enumerate(code.loops)}
 
     def of_loop(i: int) -> Counts:
-        return _trips(loops[i][0], trips) / copies[i] if copies[i] else 0.0
+        return _trips(loops[i], trips) / copies[i] if copies[i] else 0.0
 
     for number in code.reached:
         inside = [i for i in loops if number in code.loops[i]]  # outer first
@@ -50,12 +51,12 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
         following = set(code.blocks[number].successors)
         for i, loop in enumerate(code.loops):  # what leads into a loop alone, behind the test whether it runs at all
             if following and following <= loop and number not in loop and not tests[i]:
-                count = np.minimum(count, _trips(loops[i][0], trips))
-        for region, _ in path:
-            if region.loop:  # beside a loop: once for each time that it is entered
-                count = np.minimum(count, _trips(region, trips))
-            elif _named(region, trips):
-                count, name = np.minimum(count, _trips(region, trips)), region.header
+                count = np.minimum(count, _trips(loops[i], trips))
+        for place in path:
+            if place[0].loop:  # beside a loop: once for each time that it is entered
+                count = np.minimum(count, _trips(place, trips))
+            elif _named(place, trips):
+                count, name = np.minimum(count, _trips(place, trips)), place[0].header
         yield number, name, count
 
 
@@ -79,29 +80,41 @@ def _test(code: Code, loop: frozenset[int]) -> set[int]:
 def _check(code: Code, trips: Mapping[str, Counts]) -> None:
     """Every key must be the beginning of one loop or condition."""
     stacks = {one.stack for number in code.reached for one in code.blocks[number].instructions}
-    regions = {region for stack in stacks for region, _ in source.around(stack)}
+    places = {place for stack in stacks for place in source.around(stack)}
     for key in trips:
-        named = {region for region in regions if _named(region, [key])}
+        named = {place[0] for place in places if _named(place, [key])}
         if len(named) > 1:
             found = [f"{region.function}: {region.header}" for region in sorted(named)]
             raise ValueError(f"trips: `{key}` must be the beginning of one loop or condition, is of {found}")
-        if not named and not any(_named(region, [key]) for file in _files(stacks) for region in source.regions(file)):
-            raise ValueError(f"trips: `{key}` must be the beginning of a loop or condition of {sorted(_files(stacks))}")
+        # a loop that the compiler has unrolled is in the source alone
+        files = {file for stack in stacks for file, _ in stack if source.is_ours(file)}
+        last = key.split(INSIDE)[-1]
+        if not named and not any(_begins(region, last) for file in files for region in source.regions(file)):
+            raise ValueError(f"trips: `{key}` must be the beginning of a loop or condition of {sorted(files)}")
 
 
-def _files(stacks: set[Stack]) -> set[str]:
-    return {file for stack in stacks for file, _ in stack if source.is_ours(file)}
+def _begins(region: source.Region, key: str) -> bool:
+    return region.header.startswith(key) or f"{region.function}: {region.header}".startswith(key)
 
 
-def _named(region: source.Region, trips: Iterable[str]) -> list[str]:
-    return [
-        key for key in trips if region.header.startswith(key) or f"{region.function}: {region.header}".startswith(key)
-    ]
+def _named(place: Label, trips: Iterable[str]) -> list[str]:
+    """The keys that mean a place; the more it says, the longer a key."""
+    region, calls = place
+    outer = [other for other, _ in source.around((*calls, (region.file, region.first)))]
+    outer = outer[: outer.index(region)]
+    found = []
+    for key in trips:
+        *parts, last = key.split(INSIDE)
+        rest = iter(outer)
+        if _begins(region, last) and all(any(_begins(other, part) for other in rest) for part in parts):
+            found.append(key)
+    return found
 
 
-def _trips(region: source.Region, trips: Mapping[str, Counts]) -> Counts:
-    found = _named(region, trips)
+def _trips(place: Label, trips: Mapping[str, Counts]) -> Counts:
+    found = _named(place, trips)
     if not found:
+        region = place[0]
         raise ValueError(f"trips: must say how often `{region.function}: {region.header}` runs, got {list(trips)}")
     return trips[max(found, key=len)]
 
