@@ -15,7 +15,7 @@ class Case(NamedTuple):
     """One row of the table.
 
     Args:
-        build: from a generator -> the launcher's call on CPU tensors, and the work of its launches in their order.
+        build: from a generator -> the launcher's call on CPU tensors, and the work of its launches.
         floor, target: microseconds on an H200, of bytes or steps that cannot be avoided, and what is aimed at.
     """
 

@@ -74,8 +74,6 @@ class Cost(NamedTuple):
 
 def cost(launch: Launch, work: Work) -> Cost:
     """What a launch takes."""
-    if launch.name != work.kernel:
-        raise ValueError(f"work: is for {work.kernel}, and the launch is of {launch.name}")
     code, ptx = assembly.parse_sass(launch.sass), assembly.parse_ptx(launch.ptx)
     cycles = cycles_of_blocks(code)
     pipes: dict[str, NDArray[Any]] = collections.defaultdict(lambda: np.zeros(launch.programs))  # of one warp
@@ -140,10 +138,20 @@ class Prediction(NamedTuple):
 
 
 def predict(events: Sequence[Launch | TorchOp], works: Sequence[Work]) -> Prediction:
-    """``works``: one for each launch, in their order."""
+    """``works``: of each kernel's launches, in their order; the last one also of those that follow.
+
+    A kernel without loops that moves little needs none.
+    """
     launches = [event for event in events if isinstance(event, Launch)]
-    names = [launch.name for launch in launches]
-    if names != [work.kernel for work in works]:
-        raise ValueError(f"works: must be of the launches {names}, got {[work.kernel for work in works]}")
+    unknown = {work.kernel for work in works} - {launch.name for launch in launches}
+    if unknown:
+        raise ValueError(f"works: must be of kernels that are launched, got {sorted(unknown)}")
+    left = {launch.name: [work for work in works if work.kernel == launch.name] for launch in launches}
+    costs = []
+    for launch in launches:
+        mine = left[launch.name]
+        work = mine[0] if mine else Work(launch.name)
+        costs.append(cost(launch, work))
+        left[launch.name] = mine[1:] or mine
     around = [(event.name, *torch_ops.cost(event)) for event in events if isinstance(event, TorchOp)]
-    return Prediction([cost(*pair) for pair in zip(launches, works, strict=True)], [one for one in around if one[1]])
+    return Prediction(costs, [one for one in around if one[1]])

@@ -62,8 +62,9 @@ def test_counts_are_those_of_executed_kernels(name: str, seed: int) -> None:
     launches = [event for event in record(run) if isinstance(event, Launch)]
     with launched(90, Options(races=False)) as runs:
         run()
-    for launch, work, executed in zip(launches, works(), runs, strict=True):
-        assert work.kernel == launch.name
+    left = {launch.name: [work for work in works() if work.kernel == launch.name] for launch in launches}
+    for launch, executed in zip(launches, runs, strict=True):
+        work = left[launch.name].pop(0) if left[launch.name] else Work(launch.name)
         instructions, barriers = count(launch, work)
         assert instructions == pytest.approx(executed.instructions, rel=0.1), launch.name
         assert barriers == pytest.approx(executed.barriers, abs=1), launch.name
@@ -90,7 +91,7 @@ def recorded() -> tuple[list[Launch | TorchOp], list[Work]]:
 def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | TorchOp], list[Work]]) -> None:
     events, works = recorded
     prediction = predict(events, works)
-    assert [one.kernel for one in prediction.launches] == [work.kernel for work in works]
+    assert {one.kernel for one in prediction.launches} >= {work.kernel for work in works}
     assert "aten::sort" in [name for name, _, _ in prediction.torch]
     for one in prediction.launches:
         assert one.registers > 0
@@ -102,14 +103,12 @@ def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | To
 def test_a_description_that_does_not_fit_is_an_error(recorded: tuple[list[Launch | TorchOp], list[Work]]) -> None:
     events, works = recorded
     launch = next(event for event in events if isinstance(event, Launch))
-    with pytest.raises(ValueError, match="works: must be of the launches"):
-        predict(events, works[:1])
+    with pytest.raises(ValueError, match="works: must be of kernels that are launched"):
+        predict(events, [*works, Work("fly")])
     with pytest.raises(ValueError, match=r"trips: must say how often `.*` runs"):
         cost(launch, works[0]._replace(trips={}))
     with pytest.raises(ValueError, match=r"`for fly` must be the beginning of a loop"):
         cost(launch, works[0]._replace(trips=dict(works[0].trips) | {"for fly": 1}))
-    with pytest.raises(ValueError, match="work: is for fly"):
-        cost(launch, works[0]._replace(kernel="fly"))
 
 
 def test_resident_programs() -> None:
