@@ -75,7 +75,7 @@ class Cost(NamedTuple):
 def cost(launch: Launch, work: Work) -> Cost:
     """What a launch takes."""
     code, ptx = assembly.parse_sass(launch.sass), assembly.parse_ptx(launch.ptx)
-    cycles = cycles_of_blocks(code)
+    cycles = cycles_of_blocks(code, launch.warps)
     pipes: dict[str, NDArray[Any]] = collections.defaultdict(lambda: np.zeros(launch.programs))  # of one warp
     serial, issued = np.zeros(launch.programs), np.zeros(launch.programs)
     phases: dict[str, tuple[int, float]] = {}

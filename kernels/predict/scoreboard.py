@@ -4,8 +4,9 @@ from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.assembly import Code
 
 
-def cycles_of_blocks(code: Code) -> dict[int, float]:
+def cycles_of_blocks(code: Code, warps: int) -> dict[int, float]:
     """Cycles that one warp, alone, spends in each block, issuing in order what its operands allow."""
+    shared = min(warps / machine.SCHEDULERS, 1)  # of the pipe to memory, which the schedulers have in common
     ready: dict[str, float] = {}
     free: dict[str, float] = {}
     now, cycles = 0.0, {}
@@ -19,7 +20,7 @@ def cycles_of_blocks(code: Code) -> dict[int, float]:
             unit = machine.unit(one.opcode)
             start = max([now + 1, free.get(unit.pipe, 0.0), *(ready.get(name, 0.0) for name in one.reads)])
             now = start
-            free[unit.pipe] = start + unit.cycles
+            free[unit.pipe] = start + unit.cycles * (shared if unit.pipe == "memory" else 1)
             for name in one.writes:
                 ready[name] = start + unit.latency
             if one.opcode.startswith("BAR"):
