@@ -43,7 +43,7 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
         paths = collections.Counter(source.around(one.stack) for one in code.blocks[number].instructions)
         path = paths.most_common(1)[0][0] if paths else ()
         if inside:
-            label, name = loops[inside[-1]], loops[inside[-1]][0].header
+            label, name = loops[inside[-1]], _name(loops[inside[-1]])
             count = of_loop(inside[-1])
             if number in tests[inside[-1]]:  # the one that ends the loop comes on top, each time that it is entered
                 count = count + (of_loop(inside[-2]) if len(inside) > 1 else 1.0)
@@ -56,7 +56,7 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
             if place[0].loop:  # beside a loop: once for each time that it is entered
                 count = np.minimum(count, _trips(place, trips))
             elif _named(place, trips):
-                count, name = np.minimum(count, _trips(place, trips)), place[0].header
+                count, name = np.minimum(count, _trips(place, trips)), _name(place)
         yield number, name, count
 
 
@@ -97,11 +97,20 @@ def _begins(region: source.Region, key: str) -> bool:
     return region.header.startswith(key) or f"{region.function}: {region.header}".startswith(key)
 
 
+def _outer(place: Label) -> list[source.Region]:
+    """The regions around a place."""
+    region, calls = place
+    path = [other for other, _ in source.around((*calls, (region.file, region.first)))]
+    return path[: path.index(region)]
+
+
+def _name(place: Label) -> str:
+    return INSIDE.join(region.header for region in [*_outer(place)[-1:], place[0]])
+
+
 def _named(place: Label, trips: Iterable[str]) -> list[str]:
     """The keys that mean a place; the more it says, the longer a key."""
-    region, calls = place
-    outer = [other for other, _ in source.around((*calls, (region.file, region.first)))]
-    outer = outer[: outer.index(region)]
+    region, outer = place[0], _outer(place)
     found = []
     for key in trips:
         *parts, last = key.split(INSIDE)
