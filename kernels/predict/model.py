@@ -92,8 +92,9 @@ def cost(launch: Launch, work: Work) -> Cost:
                 unit = machine.unit(one.opcode)
                 pipes[unit.pipe] += each * unit.cycles * (work.lines if one.opcode.startswith("LDG") else 1)
         issued += each * instructions
-        written, most = phases.get(name, (0, 0.0))
-        phases[name] = (written + round(instructions), max(most, float(each.sum())))
+        written, times = phases.get(name, (0, 0.0))  # a loop's test runs once more than its body: on average
+        both = written + round(instructions)
+        phases[name] = (both, (written * times + round(instructions) * float(each.sum())) / max(both, 1))
     pipes["issue"] = issued
     busiest = max(pipes, key=lambda pipe: float(pipes[pipe].sum()))
     share = launch.warps / machine.SCHEDULERS  # warps of a program on a scheduler
