@@ -76,7 +76,8 @@ class _Torch(TorchDispatchMode):
         if "empty" in func.name():
             return out.zero_()
         if not _is_view(func):
-            tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+            read = () if func.name().startswith("aten::new_") else (args, kwargs)  # of which only the dtype counts
+            tensors = [leaf for leaf in pytree.tree_leaves((read, out)) if isinstance(leaf, Tensor)]
             moved = sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
             kept = pytree.tree_map_only(Tensor, lambda t: Shape(tuple(t.shape), t.dtype), tuple(args))
             self.events.append(TorchOp(func.name().split(".")[0], kept, moved))

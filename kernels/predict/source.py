@@ -24,33 +24,38 @@ Path_ = tuple[tuple[Region, Stack], ...]  # regions around a place, outermost fi
 
 @functools.cache
 def regions(file: str) -> tuple[Region, ...]:
-    """Run-time loops and conditions of a file, outer before inner ones; what a condition has in ``else`` is its own."""
-    found: list[Region] = []
-    tree = ast.parse(Path(file).read_text())
-    functions = {
-        id(node): function.name
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.For | ast.While | ast.If):
-            if isinstance(node, ast.For) and "static_range" in ast.unparse(node.iter):
+    """Run-time loops and conditions of a file, outer before inner ones.
+
+    "else of" a condition is its own; where the condition's body returns, that is all that follows in the function.
+    """
+    found: set[Region] = set()
+    for function in ast.walk(ast.parse(Path(file).read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            header = _header(node)
+            if header is None or not isinstance(node, ast.For | ast.While | ast.If):
                 continue
-            if isinstance(node, ast.For):
-                header = f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
-            else:
-                header = f"{'while' if isinstance(node, ast.While) else 'if'} {ast.unparse(node.test)}"
-            last = node.body[-1].end_lineno or node.lineno
-            found.append(
-                Region(file, functions.get(id(node), ""), header, not isinstance(node, ast.If), node.lineno, last)
-            )
-            if isinstance(node, ast.If) and node.orelse and not isinstance(node.orelse[0], ast.If):
-                last = node.orelse[-1].end_lineno or node.lineno
-                found.append(
-                    Region(file, functions.get(id(node), ""), f"else of {header}", False, node.orelse[0].lineno, last)
-                )
+            last = _last(node.body[-1])
+            found.add(Region(file, function.name, header, not isinstance(node, ast.If), node.lineno, last))
+            if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Return) and not node.orelse:
+                found.add(Region(file, function.name, f"else of {header}", False, last + 1, _last(function)))
+            elif isinstance(node, ast.If) and node.orelse and not isinstance(node.orelse[0], ast.If):
+                first, last = node.orelse[0].lineno, _last(node.orelse[-1])
+                found.add(Region(file, function.name, f"else of {header}", False, first, last))
     return tuple(sorted(found, key=lambda region: (region.first, -region.last)))
+
+
+def _header(node: ast.AST) -> str | None:
+    if isinstance(node, ast.For) and "static_range" not in ast.unparse(node.iter):
+        return f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
+    if isinstance(node, ast.While | ast.If):
+        return f"{'while' if isinstance(node, ast.While) else 'if'} {ast.unparse(node.test)}"
+    return None
+
+
+def _last(node: ast.stmt) -> int:
+    return node.end_lineno or node.lineno
 
 
 def is_ours(file: str) -> bool:

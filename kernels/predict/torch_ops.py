@@ -21,9 +21,8 @@ def cost(op: TorchOp) -> tuple[int, float]:
     speed = machine.L2 if op.moved_bytes < CACHE else machine.HBM * machine.HBM_EFFICIENCY
     once = op.moved_bytes / speed * 1e6
     shape = next((argument for argument in op.arguments if isinstance(argument, Shape)), None)
-    if op.name.startswith("aten::new_") or shape is None:
-        created = op.arguments[1] if op.name.startswith("aten::new_") else op.arguments[0]
-        return (0 if created == [0] else 1), 0.0
+    if shape is None or op.name.startswith("aten::new_"):
+        return (1 if op.moved_bytes else 0), once
     if op.name == "aten::sort":
         return _sort(shape, once)
     if op.name in ("aten::cumsum", "aten::cumprod"):
