@@ -94,7 +94,7 @@ def _check(code: Code, trips: Mapping[str, Counts]) -> None:
 
 
 def _begins(region: source.Region, key: str) -> bool:
-    return region.header.startswith(key) or f"{region.function}: {region.header}".startswith(key)
+    return f"{region.header}:".startswith(key) or f"{region.function}: {region.header}:".startswith(key)
 
 
 def _outer(place: Label) -> list[source.Region]:

@@ -31,7 +31,7 @@ class Work(NamedTuple):
     Args:
         kernel: its function's name.
         trips: how often the body of each run-time loop, and of a condition of interest, runs in each program, by the
-            beginning of its first line ("for k in range(0, num_kept"), after "function: " where two begin alike; after
+            beginning of its first line ("for k in range(0, num_kept" or all of it up to ":"), after "function: " where two begin alike; after
             those around it and " -> " where it is in a function that is called twice. A condition that is not named
             counts as true; one of constants is none.
         hbm_bytes: that must come from or go to HBM.
