@@ -31,9 +31,10 @@ class Work(NamedTuple):
     Args:
         kernel: its function's name.
         trips: how often the body of each run-time loop, and of a condition of interest, runs in each program, by the
-            beginning of its first line ("for k in range(0, num_kept" or all of it up to ":"), after "function: " where two begin alike; after
-            those around it and " -> " where it is in a function that is called twice. A condition that is not named
-            counts as true; one of constants is none.
+            beginning of its first line, or all of it with the colon: "for k in range(0, num_kept"; after "function: "
+            where two begin alike; after those around it and " -> " where it is in a function that is called twice.
+            A condition that is not named counts as true; one of constants is none. "else of if ..." is what its name
+            says; behind a condition whose body returns, that is the rest of the function.
         hbm_bytes: that must come from or go to HBM.
         l2_bytes: that come from the L2 cache.
         slow_paths: share of the guarded calls (a division's, a root's) that are taken.
