@@ -32,6 +32,7 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
     loops = _labels(code)
     copies = _copies(code, loops, ptx) if ptx else dict.fromkeys(loops, 1)
     tests = {i: _test(code, loop) for i, loop in enumerate(code.loops)}
+    before = {i: _before(code, loop) for i, loop in enumerate(code.loops)}
 
     def of_loop(i: int) -> Counts:
         return _trips(loops[i], trips) / copies[i] if copies[i] else 0.0
@@ -48,9 +49,8 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
             if number in tests[inside[-1]]:  # the one that ends the loop comes on top, each time that it is entered
                 count = count + (of_loop(inside[-2]) if len(inside) > 1 else 1.0)
             path = path[path.index(label) + 1 :] if label in path else ()
-        following = set(code.blocks[number].successors)
-        for i, loop in enumerate(code.loops):  # what leads into a loop alone, behind the test whether it runs at all
-            if following and following <= loop and number not in loop and not tests[i]:
+        for i in loops:  # what leads into a loop alone, behind the test whether it runs at all
+            if number in before[i] and not tests[i]:
                 count = np.minimum(count, _trips(loops[i], trips))
         for place in path:
             if place[0].loop:  # beside a loop: once for each time that it is entered
@@ -60,9 +60,24 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
         yield number, name, count
 
 
+def _exits(code: Code, number: int) -> bool:
+    block = code.blocks[number]
+    return not block.successors or block.instructions[-1].opcode.startswith("EXIT")
+
+
+def _before(code: Code, loop: frozenset[int]) -> set[int]:
+    """The blocks outside of a loop that it always follows."""
+    found = {number for number in code.reached if not _exits(code, number)} - loop
+    while True:
+        left = {number for number in found if (found | loop).issuperset(code.blocks[number].successors)}
+        if left == found:
+            return found
+        found = left
+
+
 def _test(code: Code, loop: frozenset[int]) -> set[int]:
     """The blocks of a loop that come before its way out, where that is not at the loop's end."""
-    ends = [number for number in loop if not loop.issuperset(code.blocks[number].successors)]
+    ends = [i for i in loop if _exits(code, i) or not loop.issuperset(code.blocks[i].successors)]
     headers = {
         number for number in loop if any(number in code.blocks[i].successors for i in code.reached if i not in loop)
     }

@@ -7,6 +7,7 @@ are slower by the same factor. A multiprocessor's clock counts the cycles of a p
 import heapq
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastmask.kernels.predict import machine
@@ -39,7 +40,7 @@ def makespan(alone: NDArray[Any], busy: NDArray[Any], fit: int) -> float:
         busy: of these, those in which it keeps the busiest pipe.
         fit: programs on a multiprocessor at a time.
     """
-    lasting, share = alone.tolist(), (busy / alone).tolist()
+    lasting, share = alone.tolist(), (busy / np.maximum(alone, 1)).tolist()
     multiprocessors = [_Multiprocessor(i) for i in range(machine.MULTIPROCESSORS)]
     free = [(0, one.number) for one in multiprocessors]  # (programs there, which), a heap
     events: list[tuple[float, int, int]] = []
