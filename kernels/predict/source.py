@@ -43,7 +43,7 @@ def regions(file: str) -> tuple[Region, ...]:
             elif isinstance(node, ast.If) and node.orelse and not isinstance(node.orelse[0], ast.If):
                 first, last = node.orelse[0].lineno, _last(node.orelse[-1])
                 found.add(Region(file, function.name, f"else of {header}", False, first, last))
-    return tuple(sorted(found, key=lambda region: (region.first, -region.last)))
+    return tuple(sorted(found, key=lambda region: (region.first, -region.last, region.loop)))
 
 
 def _header(node: ast.AST) -> str | None:
