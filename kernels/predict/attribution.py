@@ -161,7 +161,10 @@ def _labels(code: Code) -> dict[int, Label]:
         scores = {place: len(mine & ids) / len(mine | ids) for place, ids in under.items() if place not in outer}
         if not scores:
             raise ValueError("a loop of the machine code has no loop in the source")
-        labels[i] = max(scores, key=lambda place: scores[place])
+        # what was moved out of a loop blurs which of two nested ones it is: the outer one where there is one inside
+        close = [place for place, score in scores.items() if score >= 0.9 * max(scores.values())]
+        holds = any(other < loop for other in code.loops)
+        labels[i] = (min if holds else max)(close, key=lambda place: (len(_outer(place)), scores[place]))
     return labels
 
 
