@@ -60,6 +60,8 @@ def test_counts_are_those_of_executed_kernels(name: str, seed: int) -> None:
     """Instructions and barriers of the PTX, worked out from trip counts, against those that an interpreter executes."""
     run, works = SMALL[name](torch.Generator().manual_seed(seed))
     launches = [event for event in record(run) if isinstance(event, Launch)]
+    if not any("inlined_at" in launch.ptx for launch in launches):
+        pytest.skip(f"Triton {triton.__version__} does not say where a function was called, so loops cannot be told")
     with launched(90, Options(races=False)) as runs:
         run()
     left = {launch.name: [work for work in works() if work.kernel == launch.name] for launch in launches}
