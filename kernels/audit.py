@@ -1,7 +1,7 @@
 """``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--json]``: what the compiler makes of the kernels.
 
 Compiles ahead of time, so it needs no GPU: every variant for the first architecture, the default one of each kernel and
-dtype for the others. Prints registers, spilled bytes, shared memory, and accesses to global memory by width.
+dtype for the others. Prints registers, spilled bytes, shared memory, slow paths, accesses to global memory by width.
 """
 
 import argparse
@@ -10,11 +10,8 @@ import itertools
 import json
 import multiprocessing
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -33,6 +30,7 @@ from fastmask.kernels import (
     gpu_roi_geometry,
     gpu_roi_pool,
 )
+from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -61,6 +59,7 @@ class Report(NamedTuple):
     spilled_bytes: int  # on AMD: spilled registers
     shared_bytes: int
     accesses: dict[str, int]  # instructions by kind and width, such as {"LDG.128": 16}; NVIDIA only
+    slow_paths: dict[str, int]  # FCHK: divisions that check their operands; CALL: of divisions and roots; NVIDIA only
 
 
 def variants() -> Iterator[Variant]:
@@ -240,24 +239,15 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
         registers, spilled = (
             int(re.findall(rf"\.{key}:\s*(\d+)", text)[0]) for key in ("vgpr_count", "vgpr_spill_count")
         )
-        return Report(variant.name, architecture, registers, spilled, compiled.metadata.shared, {})
-    usage, assembly = (_tool(tool, compiled.asm["cubin"]) for tool in (["cuobjdump", "-res-usage"], ["nvdisasm"]))
-    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
+        return Report(variant.name, architecture, registers, spilled, compiled.metadata.shared, {}, {})
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    assembly = run_tool(["nvdisasm"], compiled.asm["cubin"])
     accesses: dict[str, int] = collections.Counter()
     for kind, modifiers in ACCESS.findall(assembly):
         width = next((part for part in modifiers.split(".") if part in ("64", "128", "U8", "U16", "S8", "S16")), "32")
         accesses[f"{kind}.{width.lstrip('US')}"] += 1
-    return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses))
-
-
-def _tool(command: list[str], cubin: bytes) -> str:
-    """What one of the CUDA tools inside Triton's wheel says of a cubin."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        arguments = [str(folder / command[0]), *command[1:], file.name]
-        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    slow = {kind: len(re.findall(rf"\b{kind}\b", assembly)) for kind in ("FCHK", "CALL")}
+    return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses), slow)
 
 
 def reports(architectures: list[str]) -> list[Report]:
@@ -289,11 +279,13 @@ def main() -> None:
     if args.json:
         print(json.dumps({"triton": triton.__version__, "variants": [row._asdict() for row in rows]}, indent=1))
         return
-    print(f"triton {triton.__version__}\n{'':60} {'arch':8} regs spilled shared  accesses to global and local memory")
+    print(f"triton {triton.__version__}")
+    print(f"{'':60} {'arch':8} regs spilled shared FCHK CALL  accesses to global and local memory")
     for row in rows:
         accesses = " ".join(f"{kind}x{number}" for kind, number in sorted(row.accesses.items()))
         spilled, shared = row.spilled_bytes, row.shared_bytes
-        print(f"{row.name:60} {row.architecture:8} {row.registers:4} {spilled:7} {shared:6}  {accesses}")
+        slow = " ".join(f"{row.slow_paths.get(kind, 0):4}" for kind in ("FCHK", "CALL"))
+        print(f"{row.name:60} {row.architecture:8} {row.registers:4} {spilled:7} {shared:6} {slow}  {accesses}")
 
 
 if __name__ == "__main__":
