@@ -1,4 +1,4 @@
-"""The work of RoIAlign's forward pass: one launch without loops; what counts beside its code are bytes."""
+"""The work of RoIAlign's forward pass: a program for each RoI and block of channels; NCHW maps are copied first."""
 
 import functools
 from typing import Any
@@ -64,18 +64,18 @@ def build(generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtyp
 
 def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
     size = maps[0].element_size()
-    written = len(rois) * POOLED * POOLED * CHANNELS * size
-    read = footprint(rois, gpu_roi_align.BINS) * CHANNELS * size
-    # where channels lie apart, each value of a pixel is in a sector of 32 bytes of its own
-    sectors = 1 if channels_last else 32 // size / 2  # a sample's two columns are mostly in the same one
-    return [
-        Work(
-            "_forward_kernel",
-            hbm_bytes=sum(one.numel() for one in maps) * size + written,
-            l2_bytes=read * sectors + written,
-            lines=1 if channels_last else 8,  # a warp's load touches 32 lines; the cache looks up four a cycle
-        )
-    ]
+    map_bytes, written = sum(one.nbytes for one in maps), len(rois) * POOLED * POOLED * CHANNELS * size
+    # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
+    blocks = -(-CHANNELS // gpu_roi_align.tile_of(POOLED, CHANNELS)["CHANNELS"])
+    rows = -(-POOLED // min(-(-gpu_roi_align.PROGRAMS // (len(rois) * blocks)), POOLED))
+    gather = Work(
+        "_forward_kernel",
+        {"if inner -> for p in range(first, past)": rows, "else of if inner": 0, "if inner": 1}
+        | {"else of if inner -> for p in range(first, past)": 0},
+        hbm_bytes=(map_bytes if channels_last else 0) + written,
+        l2_bytes=footprint(rois, POOLED) * CHANNELS * size + written,
+    )
+    return [gather] if channels_last else [Work("_copy_kernel", {}, hbm_bytes=2 * map_bytes), gather]
 
 
 def _case(floor: float | None, target: float | None, **options: Any) -> Case:
