@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from triton import cdiv
 
 from fastmask.kernels import cpu_masks, gpu_paste, gpu_rle, reference
 from fastmask.kernels.predict import machine
@@ -72,9 +73,9 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         if number not in crops or columns <= 0 or rows <= 0:
             continue
         inside = cpu_masks.exceeds(crops[number].values, 0.5, False).numpy()
-        words, length, changes = _words(inside, joined=low[1] == 0 and high[1] == size[0])
+        length, changes = _words(inside, joined=low[1] == 0 and high[1] == size[0])
         total, step = changes.size, gpu_rle.BLOCK - 1
-        share = -(-(-(-total // chunks)) // step) * step
+        share = cdiv(cdiv(total, chunks), step) * step
         for chunk in range(-(-total // share)):
             mine = changes[chunk * share : (chunk + 1) * share]
             most = [mine[k : k + step].max() for k in range(0, len(mine), step)]
@@ -110,34 +111,33 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         Work("_text_kernel", text | {"for start in range(begin, end": (before + 1) / 2}, 0, 4 * positions),
         Work(
             "_text_kernel",
-            text | {"for start in range(begin, end": (before + 2) / 3, "for i in range(tl.max(length": blocks * longest},
+            text
+            | {"for start in range(begin, end": (before + 2) / 3, "for i in range(tl.max(length": blocks * longest},
             0,
             4 * positions,
         ),
     ]
 
 
-def _words(inside: NDArray[np.bool_], joined: bool) -> tuple[int, int, Array]:
-    """Words a column, their length in pixels, and how many changes each word of a box has, down the columns."""
+def _words(inside: NDArray[np.bool_], joined: bool) -> tuple[int, Array]:
+    """The length of words in pixels, and how many changes each word of a box has, down the columns."""
     rows = inside.shape[0]
     pixels = rows + 1 - joined
-    words = -(-pixels // gpu_rle.WORD)
-    length = -(-(-(-pixels // words)) // gpu_rle.UNROLLED) * gpu_rle.UNROLLED
+    words = cdiv(pixels, gpu_rle.WORD)
+    length = cdiv(cdiv(pixels, words), gpu_rle.UNROLLED) * gpu_rle.UNROLLED
     bordered = np.pad(inside, ((1, 1), (0, 0)))
     change = bordered[1:] != bordered[:-1]
     changes = np.zeros((change.shape[1] + joined, words), int)
     row, column = np.nonzero(change)
     np.add.at(changes, (column, np.minimum(row // length, words - 1)), 1)
-    return words, length, changes.ravel()
+    return length, changes.ravel()
 
 
 def _spans(boxes: Tensor, size: Size) -> list[tuple[Array, Array, Array]]:
     """Of each box: its corners in whole pixels, and the first and one-past-last pixel (x, y) of it on the image."""
     most = np.array([size[1], size[0]])
     corners = reference.expand_boxes(boxes, GROWTH).trunc().double().numpy()
-    return [
-        (box, np.clip(box[:2], 0, most).astype(int), np.clip(box[2:] + 1, 0, most).astype(int)) for box in corners
-    ]
+    return [(box, np.clip(box[:2], 0, most).astype(int), np.clip(box[2:] + 1, 0, most).astype(int)) for box in corners]
 
 
 def _cells(pixels: Array, low: float, high: float) -> Array:
