@@ -23,7 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
-    gpu_nms,
+    gpu_nms_order,
+    gpu_nms_pairs,
+    gpu_nms_presorted,
+    gpu_nms_resolve,
     gpu_paste,
     gpu_paste_backward,
     gpu_rle,
@@ -179,29 +182,7 @@ def variants() -> Iterator[Variant]:
             not continuous,
             (),
         )
-    for dtype, grouped, padded in itertools.product(DTYPES, (True, False), (False, True)):
-        yield Variant(
-            f"NMS, {dtype}, {'groups' if grouped else 'one group'}{', padding' if padded else ''}",
-            gpu_nms._suppress_kernel,
-            {"boxes_ptr": f"*{dtype}", "kept_ptr": "*fp32", "threshold": "fp32"}
-            | {f"{name}_ptr": "*i8" for name in ("valid", "keep")}
-            | {f"{name}_ptr": "*i64" for name in ("order", "groups", "ranks")},
-            {"GROUPED": grouped, "HAS_VALID": padded, "BLOCK": gpu_nms.BLOCK},
-            {"num_warps": gpu_nms.NUM_WARPS, "enable_fp_fusion": False},
-            (),
-            grouped and not padded,
-            (),
-        )
-    yield Variant(
-        "NMS's list",
-        gpu_nms._list_kernel,
-        {"keep_ptr": "*i8"} | {f"{name}_ptr": "*i64" for name in ("order", "indices", "count")},
-        {"BLOCK": gpu_nms.LISTED},
-        {"num_warps": 4},
-        (),
-        True,
-        (),
-    )
+    yield from nms_variants()
     places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "positions", "totals", "offsets")}
     for continuous, write in itertools.product((False, True), (False, True)):
         yield Variant(
@@ -243,6 +224,61 @@ def variants() -> Iterator[Variant]:
             False,
             ("STG",),
         )
+
+
+def nms_variants() -> Iterator[Variant]:
+    """NMS: three ways to an order, two kinds of pair tests, groups and none."""
+    order, pairs, resolve = gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
+    types = {f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")}
+    types |= {f"{name}_ptr": "*i8" for name in ("valid", "keep", "struck")} | {"tiles_ptr": "*fp32"}
+    types |= {f"{name}_ptr": "*i32" for name in ("units", "ranks", "words", "kept", "num_kept")}
+    places = {"BLOCK": order.BLOCK, "PLACED": order.PLACED}
+
+    def variant(name: str, kernel: Any, own: dict[str, str], default: bool, **constants: Any) -> Variant:
+        options = {"num_warps": constants.pop("num_warps", 4)}
+        options |= {"enable_fp_fusion": False} if "EXACT" in constants else {}
+        return Variant(f"NMS, {name}", kernel, types | own, constants, options, (), default, ())
+
+    flags = (False, True)
+    for dtype, padded, divide in itertools.product(DTYPES, flags, flags):
+        own = {"boxes_ptr": f"*{dtype}", "scores_ptr": f"*{dtype}", "keys_ptr": "*i32"}
+        suffix = f"{dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}"
+        common = {"HAS_VALID": padded, "DIVIDE": divide}
+        for grouped, hashed in ((True, False), (True, True), (False, False)):
+            groups = "one group" if not grouped else "any groups" if hashed else "groups"
+            first = grouped and padded and not hashed and not divide
+            units = common | {"GROUPED": grouped, "HASHED": hashed}
+            counted = {"BLOCK": order.BLOCK, "COUNTED": order.COUNTED, "COMPARED": order.COMPARED}
+            counted["num_warps"] = order.COUNT_WARPS
+            yield variant(f"counted, {groups}, {suffix}", order._count_kernel, own, first, **units, **counted)
+            yield variant(f"placed, {groups}, {suffix}", order._place_kernel, own, first, **units, **places)
+        merged = places | {"MOST_RUNS": order.MOST_RUNS}
+        yield variant(f"merged, {suffix}", gpu_nms_presorted._merge_kernel, own, padded, **common, **merged)
+    for dtype, padded, one in itertools.product(DTYPES, flags, flags):
+        own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32" if one else "*i64"}
+        suffix = f"{dtype}, {'one image' if one else 'a batch'}{', padding' if padded else ''}"
+        constants = {"HAS_VALID": padded, "ONE_IMAGE": one, "PLACED": order.PLACED}
+        yield variant(f"scores' keys, {suffix}", order._score_keys_kernel, own, False, **constants)
+    for bits, padded, hashed in itertools.product(("u8", "i16", "i32"), flags, flags):
+        own = {"keys_ptr": f"*{bits}"}
+        suffix = f"{bits}, {'any groups' if hashed else 'groups'}{', padding' if padded else ''}"
+        constants = {"HAS_VALID": padded, "HASHED": hashed, "PLACED": order.PLACED}
+        yield variant(f"units' keys, {suffix}", order._unit_keys_kernel, own, False, **constants)
+    for dtype in DTYPES:
+        own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32"}
+        yield variant(f"runs' keys, {dtype}", gpu_nms_presorted._run_keys_kernel, own, False, RUN=order.RUN)
+    for grouped, divide in itertools.product(flags, flags):
+        own = {"threshold": "fp32", "half_gap": "fp32"}
+        suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
+        constants = {"GROUPED": grouped, "DIVIDE": divide, "EXACT": False, "BLOCK": order.BLOCK, "num_warps": 1}
+        yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
+        yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)
+    for later in flags:
+        constants = {"LATER": later, "FAR": resolve.FAR, "BLOCK": order.BLOCK, "num_warps": 1}
+        name = f"what stays, {'later windows' if later else 'first window'}"
+        yield variant(name, resolve._resolve_kernel, {}, True, **constants)
+    listed = {"LISTED": resolve.LISTED, "WORDS": resolve.COUNTED_WORDS}
+    yield variant("list", resolve._list_kernel, {}, True, **listed)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:

@@ -29,6 +29,7 @@ def _(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     indices = boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64)
     return indices, boxes.new_empty(boxes.shape[0], dtype=torch.int64)
