@@ -29,8 +29,9 @@ def _score_key(scores_ptr, offs, taking, mask):
     """The order of scores as integers in [0, 2^32): NaN, then descending, -0.0 as 0.0; last what cannot take part."""
     score = tl.load(scores_ptr + offs, mask=mask, other=0).to(tl.float32) + 0.0
     bits = score.to(tl.int32, bitcast=True)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
     bits = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    key = tl.where(score != score, 0, bits.to(tl.int64) + 0x80000000)
+    key = tl.where(nan, 0, bits.to(tl.int64) + 0x80000000)
     return tl.where(taking, key, 0xFFFFFFFF)
 
 
@@ -80,9 +81,11 @@ def _place(
     y1 = tl.load(ptrs_box + 1, mask=taking, other=nan).to(tl.float32)
     x2 = tl.load(ptrs_box + 2, mask=taking, other=nan).to(tl.float32)
     y2 = tl.load(ptrs_box + 3, mask=taking, other=nan).to(tl.float32)
+    width = x2 - x1
+    height = y2 - y1
+    area = width * height
     if not DIVIDE:  # of an empty or inverted box, or one with NaN, no IoU is above a positive threshold
-        x1 = tl.where((x2 > x1) & (y2 > y1), x1, nan)
-    area = (x2 - x1) * (y2 - y1)
+        x1 = tl.where((width > 0) & (height > 0), x1, nan)
     ptrs_tile = tiles_ptr + (position // BLOCK).to(tl.int64) * (5 * BLOCK) + position % BLOCK
     tl.store(ptrs_tile, x1, mask=mask)
     tl.store(ptrs_tile + BLOCK, y1, mask=mask)

@@ -119,6 +119,7 @@ def _resolve_kernel(
         if going:
             tl.store(kept_ptr + current * 2, kept_low)
             tl.store(kept_ptr + current * 2 + 1, kept_high)
+            tl.debug_barrier()  # other threads read these words two blocks on
         going = going & (num_kept < max_output) & (window > 1)
         ptrs_word += window.to(tl.int64) * (2 * BLOCK)
         units = tl.load(units_ptr + (current + 1) * BLOCK + inner, mask=going, other=-1)
@@ -133,7 +134,8 @@ def _resolve_kernel(
         while current + 1 < end:
             current += 1
             # what the next block needs, whatever stays of this one
-            going = (following == unit) & (current + 1 < end)
+            fills_block = following == unit
+            going = fills_block & (current + 1 < end)
             following = tl.load(units_ptr + (current + 2) * BLOCK, mask=going & (current + 2 < blocks), other=-1)
             ptrs_word += window.to(tl.int64) * (2 * BLOCK)
             next_units = tl.load(units_ptr + (current + 1) * BLOCK + inner, mask=going, other=-1)
@@ -152,9 +154,9 @@ def _resolve_kernel(
             alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
             tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
             num_kept += tl.sum(tl.sum(alive, axis=1), axis=0)
-            tl.store(kept_ptr + current * 2, kept_low)
-            tl.store(kept_ptr + current * 2 + 1, kept_high)
-            tl.debug_barrier()  # other threads read these words two blocks on
+            tl.store(kept_ptr + current * 2, kept_low, mask=fills_block)
+            tl.store(kept_ptr + current * 2 + 1, kept_high, mask=fills_block)
+            tl.debug_barrier()
 
             for distance in range(2 + FAR, current + 2 - block, FAR):
                 more = _far(words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK)
