@@ -236,7 +236,7 @@ def nms_variants() -> Iterator[Variant]:
 
     def variant(name: str, kernel: Any, own: dict[str, str], default: bool, **constants: Any) -> Variant:
         options = {"num_warps": constants.pop("num_warps", 4)}
-        options |= {"enable_fp_fusion": False} if "EXACT" in constants else {}
+        options |= {"enable_fp_fusion": False} if "TEST" in constants else {}
         return Variant(f"NMS, {name}", kernel, types | own, constants, options, (), default, ())
 
     flags = (False, True)
@@ -270,7 +270,9 @@ def nms_variants() -> Iterator[Variant]:
     for grouped, divide in itertools.product(flags, flags):
         own = {"threshold": "fp32", "half_gap": "fp32"}
         suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
-        constants = {"GROUPED": grouped, "DIVIDE": divide, "EXACT": False, "BLOCK": order.BLOCK, "num_warps": 1}
+        test = "divide" if divide else "fma"
+        constants = {"GROUPED": grouped, "TEST": test, "BLOCK": order.BLOCK, "num_warps": 1}
+        constants["COLUMNS"] = pairs.columns_of(grouped, test)
         yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
         yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)
     for later in flags:

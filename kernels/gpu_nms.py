@@ -61,18 +61,19 @@ def nms_padded(
         groups, num_groups, presorted = cpu_nms.run_groups(presorted, scores), len(presorted), None
     threshold = float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32)))
     half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
+    test = "divide" if threshold < gpu_nms_pairs.SMALLEST_THRESHOLD else "float64" if INTERPRET else "fma"
     pairs = {
         "threshold": threshold,
         "half_gap": half_gap,
         "GROUPED": groups is not None,
-        "DIVIDE": threshold < gpu_nms_pairs.SMALLEST_THRESHOLD,
-        "EXACT": INTERPRET,
+        "TEST": test,  # Triton's interpreter rounds an fma twice
         "BLOCK": gpu_nms_order.BLOCK,
+        "COLUMNS": gpu_nms_pairs.columns_of(groups is not None, test),
         "num_warps": 1,
         "enable_fp_fusion": False,  # an IoU at the threshold must be rounded as the specification's is
     }
     with on_device(boxes):
-        placed = _placed(boxes, scores, groups, valid, num_groups, presorted, pairs["DIVIDE"])
+        placed = _placed(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
         _suppress(placed, batch, max(presorted) if presorted else num, max_output, pairs)
         return _listed(placed, max_output)
 
