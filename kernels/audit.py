@@ -229,7 +229,9 @@ def variants() -> Iterator[Variant]:
 def nms_variants() -> Iterator[Variant]:
     """NMS: three ways to an order, two kinds of pair tests, groups and none."""
     order, pairs, resolve = gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
-    types = {f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")}
+    types = {
+        f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")
+    }
     types |= {f"{name}_ptr": "*i8" for name in ("valid", "keep", "struck")} | {"tiles_ptr": "*fp32"}
     types |= {f"{name}_ptr": "*i32" for name in ("units", "ranks", "words", "kept", "num_kept")}
     places = {"BLOCK": order.BLOCK, "PLACED": order.PLACED}

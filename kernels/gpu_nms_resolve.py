@@ -55,7 +55,9 @@ def _far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.c
     mask = reached & (block - back >= first)
     kept = tl.load(kept_ptr + (block - back) * 2 + offs % 2, mask=mask, other=0)
     rows = (tl.arange(0, 2) * (BLOCK // 2))[None, :, None] + tl.arange(0, BLOCK // 2)[None, None, :]
-    ptrs = words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + (back * (2 * BLOCK) + offs % 2 * BLOCK)[:, None, None]
+    ptrs = (
+        words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + (back * (2 * BLOCK) + offs % 2 * BLOCK)[:, None, None]
+    )
     words = tl.load(ptrs + rows, mask=mask[:, None, None], other=0)
     return tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
 

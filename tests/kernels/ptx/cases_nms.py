@@ -129,7 +129,10 @@ def order_cases() -> Iterator[tuple[str, Case]]:
     runs = [90, 0, 64, 1, 45]
     ranked = torch.cat([run.sort(dim=1, descending=True).values for run in scores.split(runs, 1)], 1)
     yield "NMS fp32, presorted, a batch", nms_case(boxes, ranked, None, valid, presorted=runs)
-    yield "NMS fp16, presorted, ties", nms_case(boxes.half(), (ranked * 8).round().half(), presorted=runs, threshold=0.3)
+    yield (
+        "NMS fp16, presorted, ties",
+        nms_case(boxes.half(), (ranked * 8).round().half(), presorted=runs, threshold=0.3),
+    )
     yield "NMS fp32, presorted, broken promise", nms_case(boxes, scores, presorted=runs)
     yield "NMS fp32, ten runs", nms_case(boxes[:1], scores[:1], presorted=[20] * 10)
     clash = torch.tensor([0, 1 << 62, 5, -7])[groups + (torch.arange(200) % 2)]
