@@ -156,7 +156,7 @@ def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[
     """The order of presorted runs."""
     batch, num = placed.order.shape
     ends = [sum(lengths[: i + 1]) for i in range(gpu_nms_order.MOST_RUNS)]
-    sizes = {name: end for name, end in zip(gpu_nms_presorted.ENDS, ends, strict=True)}
+    sizes = dict(zip(gpu_nms_presorted.ENDS, ends, strict=True))
     keys = torch.empty_like(placed.order, dtype=torch.int32)
     gpu_nms_presorted._run_keys_kernel[(batch, len(lengths))](
         scores_ptr=scores, keys_ptr=keys, num=num, **sizes, RUN=gpu_nms_order.RUN

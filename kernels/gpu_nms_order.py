@@ -185,10 +185,7 @@ def _count_kernel(
         if GROUPED:
             place += (((unit.to(tl.int64) << 48) | score)[:, None] < by_unit[None, :]).to(tl.int32)
     rank = tl.sum(rank, axis=0)
-    if GROUPED:
-        place = tl.sum(place, axis=0)
-    else:
-        place = rank  # what cannot take part has the last scores
+    place = tl.sum(place, axis=0) if GROUPED else rank  # what cannot take part has the last scores
 
     tl.store(order_ptr + row + rank, row + own, mask=mask)
     unit = 2 * (image * (buckets + 1) + bucket) + (bucket == buckets).to(tl.int32)

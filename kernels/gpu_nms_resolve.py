@@ -7,7 +7,8 @@ walks the last one, if that goes on, block after block:
     words of 4     [far   ]  n   d      far: blocks two and more before it, read while block 3 is being settled
                                         n: the block before it; d: the block itself
 It ends with the unit, where max_output are kept, or with its window, behind which the next launch goes on.
-The list: each program counts what is kept before its boxes, eight to a word, and writes them and a share of the filling.
+The list: each program counts what is kept before its boxes, eight to a word, and writes its own and a share of the
+filling.
 Cost: 8 bytes a row and block before it, and ~600 cycles a block of the longest unit. Predicted for 1000 boxes: 160-380
 us -> 17 steps in 7 us, because pairs are no longer tested here. Speed: not yet measured.
 """
