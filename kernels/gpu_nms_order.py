@@ -212,14 +212,14 @@ def _score_keys_kernel(
     ONE_IMAGE: tl.constexpr,
     PLACED: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * PLACED + tl.arange(0, PLACED)
+    offs = tl.program_id(0) * PLACED + tl.arange(0, PLACED)
     mask = offs < filled
     taking = _takes_part(valid_ptr, offs, mask, HAS_VALID)
     key = _score_key(scores_ptr, offs, taking, mask)
     if ONE_IMAGE:
         tl.store(keys_ptr + offs, (key - 0x80000000).to(tl.int32), mask=mask)
     else:
-        tl.store(keys_ptr + offs, ((offs // num) << 32) | key, mask=mask)
+        tl.store(keys_ptr + offs, ((offs // num).to(tl.int64) << 32) | key, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num", "filled", "buckets", "shift"])
@@ -239,12 +239,12 @@ def _unit_keys_kernel(
     HAS_VALID: tl.constexpr,
     PLACED: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * PLACED + tl.arange(0, PLACED)
+    offs = tl.program_id(0) * PLACED + tl.arange(0, PLACED)
     mask = offs < filled
     element = tl.load(order_ptr + offs, mask=mask, other=0)
     taking = _takes_part(valid_ptr, element, mask, HAS_VALID)
     bucket = _bucket(groups_ptr, element, taking, mask, buckets, shift, True, HASHED)
-    tl.store(keys_ptr + offs, (offs // num).to(tl.int32) * (buckets + 1) + bucket, mask=mask)
+    tl.store(keys_ptr + offs, offs // num * (buckets + 1) + bucket, mask=mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -276,17 +276,17 @@ def _place_kernel(
     BLOCK: tl.constexpr,
     PLACED: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64) * PLACED + tl.arange(0, PLACED)
+    position = tl.program_id(0) * PLACED + tl.arange(0, PLACED)
     mask = position < filled
     place = position
     if GROUPED:
-        place = tl.load(sorted_ptr + position, mask=mask, other=0)
+        place = tl.load(sorted_ptr + position, mask=mask, other=0).to(tl.int32)
     element = tl.load(order_ptr + place, mask=mask, other=0)
     image = place // num
     taking = _takes_part(valid_ptr, element, mask, HAS_VALID)
     bucket = _bucket(groups_ptr, element, taking, mask, buckets, shift, GROUPED, HASHED)
-    unit = 2 * (image.to(tl.int32) * (buckets + 1) + bucket) + (bucket == buckets).to(tl.int32)
-    rank = (image * padded + place - image * num).to(tl.int32)
+    unit = 2 * (image * (buckets + 1) + bucket) + (bucket == buckets).to(tl.int32)
+    rank = image * padded + place - image * num
     _place(
         boxes_ptr, groups_ptr, tiles_ptr, units_ptr, labels_ptr, ranks_ptr,
         position, element, rank, unit, taking, mask, GROUPED, DIVIDE, BLOCK,

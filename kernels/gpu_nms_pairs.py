@@ -215,7 +215,8 @@ def _removed(
     """Rows of the unit that are removed by what is kept of this program's share of a window: not 0."""
     x1, y1, x2, y2, area, label = _rows(tiles_ptr, labels_ptr, block, GROUPED, BLOCK)
     removed = tl.zeros([BLOCK], tl.int32)
-    for column in range(first + tl.program_id(0) % splits, first + window, splits):
+    for inside in range(tl.program_id(0) % splits, window, splits):
+        column = first + inside
         for half in range(2):
             kept = tl.load(kept_ptr + column * 2 + half)
             if kept != 0:

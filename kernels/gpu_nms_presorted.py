@@ -99,10 +99,10 @@ def _merge_kernel(
     PLACED: tl.constexpr,
     MOST_RUNS: tl.constexpr,
 ):
-    position = tl.program_id(0).to(tl.int64) * PLACED + tl.arange(0, PLACED)
+    position = tl.program_id(0) * PLACED + tl.arange(0, PLACED)
     mask = position < filled
     image = position // num
-    index = (position - image * num).to(tl.int32)
+    index = position - image * num
     every = tl.arange(0, MOST_RUNS)[:, None]
     start = _run_end(every - 1, end0, end1, end2, end3, end4, end5, end6, end7)
     end = _run_end(every, end0, end1, end2, end3, end4, end5, end6, end7)
@@ -123,10 +123,10 @@ def _merge_kernel(
     low = tl.where(every == own[None, :], index[None, :], low)
     rank = tl.sum(low - start, axis=0)
 
-    tl.store(order_ptr + image * num + rank, position, mask=mask)
-    unit = 2 * (image.to(tl.int32) * (runs + 1) + own)
+    tl.store(order_ptr + image * num + rank, position.to(tl.int64), mask=mask)
+    unit = 2 * (image * (runs + 1) + own)
     taking = _takes_part(valid_ptr, position, mask, HAS_VALID)
-    place = (image * padded).to(tl.int32) + rank
+    place = image * padded + rank
     _place(
         boxes_ptr, valid_ptr, tiles_ptr, units_ptr, valid_ptr, ranks_ptr,
         position, position, place, unit, taking, mask, False, DIVIDE, BLOCK,
