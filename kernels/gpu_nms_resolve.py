@@ -24,30 +24,35 @@ COUNTED_WORDS = 2048  # words of eight that it counts at once
 @triton.jit
 def _pack(alive):
     """Flags [2, BLOCK / 2] as two words, the bits of either half."""
-    lanes = tl.arange(0, alive.shape[1])[None, :]
-    words = tl.sum(alive << lanes, axis=1)
-    halves = tl.arange(0, 2)
-    return tl.sum(tl.where(halves == 0, words, 0), axis=0), tl.sum(tl.where(halves == 1, words, 0), axis=0)
+    bits = alive << tl.arange(0, alive.shape[1])[None, :]
+    halves = tl.arange(0, 2)[:, None]
+    return tl.sum(tl.where(halves == 0, bits, 0)), tl.sum(tl.where(halves == 1, bits, 0))  # of all lanes: one REDUX
+
+
+@triton.jit
+def _unpack(low, high, LANES: tl.constexpr):
+    """Flags [2, LANES] of two words."""
+    words = tl.where(tl.arange(0, 2)[:, None] == 0, low, high)
+    return (words >> tl.arange(0, LANES)[None, :]) & 1
 
 
 @triton.jit
 def _settle(candidate, low, high):
     """Which candidates [2, BLOCK / 2] stay, given the bits of those that would remove each -> flags, two words."""
     kept_low, kept_high = _pack(candidate)
-    alive = candidate
-    rounds = tl.where((kept_low | kept_high) != 0, 2 * alive.shape[1], 0)
+    rounds = tl.where((kept_low | kept_high) != 0, 2 * candidate.shape[1], 0)
     while rounds > 0:  # counted: a loop condition that its body does not use breaks Triton 3.8's layouts
         alive = candidate * (((low & kept_low) | (high & kept_high)) == 0).to(tl.int32)
         still_low, still_high = _pack(alive)
         rounds = tl.where((still_low != kept_low) | (still_high != kept_high), rounds - 1, 0)
         kept_low = still_low
         kept_high = still_high
-    return alive, kept_low, kept_high
+    return _unpack(kept_low, kept_high, candidate.shape[1]), kept_low, kept_high
 
 
 @triton.jit
 def _far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.constexpr, BLOCK: tl.constexpr):
-    """Flags [2, BLOCK / 2]: rows that a kept one of FAR blocks removes, from ``distance`` before ``block`` on.
+    """Two words: rows that a kept one of FAR blocks removes, from ``distance`` before ``block`` on.
 
     ``reached`` says whether there are words; blocks before ``first`` are not the unit's.
     """
@@ -60,7 +65,8 @@ def _far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.c
         words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + (back * (2 * BLOCK) + offs % 2 * BLOCK)[:, None, None]
     )
     words = tl.load(ptrs + rows, mask=mask[:, None, None], other=0)
-    return tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
+    removed = tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
+    return _pack((removed != 0).to(tl.int32))
 
 
 @triton.jit(do_not_specialize=["blocks", "window", "max_output", "step"])
@@ -113,7 +119,7 @@ def _resolve_kernel(
             candidate = (units != before) & (rank >= 0)
         alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
         tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
-        num_kept += tl.sum(tl.sum(alive * (units == unit).to(tl.int32), axis=1), axis=0)
+        num_kept += tl.sum(alive * (units == unit).to(tl.int32))
 
         # the blocks after it: words are loaded a block ahead
         current = block
@@ -131,7 +137,8 @@ def _resolve_kernel(
         high = tl.load(ptrs_word + BLOCK, mask=going, other=0)
         near_low = tl.load(ptrs_word + 2 * BLOCK, mask=going, other=0)
         near_high = tl.load(ptrs_word + 3 * BLOCK, mask=going, other=0)
-        removed = (low * 0).to(tl.uint32, bitcast=True)
+        removed_low = kept_low * 0
+        removed_high = kept_low * 0
         following = tl.load(units_ptr + (current + 2) * BLOCK, mask=going & (current + 2 < blocks), other=-1)
         end = tl.where(going, block + window, block)  # one behind the last block that can be walked
         while current + 1 < end:
@@ -147,23 +154,27 @@ def _resolve_kernel(
             next_high = tl.load(ptrs_word + BLOCK, mask=going, other=0)
             next_near_low = tl.load(ptrs_word + 2 * BLOCK, mask=going, other=0)
             next_near_high = tl.load(ptrs_word + 3 * BLOCK, mask=going, other=0)
-            next_removed = _far(words_ptr, kept_ptr, current + 1, 2, window, block, going, FAR, BLOCK)
+            next_removed_low, next_removed_high = _far(
+                words_ptr, kept_ptr, current + 1, 2, window, block, going, FAR, BLOCK
+            )
 
             # what stays of this one
-            candidate = (units == unit) & (rank >= 0) & (removed == 0)
+            candidate = (units == unit) & (rank >= 0)
+            candidate = candidate & (_unpack(removed_low, removed_high, BLOCK // 2) == 0)
             candidate = candidate & (((near_low & kept_low) | (near_high & kept_high)) == 0)
             if LATER:
                 candidate = candidate & (tl.load(struck_ptr + current * BLOCK + inner) == 0)
             alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
             tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
-            num_kept += tl.sum(tl.sum(alive, axis=1), axis=0)
+            num_kept += tl.sum(alive)
             tl.store(kept_ptr + current * 2, kept_low, mask=fills_block)
             tl.store(kept_ptr + current * 2 + 1, kept_high, mask=fills_block)
             tl.debug_barrier()
 
             for distance in range(2 + FAR, current + 2 - block, FAR):
-                more = _far(words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK)
-                next_removed = next_removed | more
+                more_low, more_high = _far(words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK)
+                next_removed_low = next_removed_low | more_low
+                next_removed_high = next_removed_high | more_high
             end = tl.where(going & (num_kept < max_output), end, current)
             units = next_units
             rank = next_rank
@@ -171,7 +182,8 @@ def _resolve_kernel(
             high = next_high
             near_low = next_near_low
             near_high = next_near_high
-            removed = next_removed
+            removed_low = next_removed_low
+            removed_high = next_removed_high
         tl.store(num_kept_ptr + first, num_kept)
 
 
