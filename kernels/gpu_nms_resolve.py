@@ -51,8 +51,8 @@ def _settle(candidate, low, high):
 
 
 @triton.jit
-def _far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.constexpr, BLOCK: tl.constexpr):
-    """Two words: rows that a kept one of FAR blocks removes, from ``distance`` before ``block`` on.
+def _load_far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.constexpr, BLOCK: tl.constexpr):
+    """A block's words [2 FAR, 2, BLOCK / 2] of FAR blocks, from ``distance`` before it on, and what is kept of these.
 
     ``reached`` says whether there are words; blocks before ``first`` are not the unit's.
     """
@@ -64,7 +64,12 @@ def _far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.c
     ptrs = (
         words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + (back * (2 * BLOCK) + offs % 2 * BLOCK)[:, None, None]
     )
-    words = tl.load(ptrs + rows, mask=mask[:, None, None], other=0)
+    return tl.load(ptrs + rows, mask=mask[:, None, None], other=0), kept
+
+
+@triton.jit
+def _removed_by(words, kept):
+    """Two words: rows that one of the kept removes."""
     removed = tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
     return _pack((removed != 0).to(tl.int32))
 
@@ -154,9 +159,9 @@ def _resolve_kernel(
             next_high = tl.load(ptrs_word + BLOCK, mask=going, other=0)
             next_near_low = tl.load(ptrs_word + 2 * BLOCK, mask=going, other=0)
             next_near_high = tl.load(ptrs_word + 3 * BLOCK, mask=going, other=0)
-            next_removed_low, next_removed_high = _far(
+            far_words, far_kept = _load_far(
                 words_ptr, kept_ptr, current + 1, 2, window, block, going, FAR, BLOCK
-            )
+            )  # fmt: skip
 
             # what stays of this one
             candidate = (units == unit) & (rank >= 0)
@@ -171,8 +176,12 @@ def _resolve_kernel(
             tl.store(kept_ptr + current * 2 + 1, kept_high, mask=fills_block)
             tl.debug_barrier()
 
+            next_removed_low, next_removed_high = _removed_by(far_words, far_kept)
             for distance in range(2 + FAR, current + 2 - block, FAR):
-                more_low, more_high = _far(words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK)
+                far_words, far_kept = _load_far(
+                    words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK
+                )  # fmt: skip
+                more_low, more_high = _removed_by(far_words, far_kept)
                 next_removed_low = next_removed_low | more_low
                 next_removed_high = next_removed_high | more_high
             end = tl.where(going & (num_kept < max_output), end, current)
