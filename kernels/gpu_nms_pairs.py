@@ -214,6 +214,7 @@ def _removed(
 ):  # fmt: skip
     """Rows of the unit that are removed by what is kept of this program's share of a window: not 0."""
     x1, y1, x2, y2, area, label = _rows(tiles_ptr, labels_ptr, block, GROUPED, BLOCK)
+    mine = tl.load(units_ptr + block * BLOCK + tl.arange(0, BLOCK)) == unit
     removed = tl.zeros([BLOCK], tl.int32)
     for inside in range(tl.program_id(0) % splits, window, splits):
         column = first + inside
@@ -225,7 +226,7 @@ def _removed(
                     GROUPED, TEST, BLOCK, COLUMNS,
                 )  # fmt: skip
                 removed = removed | (bits & kept & _same_unit(units_ptr, column, half, unit, BLOCK))
-    return tl.where(tl.load(units_ptr + block * BLOCK + tl.arange(0, BLOCK)) == unit, removed, 0)
+    return tl.where(mine, removed, 0)
 
 
 @triton.jit(do_not_specialize=["window", "splits", "step", "threshold", "half_gap"])
