@@ -7,8 +7,9 @@ Order, source and differences: nms.py. Specification: reference.nms.
 The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MOST_WORDS of them, and beyond that
 groups are done in windows of as many blocks as fit. What is kept of a window then strikes out the group's later boxes
 in a launch of its own, twice cdiv(largest group, window) - 1 launches more, as many as the shapes say.
-Cost in bytes: traffic.least_bytes, the sorts, and the bits. Predicted for 4819 boxes in 5 levels, batch 8, presorted:
-~500 us -> ~35 us, because a level is no longer one CTA's work. Speed: not yet measured.
+Cost in bytes: traffic.least_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
+Predicted for 4819 boxes in 5 presorted levels: 220-440 us -> ~20 us (one image), 460-680 -> ~35 (eight), because a
+level is no longer one CTA's work; for 20,000 boxes of one group 29-76 ms -> ~2 ms. Speed: not yet measured.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from fastmask.kernels import cpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_pres
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
 
-COMPARISONS = 2**26  # pairs up to which boxes are counted instead of sorted
+COMPARISONS = 2**25  # pairs up to which boxes are counted instead of sorted
 MOST_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or LEAST_WINDOW a box where that is more
 LEAST_WINDOW = 16  # blocks
 MOST_BUCKETS = 2**14  # of an image

@@ -10,8 +10,10 @@ rounded, is above t just where fma(-t, union, inter) > h * union: the quotient i
 for 25 bits times 24 are never a float; inter - t * union and h * union then differ by at least one ulp of the latter,
 which survives the rounding of the first; and h is a power of two. All of it needs t * union of at least 2^-102:
 a smaller SMALLEST_AREA compares in float64, and a threshold below SMALLEST_THRESHOLD divides.
-Cost: 16 instructions a pair; 8 bytes a row and block before it. Predicted for 1000 boxes: 16 + 120 tiles in one CTA
--> in 136 of them; a tile from ~1700 to ~1100 instructions a warp, 8 warps to 1. Speed: not yet measured.
+Cost: 17 instructions a pair of 32 rows, 20 with groups; 8 bytes a row and block before it.
+Predicted for 1000 boxes: 136 tiles in one CTA -> in 136 CTAs, because a tile needs nothing of another; a tile of
+3800 (8400 on the division's slow path) -> 2180 warp instructions, because of the fma and of columns read once for two
+rows. Speed: not yet measured.
 """
 
 import triton

@@ -3,6 +3,7 @@
 Order: score descending (NaN first), then input index; IoU in the boxes' dtype (half types in float32), compared with
 the threshold as double. Source: torchvision/csrc/ops/cpu/nms_kernel.cpp.
 Differs from torchvision: groups are exact (no coordinate offsets), ties are stable everywhere, several images at once.
+``presorted`` gives groups by their lengths, each with its scores descending; then a GPU sorts nothing.
 """
 
 import torch
