@@ -273,8 +273,8 @@ def nms_variants() -> Iterator[Variant]:
         own = {"threshold": "fp32", "half_gap": "fp32"}
         suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
         test = "divide" if divide else "fma"
-        constants = {"GROUPED": grouped, "TEST": test, "BLOCK": order.BLOCK, "num_warps": 1}
-        constants["COLUMNS"] = pairs.columns_of(grouped, test)
+        sizes = {"BLOCK": order.BLOCK, "COLUMNS": pairs.columns_of(grouped, test), "num_warps": 1}
+        constants = {"GROUPED": grouped, "TEST": test} | sizes
         yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
         yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)
     for later in flags:

@@ -6,7 +6,7 @@ Order, source and differences: nms.py. Specification: reference.nms.
 3. gpu_nms_resolve.py: who stays, one warp a group; then the list by score.
 The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MOST_WORDS of them, and beyond that
 groups are done in windows of as many blocks as fit. What is kept of a window then strikes out the group's later boxes
-in a launch of its own, twice cdiv(largest group, window) - 1 launches more, as many as the shapes say.
+in a launch of its own: 2 x (windows of the largest group - 1) launches more, a number that shapes alone fix.
 Cost in bytes: traffic.least_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
 Predicted for 4819 boxes in 5 presorted levels: 220-440 us -> ~20 us (one image), 460-680 -> ~35 (eight), because a
 level is no longer one CTA's work; for 20,000 boxes of one group 29-76 ms -> ~2 ms. Speed: not yet measured.
