@@ -276,6 +276,7 @@ def nms_variants() -> Iterator[Variant]:
         sizes = {"BLOCK": order.BLOCK, "COLUMNS": pairs.columns_of(grouped, test), "num_warps": 1}
         constants = {"GROUPED": grouped, "TEST": test} | sizes
         yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
+        constants["COLUMNS"] = pairs.columns_of(True, test)
         yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)
     for later in flags:
         constants = {"LATER": later, "FAR": resolve.FAR, "BLOCK": order.BLOCK, "num_warps": 1}

@@ -249,7 +249,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
             window=window,
             splits=splits,
             step=step,
-            **pairs,
+            **pairs | {"COLUMNS": gpu_nms_pairs.columns_of(True, str(pairs["TEST"]))},
         )
         gpu_nms_resolve._resolve_kernel[(later,)](**state, step=step + 1, LATER=True)
 

@@ -25,9 +25,9 @@ SMALLEST_THRESHOLD = 2.0**-20
 SMALLEST_AREA = tl.constexpr(2.0**-80)
 
 
-def columns_of(grouped: bool, test: str) -> int:
-    """COLUMNS as registers allow: groups and divisions take some."""
-    return COLUMNS // (2 if grouped else 1) // (2 if test == "divide" else 1)
+def columns_of(few: bool, test: str) -> int:
+    """COLUMNS as registers allow: groups, strikes and divisions take some."""
+    return COLUMNS // (2 if few else 1) // (2 if test == "divide" else 1)
 
 
 @triton.jit
@@ -221,13 +221,12 @@ def _removed(
     for inside in range(tl.program_id(0) % splits, window, splits):
         column = first + inside
         for half in range(2):
+            bits = _bits(
+                tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, column, half, threshold, half_gap,
+                GROUPED, TEST, BLOCK, COLUMNS,
+            )  # fmt: skip
             kept = tl.load(kept_ptr + column * 2 + half)
-            if kept != 0:
-                bits = _bits(
-                    tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, column, half, threshold, half_gap,
-                    GROUPED, TEST, BLOCK, COLUMNS,
-                )  # fmt: skip
-                removed = removed | (bits & kept & _same_unit(units_ptr, column, half, unit, BLOCK))
+            removed = removed | (bits & kept & _same_unit(units_ptr, column, half, unit, BLOCK))
     return tl.where(mine, removed, 0)
 
 
