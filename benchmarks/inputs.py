@@ -4,18 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask import ops
+from fastmask.kernels.predict import inputs
+from fastmask.kernels.predict.inputs import IMAGE, PICTURE, STRIDES, boxes_in
 
-IMAGE = (800, 1344)  # padded; pixels
-PICTURE = (800, 1333)
-STRIDES = (4, 8, 16, 32)
-
-
-def boxes_in(generator: torch.Generator, num: int, size: tuple[int, int], exponent: float = 3.2) -> Tensor:
-    """Boxes of 16 to 16 * e^exponent pixels, log-uniform, inside the (height, width)."""
-    corner = torch.rand(num, 2, generator=generator) * torch.tensor([size[1] - 100.0, size[0] - 100.0])
-    sides = 16 * torch.exp(torch.rand(num, 2, generator=generator) * exponent)
-    return ops.clip_boxes_to_image(torch.cat([corner, corner + sides], 1), size)
+__all__ = ["IMAGE", "PICTURE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured"]
 
 
 def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
@@ -49,9 +41,6 @@ def textured(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
 def blob_masks(
     generator: torch.Generator, device: torch.device, num: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities [num, 1, 28, 28] of blobs with ragged edges, and their boxes in a picture of that size."""
-    axis = torch.linspace(-1, 1, 28)
-    reach = 0.5 + 0.5 * torch.rand(num, 1, 1, generator=generator)
-    noise = 0.3 * torch.randn(num, 28, 28, generator=generator)
-    masks = torch.sigmoid(8 * (reach - torch.hypot(axis[:, None], axis[None])) + noise)
-    return masks[:, None].to(device), boxes_in(generator, num, size, 3.6).to(device)
+    """Probabilities [num, 1, 28, 28] of blobs, and their boxes in an image of that size, on a device."""
+    masks, boxes = inputs.blob_masks(generator, num, size)
+    return masks.to(device), boxes.to(device)

@@ -1,7 +1,7 @@
 """``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--json]``: what the compiler makes of the kernels.
 
 Compiles ahead of time, so it needs no GPU: every variant for the first architecture, the default one of each kernel and
-dtype for the others. Prints registers, spilled bytes, shared memory, and accesses to global memory by width.
+dtype for the others. Prints registers, spilled bytes, shared memory, slow paths, accesses to global memory by width.
 """
 
 import argparse
@@ -10,11 +10,8 @@ import itertools
 import json
 import multiprocessing
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -23,18 +20,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
-    gpu_nms_order,
-    gpu_nms_pairs,
-    gpu_nms_presorted,
-    gpu_nms_resolve,
+    audit_nms,
+    audit_roi_align,
+    gpu_mask_geometry,
     gpu_paste,
     gpu_paste_backward,
     gpu_rle,
-    gpu_roi_align,
     gpu_roi_align_backward,
     gpu_roi_geometry,
     gpu_roi_pool,
 )
+from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -63,30 +59,18 @@ class Report(NamedTuple):
     spilled_bytes: int  # on AMD: spilled registers
     shared_bytes: int
     accesses: dict[str, int]  # instructions by kind and width, such as {"LDG.128": 16}; NVIDIA only
+    slow_paths: dict[str, int]  # FCHK: divisions that check their operands; CALL: of divisions and roots; NVIDIA only
 
 
 def variants() -> Iterator[Variant]:
     """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
+    yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
     geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
     common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
     for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
         suffix = f"{dtype}, {levels} levels, sampling ratio {ratio}"
         constants = common | {"LEVELS": levels, "RATIO": ratio}
         first = (levels, ratio) == (4, 2)
-        maps = {f"map{i}_ptr": f"*{dtype}" for i in range(5)} | {"out_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
-        for layout, last, multiple in (("NHWC", True, 16), ("NHWC of odd width", True, 1), ("NCHW", False, 1)):
-            channels = gpu_roi_align.CHANNELS if last else gpu_roi_align.APART_CHANNELS
-            own = {"CHANNELS_LAST": last, "MULTIPLE": multiple, "BINS": gpu_roi_align.BINS, "CHANNELS": channels}
-            yield Variant(
-                f"RoIAlign forward, {layout}, {suffix}",
-                gpu_roi_align._forward_kernel,
-                maps | geometry,
-                constants | own,
-                {"num_warps": gpu_roi_align.NUM_WARPS},
-                ("channels",),
-                first and multiple == 16,
-                ("LDG", "STG") if multiple == 16 else (),
-            )
         backward = gpu_roi_align_backward
         grads = {f"out{i}_ptr": f"*{dtype}" for i in range(5)} | {"grad_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
         own = {"TILE": backward.TILE, "CHANNELS": backward.CHANNELS, "ROIS": backward.ROIS}
@@ -138,68 +122,53 @@ def variants() -> Iterator[Variant]:
             levels == 4,
             (),
         )
-    for dtype, output, continuous in itertools.product(DTYPES, ("float", "bool", "packed"), (False, True)):
-        block = gpu_paste.BLOCK // 8 if output == "packed" else gpu_paste.BLOCK
+    modes = {  # what a mask lies on: side, padding, continuous
+        "torchvision": (28, 1, False),
+        "continuous": (28, 0, True),
+        "torchvision without padding, side 14": (14, 0, False),
+    }
+    sampled = {"boxes_ptr": "*fp32", "threshold": "fp32", "growth": "fp32"}
+    for dtype, output, mode in itertools.product(DTYPES, ("float", "bool", "packed"), modes):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"paste, {dtype} to {output}, {'continuous' if continuous else 'torchvision'}",
+            f"paste, {dtype} to {output}, {mode}",
             gpu_paste._paste_kernel,
-            {
-                "masks_ptr": f"*{dtype}",
-                "boxes_ptr": "*fp32",
-                "out_ptr": f"*{dtype}" if output == "float" else "*u8",
-                "threshold": "fp32",
-                "growth": "fp32",
-            },
-            {
-                "OUTPUT": output,
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "LOGITS": True,
-                "BLOCK": block,
-            },
+            sampled | {"masks_ptr": f"*{dtype}", "out_ptr": f"*{dtype}" if output == "float" else "*u8"},
+            {"OUTPUT": output, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
+            | {"TILE": gpu_paste.TILE, "LINES": gpu_paste.LINES},
             {"num_warps": gpu_paste.NUM_WARPS, "enable_fp_fusion": False},
-            ("elements",),
-            output == "bool" and not continuous,
-            ("STG",) if output != "packed" else (),
+            (),
+            output == "bool" and mode == "torchvision",
+            (),
         )
-    for dtype, continuous in itertools.product(DTYPES, (False, True)):
+    for dtype, mode, logits in itertools.product(DTYPES, modes, (True, False)):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"paste backward, {dtype}, {'continuous' if continuous else 'torchvision'}",
+            f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",
             gpu_paste_backward._backward_kernel,
             {f"{name}_ptr": f"*{dtype}" for name in ("grad", "masks", "out")}
             | {"boxes_ptr": "*fp32", "growth": "fp32"},
-            {
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "LOGITS": True,
-                "CELLS": 32,
-                "BLOCK": gpu_paste_backward.BLOCK,
-            },
+            {"SIDE": side, "PADDING": padding, "CONTINUOUS": continuous, "LOGITS": logits}
+            | {"CELLS": triton.next_power_of_2(side), "BLOCK": gpu_paste_backward.BLOCK},
             {"num_warps": 4, "enable_fp_fusion": False},
             (),
-            not continuous,
+            logits and mode == "torchvision",
             (),
         )
-    yield from nms_variants()
-    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "positions", "totals", "offsets")}
-    for continuous, write in itertools.product((False, True), (False, True)):
+    yield from itertools.starmap(Variant, audit_nms.variants(DTYPES))
+    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
+    for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
+        side, padding, continuous = modes[mode]
         yield Variant(
-            f"RLE's changes, {'continuous' if continuous else 'torchvision'}, {'written' if write else 'counted'}",
+            f"RLE's {'positions' if positions else 'changes'}, {dtype}, {mode}",
             gpu_rle._changes_kernel,
-            places | {"masks_ptr": "*fp32", "boxes_ptr": "*fp32", "threshold": "fp32", "growth": "fp32"},
-            {
-                "WRITE": write,
-                "SIDE": 28,
-                "PADDING": 0 if continuous else 1,
-                "CONTINUOUS": continuous,
-                "CHUNKS": gpu_rle.CHUNKS,
-                "BLOCK": gpu_rle.BLOCK,
-            },
-            {"num_warps": 4, "enable_fp_fusion": False},
+            places | sampled | {"masks_ptr": f"*{dtype}"},
+            {"POSITIONS": positions, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
+            | {"SLOTS": gpu_rle.SLOTS, "BLOCK": gpu_rle.BLOCK, "WORD": gpu_rle.WORD, "UNROLLED": gpu_rle.UNROLLED}
+            | {"SUMMED": gpu_rle.SUMMED},
+            {"num_warps": gpu_rle.NUM_WARPS, "enable_fp_fusion": False},
             (),
-            not continuous,
+            mode == "torchvision",
             (),
         )
     for write in (False, True):
@@ -207,83 +176,23 @@ def variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "CHUNKS": gpu_rle.CHUNKS, "BLOCK": gpu_rle.BLOCK, "LONGEST": gpu_rle.LONGEST},
-            {"num_warps": 4},
+            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,
             (),
         )
     for dtype in DTYPES:
         yield Variant(
-            f"RLE's sigmoid, {dtype}",
-            gpu_rle._sigmoid_kernel,
+            f"masks' sigmoid, {dtype}",
+            gpu_mask_geometry._sigmoid_kernel,
             {"logits_ptr": f"*{dtype}", "out_ptr": "*fp32"},
-            {"BLOCK": gpu_rle.BLOCK},
+            {"BLOCK": gpu_mask_geometry.LOGITS},
             {"num_warps": 4},
             ("elements",),
             False,
             ("STG",),
         )
-
-
-def nms_variants() -> Iterator[Variant]:
-    """NMS: three ways to an order, two kinds of pair tests, groups and none."""
-    order, pairs, resolve = gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
-    types = {
-        f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")
-    }
-    types |= {f"{name}_ptr": "*i8" for name in ("valid", "keep", "struck")} | {"tiles_ptr": "*fp32"}
-    types |= {f"{name}_ptr": "*i32" for name in ("units", "ranks", "words", "kept", "num_kept")}
-    places = {"BLOCK": order.BLOCK, "PLACED": order.PLACED}
-
-    def variant(name: str, kernel: Any, own: dict[str, str], default: bool, **constants: Any) -> Variant:
-        options = {"num_warps": constants.pop("num_warps", 4)}
-        options |= {"enable_fp_fusion": False} if "TEST" in constants else {}
-        return Variant(f"NMS, {name}", kernel, types | own, constants, options, (), default, ())
-
-    flags = (False, True)
-    for dtype, padded, divide in itertools.product(DTYPES, flags, flags):
-        own = {"boxes_ptr": f"*{dtype}", "scores_ptr": f"*{dtype}", "keys_ptr": "*i32"}
-        suffix = f"{dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}"
-        common = {"HAS_VALID": padded, "DIVIDE": divide}
-        for grouped, hashed in ((True, False), (True, True), (False, False)):
-            groups = "one group" if not grouped else "any groups" if hashed else "groups"
-            first = grouped and padded and not hashed and not divide
-            units = common | {"GROUPED": grouped, "HASHED": hashed}
-            counted = {"BLOCK": order.BLOCK, "COUNTED": order.COUNTED, "COMPARED": order.COMPARED}
-            counted["num_warps"] = order.COUNT_WARPS
-            yield variant(f"counted, {groups}, {suffix}", order._count_kernel, own, first, **units, **counted)
-            yield variant(f"placed, {groups}, {suffix}", order._place_kernel, own, first, **units, **places)
-        merged = places | {"MOST_RUNS": order.MOST_RUNS}
-        yield variant(f"merged, {suffix}", gpu_nms_presorted._merge_kernel, own, padded, **common, **merged)
-    for dtype, padded, one in itertools.product(DTYPES, flags, flags):
-        own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32" if one else "*i64"}
-        suffix = f"{dtype}, {'one image' if one else 'a batch'}{', padding' if padded else ''}"
-        constants = {"HAS_VALID": padded, "ONE_IMAGE": one, "PLACED": order.PLACED}
-        yield variant(f"scores' keys, {suffix}", order._score_keys_kernel, own, False, **constants)
-    for bits, padded, hashed in itertools.product(("u8", "i16", "i32"), flags, flags):
-        own = {"keys_ptr": f"*{bits}"}
-        suffix = f"{bits}, {'any groups' if hashed else 'groups'}{', padding' if padded else ''}"
-        constants = {"HAS_VALID": padded, "HASHED": hashed, "PLACED": order.PLACED}
-        yield variant(f"units' keys, {suffix}", order._unit_keys_kernel, own, False, **constants)
-    for dtype in DTYPES:
-        own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32"}
-        yield variant(f"runs' keys, {dtype}", gpu_nms_presorted._run_keys_kernel, own, False, RUN=order.RUN)
-    for grouped, divide in itertools.product(flags, flags):
-        own = {"threshold": "fp32", "half_gap": "fp32"}
-        suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
-        test = "divide" if divide else "fma"
-        sizes = {"BLOCK": order.BLOCK, "COLUMNS": pairs.columns_of(grouped, test), "num_warps": 1}
-        constants = {"GROUPED": grouped, "TEST": test} | sizes
-        yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
-        constants["COLUMNS"] = pairs.columns_of(True, test)
-        yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)
-    for later in flags:
-        constants = {"LATER": later, "FAR": resolve.FAR, "BLOCK": order.BLOCK, "num_warps": 1}
-        name = f"what stays, {'later windows' if later else 'first window'}"
-        yield variant(name, resolve._resolve_kernel, {}, True, **constants)
-    listed = {"LISTED": resolve.LISTED, "WORDS": resolve.COUNTED_WORDS}
-    yield variant("list", resolve._list_kernel, {}, True, **listed)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:
@@ -308,24 +217,15 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
         registers, spilled = (
             int(re.findall(rf"\.{key}:\s*(\d+)", text)[0]) for key in ("vgpr_count", "vgpr_spill_count")
         )
-        return Report(variant.name, architecture, registers, spilled, compiled.metadata.shared, {})
-    usage, assembly = (_tool(tool, compiled.asm["cubin"]) for tool in (["cuobjdump", "-res-usage"], ["nvdisasm"]))
-    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
+        return Report(variant.name, architecture, registers, spilled, compiled.metadata.shared, {}, {})
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    assembly = run_tool(["nvdisasm"], compiled.asm["cubin"])
     accesses: dict[str, int] = collections.Counter()
     for kind, modifiers in ACCESS.findall(assembly):
         width = next((part for part in modifiers.split(".") if part in ("64", "128", "U8", "U16", "S8", "S16")), "32")
         accesses[f"{kind}.{width.lstrip('US')}"] += 1
-    return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses))
-
-
-def _tool(command: list[str], cubin: bytes) -> str:
-    """What one of the CUDA tools inside Triton's wheel says of a cubin."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        arguments = [str(folder / command[0]), *command[1:], file.name]
-        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    slow = {kind: len(re.findall(rf"\b{kind}\b", assembly)) for kind in ("FCHK", "CALL")}
+    return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses), slow)
 
 
 def reports(architectures: list[str]) -> list[Report]:
@@ -357,11 +257,13 @@ def main() -> None:
     if args.json:
         print(json.dumps({"triton": triton.__version__, "variants": [row._asdict() for row in rows]}, indent=1))
         return
-    print(f"triton {triton.__version__}\n{'':60} {'arch':8} regs spilled shared  accesses to global and local memory")
+    print(f"triton {triton.__version__}")
+    print(f"{'':60} {'arch':8} regs spilled shared FCHK CALL  accesses to global and local memory")
     for row in rows:
         accesses = " ".join(f"{kind}x{number}" for kind, number in sorted(row.accesses.items()))
         spilled, shared = row.spilled_bytes, row.shared_bytes
-        print(f"{row.name:60} {row.architecture:8} {row.registers:4} {spilled:7} {shared:6}  {accesses}")
+        slow = " ".join(f"{row.slow_paths.get(kind, 0):4}" for kind in ("FCHK", "CALL"))
+        print(f"{row.name:60} {row.architecture:8} {row.registers:4} {spilled:7} {shared:6} {slow}  {accesses}")
 
 
 if __name__ == "__main__":

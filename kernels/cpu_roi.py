@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype
+from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype, is_sampled
 
 SMALL = 2**24  # elements of a level that may be copied whole
 TAP_BUDGET = 2**20  # weights in flight: 4 MB, so that building them stays in the cache
@@ -45,7 +45,9 @@ def multilevel_roi_align(
         placed[group.members] = True
         feature = features[group.level]
         rows = pixel_rows(feature[group.images], dtype)
-        for part, index, weight in _taps(group, feature.shape, pooled_height, pooled_width, sampling_ratio, aligned):
+        for part, index, weight in _taps(
+            group, feature.shape, dtype, pooled_height, pooled_width, sampling_ratio, aligned
+        ):
             step = max(ROWS_PER_BAG // num_bins, 1)
             for piece in range(0, len(part), step):
                 chunk = slice(piece, piece + step)
@@ -89,7 +91,9 @@ def multilevel_roi_align_backward(
     for group in _groups(sums, [True] * len(sums), rois.to(dtype), scales, level_limits, aligned):
         level = sums[group.level]
         rows = level.permute(0, 2, 3, 1).view(-1, channels)
-        for part, index, weight in _taps(group, level.shape, pooled_height, pooled_width, sampling_ratio, aligned):
+        for part, index, weight in _taps(
+            group, level.shape, dtype, pooled_height, pooled_width, sampling_ratio, aligned
+        ):
             source = grad_bins[group.members[part]].to(dtype).flatten(0, 1)  # [bins, C]
             used = weight.flatten().nonzero().squeeze(1)
             pixel, order = index.flatten()[used].sort(stable=True)
@@ -125,13 +129,18 @@ def _rows_at_once(features: Tensor) -> bool:
     return features.permute(0, 2, 3, 1).is_contiguous() or features.numel() <= SMALL
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that decides which samples count; float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Group(NamedTuple):
     """Valid RoIs that are computed together."""
 
     level: int
     images: slice  # of the batch, whose maps are the rows
     members: Tensor  # [k] which RoIs
-    corners: Tensor  # [k, 4] (x1, y1, x2, y2) on the feature map
+    corners: Tensor  # [k, 4] (x1, y1, x2, y2) on the feature map, exact_dtype
     first_row: Tensor  # [k] where each one's image begins among the rows
 
 
@@ -153,7 +162,8 @@ def _groups(
         valid &= area >= 0
         for limit in level_limits[:-1]:
             level += area.sqrt() >= limit
-    corners = boxes * rois.new_tensor(scales)[level, None] - (0.5 if aligned else 0.0)
+    exact = exact_dtype(rois.device)
+    corners = boxes.to(exact) * rois.new_tensor(scales).to(exact)[level, None] - (0.5 if aligned else 0.0)
     valid &= (corners.abs() <= COORDINATE_LIMIT).all(1)
     image = torch.where(valid, rois[:, 0], 0).to(torch.int64)
     apart = torch.tensor([not whole for whole in together], device=rois.device)[level]
@@ -169,22 +179,32 @@ def _groups(
 
 
 def _taps(
-    group: Group, shape: Sequence[int], pooled_height: int, pooled_width: int, sampling_ratio: int, aligned: bool
+    group: Group,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The sparse matrix of a group on maps of shape [B, C, H, W].
 
-    Yields (which of the group, row index [n, bins, taps], weight [n, bins, taps]) of about TAP_BUDGET weights each.
+    Yields (which of the group, row index [n, bins, taps], weight [n, bins, taps] of ``dtype``), about TAP_BUDGET each.
     """
     height, width = shape[2:]
     corners = group.corners
     extent = corners[:, 2:] - corners[:, :2]  # (width, height)
     if not aligned:
         extent = extent.clamp(min=1)
-    bins = extent / extent.new_tensor([pooled_width, pooled_height])
-    grid = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp(min=0)
+    grid = torch.full_like(extent, sampling_ratio)
+    if sampling_ratio <= 0:  # as reference.count_samples
+        rounded = extent.to(dtype)
+        grid = (rounded / rounded.new_tensor([pooled_width, pooled_height])).ceil().clamp(min=0).to(extent.dtype)
     for part in _alike(grid, (height, width), sampling_ratio):
-        x_index, x_weight = _axis(corners[part, 0], bins[part, 0], grid[part, 0], pooled_width, width, sampling_ratio)
-        y_index, y_weight = _axis(corners[part, 1], bins[part, 1], grid[part, 1], pooled_height, height, sampling_ratio)
+        (x_index, x_weight), (y_index, y_weight) = (
+            _axis(corners[part, axis], extent[part, axis], grid[part, axis], num_bins, size, sampling_ratio, dtype)
+            for axis, (num_bins, size) in enumerate(((pooled_width, width), (pooled_height, height)))
+        )
         y_row = y_index * width + group.first_row[part, None, None]
         per_roi = y_row[0].numel() * x_index[0].numel()
         step = max(TAP_BUDGET // max(per_roi, 1), 1)
@@ -207,12 +227,13 @@ def _alike(grid: Tensor, size: Sequence[int], sampling_ratio: int) -> Iterator[T
 
 
 def _axis(
-    start: Tensor, bins: Tensor, grid: Tensor, num_bins: int, size: int, sampling_ratio: int
+    start: Tensor, extent: Tensor, grid: Tensor, num_bins: int, size: int, sampling_ratio: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Taps along one axis: RoI starts, bin lengths and samples a bin, [k] each -> index, weight [k, num_bins, taps]."""
+    """Taps along one axis: RoI starts, lengths and samples a bin, [k] each -> index, weight [k, num_bins, taps]."""
     count = partial(torch.arange, dtype=start.dtype, device=start.device)
-    edge = (start[:, None] + count(num_bins) * bins[:, None])[:, :, None]  # [k, num_bins, 1]
-    grid, bins = grid[:, None, None], bins[:, None, None]
+    start, extent, grid = start[:, None, None], extent[:, None, None], grid[:, None, None]
+    bins, number = extent / num_bins, count(num_bins)[:, None]
+    edge = start + number * bins  # [k, num_bins, 1]
     if sampling_ratio > 0:
         sample = count(sampling_ratio)
     else:  # of a huge grid only the samples that can fall on the map: their step is over half a pixel, or there is one
@@ -220,8 +241,9 @@ def _axis(
         first = ((-1 - edge) * grid / bins - 2).nan_to_num(0).floor().clamp(min=0).minimum((grid - most).clamp(min=0))
         sample = first + count(most)
     position = edge + (sample + 0.5) * bins / grid  # [k, num_bins, samples]
-    inside = (position >= -1) & (position <= size) & (sample < grid)
-    position = torch.where(inside, position, 0).clamp(0, size - 1)
+    inside = is_sampled(start, extent, number * grid + sample, num_bins * grid, size) & (sample < grid)
+    position = torch.where(inside, position, 0).clamp(0, size - 1).to(dtype)
+    grid = grid.to(dtype)
     low = position.to(torch.int64)
     high = (low + 1).clamp(max=size - 1)
     share = position - low
@@ -265,7 +287,7 @@ def roi_pool(
     lowest = torch.finfo(features.dtype).min
     together = [_rows_at_once(features)]
     for group in _groups([features], together, rois.to(dtype), [spatial_scale], [torch.inf], aligned=False):
-        corners, members, first_row = group.corners, group.members, group.first_row
+        corners, members, first_row = group.corners.to(dtype), group.members, group.first_row
         rows = pixel_rows(features[group.images], dtype)
         rows = rows.masked_fill(rows.isnan(), -torch.inf)
         rounded = corners.trunc() + corners.frac().abs().ge(0.5) * corners.sign()

@@ -1,9 +1,13 @@
 """How a mask lies on an image, shared by the Triton kernels of paste-back and RLE: both mean the same pixels."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastmask.kernels.reference import COORDINATE_LIMIT
+
+LOGITS = 1024  # of a program of the sigmoid
 
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 
@@ -34,12 +38,12 @@ def sigmoid(value):
 
 @triton.jit
 def reach(low, high, size, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """First and one-past-last pixel of an image axis that a box can touch, whole pixels."""
+    """First and one-past-last pixel of an image axis that a box can touch; torchvision's mode touches all of them."""
     if CONTINUOUS:
         fade = tl.maximum(high - low, 0.0) / SIDE + 2  # zeros beyond the mask blend in over one cell; 2 for rounding
         low, high = low - fade, high + fade
-    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int64), size)
-    past = tl.minimum(tl.maximum(high.to(tl.int64) + 1, first), size)
+    first = tl.minimum(tl.maximum(low, 0.0).to(tl.int32), size)  # below 2^26: limit and fade
+    past = tl.minimum(tl.maximum(high.to(tl.int32) + 1, first), size)
     return first, past
 
 
@@ -62,38 +66,55 @@ def axis_cells(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
 
 
 @triton.jit
-def _cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, LOGITS: tl.constexpr):
-    """The probability of padded mask cells; 0 in the padding and beyond it."""
-    row, column = row - PADDING, column - PADDING
-    counts = counts & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
-    value = tl.load(mask_ptr + row * SIDE + column, mask=counts, other=0).to(tl.float32)
-    if LOGITS:
-        value = tl.where(counts, sigmoid(value), 0.0)
-    return value
+def upper_cell(cell, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
+    """The cell after each: zeros beyond the mask's last one, or, in torchvision's mode, the last one again."""
+    return cell + 1 if CONTINUOUS else tl.minimum(cell + 1, SIDE - 1)
 
 
 @triton.jit
-def probability(
-    mask_ptr, y, x, counts, x1, y1, x2, y2,
-    SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr, LOGITS: tl.constexpr
-):  # fmt: skip
-    """The pasted mask at pixels (y, x), and which of them lie in the box."""
-    padded: tl.constexpr = SIDE + 2 * PADDING
-    inside_y, row, dy = axis_cells(y, y1, y2, padded, CONTINUOUS)
-    inside_x, column, dx = axis_cells(x, x1, x2, padded, CONTINUOUS)
-    inside = counts & inside_y & inside_x
-    if CONTINUOUS:  # zeros beyond the mask
-        below, beside = row + 1, column + 1
-    else:  # its border repeated
-        below, beside = tl.minimum(row + 1, padded - 1), tl.minimum(column + 1, padded - 1)
-    top = (1 - dx) * _cell(mask_ptr, row, column, inside, SIDE, PADDING, LOGITS)
-    top += dx * _cell(mask_ptr, row, beside, inside, SIDE, PADDING, LOGITS)
-    bottom = (1 - dx) * _cell(mask_ptr, below, column, inside, SIDE, PADDING, LOGITS)
-    bottom += dx * _cell(mask_ptr, below, beside, inside, SIDE, PADDING, LOGITS)
-    return (1 - dy) * top + dy * bottom, inside
+def _load_cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr):
+    """The probability of padded mask cells; 0 in the padding and beyond it."""
+    row, column = row - PADDING, column - PADDING
+    if CONTINUOUS or PADDING > 0:
+        counts = counts & (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
+    return tl.load(mask_ptr + row * SIDE + column, mask=counts, other=0).to(tl.float32)
+
+
+@triton.jit
+def blend_columns(
+    mask_ptr, row, column, share, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr
+):
+    """A row of cells between a column and the next one, of which ``share`` comes from the latter."""
+    beside = upper_cell(column, SIDE + 2 * PADDING, CONTINUOUS)
+    value = (1 - share) * _load_cell(mask_ptr, row, column, counts, SIDE, PADDING, CONTINUOUS)
+    return value + share * _load_cell(mask_ptr, row, beside, counts, SIDE, PADDING, CONTINUOUS)
 
 
 @triton.jit
 def is_mask(value, inside, threshold, CONTINUOUS: tl.constexpr):
     """Which probabilities count as mask; see cpu_masks.exceeds."""
     return inside & ((value >= threshold) if CONTINUOUS else (value > threshold))
+
+
+@triton.jit
+def _sigmoid_kernel(
+    # tensors
+    logits_ptr,  # [elements]
+    out_ptr,  # [elements] float32 out
+    # sizes
+    elements,
+    # constants
+    BLOCK: tl.constexpr,
+):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(logits_ptr + offs, mask=offs < elements, other=0).to(tl.float32)
+    tl.store(out_ptr + offs, sigmoid(value), mask=offs < elements)
+
+
+def probabilities(masks: Tensor) -> Tensor:
+    """Contiguous logits -> their sigmoid in float32, on the current device: one for each cell instead of each pixel."""
+    out = torch.empty_like(masks, dtype=torch.float32)
+    _sigmoid_kernel[(triton.cdiv(masks.numel(), LOGITS),)](
+        logits_ptr=masks, out_ptr=out, elements=masks.numel(), BLOCK=LOGITS
+    )
+    return out

@@ -1,74 +1,176 @@
 """RoIAlign over a pyramid in Triton, forward: one launch for all levels and images.
 
-Pixel model, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
-A program takes one RoI, BINS of its bins and CHANNELS channels; it chooses the level itself and computes the geometry
-once; a tap of channels-last features is one contiguous row of CHANNELS, 16 bytes a thread. Any strides work, uncopied.
+Pixel model, border rule, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
+A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and goes down the rows: the level,
+the RoI and the columns' taps are worked out once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
+
+    program (RoI, columns 0-7, channels 0-255)                  bin (p, q), sampling_ratio 2: 4 samples of 4 taps
+      p = 0  2 tiles [8 bins x 128 channels] -> store             row0  o--o----o--o
+      p = 1  2 tiles [8 bins x 128 channels] -> store             row1  o--o----o--o   acc = fma(weight, tap, acc)
+      ...                                                         and two rows more below
+
+RoIs with all samples on the map, which are nearly all, are read without masks. Maps that are not channels-last are
+copied first where taps outnumber pixels (gpu_channels_last.py), else read in place (gpu_roi_align_apart.py).
 Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
+Predicted for 1000 RoIs of 7 x 7 x 256 bfloat16 on an H100, instructions at the ideal rate: 54 -> 23 us, because
+a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one multiply-add
+instead of 1.5 operations, and addresses and weights are shared by two tiles. The L2 cache then gives 140-190 MB: 25-34.
 Speed: not yet measured.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi
+from fastmask.kernels import cpu_roi, gpu_channels_last, gpu_roi_align_apart
 from fastmask.kernels.gpu_roi_geometry import (
     MAX_LEVELS,
     VARYING,
     by_level,
+    first_sample,
+    is_channels_last,
+    is_sampled,
+    is_wide,
     level_geometry,
-    locate,
+    locate_exactly,
+    neighbors,
     of_level,
+    offset_type,
     samples_of,
+    strides_of,
 )
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
-BINS = 8  # of a program
-CHANNELS, APART_CHANNELS = 256, 64  # likewise, where channels are contiguous and where they lie apart
-NUM_WARPS = 8
+COLUMNS, CHANNELS = 8, 128  # of a tile, at most
+WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
+ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs
+UNROLLED = (2, 3)  # sampling ratios: of more, all taps of a row of bins are too many for the registers
+PROGRAMS = 1024  # to aim at where RoIs are few, by fewer rows each: several for each processor of a GPU
 
 # the values of all levels stand on one line
 # fmt: off
 
 
 @triton.jit
-def _sample(base, y, x, valid, offs_c, mask_c, height, width, stride_c, stride_y, stride_x):
-    """Bilinear samples of one map at (y, x) [BINS] -> [BINS, CHANNELS]."""
-    inside = valid & (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    y = tl.minimum(tl.maximum(tl.where(inside, y, 0.0), 0.0), (height - 1).to(tl.float32))
-    x = tl.minimum(tl.maximum(tl.where(inside, x, 0.0), 0.0), (width - 1).to(tl.float32))
-    y0, x0 = y.to(tl.int32), x.to(tl.int32)
-    y1, x1 = tl.minimum(y0 + 1, height - 1), tl.minimum(x0 + 1, width - 1)
-    dy, dx = y - y0, x - x0
-    row0, row1 = y0.to(tl.int64) * stride_y, y1.to(tl.int64) * stride_y
-    column0, column1 = x0.to(tl.int64) * stride_x, x1.to(tl.int64) * stride_x
-    ptrs = base + offs_c[None, :] * stride_c
-    mask = inside[:, None] & mask_c[None, :]
-    v00 = tl.load(ptrs + (row0 + column0)[:, None], mask=mask, other=0).to(tl.float32)
-    v01 = tl.load(ptrs + (row0 + column1)[:, None], mask=mask, other=0).to(tl.float32)
-    v10 = tl.load(ptrs + (row1 + column0)[:, None], mask=mask, other=0).to(tl.float32)
-    v11 = tl.load(ptrs + (row1 + column1)[:, None], mask=mask, other=0).to(tl.float32)
-    top = ((1 - dy) * (1 - dx))[:, None] * v00 + ((1 - dy) * dx)[:, None] * v01
-    bottom = (dy * (1 - dx))[:, None] * v10 + (dy * dx)[:, None] * v11
-    return top + bottom
+def _read(ptrs, mask, ALL: tl.constexpr):
+    """Taps [COLUMNS, CHANNELS] in float32; two bfloat16 lie in an int32, each the upper half of its float32."""
+    value = tl.load(ptrs) if ALL else tl.load(ptrs, mask=mask, other=0)
+    if ptrs.dtype.element_ty == tl.int32:
+        even, odd = (value << 16).to(tl.float32, bitcast=True), (value & -65536).to(tl.float32, bitcast=True)
+        return tl.join(even, odd).reshape(value.shape[0], value.shape[1] * 2)
+    else:
+        return value.to(tl.float32)
 
 
 @triton.jit
-def _first_sample(edge, length, grid, size, most):
-    """The first sample of each bin that can fall on a map of that size, of which at most ``most`` in a row can."""
-    first = tl.floor((-1 - edge) * grid / length - 2)
-    first = tl.where(length > 0, first, 0.0)
-    return tl.minimum(tl.maximum(first, 0.0), tl.maximum(grid - most, 0.0))
+def _add_tap(acc, more, weight, ptrs, mask, ALL: tl.constexpr, MORE: tl.constexpr):
+    """acc and, if there is a second tile MORE elements further, more: with a weighted tap of each bin."""
+    acc = tl.fma(weight[:, None], _read(ptrs, mask, ALL), acc)
+    if MORE > 0:
+        more = tl.fma(weight[:, None], _read(ptrs + MORE, mask, ALL), more)
+    return acc, more
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit
+def _add_sample(
+    acc, more, row0, row1, weight0, weight1, x, offs_c, mask, width, stride_x,
+    OFFSET: tl.constexpr, ALL: tl.constexpr, MORE: tl.constexpr,
+):
+    """One sample of each bin, at columns x of two weighted rows of the map, added."""
+    x0, x1, dx = neighbors(x, width)
+    offs0 = (x0.to(OFFSET) * stride_x)[:, None] + offs_c[None, :]
+    offs1 = (x1.to(OFFSET) * stride_x)[:, None] + offs_c[None, :]
+    acc, more = _add_tap(acc, more, weight0 * (1 - dx), row0 + offs0, mask, ALL, MORE)
+    acc, more = _add_tap(acc, more, weight0 * dx, row0 + offs1, mask, ALL, MORE)
+    acc, more = _add_tap(acc, more, weight1 * (1 - dx), row1 + offs0, mask, ALL, MORE)
+    acc, more = _add_tap(acc, more, weight1 * dx, row1 + offs1, mask, ALL, MORE)
+    return acc, more
+
+
+@triton.jit
+def _sampled(
+    start_y, roi_h, sample_y, samples_y, height, start_x, roi_w, sample_x, samples_x, width, mask_c, INNER: tl.constexpr
+):
+    """Where a sample of each bin counts, by the border rule along both axes: [COLUMNS, CHANNELS], or [1, CHANNELS]."""
+    if INNER:
+        return mask_c[None, :]
+    else:
+        row_counts = is_sampled(start_y, roi_h, sample_y, samples_y, height)
+        width = tl.where(row_counts, width, -2)  # a mask & a scalar is unusable in Triton 3.9
+        return is_sampled(start_x, roi_w, sample_x, samples_x, width)[:, None] & mask_c[None, :]
+
+
+@triton.jit
+def _row_of_bins(
+    base, p, offs_q, offs_c, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+    POOLED_H: tl.constexpr, POOLED_W: tl.constexpr, RATIO: tl.constexpr, OFFSET: tl.constexpr,
+    CHANNELS: tl.constexpr, EVEN: tl.constexpr, UNROLL: tl.constexpr, MORE: tl.constexpr, INNER: tl.constexpr,
+):
+    """The means of bins (p, q) [COLUMNS, CHANNELS]. INNER: all samples of the RoI count."""
+    acc = tl.zeros([offs_q.shape[0], CHANNELS], dtype=tl.float32)
+    more = tl.zeros([offs_q.shape[0], CHANNELS], dtype=tl.float32)
+    x1, y1, length_x, length_y = (
+        start_x.to(tl.float32), start_y.to(tl.float32), roi_w.to(tl.float32), roi_h.to(tl.float32)
+    )
+    if UNROLL:
+        step_y, step_x = tl.div_rn(length_y, POOLED_H * RATIO * 1.0), tl.div_rn(length_x, POOLED_W * RATIO * 1.0)
+        share: tl.constexpr = 1 / (RATIO * RATIO)
+        for i in tl.static_range(RATIO):
+            sample_y = p * RATIO + i
+            y_before, y_after, dy = neighbors(y1 + (sample_y + 0.5) * step_y, height)
+            row0, row1 = base + y_before.to(OFFSET) * stride_y, base + y_after.to(OFFSET) * stride_y
+            for j in tl.static_range(RATIO):
+                sample_x = offs_q * RATIO + j
+                x = x1 + (sample_x + 0.5) * step_x
+                mask = _sampled(
+                    start_y, roi_h, sample_y, POOLED_H * RATIO, height,
+                    start_x, roi_w, sample_x, POOLED_W * RATIO, width, mask_c, INNER,
+                )
+                acc, more = _add_sample(
+                    acc, more, row0, row1, (1 - dy) * share, dy * share, x, offs_c, mask, width, stride_x,
+                    OFFSET, INNER and EVEN, MORE,
+                )
+    else:
+        grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
+        num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
+        bin_h, bin_w = tl.div_rn(length_y, POOLED_H * 1.0), tl.div_rn(length_x, POOLED_W * 1.0)
+        step_y, step_x = tl.div_rn(bin_h, tl.maximum(num_y, 1.0)), tl.div_rn(bin_w, tl.maximum(num_x, 1.0))
+        share = tl.div_rn(1.0, tl.maximum(num_y * num_x, 1.0))
+        edge_y, edge_x = y1 + p * bin_h, x1 + offs_q * bin_w
+        if INNER:
+            first_y, first_x, most_y, most_x = 0.0, 0.0, num_y, num_x
+        else:
+            most_y = tl.minimum(num_y, (2 * height + 6).to(tl.float32))
+            most_x = tl.minimum(num_x, (2 * width + 6).to(tl.float32))
+            first_y = first_sample(edge_y, bin_h, num_y, most_y)
+            first_x = first_sample(edge_x, bin_w, num_x, most_x)
+        for i in range(most_y.to(tl.int32)):
+            sample_y = first_y + i
+            y_before, y_after, dy = neighbors(edge_y + (sample_y + 0.5) * step_y, height)
+            row0, row1 = base + y_before.to(OFFSET) * stride_y, base + y_after.to(OFFSET) * stride_y
+            for j in range(most_x.to(tl.int32)):
+                sample_x = first_x + j
+                x = edge_x + (sample_x + 0.5) * step_x
+                mask = _sampled(
+                    start_y, roi_h, p * grid_y + sample_y, POOLED_H * grid_y, height,
+                    start_x, roi_w, offs_q * grid_x + sample_x, POOLED_W * grid_x, width, mask_c, INNER,
+                )
+                acc, more = _add_sample(
+                    acc, more, row0, row1, (1 - dy) * share, dy * share, x, offs_c, mask, width, stride_x,
+                    OFFSET, INNER and EVEN, MORE,
+                )
+    return acc, more
+
+
+@triton.jit(do_not_specialize=[*VARYING, "rows"])
 def _forward_kernel(
     # tensors
-    map0_ptr,  # [B, C, H_0, W_0] of any strides
+    map0_ptr,  # [B, C, H_0, W_0], channels-last: stride 1 along C
     map1_ptr,
     map2_ptr,
     map3_ptr,
@@ -78,11 +180,11 @@ def _forward_kernel(
     # sizes
     batch,
     channels,
+    rows,  # of bins, of a program
     height0, height1, height2, height3, height4,
     width0, width1, width2, width3, width4,
-    # strides
+    # strides, in units of UNIT elements
     stride_b0, stride_b1, stride_b2, stride_b3, stride_b4,
-    stride_c0, stride_c1, stride_c2, stride_c3, stride_c4,
     stride_y0, stride_y1, stride_y2, stride_y3, stride_y4,
     stride_x0, stride_x1, stride_x2, stride_x3, stride_x4,
     # level geometry
@@ -94,20 +196,27 @@ def _forward_kernel(
     POOLED_W: tl.constexpr,
     RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,  # stride_c is 1 everywhere
-    MULTIPLE: tl.constexpr,  # what all other strides are a multiple of: 16 where loads may be wide, else 1
-    BINS: tl.constexpr,
+    UNIT: tl.constexpr,  # 16 where loads may be wide, else 1
+    PACK: tl.constexpr,  # elements read as one: 2 where two bfloat16 are an int32, else 1
+    OFFSET: tl.constexpr,  # type of the offsets within one image's map
+    COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    TILES: tl.constexpr,  # of CHANNELS channels: 1 or 2
+    UNROLL: tl.constexpr,  # RATIO x RATIO samples, all in a row
+    EVEN: tl.constexpr,  # channels are a multiple of CHANNELS
 ):
-    bin_blocks: tl.constexpr = (POOLED_H * POOLED_W + BINS - 1) // BINS
-    channel_blocks = tl.cdiv(channels, CHANNELS)
-    pid = tl.program_id(0)
-    roi = (pid // (bin_blocks * channel_blocks)).to(tl.int64)
-    offs_bin = (pid // channel_blocks) % bin_blocks * BINS + tl.arange(0, BINS)
-    offs_c = pid % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    mask_bin, mask_c = offs_bin < POOLED_H * POOLED_W, offs_c < channels
+    # this program's rows of bins [first, past), columns and channels
+    column_blocks: tl.constexpr = (POOLED_W + COLUMNS - 1) // COLUMNS
+    roi = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) // column_blocks * rows
+    past = tl.minimum(first + rows, POOLED_H)
+    offs_q = tl.program_id(1) % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
+    offs_c = tl.program_id(2) * (CHANNELS * TILES) + tl.arange(0, CHANNELS)
+    mask_out = (offs_q < POOLED_W)[:, None] & (offs_c < channels)[None, :]
+    ptrs_out = out_ptr + ((roi * POOLED_H + first) * POOLED_W + offs_q)[:, None] * channels + offs_c[None, :]
 
-    image, level, start_x, start_y, roi_w, roi_h, valid = locate(
+    # the RoI and its map
+    image, level, start_x, start_y, roi_w, roi_h, valid = locate_exactly(
         rois_ptr, roi, True, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
     )
@@ -115,48 +224,47 @@ def _forward_kernel(
     height = of_level(level, height0, height1, height2, height3, height4, LEVELS)
     width = of_level(level, width0, width1, width2, width3, width4, LEVELS)
     stride_b = of_level(level, stride_b0, stride_b1, stride_b2, stride_b3, stride_b4, LEVELS).to(tl.int64)
-    stride_y = of_level(level, stride_y0, stride_y1, stride_y2, stride_y3, stride_y4, LEVELS).to(tl.int64)
-    stride_x = of_level(level, stride_x0, stride_x1, stride_x2, stride_x3, stride_x4, LEVELS).to(tl.int64)
-    stride_b, stride_y, stride_x = (
-        tl.multiple_of(stride_b, MULTIPLE),
-        tl.multiple_of(stride_y, MULTIPLE),
-        tl.multiple_of(stride_x, MULTIPLE),
-    )
-    if CHANNELS_LAST:
-        stride_c: tl.constexpr = 1
-    else:
-        stride_c = of_level(level, stride_c0, stride_c1, stride_c2, stride_c3, stride_c4, LEVELS).to(tl.int64)
-    base += image * stride_b
+    stride_y = of_level(level, stride_y0, stride_y1, stride_y2, stride_y3, stride_y4, LEVELS).to(OFFSET)
+    stride_x = of_level(level, stride_x0, stride_x1, stride_x2, stride_x3, stride_x4, LEVELS).to(OFFSET)
+    base += image * stride_b * UNIT
+    offs_in = tl.program_id(2) * (CHANNELS * TILES // PACK) + tl.arange(0, CHANNELS // PACK)
+    if PACK == 2:
+        base = base.to(tl.pointer_type(tl.int32))
+    stride_y, stride_x = stride_y * (UNIT // PACK), stride_x * (UNIT // PACK)
     valid = valid & (height > 0) & (width > 0)
+    height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
-    bin_w, bin_h = tl.div_rn(roi_w, POOLED_W * 1.0), tl.div_rn(roi_h, POOLED_H * 1.0)
-    edge_y = start_y + (offs_bin // POOLED_W).to(tl.float32) * bin_h
-    edge_x = start_x + (offs_bin % POOLED_W).to(tl.float32) * bin_w
-    counts = offs_bin < tl.where(valid, POOLED_H * POOLED_W, 0)  # a mask & a scalar is unusable in Triton 3.9
-    acc = tl.zeros([BINS, CHANNELS], dtype=tl.float32)
-    # rounded as elsewhere: a sample on the border of the map counts or does not
-    if RATIO > 0:
-        for i in tl.static_range(RATIO):
-            y = edge_y + tl.div_rn((i + 0.5) * bin_h, RATIO * 1.0)
-            for j in tl.static_range(RATIO):
-                x = edge_x + tl.div_rn((j + 0.5) * bin_w, RATIO * 1.0)
-                acc += _sample(base, y, x, counts, offs_c, mask_c, height, width, stride_c, stride_y, stride_x)
-        acc = acc / (RATIO * RATIO)
+    # whether all of its samples count: the first and the last along both axes
+    samples_y = POOLED_H * samples_of(roi_h, POOLED_H, RATIO)
+    samples_x = POOLED_W * samples_of(roi_w, POOLED_W, RATIO)
+    inner = is_sampled(start_y, roi_h, samples_y * 0, samples_y, height)
+    inner = inner & is_sampled(start_y, roi_h, samples_y - 1, samples_y, height)
+    inner = inner & is_sampled(start_x, roi_w, samples_x * 0, samples_x, width)
+    inner = inner & is_sampled(start_x, roi_w, samples_x - 1, samples_x, width)
+
+    offs_q = tl.minimum(offs_q, POOLED_W - 1)  # columns beyond the last read what it reads
+    mask_c = offs_in < channels // PACK
+    MORE: tl.constexpr = CHANNELS // PACK if TILES == 2 else 0
+    if inner:
+        for p in range(first, past):
+            acc, more = _row_of_bins(
+                base, p, offs_q, offs_in, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+                POOLED_H, POOLED_W, RATIO, OFFSET, CHANNELS, EVEN, UNROLL, MORE, True,
+            )
+            tl.store(ptrs_out, acc.to(out_ptr.dtype.element_ty), mask=mask_out)
+            if TILES == 2:
+                tl.store(ptrs_out + CHANNELS, more.to(out_ptr.dtype.element_ty), mask=mask_out)
+            ptrs_out += POOLED_W * channels
     else:
-        grid_h, grid_w = samples_of(bin_h, RATIO), samples_of(bin_w, RATIO)
-        most_h = tl.minimum(grid_h, (2 * height + 6).to(tl.float32))
-        most_w = tl.minimum(grid_w, (2 * width + 6).to(tl.float32))
-        first_y = _first_sample(edge_y, bin_h, grid_h, height, most_h)
-        first_x = _first_sample(edge_x, bin_w, grid_w, width, most_w)
-        for i in range(most_h.to(tl.int32)):
-            y = edge_y + tl.div_rn((first_y + i + 0.5) * bin_h, grid_h)
-            for j in range(most_w.to(tl.int32)):
-                x = edge_x + tl.div_rn((first_x + j + 0.5) * bin_w, grid_w)
-                acc += _sample(base, y, x, counts, offs_c, mask_c, height, width, stride_c, stride_y, stride_x)
-        acc = acc / tl.maximum(grid_h * grid_w, 1.0)
-
-    ptrs_out = out_ptr + (roi * (POOLED_H * POOLED_W) + offs_bin)[:, None] * channels + offs_c[None, :]
-    tl.store(ptrs_out, acc.to(out_ptr.dtype.element_ty), mask=mask_bin[:, None] & mask_c[None, :])
+        for p in range(first, past):
+            acc, more = _row_of_bins(
+                base, p, offs_q, offs_in, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+                POOLED_H, POOLED_W, RATIO, OFFSET, CHANNELS, EVEN, UNROLL, MORE, False,
+            )
+            tl.store(ptrs_out, acc.to(out_ptr.dtype.element_ty), mask=mask_out)
+            if TILES == 2:
+                tl.store(ptrs_out + CHANNELS, more.to(out_ptr.dtype.element_ty), mask=mask_out)
+            ptrs_out += POOLED_W * channels
 
 
 # fmt: on
@@ -178,44 +286,65 @@ def multilevel_roi_align(
             features, rois, scales, level_limits, pooled_height, pooled_width, sampling_ratio, aligned
         )
     batch, channels = features[0].shape[:2]
-    out = cpu_roi.empty_channels_last(features[0], rois.shape[0], channels, pooled_height, pooled_width)
+    num_rois = rois.shape[0]
+    out = cpu_roi.empty_channels_last(features[0], num_rois, channels, pooled_height, pooled_width)
     if out.numel() == 0 or batch == 0:
         return out.zero_()
-    last = all(feature.stride(1) == 1 for feature in features)
-    wide = last and all(
-        feature.data_ptr() % 16 == 0 and all(feature.stride(axis) % 16 == 0 for axis in (0, 2, 3))
-        for feature in features
-    )
-    block = min(triton.next_power_of_2(channels), CHANNELS if last else APART_CHANNELS)
-    programs = rois.shape[0] * triton.cdiv(pooled_height * pooled_width, BINS) * triton.cdiv(channels, block)
+    ratio = max(sampling_ratio, 0)
+    geometry = {**level_geometry(scales, level_limits), "LEVELS": len(features), "ALIGNED": aligned}
+    geometry |= {"POOLED_H": pooled_height, "POOLED_W": pooled_width, "RATIO": ratio}
+    rois = rois.contiguous()
     with on_device(rois):
-        _forward_kernel[(programs,)](
-            # tensors
-            **by_level("map{}_ptr", features),
-            rois_ptr=rois.contiguous(),
-            out_ptr=out,
-            # sizes
-            batch=batch,
-            channels=channels,
-            **by_level("height{}", [feature.shape[2] for feature in features]),
-            **by_level("width{}", [feature.shape[3] for feature in features]),
-            # strides
-            **by_level("stride_b{}", [feature.stride(0) for feature in features]),
-            **by_level("stride_c{}", [feature.stride(1) for feature in features]),
-            **by_level("stride_y{}", [feature.stride(2) for feature in features]),
-            **by_level("stride_x{}", [feature.stride(3) for feature in features]),
-            # level geometry
-            **level_geometry(scales, level_limits),
-            # constants
-            LEVELS=len(features),
-            POOLED_H=pooled_height,
-            POOLED_W=pooled_width,
-            RATIO=max(sampling_ratio, 0),
-            ALIGNED=aligned,
-            CHANNELS_LAST=last,
-            MULTIPLE=16 if wide else 1,
-            BINS=BINS,
-            CHANNELS=block,
-            num_warps=NUM_WARPS,
-        )
+        if not is_channels_last(features):
+            taps = num_rois * pooled_height * pooled_width * 4 * (ratio or ADAPTIVE) ** 2
+            if not gpu_channels_last.is_worth_it(features, taps):
+                gpu_roi_align_apart.launch(features, rois, out, geometry)
+                return out
+            features = gpu_channels_last.copy(features)
+        _launch(features, rois, out, geometry)
     return out
+
+
+def tile_of(pooled_width: int, channels: int, ratio: int, two: bool) -> dict[str, Any]:
+    """A program's columns, channels and warps: 8 elements a thread, or with ``two`` tiles 16 where samples unroll."""
+    columns = min(triton.next_power_of_2(pooled_width), COLUMNS)
+    block = min(triton.next_power_of_2(channels), max(CHANNELS, WARP_ELEMENTS // columns))
+    unroll = ratio in UNROLLED
+    tiles = 2 if two and unroll and channels % (2 * block) == 0 else 1
+    tile = {"COLUMNS": columns, "CHANNELS": block, "TILES": tiles, "EVEN": channels % block == 0}
+    return tile | {"UNROLL": unroll, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
+
+
+def _launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict[str, Any]) -> None:
+    """Of channels-last features."""
+    num_rois, channels, pooled_height, pooled_width = out.shape
+    wide, offset = is_wide(features), offset_type(features)
+    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide and offset == tl.int32)  # registers: no more
+    unit = 16 if wide else 1
+    strides = [[stride // unit for stride in strides_of(feature)] for feature in features]
+    column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
+    channel_blocks = triton.cdiv(channels, tile["TILES"] * tile["CHANNELS"])
+    row_blocks = min(triton.cdiv(PROGRAMS, num_rois * column_blocks * channel_blocks), pooled_height)
+    rows = triton.cdiv(pooled_height, row_blocks)
+    _forward_kernel[(num_rois, column_blocks * triton.cdiv(pooled_height, rows), channel_blocks)](
+        # tensors
+        **by_level("map{}_ptr", features),
+        rois_ptr=rois,
+        out_ptr=out,
+        # sizes
+        batch=features[0].shape[0],
+        channels=channels,
+        rows=rows,
+        **by_level("height{}", [feature.shape[2] for feature in features]),
+        **by_level("width{}", [feature.shape[3] for feature in features]),
+        # strides
+        **by_level("stride_b{}", [stride[0] for stride in strides]),
+        **by_level("stride_y{}", [stride[2] for stride in strides]),
+        **by_level("stride_x{}", [stride[3] for stride in strides]),
+        # level geometry, constants
+        **geometry,
+        UNIT=unit,
+        PACK=2 if wide and out.dtype == torch.bfloat16 and channels % 2 == 0 else 1,
+        OFFSET=offset,
+        **tile,
+    )

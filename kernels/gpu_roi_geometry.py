@@ -37,7 +37,7 @@ def of_level(level, v0, v1, v2, v3, v4, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def locate(
+def locate_exactly(
     rois_ptr,
     roi,
     mask,
@@ -47,7 +47,7 @@ def locate(
     LEVELS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """RoIs -> image, level, (x, y, width, height) on that level's map, and whether they count at all."""
+    """RoIs -> image, level, float64 (x, y, width, height) on that level's map, and whether they count at all."""
     ptrs = rois_ptr + roi.to(tl.int64) * 5
     image = tl.load(ptrs, mask=mask, other=-1).to(tl.float32)
     x1 = tl.load(ptrs + 1, mask=mask, other=0).to(tl.float32)
@@ -67,9 +67,11 @@ def locate(
             level += (size >= limit2).to(tl.int32)
         if LEVELS > 4:
             level += (size >= limit3).to(tl.int32)
-    scale = of_level(level, scale0, scale1, scale2, scale3, scale4, LEVELS)
+    scale = of_level(level, scale0, scale1, scale2, scale3, scale4, LEVELS).to(tl.float64)
     offset = 0.5 if ALIGNED else 0.0
-    x1, y1, x2, y2 = x1 * scale - offset, y1 * scale - offset, x2 * scale - offset, y2 * scale - offset
+    # products of two float32 are exact in float64: a fused multiply-add changes nothing
+    x1, y1 = x1.to(tl.float64) * scale - offset, y1.to(tl.float64) * scale - offset
+    x2, y2 = x2.to(tl.float64) * scale - offset, y2.to(tl.float64) * scale - offset
     valid = valid & (tl.abs(x1) <= _LIMIT) & (tl.abs(y1) <= _LIMIT) & (tl.abs(x2) <= _LIMIT) & (tl.abs(y2) <= _LIMIT)
     width, height = x2 - x1, y2 - y1
     if not ALIGNED:
@@ -87,12 +89,66 @@ def locate(
 
 
 @triton.jit
-def samples_of(length, RATIO: tl.constexpr):
-    """Samples a bin of that length takes along one axis."""
+def locate(
+    rois_ptr,
+    roi,
+    mask,
+    batch,
+    scale0, scale1, scale2, scale3, scale4,
+    limit0, limit1, limit2, limit3,
+    LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """The same in float32, where no border is decided."""
+    image, level, x, y, width, height, valid = locate_exactly(
+        rois_ptr, roi, mask, batch, scale0, scale1, scale2, scale3, scale4,
+        limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
+    )
+    return (
+        image,
+        level,
+        x.to(tl.float32),
+        y.to(tl.float32),
+        width.to(tl.float32),
+        height.to(tl.float32),
+        valid,
+    )
+
+
+@triton.jit
+def is_sampled(start, extent, sample, samples, size):
+    """Whether a sample lies on the map or at most a pixel off it along one axis: the border rule of roi_align.py.
+
+    ``start`` and ``extent``: the RoI's, from locate_exactly; ``sample``: which of its ``samples`` (float64) there.
+    """
+    place = (2.0 * sample.to(tl.float64) + 1.0) * extent
+    low, high = (-1.0 - start) * (2.0 * samples), (size - start) * (2.0 * samples)
+    return (place >= low) & (place <= high)
+
+
+@triton.jit
+def samples_of(extent, BINS: tl.constexpr, RATIO: tl.constexpr):
+    """Samples a bin of a RoI takes along one axis; adaptive ones are counted in float32 (reference.count_samples)."""
     if RATIO > 0:
-        return tl.zeros_like(length) + RATIO
+        return tl.zeros_like(extent) + RATIO
     else:
-        return tl.maximum(tl.ceil(length), 0.0)
+        return tl.maximum(tl.ceil(tl.div_rn(extent.to(tl.float32), BINS * 1.0)), 0.0).to(extent.dtype)
+
+
+@triton.jit
+def first_sample(edge, length, grid, most):
+    """The first sample of each adaptive bin that can fall on a map, on which at most ``most`` in a row can."""
+    first = tl.floor((-1 - edge) * grid / length - 2)
+    first = tl.where(length > 0, first, 0.0)
+    return tl.minimum(tl.maximum(first, 0.0), tl.maximum(grid - most, 0.0))
+
+
+@triton.jit
+def neighbors(position, size):
+    """Where a sample reads along one axis: the pixel before it, the pixel after it, and the share of the latter."""
+    position = tl.minimum(tl.maximum(position, 0.0), (size - 1).to(tl.float32))
+    before = position.to(tl.int32)
+    return before, tl.minimum(before + 1, size - 1), position - before
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -127,6 +183,32 @@ def _keys_kernel(
 def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
     """Kernel arguments of each level; those of levels that are not there repeat the last."""
     return {name.format(i): values[min(i, len(values) - 1)] for i in range(MAX_LEVELS)}
+
+
+def strides_of(feature: Tensor) -> list[int]:
+    """Strides, 0 along axes of one element: whatever stands there is never used, and must not cost the wide loads."""
+    return [0 if size == 1 else stride for size, stride in zip(feature.shape, feature.stride(), strict=True)]
+
+
+def is_channels_last(features: Sequence[Tensor]) -> bool:
+    return all(feature.shape[1] == 1 or feature.stride(1) == 1 for feature in features)
+
+
+def is_wide(features: Sequence[Tensor]) -> bool:
+    """Whether pixels of channels-last maps begin at multiples of 16 bytes and of 16 elements."""
+    return all(
+        feature.data_ptr() % 16 == 0 and all(strides_of(feature)[axis] % 16 == 0 for axis in (0, 2, 3))
+        for feature in features
+    )
+
+
+def offset_type(features: Sequence[Tensor]) -> Any:
+    """Type of the offsets within one image's map."""
+    furthest = (
+        sum((size - 1) * stride for size, stride in zip(feature.shape[1:], feature.stride()[1:], strict=True))
+        for feature in features
+    )
+    return tl.int32 if max(furthest) < 2**31 else tl.int64
 
 
 def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> dict[str, Any]:

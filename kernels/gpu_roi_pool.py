@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_roi
-from fastmask.kernels.gpu_roi_geometry import level_geometry, sort_by_map
+from fastmask.kernels.gpu_roi_geometry import is_channels_last, is_wide, level_geometry, sort_by_map, strides_of
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype
 
@@ -230,8 +230,8 @@ def roi_pool(
     argmax = torch.empty_like(out, dtype=torch.int64)
     if out.numel() == 0 or features.numel() == 0:
         return out.zero_(), argmax.fill_(-1)
-    last = features.stride(1) == 1
-    aligned = features.data_ptr() % 16 == 0 and all(features.stride(axis) % 16 == 0 for axis in (0, 2, 3))
+    last = is_channels_last([features])
+    stride_b, stride_c, stride_y, stride_x = strides_of(features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
     programs = rois.shape[0] * triton.cdiv(pooled_height * pooled_width, BINS) * triton.cdiv(channels, block)
     with on_device(rois):
@@ -247,10 +247,10 @@ def roi_pool(
             height=height,
             width=width,
             # strides
-            stride_b=features.stride(0),
-            stride_c=features.stride(1),
-            stride_y=features.stride(2),
-            stride_x=features.stride(3),
+            stride_b=stride_b,
+            stride_c=stride_c,
+            stride_y=stride_y,
+            stride_x=stride_x,
             # what counts
             spatial_scale=spatial_scale,
             lowest=torch.finfo(features.dtype).min,
@@ -258,7 +258,7 @@ def roi_pool(
             POOLED_H=pooled_height,
             POOLED_W=pooled_width,
             CHANNELS_LAST=last,
-            MULTIPLE=16 if last and aligned else 1,
+            MULTIPLE=16 if last and is_wide([features]) else 1,
             BINS=BINS,
             CHANNELS=block,
             num_warps=NUM_WARPS,

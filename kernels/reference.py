@@ -6,6 +6,7 @@ where an op says "aligned" or "continuous", and between integer grid points wher
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,9 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _interpolate(feature: Tensor, y: float, x: float) -> Tensor | float:
-    """One bilinear sample of feature [C, H, W] at (y, x), by torchvision's border rule -> [C]."""
+def _interpolate(feature: Tensor, y: float, x: float) -> Tensor:
+    """One bilinear sample of feature [C, H, W] at (y, x) -> [C]."""
     height, width = feature.shape[1:]
-    if not (-1.0 <= y <= height and -1.0 <= x <= width) or height == 0 or width == 0:
-        return 0.0
     y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
     y0, x0 = int(y), int(x)
     y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
@@ -36,6 +35,20 @@ def _interpolate(feature: Tensor, y: float, x: float) -> Tensor | float:
         + dy * (1 - dx) * feature[:, y1, x0]
         + dy * dx * feature[:, y1, x1]
     )
+
+
+def is_sampled(start: Any, extent: Any, sample: Any, samples: Any, size: int) -> Any:
+    """Whether one of a RoI's ``samples`` along an axis of ``size`` pixels counts: the border rule of roi_align.py."""
+    place = (2 * sample + 1) * extent
+    return ((-1 - start) * (2 * samples) <= place) & (place <= (size - start) * (2 * samples))
+
+
+def count_samples(extent: float, bins: int, dtype: torch.dtype) -> int:
+    """Samples of an adaptive bin along one axis: counted in the dtype computed in, as torchvision counts them.
+
+    An extent of 7 pixels is 7.0000001 in float64 where float32 corners lie at fractions, and would take one more.
+    """
+    return max(math.ceil(torch.tensor(extent, dtype=dtype) / bins), 0)
 
 
 def choose_level(box: Sequence[float], level_limits: Sequence[float]) -> int | None:
@@ -89,19 +102,24 @@ def _align_one(
     width, height = x2 - x1, y2 - y1
     if not aligned:  # the legacy rule
         width, height = max(width, 1.0), max(height, 1.0)
+    if 0 in feature.shape[1:]:
+        return feature.new_zeros(len(feature), *shape)
     bin_h, bin_w = height / pooled_height, width / pooled_width
-    grid_h = ratio if ratio > 0 else max(math.ceil(bin_h), 0)
-    grid_w = ratio if ratio > 0 else max(math.ceil(bin_w), 0)
+    grid_h = ratio if ratio > 0 else count_samples(height, pooled_height, feature.dtype)
+    grid_w = ratio if ratio > 0 else count_samples(width, pooled_width, feature.dtype)
     rows = []
     for p in range(pooled_height):
         row = []
         for q in range(pooled_width):
-            total = torch.zeros_like(feature[:, 0, 0] if feature[0].numel() else feature.sum((1, 2)))
+            total = torch.zeros_like(feature[:, 0, 0])
             for i in range(grid_h):
                 for j in range(grid_w):
                     y = y1 + p * bin_h + (i + 0.5) * bin_h / grid_h
                     x = x1 + q * bin_w + (j + 0.5) * bin_w / grid_w
-                    total = total + _interpolate(feature, y, x)
+                    in_rows = is_sampled(y1, height, p * grid_h + i, pooled_height * grid_h, feature.shape[1])
+                    in_columns = is_sampled(x1, width, q * grid_w + j, pooled_width * grid_w, feature.shape[2])
+                    if in_rows and in_columns:
+                        total = total + _interpolate(feature, y, x)
             row.append(total / max(grid_h * grid_w, 1))
         rows.append(torch.stack(row, 1))
     return torch.stack(rows, 1)

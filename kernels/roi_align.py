@@ -1,7 +1,11 @@
 """``fastmask::multilevel_roi_align``: RoIAlign over a feature pyramid in one op, with its backward.
 
 Pixel model: a RoI is scaled by its level's scale; with ``aligned`` half a pixel is taken off, so that feature (i, j)
-stands for the centre of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+stands for the center of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+Border rule: along an axis of n = bins x samples a bin, sample k lies at start + (2k + 1) / 2n x extent, and counts if
+(-1 - start) 2n <= (2k + 1) extent <= (size - start) 2n. That is evaluated in float64, in which the products of float32
+RoIs and scales are exact: no fused multiply-add changes it, and all paths decide alike (reference.is_sampled). How many
+samples an adaptive bin takes, ceil(extent / bins), is counted in float32, as torchvision does it (reference.py).
 Source: Mask R-CNN section 3; FPN eq. 1; torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
 Differs from torchvision: one op for all levels, boxes and sums in float32 for half types, channels-last output, zeros
 instead of a crash for RoIs that are NaN, inf or of no image, and a backward of fixed summation order.

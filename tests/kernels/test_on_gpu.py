@@ -29,10 +29,22 @@ def draw_rois() -> Tensor:
 
 
 def roi_align() -> tuple[Op, list[Tensor]]:
+    """Of NCHW maps, which are copied channels-last."""
     return lambda rois, *maps: multilevel_roi_align_op(list(maps), rois, SCALES, LIMITS, 7, 7, 2, False), [
         draw_rois(),
         *draw_pyramid(4, channels=32),
     ]
+
+
+def roi_align_channels_last() -> tuple[Op, list[Tensor]]:
+    op, (rois, *maps) = roi_align()
+    return op, [rois, *(feature.contiguous(memory_format=torch.channels_last) for feature in maps)]
+
+
+def roi_align_few() -> tuple[Op, list[Tensor]]:
+    """RoIs, for which NCHW maps are read where they are."""
+    op, (rois, *maps) = roi_align()
+    return op, [rois[:3], *maps]
 
 
 def roi_align_backward() -> tuple[Op, list[Tensor]]:
@@ -84,7 +96,17 @@ def rle() -> tuple[Op, list[Tensor]]:
 
 CASES = pytest.mark.parametrize(
     "case",
-    [roi_align, roi_align_backward, roi_pool, roi_pool_backward, nms, paste, rle],
+    [
+        roi_align,
+        roi_align_channels_last,
+        roi_align_few,
+        roi_align_backward,
+        roi_pool,
+        roi_pool_backward,
+        nms,
+        paste,
+        rle,
+    ],
     ids=lambda case: case.__name__,
 )
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from fastmask.kernels import cpu_masks, reference
-from fastmask.kernels.launch import INTERPRET
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
 
@@ -35,9 +35,9 @@ def from_pycocotools(inside: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
-    """10,000 masks over the four cases (300 in the interpreter), on images of many shapes, hostile boxes among them."""
-    for _ in range(3 if interpreted(device) else 50):
-        height, width = (int(side) for side in torch.randint(1, 70, (2,)))
+    """10,000 masks over the four cases (200 in the interpreter), on images of many shapes, hostile boxes among them."""
+    for _ in range(2 if interpreted(device) else 50):
+        height, width = (int(side) for side in torch.randint(1, 40 if interpreted(device) else 70, (2,)))
         boxes = torch.cat(
             [draw_boxes(5 if interpreted(device) else 30, (height, width), 80), hostile_boxes((height, width))]
         ).to(device)
@@ -86,6 +86,34 @@ def test_full_height_columns_run_on(device: torch.device) -> None:
     inside = paste_masks_op(masks, boxes, 6, 9, "bool", 0.5, False, False, 0)
     assert inside[2].all()
     assert encode(masks, boxes, sizes, 0.5, False, False, 0) == from_pycocotools(inside)
+
+
+@pytest.mark.parametrize("height", [27, 28, 29, 56, 57], ids="H{}".format)
+def test_words_of_a_column(height: int, device: torch.device) -> None:
+    """The Triton kernel reads a column in words of 28 pixels: what begins, ends and runs on at their borders."""
+    masks = torch.ones(4, 1, 1, device=device)
+    boxes = torch.tensor([[1.0, 0, 3, height], [0, -5, 6, height - 2], [0, 0, 6, height - 1], [1, 28, 2, 28]])
+    sizes = torch.tensor([[height, 5]], device=device).expand(4, 2)
+    inside = paste_masks_op(masks, boxes.to(device), height, 5, "bool", 0.5, False, False, 0)
+    assert encode(masks, boxes.to(device), sizes, 0.5, False, False, 0) == from_pycocotools(inside)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="how the Triton kernel shares its work out")
+@pytest.mark.parametrize(("programs", "slots"), [(1, 128), (1, 4096), (40, 16)])
+def test_any_number_of_chunks(programs: int, slots: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of several steps, of more changes than they keep, which they look for again, and of none."""
+    from fastmask.kernels import gpu_rle
+
+    masks = torch.rand(2, 28, 28, device=device)
+    boxes = torch.tensor([[-3.0, 2, 60, 33], [10, -20, 40, 60]], device=device)
+    sizes = torch.tensor([[35, 55]], device=device).expand(2, 2)
+    inside = paste_masks_op(masks, boxes, 35, 55, "bool", 0.5, False, False, 1)
+    monkeypatch.setattr(gpu_rle, "PROGRAMS", 2 * programs)
+    monkeypatch.setattr(gpu_rle, "SLOTS", slots)
+    monkeypatch.setattr(gpu_rle, "BLOCK", 64)
+    assert encode(masks, boxes, sizes, 0.5, False, False, 1) == from_pycocotools(inside)
+    ends = encode_masks_op(masks, boxes, sizes, 300, 0.5, False, False, 1)[1]
+    assert ends[1] > 300
 
 
 def test_capacity(device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """fastmask::multilevel_roi_align against its specification: dtypes, layouts, levels, hostile RoIs, gradients, size."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from inputs import (
@@ -17,9 +19,12 @@ from inputs import (
 from torch import Tensor
 
 from fastmask.kernels import cpu_roi, reference
-from fastmask.kernels.launch import INTERPRET
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.ops.roi_align import NEVER, level_limits
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_roi_align, gpu_roi_geometry
 
 # a sum of up to 16 products of unit normals, then one rounding of the output
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -201,6 +206,86 @@ def axis_weights(low: float, high: float, bins: int, size: int) -> Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("ratio", [1, 2, 3, 0], ids="ratio{}".format)
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_a_sample_on_the_border_counts(layout: str, ratio: int, device: torch.device) -> None:
+    """The border rule, in fractions: RoIs with a sample exactly a pixel off the map, or an ulp further."""
+    num_bins, size, rois = 7, (6, 13), []
+    for _ in range(12 if INTERPRET else 200):
+        samples = num_bins * (ratio or 2)
+        place = 2 * int(torch.randint(samples, ())) + 1
+        step = int(torch.randint(1, 24, ())) / 16 if ratio else (1 + float(torch.rand(()) < 0.5)) / 2  # 2 samples a bin
+        start = [-1, size[1]][int(torch.randint(2, ()))] - place * step / 2
+        start = float(torch.nextafter(torch.tensor(start), torch.tensor([-INF, start, INF][int(torch.randint(3, ()))])))
+        rois.append([0, start, 1, start + step * samples, 4])
+    rois = torch.tensor(rois)
+    features = strided(torch.ones(1, 3, *size, device=device), layout)
+    actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 1, num_bins, ratio, True)
+    for (_, x1, _, x2, _), row in zip(rois.tolist(), actual[:, 0, 0].tolist(), strict=True):
+        start, extent = Fraction(x1) - Fraction(1, 2), Fraction(x2) - Fraction(x1)
+        grid = ratio or reference.count_samples(float(extent), num_bins, torch.float32)
+        for q, value in enumerate(row):
+            positions = [start + (2 * (q * grid + i) + 1) * extent / (2 * num_bins * grid) for i in range(grid)]
+            counted = sum(-1 <= position <= size[1] for position in positions)
+            assert value == pytest.approx(counted / max(grid, 1), abs=1e-5)
+    torch.testing.assert_close(
+        actual.cpu(), reference.multilevel_roi_align([features.cpu()], rois, [1.0], [INF], 1, num_bins, ratio, True)
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_whole_extents_at_fractions_of_pixels(layout: str, device: torch.device) -> None:
+    """Adaptive samples are counted in float32: 7 pixels from 0.1 on are one for each of 7 bins, not two."""
+    corner, sides = torch.rand(20, 2) * 20, 28.0 * torch.randint(1, 3, (20, 2))
+    rois = torch.cat([torch.zeros(20, 1), corner, corner + sides], 1)
+    features = strided(torch.randn(1, 3, 20, 24), layout)
+    actual = multilevel_roi_align_op([features.to(device)], rois.to(device), [0.25], [INF], 7, 7, 0, False)
+    expected = reference.multilevel_roi_align([features], rois, [0.25], [INF], 7, 7, 0, False)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="of Triton's launchers")
+def test_axes_of_one_element_have_no_stride() -> None:
+    """What stands there costs no wide loads; an image's map may begin anywhere beyond int32, but not be larger."""
+    maps = torch.zeros(2, 32, 6, 8).contiguous(memory_format=torch.channels_last)
+    one = maps[:1].as_strided((1, 32, 6, 8), (7, *maps.stride()[1:]))
+    row = maps[:, :, :1].as_strided((2, 32, 1, 8), (*maps.stride()[:2], 5, 32))
+    assert gpu_roi_geometry.is_wide([maps, one, row])
+    assert gpu_roi_geometry.is_channels_last([maps, one, row, torch.zeros(2, 1, 5, 5)])
+    assert not gpu_roi_geometry.is_channels_last([maps, maps.contiguous()])
+    assert not gpu_roi_geometry.is_wide([maps, maps[:, 1:]])
+    assert not gpu_roi_geometry.is_wide([maps[:, 3:]])
+    far = torch.empty_strided((2, 32, 3, 4), (2**40, 1, 2**29, 32), device="meta")
+    assert str(gpu_roi_geometry.offset_type([maps, far])) == "int32"
+    far = torch.empty_strided((1, 32, 3, 4), (1, 1, 2**30, 32), device="meta")
+    assert str(gpu_roi_geometry.offset_type([maps, far])) == "int64"
+
+
+PATHS = {
+    "copied": {"gpu_channels_last.MOST_BYTES": 2**30},
+    "apart": {"gpu_channels_last.MOST_BYTES": 0},
+    "split": {"gpu_roi_align.PROGRAMS": 10**6},
+    "looped": {},
+    "int64": {"gpu_roi_align.offset_type": lambda _: gpu_roi_align.tl.int64},
+}
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton's paths")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_paths(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """What the launcher decides by sizes, on small ones."""
+    for name, value in PATHS[path].items():
+        monkeypatch.setattr(f"fastmask.kernels.{name}", value)
+    features, rois, scales, limits = draw_case(levels=3, num_rois=6, hostile=path in ("copied", "apart"))
+    ratio = 5 if path == "looped" else 2
+    layout = torch.contiguous_format if path in ("copied", "apart") else torch.channels_last
+    features = [f[:, :4].repeat(1, 4, 1, 1).to(device, dtype).contiguous(memory_format=layout) for f in features]
+    actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 9, ratio, False)
+    expected = specified(features, rois, scales, limits, 2, 9, ratio, False)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
 def test_gradients(ratio: int, layout: str, device: torch.device) -> None:
@@ -256,7 +341,7 @@ def test_over_two_to_the_31_elements(device: torch.device) -> None:
     """The last of 130 images begins beyond int32 (the others' memory is never touched)."""
     features = torch.empty(130, 200, 336, 256, dtype=torch.float16, device=device).permute(0, 3, 1, 2)
     assert features[129:].storage_offset() > 2**31
-    image = torch.randn(1, 256, 200, 336, device=device).half()
+    image = torch.randn(1, 256, 200, 336, device=device).half().contiguous(memory_format=torch.channels_last)
     features[129:] = image
     rois = with_images(draw_boxes(4), 1).to(device)
     expected = multilevel_roi_align_op([image], rois, [0.25], [INF], 2, 2, 2, False)

@@ -42,11 +42,14 @@ def compile_only(self, *args, warmup, **kwargs):
 JITFunction.run = compile_only
 pyramid = [torch.randn(2, 32, 16 >> i, 24 >> i).contiguous(memory_format=torch.channels_last) for i in range(4)]
 scales, limits = [0.25, 0.125, 0.0625, 0.03125], [10.0, 20.0, 40.0, 80.0]
+one = [f[:1].as_strided((1, *f.shape[1:]), (7, *f.stride()[1:])) for f in pyramid]  # whatever stride
+planes, large = [f.contiguous() for f in pyramid], [torch.empty(1, 32, 1500, 1500)] * 4
 heights, widths = [f.shape[2] for f in pyramid], [f.shape[3] for f in pyramid]
 
 def rois_of(num):
     rois, grad = torch.rand(num, 5), torch.rand(num, 32, 3, 3)
-    gpu_roi_align.multilevel_roi_align(pyramid, rois, scales, limits, 3, 3, 2, False)
+    for maps in (pyramid, one, planes, large):
+        gpu_roi_align.multilevel_roi_align(maps, rois, scales, limits, 3, 3, 2, False)
     gpu_roi_align_backward.multilevel_roi_align_backward(
         grad, rois, 2, heights, widths, scales, limits, 2, False
     )
@@ -79,7 +82,13 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
     ("what", "expected"),
     [
         # of all maps' keys: four levels for RoIAlign, one for RoIPool
-        ("rois", {"_forward_kernel": 2, "_backward_kernel": 2, "_keys_kernel": 2}),
+        (
+            "rois",
+            {
+                **{"_forward_kernel": 2, "_apart_kernel": 1, "_copy_kernel": 1},
+                **{"_backward_kernel": 2, "_keys_kernel": 2},
+            },
+        ),
         # NMS counted, presorted and sorted; pairs with groups and without
         (
             "boxes",
@@ -87,10 +96,10 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
             | {"_resolve_kernel": 2, "_list_kernel": 1},
         ),
-        # counted and written; a picture's size is the same throughout
+        # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
-        # its width and its pixels may be multiples of 16, or 1
-        ("pictures", {"_paste_kernel": 4}),
+        # the sigmoid of one mask, whatever it is pasted on
+        ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
     ],
     ids=["RoIs", "boxes", "masks", "pictures"],
 )

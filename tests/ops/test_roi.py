@@ -43,6 +43,18 @@ def test_roi_align(dtype: torch.dtype, ratio: int, aligned: bool) -> None:
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
+@pytest.mark.parametrize("scale", [0.25, 0.0625], ids="scale{}".format)
+def test_adaptive_boxes_of_whole_bins(scale: float, aligned: bool) -> None:
+    """In float32 a side of 7 bins may be 7.0000001 pixels: torchvision and we must see the same number of samples."""
+    corner = torch.rand(200, 2) * 300
+    sides = torch.randint(1, 4, (200, 2)) * 7 / scale
+    rois = torch.cat([torch.zeros(200, 1), corner, corner + sides], 1)
+    features = torch.randn(1, 3, int(800 * scale), int(800 * scale))
+    actual, expected = (module.roi_align(features, rois, 7, scale, -1, aligned) for module in (ops, tv))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str) -> None:
     features = strided(torch.randn(2, 4, 50, 75), layout)

@@ -2,6 +2,21 @@
 
 from helpers.ptx.case import MODES, Case, execute
 from helpers.ptx.compare import close, same
-from helpers.ptx.interpreter import Options, Run, Trap, launched
+from helpers.ptx.launch import execute_ptx, launched
+from helpers.ptx.plant import Bug, planted
+from helpers.ptx.report import Options, Run, Trap
 
-__all__ = ["MODES", "Case", "Options", "Run", "Trap", "close", "execute", "launched", "same"]
+__all__ = [
+    "MODES",
+    "Bug",
+    "Case",
+    "Options",
+    "Run",
+    "Trap",
+    "close",
+    "execute",
+    "execute_ptx",
+    "launched",
+    "planted",
+    "same",
+]

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from helpers.ptx.interpreter import Options, Run, launched
+from helpers.ptx.launch import launched
+from helpers.ptx.report import Options, Run
 
 
 class Case(NamedTuple):

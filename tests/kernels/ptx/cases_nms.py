@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from case_inputs import INF, NAN
-from helpers.ptx import Case, same
+from helpers.ptx import Bug, Case, same
 
 from fastmask.kernels import cpu_nms, gpu_nms, reference
 
@@ -181,3 +181,37 @@ def threshold_cases() -> Iterator[tuple[str, Case]]:
         "NMS fp32, threshold 0, five windows in groups",
         nms_case(clustered(1, 520, 600.0), torch.rand(1, 520), torch.randint(2, (1, 520)), threshold=0.0, **WINDOWS),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    boxes, scores = clustered(1, 230, 200.0, 30.0), torch.rand(1, 230)
+    reads = "own < num", "own <= num", nms_case(boxes, scores)
+    yield "NMS, one box beyond the last", Bug("gpu_nms_order", *reads)
+    # inter is half an integer beside 0.7 * union, to which a rounded product is too far away
+    union = torch.randint(1 << 22, 1 << 23, (1, 120, 1)).float()
+    inter = (union * 0.7 * 2).round() / 2
+    pairs = torch.cat([torch.cat([union * 0, union * 0, w, union * 0 + 1], 2) for w in (union, inter)], 1)
+    at_threshold = nms_case(pairs, -torch.arange(240.0)[None], torch.arange(240)[None] % 120, None, 0.7)
+    product = "tl.fma(-threshold, union, inter)", "inter - threshold * union", at_threshold
+    yield "NMS, a product rounded before its sum", Bug("gpu_nms_pairs", *product)
+    half = "half_gap * union", "2 * half_gap * union", at_threshold
+    yield "NMS, IoU a float above the threshold does not count", Bug("gpu_nms_pairs", *half)
+    many = nms_case(clustered(1, 520, 200.0), torch.rand(1, 520), threshold=0.6)
+    filled = "kept_low, mask=fills_block", "kept_low", nms_case(boxes, scores, (torch.arange(230) >= 150).long()[None])
+    yield "NMS, kept words of a block of two groups", Bug("gpu_nms_resolve", *filled)
+    near = "near_low & kept_low", "near_low & 0", many
+    yield "NMS, the block before is forgotten", Bug("gpu_nms_resolve", *near)
+    windows = nms_case(clustered(1, 520, 200.0), torch.rand(1, 520), threshold=0.6, **WINDOWS)
+    yield (
+        "NMS, strikes miss half a block",
+        Bug(
+            "gpu_nms_pairs",
+            "kept = tl.load(kept_ptr + column * 2 + half)",
+            "kept = tl.load(kept_ptr + column * 2 + half) * half",
+            windows,
+        ),
+    )
+    tiny = nms_case(
+        pairs * 2.0**-73, -torch.arange(240.0)[None], torch.arange(240)[None] % 120, None, 0.7
+    )  # unions of 2^-124
+    yield "NMS, small areas are not seen", Bug("gpu_nms_pairs", "area < SMALLEST_AREA", "area < 0", tiny)

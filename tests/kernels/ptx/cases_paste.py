@@ -1,11 +1,12 @@
 """Compiled pasting of masks, forward and backward, against the reference."""
 
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
-from helpers.ptx import Case, close
+from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_paste, gpu_paste_backward, reference
 
@@ -16,12 +17,11 @@ def probabilities(masks, boxes, size, continuous, logits, padding):
 
 
 def paste_case(
-    masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5, module=None
+    masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5, programs=None
 ) -> Case:
-    module = module or gpu_paste
-
     def run():
-        return module.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
+        with mock.patch.object(gpu_paste, "PROGRAMS", programs or gpu_paste.PROGRAMS):
+            return gpu_paste.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
 
     def check(out):
         expected = probabilities(masks, boxes, size, continuous, logits, padding)
@@ -93,6 +93,27 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
         paste_case(some_masks(2), mask_boxes(2, (64, 64)), (64, 64), "bool", threshold=0.3),
     )
 
+    for output in (
+        "float",
+        "bool",
+        "packed",
+    ):  # several tiles, a program a mask or many, a cell of many pixels and of few
+        yield (
+            f"paste fp32 to {output}, 37x300, M=2, padding 2",
+            paste_case(some_masks(2, 2), mask_boxes(2, (37, 300)), (37, 300), output, padding=2),
+        )
+    boxes = torch.tensor([[-5.0, -5, 310, 20], [0, 0, 300, 12], [120, 1, 140, 11]])
+    for continuous in (False, True):
+        mode = "continuous" if continuous else "torchvision"
+        yield (
+            f"paste fp32 to bool, 12x300, a program a mask, {mode}",
+            paste_case(some_masks(3), boxes, (12, 300), "bool", continuous, programs=3),
+        )
+    yield (
+        "paste fp32 to packed, 12x300, a program a mask",
+        paste_case(some_masks(3), boxes, (12, 300), "packed", programs=3),
+    )
+
 
 def backward_cases() -> Iterator[tuple[str, Case]]:
     size = (40, 60)
@@ -117,3 +138,14 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
         "paste backward fp32, hostile boxes, M=7, continuous",
         paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150), True),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    boxes, size = mask_boxes(3, (40, 60)), (40, 60)
+    wide = torch.tensor([[-9.0, -9, 70, 50], [0, 0, 70, 40]])
+    beyond = "(x < right)", "(x <= right)", paste_case(torch.ones(2, 28, 28), wide, size, "bool")
+    yield "paste, one pixel beyond the row", Bug("gpu_paste", *beyond)
+    bits = "<< (7 - x % 8)", "<< (x % 8)", paste_case(some_masks(3), boxes, size, "packed")
+    yield "paste, bits in the other order", Bug("gpu_paste", *bits)
+    cells = "cells < SIDE", "cells <= SIDE", paste_backward_case(some_masks(2), boxes[:2], size)
+    yield "paste backward, one cell beyond the last", Bug("gpu_paste_backward", *cells)

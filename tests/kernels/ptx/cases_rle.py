@@ -1,21 +1,25 @@
 """Compiled run-length encoding against the reference, on the masks that the compiled paste kernel gives."""
 
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
-from helpers.ptx import Case
+from helpers.ptx import Bug, Case
 
 from fastmask.kernels import gpu_paste, gpu_rle, reference
 
 
-def rle_case(masks, boxes, sizes, continuous=False, logits=False, padding=1, threshold=0.5, capacity=6000) -> Case:
+def rle_case(
+    masks, boxes, sizes, continuous=False, logits=False, padding=1, threshold=0.5, capacity=6000, programs=None
+) -> Case:
     """Bytes must be those of the paste kernel's own masks."""
 
     def run():
-        buffer, offsets = gpu_rle.encode_masks(
-            masks, boxes, torch.tensor(sizes), capacity, threshold, continuous, logits, padding
-        )
+        with mock.patch.object(gpu_rle, "PROGRAMS", programs or gpu_rle.PROGRAMS):
+            buffer, offsets = gpu_rle.encode_masks(
+                masks, boxes, torch.tensor(sizes), capacity, threshold, continuous, logits, padding
+            )
         pasted = [
             gpu_paste.paste_masks(
                 masks[i : i + 1], boxes[i : i + 1], *sizes[i], "bool", threshold, continuous, logits, padding
@@ -76,3 +80,20 @@ def cases() -> Iterator[tuple[str, Case]]:
         "RLE fp32, all of the image",
         rle_case(full, torch.tensor([[-9.0, -9, 70, 50], [0, 0, 60, 40], [-9, -9, 70, 20]]), [size] * 3, padding=0),
     )
+    noise, boxes = torch.rand(2, 28, 28), torch.tensor([[-3.0, 0, 60, 58], [2, 2, 55, 45]])
+    for continuous in (False, True):  # of several steps, and of more changes than a chunk keeps
+        mode = "continuous" if continuous else "torchvision"
+        yield f"RLE fp32, a chunk a mask, {mode}", rle_case(noise, boxes, [(57, 60)] * 2, continuous, programs=2)
+    yield (
+        "RLE fp32, a chunk a mask, too small a buffer",
+        rle_case(noise, boxes, [(57, 60)] * 2, programs=2, capacity=700),
+    )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    boxes, sizes = torch.tensor([[0.0, 0, 60, 50], [2, 2, 55, 45]]), [(50, 60)] * 2
+    noise = rle_case(torch.rand(2, 28, 28), boxes, sizes)
+    yield "RLE, one chunk's changes missing", Bug("gpu_rle", "0, pid, SUMMED", "0, pid - 1, SUMMED", noise)
+    yield "RLE, the word before is the same one", Bug("gpu_rle", "tl.maximum(lanes - 1, 0)", "lanes", noise)
+    short = rle_case(torch.rand(2, 28, 28), boxes, sizes, programs=2, capacity=700)
+    yield "RLE, positions beyond the buffer", Bug("gpu_rle", "(rank < limit)", "(rank >= 0)", short)

@@ -2,18 +2,28 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
+import triton.language as tl
 from case_inputs import BF16, FP16, FP32, NAMES, geometry, pyramid, some_rois
-from helpers.ptx import Case, close
+from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, reference
 
+OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
+# RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
+BORDERS = [(138.5, 238.5, 226, 14), (50.25, 75.25, 69, 7), (22.5, 28.5, 27, 7), (11.125, 12.0625, 12, 14)]
 
-def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False):
+
+def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False, offset=None):
+    """``offset``: another type of the offsets within a map than the launcher's."""
     scales, limits = geometry(len(features))
 
     def run():
-        return gpu_roi_align.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
+        with pytest.MonkeyPatch.context() as patch:
+            if offset is not None:
+                patch.setattr(gpu_roi_align, "offset_type", lambda _: offset)
+            return gpu_roi_align.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
 
     def check(out):
         wide = [f.double() for f in features]
@@ -21,6 +31,20 @@ def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False):
         return close("out", out, expected, 2e-4)
 
     return Case(run, check)
+
+
+def border_case(x1, x2, width, num_bins, last):
+    """A sample lies on the border of the map, where rounding decides unless nothing is rounded: it counts."""
+    roi = torch.tensor([[0.0, x1, 4, x2, 20]]) * torch.tensor([1.0, 4, 4, 4, 4])
+    features = torch.ones(1, 16, 8, width)
+    features = features.contiguous(memory_format=torch.channels_last) if last else features
+    rest = (roi, [0.25], [1e9], num_bins, num_bins, 2, False)
+
+    def check(out):
+        wrong = close("out", out, reference.multilevel_roi_align([features.double()], *rest), 1e-5)
+        return wrong + ([] if (out[0, 0, 0] - 0.5).abs().min() < 1e-5 else ["no bin has one of two columns"])
+
+    return Case(lambda: gpu_roi_align.multilevel_roi_align([features], *rest), check)
 
 
 def roi_align_backward_case(dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80)):
@@ -39,7 +63,9 @@ def roi_align_backward_case(dtype, channels, levels, rois, batch, pooled=(5, 5),
 
     def check(outs):
         leaves = [m.clone().requires_grad_() for m in maps]
-        reference.multilevel_roi_align(leaves, rois, scales, limits, *pooled, ratio, aligned).backward(grad.double())
+        pooled_maps = reference.multilevel_roi_align(leaves, rois, scales, limits, *pooled, ratio, aligned)
+        if pooled_maps.requires_grad:  # some sample lies in a map
+            pooled_maps.backward(grad.double())
         wrong = []
         for level, (out, leaf) in enumerate(zip(outs, leaves, strict=True)):
             expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -76,7 +102,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign fp16, NHWC, C=272 in two blocks, 1 level",
-        roi_align_case(pyramid(1, 1, 272, FP16, True), six[:2] * torch.tensor([0, 1, 1, 1, 1]), (2, 2)),
+        roi_align_case(pyramid(1, 1, 272, FP16, True), six[:2] * OF_ONE_IMAGE, (2, 2)),
     )
     yield (
         "RoIAlign fp32, NCHW, C=80 in two blocks, 2 levels",
@@ -84,7 +110,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign fp32, C=1, one level, ratio 1",
-        roi_align_case(pyramid(1, 1, 1, FP32, False), six[:3] * torch.tensor([0, 1, 1, 1, 1]), (2, 3), 1),
+        roi_align_case(pyramid(1, 1, 1, FP32, False), six[:3] * OF_ONE_IMAGE, (2, 3), 1),
     )
     sliced = [
         torch.randn(2, m.shape[2], m.shape[3], 67).to(BF16)[..., 3:].permute(0, 3, 1, 2)
@@ -100,6 +126,46 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     yield "RoIAlign fp32, expanded, C=32, 2 levels", roi_align_case(expanded, six[:3])
     odd = torch.cat([torch.zeros(1), six.flatten()])[1:].view(-1, 5)
     yield "RoIAlign fp32, RoIs at an odd address", roi_align_case(pyramid(4, 2, 32, FP32, True), odd)
+    yield (
+        "RoIAlign bf16, NHWC, hostile RoIs, C=64, ratio 3, 3x10",
+        roi_align_case(pyramid(4, 2, 64, BF16, True), hostile, (3, 10), 3),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, hostile RoIs, C=40, ratio 0",
+        roi_align_case(pyramid(4, 2, 40, BF16, True), hostile, (3, 4), 0),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, C=272 in three blocks",
+        roi_align_case(pyramid(1, 1, 272, BF16, True), six[:2] * OF_ONE_IMAGE, (2, 2)),
+    )
+    yield (
+        "RoIAlign fp32, NHWC, offsets of 64 bits",
+        roi_align_case(pyramid(4, 2, 32, FP32, True), six[:3], offset=tl.int64),
+    )
+    yield (
+        "RoIAlign bf16, NHWC, C=256 in two tiles, ratio 5",
+        roi_align_case(pyramid(2, 1, 256, BF16, True), six[:2] * OF_ONE_IMAGE, (3, 3), 5),
+    )
+    hits = hostile[[0, 1, 4, 9, 12]] * OF_ONE_IMAGE
+    yield "RoIAlign fp32, NHWC, C=256 in two tiles", roi_align_case(pyramid(2, 1, 256, FP32, True), hits, (2, 7))
+    one = [m.as_strided(m.shape, (7, *m.stride()[1:])) for m in pyramid(2, 1, 32, BF16, True)]
+    yield (
+        "RoIAlign bf16, NHWC, one image of an odd stride",
+        roi_align_case(one, six[:3] * OF_ONE_IMAGE),
+    )
+    for dtype, ratio in ((FP32, 2), (BF16, 0)):
+        yield (
+            f"RoIAlign {NAMES[dtype]}, NCHW, few RoIs, ratio {ratio}",
+            roi_align_case(pyramid(4, 2, 24, dtype, False), six[:1], (3, 5), ratio),
+        )
+    yield (
+        "RoIAlign fp32, NCHW, few RoIs, 80 bins, C=1",
+        roi_align_case(pyramid(2, 2, 1, FP32, False), six[:1], (8, 10), 1),
+    )
+    for x1, x2, width, num_bins in BORDERS:
+        for last in (True, False):
+            layout = "NHWC" if last else "NCHW"
+            yield f"RoIAlign fp32, {layout}, a sample at {width}", border_case(x1, x2, width, num_bins, last)
 
 
 def backward_cases() -> Iterator[tuple[str, Case]]:
@@ -120,9 +186,31 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "RoIAlign backward bf16, C=72 in two blocks, 1 level",
-        roi_align_backward_case(BF16, 72, 1, six[:3] * torch.tensor([0, 1, 1, 1, 1]), 1, (2, 2), 2, False, (40, 44)),
+        roi_align_backward_case(BF16, 72, 1, six[:3] * OF_ONE_IMAGE, 1, (2, 2), 2, False, (40, 44)),
     )
     yield (
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
         roi_align_backward_case(FP32, 16, 2, some_rois(40, 1), 1, (2, 2), 2, False, (40, 44)),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    six = some_rois(6, 2)
+    tap = "row0 + offs1", "row1 + offs1", roi_align_case(pyramid(4, 2, 32, FP32, True), six)
+    yield "RoIAlign, a tap of the wrong row", Bug("gpu_roi_align", *tap)
+    channel = "offs_c < channels", "offs_c <= channels", roi_align_case(pyramid(2, 2, 33, BF16, False), six)
+    yield "RoIAlign, one channel beyond the last", Bug("gpu_roi_align", *channel)
+    inner = "samples_x - 1, samples_x", "samples_x - 4, samples_x"
+    beyond = torch.tensor([[0, 40.0, 10, 96, 30]])  # by three samples
+    bug = Bug("gpu_roi_align", *inner, roi_align_case(pyramid(4, 2, 32, FP32, True), beyond))
+    yield "RoIAlign, all samples count although the last does not", bug
+    border = "place <= high", "place < high", border_case(*BORDERS[0], True)
+    yield "RoIAlign, the border does not count", Bug("gpu_roi_geometry", *border)
+    pixel = "offs_pixel < height * width", "offs_pixel <= height * width"
+    bug = Bug("gpu_channels_last", *pixel, roi_align_case(pyramid(2, 1, 32, FP32, False), six * OF_ONE_IMAGE))
+    yield "channels-last copies, one pixel beyond the last", bug
+    last = "offs_bin < POOLED_H * POOLED_W", "offs_bin <= POOLED_H * POOLED_W"
+    bug = Bug("gpu_roi_align_apart", *last, roi_align_case(pyramid(4, 2, 24, FP32, False), six[:1], (3, 5)))
+    yield "RoIAlign, NCHW, one bin beyond the last", bug
+    roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
+    yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, pyramid, some_rois
-from helpers.ptx import Case, close, same
+from helpers.ptx import Bug, Case, close, same
 
 from fastmask.kernels import gpu_roi_pool, reference
 
@@ -65,3 +65,13 @@ def cases() -> Iterator[tuple[str, Case]]:
         "RoIPool backward fp32, C=72 in two blocks, 40 RoIs",
         roi_pool_backward_case(FP32, 72, some_rois(40, 1), 1, (2, 2), (9, 10)),
     )
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    features, six = pyramid(1, 2, 33, FP32, True)[0], some_rois(6, 2)
+    yield (
+        "RoIPool, the last of equal values",
+        Bug("gpu_roi_pool", "value > best", "value >= best", roi_pool_case(features.round(), six)),
+    )
+    roi = "block + lanes < end", "block + lanes <= end", roi_pool_backward_case(FP32, 32, some_rois(40, 2), 2)
+    yield "RoIPool backward, one RoI of the next map", Bug("gpu_roi_pool", *roi)

@@ -23,13 +23,6 @@ from helpers.ptx import MODES, execute
 pytestmark = pytest.mark.ptx
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
-
-
 FAMILIES = {module.__name__: module for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle)}
 
 

@@ -1,0 +1,3 @@
+from fastmask.kernels.predict.table import main
+
+main()

@@ -1,0 +1,134 @@
+"""What a launcher does on the device, written down instead of done: kernels it launches, and torch's own around them.
+
+The launcher runs on CPU tensors. Triton compiles each kernel ahead of time with the specialization of its real
+arguments, and launches nothing; outputs of kernels are zeros. Torch's operations run, and are written down in turn.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
+
+
+class Launch(NamedTuple):
+    """One kernel as it would be launched."""
+
+    name: str
+    programs: int
+    warps: int
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+    sass: str  # with the source line of each instruction
+    ptx: str
+
+
+class TorchOp(NamedTuple):
+    """One operation of torch's."""
+
+    name: str  # such as "aten::sort"
+    arguments: tuple[Any, ...]  # tensors are (shape, dtype)
+    moved_bytes: int  # tensors in and out, each once
+
+
+class Shape(NamedTuple):
+    """What is kept of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Target:
+    """In place of Triton's driver, which needs a GPU."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # type: ignore[no-any-return]
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+class _Torch(TorchDispatchMode):
+    """Writes down what runs; what would be uninitialized is zero."""
+
+    def __init__(self, events: list[Launch | TorchOp]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events = events
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "empty" in func.name():
+            return out.zero_()
+        if not _is_view(func):
+            read = () if func.name().startswith("aten::new_") else (args, kwargs)  # of which only the dtype counts
+            tensors = [leaf for leaf in pytree.tree_leaves((read, out)) if isinstance(leaf, Tensor)]
+            moved = sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+            kept = pytree.tree_map_only(Tensor, lambda t: Shape(tuple(t.shape), t.dtype), tuple(args))
+            self.events.append(TorchOp(func.name().split(".")[0], kept, moved))
+        return out
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    writes = [one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments]
+    aliases = bool(returns) and all(one.alias_info is not None for one in returns)
+    return (aliases and not any(writes)) or func.name().startswith(("aten::_unsafe_view", "aten::lift", "aten::detach"))
+
+
+@contextlib.contextmanager
+def _compiling(launch: Callable[..., Any], capability: int) -> Iterator[None]:
+    driver = triton.runtime.driver
+    before, real = driver._active, JITFunction.run
+    driver.set_active(_Target(capability))
+    JITFunction.run = launch
+    try:
+        yield
+    finally:
+        JITFunction.run = real
+        driver._active = before
+
+
+def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch | TorchOp]:
+    """``run``: a launcher on CPU tensors, without arguments."""
+    events: list[Launch | TorchOp] = []
+    real = JITFunction.run
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
+        compiled = real(self, *args, grid=grid, warmup=True, **kwargs)
+        if callable(grid):
+            grid = grid(dict(zip(self.arg_names, args, strict=False)) | kwargs)
+        programs = 1
+        for size in grid:
+            programs *= size
+        cubin = compiled.asm["cubin"]
+        registers, stack = registers_and_stack(cubin)
+        metadata, sass = compiled.metadata, run_tool(["nvdisasm", "-gi", "-c"], cubin)
+        events.append(
+            Launch(
+                self.__name__, programs, metadata.num_warps, metadata.shared, registers, stack,
+                sass, compiled.asm["ptx"],
+            )
+        )  # fmt: skip
+        return compiled
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET: must not be 1, kernels are compiled")
+    with _compiling(launch, int(architecture.removeprefix("sm_"))), torch.no_grad(), _Torch(events):
+        run()
+    return events

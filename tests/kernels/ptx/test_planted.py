@@ -1,0 +1,57 @@
+"""Bugs planted in the kernels must be found: by the results, by bounds, or as races."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
+
+if INTERPRET or not HAS_TRITON:
+    pytest.skip("executes compiled kernels, which Triton's interpreter does not have", allow_module_level=True)
+
+import cases_nms
+import cases_paste
+import cases_rle
+import cases_roi_align
+import cases_roi_pool
+from helpers.ptx import Options, execute, planted
+from helpers.ptx.plant import count_barriers, without_barrier
+
+pytestmark = pytest.mark.ptx
+
+FAMILIES = (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle)
+BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
+
+
+@pytest.mark.parametrize(("module", "name"), BUGS)
+def test_finds_planted_bug(module: object, name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    bug = dict(module.bugs())[name]
+    options = [Options(seed), Options(seed, "last", perturb=True)]
+    assert not execute(bug.case, 90, options[0])[0]
+    with planted(bug):
+        assert any(execute(bug.case, 90, o)[0] for o in options)
+
+
+def name_mutated() -> Iterator[object]:
+    """Some cases of each family: those of most kernels."""
+    for module in FAMILIES:
+        names = [name for name, _ in module.cases()]
+        for name in names[:: max(1, len(names) // 4)]:
+            yield pytest.param(module, name, id=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "name"), [*name_mutated()])
+def test_finds_missing_barriers(module: object, name: str, seed: int) -> None:
+    """Each bar.sync is taken out in turn. A few change nothing: Triton emits some that are redundant."""
+    torch.manual_seed(seed)
+    case = dict(module.cases())[name]
+    options = Options(seed, most_instructions=50_000)
+    _, runs = execute(case, 90, options)
+    kernels = {r.name.split(".")[-1]: count_barriers(r.ptx) for r in runs}
+    places = [(kernel, i) for kernel, num in kernels.items() for i in range(num)]
+    missed = [p for p in places if not execute(case, 90, options, without_barrier(*p))[0]]
+    print(f"{len(places)} barriers, redundant or not found: {missed}")
+    assert len(missed) <= 2, missed
