@@ -29,12 +29,13 @@ def nms_padded(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: Sequence[int] | None = None,
 ) -> tuple[Value, Value]:
     """Groups are NonMaxSuppression's classes; what it keeps is ranked by TopK, the first of equal scores first.
 
     Boxes are compared in float32. A score that is NaN is never kept.
     """
-    return nms_above(LOWEST, -math.inf, boxes, scores, groups, valid, iou_threshold, max_output, num_groups)
+    return nms_above(LOWEST, -math.inf, boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
 
 
 def nms_of_probabilities(
@@ -45,12 +46,13 @@ def nms_of_probabilities(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: Sequence[int] | None = None,
 ) -> tuple[Value, Value]:
     """:func:`nms_padded` of scores in [0, 1], of which one that is 0 is never kept.
 
     With TensorRT's own threshold: what it makes of negative ones is not documented.
     """
-    return nms_above(0.0, -1.0, boxes, scores, groups, valid, iou_threshold, max_output, num_groups)
+    return nms_above(0.0, -1.0, boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
 
 
 def nms_above(
@@ -63,8 +65,11 @@ def nms_above(
     iou_threshold: float,
     max_output: int,
     num_groups: int,
+    presorted: Sequence[int] | None,
 ) -> tuple[Value, Value]:
-    """Of scores above a threshold; others, and what is no candidate, are at ``below``."""
+    """Of scores above a threshold; others, and what is no candidate, are at ``below``. Runs become groups."""
+    if presorted is not None:
+        groups, num_groups = constant(np.repeat(np.arange(len(presorted)), presorted)[None]), len(presorted)
     if groups is not None and num_groups < 1:
         raise ValueError(f"num_groups must be given to nms_padded for groups to be exported, got {num_groups}")
     nobody, there = constant(below), scores.shape[1]

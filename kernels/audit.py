@@ -20,9 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
+    audit_nms,
     audit_roi_align,
     gpu_mask_geometry,
-    gpu_nms,
     gpu_paste,
     gpu_paste_backward,
     gpu_rle,
@@ -155,29 +155,7 @@ def variants() -> Iterator[Variant]:
             logits and mode == "torchvision",
             (),
         )
-    for dtype, grouped, padded in itertools.product(DTYPES, (True, False), (False, True)):
-        yield Variant(
-            f"NMS, {dtype}, {'groups' if grouped else 'one group'}{', padding' if padded else ''}",
-            gpu_nms._suppress_kernel,
-            {"boxes_ptr": f"*{dtype}", "kept_ptr": "*fp32", "threshold": "fp32"}
-            | {f"{name}_ptr": "*i8" for name in ("valid", "keep")}
-            | {f"{name}_ptr": "*i64" for name in ("order", "groups", "ranks")},
-            {"GROUPED": grouped, "HAS_VALID": padded, "BLOCK": gpu_nms.BLOCK},
-            {"num_warps": gpu_nms.NUM_WARPS, "enable_fp_fusion": False},
-            (),
-            grouped and not padded,
-            (),
-        )
-    yield Variant(
-        "NMS's list",
-        gpu_nms._list_kernel,
-        {"keep_ptr": "*i8"} | {f"{name}_ptr": "*i64" for name in ("order", "indices", "count")},
-        {"BLOCK": gpu_nms.LISTED},
-        {"num_warps": 4},
-        (),
-        True,
-        (),
-    )
+    yield from itertools.starmap(Variant, audit_nms.variants(DTYPES))
     places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
     for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
         side, padding, continuous = modes[mode]

@@ -4,6 +4,8 @@ Linear memory: BLOCK x kept IoUs at a time. NumPy, because a block's dozen steps
 Python's integers resolve a block's serial chain 128 boxes at a time. Specification: reference.py.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,12 +26,16 @@ def nms_padded(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """[B, N, 4], [B, N], groups [B, N], valid [B, N] -> indices [B, max_output] filled up with -1, count [B], int64.
 
-    ``num_groups`` is for the export to ONNX, which has to know it.
+    ``num_groups`` is for the export to ONNX, which has to know it, and for sorts on a GPU. ``presorted``: lengths of
+    the runs that each image consists of, in the place of groups; a score counts as the running minimum of its run.
     """
     batch = len(boxes)
+    if presorted is not None and batch * boxes.shape[1] > 0:
+        groups, scores = run_groups(presorted, scores), running_minimum(scores, presorted)
     indices = torch.full((batch, max_output), -1, dtype=torch.int64)
     count = torch.zeros(batch, dtype=torch.int64)
     order = scores.sort(dim=1, descending=True, stable=True).indices.cpu()  # NaN first
@@ -41,6 +47,23 @@ def nms_padded(
         indices[b, : len(kept)] = kept
         count[b] = len(kept)
     return indices.to(boxes.device), count.to(boxes.device)
+
+
+def run_groups(lengths: Sequence[int], like: Tensor) -> Tensor:
+    """The number of each box's run, int64 [B, N], where ``like`` is."""
+    runs = [torch.full((length,), i, dtype=torch.int64, device=like.device) for i, length in enumerate(lengths)]
+    return torch.cat(runs).expand(like.shape[0], -1)
+
+
+def running_minimum(scores: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Scores [B, N] no larger than any before them in their run; NaN stays where it comes first."""
+    runs = []
+    for run in scores.to(compute_dtype(scores)).split(list(lengths), dim=1):
+        if run.shape[1] > 0:
+            nan = run.isnan()
+            least = run.masked_fill(nan, torch.inf).cummin(dim=1).values
+            runs.append(least.masked_fill(nan.to(torch.uint8).cummin(dim=1).values.bool(), torch.nan))
+    return torch.cat(runs, dim=1)
 
 
 def _suppress(

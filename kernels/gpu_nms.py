@@ -1,204 +1,44 @@
 """Greedy NMS in Triton: a batch of images, each with its groups, without a word to the host.
 
 Order, source and differences: nms.py. Specification: reference.nms.
-Boxes are sorted by score and then, stably, by group. A program owns the groups that begin in its BLOCK positions and
-walks each one BLOCK boxes at a time: against the boxes kept so far, then among themselves, repeating "nothing that is
-kept removes me" until nothing changes, which takes as many rounds as the longest chain of removals. It stops where
-max_output boxes are kept. A second launch lists what was kept by score.
-Cost in bytes: traffic.least_bytes, two sorts, and 16 bytes a kept box for each BLOCK after it (from the cache); memory
-is linear in N. What should bind is arithmetic: a group's N x kept IoUs in one program. Speed: not yet measured.
+1. gpu_nms_order.py, gpu_nms_presorted.py: boxes that may meet side by side, by score.
+2. gpu_nms_pairs.py: who would remove whom, 64 x 64 pairs a tile, all tiles at once.
+3. gpu_nms_resolve.py: who stays, one warp a group; then the list by score.
+The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MOST_WORDS of them, and beyond that
+groups are done in windows of as many blocks as fit. What is kept of a window then strikes out the group's later boxes
+in a launch of its own: 2 x (windows of the largest group - 1) launches more, a number that shapes alone fix.
+Cost in bytes: traffic.least_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
+Predicted for 4819 boxes in 5 presorted levels: 220-440 us -> ~20 us (one image), 460-680 -> ~35 (eight), because a
+level is no longer one CTA's work; for 20,000 boxes of one group 29-76 ms -> ~2 ms. Speed: not yet measured.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from fastmask.kernels import cpu_nms
-from fastmask.kernels.launch import on_device
+from fastmask.kernels import cpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve
+from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
 
-BLOCK = 64  # boxes of a step
-NUM_WARPS = 8  # of 64 x 64 pairs, sixteen a thread
-LISTED = 1024  # boxes that a program of the second launch lists
+COMPARISONS = 2**25  # pairs up to which boxes are counted instead of sorted
+MOST_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or LEAST_WINDOW a box where that is more
+LEAST_WINDOW = 16  # blocks
+MOST_BUCKETS = 2**14  # of an image
 
 
-@triton.jit
-def _exceeds(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold):
-    """IoU > threshold of boxes [n] and [m] -> [n, m]; NaN, from whatever coordinate, exceeds nothing."""
-    right = tl.minimum(ax2[:, None], bx2[None, :], propagate_nan=tl.PropagateNan.ALL)
-    width = right - tl.maximum(ax1[:, None], bx1[None, :], propagate_nan=tl.PropagateNan.ALL)
-    below = tl.minimum(ay2[:, None], by2[None, :], propagate_nan=tl.PropagateNan.ALL)
-    height = below - tl.maximum(ay1[:, None], by1[None, :], propagate_nan=tl.PropagateNan.ALL)
-    width = tl.maximum(width, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    height = tl.maximum(height, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    inter = width * height
-    union = ((ax2 - ax1) * (ay2 - ay1))[:, None] + ((bx2 - bx1) * (by2 - by1))[None, :] - inter
-    return tl.div_rn(inter, union) > threshold
+class Placed(NamedTuple):
+    """Boxes in their positions, and where each stands by score; padded to whole tiles."""
 
-
-@triton.jit
-def _suppress_group(
-    boxes_ptr,  # [N, 4], of one image as everything here
-    valid_ptr,  # [N]
-    order_ptr,  # [N]
-    groups_ptr,  # [N]
-    ranks_ptr,  # [N]
-    kept_ptr,  # [4, N] scratch: the group's kept boxes from its first position on
-    keep_ptr,  # [N] out
-    start,
-    num,
-    max_output,
-    threshold,
-    GROUPED: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Mark what is kept of the group that begins at position ``start``."""
-    lanes = tl.arange(0, BLOCK)
-    group = start.to(tl.int64)
-    if GROUPED:
-        group = tl.load(groups_ptr + start)
-    first = start
-    num_kept = start * 0
-    unfinished = max_output > 0
-    while unfinished:
-        offs = first + lanes
-        member = offs < num
-        rank = offs
-        if GROUPED:
-            member = member & (tl.load(groups_ptr + offs, mask=member, other=0) == group)
-            rank = tl.load(ranks_ptr + offs, mask=member, other=0)
-        index = tl.load(order_ptr + rank, mask=member, other=0)
-        ptrs_box = boxes_ptr + index * 4
-        x1 = tl.load(ptrs_box, mask=member, other=0).to(tl.float32)
-        y1 = tl.load(ptrs_box + 1, mask=member, other=0).to(tl.float32)
-        x2 = tl.load(ptrs_box + 2, mask=member, other=0).to(tl.float32)
-        y2 = tl.load(ptrs_box + 3, mask=member, other=0).to(tl.float32)
-        candidate = member
-        if HAS_VALID:
-            candidate = member & (tl.load(valid_ptr + index, mask=member, other=0) != 0)
-
-        removed = tl.zeros([BLOCK, BLOCK], dtype=tl.int1)
-        for k in range(0, num_kept, BLOCK):
-            ptrs_kept = kept_ptr + start + k + lanes
-            real = k + lanes < num_kept
-            kx1 = tl.load(ptrs_kept, mask=real, other=float("nan"))
-            ky1 = tl.load(ptrs_kept + num, mask=real, other=float("nan"))
-            kx2 = tl.load(ptrs_kept + 2 * num, mask=real, other=float("nan"))
-            ky2 = tl.load(ptrs_kept + 3 * num, mask=real, other=float("nan"))
-            removed = removed | _exceeds(x1, y1, x2, y2, kx1, ky1, kx2, ky2, threshold)
-        alive = candidate.to(tl.int32) * (1 - tl.max(removed.to(tl.int32), axis=1))
-
-        earlier = lanes[None, :] < lanes[:, None]
-        removes = (_exceeds(x1, y1, x2, y2, x1, y1, x2, y2, threshold) & earlier).to(tl.int32)
-        candidate = alive
-        changed = tl.max(alive, axis=0)
-        while changed > 0:
-            still = candidate * (1 - tl.max(removes * alive[None, :], axis=1))
-            changed = tl.max(tl.abs(still - alive), axis=0)
-            alive = still
-
-        tl.store(keep_ptr + rank, alive.to(tl.int8), mask=member)
-        ptrs_kept = kept_ptr + start + num_kept + tl.cumsum(alive, axis=0) - 1
-        tl.store(ptrs_kept, x1, mask=alive > 0)
-        tl.store(ptrs_kept + num, y1, mask=alive > 0)
-        tl.store(ptrs_kept + 2 * num, x2, mask=alive > 0)
-        tl.store(ptrs_kept + 3 * num, y2, mask=alive > 0)
-        tl.debug_barrier()  # the next step's threads read what others of this program wrote
-        num_kept += tl.sum(alive, axis=0)
-        first += BLOCK
-        unfinished = (tl.sum(member.to(tl.int32), axis=0) == BLOCK) & (num_kept < max_output)
-
-
-@triton.jit(do_not_specialize=["num", "max_output", "threshold"])
-def _suppress_kernel(
-    # tensors
-    boxes_ptr,  # [B, N, 4]
-    valid_ptr,  # [B, N] which boxes take part
-    order_ptr,  # [B, N] boxes, best score first
-    groups_ptr,  # [B, N] the groups of those, ascending
-    ranks_ptr,  # [B, N] where each of these stands in the order
-    kept_ptr,  # [B, 4, N] scratch
-    keep_ptr,  # [B, N] zeros, out: which of the order is kept
-    # sizes
-    num,
-    max_output,
-    # what counts
-    threshold,
-    # constants
-    GROUPED: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    blocks = tl.cdiv(num, BLOCK) if GROUPED else 1
-    row = (tl.program_id(0) // blocks).to(tl.int64) * num
-    boxes_ptr += row * 4
-    valid_ptr += row
-    order_ptr += row
-    groups_ptr += row
-    ranks_ptr += row
-    kept_ptr += row * 4
-    keep_ptr += row
-    begin = tl.program_id(0) % blocks * BLOCK
-    if GROUPED:
-        lanes = tl.arange(0, BLOCK)
-        offs = begin + lanes
-        mask = offs < num
-        group = tl.load(groups_ptr + offs, mask=mask, other=0)
-        before = tl.load(groups_ptr + offs - 1, mask=mask & (offs > 0), other=0)
-        starts = mask & ((offs == 0) | (group != before))
-        lane = tl.min(tl.where(starts, lanes, BLOCK), axis=0)
-        while lane < BLOCK:
-            _suppress_group(
-                boxes_ptr, valid_ptr, order_ptr, groups_ptr, ranks_ptr, kept_ptr, keep_ptr,
-                begin + lane, num, max_output, threshold, GROUPED, HAS_VALID, BLOCK,
-            )  # fmt: skip
-            lane = tl.min(tl.where(starts & (lanes > lane), lanes, BLOCK), axis=0)
-    else:
-        _suppress_group(
-            boxes_ptr, valid_ptr, order_ptr, groups_ptr, ranks_ptr, kept_ptr, keep_ptr,
-            begin, num, max_output, threshold, GROUPED, HAS_VALID, BLOCK,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["num", "max_output"])
-def _list_kernel(
-    # tensors
-    keep_ptr,  # [B, N]
-    order_ptr,  # [B, N]
-    indices_ptr,  # [B, max_output] out
-    count_ptr,  # [B] out
-    # sizes
-    num,
-    max_output,
-    # constants
-    BLOCK: tl.constexpr,
-):
-    blocks = tl.cdiv(num, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    begin = tl.program_id(0) % blocks * BLOCK
-    lanes = tl.arange(0, BLOCK)
-    keep_ptr += image * num
-    order_ptr += image * num
-    indices_ptr += image * max_output
-    earlier = tl.zeros([BLOCK], dtype=tl.int32)
-    for first in range(0, begin, BLOCK):
-        earlier += tl.load(keep_ptr + first + lanes).to(tl.int32)
-    before = tl.sum(earlier, axis=0)
-    offs = begin + lanes
-    mask = offs < num
-    keep = tl.load(keep_ptr + offs, mask=mask, other=0).to(tl.int32)
-    place = before + tl.cumsum(keep, axis=0) - 1
-    index = tl.load(order_ptr + offs, mask=mask, other=0)
-    tl.store(indices_ptr + place, index, mask=(keep > 0) & (place < max_output))
-    if begin + BLOCK >= num:  # the last one knows how many there are
-        total = tl.minimum(before + tl.sum(keep, axis=0), max_output)
-        tl.store(count_ptr + image, total.to(tl.int64))
-        for first in range(total, max_output, BLOCK):
-            rest = first + lanes
-            tl.store(indices_ptr + rest, tl.full([BLOCK], -1, tl.int64), mask=rest < max_output)
+    tiles: Tensor  # [blocks, 5, BLOCK] float32
+    units: Tensor  # [blocks * BLOCK] int32
+    labels: Tensor  # [blocks * BLOCK] int64 the groups themselves; a stand-in without groups
+    ranks: Tensor  # [blocks * BLOCK] int32 places in ``keep``
+    order: Tensor  # [B, N] int64 boxes of the batch, best score first
+    keep: Tensor  # [B, padded] int8 zeros
 
 
 def nms_padded(
@@ -209,55 +49,227 @@ def nms_padded(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in cpu_nms.nms_padded. float64 boxes are plain PyTorch's."""
-    if compute_dtype(boxes) == torch.float64:
-        return cpu_nms.nms_padded(boxes, scores, groups, valid, iou_threshold, max_output)
+    """Shapes as in cpu_nms.nms_padded. float64 boxes or scores are plain PyTorch's."""
+    if compute_dtype(boxes, scores) == torch.float64:
+        return cpu_nms.nms_padded(boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
     batch, num = boxes.shape[:2]
-    indices = boxes.new_empty((batch, max_output), dtype=torch.int64)
-    count = boxes.new_zeros(batch, dtype=torch.int64)
-    if batch * num == 0:
-        return indices.fill_(-1), count
-    boxes = boxes.contiguous()
-    # NaN first: CUDA's sort goes by bits, to which NaN has a sign and -0.0 is less than 0.0
-    scores = torch.where(scores.isnan(), torch.nan, scores).contiguous() + 0.0
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    ordered, ranks = order, order  # stand-ins: without groups nothing reads them
-    if groups is not None:
-        ordered, ranks = groups.gather(1, order).sort(dim=1, stable=True)
-    keep = boxes.new_zeros((batch, num), dtype=torch.int8)
+    if batch * num * max_output == 0:
+        return boxes.new_full((batch, max_output), -1, dtype=torch.int64), boxes.new_zeros(batch, dtype=torch.int64)
+    if presorted is not None and len(presorted) > gpu_nms_order.MOST_RUNS:
+        scores = cpu_nms.running_minimum(scores, presorted)
+        groups, num_groups, presorted = cpu_nms.run_groups(presorted, scores), len(presorted), None
+    threshold = float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32)))
+    half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
+    test = "divide" if threshold < gpu_nms_pairs.SMALLEST_THRESHOLD else "float64" if INTERPRET else "fma"
+    pairs = {
+        "threshold": threshold,
+        "half_gap": half_gap,
+        "GROUPED": groups is not None,
+        "TEST": test,  # Triton's interpreter rounds an fma twice
+        "BLOCK": gpu_nms_order.BLOCK,
+        "COLUMNS": gpu_nms_pairs.columns_of(groups is not None, test),
+        "num_warps": 1,
+        "enable_fp_fusion": False,  # an IoU at the threshold must be rounded as the specification's is
+    }
     with on_device(boxes):
-        _suppress_kernel[(batch * (1 if groups is None else triton.cdiv(num, BLOCK)),)](
-            # tensors
-            boxes_ptr=boxes,
-            valid_ptr=keep if valid is None else valid.contiguous().view(torch.int8),
+        placed = _placed(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
+        _suppress(placed, batch, max(presorted) if presorted else num, max_output, pairs)
+        return _listed(placed, max_output)
+
+
+def _placed(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    num_groups: int,
+    presorted: Sequence[int] | None,
+    divide: bool,
+) -> Placed:
+    """Order the boxes by what is cheapest for their number."""
+    batch, num = boxes.shape[:2]
+    block = gpu_nms_order.BLOCK
+    blocks = triton.cdiv(batch * num, block)
+    order = boxes.new_empty((batch, num), dtype=torch.int64)
+    placed = Placed(
+        boxes.new_empty((blocks, 5, block), dtype=torch.float32),
+        boxes.new_empty(blocks * block, dtype=torch.int32),
+        order if groups is None else boxes.new_empty(blocks * block, dtype=torch.int64),
+        boxes.new_empty(blocks * block, dtype=torch.int32),
+        order,
+        boxes.new_empty((batch, triton.cdiv(num, 16) * 16), dtype=torch.int8),
+    )
+    inputs = {
+        "boxes_ptr": boxes.contiguous(),
+        "valid_ptr": placed.keep if valid is None else valid.contiguous().view(torch.int8),
+        "HAS_VALID": valid is not None,
+    }
+    outputs = {
+        "tiles_ptr": placed.tiles,
+        "units_ptr": placed.units,
+        "ranks_ptr": placed.ranks,
+        "keep_words_ptr": placed.keep.view(torch.int64),
+        "num": num,
+        "padded": placed.keep.shape[1],
+        "filled": batch * num,
+        "size": blocks * block,
+        "keep_words": placed.keep.numel() // 8,
+        "DIVIDE": divide,
+        "BLOCK": block,
+    }
+    scores = scores.contiguous()
+    if presorted is not None:
+        _merge(placed, scores, presorted, inputs | outputs)
+        return placed
+    buckets, hashed = (1, False) if groups is None else _buckets(batch, num_groups)
+    units = {
+        "groups_ptr": order if groups is None else groups.contiguous(),
+        "buckets": buckets,
+        "shift": 65 - buckets.bit_length(),  # of 64 bits, what is left of a hash has as many as buckets
+        "HASHED": hashed,
+    }
+    outputs |= {"labels_ptr": placed.labels, "GROUPED": groups is not None}
+    if batch * num * num <= COMPARISONS:
+        gpu_nms_order._count_kernel[(batch * triton.cdiv(num, gpu_nms_order.COUNTED),)](
+            **inputs,
+            **units,
+            **outputs,
+            scores_ptr=scores,
             order_ptr=order,
-            groups_ptr=ordered,
-            ranks_ptr=ranks,
-            kept_ptr=boxes.new_empty((batch, 4, num), dtype=torch.float32),
-            keep_ptr=keep,
-            # sizes
-            num=num,
-            max_output=max_output,
-            # what counts
-            threshold=float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32))),
-            # constants
-            GROUPED=groups is not None,
-            HAS_VALID=valid is not None,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,  # an IoU at the threshold must be rounded as the specification's is
+            COUNTED=gpu_nms_order.COUNTED,
+            COMPARED=gpu_nms_order.COMPARED,
+            num_warps=gpu_nms_order.COUNT_WARPS,
         )
-        _list_kernel[(batch * triton.cdiv(num, LISTED),)](
-            # tensors
-            keep_ptr=keep,
+        return placed
+    return _sorted(placed, scores, inputs, units, outputs)
+
+
+def _buckets(batch: int, num_groups: int) -> tuple[int, bool]:
+    """How many units an image's groups are told apart by, and whether through a hash of them."""
+    if 0 < num_groups <= MOST_BUCKETS and batch * (num_groups + 1) < 2**30:
+        return num_groups, False
+    return max(MOST_BUCKETS >> (batch - 1).bit_length(), 64), True
+
+
+def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[str, object]) -> None:
+    """The order of presorted runs."""
+    batch, num = placed.order.shape
+    ends = [sum(lengths[: i + 1]) for i in range(gpu_nms_order.MOST_RUNS)]
+    sizes = dict(zip(gpu_nms_presorted.ENDS, ends, strict=True))
+    keys = torch.empty_like(placed.order, dtype=torch.int32)
+    gpu_nms_presorted._run_keys_kernel[(batch, len(lengths))](
+        scores_ptr=scores, keys_ptr=keys, num=num, **sizes, RUN=gpu_nms_order.RUN
+    )
+    gpu_nms_presorted._merge_kernel[(triton.cdiv(batch * num, gpu_nms_order.PLACED),)](
+        **common,
+        **sizes,
+        keys_ptr=keys,
+        order_ptr=placed.order,
+        runs=len(lengths),
+        steps=max(lengths).bit_length(),
+        PLACED=gpu_nms_order.PLACED,
+        MOST_RUNS=gpu_nms_order.MOST_RUNS,
+    )
+
+
+def _sorted(
+    placed: Placed, scores: Tensor, inputs: dict[str, object], units: dict[str, object], outputs: dict[str, object]
+) -> Placed:
+    """The order by one sort of the whole batch by score and, of groups, another by unit."""
+    batch, num = placed.order.shape
+    grid = (triton.cdiv(batch * num, gpu_nms_order.PLACED),)
+    valid = {name: inputs[name] for name in ("valid_ptr", "HAS_VALID")}
+    keys = scores.new_empty(batch * num, dtype=torch.int32 if batch == 1 else torch.int64)
+    gpu_nms_order._score_keys_kernel[grid](
+        **valid,
+        scores_ptr=scores,
+        keys_ptr=keys,
+        num=num,
+        filled=batch * num,
+        ONE_IMAGE=batch == 1,
+        PLACED=gpu_nms_order.PLACED,
+    )
+    order = keys.sort(stable=True).indices
+    by_unit = order  # without groups nothing reads it
+    if outputs["GROUPED"]:
+        most = batch * (int(str(units["buckets"])) + 1)
+        dtype = torch.uint8 if most <= 2**8 else torch.int16 if most <= 2**15 else torch.int32
+        keys = scores.new_empty(batch * num, dtype=dtype)
+        gpu_nms_order._unit_keys_kernel[grid](
+            **valid,
+            **units,
             order_ptr=order,
-            indices_ptr=indices,
-            count_ptr=count,
-            # sizes
+            keys_ptr=keys,
             num=num,
-            max_output=max_output,
-            # constants
-            BLOCK=LISTED,
+            filled=batch * num,
+            PLACED=gpu_nms_order.PLACED,
         )
+        by_unit = keys.sort(stable=True).indices
+    gpu_nms_order._place_kernel[grid](
+        **inputs, **units, **outputs, order_ptr=order, sorted_ptr=by_unit, PLACED=gpu_nms_order.PLACED
+    )
+    return placed._replace(order=order.view(batch, num))
+
+
+def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: dict[str, object]) -> None:
+    """Mark in ``placed.keep`` what stays; a unit has at most ``largest`` boxes."""
+    blocks, _, block = placed.tiles.shape
+    reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
+    window = min(reach, max(MOST_WORDS // (blocks * block), LEAST_WINDOW))
+    splits = min(gpu_nms_pairs.SPLITS, window)
+    words = placed.units.new_empty((blocks, window, 2, block))
+    boxes = {"tiles_ptr": placed.tiles, "units_ptr": placed.units, "labels_ptr": placed.labels}
+    gpu_nms_pairs._pairs_kernel[(blocks * splits,)](**boxes, words_ptr=words, window=window, splits=splits, **pairs)
+    one_window = reach <= window
+    kept = placed.units.new_empty((blocks, 2)) if one_window else placed.units.new_zeros((blocks, 2))
+    state = {
+        "units_ptr": placed.units,
+        "ranks_ptr": placed.ranks,
+        "words_ptr": words,
+        "struck_ptr": placed.keep if one_window else placed.keep.new_zeros(blocks * block),
+        "kept_ptr": kept,
+        "num_kept_ptr": placed.units.new_empty(blocks),
+        "keep_ptr": placed.keep,
+        "blocks": blocks,
+        "window": window,
+        "max_output": max_output,
+        "FAR": gpu_nms_resolve.FAR,
+        "BLOCK": block,
+        "num_warps": 1,
+    }
+    gpu_nms_resolve._resolve_kernel[(blocks,)](**state, step=0, LATER=False)
+    for step in range(triton.cdiv(reach, window) - 1):
+        later = blocks - (step + 1) * window
+        gpu_nms_pairs._strike_kernel[(later * splits,)](
+            **boxes,
+            kept_ptr=kept,
+            struck_ptr=state["struck_ptr"],
+            window=window,
+            splits=splits,
+            step=step,
+            **pairs | {"COLUMNS": gpu_nms_pairs.columns_of(True, str(pairs["TEST"]))},
+        )
+        gpu_nms_resolve._resolve_kernel[(later,)](**state, step=step + 1, LATER=True)
+
+
+def _listed(placed: Placed, max_output: int) -> tuple[Tensor, Tensor]:
+    batch, num = placed.order.shape
+    programs = triton.cdiv(num, gpu_nms_resolve.LISTED)
+    indices = placed.order.new_empty((batch, max_output))
+    count = placed.order.new_empty(batch)
+    gpu_nms_resolve._list_kernel[(batch * programs,)](
+        keep_ptr=placed.keep,
+        keep_words_ptr=placed.keep.view(torch.int64),
+        order_ptr=placed.order,
+        indices_ptr=indices,
+        count_ptr=count,
+        num=num,
+        padded=placed.keep.shape[1],
+        max_output=max_output,
+        programs=programs,
+        LISTED=gpu_nms_resolve.LISTED,
+        WORDS=gpu_nms_resolve.COUNTED_WORDS,
+    )
     return indices, count

@@ -3,6 +3,7 @@
 Order: score descending (NaN first), then input index; IoU in the boxes' dtype (half types in float32), compared with
 the threshold as double. Source: torchvision/csrc/ops/cpu/nms_kernel.cpp.
 Differs from torchvision: groups are exact (no coordinate offsets), ties are stable everywhere, several images at once.
+``presorted`` gives groups by their lengths, each with its scores descending; then a GPU sorts nothing.
 """
 
 import torch
@@ -29,6 +30,7 @@ def _(
     iou_threshold: float,
     max_output: int,
     num_groups: int = 0,
+    presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     indices = boxes.new_empty(boxes.shape[0], max_output, dtype=torch.int64)
     return indices, boxes.new_empty(boxes.shape[0], dtype=torch.int64)

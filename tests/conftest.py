@@ -11,11 +11,20 @@ import torch
 from torch import nn
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
-    from fastmask.kernels import gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+    from fastmask.kernels import (
+        gpu_nms_order,
+        gpu_nms_pairs,
+        gpu_paste,
+        gpu_rle,
+        gpu_roi_align,
+        gpu_roi_align_backward,
+        gpu_roi_pool,
+    )
 
     gpu_roi_align.PROGRAMS = 1
     gpu_roi_align_backward.TILE = 32
     gpu_roi_pool.TILE = 32
+    gpu_nms_order.COUNTED, gpu_nms_order.PLACED, gpu_nms_order.RUN, gpu_nms_pairs.COLUMNS = 256, 256, 128, 32
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
     gpu_rle.PROGRAMS, gpu_rle.BLOCK = 8, 1024
 

@@ -167,4 +167,4 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         package(*package.prepared(pictures[:2]))
     names = {one.key for one in profiled.key_averages()}
-    assert {"_suppress_kernel", "_forward_kernel"} <= names
+    assert {"_resolve_kernel", "_forward_kernel"} <= names

@@ -1,14 +1,16 @@
 """fastmask::nms_padded against its specification: order, ties, groups, exact fractions, hostile boxes, padding."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import cpu_nms, reference
-from fastmask.kernels.launch import INTERPRET
+from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.nms import nms_padded_op
 
 
@@ -20,10 +22,14 @@ def check(
     threshold: float,
     limit: int,
     device: torch.device,
+    num_groups: int = 0,
+    presorted: Sequence[int] | None = None,
 ) -> None:
     """One batch against the specification, image by image."""
     inputs = [None if t is None else t.to(device) for t in (boxes, scores, groups, valid)]
-    indices, count = nms_padded_op(*inputs, threshold, limit)
+    indices, count = nms_padded_op(*inputs, threshold, limit, num_groups, presorted)
+    if presorted is not None:
+        groups = torch.arange(len(presorted)).repeat_interleave(torch.tensor(presorted)).expand(len(boxes), -1)
     assert indices.shape == (len(boxes), limit)
     for b in range(len(boxes)):
         group, real = (None if t is None else t[b] for t in (groups, valid))
@@ -138,8 +144,115 @@ def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
     assert torch.equal(members[alone[0, : few[0]]], kept[one])
 
 
+@pytest.mark.parametrize("way", ["counted", "sorted"])
+@pytest.mark.parametrize("num_groups", [0, 3, 300, 40_000], ids="G{}".format)
+def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes are counted or sorted, by their groups or a hash of these, which may collide; one image or several."""
+    if HAS_TRITON:
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.COMPARISONS", 0 if way == "sorted" else 2**30)
+    boxes = torch.stack([draw_boxes(70, largest=60) for _ in range(2)])
+    scores, valid = torch.randint(9, (2, 70)).float(), torch.rand(2, 70) < 0.8
+    scores[0, ::9], scores[1, ::9], scores[1, 1::9] = NAN, -INF, -0.0
+    groups = torch.randint(3, (2, 70))
+    for real in (groups, groups * 11 - 9, groups << 60):  # a group beyond num_groups stays a group of its own
+        check(boxes, scores, real, valid, 0.3, 70, device, num_groups)
+    check(boxes[:1], scores[:1], groups[:1], None, 0.3, 70, device, num_groups)
+    check(boxes, scores, None, valid, 0.3, 9, device)
+    if HAS_TRITON:
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.MOST_BUCKETS", 2)
+    check(boxes, scores, groups * 11 - 9, valid, 0.3, 70, device)
+
+
+@pytest.mark.parametrize(
+    ("runs", "dtype"),
+    [([130], torch.float32), ([70, 0, 33, 1, 26], torch.float16), ([13] * 10, torch.float32)],
+    ids=["one run", "five runs", "ten runs"],
+)
+def test_presorted_runs(runs: list[int], dtype: torch.dtype, device: torch.device) -> None:
+    """What an RPN hands over: no sort, and ties across runs in the input's order."""
+    boxes = torch.stack([draw_boxes(130, largest=60) for _ in range(2)])
+    scores = (torch.rand(2, 130) * 20).round().to(dtype)
+    scores[0, ::9], scores[0, 1::9] = INF, -INF
+    scores = torch.cat([run.sort(dim=1, descending=True).values for run in scores.split(runs, 1)], 1)
+    scores[1, :2] = NAN
+    check(boxes, scores, None, None, 0.3, 20, device, presorted=runs)
+    check(boxes[1:], scores[1:], None, torch.rand(1, 130) < 0.7, 0.3, 130, device, presorted=runs)
+
+
+def test_scores_that_rise_in_a_run_count_as_the_lowest_before(device: torch.device) -> None:
+    """An ulp of a sigmoid must not break the order; nothing else is promised either."""
+    boxes, scores, runs = draw_boxes(100, largest=60)[None], torch.rand(1, 100), [40, 60]
+    scores[0, 50], scores[0, 3] = NAN, NAN
+    lowest = torch.cat([run.nan_to_num(2).cummin(1).values for run in scores.split(runs, 1)], 1)
+    indices, count = nms_padded_op(boxes.to(device), scores.to(device), None, None, 0.3, 100, 0, runs)
+    groups = (torch.arange(100) >= 40).long()
+    assert indices[0, : count[0]].tolist() == reference.nms(boxes[0], lowest[0], groups, None, 0.3, 100)
+
+
+@pytest.mark.parametrize(("window", "splits"), [(1, 1), (2, 16)], ids=str)
+def test_groups_beyond_the_window(
+    window: int, splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several launches then settle a group, window after window, and stop where enough is kept."""
+    if HAS_TRITON:
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.MOST_WORDS", 0)
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.LEAST_WINDOW", window)
+        monkeypatch.setattr("fastmask.kernels.gpu_nms_pairs.SPLITS", splits)
+    boxes, scores = draw_boxes(300, largest=100)[None], torch.rand(1, 300)
+    check(boxes, scores, None, None, 0.4, 300, device)
+    check(boxes, scores, None, None, 0.4, 70, device)
+    groups, valid = (torch.arange(300) > 20).long()[None], torch.rand(1, 300) < 0.9
+    check(boxes, scores, groups, valid, 0.2, 300, device)
+    check(boxes, scores, groups, valid, -1.0, 300, device)
+    check(boxes.view(2, 150, 4), scores.view(2, 150), None, None, 0.4, 150, device)
+
+
+@pytest.mark.parametrize("side", [1e-30, 1e-20, 1e-12, 1e12, 1e18], ids=str)
+def test_boxes_of_any_size(side: float, device: torch.device) -> None:
+    """Areas that underflow, are subnormal, or are close to the largest float, alone and beside others."""
+    boxes = draw_boxes(60, largest=60) * (side / 30)
+    check(boxes[None], torch.rand(1, 60), None, None, 0.4, 60, device)
+    check(torch.cat([boxes, draw_boxes(30)])[None], torch.rand(1, 90), None, None, 0.4, 90, device)
+
+
+def exceeds_by_fma(inter: np.ndarray, union: np.ndarray, threshold: np.floating, half_gap: np.floating) -> np.ndarray:
+    """fma(-threshold, union, inter) > half_gap * union in float32, rounded once: to odd in float64, then to float32."""
+    product = -threshold.astype(np.float64) * union.astype(np.float64)  # exact
+    total = product + inter
+    part = total - product
+    error = (product - (total - part)) + (inter.astype(np.float64) - part)
+    bits = total.view(np.int64)
+    odd = np.isfinite(total) & (error != 0) & (bits % 2 == 0)
+    rounded = np.where(odd, bits + np.where((error > 0) == (total > 0), 1, -1), bits).view(np.float64)
+    exceeds: np.ndarray = rounded.astype(np.float32) > half_gap * union
+    return exceeds
+
+
+@pytest.mark.parametrize("millions", [10, pytest.param(100, marks=pytest.mark.slow)], ids="{}M".format)
+def test_the_pair_test_without_division_is_the_division(millions: int) -> None:
+    """At the threshold and three floats around it, at fractions of integers, anywhere; unions down to 2^-80."""
+    rng = np.random.default_rng(torch.randint(2**31, ()).item())
+    thresholds = [0.5, 0.7, 0.3, 0.1, 0.6, 0.05, 0.9, 1 / 3, 2.0**-20, 1.0, 0.999999, *rng.random(9), 1e-5, 0.25]
+    number = millions * 1_000_000 // (3 * len(thresholds))
+    with np.errstate(all="ignore"):
+        for value in thresholds:
+            threshold = cpu_nms.largest_not_above(value, np.dtype(np.float32))
+            half_gap = np.float32((np.nextafter(threshold, np.float32(np.inf)) - threshold) / np.float32(2))
+            union = np.ldexp((rng.random(number) + 1).astype(np.float32), rng.integers(-80, 100, number))
+            near = (threshold * union).view(np.int32) + rng.integers(-3, 4, number, np.int32)
+            whole = rng.integers(1, 1 << 24, number).astype(np.float32)
+            for inter, under in (
+                (near.view(np.float32), union),
+                (np.round(whole * threshold) + rng.integers(-1, 2, number).astype(np.float32), whole),
+                (union * rng.random(number, np.float32), union),
+            ):
+                expected = inter / under > threshold
+                assert np.array_equal(exceeds_by_fma(inter, under, threshold, half_gap), expected), value
+
+
 def test_registration_is_sound(device: torch.device) -> None:
     boxes, scores = draw_boxes(9)[None].to(device), torch.rand(1, 9, device=device)
     groups, valid = torch.randint(2, (1, 9), device=device), torch.rand(1, 9, device=device) < 0.5
     torch.library.opcheck(nms_padded_op, (boxes, scores, groups, valid, 0.5, 5))
+    torch.library.opcheck(nms_padded_op, (boxes, scores, None, valid, 0.5, 5, 0, [4, 5]))
     torch.library.opcheck(nms_padded_op, (boxes.requires_grad_(), scores.requires_grad_(), None, None, 0.5, 12))

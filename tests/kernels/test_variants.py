@@ -57,8 +57,12 @@ def rois_of(num):
     gpu_roi_pool.roi_pool_backward(grad, rois, argmax, 0.25, 2, 16, 24)
 
 def boxes_of(num):
-    boxes, scores = torch.rand(2, num, 4), torch.rand(2, num)
-    gpu_nms.nms_padded(boxes, scores, torch.randint(3, (2, num)), None, 0.5, min(num, 100))
+    boxes, scores, groups = torch.rand(2, num, 4), torch.rand(2, num), torch.randint(3, (2, num))
+    gpu_nms.COMPARISONS = 2**25
+    gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
+    gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
+    gpu_nms.COMPARISONS, gpu_nms.MOST_WORDS, gpu_nms.LEAST_WINDOW = 0, 0, 8
+    gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
 
 def masks_of(num):
     masks, boxes, sizes = torch.rand(num, 28, 28), torch.rand(num, 4), torch.full((num, 2), 100)
@@ -85,7 +89,13 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
                 **{"_backward_kernel": 2, "_keys_kernel": 2},
             },
         ),
-        ("boxes", {"_suppress_kernel": 1, "_list_kernel": 1}),
+        # NMS counted, presorted and sorted; pairs with groups and without
+        (
+            "boxes",
+            {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
+            | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
+            | {"_resolve_kernel": 2, "_list_kernel": 1},
+        ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on

@@ -104,24 +104,27 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
 
         The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
         """
-        boxes, scores, levels = [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        boxes, scores = [], []
+        for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             logit = flatten_anchors(logit.detach(), 1).squeeze(2)  # [B, H * W * A]
             best, index = logit.topk(at_most(self.pre_nms_top_n(), logit.shape[1]), dim=1)
             chosen = flatten_anchors(delta.detach(), 4).gather(1, index[:, :, None].expand(-1, -1, 4))
             boxes.append(clip_to_sizes(self.box_coder.decode_boxes(chosen, anchor[index]), sizes))
             scores.append(upcast(best).sigmoid())
-            levels.append(torch.full_like(index, level))
-        candidates, score, group = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
+        candidates, score = torch.cat(boxes, 1), torch.cat(scores, 1)
         large = (candidates[..., 2:] - candidates[..., :2] >= self.min_size).all(2)
+        lengths = [level.shape[1] for level in scores]
+        fixed = all(isinstance(length, int) for length in lengths)  # torch.export of any size has symbols instead
+        levels = [torch.full_like(level, i, dtype=torch.int64) for i, level in enumerate([] if fixed else scores)]
         kept, count = nms_padded(
             candidates,
             score,
-            group,
+            None if fixed else torch.cat(levels, 1),
             large & (score >= self.score_thresh),
             iou_threshold=self.nms_thresh,
             max_output=self.post_nms_top_n(),
-            num_groups=len(logits),
+            num_groups=len(scores),
+            presorted=lengths if fixed else None,  # the order of logits, top-k's, is that of their sigmoids
         )
         return Proposals(take_rows(candidates, kept), take_rows(score, kept), count)
 
