@@ -1,86 +1,181 @@
-"""The work of NMS: one program for the groups that begin in each 64 positions, then a list of what is kept."""
+"""The work of NMS: an order, bits of all pairs of a unit, who stays of each unit, and the list by score."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_nms
+from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, boxes_in
 from fastmask.kernels.predict.model import Work
 
+BLOCK = gpu_nms_order.BLOCK
+Counts = NDArray[Any]
 
-def build(generator: torch.Generator, *, num: int, groups: int, batch: int = 1, threshold: float, most: int) -> Built:
+
+class Placed(NamedTuple):
+    """Boxes in their positions: those of a unit side by side, by score."""
+
+    boxes: Tensor  # [positions, 4]
+    units: Tensor  # [positions]
+
+
+def build(
+    generator: torch.Generator,
+    *,
+    num: int,
+    groups: int,
+    batch: int = 1,
+    threshold: float,
+    most: int,
+    runs: list[int] | None = None,
+) -> Built:
+    """``runs``: lengths of presorted runs, in place of groups."""
     boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)])
     scores = torch.rand(batch, num, generator=generator)
-    labels = torch.randint(groups, (batch, num), generator=generator) if groups > 1 else None
-    run = functools.partial(gpu_nms.nms_padded, boxes, scores, labels, None, threshold, most, groups)
-    return run, functools.partial(works, boxes, scores, labels, threshold, most)
+    labels = torch.randint(groups, (batch, num), generator=generator) if groups > 1 and not runs else None
+    if runs:
+        scores = torch.cat([run.sort(1, descending=True).values for run in scores.split(runs, 1)], 1)
+    run = functools.partial(
+        gpu_nms.nms_padded, boxes, scores, labels, None, threshold, most, groups if labels is not None else 0, runs
+    )
+    return run, functools.partial(works, boxes, scores, labels, threshold, most, runs)
 
 
-def works(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float, most: int) -> list[Work]:
+def works(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float, most: int, runs: list[int] | None
+) -> list[Work]:
     batch, num = scores.shape
-    blocks = -(-num // gpu_nms.BLOCK) if labels is not None else 1
-    counts = np.zeros((4, batch * blocks))  # groups, steps, tiles of kept boxes, rounds
-    kept = np.zeros(batch, int)
-    for image in range(batch):
-        order = scores[image].argsort(descending=True, stable=True)
-        ordered = labels[image][order] if labels is not None else torch.zeros(num)
-        start = 0
-        for group in ordered.unique():
-            members = boxes[image][order[ordered == group]]
-            steps, tiles, rounds, found = _walk(members, threshold, most)
-            counts[:, image * blocks + (start // gpu_nms.BLOCK if labels is not None else 0)] += 1, steps, tiles, rounds
-            start += len(members)
-            kept[image] += found
-    listing = -(-num // gpu_nms.LISTED)
-    last = np.tile(np.arange(listing) == listing - 1, batch)
-    rest = np.repeat(np.maximum(most - kept, 0) // -gpu_nms.LISTED * -1, listing) * last
+    placed = _place(boxes, scores, labels, runs)
+    blocks = -(-batch * num // BLOCK)
+    window = _window(blocks, max(runs) if runs else num)
+    going, mixed = _pairs(placed.units, blocks, window)
+    active, walked, far, begun_rounds, walked_rounds = _resolve(placed, blocks, threshold, most)
+    padded, listing = -(-num // 16) * 16, -(-num // gpu_nms_resolve.LISTED)
+    parts = np.tile(np.arange(listing), batch)
+    rest = np.maximum(np.ceil((most - parts * gpu_nms_resolve.LISTED) / (listing * gpu_nms_resolve.LISTED)), 0)
+    size, bits = batch * num, float(going.sum()) * 2 * BLOCK * 4
     return [
+        *_order(batch, num, runs),
         Work(
-            "_suppress_kernel",
+            "_pairs_kernel",
             {
-                "while lane < BLOCK": counts[0],
-                "while unfinished": counts[1],
-                "for k in range(0, num_kept": counts[2],
-                "while changed > 0": counts[3],
+                "while going": going,
+                "for half in range(2)": 2 * going,
+                "if tiny": 0,
+                "if mixed": 2 * mixed,
+                "else of if mixed": 2 * (going - mixed),
             },
-            hbm_bytes=batch * num * (16 + 3 * 8 + 1),
-            slow_paths=1,  # nearly every warp has a pair that does not overlap
+            hbm_bytes=size * 24,
+            l2_bytes=float(going.sum()) * 2 * BLOCK * 24 + bits,
+        ),
+        Work(
+            "_resolve_kernel",
+            {
+                "if active": active,
+                "if going": walked > 0,
+                "while current + 1 < end": walked,
+                "for distance in range(2 + FAR": far,
+                "if active -> while rounds > 0": begun_rounds,
+                "while current + 1 < end -> while rounds > 0": walked_rounds,
+            },
+            l2_bytes=bits + size * 8,
         ),
         Work(
             "_list_kernel",
             {
-                "for first in range(0, begin": np.tile(np.arange(listing), batch),
-                "if begin + BLOCK >= num": last,
-                "for first in range(total, max_output": rest,
+                "for first in range(0, padded // 8": -(-padded // 8 // gpu_nms_resolve.COUNTED_WORDS),
+                "for first in range(part * LISTED": rest,
             },
-            hbm_bytes=batch * (num * 9 + most * 8),
+            l2_bytes=batch * (num * 9 + most * 8),
         ),
     ]
 
 
-def _walk(boxes: Tensor, threshold: float, most: int) -> tuple[int, int, int, int]:
-    """Sorted boxes of one group -> steps, tiles of kept boxes, rounds, kept boxes."""
-    steps = tiles = rounds = 0
-    kept = boxes[:0]
-    for block in boxes.split(gpu_nms.BLOCK):
-        steps += 1
-        tiles += -(-len(kept) // gpu_nms.BLOCK)
-        first = ~(_iou(block, kept) > threshold).any(1)
-        removes = (_iou(block, block) > threshold).tril(-1)
-        alive, changed = first, bool(first.any())
-        while changed:
-            rounds += 1
-            still = first & ~(removes & alive).any(1)
-            changed, alive = bool((still != alive).any()), still
-        kept = torch.cat([kept, block[alive]])
-        if len(kept) >= most:
-            break
-    return steps, tiles, rounds, len(kept)
+def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
+    size = batch * num
+    if runs:
+        steps = np.ceil(np.array(runs) / gpu_nms_order.RUN)
+        return [
+            Work("_run_keys_kernel", {"for first in range(start, end": np.repeat(steps, batch)}, size * 8),
+            Work("_merge_kernel", {"for _ in range(steps)": max(runs).bit_length()}, size * 48),
+        ]
+    if batch * num * num <= gpu_nms.COMPARISONS:
+        return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
+    return [Work("_place_kernel", {}, size * 60)]
+
+
+def _window(blocks: int, largest: int) -> int:
+    reach = min(-(-(largest - 1) // BLOCK) + 1, blocks)
+    return min(reach, max(gpu_nms.MOST_WORDS // (blocks * BLOCK), gpu_nms.LEAST_WINDOW))
+
+
+def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int] | None) -> Placed:
+    batch, num = scores.shape
+    if runs:
+        units = torch.arange(len(runs)).repeat_interleave(torch.tensor(runs)).expand(batch, num)
+        order = torch.arange(num).expand(batch, num)
+    else:
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        units = torch.zeros(batch, num, dtype=torch.int64) if labels is None else labels.gather(1, order)
+        by_unit = units.argsort(dim=1, stable=True)
+        order, units = order.gather(1, by_unit), units.gather(1, by_unit)
+    units = units + torch.arange(batch)[:, None] * (int(units.max()) + 1)
+    return Placed(boxes.gather(1, order[..., None].expand(-1, -1, 4)).flatten(0, 1), units.flatten())
+
+
+def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
+    """Tiles of each program, and those of which two units share a block or which are on the diagonal."""
+    padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
+    first, last = padded[:, 0], padded[:, -1]
+    splits = min(gpu_nms_pairs.SPLITS, window)
+    going, mixed = np.zeros((2, blocks, splits))
+    for block in range(blocks):
+        for distance in range(min(window, block + 1)):
+            if distance and last[block - distance] != first[block]:
+                break
+            going[block, distance % splits] += 1
+            mixed[block, distance % splits] += distance == 0 or first[block - distance] != last[block]
+    return going.ravel(), mixed.ravel()
+
+
+def _resolve(placed: Placed, blocks: int, threshold: float, most: int) -> Counts:
+    """[5, blocks]: whether a program has units; blocks that it walks; reads of far words; rounds at first, in walks."""
+    counts = np.zeros((5, blocks))
+    begins = [0, *((placed.units[1:] != placed.units[:-1]).nonzero()[:, 0] + 1).tolist(), len(placed.units)]
+    for start, end in zip(begins[:-1], begins[1:], strict=True):
+        block = start // BLOCK
+        steps = [start, *range((block + 1) * BLOCK, end, BLOCK), end]
+        kept = placed.boxes[:0]
+        for number, (low, high) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+            boxes = placed.boxes[low:high]
+            alive, rounds = settle(boxes, kept, threshold)
+            kept = torch.cat([kept, boxes[alive]])
+            if number == 0:
+                counts[0, block] = 1
+                counts[3, block] = max(counts[3, block], rounds)
+            else:
+                far = max(-(-(number - gpu_nms_resolve.FAR) // gpu_nms_resolve.FAR), 0)
+                counts[[1, 2, 4], block] += 1, far, rounds
+            if len(kept) >= most:
+                break
+    return counts
+
+
+def settle(boxes: Tensor, kept: Tensor, threshold: float) -> tuple[Tensor, int]:
+    """Which of the sorted boxes stay beside those kept before, and after how many rounds that is known."""
+    first = ~(_iou(boxes, kept) > threshold).any(1)
+    removes = (_iou(boxes, boxes) > threshold).tril(-1)
+    alive, rounds, changed = first, 0, bool(first.any())
+    while changed:
+        rounds += 1
+        still = first & ~(removes & alive).any(1)
+        changed, alive = bool((still != alive).any()), still
+    return alive, rounds
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
@@ -94,9 +189,10 @@ def _case(floor: float | None, target: float | None, **options: Any) -> Case:
     return Case(functools.partial(build, **options), floor, target)
 
 
+RPN: dict[str, Any] = {"num": 4819, "groups": 5, "threshold": 0.7, "most": 1000, "runs": [1000, 1000, 1000, 1000, 819]}
 CASES = {
-    "RPN NMS, 4819 boxes in 5 levels": _case(10, 30, num=4819, groups=5, threshold=0.7, most=1000),
-    "RPN NMS, 8 x 4819 boxes in 5 levels": _case(10, 30, num=4819, groups=5, batch=8, threshold=0.7, most=1000),
+    "RPN NMS, 4819 boxes in 5 levels": _case(10, 30, **RPN),
+    "RPN NMS, 8 x 4819 boxes in 5 levels": _case(10, 30, batch=8, **RPN),
     "class NMS, 20k boxes in 80 classes": _case(15, 60, num=20_000, groups=80, threshold=0.5, most=20_000),
     "nms, one group of 5k": _case(None, None, num=5_000, groups=1, threshold=0.5, most=5_000),
     "nms, one group of 20k": _case(None, None, num=20_000, groups=1, threshold=0.5, most=20_000),
