@@ -22,12 +22,11 @@ from triton.compiler import ASTSource
 from fastmask.kernels import (
     audit_nms,
     audit_roi_align,
+    audit_roi_align_backward,
     gpu_mask_geometry,
     gpu_paste,
     gpu_paste_backward,
     gpu_rle,
-    gpu_roi_align_backward,
-    gpu_roi_geometry,
     gpu_roi_pool,
 )
 from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
@@ -65,25 +64,13 @@ class Report(NamedTuple):
 def variants() -> Iterator[Variant]:
     """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
     yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
+    yield from itertools.starmap(Variant, audit_roi_align_backward.backward_variants(DTYPES))
     geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
     common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
     for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
         suffix = f"{dtype}, {levels} levels, sampling ratio {ratio}"
         constants = common | {"LEVELS": levels, "RATIO": ratio}
         first = (levels, ratio) == (4, 2)
-        backward = gpu_roi_align_backward
-        grads = {f"out{i}_ptr": f"*{dtype}" for i in range(5)} | {"grad_ptr": f"*{dtype}", "rois_ptr": "*fp32"}
-        own = {"TILE": backward.TILE, "CHANNELS": backward.CHANNELS, "ROIS": backward.ROIS}
-        yield Variant(
-            f"RoIAlign backward, {suffix}",
-            backward._backward_kernel,
-            grads | geometry | {"order_ptr": "*i64", "starts_ptr": "*i64"},
-            constants | own,
-            {"num_warps": backward.NUM_WARPS},
-            ("channels",),
-            first,
-            ("STG",),
-        )
         if levels == 4 or ratio == 0:
             continue
         for layout, last, multiple in (("NHWC", True, 16), ("NCHW", False, 1)):
@@ -110,17 +97,6 @@ def variants() -> Iterator[Variant]:
             ("channels",),
             True,
             ("STG",),
-        )
-    for levels in (4, 1):
-        yield Variant(
-            f"RoIs' maps, {levels} levels",
-            gpu_roi_geometry._keys_kernel,
-            geometry | {"rois_ptr": "*fp32", "keys_ptr": "*i32"},
-            {"LEVELS": levels, "ALIGNED": False, "BLOCK": gpu_roi_geometry.KEYS},
-            {"num_warps": 4},
-            (),
-            levels == 4,
-            (),
         )
     modes = {  # what a mask lies on: side, padding, continuous
         "torchvision": (28, 1, False),
@@ -197,6 +173,11 @@ def variants() -> Iterator[Variant]:
 
 def compile_variant(variant: Variant, architecture: str) -> Report:
     """Compile it as for tensors that are 16-byte aligned."""
+    if architecture.startswith("gfx"):  # as RoIAlign's backward is launched there
+        variant = variant._replace(
+            constants=variant.constants | ({"PRECISION": "ieee"} if "PRECISION" in variant.constants else {}),
+            options={name: value for name, value in variant.options.items() if name != "maxnreg"},
+        )
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names}
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in variant.multiples]

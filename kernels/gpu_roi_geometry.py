@@ -174,7 +174,7 @@ def _keys_kernel(
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
     )
     key = tl.where(valid, level * batch + image, LEVELS * batch)
-    tl.store(keys_ptr + offs_k, key.to(tl.int32), mask=mask_k)
+    tl.store(keys_ptr + offs_k, key.to(keys_ptr.dtype.element_ty), mask=mask_k)
 
 
 # fmt: on
@@ -220,17 +220,24 @@ def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> di
     }
 
 
-def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """RoIs [K, 5] in the order of (level, image), and where each of these begins there, int64 [levels * batch + 1].
+def sorted_keys(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Each RoI's level * batch + image, sorted, and which of the RoIs [K, 5] it is; those that do not count come last.
 
-    ``geometry``: level_geometry's arguments with LEVELS and ALIGNED. RoIs that do not count come last.
+    ``geometry``: level_geometry's arguments with LEVELS and ALIGNED. Bytes where they suffice: a sort of one pass.
     """
     num_rois = rois.shape[0]
-    keys = rois.new_empty(num_rois, dtype=torch.int32)
+    few = geometry["LEVELS"] * batch < 256
+    keys = rois.new_empty(num_rois, dtype=torch.uint8 if few else torch.int32)
     if num_rois > 0:
         _keys_kernel[(triton.cdiv(num_rois, KEYS),)](
             rois_ptr=rois, keys_ptr=keys, num_rois=num_rois, batch=batch, BLOCK=KEYS, **geometry
         )
     keys, order = keys.sort(stable=True)
-    ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=torch.int32, device=rois.device)
+    return keys, order
+
+
+def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """sorted_keys' RoIs, and where each (level, image) begins there, int64 [levels * batch + 1]."""
+    keys, order = sorted_keys(rois, batch, geometry)
+    ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=keys.dtype, device=rois.device)
     return order, torch.searchsorted(keys, ends)

@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     )
 
     gpu_roi_align.PROGRAMS = 1
-    gpu_roi_align_backward.TILE = 32
+    gpu_roi_align_backward.TILE_Y, gpu_roi_align_backward.TILE_X = 32, 32
     gpu_roi_pool.TILE = 32
     gpu_nms_order.COUNTED, gpu_nms_order.PLACED, gpu_nms_order.RUN, gpu_nms_pairs.COLUMNS = 256, 256, 128, 32
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32

@@ -86,7 +86,7 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
             "rois",
             {
                 **{"_forward_kernel": 2, "_apart_kernel": 1, "_copy_kernel": 1},
-                **{"_backward_kernel": 2, "_keys_kernel": 2},
+                **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),
         # NMS counted, presorted and sorted; pairs with groups and without
