@@ -65,14 +65,7 @@ def variants() -> Iterator[Variant]:
     """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
     yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
     yield from itertools.starmap(Variant, audit_roi_align_backward.backward_variants(DTYPES))
-    geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)}
-    common = {"POOLED_H": 7, "POOLED_W": 7, "ALIGNED": False}
-    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
-        suffix = f"{dtype}, {levels} levels, sampling ratio {ratio}"
-        constants = common | {"LEVELS": levels, "RATIO": ratio}
-        first = (levels, ratio) == (4, 2)
-        if levels == 4 or ratio == 0:
-            continue
+    for dtype in DTYPES:
         for layout, last, multiple in (("NHWC", True, 16), ("NCHW", False, 1)):
             yield Variant(
                 f"RoIPool forward, {layout}, {dtype}",

@@ -27,6 +27,13 @@ def view_bytes(address: int, size: int) -> np.ndarray:
     return np.frombuffer((ctypes.c_ubyte * size).from_address(address), u1)
 
 
+def _differ(old, new):
+    """Bitwise, but for two float32 that are NaN: numpy has several, a GPU's arithmetic gives one."""
+    if new.dtype != np.uint32:
+        return old != new
+    return (old != new) & ~(((old & 0x7FFFFFFF) > 0x7F800000) & ((new & 0x7FFFFFFF) > 0x7F800000))
+
+
 class Space:
     """What global and shared memory have in common. An access is of ``count`` neighbouring values of ``size`` bytes."""
 
@@ -88,11 +95,11 @@ class Space:
     def write(self, threads, lanes, start, units, size, new):
         view, index = self.views[size], (start // size)[:, None] + np.arange(new.shape[1])
         if self.run.options.races:
-            changed = view[index] != new  # a unit is not larger than a value
+            changed = _differ(view[index], new)  # a unit is not larger than a value
             changes = np.repeat(changed, max(size // self.granule, 1), 1)
             self.report(threads, self.shadow.touch_write(units, threads.identify(lanes), changes))
         view[index] = new
-        if self.run.options.races and (view[index] != new).any():
+        if self.run.options.races and _differ(view[index], new).any():
             self.report(threads, "threads store different values to one address")
 
     def update(self, threads, address, offset, mask, op, dtype, values, meaning, line):

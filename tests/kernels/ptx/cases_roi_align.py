@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 import triton.language as tl
-from case_inputs import BF16, FP16, FP32, NAMES, geometry, pyramid, some_rois
+from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, geometry, pyramid, some_rois
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, reference
+from fastmask.kernels import cpu_roi, gpu_roi_align, gpu_roi_align_backward, reference
 
 OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
 # RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
@@ -47,30 +47,26 @@ def border_case(x1, x2, width, num_bins, last):
     return Case(lambda: gpu_roi_align.multilevel_roi_align([features], *rest), check)
 
 
-def roi_align_backward_case(dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80)):
+def roi_align_backward_case(
+    dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80), values=()
+):
     scales, limits = geometry(levels)
-    maps = [
-        torch.zeros(batch, channels, -(-size[0] // s), -(-size[1] // s), dtype=torch.float64)
-        for s in (4, 8, 16, 32, 64)
-    ]
-    maps = maps[:levels]
+    heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
+    for number, value in enumerate(values):
+        grad[number % len(rois), number % channels, 0, -1] = value
 
     def run():
         return gpu_roi_align_backward.multilevel_roi_align_backward(
-            grad, rois, batch, [m.shape[2] for m in maps], [m.shape[3] for m in maps], scales, limits, ratio, aligned
+            grad, rois, batch, heights, widths, scales, limits, ratio, aligned
         )
 
     def check(outs):
-        leaves = [m.clone().requires_grad_() for m in maps]
-        pooled_maps = reference.multilevel_roi_align(leaves, rois, scales, limits, *pooled, ratio, aligned)
-        if pooled_maps.requires_grad:  # some sample lies in a map
-            pooled_maps.backward(grad.double())
-        wrong = []
-        for level, (out, leaf) in enumerate(zip(outs, leaves, strict=True)):
-            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            wrong += close(f"level {level}", out, expected, 5e-4)
-        return wrong
+        expected = cpu_roi.multilevel_roi_align_backward(
+            grad.double(), rois.double(), batch, heights, widths, scales, limits, ratio, aligned
+        )
+        pairs = enumerate(zip(outs, expected, strict=True))
+        return [error for level, pair in pairs for error in close(f"level {level}", *pair, 5e-4)]
 
     return Case(run, check)
 
@@ -187,6 +183,21 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     yield (
         "RoIAlign backward bf16, C=72 in two blocks, 1 level",
         roi_align_backward_case(BF16, 72, 1, six[:3] * OF_ONE_IMAGE, 1, (2, 2), 2, False, (40, 44)),
+    )
+    yield (
+        "RoIAlign backward bf16, C=272 in two blocks, 7x7",
+        roi_align_backward_case(BF16, 272, 2, some_rois(4, 1, size=(24, 24)), 1, (7, 7), 2, False, (24, 24)),
+    )
+    for dtype in (FP32, BF16):
+        yield (
+            f"RoIAlign backward {NAMES[dtype]}, gradients that are not finite, C=16",
+            roi_align_backward_case(
+                dtype, 16, 1, some_rois(5, 1, size=(24, 24)), 1, (3, 3), 2, True, (24, 24), (NAN, INF, -INF)
+            ),
+        )
+    yield (
+        "RoIAlign backward bf16, 520 RoIs of one image, C=16",
+        roi_align_backward_case(BF16, 16, 1, some_rois(520, 1, size=(24, 24)), 1, (1, 1), 1, False, (24, 24)),
     )
     yield (
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
