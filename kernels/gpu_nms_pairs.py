@@ -133,29 +133,22 @@ def _row_tiles(
     unit = tl.load(units_ptr + block * BLOCK)
     ptrs_word = words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + rows
     x1, y1, x2, y2, area, label = _rows(tiles_ptr, labels_ptr, block, GROUPED, BLOCK)
-    if distance == 0:  # the block itself: earlier boxes of the same unit
-        for half in range(2):
-            bits = _bits(
-                tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, block, half, threshold, half_gap,
-                GROUPED, TEST, BLOCK, COLUMNS,
-            )  # fmt: skip
-            bits = bits & _earlier_in_unit(units_ptr, units, block, half, BLOCK, 16)
-            tl.store(ptrs_word + half * BLOCK, bits)
-        distance += splits
-    last = tl.load(units_ptr + (block - distance) * BLOCK + BLOCK - 1, mask=distance <= block, other=-1)
-    end = tl.where((last == unit) & (unit % 2 == 0), tl.minimum(block + 1, window), 0)
-    while distance < end:  # blocks before it can only have its first unit
+    end = tl.minimum(block + 1, window)
+    while distance < end:
         column = block - distance
         for half in range(2):
             bits = _bits(
                 tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, column, half, threshold, half_gap,
                 GROUPED, TEST, BLOCK, COLUMNS,
             )  # fmt: skip
-            bits = bits & tl.where(units == unit, _same_unit(units_ptr, column, half, unit, BLOCK), 0)
+            if distance == 0:  # the block itself: earlier boxes of the same unit
+                bits = bits & _earlier_in_unit(units_ptr, units, block, half, BLOCK, 16)
+            else:  # blocks before it can only have its first unit
+                bits = bits & tl.where(units == unit, _same_unit(units_ptr, column, half, unit, BLOCK), 0)
             tl.store(ptrs_word + distance * (2 * BLOCK) + half * BLOCK, bits)
         distance += splits
         last = tl.load(units_ptr + (block - distance) * BLOCK + BLOCK - 1, mask=distance <= block, other=-1)
-        end = tl.where(last == unit, end, distance)
+        end = tl.where((last == unit) & (unit % 2 == 0), end, distance)
 
 
 @triton.jit

@@ -41,7 +41,8 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
         inside = [i for i in loops if number in code.loops[i]]  # outer first
         count: Counts = 1.0
         name = ""
-        paths = collections.Counter(source.around(one.stack) for one in code.blocks[number].instructions)
+        around = [source.around(one.stack) for one in code.blocks[number].instructions]
+        paths = collections.Counter(path for path in around if path)  # barriers have no line
         path = paths.most_common(1)[0][0] if paths else ()
         if inside:
             label, name = loops[inside[-1]], _name(loops[inside[-1]])

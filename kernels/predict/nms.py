@@ -1,6 +1,7 @@
 """The work of NMS: an order, bits of all pairs of a unit, who stays of each unit, and the list by score."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,25 +54,31 @@ def works(
     placed = _place(boxes, scores, labels, runs)
     blocks = -(-batch * num // BLOCK)
     window = _window(blocks, max(runs) if runs else num)
-    going, mixed = _pairs(placed.units, blocks, window)
+    diagonal, tiles = _pairs(placed.units, blocks, window)
+    parts = BLOCK // 2 // gpu_nms_pairs.columns_of(labels is not None, "fma")
     active, walked, far, begun_rounds, walked_rounds = _resolve(placed, blocks, threshold, most)
     padded, listing = -(-num // 16) * 16, -(-num // gpu_nms_resolve.LISTED)
-    parts = np.tile(np.arange(listing), batch)
-    rest = np.maximum(np.ceil((most - parts * gpu_nms_resolve.LISTED) / (listing * gpu_nms_resolve.LISTED)), 0)
-    size, bits = batch * num, float(going.sum()) * 2 * BLOCK * 4
+    places = np.tile(np.arange(listing), batch)
+    rest = np.maximum(np.ceil((most - places * gpu_nms_resolve.LISTED) / (listing * gpu_nms_resolve.LISTED)), 0)
+    size, every = batch * num, float((diagonal + tiles).sum())
+    bits = every * 2 * BLOCK * 4
+    pairs = {
+        "if active": np.minimum(diagonal + tiles, 1),
+        "while distance < end": diagonal + tiles,
+        "for half in range(2)": 2 * (diagonal + tiles),
+        "_bits: for part": 2 * parts * (diagonal + tiles),
+        "if distance == 0": 2 * diagonal,
+        "_earlier_in_unit: for part": 2 * 2 * diagonal,
+        "else of if distance == 0": 2 * tiles,
+    }
+    pairs |= {f"if _has_tiny( -> {key}": 0 for key in list(pairs) if key != "if active"} | {"if _has_tiny(": 0}
     return [
         *_order(batch, num, runs),
         Work(
             "_pairs_kernel",
-            {
-                "while going": going,
-                "for half in range(2)": 2 * going,
-                "if tiny": 0,
-                "if mixed": 2 * mixed,
-                "else of if mixed": 2 * (going - mixed),
-            },
+            pairs,
             hbm_bytes=size * 24,
-            l2_bytes=float(going.sum()) * 2 * BLOCK * 24 + bits,
+            l2_bytes=every * 2 * BLOCK * 24 + bits,
         ),
         Work(
             "_resolve_kernel",
@@ -129,29 +136,29 @@ def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int]
 
 
 def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
-    """Tiles of each program, and those of which two units share a block or which are on the diagonal."""
+    """For each program: whether it has the tile on the diagonal, and how many before it."""
     padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
     first, last = padded[:, 0], padded[:, -1]
     splits = min(gpu_nms_pairs.SPLITS, window)
-    going, mixed = np.zeros((2, blocks, splits))
+    diagonal, tiles = np.zeros((2, blocks, splits))
+    diagonal[:, 0] = 1
     for block in range(blocks):
-        for distance in range(min(window, block + 1)):
-            if distance and last[block - distance] != first[block]:
+        for distance in range(1, min(window, block + 1)):
+            if last[block - distance] != first[block]:
                 break
-            going[block, distance % splits] += 1
-            mixed[block, distance % splits] += distance == 0 or first[block - distance] != last[block]
-    return going.ravel(), mixed.ravel()
+            tiles[block, distance % splits] += 1
+    return diagonal.ravel(), tiles.ravel()
 
 
 def _resolve(placed: Placed, blocks: int, threshold: float, most: int) -> Counts:
     """[5, blocks]: whether a program has units; blocks that it walks; reads of far words; rounds at first, in walks."""
     counts = np.zeros((5, blocks))
     begins = [0, *((placed.units[1:] != placed.units[:-1]).nonzero()[:, 0] + 1).tolist(), len(placed.units)]
-    for start, end in zip(begins[:-1], begins[1:], strict=True):
+    for start, end in itertools.pairwise(begins):
         block = start // BLOCK
         steps = [start, *range((block + 1) * BLOCK, end, BLOCK), end]
         kept = placed.boxes[:0]
-        for number, (low, high) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+        for number, (low, high) in enumerate(itertools.pairwise(steps)):
             boxes = placed.boxes[low:high]
             alive, rounds = settle(boxes, kept, threshold)
             kept = torch.cat([kept, boxes[alive]])

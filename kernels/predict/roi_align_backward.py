@@ -1,4 +1,4 @@
-"""The work of RoIAlign's backward pass: RoIs sorted by map, then a program for each tile and block of channels."""
+"""The work of RoIAlign's backward pass: a table of RoIs sorted by map, then a program for each tile."""
 
 import functools
 from typing import Any
@@ -37,45 +37,45 @@ def build(
 
 def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) -> list[Work]:
     level, image = levels_of(rois), rois[:, 0].long()
-    scans, pairs, columns, bins = [], [], [], []
+    searches, products, bins = [], [], 0.0
     for i, scale in enumerate(SCALES):
         for b in range(batch):
-            some = (rois[(level == i) & (image == b)] * scale).numpy()
-            y, x = _reached(some[:, 2], some[:, 4], sizes[i][0]), _reached(some[:, 1], some[:, 3], sizes[i][1])
-            near_y, near_x = (y > 0).astype(float), (x > 0).astype(float)
-            tiles = y.shape[1] * x.shape[1]
-            scans.append(np.full(tiles, -(-len(some) // gpu.ROIS)))
-            pairs.append((near_y.T @ near_x).ravel())
-            columns.append((near_y.T @ x).ravel())
-            bins.append((y.T @ x).ravel())
+            some = (rois[(level == i) & (image == b)] * scale).double().numpy()
+            y = _reached(some[:, 2], some[:, 4], sizes[i][0], gpu.TILE_Y)
+            x = _reached(some[:, 1], some[:, 3], sizes[i][1], gpu.TILE_X)
+            begins = range(0, len(some), gpu.ROIS)
+            totals = [(y[k : k + gpu.ROIS].T @ x[k : k + gpu.ROIS]).ravel() for k in begins]
+            searches.append(np.full(y.shape[1] * x.shape[1], len(begins)))
+            products.append(sum((np.ceil(total / gpu.SLOTS) for total in totals), np.zeros(len(searches[-1]))))
+            bins += float(sum(total.sum() for total in totals))
     channels = grad.shape[1]
     repeats = -(-channels // gpu.CHANNELS)
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
-    all_bins = np.concatenate(bins).sum()
     return [
-        Work("_keys_kernel", hbm_bytes=len(rois) * 24),
+        Work("_table_kernel", {"for i in range(tl.max(past - first": 2}, len(rois) * 120),
         Work(
             "_backward_kernel",
             {
-                "for block in range(begin, end": np.tile(np.concatenate(scans), repeats),
-                "while lane < ROIS": np.tile(np.concatenate(pairs), repeats),
-                "for q in range(q0, q1)": np.tile(np.concatenate(columns), repeats),
-                "for p in range(p0, p1)": np.tile(np.concatenate(bins), repeats),
+                "for block in range(begin, end": np.tile(np.concatenate(searches), repeats),
+                "for done in range(0, total": np.tile(np.concatenate(products), repeats),
+                "else of if tl.abs(tl.sum": 0,  # for a gradient with NaN or inf
+                "for k in range(begin, end": 0,
+                "for rank in range(": 0,
             },
             hbm_bytes=grad.nbytes + written,
-            l2_bytes=float(all_bins * channels * grad.itemsize + written),
+            l2_bytes=bins * channels * grad.itemsize + written,
         ),
     ]
 
 
-def _reached(low: NDArray[Any], high: NDArray[Any], size: int) -> NDArray[Any]:
-    """Bins of each RoI that the kernel visits for each tile along one axis, float64 [RoIs, tiles]."""
-    tile = np.arange(-(-size // gpu.TILE)) * gpu.TILE
+def _reached(low: NDArray[Any], high: NDArray[Any], size: int, side: int) -> NDArray[Any]:
+    """Bins of each RoI that may reach each tile along one axis, float64 [RoIs, tiles]."""
+    tile = np.arange(-(-size // side)) * side
     length = np.maximum(high - low, 1)[:, None] / POOLED
-    start, slack = low[:, None], 2.0
-    first = np.floor((tile - slack - start) / length).clip(0, POOLED)
-    past = (np.floor((tile + gpu.TILE + slack - start) / length) + 1).clip(0, POOLED)
-    bins: NDArray[Any] = np.maximum(past - first, 0).astype(float)
+    inset = 0.5 / RATIO
+    first = np.maximum(np.ceil((tile - 1 - low[:, None]) / length - 1 + inset), 0)
+    past = np.minimum(np.floor((tile + side - low[:, None]) / length - inset) + 1, POOLED)
+    bins: NDArray[Any] = np.maximum(past - first, 0)
     return bins
 
 
