@@ -6,8 +6,10 @@ arguments, and launches nothing; outputs of kernels are zeros. Torch's operation
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -18,6 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
+
+# Triton's, of this process alone: a kernel that another checkout compiled would name the lines of that one's files
+_CACHE = tempfile.TemporaryDirectory(prefix="fastmask-predict-")
 
 
 class Launch(NamedTuple):
@@ -98,7 +103,8 @@ def _compiling(launch: Callable[..., Any], capability: int) -> Iterator[None]:
     driver.set_active(_Target(capability))
     JITFunction.run = launch
     try:
-        yield
+        with mock.patch.dict(os.environ, TRITON_CACHE_DIR=_CACHE.name):
+            yield
     finally:
         JITFunction.run = real
         driver._active = before

@@ -28,7 +28,8 @@ def build(
     sizes = [(size[0] // stride, size[1] // stride) for stride in STRIDES]
     heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
     # autograd hands over what the pooled features are: channels-last
-    grad = torch.empty(len(rois), channels, POOLED, POOLED, dtype=dtype, memory_format=torch.channels_last)
+    shape = (len(rois), channels, POOLED, POOLED)
+    grad = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last).zero_()  # a NaN takes another path
     run = functools.partial(
         gpu.multilevel_roi_align_backward, grad, rois, batch, heights, widths, SCALES, LIMITS, RATIO, False
     )
@@ -49,7 +50,7 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
             products.append(sum((np.ceil(total / gpu.SLOTS) for total in totals), np.zeros(len(searches[-1]))))
             bins += float(sum(total.sum() for total in totals))
     channels = grad.shape[1]
-    repeats = -(-channels // gpu.CHANNELS)
+    repeats = -(-channels // gpu.CHANNELS[grad.dtype])
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
     return [
         Work("_table_kernel", {"for i in range(tl.max(past - first": 2}, len(rois) * 120),
