@@ -58,5 +58,5 @@ def time_graph(run: Callable[[], Any]) -> float:
         graph.replay()
     events[-1].record()
     events[-1].synchronize()
-    milliseconds = [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
+    milliseconds: list[float] = [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
     return statistics.median(milliseconds) / 1e3 / CALLS

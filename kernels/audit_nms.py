@@ -40,7 +40,7 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for dtype, padded, one in itertools.product(dtypes, flags, flags):
         own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32" if one else "*i64"}
         suffix = f"{dtype}, {'one image' if one else 'a batch'}{', padding' if padded else ''}"
-        constants = {"HAS_VALID": padded, "ONE_IMAGE": one, "PLACED": order.PLACED}
+        constants: dict[str, Any] = {"HAS_VALID": padded, "ONE_IMAGE": one, "PLACED": order.PLACED}
         yield variant(f"scores' keys, {suffix}", order._score_keys_kernel, own, False, **constants)
     for bits, padded, hashed in itertools.product(("u8", "i16", "i32"), flags, flags):
         own = {"keys_ptr": f"*{bits}"}
@@ -55,7 +55,7 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
         test = "divide" if divide else "fma"
         sizes = {"BLOCK": order.BLOCK, "COLUMNS": pairs.columns_of(grouped, test), "num_warps": 1}
-        constants = {"GROUPED": grouped, "TEST": test} | sizes
+        constants = {"GROUPED": grouped, "TEST": test, **sizes}
         yield variant(f"pairs, {suffix}", pairs._pairs_kernel, own, not divide, **constants)
         constants["COLUMNS"] = pairs.columns_of(True, test)
         yield variant(f"strikes, {suffix}", pairs._strike_kernel, own, not divide, **constants)

@@ -13,7 +13,7 @@ level is no longer one CTA's work; for 20,000 boxes of one group 29-76 ms -> ~2 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def nms_padded(
     threshold = float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32)))
     half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
     test = "divide" if threshold < gpu_nms_pairs.SMALLEST_THRESHOLD else "float64" if INTERPRET else "fma"
-    pairs = {
+    pairs: dict[str, Any] = {
         "threshold": threshold,
         "half_gap": half_gap,
         "GROUPED": groups is not None,
@@ -153,7 +153,7 @@ def _buckets(batch: int, num_groups: int) -> tuple[int, bool]:
     return max(MOST_BUCKETS >> (batch - 1).bit_length(), 64), True
 
 
-def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[str, object]) -> None:
+def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[str, Any]) -> None:
     """The order of presorted runs."""
     batch, num = placed.order.shape
     ends = [sum(lengths[: i + 1]) for i in range(gpu_nms_order.MOST_RUNS)]
@@ -175,7 +175,7 @@ def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[
 
 
 def _sorted(
-    placed: Placed, scores: Tensor, inputs: dict[str, object], units: dict[str, object], outputs: dict[str, object]
+    placed: Placed, scores: Tensor, inputs: dict[str, Any], units: dict[str, Any], outputs: dict[str, Any]
 ) -> Placed:
     """The order by one sort of the whole batch by score and, of groups, another by unit."""
     batch, num = placed.order.shape
@@ -194,7 +194,7 @@ def _sorted(
     order = keys.sort(stable=True).indices
     by_unit = order  # without groups nothing reads it
     if outputs["GROUPED"]:
-        most = batch * (int(str(units["buckets"])) + 1)
+        most = batch * (units["buckets"] + 1)
         dtype = torch.uint8 if most <= 2**8 else torch.int16 if most <= 2**15 else torch.int32
         keys = scores.new_empty(batch * num, dtype=dtype)
         gpu_nms_order._unit_keys_kernel[grid](
@@ -213,7 +213,7 @@ def _sorted(
     return placed._replace(order=order.view(batch, num))
 
 
-def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: dict[str, object]) -> None:
+def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: dict[str, Any]) -> None:
     """Mark in ``placed.keep`` what stays; a unit has at most ``largest`` boxes."""
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
@@ -249,7 +249,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
             window=window,
             splits=splits,
             step=step,
-            **pairs | {"COLUMNS": gpu_nms_pairs.columns_of(True, str(pairs["TEST"]))},
+            **pairs | {"COLUMNS": gpu_nms_pairs.columns_of(True, pairs["TEST"])},
         )
         gpu_nms_resolve._resolve_kernel[(later,)](**state, step=step + 1, LATER=True)
 
