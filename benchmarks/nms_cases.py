@@ -15,6 +15,7 @@ from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.traffic import least_bytes
 
 SAMPLE = 200  # boxes that are compared with the literal reference
+LEVELS = [1000, 1000, 1000, 1000, 819]  # candidates that an RPN keeps of each level of a padded image of 800 x 1344
 
 
 def batched_nms(
@@ -52,11 +53,12 @@ def batched_nms(
 
 
 def rpn_nms(generator: torch.Generator, device: torch.device) -> Case:
-    """What an RPN does for a whole batch: torchvision image after image, ours in one call."""
-    batch = 8 if device.type == "cuda" else 2
-    boxes = torch.stack([boxes_in(generator, 4819, PICTURE) for _ in range(batch)]).to(device)
-    scores = torch.rand(batch, 4819, generator=generator).to(device)
-    levels = torch.randint(5, (batch, 4819), generator=generator).to(device)
+    """What an RPN does for a batch, level after level by score: torchvision image after image, ours in one call."""
+    batch, num = (8 if device.type == "cuda" else 2), sum(LEVELS)
+    boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)]).to(device)
+    runs = torch.rand(batch, num, generator=generator).split(LEVELS, dim=1)
+    scores = torch.cat([run.sort(dim=1, descending=True).values for run in runs], 1).to(device)
+    levels = torch.arange(len(LEVELS)).repeat_interleave(torch.tensor(LEVELS)).expand(batch, -1).to(device)
     images = list(zip(boxes, scores, levels, strict=True))
     providers: dict[str, Callable[[], Any]] = {}
     if HAS_TORCHVISION:
@@ -65,7 +67,7 @@ def rpn_nms(generator: torch.Generator, device: torch.device) -> Case:
         providers["torchvision"] = lambda: [torchvision.ops.batched_nms(*image, 0.7)[:1000] for image in images]
 
     def ours() -> list[Tensor]:
-        indices, count = ops.nms_padded(boxes, scores, levels, iou_threshold=0.7, max_output=1000)
+        indices, count = ops.nms_padded(boxes, scores, presorted=LEVELS, iou_threshold=0.7, max_output=1000)
         return [indices, count]
 
     providers["fastmask"] = ours
@@ -76,13 +78,14 @@ def rpn_nms(generator: torch.Generator, device: torch.device) -> Case:
             assert differing <= 2, f"{differing} of {len(expected)} boxes differ"
 
     def sample() -> None:
-        few = boxes[:1, :SAMPLE], scores[:1, :SAMPLE], levels[:1, :SAMPLE]
-        indices, count = ops.nms_padded(*few, iou_threshold=0.7, max_output=SAMPLE)
+        few = [tensor[:1, :: num // SAMPLE] for tensor in (boxes, scores, levels)]
+        runs = few[2][0].bincount().tolist()
+        indices, count = ops.nms_padded(*few[:2], presorted=runs, iou_threshold=0.7, max_output=SAMPLE)
         expected = reference.nms(few[0][0].cpu(), few[1][0].cpu(), few[2][0].cpu(), None, 0.7, SAMPLE)
         assert indices[0, : count[0]].tolist() == expected, "kept boxes differ"
 
-    inputs = f"{batch} x 4819 random boxes float32 in 5 levels, IoU 0.7, 1000 kept"
-    moved = least_bytes(nms_padded_op, boxes, scores, levels, None, 0.7, 1000)
+    inputs = f"{batch} x 4819 random boxes float32 in 5 levels, each by score, IoU 0.7, 1000 kept"
+    moved = least_bytes(nms_padded_op, boxes, scores, None, None, 0.7, 1000, 0, LEVELS)
     return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": ours})
 
 

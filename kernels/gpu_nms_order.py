@@ -8,8 +8,8 @@ others in a unit of their own; a presorted image leaves them where they are. Thr
 - beyond: one stable sort of the whole batch by score and one by the unit's number, in its fewest bytes;
 - presorted: no sort; ranks are positions plus binary searches in the image's other runs.
 Cost: 12 instructions a pair with groups, 7 without; 4 radix passes (8 for several images) and 1 or 2; 2 launches.
-Predicted for 4819 boxes in 5 levels of one image: 45-60 us of sorts and small kernels -> 13-15 us counted, 5-6 us
-presorted, because ~20 launches become 1 or 2. Speed: not yet measured.
+Predicted for 4819 presorted boxes of one image, with launches: 68 us of sorts and small kernels -> 13 us, because 25
+launches become 2. Speed: not yet measured.
 """
 
 import triton

@@ -12,9 +12,10 @@ the RoI and the columns' taps are worked out once. A tap is one contiguous row o
 RoIs with all samples on the map, which are nearly all, are read without masks. Maps that are not channels-last are
 copied first where taps outnumber pixels (gpu_channels_last.py), else read in place (gpu_roi_align_apart.py).
 Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
-Predicted for 1000 RoIs of 7 x 7 x 256 bfloat16 on an H100, instructions at the ideal rate: 54 -> 23 us, because
-a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one multiply-add
-instead of 1.5 operations, and addresses and weights are shared by two tiles. The L2 cache then gives 140-190 MB: 25-34.
+Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
+because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
+multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. The target of 45 us is missed
+by 6 if rows of bins share nothing in the L1 cache: then the L2 cache gives 190 MB, in 39 us; if they share all, 140 MB.
 Speed: not yet measured.
 """
 
