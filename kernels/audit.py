@@ -1,7 +1,8 @@
-"""``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--json]``: what the compiler makes of the kernels.
+"""``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--quick] [--json]``: what becomes of the kernels.
 
-Compiles ahead of time, so it needs no GPU: every variant for the first architecture, the default one of each kernel and
-dtype for the others. Prints registers, spilled bytes, shared memory, slow paths, accesses to global memory by width.
+Compiles ahead of time, so it needs no GPU: every variant that a user can reach, for each architecture, or with
+``--quick`` the default one of each kernel and dtype. Prints registers, spilled bytes, shared memory, slow paths, and
+accesses to global memory by width.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import itertools
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, Any]
     multiples: tuple[str, ...]  # int arguments that are multiples of 16
-    default: bool  # compiled for every architecture
+    default: bool  # of its kernel and dtype
     wide: tuple[str, ...]  # which of LDG and STG must be 16 bytes wide, but for a RoI's own coordinates
 
 
@@ -202,13 +203,13 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
     return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses), slow)
 
 
-def reports(architectures: list[str]) -> list[Report]:
-    """All variants for the first architecture, the default ones for the others."""
+def reports(architectures: Sequence[str], quick: bool = False) -> list[Report]:
+    """All variants for each architecture, or with ``quick`` the default ones."""
     wanted = [
         (number, architecture)
         for architecture in architectures
         for number, variant in enumerate(variants())
-        if variant.default or architecture == architectures[0]
+        if variant.default or not quick
     ]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(
@@ -225,9 +226,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fastmask.kernels.audit", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help=" ".join(ARCHITECTURES))
+    parser.add_argument("--quick", action="store_true", help="the default variant of each kernel and dtype alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
-    rows = reports(args.arch)
+    rows = reports(args.arch, args.quick)
     if args.json:
         print(json.dumps({"triton": triton.__version__, "variants": [row._asdict() for row in rows]}, indent=1))
         return

@@ -54,11 +54,19 @@ def count_barriers(ptx: str) -> int:
 
 def without_barrier(kernel: str, which: int) -> Callable[[str], str]:
     """Take that bar.sync out of the PTX of that entry."""
+    return _replace_barrier(kernel, which, "")
 
+
+def endless_at_barrier(kernel: str, which: int) -> Callable[[str], str]:
+    """Put an endless loop, which is an error, in the place of that bar.sync: tells whether a case reaches it."""
+    return _replace_barrier(kernel, which, "\n$L__endless:\n\tbra.uni \t$L__endless;")
+
+
+def _replace_barrier(kernel: str, which: int, new: str) -> Callable[[str], str]:
     def rewrite(ptx: str) -> str:
         if f".entry {kernel}(" not in ptx:
             return ptx
         numbers = iter(range(10**6))
-        return re.sub(r"\tbar\.sync\s+0;", lambda m: "" if next(numbers) == which else m[0], ptx)
+        return re.sub(r"\tbar\.sync\s+0;", lambda m: new if next(numbers) == which else m[0], ptx)
 
     return rewrite
