@@ -79,6 +79,24 @@ def nms() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def nms_presorted() -> tuple[Op, list[Tensor]]:
+    """As an RPN's levels."""
+    runs = [2000, 2000, 1000]
+    scores = [torch.rand(2, run).sort(dim=1, descending=True).values for run in runs]
+    return lambda boxes, scores: nms_padded_op(boxes, scores, None, None, 0.7, 1000, 0, runs), [
+        torch.stack([draw_boxes(5000) for _ in range(2)]),
+        torch.cat(scores, 1),
+    ]
+
+
+def nms_one_group() -> tuple[Op, list[Tensor]]:
+    """Of more boxes than one window has."""
+    return lambda boxes, scores: nms_padded_op(boxes, scores, None, None, 0.5, 40_000), [
+        draw_boxes(40_000, (4000, 6000), 60)[None],
+        torch.rand(1, 40_000),
+    ]
+
+
 def paste() -> tuple[Op, list[Tensor]]:
     return lambda masks, boxes: paste_masks_op(masks, boxes, 200, 300, "packed", 0.5, False, True, 1), [
         4 * torch.randn(20, 28, 28),
@@ -104,6 +122,8 @@ CASES = pytest.mark.parametrize(
         roi_pool,
         roi_pool_backward,
         nms,
+        nms_presorted,
+        nms_one_group,
         paste,
         rle,
     ],
