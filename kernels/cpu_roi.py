@@ -230,10 +230,10 @@ def _axis(
     start: Tensor, extent: Tensor, grid: Tensor, num_bins: int, size: int, sampling_ratio: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Taps along one axis: RoI starts, lengths and samples a bin, [k] each -> index, weight [k, num_bins, taps]."""
-    count = partial(torch.arange, dtype=start.dtype, device=start.device)
-    start, extent, grid = start[:, None, None], extent[:, None, None], grid[:, None, None]
-    bins, number = extent / num_bins, count(num_bins)[:, None]
-    edge = start + number * bins  # [k, num_bins, 1]
+    count = partial(torch.arange, dtype=dtype, device=start.device)
+    exact, grid = (start[:, None, None], extent[:, None, None]), grid.to(dtype)[:, None, None]
+    bins, number = exact[1].to(dtype) / num_bins, count(num_bins)[:, None]
+    edge = exact[0].to(dtype) + number * bins  # [k, num_bins, 1]
     if sampling_ratio > 0:
         sample = count(sampling_ratio)
     else:  # of a huge grid only the samples that can fall on the map: their step is over half a pixel, or there is one
@@ -241,9 +241,9 @@ def _axis(
         first = ((-1 - edge) * grid / bins - 2).nan_to_num(0).floor().clamp(min=0).minimum((grid - most).clamp(min=0))
         sample = first + count(most)
     position = edge + (sample + 0.5) * bins / grid  # [k, num_bins, samples]
-    inside = is_sampled(start, extent, number * grid + sample, num_bins * grid, size) & (sample < grid)
-    position = torch.where(inside, position, 0).clamp(0, size - 1).to(dtype)
-    grid = grid.to(dtype)
+    whole = grid.to(start.dtype)  # numbers of samples, beyond what float32 counts
+    inside = is_sampled(*exact, number.to(start.dtype) * whole + sample, num_bins * whole, size) & (sample < grid)
+    position = torch.where(inside, position, 0).clamp(0, size - 1)
     low = position.to(torch.int64)
     high = (low + 1).clamp(max=size - 1)
     share = position - low

