@@ -177,7 +177,7 @@ def _backward_kernel(
     POOLED_H: tl.constexpr,
     POOLED_W: tl.constexpr,
     RATIO: tl.constexpr,
-    PRECISION: tl.constexpr,  # of the products: "exact" in three bfloat16, or what tl.dot calls it
+    PRECISION: tl.constexpr,  # of the products: see precision
     TILE_Y: tl.constexpr,
     TILE_X: tl.constexpr,
     CHANNELS: tl.constexpr,

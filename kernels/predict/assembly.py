@@ -181,10 +181,10 @@ def _loops(blocks: list[Block], order: list[int]) -> list[frozenset[int]]:
     for block in order:
         for header in blocks[block].successors:
             if header in dominators[block]:
-                body, todo = loops.setdefault(header, {header}), [block]
-                while todo:
-                    one = todo.pop()
+                body, pending = loops.setdefault(header, {header}), [block]
+                while pending:
+                    one = pending.pop()
                     if one not in body:
                         body.add(one)
-                        todo.extend(before[one])
+                        pending.extend(before[one])
     return sorted(map(frozenset, loops.values()), key=len, reverse=True)

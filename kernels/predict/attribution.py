@@ -84,12 +84,12 @@ def _test(code: Code, loop: frozenset[int]) -> set[int]:
     }
     if len(ends) != 1 or headers & set(code.blocks[ends[0]].successors):
         return set()
-    after, todo = set(headers), [one for one in code.blocks[ends[0]].successors if one in loop]
-    while todo:
-        one = todo.pop()
+    after, pending = set(headers), [one for one in code.blocks[ends[0]].successors if one in loop]
+    while pending:
+        one = pending.pop()
         if one not in after:
             after.add(one)
-            todo.extend(set(code.blocks[one].successors) & loop)
+            pending.extend(set(code.blocks[one].successors) & loop)
     return set(loop) - (after - headers)
 
 

@@ -18,7 +18,7 @@ import cases_paste
 import cases_rle
 import cases_roi_align
 import cases_roi_pool
-from helpers.ptx import MODES, execute
+from helpers.ptx import MODES, Options, execute, launched
 
 pytestmark = pytest.mark.ptx
 
@@ -42,3 +42,16 @@ def test_compiled(family: str, name: str, mode: str, seed: int) -> None:
     case = next(case for other, case in FAMILIES[family].cases() if other == name)
     errors, _ = execute(case, MODES[mode].capability, MODES[mode].options(seed))
     assert not errors, "\n".join(errors)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_backward_is_bitwise_reproducible(dtype: str, seed: int) -> None:
+    """Whatever order warps run in."""
+    torch.manual_seed(seed)
+    case = dict(cases_roi_align.cases())[f"RoIAlign backward {dtype}, 4 levels, C=64, ratio 2"]
+    outputs = []
+    for order in ("first", "last", "random"):
+        with launched(90, Options(seed, order)):
+            outputs.append(case.run())
+    for others in outputs[1:]:
+        assert all(torch.equal(*pair) for pair in zip(outputs[0], others, strict=True))
