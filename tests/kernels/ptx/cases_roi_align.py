@@ -33,9 +33,13 @@ def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False, offset
     return Case(run, check)
 
 
+def border_roi(x1, x2):
+    return torch.tensor([[0.0, x1, 4, x2, 20]]) * torch.tensor([1.0, 4, 4, 4, 4])
+
+
 def border_case(x1, x2, width, num_bins, last):
     """A sample lies on the border of the map, where rounding decides unless nothing is rounded: it counts."""
-    roi = torch.tensor([[0.0, x1, 4, x2, 20]]) * torch.tensor([1.0, 4, 4, 4, 4])
+    roi = border_roi(x1, x2)
     features = torch.ones(1, 16, 8, width)
     features = features.contiguous(memory_format=torch.channels_last) if last else features
     rest = (roi, [0.25], [1e9], num_bins, num_bins, 2, False)
@@ -203,6 +207,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
         roi_align_backward_case(FP32, 16, 2, some_rois(40, 1), 1, (2, 2), 2, False, (40, 44)),
     )
+
+    for x1, x2, width, num_bins in BORDERS:
+        case = roi_align_backward_case(FP32, 16, 1, border_roi(x1, x2), 1, (num_bins,) * 2, size=(32, 4 * width))
+        yield f"RoIAlign backward fp32, a sample at {width}", case
 
 
 def bugs() -> Iterator[tuple[str, Bug]]:
