@@ -15,8 +15,7 @@ Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampli
 Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
 because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
 multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. The target of 45 us is missed
-by 6 if rows of bins share nothing in the L1 cache: then the L2 cache gives 190 MB, in 39 us; if they share all, 140 MB.
-Speed: not yet measured.
+by 6 where rows of bins share nothing in the L1 cache: the L2 cache gives 190 MB, in 39 us. Speed: not yet measured.
 """
 
 from collections.abc import Sequence
