@@ -111,7 +111,11 @@ def _compiling(launch: Callable[..., Any], capability: int) -> Iterator[None]:
 
 
 def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch | TorchOp]:
-    """``run``: a launcher on CPU tensors, without arguments."""
+    """``run``: a launcher on CPU tensors, without arguments.
+
+    Raises:
+        RuntimeError: kernels are interpreted, or this Triton does not say where a function was called.
+    """
     events: list[Launch | TorchOp] = []
     real = JITFunction.run
 
@@ -137,4 +141,7 @@ def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch |
         raise RuntimeError("TRITON_INTERPRET: must not be 1, kernels are compiled")
     with _compiling(launch, int(architecture.removeprefix("sm_"))), torch.no_grad(), _Torch(events):
         run()
+    launches = [event for event in events if isinstance(event, Launch)]
+    if launches and not any("inlined_at" in launch.ptx for launch in launches):
+        raise RuntimeError(f"triton must say where functions were called, as 3.8 does, got {triton.__version__}")
     return events

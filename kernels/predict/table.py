@@ -163,7 +163,10 @@ def main() -> None:
     if args.write_readme and not args.save:
         write_readme()
         return
-    rows = [predict_case(name) for name in CASES if any(word in name for word in args.only)]
+    try:
+        rows = [predict_case(name) for name in CASES if any(word in name for word in args.only)]
+    except RuntimeError as error:
+        parser.error(str(error))
     if args.json:
         print(json.dumps(rows, indent=1))
     else:

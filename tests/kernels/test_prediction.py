@@ -53,15 +53,22 @@ SMALL: dict[str, Callable[[torch.Generator], Built]] = {
 QUICK = ("NMS in groups", "RoIAlign")
 
 
+def record_located(run: Callable[[], object]) -> list[Launch | TorchOp]:
+    try:
+        return record(run)
+    except RuntimeError as error:
+        if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 )
 def test_counts_are_those_of_executed_kernels(name: str, seed: int) -> None:
     """Instructions and barriers of the PTX, worked out from trip counts, against those that an interpreter executes."""
     run, works = SMALL[name](torch.Generator().manual_seed(seed))
-    launches = [event for event in record(run) if isinstance(event, Launch)]
-    if not any("inlined_at" in launch.ptx for launch in launches):
-        pytest.skip(f"Triton {triton.__version__} does not say where a function was called, so loops cannot be told")
+    launches = [event for event in record_located(run) if isinstance(event, Launch)]
     with launched(90, Options(races=False)) as runs:
         run()
     left = {launch.name: [work for work in works() if work.kernel == launch.name] for launch in launches}
@@ -87,7 +94,7 @@ def count(launch: Launch, work: Work) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def recorded() -> tuple[list[Launch | TorchOp], list[Work]]:
     run, works = SMALL["NMS in groups"](torch.Generator().manual_seed(0))
-    return record(run), works()
+    return record_located(run), works()
 
 
 def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | TorchOp], list[Work]]) -> None:
@@ -104,7 +111,7 @@ def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | To
 def test_sorts_around_the_kernels_are_seen() -> None:
     """The backward's RoIs are sorted by torch."""
     run, works = SMALL["RoIAlign backward"](torch.Generator().manual_seed(0))
-    assert "aten::sort" in [name for name, _, _ in predict(record(run), works()).torch]
+    assert "aten::sort" in [name for name, _, _ in predict(record_located(run), works()).torch]
 
 
 def test_a_description_that_does_not_fit_is_an_error(recorded: tuple[list[Launch | TorchOp], list[Work]]) -> None:
