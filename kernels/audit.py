@@ -67,7 +67,7 @@ def variants() -> Iterator[Variant]:
     yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
     yield from itertools.starmap(Variant, audit_roi_align_backward.backward_variants(DTYPES))
     for dtype in DTYPES:
-        for layout, last, multiple in (("NHWC", True, 16), ("NCHW", False, 1)):
+        for layout, last, multiple in (("NHWC", True, 16), ("NHWC of odd width", True, 1), ("NCHW", False, 1)):
             yield Variant(
                 f"RoIPool forward, {layout}, {dtype}",
                 gpu_roi_pool._forward_kernel,
@@ -77,8 +77,8 @@ def variants() -> Iterator[Variant]:
                 | {"BINS": gpu_roi_pool.BINS, "CHANNELS": gpu_roi_pool.CHANNELS},
                 {"num_warps": gpu_roi_pool.NUM_WARPS},
                 ("channels",),
-                last,
-                ("LDG", "STG") if last else (),
+                multiple == 16,
+                ("LDG", "STG") if multiple == 16 else (),
             )
         yield Variant(
             f"RoIPool backward, {dtype}",
@@ -146,7 +146,7 @@ def variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"WRITE": write, "SUMMED": gpu_rle.TEXT_SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
             {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,

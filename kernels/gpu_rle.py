@@ -49,7 +49,7 @@ BLOCK = 64  # words of a step; the first one is the last of the step before
 WORD = 28  # pixels of a word at most: a multiple of UNROLLED below 32
 UNROLLED = 4  # pixels of a word that are sampled at once
 NUM_WARPS = 2
-SUMMED = 1024  # counts of a step
+SUMMED, TEXT_SUMMED = 512, 1024  # counts of a step, for positions and for text: others spill on sm_80
 RUNS = 512  # of a step
 TEXT_WARPS = 8
 LONGEST = 13  # characters of five bits for any int64
@@ -319,7 +319,7 @@ def encode_masks(
                 capacity=capacity,
                 # constants
                 WRITE=write,
-                SUMMED=SUMMED,
+                SUMMED=TEXT_SUMMED,
                 BLOCK=RUNS,
                 LONGEST=LONGEST,
                 num_warps=TEXT_WARPS,

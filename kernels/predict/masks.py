@@ -93,14 +93,14 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         "for start in range(0, length": reads.ravel(),
         "while tl.max(changes": rounds.ravel(),
     }
-    earlier = np.ceil(np.arange(len(masks) * chunks) / gpu_rle.RUNS)
+    earlier = np.ceil(np.arange(len(masks) * chunks) / gpu_rle.SUMMED)
     copy = {name: trips * again for name, trips in sample.items()} | {
         "else of if known == 0": found.ravel() > 0,
         "for start in range(begin, end": earlier * (found.ravel() > 0),
         "if known <= SLOTS": (found.ravel() > 0) & ~again,
         "else of if known <= SLOTS": again,
     }
-    before = np.ceil(np.arange(len(masks)) * chunks / gpu_rle.RUNS)
+    before = np.ceil(np.arange(len(masks)) * chunks / gpu_rle.TEXT_SUMMED)
     blocks = np.ceil(runs / gpu_rle.RUNS)
     text = {"for first in range(0, runs": blocks, "while tl.max(rest": blocks * (longest - 1)}
     positions = float(runs.sum()) * 8
