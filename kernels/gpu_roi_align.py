@@ -306,11 +306,11 @@ def multilevel_roi_align(
 
 
 def tile_of(pooled_width: int, channels: int, ratio: int, two: bool) -> dict[str, Any]:
-    """A program's columns, channels and warps: 8 elements a thread, or with ``two`` tiles 16 where samples unroll."""
+    """A program's columns, channels and warps: 8 elements a thread, or with ``two`` tiles 16."""
     columns = min(triton.next_power_of_2(pooled_width), COLUMNS)
     block = min(triton.next_power_of_2(channels), max(CHANNELS, WARP_ELEMENTS // columns))
     unroll = ratio in UNROLLED
-    tiles = 2 if two and unroll and channels % (2 * block) == 0 else 1
+    tiles = 2 if two and ratio == 2 and channels % (2 * block) == 0 else 1  # of more samples, two spill on gfx942
     tile = {"COLUMNS": columns, "CHANNELS": block, "TILES": tiles, "EVEN": channels % block == 0}
     return tile | {"UNROLL": unroll, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
 
