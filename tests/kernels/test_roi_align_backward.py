@@ -66,8 +66,11 @@ def test_what_is_not_finite_reaches_the_pixels_that_are_sampled(
     (expected,) = cpu_roi.multilevel_roi_align_backward(
         grad.double(), rois.double(), 1, [24], [24], [1.0], [INF], 2, True
     )
-    tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(actual.float().cpu(), expected.float(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    # a weight near 0 is known up to the tolerance, and so is what a huge gradient gives there
+    huge = expected.abs().nan_to_num(0) > 1e20
+    allowed = TOLERANCE[dtype] * torch.where(huge, 3e38, expected.abs().clamp(1))
+    same = (actual.double().cpu() == expected) | (actual.isnan().cpu() & expected.isnan())
+    assert (same | ((actual.double().cpu() - expected).abs() <= allowed)).all()
     assert expected[:, [0, 1, 3]].isfinite().all()
 
 
