@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastmask.benchmarks.measure import wait_for
+from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
 from fastmask.models.detection.roi_heads import class_masks, pool
 from fastmask.program import Inputs, Program, captured
@@ -86,7 +87,7 @@ def staged(program: Program, inputs: Inputs, rounds: int) -> tuple[dict[str, flo
     """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own."""
     device = inputs.pixels.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
         for name, stage in stages(program, inputs, {}).items():
             parts[name] = captured(stage, None, stream)

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastmask.answers import Found, Pending, answers, forget_frames, naming_bytes
 from fastmask.feed import Picture, batches
 from fastmask.fitting import Fitting
+from fastmask.kernels.launch import is_capturable
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
@@ -114,7 +115,7 @@ class Predictor:
         self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
         self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
         on_cuda = self.device.type == "cuda"
-        self._capture = torch.cuda.Stream(self.device) if on_cuda else None
+        self._capture = torch.cuda.Stream(self.device) if on_cuda and is_capturable() else None
         self._uploads = torch.cuda.Stream(self.device) if on_cuda else None
         self._pool: Any = None
         self._last: torch.cuda.Event | None = None  # of the batch launched last

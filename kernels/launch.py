@@ -1,8 +1,14 @@
-"""Where Triton kernels run: on CUDA and ROCm tensors; with TRITON_INTERPRET=1 on CPU tensors, in the interpreter."""
+"""Where Triton kernels run: on CUDA and ROCm tensors; with TRITON_INTERPRET=1 on CPU tensors, in the interpreter.
+
+``FASTMASK_KERNELS=off`` in the environment takes the eager fallback instead, ``FASTMASK_KERNELS=off:nms_padded,...``
+that of some ops; it is read once, at import.
+"""
 
 import contextlib
+import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +18,77 @@ from torch import Tensor
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"  # must be set before Triton is first imported
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
+OPS = (
+    "multilevel_roi_align",
+    "multilevel_roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
+    "nms_padded",
+    "paste_masks",
+    "paste_masks_backward",
+    "encode_masks",
+)
 
-def register(op: Any, kernel: Callable[..., Any]) -> None:
-    """Let an op's tensors of the kernels' device go to ``kernel``; others keep the plain-PyTorch path."""
-    op.register_kernel("cpu" if INTERPRET else "cuda")(kernel)
+
+def parse_switch(text: str) -> frozenset[str]:
+    """The ops that ``FASTMASK_KERNELS`` switches off.
+
+    Raises:
+        ValueError: it is neither "on", "off" nor "off:" and names of ops.
+    """
+    switch, colon, names = text.partition(":")
+    ops = frozenset(names.split(",")) if colon else frozenset(OPS)
+    if text in ("", "on"):
+        return frozenset()
+    if switch != "off" or not ops <= set(OPS):
+        raise ValueError(f"FASTMASK_KERNELS must be on, off, or off: and some of {','.join(OPS)}, got {text!r}")
+    return ops
+
+
+SWITCHED_OFF = parse_switch(os.environ.get("FASTMASK_KERNELS", ""))
+
+
+def register(op: Any, kernel: Callable[..., Any], fallback: Callable[..., Any]) -> None:
+    """Let an op's tensors of the kernels' device go to ``kernel``; others keep the eager fallback."""
+    name = op._qualname.partition("::")[2]
+    assert name in OPS
+    op.register_kernel("cpu" if INTERPRET else "cuda")(with_warning(fallback) if name in SWITCHED_OFF else kernel)
+
+
+def with_warning(fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """An eager fallback in the place of a kernel, which the first such call in a process is told."""
+
+    @functools.wraps(fallback)
+    def call(*args: Any) -> Any:
+        _warn_once()
+        return fallback(*args)
+
+    return call
+
+
+@functools.cache
+def _warn_once() -> None:
+    """Not by the warnings' own filters, which a user may have set to show every one."""
+    ops = ", ".join(op for op in OPS if op in SWITCHED_OFF)
+    warnings.warn(f"FASTMASK_KERNELS takes slow, eager PyTorch instead of Triton kernels for {ops}", stacklevel=4)
+
+
+def is_capturable() -> bool:
+    """Whether no op waits for the device, so that CUDA graphs can be captured: the eager fallbacks do wait."""
+    return HAS_TRITON and not SWITCHED_OFF
+
+
+def describe() -> str:
+    """Which path ops take, for a bug report."""
+    if not HAS_TRITON:
+        return "eager PyTorch for all ops: Triton is not installed"
+    on, off = (", ".join(op for op in OPS if (op in SWITCHED_OFF) == switched) for switched in (False, True))
+    if not on:
+        return "eager PyTorch for all ops (FASTMASK_KERNELS)"
+    where = "CPU tensors, in Triton's interpreter" if INTERPRET else "CUDA tensors"
+    if not off:
+        return f"Triton for all ops on {where}"
+    return f"Triton for {on} on {where}; eager PyTorch for {off} (FASTMASK_KERNELS)"
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

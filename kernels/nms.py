@@ -18,7 +18,7 @@ nms_padded_op = torch.library.custom_op("fastmask::nms_padded", cpu_nms.nms_padd
 if HAS_TRITON:
     from fastmask.kernels import gpu_nms
 
-    register(nms_padded_op, gpu_nms.nms_padded)
+    register(nms_padded_op, gpu_nms.nms_padded, cpu_nms.nms_padded)
 
 
 @nms_padded_op.register_fake

@@ -22,8 +22,8 @@ paste_masks_backward_op = torch.library.custom_op(
 if HAS_TRITON:
     from fastmask.kernels import gpu_paste, gpu_paste_backward
 
-    register(paste_masks_op, gpu_paste.paste_masks)
-    register(paste_masks_backward_op, gpu_paste_backward.paste_masks_backward)
+    register(paste_masks_op, gpu_paste.paste_masks, cpu_masks.paste_masks)
+    register(paste_masks_backward_op, gpu_paste_backward.paste_masks_backward, cpu_masks.paste_masks_backward)
 
 
 @paste_masks_op.register_fake

@@ -18,7 +18,7 @@ encode_masks_op = torch.library.custom_op("fastmask::encode_masks", cpu_masks.en
 if HAS_TRITON:
     from fastmask.kernels import gpu_rle
 
-    register(encode_masks_op, gpu_rle.encode_masks)
+    register(encode_masks_op, gpu_rle.encode_masks, cpu_masks.encode_masks)
 
 
 @encode_masks_op.register_fake

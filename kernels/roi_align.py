@@ -31,8 +31,12 @@ multilevel_roi_align_backward_op = torch.library.custom_op(
 if HAS_TRITON:
     from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
 
-    register(multilevel_roi_align_op, gpu_roi_align.multilevel_roi_align)
-    register(multilevel_roi_align_backward_op, gpu_roi_align_backward.multilevel_roi_align_backward)
+    register(multilevel_roi_align_op, gpu_roi_align.multilevel_roi_align, cpu_roi.multilevel_roi_align)
+    register(
+        multilevel_roi_align_backward_op,
+        gpu_roi_align_backward.multilevel_roi_align_backward,
+        cpu_roi.multilevel_roi_align_backward,
+    )
 
 
 @multilevel_roi_align_op.register_fake

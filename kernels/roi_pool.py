@@ -23,8 +23,8 @@ roi_pool_backward_op = torch.library.custom_op(
 if HAS_TRITON:
     from fastmask.kernels import gpu_roi_pool
 
-    register(roi_pool_op, gpu_roi_pool.roi_pool)
-    register(roi_pool_backward_op, gpu_roi_pool.roi_pool_backward)
+    register(roi_pool_op, gpu_roi_pool.roi_pool, cpu_roi.roi_pool)
+    register(roi_pool_backward_op, gpu_roi_pool.roi_pool_backward, cpu_roi.roi_pool_backward)
 
 
 @roi_pool_op.register_fake

@@ -15,6 +15,8 @@ def run(args: argparse.Namespace) -> int:
     """Print versions and devices."""
     import torch  # seconds: only once the command line is known to be right
 
+    from fastmask.kernels.launch import describe
+
     print(f"{'python':14} {platform.python_version()} on {platform.platform()}")
     print(f"{'torch':14} {torch.__version__}")
     for package in PACKAGES:
@@ -30,4 +32,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{f'cuda:{index}':14} {device.name}, {memory}, sm_{device.major}{device.minor}")
     if not torch.cuda.is_available():
         print(f"{'cuda':14} no device")
+    print(f"{'kernels':14} {describe()}")
     return 0
