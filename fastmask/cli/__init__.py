@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "COCO's average precision of boxes and masks on annotated pictures",
     "data": "annotations of pictures: what is wrong with them, and from one format to another",
     "bench": "how fast ops and a model are here, beside torchvision where it is installed",
+    "selftest": "whether every op and a model give the right values on this machine",
     "env": "versions and devices, for a bug report",
 }
 

@@ -16,6 +16,7 @@ from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import level_limits
+from fastmask.selftest.on_device import check_equal, check_graph, check_second_device, check_side_stream
 
 pytestmark = pytest.mark.gpu
 
@@ -135,10 +136,8 @@ def flat(output: Any) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else list(output)
 
 
-def same(actual: Any, expected: Any) -> None:
-    """Bit for bit: the kernels have no order of summation that could change."""
-    for one, other in zip(flat(actual), flat(expected), strict=True):
-        assert torch.equal(one.cpu(), other.cpu())
+def listed(op: Op) -> Callable[..., list[Tensor]]:
+    return lambda *inputs: flat(op(*inputs))
 
 
 @CASES
@@ -156,63 +155,33 @@ def test_nothing_waits_for_the_device(case: Callable[[], tuple[Op, list[Tensor]]
 
 @CASES
 def test_in_a_graph(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
-    """Captured on one set of inputs, replayed on others of the same shapes."""
     op, first = case()
     _, second = case()
-    buffers = [tensor.cuda() for tensor in first]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        op(*buffers)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = op(*buffers)
-    for inputs in (second, first):
-        for buffer, tensor in zip(buffers, inputs, strict=True):
-            buffer.copy_(tensor)
-        graph.replay()
-        same(captured, op(*[tensor.cuda() for tensor in inputs]))
+    check_graph(listed(op), first, second)
 
 
 @CASES
 def test_on_a_side_stream(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
-    """Kernels go to the current stream: they see what was written there just before, behind a long wait."""
     op, inputs = case()
-    expected = op(*[tensor.cuda() for tensor in inputs])
-    late = [torch.zeros_like(tensor, device="cuda") for tensor in inputs]
-    sources = [tensor.cuda() for tensor in inputs]
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(100_000_000)  # cycles
-        for buffer, source in zip(late, sources, strict=True):
-            buffer.copy_(source)
-        actual = op(*late)
-    side.synchronize()
-    same(actual, expected)
+    check_side_stream(listed(op), inputs)
 
 
 @CASES
 def test_on_the_second_device(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
-    """cuda:1's tensors while cuda:0 is current."""
     if torch.cuda.device_count() < 2:
         pytest.skip("there is no second GPU")
     op, inputs = case()
-    expected = op(*[tensor.to("cuda:0") for tensor in inputs])
-    actual = op(*[tensor.to("cuda:1") for tensor in inputs])
-    assert torch.cuda.current_device() == 0
-    assert all(tensor.device == torch.device("cuda:1") for tensor in flat(actual))
-    same(actual, expected)
+    check_second_device(listed(op), inputs)
 
 
 @CASES
 def test_bitwise_equal_over_100_runs(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
+    """The kernels have no order of summation that could change."""
     op, inputs = case()
     inputs = [tensor.cuda() for tensor in inputs]
-    expected = op(*inputs)
+    expected = flat(op(*inputs))
     for _ in range(100):
-        same(op(*inputs), expected)
+        check_equal(flat(op(*inputs)), expected)
 
 
 @pytest.mark.parametrize("ratio", [2, 0], ids=["fixed", "adaptive"])

@@ -1,0 +1,38 @@
+"""``fastmask selftest``: whether every op and a model give the right values on this machine."""
+
+import argparse
+import sys
+import time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where, and on what."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
+    parser.add_argument("--seed", type=int, default=None, help="of what is drawn, to repeat a run [drawn]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; 1 if a value is wrong or an op fails; 2 if an argument is wrong."""
+    import torch  # seconds: only once the command line is known to be right
+
+    from fastmask.cli._device import find_device
+    from fastmask.kernels.launch import describe
+    from fastmask.selftest.report import format_failures, format_table
+    from fastmask.selftest.run import list_checks, run_checks
+
+    try:
+        device = find_device(args.device)
+    except ValueError as error:
+        print(f"fastmask selftest: {error}", file=sys.stderr)
+        return 2
+    seed = torch.seed() % 2**31 if args.seed is None else args.seed
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    print(f"{name}, torch {torch.__version__}, --seed {seed}; {describe()}")
+    begun = time.monotonic()
+    results = run_checks(list_checks(device, seed), seed)
+    print(f"\n{format_table(results)}\n")
+    print(f"{len(results)} checks in {time.monotonic() - begun:.0f} seconds")
+    if failures := format_failures(results, seed):
+        print(f"\n{failures}")
+        return 1
+    return 0

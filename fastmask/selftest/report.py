@@ -1,0 +1,30 @@
+"""The results of a self-test as text."""
+
+from collections.abc import Sequence
+
+from fastmask.selftest.run import COLUMNS, Result
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """One row for an op, one column for a kind of check; a dash where the device has no such check."""
+    cells = {(result.check.row, result.check.column): result.word for result in results}
+    rows = list(dict.fromkeys(row for row, _ in cells))
+    columns = [column for column in COLUMNS if any((row, column) in cells for row in rows)]
+    widths = [max(len(column), len("differs")) for column in columns]
+    lines = [" " * 25 + "  ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True))]
+    for row in rows:
+        words = [cells.get((row, column), "-").ljust(width) for column, width in zip(columns, widths, strict=True)]
+        lines.append(f"{row:25}" + "  ".join(words))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def format_failures(results: Sequence[Result], seed: int) -> str:
+    """What to report, and what to do until it is mended; empty if all is well."""
+    bad = [result for result in results if result.word != "ok"]
+    if not bad:
+        return ""
+    lines = [f"{result.check.row}, {result.check.column}, {result.word}: {result.detail}" for result in bad]
+    ops = sorted({result.check.op for result in bad if result.check.op is not None})
+    around = f" Until it is mended, FASTMASK_KERNELS=off:{','.join(ops)} takes eager PyTorch instead." if ops else ""
+    advice = f"Please report this table, these lines, --seed {seed} and what `fastmask env` prints.{around}"
+    return "\n".join([*lines, "", advice])
