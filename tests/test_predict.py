@@ -10,15 +10,16 @@ import pytest
 import torch
 from pictures import picture_file
 from PIL import Image
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 from torch import nn
 
 from fastmask.cli import main
 from fastmask.cli._pictures import find_pictures, image_ids, overlays_of
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.images import read_image
 from fastmask.matching import matched_share
 from fastmask.models._presets import to_float
+
+COCO = pytest.importorskip("pycocotools.coco", reason="it reads the results").COCO
 
 
 def predict(weights: Path, folder: Path, *arguments: Any) -> int:

@@ -12,10 +12,10 @@ from exact import assert_exact, assert_exact_masks
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from fastmask.cli import main
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.demo import draw_scene
 from fastmask.export import Deployed, ExportedPredictor, Session, Shape, count_operators, parity, write_onnx
 from fastmask.export.parity import LEAST
