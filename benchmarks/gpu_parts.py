@@ -97,8 +97,9 @@ def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str])
         return True, "skipped: compute-sanitizer is not installed"
     if setting.again and part.section is None:
         (setting.folder / part.file).unlink(missing_ok=True)
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name in TOOLS else {}  # one allocation a tensor, or overruns
-    status = tee(part.command(setting, limit), limit, log, variables)  # into a neighbour are not seen
+    # one allocation a tensor under a tool, or overruns into a neighbour are not seen
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name in TOOLS else {}
+    status = tee(part.command(setting, limit), limit, log, variables)
     part.finish(setting, status)
     finished, bad = outcome(part, setting)
     text = f"{(time.monotonic() - begun) / 60:.1f} min, {'finished' if finished else 'cut'}{bad}"
@@ -127,7 +128,7 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
     )
     assert process.stdout is not None
     try:
-        with selectors.DefaultSelector() as selector:
+        with process.stdout, selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while True:
                 late = time.monotonic() - begun - limit

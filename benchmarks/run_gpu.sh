@@ -17,8 +17,9 @@ for name in ("kernels", "benchmarks", "export"):
 }
 
 if ! usable; then
-  "$python" -m pip install -q --no-deps --no-index --no-build-isolation -e . >/dev/null 2>&1 || true
   how="installed (pip install -e .)"
+  "$python" -m pip show -q fastmask-rcnn >/dev/null 2>&1 || # another checkout's stays what it is
+    "$python" -m pip install -q --no-deps --no-index --no-build-isolation -e . >/dev/null 2>&1 || true
   if ! usable; then # no pip, an old setuptools, or an environment that nothing may be installed in
     for folder in kernels benchmarks export; do ln -sfn "../$folder" "fastmask/$folder"; done # which git ignores
     how="linked (fastmask/kernels, fastmask/benchmarks, fastmask/export)"
