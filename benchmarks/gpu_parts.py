@@ -124,7 +124,12 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (variables or {})
     begun, status, hurried = time.monotonic(), None, False
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=listen,
     )
     assert process.stdout is not None
     try:
@@ -148,6 +153,11 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
             os.killpg(process.pid, signal.SIGKILL)  # and workers that it left
         process.wait()
     return None if hurried else status
+
+
+def listen() -> None:
+    """To interrupts, which a shell turns off in what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def say(text: str, log: IO[str], end: str = "\n") -> None:
