@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from exact import assert_matched
 from pictures import draw_picture
 from slim import slim_model, slim_pair
 from static import NoDataDependence
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 import fastmask
 from fastmask import Predictor, ops, predictor
 from fastmask.benchmarks.peers import decode_masks
-from fastmask.matching import matched_share
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program, unpacked
 
@@ -45,10 +45,8 @@ def answers(model: nn.Module, pictures: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def check(actual: list[dict[str, Any]], expected: list[dict[str, Any]], *left_out: str) -> None:
-    assert len(actual) == len(expected)
-    assert sum(len(one["boxes"]) for one in expected) > 20
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert matched_share(ours, {name: value for name, value in theirs.items() if name not in left_out}) >= 0.99
+    kept = [{name: value for name, value in one.items() if name not in left_out} for one in expected]
+    assert assert_matched(actual, kept) > 20
 
 
 @pytest.mark.parametrize("masks", predictor.MASKS)
@@ -143,7 +141,7 @@ def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monk
         actual = list(bucketed._answers([pending]))
         assert len(actual[0]["boxes"]) == most
         left_out = () if masks == "float" else ("masks",)
-        assert matched_share(actual[0], {k: v for k, v in expected[0].items() if k not in left_out}) >= 0.9
+        assert_matched(actual, [{k: v for k, v in expected[0].items() if k not in left_out}])
         if masks == "soft":
             torch.testing.assert_close(actual[0]["masks"], expected[0]["masks"], rtol=0, atol=1e-3)
 
@@ -294,8 +292,7 @@ def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
     try:
         first = found(pictures)
-        for ours, theirs in zip(first, expected, strict=True):
-            assert matched_share({k: v.cpu() for k, v in ours.items()}, theirs) >= 0.95
+        assert_matched([{k: v.cpu() for k, v in ours.items()} for ours in first], expected, 0.95)
         for _ in range(20):
             for one, other in zip(found(pictures), first, strict=True):
                 assert all(torch.equal(one[name], other[name]) for name in one)
