@@ -121,7 +121,7 @@ def outcome(part: Part, setting: Setting) -> tuple[bool, str]:
 
 def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[str, str] | None = None) -> int | None:
     """Run a command, what it prints shown and logged -> its exit code; None if it did not end in time."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (variables or {})
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables or {})
     begun, status, hurried = time.monotonic(), None, False
     process = subprocess.Popen(
         command,

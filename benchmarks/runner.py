@@ -41,8 +41,8 @@ def measured(
     """
     wrong: list[str] = []
     rows: list[dict[str, Any]] = []
-    results = {"benchmarks": rows, "datetime": datetime.datetime.now(datetime.UTC).isoformat(), "no row": wrong}
-    results["finished"] = False
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    results: dict[str, Any] = {"benchmarks": rows, "datetime": now, "no row": wrong, "finished": False}
     begun, late = time.monotonic(), False
     here = {"device": name_of(device), **versions()}
     kept = [row for row in earlier if here.items() <= row["extra_info"].items()]

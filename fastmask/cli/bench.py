@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastmask.cli._device import find_device
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if args.without is not None:
             chosen = {name: without(entry, args.without) for name, entry in chosen.items()}
         device = find_device(args.device)
-        earlier = []
+        earlier: list[dict[str, Any]] = []
         if args.json is not None:
             args.json.touch()  # fails here, not after the last case
             text = args.json.read_text()
