@@ -1,6 +1,6 @@
 """``pytest benchmarks --benchmark-only``: ops and a whole model beside their peers, on the same inputs, in one run.
 
-Agreement is checked before anything is timed; a disagreement is an error, not a row.
+Agreement is checked before anything is timed; a provider that disagrees is an error, not a row.
 """
 
 import functools
@@ -29,22 +29,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def checked_case(name: str, device: torch.device, sets: int | None) -> Checked | AssertionError:
+def checked_case(name: str, device: torch.device, sets: int | None) -> Checked:
     """Kept for all rows of a case."""
-    try:
-        return checked(name, CASES[name], device, sets)
-    except AssertionError as error:
-        return error
+    return checked(name, CASES[name], device, sets)
 
 
 def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
     quick = pytestconfig.getoption("--quick")
     sets = 0 if benchmark.disabled else 1 if quick else None
     case = checked_case(name, torch.device(pytestconfig.getoption("--device")), sets)
-    if isinstance(case, AssertionError):
-        raise case
     if provider in case.failed:
-        pytest.fail(case.failed[provider])
+        pytest.fail(f"{name}: {provider} {case.failed[provider]}")
     if benchmark.disabled:  # the agreement alone
         benchmark(lambda: None)
         return

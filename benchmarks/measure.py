@@ -23,7 +23,7 @@ FLUSH = 2**28  # bytes that are written between rounds on a GPU, more than its c
 
 
 class Checked(NamedTuple):
-    """A case on several sets of inputs, all of them warm; its providers agreed on a set like the first."""
+    """A case on several sets of inputs, all warm; providers but the failed ones agreed, on a set like the first."""
 
     name: str
     entry: Entry
@@ -31,16 +31,13 @@ class Checked(NamedTuple):
     sets: list[Case]
     first_call: dict[str, float]  # seconds of each provider's first call, which compiles and chooses
     warm_call: dict[str, float]  # of its last one before the rounds
-    failed: dict[str, str]  # providers that raised something, and what
+    failed: dict[str, str]  # providers that raised something or disagreed: what is to be said of each
 
 
 def checked(name: str, entry: Entry, device: torch.device, sets: int | None = None) -> Checked:
     """Build a case on its inputs (always the same: seed 0), let every provider answer, compare, and warm up.
 
     With 0 ``sets``, only compare.
-
-    Raises:
-        AssertionError: they do not agree.
     """
     failed: dict[str, str] = {}
     # TF32, PyTorch's default for convolutions, has ten bits: answers agree without it, times are with it
@@ -54,12 +51,12 @@ def checked(name: str, entry: Entry, device: torch.device, sets: int | None = No
             for case in (*cases, *cases[:1]):
                 warm_call[provider] = seconds_of(case.providers[provider], device)
         except Exception as error:
-            failed[provider] = said(error)
+            failed[provider] = f"failed: {said(error)}"
     return Checked(name, entry, device, cases, first_call, warm_call, failed)
 
 
 def compared(name: str, case: Case, device: torch.device, failed: dict[str, str]) -> dict[str, float]:
-    """Seconds of each provider's first call; those that raise go into ``failed``, those that disagree raise."""
+    """Seconds of each provider's first call; those that raise or disagree with the first one go into ``failed``."""
     first_call, answers = {}, {}
     for provider, run in case.providers.items():
         start = time.perf_counter()
@@ -67,23 +64,26 @@ def compared(name: str, case: Case, device: torch.device, failed: dict[str, str]
             answers[provider] = run()
             wait_for(device)
         except Exception as error:
-            failed[provider] = said(error)
+            failed[provider] = f"failed: {said(error)}"
             continue
         first_call[provider] = time.perf_counter() - start
     (peer, expected), *others = answers.items() if answers else [("nobody", None)]
     for provider, answer in others:
         rule = case.rules.get(provider, case.agree)
-        agreed(name, provider, peer, functools.partial(rule, answer, expected))
+        check(provider, peer, functools.partial(rule, answer, expected), failed)
     if "torchvision" not in answers and case.sample is not None:
-        agreed(name, "fastmask", "the reference", case.sample)
-    return first_call
+        check("fastmask", "the reference", case.sample, failed)
+    return {provider: seconds for provider, seconds in first_call.items() if provider not in failed}
 
 
-def agreed(name: str, provider: str, peer: str, rule: Run) -> None:
+def check(provider: str, peer: str, rule: Run, failed: dict[str, str]) -> None:
+    """A provider that a rule does not pass goes into ``failed``; the others of its case keep their rows."""
     try:
         rule()
     except AssertionError as error:
-        raise AssertionError(f"{name}: {provider} does not agree with {peer}: {error}") from None
+        failed[provider] = f"does not agree with {peer}: {str(error).partition(chr(10))[0]}"
+    except Exception as error:
+        failed[provider] = f"cannot be compared with {peer}: {said(error)}"
 
 
 def said(error: Exception) -> str:

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ import fastmask
 from fastmask import models
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry, Rule
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, boxes_in, textured
+from fastmask.benchmarks.peers import ENCODER, decode_masks, encode_pasted
 from fastmask.benchmarks.settled import settle
 from fastmask.matching import matched_share
 
@@ -45,11 +45,8 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
     on_cuda = device.type == "cuda"
 
     def encoded(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from pycocotools import mask as coco
-
         for one in found:
-            pasted = (one["masks"][:, 0] > 0.5).cpu().numpy().view(np.uint8)
-            one["masks"] = [coco.encode(np.asfortranarray(mask)) for mask in pasted]
+            one["masks"] = encode_pasted(one["masks"][:, 0] > 0.5)
         return found
 
     def runner(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
@@ -94,7 +91,7 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
             assert share >= (0.85 if on_cuda else 0.99), f"only {share:.3f} of the detections match"
 
     kind = "float32 (TF32 convolutions)" if on_cuda else "float32"
-    what = "RLE; peers: pycocotools.encode" if rle else "masks pasted"
+    what = f"RLE; peers: {ENCODER}" if rle else "masks pasted"
     inputs = f"{batch} of {PICTURE}, {kind} unless said, ResNet-50 with FPN, 100 detections each, {what}"
     return Case(providers, agree, inputs, rules=rules)
 
@@ -131,9 +128,7 @@ def comparable(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for one in found:
         plain = {name: value.float().cpu() for name, value in one.items() if isinstance(value, Tensor)}
         if not isinstance(one["masks"], Tensor):
-            from pycocotools import mask as coco
-
-            plain["masks"] = torch.from_numpy(coco.decode(one["masks"])).permute(2, 0, 1)[:, None].float()
+            plain["masks"] = torch.from_numpy(decode_masks(one["masks"]))[:, None].float()
         out.append(plain)
     return out
 

@@ -1,8 +1,17 @@
-"""Other projects' algorithms where the projects themselves are not to be had: written anew from what is published."""
+"""What peers do beyond one call: masks encoded, and algorithms of projects that are not to be had, written anew."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from fastmask.benchmarks.case import HAS_PYCOCOTOOLS
+from fastmask.cocoapi import mask as coco
+from fastmask.data.records import runs_of
 
 CHUNK = 2**30  # bytes of pasted probabilities at once on a GPU, as detectron2 has it
 
@@ -37,3 +46,27 @@ def sampled(masks: Tensor, boxes: Tensor, rows: tuple[int, int], columns: tuple[
     shape = (len(masks), y.shape[1], x.shape[1])
     grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=3)
     return F.grid_sample(masks.float(), grid, align_corners=False)[:, 0]
+
+
+def encode_pasted(pasted: Tensor) -> list[Any]:
+    """Bool masks [N, H, W] copied to the host -> their RLE by pycocotools.
+
+    Where it is not installed: the copies themselves, the part of the work that can be done.
+    """
+    masks = pasted.cpu().numpy().view(np.uint8)
+    return [coco.encode(np.asfortranarray(mask)) for mask in masks] if HAS_PYCOCOTOOLS else list(masks)
+
+
+ENCODER = "pycocotools.encode" if HAS_PYCOCOTOOLS else "a copy to the host (there is no pycocotools to encode them)"
+
+
+def decode_masks(masks: Sequence[Any]) -> NDArray[np.uint8]:
+    """Each mask as :func:`encode_pasted` or ``ops.encode_masks`` gives it -> uint8 [N, H, W]."""
+    return np.stack([decode_rle(mask) if isinstance(mask, dict) else mask for mask in masks])
+
+
+def decode_rle(rle: dict[str, Any]) -> NDArray[np.uint8]:
+    """COCO's RLE as uint8 [H, W], without pycocotools."""
+    runs = runs_of(rle["counts"])
+    height, width = rle["size"]
+    return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T

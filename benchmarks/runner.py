@@ -3,24 +3,30 @@
 import datetime
 import json
 import math
+import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from fastmask.benchmarks.case import Entry
-from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, said, turns
+from fastmask.benchmarks.case import Case, Entry
+from fastmask.benchmarks.measure import Checked, checked, facts, name_of, rounds_of, said, turns, versions
 from fastmask.benchmarks.report import device_times, groups, is_ours, where
 
 BUDGET = {False: 20.0, True: 1.0}  # seconds of a row's rounds, by --quick; three there are in any case
 
 
 def measured(
-    entries: Mapping[str, Entry], device: torch.device, quick: bool, path: Path | None = None, limit: float = math.inf
+    entries: Mapping[str, Entry],
+    device: torch.device,
+    quick: bool,
+    path: Path | None = None,
+    limit: float = math.inf,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """The results, and what has none: answers that disagreed, providers that failed, cases that came too late.
 
@@ -28,27 +34,36 @@ def measured(
         entries: the cases.
         device: of all of them.
         quick: few rounds, on one set of inputs.
-        path: written after each case, so that a run that is cut leaves what it has.
+        path: written after each provider, so that a run that is cut leaves what it has.
         limit: seconds, after which no case is begun.
+        earlier: rows of a run that was cut; a case of which the same device, versions and commit have them all is kept
+            as it is.
     """
+    wrong: list[str] = []
     rows: list[dict[str, Any]] = []
-    results = {"benchmarks": rows, "datetime": datetime.datetime.now(datetime.UTC).isoformat()}
-    wrong, begun = [], time.monotonic()
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    results: dict[str, Any] = {"benchmarks": rows, "datetime": now, "no row": wrong, "finished": False}
+    begun, late = time.monotonic(), False
+    here = {"device": name_of(device), **versions()}
+    kept = [row for row in earlier if here.items() <= row["extra_info"].items()]
     progress = tqdm(entries.items(), unit="case")
     for name, entry in progress:
         progress.set_postfix_str(name)
+        own = [row for row in kept if row["group"] == name]
+        if {row["extra_info"]["provider"] for row in own} >= set(expected_providers(entry, device)):
+            rows += own
+            continue
         if time.monotonic() - begun > limit:
             wrong.append(f"{name}: not begun after {limit:.0f} seconds")
+            rows += own
+            late = True
             continue
         try:
             case = checked(name, entry, device, 1 if quick else None)
-        except AssertionError as error:
-            wrong.append(str(error).partition("\n")[0])
-            continue
         except Exception as error:  # of building it; the other cases go on
             wrong.append(f"{name}: {said(error)}")
             continue
-        wrong += [f"{name}: {provider} failed: {reason}" for provider, reason in case.failed.items()]
+        wrong += [f"{name}: {provider} {reason}" for provider, reason in case.failed.items()]
         for provider in case.sets[0].providers:
             if provider not in case.failed:
                 times = seconds(case, provider, BUDGET[quick])
@@ -56,9 +71,32 @@ def measured(
                 rows.append({"group": name, "stats": spread(times), "extra_info": info})
                 if "error" in (info["device_time"] or {}):
                     wrong.append(f"{name}: {provider} has no device time: {info['device_time']['error']}")
-        if path is not None:
-            saved(results, path)
+            if path is not None:
+                saved(results, path)
+    results["finished"] = not late
+    if path is not None:
+        saved(results, path)
     return results, wrong
+
+
+def expected_providers(entry: Entry, device: torch.device) -> tuple[str, ...]:
+    """Those of a case that is measured on a device."""
+    return (*entry.providers, *(entry.on_cuda if device.type == "cuda" else ()))
+
+
+def without(entry: Entry, pattern: str) -> Entry:
+    """The case without the providers in whose names a pattern is found."""
+
+    def kept(name: str) -> bool:
+        return re.search(pattern, name, re.IGNORECASE) is None
+
+    def build(generator: torch.Generator, device: torch.device) -> Case:
+        case = entry.build(generator, device)
+        return case._replace(providers={name: run for name, run in case.providers.items() if kept(name)})
+
+    return entry._replace(
+        build=build, providers=tuple(filter(kept, entry.providers)), on_cuda=tuple(filter(kept, entry.on_cuda))
+    )
 
 
 def seconds(case: Checked, provider: str, budget: float) -> list[float]:

@@ -83,14 +83,22 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def staged(program: Program, inputs: Inputs, rounds: int) -> tuple[dict[str, float], float]:
-    """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own."""
+def staged(
+    program: Program, inputs: Inputs, rounds: int, save: Callable[[dict[str, float]], None] = lambda _: None
+) -> tuple[dict[str, float], float]:
+    """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own.
+
+    ``save`` is given what is known whenever a stage has been captured (which may compile for long): each stage alone,
+    a few rounds. In the end all of them are timed in turns, so that each finds in the caches what the last one left.
+    """
     device = inputs.pixels.device
+    alone: dict[str, float] = {}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
         for name, stage in stages(program, inputs, {}).items():
             parts[name] = captured(stage, None, stream)
             parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
+            save(alone := alone | milliseconds({name: parts[name]}, device, min(rounds, 5)))
         whole = {"program": captured(lambda: program(inputs), None, stream)}
         return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]

@@ -1,5 +1,7 @@
 """``python -m fastmask.benchmarks.timeline FILE.json``: where the milliseconds of one picture go, stage by stage.
 
+The file is written whenever something more is known, so that a run that is cut leaves what it has.
+
 Each stage of a Predictor's program is timed on what the one before it left; on a GPU each is a CUDA graph of its own,
 so that launches do not count. Beside them: the whole program, a whole call, and choices that only a measurement can
 make. With matplotlib, a picture lies beside the file.
@@ -9,7 +11,7 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from fastmask.benchmarks.stages import Stage, milliseconds, staged
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program
 
+Save = Callable[[dict[str, Any]], None]
 
-def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Stage]:
-    """What could be one way or the other: mask_buckets where all and few detections are found, top-k in chunks."""
+
+def calls(model: Any, picture: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
+    """Whole calls, with and without mask_buckets, where all and few detections are found."""
     runs: dict[str, Stage] = {}
     (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([picture])
     before = model.roi_heads.score_thresh
@@ -37,6 +41,12 @@ def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtyp
             name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
             runs[name] = functools.partial(predictor, [picture])
     model.roi_heads.score_thresh = before
+    return runs
+
+
+def selections(device: torch.device) -> dict[str, Stage]:
+    """Top-k of P2's logits, at once and in chunks."""
+    runs: dict[str, Stage] = {}
     logits = torch.randn(1, 201_600, device=device)  # of P2
 
     def in_chunks(number: int) -> Tensor:
@@ -51,23 +61,34 @@ def choices(model: Any, picture: Tensor, device: torch.device, dtype: torch.dtyp
 
 
 @torch.inference_mode()
-def timeline(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """The times of one picture of 800 x 1333 pixels, R50-FPN with settled weights, RLE out."""
+def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
+    """The times of one picture of 800 x 1333 pixels, R50-FPN with settled weights, RLE out.
+
+    ``save`` is given the result whenever more of it is known; only the last one says ``"finished": True``.
+    """
+    times: dict[str, dict[str, float]] = {"stages": {}, "whole": {}, "choices": {}}
+    result: dict[str, Any] = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds}
+    result |= versions() | {"milliseconds": times, "finished": False}
+
+    def add(kind: str, values: dict[str, float]) -> None:
+        times[kind] |= values
+        save(result)
+
     model = settled_model("fastmask", device)
     program = Program(prepared(model, dtype), "rle", 0.5, 2048)
     picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
     pixels = torch.randn(1, 3, *IMAGE, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     original = torch.tensor([PICTURE], device=device)
     inputs = Inputs(pixels, original, original.clone())
-    parts, whole = staged(program, inputs, rounds)
-    result = {
-        "stages": parts,
-        "whole": {"program": whole},
-        "choices": milliseconds(choices(model, picture, device, dtype), device, rounds),
-    }
+    parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))
+    add("stages", parts)
+    add("whole", {"program": whole})
+    for choices in (functools.partial(selections, device), functools.partial(calls, model, picture, dtype)):
+        add("choices", milliseconds(choices(), device, rounds))
     wait_for(device)
-    facts = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds, **versions()}
-    return facts | {"milliseconds": result}
+    result["finished"] = True
+    save(result)
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -101,16 +122,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.timeline", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, ... [%(default)s]")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, ... [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="a picture beside the file")
     args = parser.parse_args(argv)
-    result = timeline(torch.device(args.device), getattr(torch, args.dtype), args.rounds)
-    args.file.write_text(json.dumps(result, indent=1))
-    print(table(result))
-    try:
-        draw(result, args.file.with_suffix(".png"))
-    except ImportError:
-        print("the picture needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
+    results: dict[str, dict[str, Any]] = {}
+
+    def save(dtype: str, result: dict[str, Any]) -> None:
+        results[dtype] = result
+        content = result if len(args.dtype) == 1 else results  # of several types: one result by each one's name
+        args.file.write_text(json.dumps(content, indent=1))
+
+    for dtype in args.dtype:
+        result = timeline(torch.device(args.device), getattr(torch, dtype), args.rounds, functools.partial(save, dtype))
+        print(table(result), flush=True)
+        if args.plot:
+            stem = args.file.stem if len(args.dtype) == 1 else f"{args.file.stem}-{dtype}"
+            try:
+                draw(result, args.file.with_name(f"{stem}.png"))
+            except ImportError:
+                print("the picture needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
     return 0
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastmask.cocoapi import mask as coco
+
 MASK_OPACITY = 0.45
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -76,8 +78,6 @@ def _ink(color: Color) -> Color:
 def _mask(mask: Any) -> Mask:
     """One mask as bool [H, W]."""
     if isinstance(mask, dict):
-        from pycocotools import mask as coco  # boxes are drawn without it
-
         return np.asarray(coco.decode(mask), dtype=bool)
     array = _array(mask)
     return array.reshape(array.shape[-2:]) > 0.5

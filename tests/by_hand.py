@@ -5,10 +5,12 @@ import io
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import pytest
 
+from fastmask.cocoapi import mask as coco
+
+COCO = pytest.importorskip("pycocotools.coco", reason="figures are compared with pycocotools'").COCO
+COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 Json = dict[str, Any]
 
 

@@ -1,14 +1,19 @@
 """Seeds, drawn anew for each run and each test, and the devices that tests run on."""
 
 import hashlib
+import importlib.util
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
     from fastmask.kernels import (
@@ -34,8 +39,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    seed = config.getoption("--seed")
+    seed = getattr(config, "workerinput", {}).get("fastmask_seed", config.getoption("--seed"))
     config.fastmask_seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """pytest-xdist's workers have the seed that is printed."""
+    node.workerinput["fastmask_seed"] = node.config.fastmask_seed
+
+
+def skip_without_pycocotools() -> Generator[None, object, object]:
+    """Where it is not installed (the machines of some GPUs), what turns out to need it is skipped."""
+    try:
+        return (yield)
+    except ImportError as error:
+        if HAS_PYCOCOTOOLS or "needs pycocotools" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from skip_without_pycocotools())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from skip_without_pycocotools())
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,7 +1,15 @@
-"""When two sets of detections in float64 are the same."""
+"""When two sets of detections are the same: in float64, and in float32."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fastmask.matching import matched_share
+
+if TYPE_CHECKING:
+    from fastmask.export import Parity
 
 Detections = dict[str, Tensor]
 
@@ -17,3 +25,28 @@ def assert_exact(actual: Detections, expected: Detections) -> None:
 def assert_exact_masks(actual: Tensor, expected: Tensor) -> None:
     """The 28 x 28 probabilities (pasted ones jump where a box corner crosses a whole pixel)."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+
+
+def assert_matched(actual: Iterable[Detections], expected: Iterable[Detections], least: float = 0.99) -> float:
+    """float32: that share of all pictures' detections has a twin, or all of them but one -> how many there are.
+
+    That one may lie where rounding decides: a corner on a whole pixel, which moves its pasted mask by one; an overlap
+    or a score on its threshold. Measured over 30 seeds: none of 22,000 on the slim models, one in 2,500 of the exports.
+    """
+    total = lost = 0.0
+    for one, other in zip(actual, expected, strict=True):
+        weight = (len(one["boxes"]) + len(other["boxes"])) / 2
+        total += weight
+        lost += weight * (1 - matched_share(one, other))
+    assert_few(lost, total, least)
+    return total
+
+
+def assert_parity(found: "Parity", least: float = 0.99) -> None:
+    """The same of an exported file; something must be found."""
+    assert found.detections > 0
+    assert_few((1 - found.share) * found.detections, found.detections, least)
+
+
+def assert_few(lost: float, total: float, least: float) -> None:
+    assert lost <= max(1.0, (1 - least) * total) + 1e-6, f"{lost:.1f} of {total:.0f} detections have no twin"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torchvision
 from pictures import draw_picture
 from torch import nn
 
@@ -66,6 +65,8 @@ def settle_on_pictures(model: nn.Module) -> None:
 
 def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
     """torchvision's and ours, with the same settled weights, in eval mode."""
+    import torchvision  # seconds that programs which need ours alone are spared
+
     theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
     settle_on_pictures(theirs)
     ours.load_state_dict(theirs.state_dict())

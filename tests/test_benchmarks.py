@@ -1,7 +1,7 @@
 """The benchmarks themselves: refuse wrong answers, run without torchvision, and report what was measured."""
 
 import collections
-import importlib.util
+import functools
 import json
 import os
 import subprocess
@@ -10,14 +10,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from slim import slim_pair
 from torch import Tensor
 
-import fastmask
 from fastmask import ops
-from fastmask.benchmarks import mask_cases, measure, model_cases, nms_cases, report, roi_cases, runner, stages, timeline
+from fastmask.benchmarks import (
+    cases,
+    mask_cases,
+    measure,
+    model_cases,
+    nms_cases,
+    peers,
+    report,
+    roi_cases,
+    runner,
+)
 from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.cases import CASES
 from fastmask.benchmarks.device_time import measure_device_time
@@ -41,10 +50,13 @@ def test_a_wrong_kernel_has_no_row(
     for has_torchvision in (True, False):
         monkeypatch.setattr(mask_cases, "HAS_TORCHVISION", has_torchvision)
         assert main([*command, "--json", str(tmp_path / "results.json")]) == 1
-        rows = {row["group"] for row in json.loads((tmp_path / "results.json").read_text())["benchmarks"]}
+        results = json.loads((tmp_path / "results.json").read_text())
+        rows = {(row["group"], row["extra_info"]["provider"]) for row in results["benchmarks"]}
         wrong = {f"paste 20 masks on 480 x 640, {output}" for output in ("bool", "packed")}
-        assert "RLE of 20 masks on 480 x 640" in rows or not has_torchvision  # its sample pastes
-        assert not rows & wrong
+        assert ("RLE of 20 masks on 480 x 640", "fastmask") in rows or not has_torchvision  # its sample pastes
+        assert not rows & {(name, "fastmask") for name in wrong}
+        assert {(name, "torchvision") for name in wrong} <= rows or not has_torchvision
+        assert results["finished"]
         printed = capsys.readouterr().err
         peer = "torchvision" if has_torchvision else "the reference"
         for name in wrong:
@@ -70,7 +82,9 @@ def test_pytest_refuses_as_well(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout
     rows = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
-    assert {row["group"] for row in rows} == {"paste 20 masks on 480 x 640"}
+    assert {row["group"] for row in rows if row["extra_info"]["provider"] == "fastmask"} == {
+        "paste 20 masks on 480 x 640"
+    }
     assert "paste 20 masks on 480 x 640, bool: fastmask does not agree with torchvision" in done.stdout
 
 
@@ -80,6 +94,29 @@ def test_without_torchvision(name: str, monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(module, "HAS_TORCHVISION", False)
     assert main(["bench", "--quick", "--full", "--only", name, "--device", "cpu"]) == 0
     assert name in capsys.readouterr().out
+
+
+def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The peer's masks are copied and compared, not encoded; a wrong RLE still has no row."""
+    monkeypatch.setattr(peers, "HAS_PYCOCOTOOLS", False)
+    monkeypatch.setattr(mask_cases, "HAS_PYCOCOTOOLS", False)
+    for name in ("pycocotools", "pycocotools.mask"):
+        monkeypatch.setitem(sys.modules, name, None)
+    command = ["bench", "--quick", "--full", "--only", "RLE of 20 masks on 480", "--device", "cpu"]
+    assert main(command) == 0
+    right = ops.encode_masks
+    monkeypatch.setattr(ops, "encode_masks", lambda masks, boxes, size: right(masks, boxes + 1, size))
+    assert main(command) == 1
+    assert "fastmask does not agree with torchvision: more differs" in capsys.readouterr().err
+
+
+def test_rle_is_decoded_as_pycocotools_does() -> None:
+    coco = pytest.importorskip("pycocotools.mask", reason="what is decoded like it")
+    masks = torch.rand(9, 13, 21) < torch.linspace(0, 1, 9)[:, None, None]
+    encoded = peers.encode_pasted(masks)
+    assert isinstance(encoded[0], dict)
+    assert np.array_equal(peers.decode_masks(encoded), masks.numpy())
+    assert np.array_equal(peers.decode_masks(encoded), coco.decode(encoded).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +168,49 @@ def test_a_failing_provider_takes_nothing_with_it(tmp_path: Path) -> None:
     assert [row["extra_info"]["provider"] for row in results["benchmarks"]] == ["torchvision", "fastmask"]
     assert wrong == ["one: other failed: RuntimeError: does not compile", "two: ImportError: no such module"]
     assert len(json.loads((tmp_path / "r.json").read_text())["benchmarks"]) == 2
-    results, wrong = runner.measured({"late": entries["late"]}, CPU, True, limit=-1)
+    results, wrong = runner.measured({"late": entries["late"]}, CPU, True, tmp_path / "r.json", limit=-1)
     assert wrong == ["late: not begun after -1 seconds"]
+    assert not json.loads((tmp_path / "r.json").read_text())["finished"]
+
+
+def test_each_row_is_saved_when_it_is_measured(tmp_path: Path) -> None:
+    """What a run that is cut in the middle of a case leaves."""
+    calls = collections.Counter()
+
+    def killed() -> None:
+        calls["killed"] += 1
+        if calls["killed"] > 4:  # compared, warmed up, warmed up, and one round
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.measured({"one": case_of(torchvision=dict, fastmask=killed)}, CPU, True, tmp_path / "r.json")
+    left = json.loads((tmp_path / "r.json").read_text())
+    assert [row["extra_info"]["provider"] for row in left["benchmarks"]] == ["torchvision"]
+    assert not left["finished"]
+
+
+def test_resume_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole cases of the same device and commit are kept; without: a provider that is left out is not missed."""
+    calls = collections.Counter()
+    providers = {name: functools.partial(calls.update, [name]) for name in ("torchvision", "torchvision compiled")}
+    entry = case_of(**providers)._replace(providers=tuple(providers))
+    monkeypatch.setattr(cases, "CASES", {"one": entry, "two": entry})
+    command = ["bench", "--quick", "--device", "cpu", "--json", str(tmp_path / "r.json")]
+    assert main([*command, "--only", "one", "--without", "compiled"]) == 0
+    assert calls["torchvision"] > 0 == calls["torchvision compiled"]
+    calls.clear()
+    assert main([*command, "--resume", "--without", "compiled"]) == 0
+    first = calls["torchvision"]
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert [row["group"] for row in results["benchmarks"]] == ["one", "two"]
+    calls.clear()
+    assert main([*command, "--resume", "--without", "compiled"]) == 0
+    assert not calls
+    monkeypatch.setenv("FASTMASK_COMMIT", "another")
+    measure.versions.cache_clear()
+    assert main([*command, "--resume", "--without", "compiled"]) == 0
+    measure.versions.cache_clear()
+    assert calls["torchvision"] == 2 * first
 
 
 def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,32 +326,3 @@ def test_plots_say_what_they_need(
     (tmp_path / "run.json").write_text(json.dumps(results))
     assert report.main([str(tmp_path / "run.json"), "--plots", str(tmp_path)]) == 2
     assert "plots need matplotlib: pip install 'fastmask-rcnn[train]'" in capsys.readouterr().err
-
-
-def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the slim model."""
-    model = slim_pair()[1]
-    monkeypatch.setattr(timeline, "settled_model", lambda *_: model)
-    monkeypatch.setattr(timeline, "IMAGE", (128, 160))
-    monkeypatch.setattr(timeline, "PICTURE", (120, 150))
-    assert timeline.main([str(tmp_path / "time.json"), "--rounds", "2"]) == 0
-    times = json.loads((tmp_path / "time.json").read_text())["milliseconds"]
-    assert next(iter(times["stages"])) == "backbone"
-    assert len(times["stages"]) == 10
-    assert all(value > 0 for part in times.values() for value in part.values())
-    if importlib.util.find_spec("matplotlib") is not None:
-        assert (tmp_path / "time.png").stat().st_size > 1000
-    assert "| RoIAlign 14 x 14 |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("trim", [False, True])
-def test_stages_give_what_the_program_gives(trim: bool) -> None:
-    model = fastmask.models.prepare.prepared(slim_pair()[1], torch.float32)
-    program = fastmask.program.Program(model, "rle", 0.5, 2048, trim=trim)
-    sizes = torch.tensor([[120, 150]])
-    inputs = fastmask.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())
-    with torch.no_grad():
-        left: dict[str, Any] = {}
-        for stage in stages.stages(program, inputs, left).values():
-            stage()
-        assert torch.equal(left["packed"].data, program(inputs).data)

@@ -35,7 +35,7 @@ def test_table_and_picture(
     numbers = [row[24:].split() for row in rows]
     for number, share, iou in numbers[:2]:
         assert int(number) > 10
-        assert float(share.rstrip("%")) >= 99
+        assert float(share.rstrip("%")) >= 100 - 100 / int(number) - 0.1  # all but one, which may be on a border
         assert float(iou) > 0.999
     for _, share, iou in numbers[2:]:
         assert 0 <= float(share.rstrip("%")) < 100

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco
 
 from fastmask.cli import main
+from fastmask.cocoapi import mask as coco
 from fastmask.data import Object, Record
 from fastmask.demo import CLASSES, Scenes, drawn_dataset
 from fastmask.demo.comparison import HEADING, comparison

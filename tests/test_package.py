@@ -68,6 +68,26 @@ def test_imports_and_runs_without_triton_and_torchvision() -> None:
     assert done.returncode == 0, done.stderr
 
 
+HIDE_PYCOCOTOOLS = """
+import sys
+sys.modules["pycocotools"] = None
+import fastmask.benchmarks.cases, fastmask.data, fastmask.demo, fastmask.evaluation, fastmask.training
+from fastmask.cli import main
+assert fastmask.evaluation.matching.THRESHOLDS[5] == 0.75
+try:
+    fastmask.cocoapi.mask.decode([])
+except ImportError as error:
+    assert str(error) == "pycocotools.mask.decode needs pycocotools: pip install pycocotools", error
+else:
+    raise AssertionError("decoded by what is not there")
+"""
+
+
+def test_imports_without_pycocotools() -> None:
+    done = run(sys.executable, "-c", HIDE_PYCOCOTOOLS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_source_folder_of_a_plain_install_says_what_to_do(tmp_path: Path) -> None:
     """There, ``fastmask/`` hides the installed package, which has the kernels."""
     shutil.copytree(ROOT / "fastmask", tmp_path / "fastmask")

@@ -12,9 +12,9 @@ import pytest
 from pictures import draw_picture
 from PIL import Image
 from prefill import prefill
-from pycocotools import mask as coco_mask
 
 from fastmask.benchmarks.report import SLOT, filled
+from fastmask.cocoapi import mask as coco_mask
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from inputs import NAN
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.visualize import _color, _eroded, _free_place, draw_detections
 
 

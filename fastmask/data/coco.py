@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.records import (
     Dataset,
     Object,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.records import (
     Dataset,
     Object,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.records import Dataset, Object, Problem, Record
 
 OBJECTS, CLASSES, PICTURES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"

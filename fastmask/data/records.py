@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.images import read_image, upright_size
 
 FARTHEST = 2**18  # pixels that a corner may have as its x or y

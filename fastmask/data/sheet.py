@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Dataset, Record
 from fastmask.data.view import View, scaled_view
 from fastmask.visualize import draw_detections

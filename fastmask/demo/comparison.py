@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Object, Record
 from fastmask.data.sheet import draw_record, tiled
 from fastmask.data.view import scaled_view

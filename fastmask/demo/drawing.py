@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import write_coco
 from fastmask.data.records import Dataset, LazyRecords, Object, Record
 from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.cocoeval import COCOeval
 
+from fastmask.cocoapi import cocoeval
 from fastmask.evaluation.matching import Matches
 
 
@@ -45,7 +45,7 @@ def accumulated(categories: Sequence[Sequence[Matches]]) -> Curves:
 
 def _nothing(*value: float) -> Curves:
     """Of no category at all, or of one, all of it the value."""
-    settings = COCOeval(iouType="bbox").params
+    settings = cocoeval.COCOeval(iouType="bbox").params
     shape = (len(settings.iouThrs), len(settings.recThrs), len(value), len(settings.areaRng), len(settings.maxDets))
     precision = np.full(shape, value[0] if value else 0.0)
     return Curves(precision, precision[:, 0])
@@ -54,7 +54,7 @@ def _nothing(*value: float) -> Curves:
 def _of_category(matches: Sequence[Matches]) -> Curves:
     if not matches:
         return _nothing(-1.0)
-    evaluation = COCOeval(iouType="bbox")
+    evaluation = cocoeval.COCOeval(iouType="bbox")
     evaluation.params.catIds, evaluation.params.imgIds = [1], list(range(len(matches)))
     evaluation._paramsEval = evaluation.params
     evaluation.evalImgs = [
@@ -69,7 +69,7 @@ def _of_category(matches: Sequence[Matches]) -> Curves:
 
 def figures(curves: Curves) -> Figures:
     """The twelve, over all categories of which there are objects."""
-    evaluation = COCOeval(iouType="bbox")
+    evaluation = cocoeval.COCOeval(iouType="bbox")
     evaluation.eval = curves._asdict()
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()

@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
-from pycocotools.cocoeval import Params
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import area
 from fastmask.data.records import Record, compressed
 
 KINDS = ("bbox", "segm")  # pycocotools' names
-THRESHOLDS: NDArray[np.float64] = np.asarray(Params("bbox").iouThrs)  # T of them, 0.5 to 0.95
-SIZES: NDArray[np.float64] = np.asarray(Params("bbox").areaRng, np.float64)  # A pairs: all, small, medium, large
+# of pycocotools.cocoeval.Params: T thresholds of IoU; A pairs of areas, all, small, medium and large
+THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
+SIZES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
 MOST = 100  # detections of a category in a picture
 
 Entry = Mapping[str, Any]  # of COCO's results format

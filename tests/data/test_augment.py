@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data import Record
 from fastmask.data.augment import Augmentation, Sample, bounds_of, pasted, recolored, seen
 from fastmask.data.records import Object, box_polygon

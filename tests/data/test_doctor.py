@@ -8,7 +8,6 @@ import pytest
 import torch
 from pictures import picture_file
 from PIL import ExifTags, Image
-from pycocotools import mask as coco_mask
 
 from fastmask import data
 from fastmask.cli import main
@@ -16,6 +15,7 @@ from fastmask.data.doctor import examine, first_crossing
 from fastmask.data.records import box_polygon, ellipse_polygon
 from fastmask.data.sheet import contact_sheet
 
+coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
 SQUARE = box_polygon(10, 10, 30, 30)
 
 

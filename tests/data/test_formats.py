@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from pictures import picture_file
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from fastmask import data
+from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
 
+COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco
 
+from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Object, ellipse_polygon
 from fastmask.data.view import View, jittered_view, scaled_view
 from fastmask.demo import Scenes

@@ -10,7 +10,7 @@ from by_hand import by_hand, draw_case
 
 from fastmask.data import read_dataset
 from fastmask.evaluation import Evaluation, evaluate_results
-from fastmask.evaluation.matching import SIZES, match
+from fastmask.evaluation.matching import SIZES, THRESHOLDS, match
 
 NAMES = {"box": "bbox", "mask": "segm"}
 CASES = {
@@ -23,6 +23,12 @@ CASES = {
     "no detections": (4, 4, 0, [1, 2], (40, 50), 0.0),
     "nothing": (2, 0, 0, [1], (40, 50), 0.0),
 }
+
+
+def test_thresholds_and_sizes() -> None:
+    settings = pytest.importorskip("pycocotools.cocoeval").Params("bbox")
+    assert THRESHOLDS.tolist() == list(settings.iouThrs)
+    assert SIZES.tolist() == settings.areaRng
 
 
 def compared(annotations: dict[str, Any], entries: list[dict[str, Any]], folder: Path) -> Evaluation:

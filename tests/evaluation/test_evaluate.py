@@ -240,7 +240,8 @@ def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tm
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]
     answers = {}
-    for name, launcher in (("one", [sys.executable]), ("two", ["torchrun", "--nproc-per-node", "2", "--standalone"])):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         command = [*launcher, str(program), *options, "--out", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 1, done.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from exact import assert_exact
+from exact import assert_exact, assert_matched
 from PIL import Image, ImageDraw
 from prefill import prefill
 from slim import slim_pair
@@ -36,8 +36,7 @@ def test_photographs_in_both_precisions() -> None:
     images = list(photographs(2).values())
     theirs, ours = slim_pair()
     with torch.no_grad():
-        shares = [matched_share(*one) for one in zip(ours(images), theirs(images), strict=True)]
-        assert sum(shares) / len(shares) >= 0.99
+        assert assert_matched(ours(images), theirs(images)) > 20
         theirs.double(), ours.double()
         exact = [image.double() for image in images]
         for actual, expected in zip(ours(exact), theirs(exact), strict=True):

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs import FLOATS, draw_boxes, draw_masks, hostile_boxes
-from pycocotools import mask as coco
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
 
 from fastmask import ops
+from fastmask.cocoapi import mask as coco
 
 SIZE = (120, 170)
 

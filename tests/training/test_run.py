@@ -245,7 +245,8 @@ def environment() -> dict[str, str]:
 def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
     """float64, gloo; pictures with other numbers of objects on each rank."""
     found = {}
-    for name, launcher in (("one", [sys.executable]), ("two", ["torchrun", "--nproc-per-node", "2", "--standalone"])):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         command = [*launcher, program("gradients.py"), str(tmp_path / name), str(seed)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,264 @@
+"""``benchmarks/run_gpu.sh DIR [PART...]``: what only a GPU can show, in parts, the most telling ones first.
+
+Each part stands alone, is cut at its time, and writes its JSON into DIR as it goes, beside log.txt. What is finished
+there is not begun again, so that a call repeated goes on where the last one was cut; all parts together leave at most
+eight files. A call ends by itself before ten minutes, where many a machine's time ends.
+
+Environment: LIMIT, seconds of each part; CALL, of all of them; DEVICE=cpu tries the parts themselves (CPU tests instead
+of those that need a GPU); TESTS, SELECTION (pytest's -k, or a pattern of cases) and ROUNDS for a part of a part.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from xml.etree import ElementTree
+
+CALL = 570  # seconds of all parts of one call
+LEAST = 20  # seconds without which no part is begun
+GRACE = 15  # seconds to write down what there is, once a part's time is over
+WORKERS = 8  # of pytest: kernels compile on a core each
+TOOLS = ("memcheck", "initcheck", "racecheck")
+
+
+class Setting(NamedTuple):
+    """What a part is told."""
+
+    folder: Path
+    device: str
+    full: bool
+    again: bool
+    environment: Mapping[str, str]
+
+
+class Part(NamedTuple):
+    """How a part is run: its command from its time, and what becomes of it once that has ended with a status."""
+
+    file: str  # in DIR
+    limit: float  # seconds, unless it is the only one
+    command: Callable[[Setting, float], list[str]]
+    finish: Callable[[Setting, int | None], None] = lambda *_: None
+    section: str | None = None  # of the file, which it shares with other parts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 if every part has finished and nothing failed in it; 1 otherwise; 2 on wrong arguments."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run_gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    usual = [name for name in PARTS if name not in ASKED_FOR]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none: {', '.join(usual)}")
+    parser.add_argument("--again", action="store_true", help="what is finished as well")
+    parser.add_argument("--full", action="store_true", help="the whole matrix of the benchmarks")
+    args = parser.parse_intermixed_args(argv)
+    for name in args.parts:
+        if name not in PARTS:
+            parser.error(f"the part must be one of {', '.join(PARTS)}, got {name}")
+    environment = os.environ
+    args.folder.mkdir(parents=True, exist_ok=True)
+    device = environment.get("DEVICE", "cuda")
+    setting = Setting(args.folder.resolve(), device, args.full, args.again, environment)
+    end = time.monotonic() + float(environment.get("CALL", CALL))
+    names = args.parts or usual
+    with (setting.folder / "log.txt").open("a") as log:
+        if not args.parts:
+            tee([sys.executable, "-m", "fastmask", "env"], 60, log)
+        told = {name: run_part(name, setting, end, len(names) == 1, log) for name in names}
+        lines = ["", *(f"{name:14} {text}" for name, (_, text) in told.items())]
+        say("\n".join(lines), log)
+    return 0 if all(good for good, _ in told.values()) else 1
+
+
+def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str]) -> tuple[bool, str]:
+    """Whether all is well, and what became of it."""
+    part, left = PARTS[name], end - time.monotonic()
+    if not setting.again and (found := outcome(part, setting))[0]:
+        return not found[1], f"finished before{found[1]}"
+    if left < LEAST:
+        return False, f"not begun: {max(left, 0):.0f} seconds are left; call again"
+    begun = time.monotonic()
+    limit = min(float(setting.environment.get("LIMIT", left if alone else part.limit)), left)
+    say(f"\n== {name}, at most {limit:.0f} seconds, {time.strftime('%H:%M:%S')}", log)
+    if name in TOOLS and shutil.which("compute-sanitizer") is None:
+        write_section(setting, part, {"skipped": "compute-sanitizer is not installed", "finished": True})
+        return True, "skipped: compute-sanitizer is not installed"
+    if setting.again and part.section is None:
+        (setting.folder / part.file).unlink(missing_ok=True)
+    # one allocation a tensor under a tool, or overruns into a neighbour are not seen
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name in TOOLS else {}
+    status = tee(part.command(setting, limit), limit, log, variables)
+    part.finish(setting, status)
+    finished, bad = outcome(part, setting)
+    text = f"{(time.monotonic() - begun) / 60:.1f} min, {'finished' if finished else 'cut'}{bad}"
+    return finished and not bad and status == 0, text + (f", exit code {status}" if status else "")
+
+
+def outcome(part: Part, setting: Setting) -> tuple[bool, str]:
+    """Whether its JSON is finished, and what is wrong in it."""
+    content = read(setting.folder / part.file)
+    if part.section is not None:
+        content = content.get(part.section, {})
+    results = list(content.values()) if part.file == "timeline.json" else [content]  # one of each type
+    bad = sum(int(one.get("failures", 0) + one.get("errors", 0)) + len(one.get("no row", ())) for one in results)
+    finished = len(results) == (len(TYPES) if part.file == "timeline.json" else 1) and all(
+        one.get("finished", False) for one in results
+    )
+    return finished, f", {bad} without success" if bad else ""
+
+
+def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[str, str] | None = None) -> int | None:
+    """Run a command, what it prints shown and logged -> its exit code; None if it did not end in time."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables or {})
+    begun, status, hurried = time.monotonic(), None, False
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=listen,
+    )
+    assert process.stdout is not None
+    try:
+        with process.stdout, selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while True:
+                late = time.monotonic() - begun - limit
+                if late > 0 and not hurried:
+                    process.send_signal(signal.SIGINT)  # pytest and bench then write down what there is
+                    hurried = True
+                if late > GRACE:
+                    break
+                if selector.select(timeout=0.2):
+                    text = os.read(process.stdout.fileno(), 2**16)
+                    if not text:
+                        status = process.wait(timeout=GRACE)
+                        break
+                    say(text.decode(errors="replace"), log, end="")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and workers that it left
+        process.wait()
+    return None if hurried else status
+
+
+def listen() -> None:
+    """To interrupts, which a shell turns off in what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def say(text: str, log: IO[str], end: str = "\n") -> None:
+    for file in (sys.stdout, log):
+        print(text, end=end, file=file, flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file's content; nothing if it is not there, or was cut as it was written."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def write_section(setting: Setting, part: Part, content: dict[str, Any]) -> None:
+    assert part.section is not None
+    path = setting.folder / part.file
+    path.write_text(json.dumps(read(path) | {part.section: content}, indent=1))
+
+
+def benchmark(file: str, pattern: str, limit: float, without: str = "compiled") -> Part:
+    """Cases; torchvision compiled takes minutes to compile, and is a part of its own."""
+
+    def command(setting: Setting, limit: float) -> list[str]:
+        only = setting.environment.get("SELECTION", pattern)
+        words = [sys.executable, "-m", "fastmask", "bench", "--device", setting.device, "--only", only, "--resume"]
+        words += ["--without", without, "--json", str(setting.folder / file), "--limit", str(0.8 * limit)]
+        return [*words, *(["--full"] if setting.full else [])]
+
+    return Part(file, limit, command)
+
+
+TYPES = ("bfloat16", "float32")
+
+
+def take_timeline(setting: Setting, limit: float) -> list[str]:
+    words = [sys.executable, "-m", "fastmask.benchmarks.timeline", str(setting.folder / "timeline.json"), "--no-plot"]
+    return [*words, "--device", setting.device, "--rounds", setting.environment.get("ROUNDS", "50"), "--dtype", *TYPES]
+
+
+def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
+    """Tests, several at a time where pytest-xdist is installed; under a tool, one after the other."""
+    report = Path(tempfile.gettempdir()) / f"fastmask-{os.getpid()}-{name}.xml"
+
+    def command(setting: Setting, limit: float) -> list[str]:
+        words = [sys.executable, "-m", "pytest", "-q", "-ra", "--continue-on-collection-errors", f"--junitxml={report}"]
+        words += ["-m", "not gpu and not slow and not ptx" if setting.device == "cpu" else "gpu"]
+        words += ["--seed", str(random.SystemRandom().randrange(2**31))]
+        if keyword or "SELECTION" in setting.environment:
+            words += ["-k", setting.environment.get("SELECTION", keyword)]
+        if tool is not None:
+            words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *words]
+        elif importlib.util.find_spec("xdist") is not None:
+            words += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
+        return [*words, *(setting.environment["TESTS"].split() if "TESTS" in setting.environment else paths)]
+
+    def finish(setting: Setting, status: int | None) -> None:
+        """The counts, and each failure with its message; ``"finished"`` if every test was run."""
+        content: dict[str, Any] = {"finished": status in (0, 1, 9), "status": status, "failed": {}, **measured_on()}
+        try:
+            suite = next(ElementTree.parse(report).iter("testsuite"))
+        except (OSError, ElementTree.ParseError):  # pytest itself died: a segmentation fault, no memory left, too late
+            content |= {"crashed": True, "finished": False}
+        else:
+            content |= {key: float(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped", "time")}
+            for case in suite.iter("testcase"):
+                for found in (part for part in case if part.tag in ("failure", "error")):
+                    content["failed"][f"{case.get('classname')}::{case.get('name')}"] = found.get("message", "")[:500]
+        report.unlink(missing_ok=True)
+        write_section(setting, PARTS[name], content)
+
+    return Part("tests.json" if tool is None else "sanitize.json", limit, command, finish, name)
+
+
+def measured_on() -> dict[str, str | None]:
+    import torch
+
+    from fastmask.benchmarks.measure import versions
+
+    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", **versions()}
+
+
+# hostile RoIs and boxes in one dtype, forward and backward: the tools are slow
+SMOKE = "(float32 and (meets_the or gradients_meet)) or suppression_chains or bytes_equal"
+PARTS: dict[str, Part] = {
+    "tests-kernels": run_tests("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
+    "timeline": Part("timeline.json", 120, take_timeline),
+    "ops": benchmark("ops.json", "^(?!Mask R-CNN|training|host)", 240),
+    "model": benchmark("model.json", "^Mask R-CNN", 240),
+    "tests": run_tests("tests", ["tests", "--ignore=tests/kernels"], 240),
+    "train": benchmark("train.json", "^training", 150),
+    "memcheck": run_tests("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
+    "initcheck": run_tests("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
+    # racecheck looks at shared memory only, which no kernel here writes by itself
+    "racecheck": run_tests("racecheck", ["tests/kernels"], 240, "racecheck", SMOKE),
+    "compiled": benchmark("compiled.json", "^Mask R-CNN$", 400, without="best|patched"),
+}
+ASKED_FOR = ("racecheck", "compiled")  # not among all
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
