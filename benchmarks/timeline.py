@@ -21,6 +21,7 @@ from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.model_cases import settled_model
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
+from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program
 
@@ -67,6 +68,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str,
     }
     wait_for(device)
     facts = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds, **versions()}
+    facts["tuned"] = values_on(device)
     return facts | {"milliseconds": result}
 
 

@@ -57,7 +57,7 @@ def fixed(name: str, run: Callable[[], Any]) -> Workload:
 
 def roi_align(shapes: Shapes, device: torch.device) -> list[Workload]:
     """The box head's and the mask head's RoIAlign on channels-last maps."""
-    options = {"batch": shapes.batch, "dtype": shapes.dtype, "size": shapes.size}
+    options: dict[str, Any] = {"batch": shapes.batch, "dtype": shapes.dtype, "size": shapes.size}
     boxes = roi_cases.roi_align(_generator(), device, num=1000, **options)
     masks = roi_cases.roi_align(_generator(), device, num=MASKS, pooled=14, **options)
     return [
@@ -68,14 +68,14 @@ def roi_align(shapes: Shapes, device: torch.device) -> list[Workload]:
 
 def roi_align_apart(shapes: Shapes, device: torch.device) -> list[Workload]:
     """RoIAlign of few RoIs on float32 maps that are not channels-last, as torchvision's users have it."""
-    options = {"batch": shapes.batch, "channels_last": False, "size": shapes.size}
+    options: dict[str, Any] = {"batch": shapes.batch, "channels_last": False, "size": shapes.size}
     cases = {num: roi_cases.roi_align(_generator(), device, num=num, **options) for num in (200, 400)}
     return [fixed(f"{num} RoIs of 7 x 7, NCHW", case.capturable["fastmask"]) for num, case in cases.items()]
 
 
 def roi_align_backward(shapes: Shapes, device: torch.device) -> list[Workload]:
     """RoIAlign's backward in a training step."""
-    options = {"batch": shapes.batch, "dtype": shapes.dtype, "size": shapes.size}
+    options: dict[str, Any] = {"batch": shapes.batch, "dtype": shapes.dtype, "size": shapes.size}
     case = roi_cases.roi_align(_generator(), device, num=512, way="backward", **options)
     return [fixed("512 RoIs of 7 x 7", case.capturable["fastmask"])]
 

@@ -40,6 +40,7 @@ def _with(chosen: dict[Knob, Value], shipped: Callable[[], "Iterator[Variant]"])
     with contextlib.ExitStack() as stack:
         for knob, choice in chosen.items():
             module = importlib.import_module(f"fastmask.kernels.{knob.module}")
-            values = choice if len(knob.constants) > 1 else (choice,)
-            stack.enter_context(mock.patch.multiple(module, **dict(zip(knob.constants, values, strict=True))))
+            values = choice if isinstance(choice, tuple) else (choice,)
+            for constant, value in zip(knob.constants, values, strict=True):
+                stack.enter_context(mock.patch.object(module, constant, value))
         return list(shipped())
