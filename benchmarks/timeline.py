@@ -68,8 +68,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str,
     }
     wait_for(device)
     facts = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds, **versions()}
-    facts["tuned"] = values_on(device)
-    return facts | {"milliseconds": result}
+    return facts | {"tuned": values_on(device), "milliseconds": result}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -133,10 +133,8 @@ def tune_knob(
             run = workload.make()
             expected.append(run())
             defaults.append(timer(run, workload.capturable, device))
-    trials = []
-    for choice in knob.choices:
-        if choice == knob.default:
-            continue
+
+    def attempt(choice: Value) -> Trial:
         seconds: dict[str, tuple[Quartiles, Quartiles]] = {}
         refused = ""
         try:
@@ -150,7 +148,9 @@ def tune_knob(
             refused = f"disagrees: {' '.join(str(error).split())[:200]}"
         except Exception as error:  # such as too much shared memory for this GPU
             refused = f"fails: {said(error)}"
-        trials.append(Trial(choice, seconds, refused or verdict(seconds)))
+        return Trial(choice, seconds, refused or verdict(seconds))
+
+    trials = [attempt(choice) for choice in knob.choices if choice != knob.default]
     accepted = [trial for trial in trials if not trial.refused]
     return Outcome(name, knob.default, trials, min(accepted, key=ratio, default=None))
 

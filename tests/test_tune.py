@@ -283,6 +283,7 @@ def test_a_predictors_setting_is_kept_for_its_shape(tmp_path: Path, monkeypatch:
     assert values_in(path) == {name: True}
     assert made == [False] * (len(made) // 2) + [True] * (len(made) // 2)
 
+    before = path.stat().st_mtime_ns
     usual = fastmask.Predictor(model, (128, 160))
     monkeypatch.setenv("FASTMASK_TUNING", str(path))
     tuning._tables.clear()
@@ -300,6 +301,8 @@ def test_a_predictors_setting_is_kept_for_its_shape(tmp_path: Path, monkeypatch:
     found = tuned(pictures)
     assert sum(len(one["boxes"]) for one in found) > 20
     tune_cases.same_detections(found, usual(pictures))
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.stat().st_mtime_ns == before
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
