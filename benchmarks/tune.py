@@ -223,7 +223,9 @@ def save(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Who reads the file meanwhile sees it as it was or as it is now."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         try:
             file.write(text)
             file.close()

@@ -67,11 +67,11 @@ def _read_once(path: Path, name: str) -> Table:
     if (path, name) not in _files:
         values: Table = {}
         problems: list[str] = []
-        if path.exists() or os.environ.get("FASTMASK_TUNING"):
-            try:
+        try:
+            if path.exists() or os.environ.get("FASTMASK_TUNING"):
                 values, problems = read_values(path, name)
-            except (OSError, ValueError) as error:
-                problems = [f"{error}; the file is ignored"]
+        except (OSError, ValueError) as error:
+            problems = [f"{error}; the file is ignored"]
         _files[path, name] = MappingProxyType(dict(values))
         if problems:
             warnings.warn(f"tuning file {path}: {'; '.join(problems)}", stacklevel=5)  # where a launcher asked
@@ -132,8 +132,8 @@ def read_tuning(path: Path, name: str) -> dict[str, Any]:
         ValueError: it is no tuning file, or another device's or version's.
     """
     try:
-        tuning = json.loads(path.read_text())
-    except ValueError as error:
+        tuning = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is no JSON ({error})") from None
     if not isinstance(tuning, dict) or not isinstance(tuning.get("values"), dict):
         raise ValueError("it is no tuning file: an object with values")

@@ -1,7 +1,6 @@
 """Tuning files: which one is read, what is believed of it, and that launchers take its values."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -113,11 +112,24 @@ def test_a_foreign_file_is_named_once_and_ignored(
         assert tuned("paste.programs", 4096, CPU) == 4096
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"values": 3}', "{}", "\ud83d"], ids=repr)
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"values": 3}', "{}", "\ud83d", "[" * 10**6], ids=lambda text: repr(text[:9])
+)
 def test_a_broken_file_is_named_and_ignored(text: str, write: Callable[..., Path]) -> None:
     write({}).write_bytes(text.encode(errors="surrogatepass"))
     with pytest.warns(UserWarning, match="the file is ignored"):
         assert tuned("paste.programs", 4096, CPU) == 4096
+
+
+def test_a_cache_that_is_closed_to_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(f"Permission denied: '{self}'")
+
+    monkeypatch.delenv("FASTMASK_TUNING")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.warns(UserWarning, match="Permission denied"):
+        assert tuned("paste.programs", 4096, GPU) == 4096
 
 
 def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -319,16 +331,21 @@ def test_every_choice_agrees_with_the_default(knob: Knob) -> None:
 
 
 @pytest.mark.gpu
-def test_looking_values_up_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_values_up_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time as well, in a capture, of a file in the user's cache."""
     monkeypatch.delenv("FASTMASK_TUNING")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     device = torch.device("cuda", torch.cuda.current_device())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # the first look, in a capture
-            tuned("paste.programs", 4096, device)
-            torch.zeros(1, device=device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert device in tuning._tables
-    assert os.environ.get("FASTMASK_TUNING") is None
+    path, facts = tuning.default_file(device), tuning.facts_of(tuning.name_of(device))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"format": tuning.FORMAT, **facts, "values": {"paste.programs": 8192}}))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = torch.zeros(1, device=device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            out += tuned("paste.programs", 4096, device)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    graph.replay()
+    assert out.item() == 8192
