@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from fastmask.benchmarks.tune_cases import Shapes
     from fastmask.kernels import launch
     from fastmask.kernels.knobs import KNOBS
-    from fastmask.kernels.tuning import file_to_write, with_index
+    from fastmask.kernels.tuning import file_to_write, find_file, with_index
 
     try:
         knobs = [knob for name, knob in KNOBS.items() if re.search(args.only, name, re.IGNORECASE)]
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, re.error) as error:
         print(f"fastmask tune: {error}", file=sys.stderr)
         return 2
-    print(f"{table(outcomes)}\n{path}")
+    print(table(outcomes))
+    print(path if find_file(device) == path else f"{path}, which FASTMASK_TUNING={path} would use")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 

@@ -292,10 +292,10 @@ def test_launchers_take_every_choice(knob: Knob) -> None:
 
 
 @pytest.mark.skipif(not INTERPRET, reason="launches kernels in Triton's interpreter")
-def test_an_interpreted_launcher_takes_a_files_value(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interpreted_launcher_takes_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More programs of fewer rows each, and the same pixels."""
+    from fastmask.benchmarks import tune
+    from fastmask.benchmarks.tune_cases import Shapes
     from fastmask.kernels import gpu_paste
 
     grids, kernel = [], gpu_paste._paste_kernel
@@ -309,7 +309,9 @@ def test_an_interpreted_launcher_takes_a_files_value(
     args = (draw_masks(2), draw_boxes(2, (32, 60), 30), 32, 60, "float", 0.5, False, False, 1)
     with tuning.overridden(CPU, {}):
         expected = paste_masks_op(*args)
-    write({"paste.lines": 4})
+    path = tmp_path / "tuning.json"
+    tune.save(path, "cpu", tune.Outcome("paste.lines", 8, [], tune.Trial(4, {}, "")), Shapes())
+    monkeypatch.setenv("FASTMASK_TUNING", str(path))
     assert torch.equal(paste_masks_op(*args), expected)
     assert grids == [(2 * 4,), (2 * 8,)]
 
