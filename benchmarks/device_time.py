@@ -41,6 +41,11 @@ def measure_device_time(run: Callable[[], Any], flush: Tensor) -> dict[str, floa
 
 def time_graph(run: Callable[[], Any]) -> float:
     """Seconds of one call, of a graph of CALLS of them on the current device."""
+    return statistics.median(time_replays(capture_calls(run), REPLAYS))
+
+
+def capture_calls(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    """CALLS calls on the current device as one graph, which has been replayed once."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # the first calls compile and choose, which a capture may not
@@ -51,12 +56,17 @@ def time_graph(run: Callable[[], Any]) -> float:
     with torch.cuda.graph(graph):
         for _ in range(CALLS):
             run()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
     graph.replay()  # the first one uploads the graph
+    return graph
+
+
+def time_replays(graph: torch.cuda.CUDAGraph, number: int) -> list[float]:
+    """Seconds of one of its calls, in each of so many replays in a row on the current device."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(number + 1)]
     for event in events[:-1]:
         event.record()
         graph.replay()
     events[-1].record()
     events[-1].synchronize()
     milliseconds: list[float] = [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
-    return statistics.median(milliseconds) / 1e3 / CALLS
+    return [replay / 1e3 / CALLS for replay in milliseconds]

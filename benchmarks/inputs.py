@@ -18,13 +18,18 @@ def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
 
 
 def pyramid(
-    generator: torch.Generator, device: torch.device, batch: int, dtype: torch.dtype, channels_last: bool
+    generator: torch.Generator,
+    device: torch.device,
+    batch: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    size: tuple[int, int] = IMAGE,
 ) -> dict[str, Tensor]:
-    """P2 to P5 of 256 channels of padded pictures."""
+    """P2 to P5 of 256 channels of pictures padded to ``size``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     maps = {}
     for i, stride in enumerate(STRIDES):
-        shape = (batch, 256, IMAGE[0] // stride, IMAGE[1] // stride)
+        shape = (batch, 256, size[0] // stride, size[1] // stride)
         maps[str(i)] = torch.randn(shape, generator=generator).to(device, dtype).contiguous(memory_format=memory_format)
     return maps
 

@@ -16,6 +16,7 @@ import torch
 from fastmask import __version__
 from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.device_time import measure_device_time
+from fastmask.kernels.tuning import values_on
 
 Run = Callable[[], Any]
 
@@ -168,6 +169,7 @@ def facts(case: Checked, provider: str) -> dict[str, Any]:
         "peak_memory": peak_memory(case, provider),
         "device_time": device_time(case, provider),
         "copy_bandwidth": copy_bandwidth(case.device),
+        "tuned": values_on(case.device),
         "device": name_of(case.device),
         **versions(),
     }

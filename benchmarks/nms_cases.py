@@ -52,9 +52,9 @@ def batched_nms(
     return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": padded})
 
 
-def rpn_nms(generator: torch.Generator, device: torch.device) -> Case:
+def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None = None) -> Case:
     """What an RPN does for a batch, level after level by score: torchvision image after image, ours in one call."""
-    batch, num = (8 if device.type == "cuda" else 2), sum(LEVELS)
+    batch, num = batch or (8 if device.type == "cuda" else 2), sum(LEVELS)
     boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)]).to(device)
     runs = torch.rand(batch, num, generator=generator).split(LEVELS, dim=1)
     scores = torch.cat([run.sort(dim=1, descending=True).values for run in runs], 1).to(device)

@@ -50,10 +50,15 @@ def where(results: dict[str, Any]) -> str:
     speeds = dict.fromkeys(f"{info['copy_bandwidth'] / 1e9:.0f}" for info in infos if info["least_bytes"] is not None)
     return (
         f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, "
-        f"{results['datetime'][:10]}. "
+        f"{results['datetime'][:10]}{', ' + tuned if (tuned := tuned_values(first)) else ''}. "
         "Milliseconds, median (quartiles); losses in bold. Last column: bytes that must be moved over the time, as a "
         f"share of a copy's {' or '.join(speeds)} GB/s."
     )
+
+
+def tuned_values(info: dict[str, Any]) -> str:
+    """What `fastmask tune` chose, where it was in use; results from before there was such a thing lack it."""
+    return ", ".join(f"{name} {value}" for name, value in info.get("tuned", {}).items())
 
 
 def table(results: dict[str, Any]) -> str:

@@ -32,15 +32,16 @@ def roi_align(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
     way: str = "forward",
+    size: tuple[int, int] = IMAGE,
 ) -> Case:
-    """``num``: RoIs an image; ``way``: "forward", "backward" alone, or "both".
+    """``num``: RoIs an image; ``way``: "forward", "backward" alone, or "both"; ``size``: of padded images.
 
     In half types torchvision runs under autocast, which upcasts the maps.
 
     torchvision copies channels-last maps; at its best it is given the same values in the layout it likes.
     """
-    maps = pyramid(generator, device, batch, dtype, channels_last)
-    boxes = [boxes_in(generator, num, IMAGE).to(device) for _ in range(batch)]
+    maps = pyramid(generator, device, batch, dtype, channels_last, size)
+    boxes = [boxes_in(generator, num, size).to(device) for _ in range(batch)]
     gradient = torch.randn(batch * num, 256, pooled, pooled, generator=generator).to(device, dtype)
 
     def runner(module: Any, maps: dict[str, Tensor]) -> Callable[[], list[Tensor]]:
@@ -51,7 +52,7 @@ def roi_align(
 
         def pool() -> Tensor:
             with autocast:
-                out: Tensor = pooler(maps, boxes, [IMAGE] * batch)
+                out: Tensor = pooler(maps, boxes, [size] * batch)
             return out
 
         def differentiate(out: Tensor) -> list[Tensor]:
@@ -86,14 +87,14 @@ def roi_align(
 
     def sample() -> None:
         few = [boxes[0][:SAMPLE], *(box[:0] for box in boxes[1:])]
-        actual = ops.MultiScaleRoIAlign(list(maps), pooled, ratio)(maps, few, [IMAGE] * batch).detach().cpu()
+        actual = ops.MultiScaleRoIAlign(list(maps), pooled, ratio)(maps, few, [size] * batch).detach().cpu()
         rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
         features = [feature.detach()[:1, :8].cpu() for feature in maps.values()]  # the first channels
         expected = reference.multilevel_roi_align(features, rois, *GEOMETRY, pooled, pooled, ratio, False)
         agree([actual[:, :8]], [expected.to(actual.dtype)])
 
     layout, name = "channels-last" if channels_last else "NCHW", str(dtype).removeprefix("torch.")
-    inputs = f"P2-P5 of {batch} x {IMAGE} x 256 {layout} {name}, {num} RoIs an image, {pooled} x {pooled}"
+    inputs = f"P2-P5 of {batch} x {size} x 256 {layout} {name}, {num} RoIs an image, {pooled} x {pooled}"
     features, rois = [feature.detach() for feature in maps.values()], rois_of_images(boxes)
     forward_args = (features, rois, *GEOMETRY, pooled, pooled, ratio, False)
     sizes = (batch, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])

@@ -23,6 +23,7 @@ from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.model_cases import settled_model
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
+from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import prepared
 from fastmask.program import Inputs, Program
 
@@ -68,7 +69,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
     """
     times: dict[str, dict[str, float]] = {"stages": {}, "whole": {}, "choices": {}}
     result: dict[str, Any] = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds}
-    result |= versions() | {"milliseconds": times, "finished": False}
+    result |= versions() | {"tuned": values_on(device), "milliseconds": times, "finished": False}
 
     def add(kind: str, values: dict[str, float]) -> None:
         times[kind] |= values

@@ -17,6 +17,7 @@ from fastmask.answers import Found, Pending, answers, forget_frames, naming_byte
 from fastmask.feed import Picture, batches
 from fastmask.fitting import Fitting
 from fastmask.kernels.launch import is_capturable
+from fastmask.kernels.tuning import tuned_at
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
@@ -52,7 +53,8 @@ class Predictor:
         detections: of a picture at most; None: as many as the model keeps.
         mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
             for all in any case, without a wait. On CUDA each shape is then captured as six graphs, and keeps its
-            feature maps.
+            feature maps. None: as ``fastmask tune`` found it faster on this GPU, for this size, batch and dtype, or
+            else False.
         graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
 
     Raises:
@@ -72,7 +74,7 @@ class Predictor:
         *,
         threshold: float = 0.5,
         detections: int | None = None,
-        mask_buckets: bool = False,
+        mask_buckets: bool | None = None,
         graphs: int = 8,
     ) -> None:
         check_choice("masks", masks, MASKS)
@@ -103,6 +105,8 @@ class Predictor:
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         ready = prepared(model, dtype)
         ready.roi_heads.detections_per_img = detections
+        if mask_buckets is None:
+            mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))

@@ -7,6 +7,7 @@ accesses to global memory by width.
 
 import argparse
 import collections
+import functools
 import itertools
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from fastmask.kernels import (
     audit_nms,
     audit_roi_align,
     audit_roi_align_backward,
+    audit_tuned,
     gpu_mask_geometry,
     gpu_paste,
     gpu_paste_backward,
@@ -63,7 +65,18 @@ class Report(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All that ships: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
+    """All that a user can reach: what ships, then what a tuning file may choose instead."""
+    yield from shipped_variants()
+    yield from _tuned_variants()
+
+
+@functools.cache
+def _tuned_variants() -> tuple[Variant, ...]:
+    return tuple(audit_tuned.tuned_variants(shipped_variants))
+
+
+def shipped_variants() -> Iterator[Variant]:
+    """Without a tuning file: dtypes, layouts, sampling ratios and numbers of levels; outputs and modes."""
     yield from itertools.starmap(Variant, audit_roi_align.forward_variants(DTYPES))
     yield from itertools.starmap(Variant, audit_roi_align_backward.backward_variants(DTYPES))
     for dtype in DTYPES:

@@ -28,7 +28,7 @@ def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             if (layout, shape) != ("NHWC", "7 x 7") and (not first or (layout != "NHWC" and shape != "7 x 7")):
                 continue
             wide = unit == 16 and channels % 16 == 0
-            tile = gpu_roi_align.tile_of(side, channels, ratio, wide and offset == tl.int32)
+            tile = gpu_roi_align.tile_of(side, channels, ratio, wide and offset == tl.int32, gpu_roi_align.CHANNELS)
             yield (
                 f"RoIAlign forward, {layout}, {suffix}, {shape}",
                 gpu_roi_align._forward_kernel,

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fastmask.kernels.cpu_roi import empty_channels_last
 from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, of_level, strides_of
+from fastmask.kernels.tuning import tuned
 
 PIXELS, CHANNELS = 64, 64  # of a program
 NUM_WARPS = 4
+COPY_TAPS = 1  # a pixel that copies pay from
 MOST_BYTES = 2**30  # of all copies together: larger maps are read where they are
 
 # the values of all levels stand on one line
@@ -93,7 +95,8 @@ def is_worth_it(features: Sequence[Tensor], taps: int) -> bool:
     """Whether so many taps will be read that copies of all maps pay, and whether there is room for these."""
     pixels = sum(feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features)
     size = sum(feature.numel() * feature.element_size() for feature in features)
-    return taps > pixels and size <= MOST_BYTES
+    enough = tuned("roi_align.copy_taps", COPY_TAPS, features[0].device) * pixels
+    return taps > enough and size <= MOST_BYTES
 
 
 def copy(features: Sequence[Tensor]) -> list[Tensor]:

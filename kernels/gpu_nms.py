@@ -25,6 +25,7 @@ from torch import Tensor
 from fastmask.kernels import cpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.tuning import tuned
 
 COMPARISONS = 2**25  # pairs up to which boxes are counted instead of sorted
 MOST_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or LEAST_WINDOW a box where that is more
@@ -133,7 +134,7 @@ def _placed(
         "HASHED": hashed,
     }
     outputs |= {"labels_ptr": placed.labels, "GROUPED": groups is not None}
-    if batch * num * num <= COMPARISONS:
+    if batch * num * num <= tuned("nms.comparisons", COMPARISONS, boxes.device):
         gpu_nms_order._count_kernel[(batch * triton.cdiv(num, gpu_nms_order.COUNTED),)](
             **inputs,
             **units,
@@ -220,7 +221,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
     window = min(reach, max(MOST_WORDS // (blocks * block), LEAST_WINDOW))
-    splits = min(gpu_nms_pairs.SPLITS, window)
+    splits = min(tuned("nms.splits", gpu_nms_pairs.SPLITS, placed.tiles.device), window)
     words = placed.units.new_empty((blocks, window, 2, block))
     boxes = {"tiles_ptr": placed.tiles, "units_ptr": placed.units, "labels_ptr": placed.labels}
     gpu_nms_pairs._pairs_kernel[(blocks * splits,)](**boxes, words_ptr=words, window=window, splits=splits, **pairs)

@@ -35,6 +35,7 @@ from fastmask.kernels.gpu_mask_geometry import (
 )
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.tuning import tuned
 
 TILE = 128  # columns of a tile; four a thread
 LINES = 8  # rows of a tile that a program is worth being launched for
@@ -140,8 +141,9 @@ def paste_masks(
     if out.numel() == 0:
         return out
     padding = 0 if continuous else padding
-    lines = height * triton.cdiv(width, TILE)
-    programs = max(min(PROGRAMS // number, triton.cdiv(lines, LINES)), 1)
+    lines, least = height * triton.cdiv(width, TILE), tuned("paste.lines", LINES, masks.device)
+    most = tuned("paste.programs", PROGRAMS, masks.device)
+    programs = max(min(most // number, triton.cdiv(lines, least)), 1)
     masks = masks.contiguous()
     with on_device(masks):
         if logits:
@@ -165,7 +167,7 @@ def paste_masks(
             PADDING=padding,
             CONTINUOUS=continuous,
             TILE=TILE,
-            LINES=LINES,
+            LINES=least,
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,  # a box is truncated to whole pixels: it must be rounded as torchvision's is
         )

@@ -41,6 +41,7 @@ from fastmask.kernels.gpu_mask_geometry import (
 )
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.tuning import tuned
 
 PROGRAMS = 4096  # chunks of all masks together
 CHUNKS = 256  # of one mask at most
@@ -268,7 +269,8 @@ def encode_masks(
     if number == 0:
         return buffer, masks.new_zeros(1, dtype=torch.int64)
     padding = 0 if continuous else padding
-    chunks = max(min(PROGRAMS // number, CHUNKS), 1)
+    chunks = max(min(tuned("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
+    text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
     counts, slots, positions, lengths, offsets = (
         masks.new_empty(shape, dtype=torch.int64)
@@ -322,6 +324,6 @@ def encode_masks(
                 SUMMED=TEXT_SUMMED,
                 BLOCK=RUNS,
                 LONGEST=LONGEST,
-                num_warps=TEXT_WARPS,
+                num_warps=text_warps,
             )
     return buffer, offsets

@@ -45,6 +45,7 @@ from fastmask.kernels.gpu_roi_geometry import (
 )
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.tuning import tuned
 
 COLUMNS, CHANNELS = 8, 128  # of a tile, at most
 WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
@@ -305,27 +306,26 @@ def multilevel_roi_align(
     return out
 
 
-def tile_of(pooled_width: int, channels: int, ratio: int, two: bool) -> dict[str, Any]:
-    """A program's columns, channels and warps: 8 elements a thread, or with ``two`` tiles 16."""
+def tile_of(pooled_width: int, channels: int, ratio: int, two: bool, most: int) -> dict[str, Any]:
+    """A program's columns, channels (``most``: CHANNELS) and warps: 8 elements a thread, or with ``two`` tiles 16."""
     columns = min(triton.next_power_of_2(pooled_width), COLUMNS)
-    block = min(triton.next_power_of_2(channels), max(CHANNELS, WARP_ELEMENTS // columns))
-    unroll = ratio in UNROLLED
+    block = min(triton.next_power_of_2(channels), max(most, WARP_ELEMENTS // columns))
     tiles = 2 if two and ratio == 2 and channels % (2 * block) == 0 else 1  # of more samples, two spill on gfx942
     tile = {"COLUMNS": columns, "CHANNELS": block, "TILES": tiles, "EVEN": channels % block == 0}
-    return tile | {"UNROLL": unroll, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
+    return tile | {"UNROLL": ratio in UNROLLED, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
 
 
 def _launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict[str, Any]) -> None:
     """Of channels-last features."""
     num_rois, channels, pooled_height, pooled_width = out.shape
-    wide, offset = is_wide(features), offset_type(features)
-    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide and offset == tl.int32)  # registers: no more
+    wide, offset, most = is_wide(features), offset_type(features), tuned("roi_align.channels", CHANNELS, rois.device)
+    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide and offset == tl.int32, most)  # registers: no more
     unit = 16 if wide else 1
     strides = [[stride // unit for stride in strides_of(feature)] for feature in features]
     column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
     channel_blocks = triton.cdiv(channels, tile["TILES"] * tile["CHANNELS"])
-    row_blocks = min(triton.cdiv(PROGRAMS, num_rois * column_blocks * channel_blocks), pooled_height)
-    rows = triton.cdiv(pooled_height, row_blocks)
+    wanted = triton.cdiv(tuned("roi_align.programs", PROGRAMS, rois.device), num_rois * column_blocks * channel_blocks)
+    rows = triton.cdiv(pooled_height, min(wanted, pooled_height))
     _forward_kernel[(num_rois, column_blocks * triton.cdiv(pooled_height, rows), channel_blocks)](
         # tensors
         **by_level("map{}_ptr", features),

@@ -45,6 +45,7 @@ from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS, VARYING, by_level, lev
 from fastmask.kernels.gpu_roi_weights import tile_weights
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.tuning import tuned
 
 TILE_Y, TILE_X = 4, 8  # pixels of a program, whose 32 rows keep the matrix products in registers
 CHANNELS = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}  # likewise
@@ -264,7 +265,8 @@ def multilevel_roi_align_backward(
         )
     sizes = list(zip(heights, widths, strict=True))
     outs = [cpu_roi.empty_channels_last(grad, batch, channels, height, width) for height, width in sizes]
-    tiles = sum(batch * triton.cdiv(height, TILE_Y) * triton.cdiv(width, TILE_X) for height, width in sizes)
+    tile_y, tile_x = tuned("roi_align_backward.tile", (TILE_Y, TILE_X), grad.device)
+    tiles = sum(batch * triton.cdiv(height, tile_y) * triton.cdiv(width, tile_x) for height, width in sizes)
     if tiles == 0 or channels == 0:
         return outs
     geometry = {**level_geometry(scales, level_limits), "LEVELS": len(sizes), "ALIGNED": aligned}
@@ -272,7 +274,7 @@ def multilevel_roi_align_backward(
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS[grad.dtype])  # tensor cores need no less
     with on_device(rois):
         lines, words, starts = table_by_map(
-            rois.contiguous(), batch, heights, widths, geometry, pooled, ratio, (TILE_Y, TILE_X), ROIS
+            rois.contiguous(), batch, heights, widths, geometry, pooled, ratio, (tile_y, tile_x), ROIS
         )
         _backward_kernel[(tiles, triton.cdiv(channels, block))](
             # tensors
@@ -293,8 +295,8 @@ def multilevel_roi_align_backward(
             POOLED_W=pooled_width,
             RATIO=ratio,
             PRECISION=precision(grad.dtype),
-            TILE_Y=TILE_Y,
-            TILE_X=TILE_X,
+            TILE_Y=tile_y,
+            TILE_X=tile_x,
             CHANNELS=block,
             ROIS=ROIS,
             GROUP=GROUP,

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "annotations of pictures: what is wrong with them, and from one format to another",
     "bench": "how fast ops and a model are here, beside torchvision where it is installed",
     "selftest": "whether every op and a model give the right values on this machine",
+    "tune": "try block sizes and settings on this GPU, and keep what is faster for later runs",
     "env": "versions and devices, for a bug report",
 }
 

@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     import torch  # seconds: only once the command line is known to be right
 
     from fastmask.kernels.launch import describe
+    from fastmask.kernels.tuning import describe_all
 
     print(f"{'python':14} {platform.python_version()} on {platform.platform()}")
     print(f"{'torch':14} {torch.__version__}")
@@ -33,4 +34,6 @@ def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         print(f"{'cuda':14} no device")
     print(f"{'kernels':14} {describe()}")
+    for line in describe_all():
+        print(f"{'tuning':14} {line}")
     return 0

@@ -66,7 +66,7 @@ def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
     size = maps[0].element_size()
     map_bytes, written = sum(one.nbytes for one in maps), len(rois) * POOLED * POOLED * CHANNELS * size
     # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
-    tile = gpu_roi_align.tile_of(POOLED, CHANNELS, RATIO, two=True)
+    tile = gpu_roi_align.tile_of(POOLED, CHANNELS, RATIO, True, gpu_roi_align.CHANNELS)
     blocks = -(-CHANNELS // (tile["TILES"] * tile["CHANNELS"]))
     rows = -(-POOLED // min(-(-gpu_roi_align.PROGRAMS // (len(rois) * blocks)), POOLED))
     gather = Work(

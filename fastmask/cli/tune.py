@@ -1,0 +1,69 @@
+"""``fastmask tune``: what is fastest on this GPU, among block sizes of kernels and settings of a Predictor."""
+
+import argparse
+import functools
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastmask.cli._device import find_device
+from fastmask.cli._model import add_model_arguments, load_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which knobs, at which shapes, on which device, and where the values go."""
+    add_model_arguments(parser, score=0.05)
+    parser.set_defaults(weights="synthetic")  # which need no download, and find as much as a model may
+    parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"), help="[800 1344]")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="knobs whose names it is found in")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin no knob after M minutes")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="[this device's in the user's cache]")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be tried")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; 1 if a knob could not be tuned; 2 on a wrong argument, or where there is no GPU to tune for."""
+    from fastmask.benchmarks.tune import check_file, listing, table, tune
+    from fastmask.benchmarks.tune_cases import Shapes
+    from fastmask.kernels import launch
+    from fastmask.kernels.knobs import KNOBS
+    from fastmask.kernels.tuning import file_to_write, find_file, with_index
+
+    try:
+        knobs = [knob for name, knob in KNOBS.items() if re.search(args.only, name, re.IGNORECASE)]
+        if not knobs:
+            raise ValueError(f"--only must be found in a knob's name, got {args.only!r}: {', '.join(KNOBS)}")
+        if args.batch < 1 or any(side < 128 or side % 32 for side in args.size):
+            raise ValueError(
+                f"--size must be multiples of 32 from 128 on and --batch at least 1, got {args.size} and {args.batch}"
+            )
+        if not launch.is_capturable():
+            raise ValueError(f"there is nothing to tune, as ops take {launch.describe()}")
+        if args.dry_run:
+            print(listing(knobs))
+            return 0
+        device = find_device(args.device)
+        if device.type != "cuda":
+            raise ValueError(f"there is nothing to tune on {device.type}: a CUDA or ROCm GPU is needed")
+        device = with_index(device)
+        path = args.output or file_to_write(device)
+        check_file(path, device)
+        shapes = Shapes(tuple(args.size), args.batch, model=functools.partial(_model, args, device))
+        outcomes = tune(knobs, device, shapes, path, limit=60 * args.minutes)
+    except (OSError, ValueError, re.error) as error:
+        print(f"fastmask tune: {error}", file=sys.stderr)
+        return 2
+    print(table(outcomes))
+    print(path if find_file(device) == path else f"{path}, which FASTMASK_TUNING={path} would use")
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+def _model(args: argparse.Namespace, device: Any) -> Any:
+    if args.weights == "synthetic" and args.model == "maskrcnn_resnet50_fpn":
+        from fastmask.benchmarks.model_cases import settled_model
+
+        return settled_model("fastmask", device)
+    return load_model(args.model, args.weights, str(device), args.score)[0]

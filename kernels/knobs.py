@@ -1,0 +1,99 @@
+"""What ``fastmask tune`` may choose: constants of launchers and settings of Predictor, each with its few choices.
+
+Every choice compiles without spills (audit.py compiles all of them), so no tuning file leads to a kernel that nobody
+has seen. Results are bitwise those of the defaults where ``exact``; elsewhere sums may round differently, and are
+reproducible for a given tuning file.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+Value = bool | int | str | tuple[int, ...]
+
+
+class Knob(NamedTuple):
+    """One thing that may be chosen.
+
+    Args:
+        name: in tuning files.
+        op: whose workloads it is timed on, see fastmask.benchmarks.tune_cases.
+        choices: all values it can have. Of a Predictor's setting the first one is the default.
+        exact: whether the choice changes no bit of a result.
+        module: of fastmask.kernels, which has the default; empty for a Predictor's setting.
+        constants: that are the default there; several are one value, a tuple.
+    """
+
+    name: str
+    op: str
+    choices: tuple[Value, ...]
+    exact: bool
+    module: str = ""
+    constants: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> Value:
+        """The value without a tuning file."""
+        if not self.module:
+            return self.choices[0]
+        module = importlib.import_module(f"fastmask.kernels.{self.module}")
+        values: tuple[Any, ...] = tuple(getattr(module, constant) for constant in self.constants)
+        return values[0] if len(values) == 1 else values  # type: ignore[no-any-return]
+
+
+KNOBS: dict[str, Knob] = {
+    knob.name: knob
+    for knob in (
+        # channels of a tile, and so the warps of a program
+        Knob("roi_align.channels", "roi_align", (64, 128), False, "gpu_roi_align", ("CHANNELS",)),
+        # how finely few RoIs are divided, by rows of bins
+        Knob("roi_align.programs", "roi_align", (512, 1024, 2048, 4096), True, "gpu_roi_align", ("PROGRAMS",)),
+        # taps for each pixel of NCHW maps from which on a channels-last copy pays
+        Knob("roi_align.copy_taps", "roi_align_apart", (1, 2, 4), False, "gpu_channels_last", ("COPY_TAPS",)),
+        # pixels of a program: 32, or 16, which take fewer registers and read more gradients twice
+        Knob(
+            "roi_align_backward.tile",
+            "roi_align_backward",
+            ((4, 8), (8, 4), (4, 4), (2, 8)),
+            False,
+            "gpu_roi_align_backward",
+            ("TILE_Y", "TILE_X"),
+        ),
+        # programs that share a block of rows of pairs
+        Knob("nms.splits", "nms", (4, 8, 16, 32), True, "gpu_nms_pairs", ("SPLITS",)),
+        # pairs up to which boxes are counted instead of sorted
+        Knob("nms.comparisons", "nms_counted", (2**23, 2**25, 2**27), True, "gpu_nms", ("COMPARISONS",)),
+        # warps in all, and the least rows for one
+        Knob("paste.programs", "paste_masks", (2048, 4096, 8192, 16384), True, "gpu_paste", ("PROGRAMS",)),
+        Knob("paste.lines", "paste_masks", (4, 8, 16), True, "gpu_paste", ("LINES",)),
+        # chunks in all; warps of a mask's text, whose programs are few
+        Knob("rle.programs", "encode_masks", (2048, 4096, 8192), True, "gpu_rle", ("PROGRAMS",)),
+        Knob("rle.text_warps", "encode_masks", (4, 8), True, "gpu_rle", ("TEXT_WARPS",)),
+        # waiting for the number of detections against masks for rows that are padding
+        Knob("predictor.mask_buckets", "predictor", (False, True), False),
+    )
+}
+
+
+def name_at(name: str, size: Sequence[int], batch: int, dtype: torch.dtype) -> str:
+    """The name of a Predictor's setting at one shape: another shape's time says nothing about it."""
+    return f"{name} at {size[0]}x{size[1]}, batch {batch}, {str(dtype).removeprefix('torch.')}"
+
+
+def check_value(name: str, value: Any) -> Value:
+    """A value from a file, as the launchers take it.
+
+    Raises:
+        ValueError: there is no such knob, or it has no such choice.
+    """
+    base, _, shape = name.partition(" at ")
+    knob = KNOBS.get(base)
+    if knob is None or bool(shape) != (not knob.module):
+        raise ValueError(f"{name!r} is no knob of this version")
+    value = tuple(value) if isinstance(value, list) else value
+    for choice in knob.choices:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, knob.choices))}, got {value!r}")

@@ -1,0 +1,185 @@
+"""The values that ``fastmask tune`` found fastest on this GPU, for launchers and Predictor.
+
+They are in one JSON file for each name of a device, version of Triton and version of fastmask, in
+``$XDG_CACHE_HOME/fastmask/tuning`` (``~/.cache/fastmask/tuning`` without that variable). ``FASTMASK_TUNING=FILE`` takes
+another file, ``FASTMASK_TUNING=off`` none. A file is read when its device is first used, once in a process, and never
+written here; nothing asks the device. After that a lookup is two dictionaries' work, 0.2 us.
+A file that is broken, or another device's, is named in one warning and ignored, and so is a value that is no choice.
+"""
+
+import contextlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+
+from fastmask import __version__
+from fastmask.kernels.knobs import check_value, name_at
+from fastmask.kernels.launch import HAS_TRITON
+
+T = TypeVar("T")
+Table = Mapping[str, Any]  # by the names of knobs
+
+FORMAT = 1  # of the file; another one is not read
+_NOTHING: Table = MappingProxyType({})
+_tables: dict[torch.device, Table] = {}
+_files: dict[tuple[Path, str], Table] = {}  # what was read, by file and the device's name
+_lock = threading.Lock()
+
+
+def tuned(name: str, default: T, device: torch.device) -> T:
+    """A knob's value on a device, or its default."""
+    table = _tables.get(device)
+    if table is None:
+        table = _resolve(device)
+    return table.get(name, default)  # type: ignore[no-any-return]
+
+
+def tuned_at(
+    name: str, default: T, device: torch.device, size: Sequence[int] | str, batch: int, dtype: torch.dtype
+) -> T:
+    """A Predictor's setting on a device at one shape, or its default, which "exact" sizes always have."""
+    return default if isinstance(size, str) else tuned(name_at(name, size, batch, dtype), default, device)
+
+
+def values_on(device: torch.device) -> dict[str, Any]:
+    """All values that are in use on a device instead of the defaults, by the names of knobs."""
+    return dict(_resolve(device))
+
+
+def _resolve(device: torch.device) -> Table:
+    """The table of a device that is used for the first time; from then on it stays as it is."""
+    with _lock:
+        if device not in _tables:
+            path = find_file(device)
+            _tables[device] = _NOTHING if path is None else _read_once(path, name_of(device))
+        return _tables[device]
+
+
+def _read_once(path: Path, name: str) -> Table:
+    if (path, name) not in _files:
+        values: Table = {}
+        problems: list[str] = []
+        try:
+            if path.exists() or os.environ.get("FASTMASK_TUNING"):
+                values, problems = read_values(path, name)
+        except (OSError, ValueError) as error:
+            problems = [f"{error}; the file is ignored"]
+        _files[path, name] = MappingProxyType(dict(values))
+        if problems:
+            warnings.warn(f"tuning file {path}: {'; '.join(problems)}", stacklevel=5)  # where a launcher asked
+    return _files[path, name]
+
+
+def find_file(device: torch.device) -> Path | None:
+    """The file that is read for a device, whether or not it exists; None where none is."""
+    setting = os.environ.get("FASTMASK_TUNING", "")
+    if setting == "off":
+        return None
+    if setting:
+        return Path(setting)
+    return default_file(device) if device.type == "cuda" else None
+
+
+def default_file(device: torch.device) -> Path:
+    """Where a device's file is in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    facts = facts_of(name_of(device))
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", facts["device"]).strip("-")
+    return Path(cache, "fastmask", "tuning", f"{slug}_triton-{facts['triton']}_fastmask-{facts['fastmask']}.json")
+
+
+def file_to_write(device: torch.device) -> Path:
+    """Where ``fastmask tune`` puts a device's values: where they will be read, unless reading is off."""
+    path = find_file(device)
+    return default_file(device) if path is None else path
+
+
+def with_index(device: torch.device) -> torch.device:
+    """As tensors on it have it: the current device has a number as well."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def name_of(device: torch.device) -> str:
+    """The GPU's name, which torch keeps; else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def facts_of(name: str) -> dict[str, str]:
+    """What a file must have been measured with, to be believed here."""
+    version = "none"
+    if HAS_TRITON:
+        import triton
+
+        version = triton.__version__
+    return {"device": name, "triton": version, "fastmask": __version__}
+
+
+def read_tuning(path: Path, name: str) -> dict[str, Any]:
+    """All that a file says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no tuning file, or another device's or version's.
+    """
+    try:
+        tuning = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is no JSON ({error})") from None
+    if not isinstance(tuning, dict) or not isinstance(tuning.get("values"), dict):
+        raise ValueError("it is no tuning file: an object with values")
+    for key, wanted in {"format": FORMAT, **facts_of(name)}.items():
+        if tuning.get(key) != wanted:
+            raise ValueError(f"{key} must be {wanted!r}, got {tuning.get(key)!r}")
+    return tuning
+
+
+def read_values(path: Path, name: str) -> tuple[dict[str, Any], list[str]]:
+    """The values that a file chooses, and what is wrong with others in it; raises as :func:`read_tuning`."""
+    values, problems = {}, []
+    for knob, value in read_tuning(path, name)["values"].items():
+        try:
+            values[knob] = check_value(knob, value)
+        except ValueError as error:
+            problems.append(str(error))
+    return values, problems
+
+
+@contextlib.contextmanager
+def overridden(device: torch.device, values: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, these are a device's values, and no file's; for what tries them out, in one thread."""
+    before = _tables.get(device)
+    _tables[device] = MappingProxyType(dict(values))
+    try:
+        yield
+    finally:
+        if before is None:
+            del _tables[device]
+        else:
+            _tables[device] = before
+
+
+def describe_all() -> list[str]:
+    """For each GPU, or for the CPU where there is none: which values are in use, and where from; for a bug report."""
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [f"{device}: {_describe(device)}" for device in devices or [torch.device("cpu")]]
+
+
+def _describe(device: torch.device) -> str:
+    path = find_file(device)
+    if path is None:
+        off = os.environ.get("FASTMASK_TUNING") == "off"
+        return f"defaults: {'FASTMASK_TUNING is off' if off else 'only GPUs are tuned'}"
+    values = values_on(device)
+    if values:
+        return f"{', '.join(f'{name} {value}' for name, value in values.items())}, from {path}"
+    return f"defaults: {'no values' if path.exists() else 'no file'} at {path}"
