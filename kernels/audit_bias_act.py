@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastmask.kernels import gpu_bias_act, gpu_predict_anchors
+from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors
 from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS
 
 RESIDUALS = {"alone": (False, False), "residual": (True, False), "coarser residual": (True, True)}
@@ -38,4 +38,16 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
                 ("channels",),
                 levels > 1,
                 (),
+            )
+        if dtype != "fp32":
+            yield (
+                f"product with residual, {dtype}",
+                gpu_linear_add_relu._linear_add_relu_kernel,
+                {f"{name}_ptr": f"*{dtype}" for name in ("x", "weight", "bias", "residual", "out")},
+                {"WIDE": False, "PIXELS": gpu_linear_add_relu.PIXELS}
+                | {"OUTPUTS": gpu_linear_add_relu.OUTPUTS, "DEPTH": gpu_linear_add_relu.DEPTH},
+                {"num_warps": gpu_linear_add_relu.NUM_WARPS, "num_stages": gpu_linear_add_relu.NUM_STAGES},
+                ("outputs", "depth"),
+                dtype == "bf16",
+                ("STG",),
             )

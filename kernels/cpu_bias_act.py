@@ -41,3 +41,9 @@ def predict_anchors(
     both = torch.cat(outputs).split((anchors, 4 * anchors), dim=1)
     logits, deltas = (values.clone(memory_format=torch.contiguous_format) for values in both)
     return logits, deltas
+
+
+def linear_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """x [P, K], weight [N, K], bias [N], residual [P, N] -> relu(x @ weight.T + bias + residual) [P, N]."""
+    sums = (x @ weight.t()).to(compute_dtype(x))
+    return sums.add_(bias).add_(residual).relu_().to(x.dtype)

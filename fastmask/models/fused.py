@@ -6,6 +6,7 @@ For inference: :func:`fastmask.models.prepare.prepared` puts these layers where 
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.conv_relu import conv_relu_op
+from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.ops.feature_pyramid_network import ExtraFPNBlock
 
@@ -31,7 +33,7 @@ class FusedConv2d(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach(), False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
         self.relu = relu
-        self.geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.geometry: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, bias={self.bias is not None}, relu={self.relu}"
@@ -63,13 +65,17 @@ class Pointwise(FusedConv2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """See :class:`FusedConv2d`. Where channels are last, nothing is copied."""
-        rows = x.permute(0, 2, 3, 1)  # [B, H, W, C]
-        fused = residual is None
-        y = linear(rows.flatten(0, 2), self.weight, self.bias if fused else None, self.relu and fused)
-        y = y.view(*rows.shape[:3], len(self.weight)).permute(0, 3, 1, 2)
-        if residual is not None:
-            assert self.bias is not None
-            bias_act_op(y, self.bias, residual, self.relu)
+        size = (x.shape[0], *x.shape[2:], len(self.weight))
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+        if residual is None:
+            return linear(rows, self.weight, self.bias, self.relu).view(size).permute(0, 3, 1, 2)
+        assert self.bias is not None
+        if self.relu and residual.shape[2:] == x.shape[2:]:
+            others = residual.permute(0, 2, 3, 1).flatten(0, 2)
+            y: Tensor = linear_add_relu_op(rows, self.weight, self.bias, others)
+            return y.view(size).permute(0, 3, 1, 2)
+        y = linear(rows, self.weight, None, relu=False).view(size).permute(0, 3, 1, 2)
+        bias_act_op(y, self.bias, residual, self.relu)
         return y
 
 

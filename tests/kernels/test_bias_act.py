@@ -1,4 +1,4 @@
-"""Convolutions' epilogues against their specification: fastmask::bias_act_, ::predict_anchors and ::conv_relu."""
+"""Convolutions' epilogues against their specification: bias_act_, predict_anchors, linear_add_relu, conv_relu."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from fastmask.kernels import reference
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.conv_relu import conv_relu_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
+from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
 
 # of a sum rounded once; Triton's interpreter truncates to bfloat16, which makes that an ulp
@@ -97,12 +98,16 @@ def test_empty_and_small(shape: tuple[int, ...], device: torch.device) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_bias_act, gpu_predict_anchors
+    from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors
 
+    monkeypatch.setattr(gpu_linear_add_relu, "LARGEST", 20)
     monkeypatch.setattr(gpu_bias_act, "LARGEST", 20)
     monkeypatch.setattr(gpu_predict_anchors, "LARGEST", 20)
     check(draw(2, 8, 5, 6), draw(8), draw(2, 8, 3, 3), True, device)
     check_anchors([draw(2, 8, 5, 6)], 3, torch.float32, device)
+    product = [t.bfloat16().to(device) for t in (draw(30, 16), draw(24, 16), draw(24), draw(30, 24))]
+    expected = (product[0] @ product[1].t()).float() + product[2] + product[3]
+    assert torch.equal(linear_add_relu_op(*product), expected.relu().bfloat16())
 
 
 def check_anchors(hidden: list[Tensor], anchors: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -138,6 +143,31 @@ def test_predict_anchors_of_planes_and_of_nothing(device: torch.device) -> None:
     check_anchors([draw(0, 8, 5, 6), draw(0, 8, 3, 3)], 3, torch.float32, device)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_linear_add_relu(dtype: torch.dtype, device: torch.device) -> None:
+    """Less than a tile, several of them, none at all; rows that are not whole."""
+    for pixels, depth, outputs in ((37, 16, 24), (300, 80, 130), (5, 200, 3), (0, 16, 16)):
+        x, weight, bias = (
+            draw(pixels, depth, dtype=dtype),
+            draw(outputs, depth, dtype=dtype),
+            draw(outputs, dtype=dtype),
+        )
+        residual = draw(pixels, outputs, dtype=dtype)
+        actual = linear_add_relu_op(*(t.to(device) for t in (x, weight, bias, residual)))
+        assert actual.dtype == dtype
+        expected = (x.double() @ weight.double().T + bias.double() + residual.double()).relu()
+        tolerance = depth**0.5 * TOLERANCE[dtype]
+        torch.testing.assert_close(actual.double().cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_linear_add_relu_of_other_strides(device: torch.device) -> None:
+    x, weight, residual = (torch.randn(size).bfloat16().to(device) for size in ((32, 40), (32, 24), (24, 40)))
+    bias = torch.zeros(24, device=device).bfloat16()
+    actual = linear_add_relu_op(x.t(), weight.t(), bias, residual.t())
+    expected = linear_add_relu_op(x.t().contiguous(), weight.t().contiguous(), bias, residual.t().contiguous())
+    assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_conv_relu(dtype: torch.dtype, residual: bool, device: torch.device) -> None:
@@ -170,5 +200,7 @@ def test_registration_is_sound(device: torch.device) -> None:
     hidden = [draw(2, 16, 5, 6).to(device), draw(2, 16, 3, 3).to(device)]
     anchors = (draw(16).to(device), draw(15, 16).to(device), draw(15).to(device), 3)
     torch.library.opcheck(predict_anchors_op, (hidden, *anchors))
+    product = (draw(9, 16), draw(24, 16), draw(24), draw(9, 24))
+    torch.library.opcheck(linear_add_relu_op, tuple(t.to(device) for t in product))
     convolution = (draw(2, 16, 5, 6).to(device), draw(16, 16, 3, 3).to(device), draw(16).to(device), None)
     torch.library.opcheck(conv_relu_op, (*convolution, [1, 1], [1, 1], [1, 1], 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.kernels.bias_act import bias_act_op
+from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
@@ -137,6 +138,11 @@ def predict_anchors() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def linear_add_relu() -> tuple[Op, list[Tensor]]:
+    sizes = ((3000, 64), (256, 64), (256,), (3000, 256))
+    return linear_add_relu_op, [torch.randn(size).bfloat16() for size in sizes]
+
+
 CASES = pytest.mark.parametrize(
     "case",
     [
@@ -153,6 +159,7 @@ CASES = pytest.mark.parametrize(
         rle,
         bias_act,
         predict_anchors,
+        linear_add_relu,
     ],
     ids=lambda case: case.__name__,
 )

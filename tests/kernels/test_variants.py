@@ -22,7 +22,7 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_bias_act, gpu_nms, gpu_paste, gpu_predict_anchors, gpu_rle
+from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_nms, gpu_paste, gpu_predict_anchors, gpu_rle
 from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -78,6 +78,8 @@ def maps_of(num):
     y = y.contiguous(memory_format=torch.channels_last)
     for residual in (None, y.clone(), torch.zeros(1, 32, (num + 1) // 2, 2)):
         gpu_bias_act.bias_act_(y, bias, residual, True)
+    rows, square = torch.zeros(num, 32).bfloat16(), torch.zeros(32, 32).bfloat16()
+    gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
     gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
 
 for num in [*range(34), *range(34, 2001, 61), 2000]:
@@ -110,7 +112,7 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         # the sigmoid of one mask, whatever it is pasted on
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
         # without a residual, with one, with a coarser one
-        ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1}),
+        ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}),
     ],
     ids=["RoIs", "boxes", "masks", "pictures", "maps"],
 )

@@ -134,15 +134,15 @@ def test_nothing_depends_on_data(form: Any, settled: nn.Module) -> None:
         program(Inputs(torch.randn(2, 3, 128, 160), sizes, sizes * 2))
 
 
-def test_channels_stay_last_and_nothing_is_copied(settled: nn.Module) -> None:
+def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
     """Of batches too: matrix products work on views of the maps, and give such."""
-    ready = prepared(get("maskrcnn_resnet50_fpn"), torch.bfloat16, "kernel")
+    ready = prepared(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
     seen = []
     for module in ready.backbone.modules():
         if isinstance(module, fused.FusedConv2d):
             module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
     with torch.no_grad():
-        ready.extract(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16))
+        ready.extract(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device))
     assert len(seen) == 53 + 8
     for module, inputs, output in seen:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, output) if t is not None)
@@ -318,3 +318,60 @@ def test_parts_of_a_users_are_left_alone() -> None:
     assert type(ready.rpn.head) is OwnHead
     assert type(ready.roi_heads.mask_predictor) is mask_rcnn.MaskRCNNPredictor
     assert {nn.Conv2d, Conv2dNormActivation} & kinds(ready.rpn.head)
+
+
+@pytest.mark.gpu
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
+    """Maps, logits, deltas and both heads' features are as near to float64's as those of the unfused model."""
+    model = get("maskrcnn_resnet50_fpn").eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.endswith("bias"):
+                values.uniform_(-0.1, 0.1)
+
+    def outputs(ready: nn.Module) -> list[Tensor]:
+        own = next(ready.parameters())
+        maps = list(ready.extract(pixels.to(own))[0].values())
+        found = [*maps, *(level for levels in ready.rpn.head(maps) for level in levels)]
+        heads = (ready.roi_heads.box_head, 7), (ready.roi_heads.mask_head, 14)
+        found += [
+            head(rois[..., :side, :side].to(own).contiguous(memory_format=torch.channels_last)) for head, side in heads
+        ]
+        return [values.double().cpu() for values in found]
+
+    pixels, rois = torch.randn(2, 3, 128, 192), torch.randn(9, 256, 14, 14)
+    with torch.no_grad():
+        expected = outputs(prepared(model.double(), torch.float64))
+        model.float().cuda()
+        torch.cuda.empty_cache()
+        filled = [torch.full((size,), float("nan"), device="cuda") for size in (2**12, 2**16, 2**20, 2**24, 2**26)]
+        del filled  # what the allocator gives from now on is NaN
+        plain, fused_ones = (outputs(prepared(model, dtype, one)) for one in ("off", form))
+    for actual, baseline, exact in zip(fused_ones, plain, expected, strict=True):
+        assert actual.isfinite().all()
+        scale = exact.abs().mean()
+        assert (actual - exact).abs().mean() <= 1.5 * (baseline - exact).abs().mean() + 1e-6 * scale
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
+@pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
+def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictors of each form against the unfused one, float32 without TF32; "auto" is our kernels."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
+    try:
+        settled.cuda()
+        plain, other = (
+            Predictor(settled, (128, 160), 5, torch.float32, "float", fuse=one, mask_buckets=mask_buckets)
+            for one in ("off", form)
+        )
+        assert other.fuse == ("kernel" if form == "auto" else form)
+        pairs = list(zip(other(pictures), plain(pictures), strict=True))
+    finally:
+        settled.cpu()
+    total = sum(len(theirs["boxes"]) for _, theirs in pairs)
+    assert total >= 200
+    assert sum(matched_share(ours, theirs) * len(theirs["boxes"]) for ours, theirs in pairs) / total >= 0.99

@@ -7,7 +7,7 @@ import torch
 from case_inputs import BF16, FP16, FP32, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_bias_act, gpu_predict_anchors, reference
+from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors, reference
 
 TOLERANCE = {FP32: 1e-6, FP16: 1e-3, BF16: 4e-3}
 
@@ -51,6 +51,23 @@ def anchors_case(hidden, anchors) -> Case:
     return Case(run, check)
 
 
+def product_case(pixels, depth, outputs, dtype, tile=(32, 32, 32)) -> Case:
+    """Tiles of so few rows that Triton takes mma on sm_90 too; see helpers/ptx."""
+    x, weight, bias = draw(pixels, depth, dtype=dtype), draw(outputs, depth, dtype=dtype), draw(outputs, dtype=dtype)
+    residual = draw(pixels, outputs, dtype=dtype)
+    names = dict(zip(("PIXELS", "OUTPUTS", "DEPTH"), tile, strict=True))
+
+    def run():
+        with mock.patch.multiple(gpu_linear_add_relu, **names):
+            return gpu_linear_add_relu.linear_add_relu(x, weight, bias, residual)
+
+    def check(out):
+        expected = (x.double() @ weight.double().T + bias.double() + residual.double()).relu()
+        return close("out", out, expected, TOLERANCE[dtype] * expected.abs().amax().item())
+
+    return Case(run, check)
+
+
 def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (FP32, BF16, FP16):
         for name, small in (("alone", None), ("residual", (9, 7)), ("coarser residual", (5, 4))):
@@ -70,6 +87,10 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield "RPN's predictions fp32, C=33, 7 anchors", anchors_case([draw(1, 33, 5, 6), draw(1, 33, 2, 2)], 7)
     yield "RPN's predictions bf16, C=16, an anchor", anchors_case([draw(1, 16, 9, 9, dtype=BF16)], 1)
 
+    for dtype in (BF16, FP16):
+        yield f"product with residual {NAMES[dtype]}, 70 x 80 -> 48", product_case(70, 80, 48, dtype)
+        yield f"product with residual {NAMES[dtype]}, 33 x 17 -> 35", product_case(33, 17, 35, dtype)
+
 
 def bugs() -> Iterator[tuple[str, Bug]]:
     case = epilogue_case(draw(2, 48, 9, 7), draw(48), draw(2, 48, 5, 4), True, 512)
@@ -80,3 +101,7 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     yield "RPN's predictions, a pixel of the next level", Bug("gpu_predict_anchors", *pixel)
     channel = "mask_c = offs_c < channels", "mask_c = offs_c <= channels", anchors_case(hidden, 3)
     yield "RPN's predictions, one channel beyond", Bug("gpu_predict_anchors", *channel)
+    row = "offs_pixel < pixels - first", "offs_pixel <= pixels - first", product_case(70, 80, 48, BF16)
+    yield "product with residual, one pixel beyond", Bug("gpu_linear_add_relu", *row)
+    step = "offs_k < depth - start", "offs_k <= depth - start", product_case(40, 72, 32, BF16)
+    yield "product with residual, one column beyond", Bug("gpu_linear_add_relu", *step)
