@@ -19,7 +19,7 @@ from fastmask.fitting import Fitting
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import FUSED, KnownAnchors, prepared
+from fastmask.models.prepare import FUSED, KnownAnchors, choose_fuse, prepared
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
 from fastmask.program import Program, Runner
 
@@ -108,10 +108,8 @@ class Predictor:
                 f"got {detections}"
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
-        if fuse == "auto":
-            fuse = "kernel" if self.device.type == "cuda" else "off"
-        self.fuse, self.compile = fuse, compile
-        ready = prepared(model, dtype, fuse)
+        self.fuse, self.compile = choose_fuse(self.device) if fuse == "auto" else fuse, compile
+        ready = prepared(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None

@@ -56,6 +56,11 @@ def prepared(
     return model
 
 
+def choose_fuse(device: torch.device) -> Literal["off", "kernel"]:
+    """The form that "auto" stands for: the CPU's convolutions have their bias, and its other passes cost little."""
+    return "kernel" if device.type == "cuda" else "off"
+
+
 def _check_finite(model: nn.Module) -> None:
     """As they are, and again as they have become: a half type has fewer numbers."""
     for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):

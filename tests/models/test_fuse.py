@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask import Predictor
+from fastmask.export.deployed import Deployed
 from fastmask.matching import matched_share
 from fastmask.models import fused, resnet
 from fastmask.models.detection import faster_rcnn, mask_rcnn, rpn
@@ -150,6 +151,15 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
             rows = inputs[0].permute(0, 2, 3, 1).flatten(0, 2)
             assert rows.data_ptr() == inputs[0].data_ptr()
     assert sum(isinstance(module, fused.Pointwise) for module, _, _ in seen) == 32 + 1 + 4
+
+
+def test_exports_keep_convolutions(settled: nn.Module) -> None:
+    """What is exported has no layer of these, and so none of their ops."""
+    model = Deployed(settled)
+    assert not kinds(model) & NEW
+    assert sum(type(module) is nn.Conv2d for module in model.modules()) == sum(
+        type(module) is nn.Conv2d for module in settled.modules()
+    )
 
 
 def test_float32_keeps_convolutions() -> None:
