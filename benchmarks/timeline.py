@@ -24,7 +24,7 @@ from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.model_cases import settled_model
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
 from fastmask.kernels.tuning import values_on
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import choose_fuse, prepared
 from fastmask.program import Inputs, Program
 
 Save = Callable[[dict[str, Any]], None]
@@ -76,7 +76,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
         save(result)
 
     model = settled_model("fastmask", device)
-    program = Program(prepared(model, dtype), "rle", 0.5, 2048)
+    program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
     pixels = torch.randn(1, 3, *IMAGE, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     original = torch.tensor([PICTURE], device=device)

@@ -21,7 +21,7 @@ from fastmask.kernels.tuning import tuned_at
 from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import KnownAnchors, prepared
+from fastmask.models.prepare import FUSED, KnownAnchors, choose_fuse, prepared
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
 from fastmask.program import Program, Runner
 
@@ -56,6 +56,11 @@ class Predictor:
             feature maps. None: as ``fastmask tune`` found it faster on this GPU, for this size, batch and dtype, or
             else False.
         graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
+        fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
+            which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
+            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": "kernel" on CUDA,
+            else "off".
+        compile: let ``torch.compile`` fuse what is left; once for each shape, which takes a minute.
 
     Raises:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
@@ -76,8 +81,11 @@ class Predictor:
         detections: int | None = None,
         mask_buckets: bool | None = None,
         graphs: int = 8,
+        fuse: Literal["auto", "off", "kernel", "cudnn"] = "auto",
+        compile: bool = False,
     ) -> None:
         check_choice("masks", masks, MASKS)
+        check_choice("fuse", fuse, ("auto", *FUSED))
         for name, number in (("batch", batch), ("graphs", graphs)):
             if not isinstance(number, int):
                 raise ValueError(f"{name} must be an int, got {number!r}")
@@ -103,7 +111,8 @@ class Predictor:
                 f"got {detections}"
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
-        ready = prepared(model, dtype)
+        self.fuse, self.compile = choose_fuse(self.device) if fuse == "auto" else fuse, compile
+        ready = prepared(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
             mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
@@ -298,7 +307,16 @@ class Predictor:
                 self.anchors.forget(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            options = (self.batch, size, self.dtype, self.device, self._pool, self._capture, self._buckets)
+            options = (
+                self.batch,
+                size,
+                self.dtype,
+                self.device,
+                self._pool,
+                self._capture,
+                self._buckets,
+                self.compile,
+            )
             runner = Runner(self.program, *options)
             self._runners[size] = runner
         self._runners.move_to_end(size)

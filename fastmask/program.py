@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -116,6 +117,7 @@ class Runner:
         stream: to capture on; None on devices without graphs.
         buckets: numbers of detections, ascending. The host then waits for the boxes, and masks are made for the
             smallest of these that holds all detections. None: for all rows, and the host waits for nothing.
+        compile: by ``torch.compile`` first; see :func:`compiled`.
     """
 
     def __init__(
@@ -128,19 +130,23 @@ class Runner:
         pool: Any,
         stream: "torch.cuda.Stream | None",
         buckets: Sequence[int] | None = None,
+        compile: bool = False,
     ) -> None:
         pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
         sizes = torch.tensor([size] * batch, device=device)
         self.inputs = Inputs(pixels, sizes, sizes.clone())
         self.buckets = buckets
         self._finish: dict[int, Callable[..., Packed]] = {}
+        if compile:
+            program.look(self.inputs)  # so that the anchors of this shape are there: they are tensors, not a program
+        made = compiled if compile else _same
         if buckets is None:
-            self._whole = captured(program.forward, pool, stream, self.inputs)
+            self._whole = captured(made(program.forward), pool, stream, self.inputs)
             return
-        self._look = captured(program.look, pool, stream, self.inputs)
+        self._look = captured(made(program.look), pool, stream, self.inputs)
         looked = None if stream is None else self._look(self.inputs)  # the tensors that every replay writes to
         for rows in buckets:
-            finish = functools.partial(program.finish, rows=rows)
+            finish = made(functools.partial(program.finish, rows=rows))
             self._finish[rows] = captured(finish, pool, stream, self.inputs, looked)
 
     def run(self) -> Packed:
@@ -151,6 +157,24 @@ class Runner:
         most = int(looked.most)  # here the host waits
         rows = next(rows for rows in self.buckets if rows >= most)
         return self._finish[rows](self.inputs, looked)
+
+
+def _same(function: Callable[..., Made]) -> Callable[..., Made]:
+    return function
+
+
+def compiled(function: Callable[..., Made]) -> Callable[..., Made]:
+    """A function as one graph of ``torch.compile``, for the shapes that it is first called with.
+
+    PyTorch keeps what it compiled by code object, and counts it against a limit: each function gets a code object of
+    its own, with which all of it goes. CUDA graphs are :func:`captured`'s business, not the compiler's.
+    """
+
+    def call(*args: Any) -> Made:
+        return function(*args)
+
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
 
 
 def captured(

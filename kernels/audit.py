@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastmask.kernels import (
+    audit_bias_act,
     audit_nms,
     audit_roi_align,
     audit_roi_align_backward,
@@ -139,6 +140,7 @@ def shipped_variants() -> Iterator[Variant]:
             (),
         )
     yield from itertools.starmap(Variant, audit_nms.variants(DTYPES))
+    yield from itertools.starmap(Variant, audit_bias_act.variants(DTYPES))
     places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
     for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
         side, padding, continuous = modes[mode]

@@ -279,3 +279,19 @@ def encode_mask(mask: Tensor) -> bytes:
             more = rest != -1 if bits & 0x10 else rest != 0
             text.append((bits | 0x20 if more else bits) + 48)
     return bytes(text)
+
+
+def bias_act(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """relu(y + bias + residual) for y [B, C, H, W] and bias [C]; a residual [B, C, h, w] is read at the nearest pixel.
+
+    Nearest as torch.nn.functional.interpolate has it: floor(i * h / H), the quotient and the product in float32.
+    """
+    height, width = y.shape[2:]
+    out = y.double() + bias.double()[:, None, None]
+    if residual is not None:
+        rows, columns = (
+            [min(int(torch.tensor(small / large) * i), small - 1) for i in range(large)]
+            for small, large in ((residual.shape[2], height), (residual.shape[3], width))
+        )
+        out = out + residual.double()[:, :, rows][:, :, :, columns]
+    return torch.where(out < 0, 0, out) if relu else out

@@ -7,20 +7,33 @@ import collections
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastmask.models._fold import can_fold, folded
+from fastmask.models._fuse import fuse_epilogues
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
+FUSED = ("off", "kernel", "cudnn")  # forms of convolutions' epilogues
 
-def prepared(model: GeneralizedRCNN, dtype: torch.dtype) -> GeneralizedRCNN:
+
+def prepared(
+    model: GeneralizedRCNN, dtype: torch.dtype, fuse: Literal["off", "kernel", "cudnn"] = "off"
+) -> GeneralizedRCNN:
     """A copy of the model in eval mode, without gradients, for inference in ``dtype``.
+
+    Args:
+        model: stays as it is.
+        dtype: of weights and maps.
+        fuse: "off" leaves convolutions as they are. "kernel": 1x1 convolutions become matrix products with bias and
+            ReLU in their epilogue, and after others one kernel adds bias and residual and clamps. "cudnn": the same,
+            and where cuDNN has a fused convolution, that. See :mod:`fastmask.models.fused`.
 
     Raises:
         ValueError: a weight is NaN or infinite.
@@ -36,9 +49,16 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype) -> GeneralizedRCNN:
     size = model.roi_heads.box_roi_pool.output_size
     model.roi_heads.box_head = _on_pixel_rows(model.roi_heads.box_head, size[0] * size[1])
     model.rpn.anchor_generator = KnownAnchors(model.rpn.anchor_generator)
+    if fuse != "off":
+        fuse_epilogues(model, fuse, dtype)
     model = model.to(dtype).to(memory_format=torch.channels_last)
     _check_finite(model)
     return model
+
+
+def choose_fuse(device: torch.device) -> Literal["off", "kernel"]:
+    """The form that "auto" stands for: the CPU's convolutions have their bias, and its other passes cost little."""
+    return "kernel" if device.type == "cuda" else "off"
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -50,6 +50,8 @@ def test_nothing_is_spilled_and_hot_accesses_are_wide(reports: list[audit.Report
             if "RoIAlign backward" in report.name and kind == "LDG":
                 # the RoIs' table is read by words, and where a gradient is NaN, one element a thread and bin
                 narrow = {k: n for k, n in narrow.items() if k != "LDG.32" and (k, n) != ("LDG.16", 1)}
+            if "epilogue" in report.name and kind == "LDG":
+                narrow = {k: n for k, n in narrow.items() if n > 1}  # the bias
             assert narrow == {} or (kind == "LDG" and narrow == {"LDG.32": ROI_LOADS}), report
 
 

@@ -10,8 +10,11 @@ from inputs import draw_boxes, draw_masks, draw_pyramid, finite, hostile_boxes, 
 from torch import Tensor
 
 from fastmask import ops
+from fastmask.kernels.bias_act import bias_act_op
+from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
@@ -113,6 +116,34 @@ def rle() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def bias_act() -> tuple[Op, list[Tensor]]:
+    """With the residual of a coarser map."""
+
+    def op(y: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        y = y.clone()
+        bias_act_op(y, bias, residual, True)
+        return y
+
+    sizes = ((2, 64, 50, 75), (2, 64, 25, 38))
+    y, residual = (torch.randn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
+    return op, [y, torch.randn(64), residual]
+
+
+def predict_anchors() -> tuple[Op, list[Tensor]]:
+    maps = [level.contiguous(memory_format=torch.channels_last) for level in draw_pyramid(5, channels=64)]
+    return lambda bias, weight, outer, *hidden: predict_anchors_op(list(hidden), bias, weight, outer, 3), [
+        torch.randn(64),
+        torch.randn(15, 64),
+        torch.randn(15),
+        *maps,
+    ]
+
+
+def linear_add_relu() -> tuple[Op, list[Tensor]]:
+    sizes = ((3000, 64), (256, 64), (256,), (3000, 256))
+    return linear_add_relu_op, [torch.randn(size).bfloat16() for size in sizes]
+
+
 CASES = pytest.mark.parametrize(
     "case",
     [
@@ -127,6 +158,9 @@ CASES = pytest.mark.parametrize(
         nms_one_group,
         paste,
         rle,
+        bias_act,
+        predict_anchors,
+        linear_add_relu,
     ],
     ids=lambda case: case.__name__,
 )

@@ -22,7 +22,8 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_nms, gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_nms, gpu_paste, gpu_predict_anchors, gpu_rle
+from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
@@ -72,8 +73,18 @@ def masks_of(num):
 def pictures_of(num):
     gpu_paste.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
 
+def maps_of(num):
+    y, bias, weight = (torch.zeros(size) for size in ((1, 32, num, 3), (32,), (15, 32)))
+    y = y.contiguous(memory_format=torch.channels_last)
+    for residual in (None, y.clone(), torch.zeros(1, 32, (num + 1) // 2, 2)):
+        gpu_bias_act.bias_act_(y, bias, residual, True)
+    rows, square = torch.zeros(num, 32).bfloat16(), torch.zeros(32, 32).bfloat16()
+    gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
+    gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
+
 for num in [*range(34), *range(34, 2001, 61), 2000]:
-    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of}[sys.argv[1]](num)
+    calls = {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of, "maps": maps_of}
+    calls[sys.argv[1]](num)
 print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
 """
 
@@ -100,8 +111,10 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
+        # without a residual, with one, with a coarser one
+        ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}),
     ],
-    ids=["RoIs", "boxes", "masks", "pictures"],
+    ids=["RoIs", "boxes", "masks", "pictures", "maps"],
 )
 def test_what_changes_from_call_to_call_compiles_nothing_new(
     what: str, expected: dict[str, int], tmp_path: Path

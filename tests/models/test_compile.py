@@ -1,10 +1,15 @@
 """``torch.compile(model)``, called as torchvision's models are: one graph, the same answers."""
 
+from typing import Any
+
 import pytest
 import torch
 from pictures import draw_picture
 from slim import slim_pair
 from torch import Tensor, nn
+
+from fastmask import Predictor
+from fastmask.matching import matched_share
 
 SIZES = [[(100, 120), (90, 140)], [(80, 120), (90, 110)]]
 
@@ -64,3 +69,49 @@ def test_training_step() -> None:
         assert actual.keys() == expected.keys()
         for name, loss in expected.items():
             torch.testing.assert_close(actual[name], loss, rtol=1e-5, atol=1e-6)
+
+
+def check_predictors(model: nn.Module, **options: Any) -> None:
+    """On pictures of two padded sizes, with 200 detections or more."""
+    pictures = [draw_picture(*size)[0] for size in [(128, 160), (100, 130)] * 4]
+    expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(pictures)
+    actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(pictures)
+    total = sum(len(found["boxes"]) for found in expected)
+    assert total >= 200
+    pairs = zip(actual, expected, strict=True)
+    assert sum(matched_share(ours, theirs) * len(theirs["boxes"]) for ours, theirs in pairs) / total >= 0.99
+
+
+@pytest.mark.parametrize(("fuse", "mask_buckets"), [("off", False), ("kernel", True), ("cudnn", False)])
+def test_compiled_predictor(fuse: str, mask_buckets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph of the program, or of each part, for each size; without what the compiler does to it."""
+    compiled: list[Any] = []
+    compile = torch.compile
+
+    def compile_eagerly(function: Any, *, options: dict[str, Any], **others: Any) -> Any:
+        assert options == {"triton.cudagraphs": False}
+        compiled.append(function.__code__)
+        return compile(function, backend="aot_eager", **others)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    check_predictors(slim_pair()[1], fuse=fuse, mask_buckets=mask_buckets)
+    assert len({*map(id, compiled)}) == len(compiled) == 2 * (4 if mask_buckets else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fuse", ["off", "kernel", "cudnn"])
+def test_predictor_compiled_by_inductor(fuse: str) -> None:
+    check_predictors(slim_pair()[1], fuse=fuse)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
+@pytest.mark.parametrize("fuse", ["off", "kernel", "cudnn"])
+def test_compiled_and_captured(fuse: str, mask_buckets: bool) -> None:
+    """By inductor, inside a CUDA graph; float32 without TF32, as the matched rule wants it."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        check_predictors(slim_pair()[1].cuda(), fuse=fuse, mask_buckets=mask_buckets)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,178 @@
+"""Which layers of a prepared model become fused ones (fused.py): those that are known, plain, and watched by nobody.
+
+Layers are replaced in their parents; a parent of a known type is replaced as a whole. All else stays as it is: layers
+with hooks, layers that are used twice, subclasses, other activations, other padding modes.
+"""
+
+import collections
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
+from fastmask.models.detection.rpn import RPNHead
+from fastmask.models.fused import (
+    CudnnConv2d,
+    EpilogueAfterPool,
+    FusedBlock,
+    FusedConv2d,
+    FusedLinear,
+    FusedPyramid,
+    FusedRPNHead,
+    Pointwise,
+)
+from fastmask.models.resnet import BasicBlock, Bottleneck
+from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
+from fastmask.ops.misc import Conv2dNormActivation
+
+Form = Literal["kernel", "cudnn"]
+CUDNN_CHANNELS = 8  # cuDNN's fused convolutions take multiples of it
+
+
+def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> None:
+    """Fuse in place what can be.
+
+    Args:
+        model: in eval mode, its norms folded.
+        form: "kernel": our kernel follows a convolution that is no matrix product; "cudnn": cuDNN's fused convolution
+            where it has one.
+        dtype: that the model will have.
+    """
+    before = list(model.modules())  # kept, so that nothing new gets the id of something old
+    fuser = _Fuser(before, form, dtype)
+    for parent in before:
+        for name, child in parent.named_children():
+            fused = fuser.fuse_whole(child)
+            if fused is not None:
+                setattr(parent, name, fused)
+    for sequence in _sequences(model):
+        fuser.fuse_sequence(sequence)
+
+
+def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
+    """Modules that run their children one after the other, and whose children nobody else calls."""
+    heads = (model.roi_heads.box_head, model.roi_heads.mask_head)
+    known = [m for m in model.modules() if type(m) in (Conv2dNormActivation, IntermediateLayerGetter)]
+    pending = [*known, *(head for head in heads if head is not None)]
+    while pending:
+        module = pending.pop()
+        if type(module).forward in (nn.Sequential.forward, IntermediateLayerGetter.forward):
+            pending += module.children()
+            if type(module) is not MaskRCNNPredictor:  # whose layers class_masks calls
+                yield module
+
+
+class _Fuser:
+    def __init__(self, modules: list[nn.Module], form: Form, dtype: torch.dtype) -> None:
+        self.form = form
+        # by PyTorch's defaults a convolution of float32 may use TF32, and a matrix product may not
+        self.products = dtype != torch.float32
+        self.uses = collections.Counter(id(child) for m in modules for child in m._modules.values())
+
+    def fuse_whole(self, module: nn.Module) -> nn.Module | None:
+        """A fused module for one of a known type; None if there is none."""
+        if self.uses[id(module)] > 1 or any(map(_is_watched, module.modules())):
+            return None
+        if type(module) in (BasicBlock, Bottleneck):
+            return self._fuse_block(module)
+        if type(module) is FeaturePyramidNetwork:
+            return self._fuse_pyramid(module)
+        return self._fuse_head(module) if type(module) is RPNHead else None
+
+    def _fuse_block(self, block: Any) -> nn.Module | None:
+        numbers = range(1, 4 if type(block) is Bottleneck else 3)
+        convs, norms = ([getattr(block, f"{name}{i}") for i in numbers] for name in ("conv", "bn"))
+        known = all(type(norm) is nn.Identity for norm in norms) and type(block.relu) is nn.ReLU
+        if not known or not all(map(self._is_plain, convs)):
+            return None
+        *firsts, last = convs
+        bias, downsample = last.bias, block.downsample
+        shortcut = self._only(downsample)
+        if shortcut is not None:  # (y + b) + (z + c) = (y + (b + c)) + z, to a rounding
+            bias, downsample = bias + shortcut.bias, self._fuse_conv(shortcut, None, relu=False)
+        fused = [self._fuse_conv(conv, conv.bias) for conv in firsts]
+        return FusedBlock(fused, self._fuse_conv(last, bias, residual=True), downsample)
+
+    def _fuse_pyramid(self, pyramid: FeaturePyramidNetwork) -> nn.Module | None:
+        convs = [[self._only(one) for one in blocks] for blocks in (pyramid.inner_blocks, pyramid.layer_blocks)]
+        if None in convs[0] + convs[1]:
+            return None
+        inner, layers = ([self._fuse_conv(conv, conv.bias, relu=False) for conv in some] for some in convs)
+        return FusedPyramid(inner, layers, pyramid.extra_blocks)
+
+    def _fuse_head(self, head: Any) -> nn.Module | None:
+        ends = [head.cls_logits, head.bbox_pred]
+        convs = [self._only(block, nn.ReLU) for block in head.conv] if type(head.conv) is nn.Sequential else []
+        anchors, deltas = (end.out_channels if self._is_plain(end) and _is_pointwise(end) else 0 for end in ends)
+        if not convs or None in convs or anchors == 0 or deltas != 4 * anchors:
+            return None
+        *firsts, last = convs
+        fused = [self._fuse_conv(conv, conv.bias) for conv in firsts]
+        return FusedRPNHead([*fused, self._fuse_conv(last, None, relu=False)], last.bias, *ends)
+
+    def fuse_sequence(self, sequence: Any) -> None:
+        """Convolutions and linear layers, each with the ReLU, or the ReLU and the max pooling, behind it."""
+        layers: dict[str, Any] = sequence._modules
+        for name, layer in list(layers.items()):
+            behind = _following(sequence, name)
+            kinds = [type(layers[other]) for other in behind[:2] if not _is_watched(layers[other])]
+            relu = behind[0] if kinds[:1] == [nn.ReLU] else None
+            if type(layer) is nn.Linear and relu and self._is_alone(layer) and layer.bias is not None:
+                layers[name], layers[relu] = FusedLinear(layer), nn.Identity()
+            elif self._is_plain(layer) and kinds == [nn.ReLU, nn.MaxPool2d] and not layers[behind[1]].return_indices:
+                layers[name], layers[behind[0]] = self._fuse_conv(layer, None, relu=False), nn.Identity()
+                layers[behind[1]] = EpilogueAfterPool(layers[behind[1]], layer.bias)
+            elif self._is_plain(layer):
+                layers[name] = self._fuse_conv(layer, layer.bias, relu is not None)
+                if relu:
+                    layers[relu] = nn.Identity()
+
+    def _fuse_conv(
+        self, conv: nn.Conv2d, bias: Tensor | None, relu: bool = True, residual: bool = False
+    ) -> FusedConv2d:
+        cudnn = self.form == "cudnn" and relu and bias is not None and _is_cudnns(conv)
+        if _is_pointwise(conv) and self.products and not (cudnn and residual):
+            return Pointwise(conv, bias, relu)
+        return (CudnnConv2d if cudnn else FusedConv2d)(conv, bias, relu)
+
+    def _only(self, sequence: Any, *behind: type[nn.Module]) -> Any:
+        """The convolution of a sequence that has nothing else, but for what is ``behind`` it; None if there is none."""
+        if type(sequence) not in (nn.Sequential, Conv2dNormActivation):
+            return None
+        conv, *others = (layer for layer in sequence if type(layer) is not nn.Identity)
+        return conv if self._is_plain(conv) and [type(layer) for layer in others] == [*behind] else None
+
+    def _is_plain(self, conv: nn.Module) -> bool:
+        plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.bias is not None
+        return plain and self._is_alone(conv)
+
+    def _is_alone(self, layer: nn.Module) -> bool:
+        return self.uses[id(layer)] == 1 and not _is_watched(layer)
+
+
+def _following(sequence: Any, name: str) -> list[str]:
+    """The layers behind one of a sequence, up to the first whose output is taken out; not those that do nothing."""
+    layers, taken_out = sequence._modules, getattr(sequence, "return_layers", ())
+    names = list(layers)[list(layers).index(name) :]
+    end = next((i for i, other in enumerate(names) if other in taken_out), len(names))
+    return [
+        other for other in names[1 : end + 1] if type(layers[other]) is not nn.Identity or _is_watched(layers[other])
+    ]
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    sizes = (conv.kernel_size, conv.stride, conv.groups)
+    return sizes == ((1, 1), (1, 1), 1) and conv.padding in ((0, 0), "valid", "same")
+
+
+def _is_cudnns(conv: nn.Conv2d) -> bool:
+    even = conv.in_channels % CUDNN_CHANNELS == conv.out_channels % CUDNN_CHANNELS == 0
+    return even and conv.groups == 1 and conv.dilation == (1, 1) and not isinstance(conv.padding, str)

@@ -1,0 +1,387 @@
+"""Fused layers of a prepared model: the same answers, for each layer that can be fused, and for none that cannot."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pictures import draw_picture
+from slim import slim_model, slim_pair
+from static import NoDataDependence
+from torch import Tensor, nn
+
+import fastmask
+from fastmask import Predictor
+from fastmask.export.deployed import Deployed
+from fastmask.matching import matched_share
+from fastmask.models import fused, resnet
+from fastmask.models.detection import faster_rcnn, mask_rcnn, rpn
+from fastmask.models.prepare import prepared
+from fastmask.models.resnet import BasicBlock, Bottleneck
+from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
+from fastmask.ops.misc import Conv2dNormActivation
+from fastmask.program import Inputs, Program
+
+FORMS = pytest.mark.parametrize("form", ["kernel", "cudnn"])
+NEW = {kind for kind in vars(fused).values() if isinstance(kind, type) and kind.__module__ == fused.__name__}
+MODELS = {
+    "maskrcnn_resnet50_fpn": lambda: get("maskrcnn_resnet50_fpn"),
+    "maskrcnn_resnet50_fpn_v2": lambda: get("maskrcnn_resnet50_fpn_v2"),
+    "resnet18": lambda: with_body("resnet18"),
+    "resnext50": lambda: with_body("resnext50_32x4d"),
+    "slim": lambda: slim_model(fastmask),
+}
+
+
+def get(name: str) -> nn.Module:
+    return fastmask.models.get_model(name, weights=None, weights_backbone=None, num_classes=3)
+
+
+def with_body(name: str) -> nn.Module:
+    backbone = fastmask.models.detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
+    return faster_rcnn.FasterRCNN(backbone, num_classes=3)
+
+
+def unsettle(model: nn.Module) -> None:
+    """Norms and biases that do something."""
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith("bias"):
+            values.data.uniform_(-0.5, 0.5)
+        elif values.is_floating_point() and ("running" in name or "bn" in name):
+            values.data.uniform_(0.5, 1.5)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    scale = expected.abs().amax().clamp(min=1)
+    torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=tolerance)
+
+
+def kinds(model: nn.Module) -> set[type[nn.Module]]:
+    return {type(module) for module in model.modules()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_in_float64(name: str) -> None:
+    """Maps, what the RPN says, both heads; the model stays as it was, and is fused but for the mask predictor."""
+    model = MODELS[name]().eval().double()
+    unsettle(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plain = prepared(model, torch.float64)
+    pixels = torch.randn(2, 3, 72, 104, dtype=torch.float64)
+    with torch.no_grad():
+        expected = list(plain.extract(pixels)[0].values())
+        for form in ("kernel", "cudnn"):
+            ready = prepared(model, torch.float64, form)
+            left = kinds(ready) & {BasicBlock, Bottleneck, FeaturePyramidNetwork, rpn.RPNHead, nn.ReLU, nn.Conv2d}
+            assert left == ({nn.ReLU, nn.Conv2d} if ready.roi_heads.has_mask() else set())
+            assert (fused.CudnnConv2d in kinds(ready)) == (form == "cudnn")
+            maps = list(ready.extract(pixels)[0].values())
+            assert len(maps) == 5
+            for actual, level in zip(maps, expected, strict=True):
+                close(actual, level)
+            for actual, levels in zip(ready.rpn.head(maps), plain.rpn.head(expected), strict=True):
+                for ours, theirs in zip(actual, levels, strict=True):
+                    close(ours, theirs)
+            check_heads(ready, plain, maps[0].shape[1])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def check_heads(ready: nn.Module, plain: nn.Module, channels: int) -> None:
+    heads = [(ready.roi_heads.box_head, plain.roi_heads.box_head, 7)]
+    if ready.roi_heads.has_mask():
+        heads.append((ready.roi_heads.mask_head, plain.roi_heads.mask_head, 14))
+    for ours, theirs, side in heads:
+        for num in (5, 0):
+            rois = torch.randn(num, channels, side, side, dtype=torch.float64)
+            rois = rois.contiguous(memory_format=torch.channels_last)
+            assert ours(rois).shape == theirs(rois).shape
+            if num:
+                close(ours(rois), theirs(rois))
+
+
+@pytest.fixture(scope="module")
+def settled() -> nn.Module:
+    torch.manual_seed(7)
+    return slim_pair()[1]
+
+
+@FORMS
+def test_predictor_meets_the_model(form: Any, settled: nn.Module) -> None:
+    """By the matched rule, float32; where there are masks, of 300 detections."""
+    pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
+    pairs = [Predictor(settled, (128, 160), batch=5, masks="float", fuse=one)(pictures) for one in ("off", form)]
+    share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
+    total = sum(len(found["boxes"]) for found in pairs[0])
+    assert total >= 200
+    assert sum(share) / total >= 0.99
+
+
+def test_forms_are_chosen(settled: nn.Module) -> None:
+    """The CPU keeps its path unless it is told not to."""
+    assert Predictor(settled).fuse == "off"
+    assert not kinds(Predictor(settled).program) & NEW
+    assert Predictor(settled, fuse="kernel").fuse == "kernel"
+    with pytest.raises(ValueError, match="fuse must be one of"):
+        Predictor(settled, fuse="all")
+
+
+@FORMS
+def test_nothing_depends_on_data(form: Any, settled: nn.Module) -> None:
+    sizes = torch.tensor([[120, 160], [128, 150]])
+    program = Program(prepared(settled, torch.float32, form), "rle", 0.5, 2048)
+    with torch.no_grad(), NoDataDependence():
+        program(Inputs(torch.randn(2, 3, 128, 160), sizes, sizes * 2))
+
+
+def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
+    """Of batches too: matrix products work on views of the maps, and give such."""
+    ready = prepared(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
+    seen = []
+    for module in ready.backbone.modules():
+        if isinstance(module, fused.FusedConv2d):
+            module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
+    with torch.no_grad():
+        ready.extract(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device))
+    assert len(seen) == 53 + 8
+    for module, inputs, output in seen:
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, output) if t is not None)
+        if isinstance(module, fused.Pointwise):
+            rows = inputs[0].permute(0, 2, 3, 1).flatten(0, 2)
+            assert rows.data_ptr() == inputs[0].data_ptr()
+    assert sum(isinstance(module, fused.Pointwise) for module, _, _ in seen) == 32 + 1 + 4
+
+
+def test_exports_keep_convolutions(settled: nn.Module) -> None:
+    """What is exported has no layer of these, and so none of their ops."""
+    model = Deployed(settled)
+    assert not kinds(model) & NEW
+    assert sum(type(module) is nn.Conv2d for module in model.modules()) == sum(
+        type(module) is nn.Conv2d for module in settled.modules()
+    )
+
+
+def test_float32_keeps_convolutions() -> None:
+    """Which may use TF32, where matrix products may not."""
+    assert fused.Pointwise not in kinds(prepared(slim_model(fastmask), torch.float32, "kernel"))
+
+
+def test_anchors_are_flattened_without_a_copy(settled: nn.Module) -> None:
+    ready = prepared(settled, torch.float32, "kernel")
+    with torch.no_grad():
+        maps = list(ready.extract(torch.randn(2, 3, 64, 96))[0].values())
+        for values, channels in zip(ready.rpn.head(maps), (1, 4), strict=True):
+            for level in values:
+                flat = rpn.flatten_anchors(level, channels)
+                assert flat.untyped_storage().data_ptr() == level.untyped_storage().data_ptr()
+
+
+def bottleneck(**options: Any) -> Bottleneck:
+    return Bottleneck(32, 8, norm_layer=nn.BatchNorm2d, **options).eval()
+
+
+def put_in_body(module: nn.Module) -> nn.Module:
+    """A slim model whose mask head begins with a module of 32 channels; it is prepared as all others are."""
+    model = slim_model(fastmask).eval()
+    model.roi_heads.mask_head = nn.Sequential(module, *model.roi_heads.mask_head)
+    return model
+
+
+class OwnConv(nn.Conv2d):
+    pass
+
+
+class OwnBlock(Bottleneck):
+    pass
+
+
+def watched(module: nn.Module, name: str) -> nn.Module:
+    module.get_submodule(name).register_forward_hook(lambda *_: None)
+    return module
+
+
+def set_on(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    module.set_submodule(name, new)
+    return module
+
+
+def sequence(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers)
+
+
+def shared() -> nn.Module:
+    conv = nn.Conv2d(32, 32, 1)
+    return nn.Sequential(conv, nn.ReLU(), conv)
+
+
+LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
+    "block with a hook": lambda: watched(bottleneck(), "conv2"),
+    "block with another activation": lambda: set_on(bottleneck(), "relu", nn.SiLU()),
+    "block of a subclass": lambda: OwnBlock(32, 8).eval(),
+    "block with another norm": lambda: Bottleneck(32, 8, norm_layer=lambda c: nn.GroupNorm(2, c)).eval(),
+    "block with a padding mode": lambda: set_on(
+        bottleneck(), "conv2", nn.Conv2d(8, 8, 3, 1, 1, padding_mode="reflect")
+    ),
+    "convolution of a subclass": lambda: sequence(OwnConv(32, 32, 1), nn.ReLU()),
+    "convolution with a padding mode": lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular"), nn.ReLU()),
+    "convolution with a hook": lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.ReLU()), "0"),
+    "convolution without bias": lambda: sequence(nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()),
+    "convolution used twice": shared,
+    "linear layer with a hook": lambda: watched(sequence(nn.Linear(14, 14), nn.ReLU()), "0"),
+    "linear layer without bias": lambda: sequence(nn.Linear(14, 14, bias=False), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_left_alone(name: str) -> None:
+    model = put_in_body(LEFT_ALONE[name]()).double()
+    ready, plain = prepared(model, torch.float64, "kernel"), prepared(model, torch.float64)
+    assert not kinds(ready.roi_heads.mask_head[0]) & NEW
+    assert kinds(ready.roi_heads.mask_head[1]) & NEW
+    x = torch.randn(3, 32, 14, 14, dtype=torch.float64)
+    with torch.no_grad():
+        close(ready.roi_heads.mask_head(x), plain.roi_heads.mask_head(x))
+
+
+PARTLY: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many ReLUs are left
+    "another activation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.GELU(), nn.Conv2d(32, 32, 1)), 0),
+    "a ReLU with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()), "1"), 1),
+    "an identity with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.Identity(), nn.ReLU()), "1"), 1),
+    "groups and dilation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 2, 2, groups=4), nn.ReLU()), 0),
+    "padding by name": (lambda: sequence(nn.Conv2d(32, 32, 3, padding="same"), nn.ReLU()), 0),
+    "stride": (lambda: sequence(nn.Conv2d(32, 32, 1, 2), nn.ReLU()), 0),
+    "1x1 with padding": (lambda: sequence(nn.Conv2d(32, 32, 1, padding=1), nn.ReLU()), 0),
+    "pooling": (lambda: sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), 0),
+    "pooling with a hook": (
+        lambda: watched(sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)), "2"),
+        0,
+    ),
+    "odd channels": (lambda: sequence(nn.Conv2d(32, 33, 3), nn.ReLU(), nn.Conv2d(33, 32, 1), nn.ReLU()), 0),
+    "linear": (lambda: sequence(nn.Linear(14, 14), nn.ReLU()), 0),
+    "downsample of its own": (lambda: bottleneck(downsample=nn.Sequential(nn.Conv2d(32, 32, 1), nn.Tanh())), 0),
+    "downsample with a bias": (
+        lambda: bottleneck(stride=2, downsample=nn.Sequential(nn.Conv2d(32, 32, 1, 2), nn.BatchNorm2d(32))),
+        0,
+    ),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", PARTLY)
+def test_what_is_fused_in_part(name: str, form: Any) -> None:
+    build, relus = PARTLY[name]
+    model = put_in_body(build()).eval().double()
+    unsettle(model)
+    ready, plain = prepared(model, torch.float64, form), prepared(model, torch.float64)
+    first = ready.roi_heads.mask_head[0]
+    assert kinds(first) & NEW
+    assert sum(type(module) is nn.ReLU for module in first.modules()) == relus
+    x = torch.randn(3, 32, 14, 14, dtype=torch.float64)
+    with torch.no_grad():
+        close(ready.roi_heads.mask_head(x), plain.roi_heads.mask_head(x))
+
+
+@pytest.mark.parametrize("taken", ["conv1", "bn1", "relu", "maxpool"])
+def test_what_is_taken_out_of_a_body(taken: str) -> None:
+    """The output of each child that is asked for is what it was."""
+    torch.manual_seed(0)
+    body = resnet.resnet18(weights=None).eval().double()
+    unsettle(body)
+    model = slim_model(fastmask).eval().double()
+    model.backbone.body = fastmask.models._utils.IntermediateLayerGetter(body, {taken: "a", "layer1": "b"})
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    ready, plain = (prepared(model, torch.float64, form).backbone.body for form in ("kernel", "off"))
+    with torch.no_grad():
+        for ours, theirs in zip(ready(x).values(), plain(x).values(), strict=True):
+            close(ours, theirs)
+
+
+def test_users_sequences_are_left_alone() -> None:
+    """Whoever calls the layers of a sequence one by one may look at what is between them."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            between = self.layers[1](self.layers[0](x))
+            result: Tensor = self.layers[2](between) + between
+            return result
+
+    assert not kinds(prepared(put_in_body(Own()), torch.float32, "kernel").roi_heads.mask_head[0]) & NEW
+
+
+def test_parts_of_a_users_are_left_alone() -> None:
+    class OwnPyramid(FeaturePyramidNetwork):
+        def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
+            return 2 * super().get_result_from_inner_blocks(x, idx)
+
+    class OwnHead(rpn.RPNHead):
+        pass
+
+    model = slim_model(fastmask).eval()
+    model.backbone.fpn.__class__, model.rpn.head.__class__ = OwnPyramid, OwnHead
+    ready = prepared(model, torch.float32, "kernel")
+    assert type(ready.backbone.fpn) is OwnPyramid
+    assert type(ready.rpn.head) is OwnHead
+    assert type(ready.roi_heads.mask_predictor) is mask_rcnn.MaskRCNNPredictor
+    assert {nn.Conv2d, Conv2dNormActivation} & kinds(ready.rpn.head)
+
+
+@pytest.mark.gpu
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
+    """Maps, logits, deltas and both heads' features are as near to float64's as those of the unfused model."""
+    model = get("maskrcnn_resnet50_fpn").eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.endswith("bias"):
+                values.uniform_(-0.1, 0.1)
+
+    def outputs(ready: nn.Module) -> list[Tensor]:
+        own = next(ready.parameters())
+        maps = list(ready.extract(pixels.to(own))[0].values())
+        found = [*maps, *(level for levels in ready.rpn.head(maps) for level in levels)]
+        heads = (ready.roi_heads.box_head, 7), (ready.roi_heads.mask_head, 14)
+        found += [
+            head(rois[..., :side, :side].to(own).contiguous(memory_format=torch.channels_last)) for head, side in heads
+        ]
+        return [values.double().cpu() for values in found]
+
+    pixels, rois = torch.randn(2, 3, 128, 192), torch.randn(9, 256, 14, 14)
+    with torch.no_grad():
+        expected = outputs(prepared(model.double(), torch.float64))
+        model.float().cuda()
+        torch.cuda.empty_cache()
+        filled = [torch.full((size,), float("nan"), device="cuda") for size in (2**12, 2**16, 2**20, 2**24, 2**26)]
+        del filled  # what the allocator gives from now on is NaN
+        plain, fused_ones = (outputs(prepared(model, dtype, one)) for one in ("off", form))
+    for actual, baseline, exact in zip(fused_ones, plain, expected, strict=True):
+        assert actual.isfinite().all()
+        scale = exact.abs().mean()
+        assert (actual - exact).abs().mean() <= 1.5 * (baseline - exact).abs().mean() + 1e-6 * scale
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
+@pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
+def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictors of each form against the unfused one, float32 without TF32; "auto" is our kernels."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
+    try:
+        settled.cuda()
+        plain, other = (
+            Predictor(settled, (128, 160), 5, torch.float32, "float", fuse=one, mask_buckets=mask_buckets)
+            for one in ("off", form)
+        )
+        assert other.fuse == ("kernel" if form == "auto" else form)
+        pairs = list(zip(other(pictures), plain(pictures), strict=True))
+    finally:
+        settled.cpu()
+    total = sum(len(theirs["boxes"]) for _, theirs in pairs)
+    assert total >= 200
+    assert sum(matched_share(ours, theirs) * len(theirs["boxes"]) for ours, theirs in pairs) / total >= 0.99
