@@ -66,6 +66,10 @@ def total(frame: Frame) -> "collections.Counter[Call]":
     return sum(frame["stages"].values(), collections.Counter())
 
 
+def stages_and_all(frame: Frame) -> Stages:
+    return {**frame["stages"], "**all**": total(frame)}
+
+
 def milliseconds(frame: Frame) -> float:
     """Predicted, of a batch."""
     return predict(total(frame), frame["dtype"]).total / 1e3
@@ -80,7 +84,7 @@ def format_frame(frame: Frame) -> str:
         f"| stage | {' | '.join(KINDS)} | MB | launches | products | own | other | predicted, us |",
         "| --- |" + " --: |" * (len(KINDS) + 6),
     ]
-    for name, calls in [*frame["stages"].items(), ("**all**", total(frame))]:
+    for name, calls in stages_and_all(frame).items():
         time = predict(calls, frame["dtype"])
         cells = [*kinds(calls).values(), *(f"{value:,.0f}" for value in (moved_bytes(calls) / 1e6, *time, time.total))]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
@@ -93,18 +97,19 @@ def format_change(before: Frame, after: Frame) -> Iterator[str]:
     yield ""
     yield "| stage | kernels before | after | outside before | after | MB before | after | us before | after |"
     yield "| --- |" + " --: |" * 8
-    rows = [(name, before["stages"].get(name, collections.Counter()), calls) for name, calls in after["stages"].items()]
-    for name, *both in [*rows, ("**all**", total(before), total(after))]:
-        cells = [f"{sum(kinds(calls).values())}" for calls in both] + [f"{outside(calls)}" for calls in both]
-        cells += [f"{moved_bytes(calls) / 1e6:,.0f}" for calls in both]
-        cells += [f"{predict(calls, after['dtype']).total:,.0f}" for calls in both]
+    old, new = stages_and_all(before), stages_and_all(after)
+    for name, calls in new.items():
+        both = (old.get(name, collections.Counter()), calls)
+        cells = [f"{sum(kinds(one).values())}" for one in both] + [f"{outside(one)}" for one in both]
+        cells += [f"{moved_bytes(one) / 1e6:,.0f}" for one in both]
+        cells += [f"{predict(one, after['dtype']).total:,.0f}" for one in both]
         yield f"| {name} | {' | '.join(cells)} |"
     yield ""
 
 
 def format_goals(versions: Sequence[Mapping[int, Frame]]) -> Iterator[str]:
     """Markdown lines: what was aimed at, and by how much it is missed; each version's frames by batch."""
-    rows = {
+    rows: dict[str, list[float]] = {
         f"kernels outside, batch 1: <= {MOST_KERNELS}": [outside(total(frames[1])) for frames in versions],
         f"ms, batch 1: <= {MOST_MILLISECONDS}": [milliseconds(frames[1]) for frames in versions],
         f"images a second, batch 8: >= {LEAST_RATE}": [8e3 / milliseconds(frames[8]) for frames in versions],
@@ -203,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.write_readme and not args.save:
         write_readme()
         return 0
+    if args.save and sorted(args.batch) != list(BATCHES):
+        parser.error(f"--batch must be {' '.join(map(str, BATCHES))} to be saved, got {' '.join(map(str, args.batch))}")
     try:
         frames = [count(batch, args.dtype, args.fuse) for batch in args.batch]
     except ValueError as error:

@@ -49,7 +49,7 @@ class Trace(TorchDispatchMode):
     """Writes down the kernels of all operations on fake tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._own: list[Kernel] | None = None  # of the launcher that is running
 
@@ -118,7 +118,8 @@ def _as_cudnn(func: Any, args: Any, out: Any) -> Any:
 
 def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """An operation's arguments by their names."""
-    return dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+    names = (one.name for one in func._schema.arguments)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @contextlib.contextmanager

@@ -175,6 +175,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "old" not in text
     assert launches.main(["--write-readme"]) == 0
     assert launches.README.read_text() == text
+    with pytest.raises(SystemExit):
+        launches.main(["--save", "after", "--batch", "3"])
+    assert "--batch must be 1 8 to be saved, got 3" in capsys.readouterr().err
     assert launches.main(["--json", "--batch", "3"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["batch"] == 3
 

@@ -115,7 +115,8 @@ class RoIHeads(NotScriptable, nn.Module):
             max_output=self.detections_per_img,
             num_groups=num_classes,
         )
-        return Detections(*take_rows_of((boxes, labels, scores), kept), None, count)
+        boxes, labels, scores = take_rows_of((boxes, labels, scores), kept)
+        return Detections(boxes, labels, scores, None, count)
 
     def segment(self, features: dict[str, Tensor], scales: dict[str, float], detections: Detections) -> Detections:
         """The same detections with the mask of each one's class; zeros in padding."""

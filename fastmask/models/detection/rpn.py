@@ -131,7 +131,8 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
             num_groups=len(lengths),
             presorted=lengths if fixed else None,  # the order of logits, top-k's, is that of their sigmoids
         )
-        return Proposals(*take_rows_of((candidates, score), kept), count)
+        boxes, scores = take_rows_of((candidates, score), kept)
+        return Proposals(boxes, scores, count)
 
     def look(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Feature maps of padded images of (height, width) -> logits and deltas of each level, and all anchors."""
