@@ -1,7 +1,7 @@
 """Boxes from regression deltas, clipped and tested, in plain PyTorch of any device; in the deltas' dtype or float32.
 
-A third of the operations that the formula has on paper: what is the same for both axes is done at once. Products by 0.5
-are exact. Specification: reference.py.
+In few operations, each of which is a launch on a GPU: what is the same for both axes is done at once, and dividing by a
+weight of 1 is left out. Specification: reference.py.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ if INTERPRET or not HAS_TRITON:
     pytest.skip("traces Triton's compiled launches", allow_module_level=True)
 
 from fastmask import ops
-from fastmask.benchmarks import launches, trace
+from fastmask.benchmarks import launches, predicted, trace
 from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, spreads
 from fastmask.benchmarks.predicted import assume_joined, predict
 from fastmask.benchmarks.trace import Call, Trace, fake_cuda
@@ -137,8 +137,21 @@ def test_predicted_times_by_hand() -> None:
     time = predict({Call("c", kernels): 2}, "bfloat16")
     assert time == pytest.approx((10, 20, 0, 18))
     assert predict({Call("c", (Kernel("d", OTHER, 3.35e9 * 0.9),)): 1}, "bfloat16").other == pytest.approx(1000)
-    one = predict({Call("fastmask::encode_masks", (), 100): 1}, "bfloat16").own
-    assert predict({Call("fastmask::encode_masks", (), 300): 1}, "bfloat16").own == pytest.approx(3 * one)
+    few, one, two, three = (
+        predict({Call("fastmask::encode_masks", (), number): 1}, "bfloat16").own for number in (50, 100, 200, 300)
+    )
+    assert few == pytest.approx(one / 2)
+    assert one < two < 2 * one
+    assert three - two == pytest.approx(two - one)
+
+
+def test_what_is_beyond_a_prediction_is_as_a_larger_one_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the smaller row alone, within 15 % of the larger one."""
+    for name in ("fastmask::multilevel_roi_align", "fastmask::nms_padded, presorted"):
+        small, large = predicted.ROWS[name]
+        expected = predict({Call(name, (), large.amount): 1}, "bfloat16").own
+        monkeypatch.setitem(predicted.ROWS, name, (small,))
+        assert predict({Call(name, (), large.amount): 1}, "bfloat16").own == pytest.approx(expected, rel=0.15)
 
 
 def test_what_is_assumed_to_be_joined() -> None:
