@@ -3,8 +3,8 @@
 Each kernel costs machine.LAUNCH and its work, one after the other:
 - convolutions and matrix products: their operations at EFFICIENCY of the tensor cores, or their bytes from HBM if that
   takes longer;
-- our own operations, all their kernels together: as kernels/predict has them, by what their time grows with (RoIs
-  x bins, images, masks). What is added beyond the largest prediction takes its pipes' time or its bytes', as the longest
+- our own operations, all their kernels together: as kernels/predict has them, by what their time grows with (RoIs x
+  bins, images, masks). What is added beyond the largest prediction takes its pipes' time or its bytes', as the longest
   programs of all images run side by side: that rule gives 199 us for the RoIAlign of 4096 RoIs from that of 1000, and
   49 us for NMS of eight images from that of one, where their own rows have 200 and 46. Of an operation without a row
   its bytes count, or its operations as above;
