@@ -44,6 +44,8 @@ AMOUNTS: dict[str, Any] = {
     "fastmask::encode_masks": lambda a: a["masks"].shape[0],
 }
 
+JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
+
 
 class Trace(TorchDispatchMode):
     """Writes down the kernels of all operations on fake tensors."""
@@ -60,7 +62,9 @@ class Trace(TorchDispatchMode):
         launcher = OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None
         if launcher is not None and self._own is None:
             return self._launched(name, func, launcher, args, kwargs)
-        out = _as_cudnn(func, args, func(*args, **kwargs))
+        out = _convolved(func, args) if name in JOINED else func(*args, **kwargs)
+        if "convolution" in name:
+            out = _as_cudnn(args, out)
         kernels = expand(func, [*args, *kwargs.values()], out)
         if self._own is not None:
             self._own += kernels
@@ -107,9 +111,18 @@ class Trace(TorchDispatchMode):
             yield
 
 
-def _as_cudnn(func: Any, args: Any, out: Any) -> Any:
+def _convolved(func: Any, args: Any) -> Any:
+    """What cuDNN's fused convolutions give, of which PyTorch has no fakes."""
+    given = _named(func, args, {})
+    sides = (given[name] for name in ("stride", "padding", "dilation"))
+    return torch.ops.aten.convolution.default(
+        given["self"], given["weight"], given["bias"], *sides, False, [0, 0], given["groups"]
+    )
+
+
+def _as_cudnn(args: Any, out: Any) -> Any:
     """A convolution's output is channels-last where its input or weight is; the fake one is that only on a GPU."""
-    if func is not torch.ops.aten.convolution.default or out.ndim != 4:
+    if out.ndim != 4:
         return out
     last = torch.channels_last
     dense = any(one.is_contiguous(memory_format=last) and not one.is_contiguous() for one in args[:2])

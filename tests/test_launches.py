@@ -74,6 +74,23 @@ def test_bytes_and_operations_by_hand() -> None:
     assert call.kernels[0].moved_bytes == 4 * (4 + 4 * 5)  # an expanded axis is read once
 
 
+def test_cudnns_joined_convolutions() -> None:
+    """One kernel each, in the layout of their inputs; what is added is read."""
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        x = x.contiguous(memory_format=torch.channels_last)
+        rest = bias, (1, 1), (1, 1), (1, 1), 1
+        out = torch.cudnn_convolution_relu(x, weight, *rest)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.cudnn_convolution_add_relu(x, weight, out, 1.0, *rest)
+
+    _, *joined = traced(run, (1, 4, 9, 9), (8, 4, 3, 3), (8,))
+    assert [[kernel.kind for kernel in call.kernels] for call in joined] == [[CONVOLUTION]] * 2
+    (first,), (second,) = (call.kernels for call in joined)
+    assert first.flops == second.flops == 2 * 8 * 81 * 36
+    assert second.moved_bytes - first.moved_bytes == 4 * 8 * 81
+
+
 def test_rows_that_topk_spreads() -> None:
     """TensorTopK.cu: one row of P2, not one of P4; two radix passes for bfloat16, four for float32."""
     assert spreads(1, 201_600)
