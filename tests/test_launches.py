@@ -21,6 +21,7 @@ from fastmask.benchmarks import launches, predicted, trace
 from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, spreads
 from fastmask.benchmarks.predicted import assume_joined, predict
 from fastmask.benchmarks.trace import Call, Trace, fake_cuda
+from fastmask.models.detection._utils import BoxCoder
 
 BF16 = torch.bfloat16
 Op = Callable[..., object]
@@ -114,6 +115,34 @@ def test_launchers_are_traced() -> None:
     ]  # fmt: skip
     assert {kernel.kind for kernel in counted.kernels} == {TRITON}
     assert presorted.amount == 2
+
+
+class Decoding(torch.nn.Module):
+    def forward(self, deltas: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = torch.zeros(deltas.shape[0], 2, dtype=torch.int64, device=deltas.device)
+        limits = {"min_size": 1e-3, "min_score": 0.0, "above": False}
+        return BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_candidates(deltas, boxes, sizes, scores, **limits)
+
+
+def test_decoding_is_a_launch_but_where_its_steps_are_wanted() -> None:
+    """On CUDA tensors: one kernel of ours; PyTorch's own for gradients, in an export and in a compiled program."""
+    shapes = (2, 9, 4), (2, 9, 4), (2, 9)
+    _, decode = traced(Decoding(), *shapes)
+    assert [kernel.operation for kernel in decode.kernels] == ["_decode_kernel"]
+
+    def with_gradient(deltas: torch.Tensor, *rest: torch.Tensor) -> None:
+        with torch.enable_grad():
+            boxes, _ = Decoding()(deltas.requires_grad_(), *rest)
+        assert boxes.requires_grad
+
+    assert all(call.operation.startswith("aten::") for call in traced(with_gradient, *shapes))
+    with fake_cuda():
+        inputs = tuple(torch.empty(shape, device="cuda") for shape in shapes)
+        for strict in (False, True):
+            graph = torch.export.export(Decoding(), inputs, strict=strict).graph
+            targets = {str(node.target) for node in graph.nodes}
+            assert "aten.exp.default" in targets
+            assert not [target for target in targets if "fastmask" in target]
 
 
 def test_what_waits_is_refused() -> None:
