@@ -17,7 +17,8 @@ def rewrite(model: onnx.ModelProto) -> None:
     """Put what an ``onnx.ModelProto`` has in forms that all versions from 10 on parse, in place.
 
     A Clip on one side becomes Max or Min, which take integers too; ScatterND loses the attribute that says "none",
-    which 10.0 to 10.8 refuse; constants that are bool, which no layer of theirs holds, are cast from numbers.
+    which 10.0 to 10.8 refuse; what a TopK gives in any order, which the table does not know, is in order; constants
+    that are bool, which no layer of theirs holds, are cast from numbers.
     """
     graph = model.graph
     for node in graph.node:
@@ -26,6 +27,10 @@ def rewrite(model: onnx.ModelProto) -> None:
             if bool(low) != bool(high):
                 node.op_type = "Max" if low else "Min"
                 node.input[:] = [node.input[0], low or high]
+        if node.op_type == "TopK":
+            for one in node.attribute:
+                if one.name == "sorted":
+                    one.i = 1
         if node.op_type == "ScatterND":
             kept = [one for one in node.attribute if one.name != "reduction" or one.s != b"none"]
             del node.attribute[:]

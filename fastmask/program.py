@@ -78,8 +78,8 @@ class Program(nn.Module):
 
     def pack(self, inputs: Inputs, found: Detections) -> Packed:
         """The answer, in pixels of the original images, as one tensor."""
-        ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes.to(found.boxes.dtype)
-        boxes = found.boxes * ratios.flip(1).repeat(1, 2)[:, None]
+        ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes  # [B, 2] (height, width)
+        boxes = (found.boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)
         out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
         if found.masks is not None and self.masks == "rle":
             number = found.labels.numel()

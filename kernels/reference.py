@@ -295,3 +295,44 @@ def bias_act(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Te
         )
         out = out + residual.double()[:, :, rows][:, :, :, columns]
     return torch.where(out < 0, 0, out) if relu else out
+
+
+def decode_boxes(
+    deltas: Tensor,
+    references: Tensor,
+    sizes: Tensor,
+    scores: Tensor,
+    count: Tensor | None,
+    weights: Sequence[float],
+    most_growth: float,
+    min_size: float,
+    min_score: float,
+    above: bool,
+) -> tuple[Tensor, Tensor]:
+    """Shapes as in cpu_decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
+
+    (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and stretch these by
+    e^dw and e^dh, at most e^most_growth. Source: Fast R-CNN, appendix C.
+    """
+    batch, num = deltas.shape[:2]
+    boxes = torch.zeros(batch, num, 4, dtype=torch.float64)
+    valid = torch.zeros(batch, num, dtype=torch.bool)
+    for b in range(batch):
+        for n in range(num):
+            reference = n // (num // references.shape[1])
+            for axis, limit in ((0, float(sizes[b, 1])), (1, float(sizes[b, 0]))):
+                low, high = (float(references[b, reference, axis + end]) for end in (0, 2))
+                shift = float(deltas[b, n, axis]) / weights[axis]
+                growth = float(deltas[b, n, axis + 2]) / weights[axis + 2]
+                growth = most_growth if growth > most_growth else growth
+                center = (low + high) / 2 + shift * (high - low)
+                half = math.exp(growth) * (high - low) / 2
+                for end, value in ((0, center - half), (2, center + half)):
+                    value = 0.0 if value < 0 else value
+                    boxes[b, n, axis + end] = limit if value > limit else value
+            large = bool((boxes[b, n, 2:] - boxes[b, n, :2] >= min_size).all())
+            score = float(scores[b, n])
+            valid[b, n] = large and (score > min_score if above else score >= min_score)
+            if count is not None and reference >= int(count[b]):
+                valid[b, n] = False
+    return boxes, valid

@@ -125,13 +125,17 @@ class KnownAnchors(AnchorGenerator):
     def __init__(self, generator: AnchorGenerator) -> None:
         nn.Module.__init__(self)  # all else is the generator's
         self.generator = generator
-        self.known: dict[tuple[object, ...], list[Tensor]] = {}
+        self.known: dict[tuple[object, ...], Tensor] = {}
 
     def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`AnchorGenerator.anchors`."""
+        return self.generator.anchors(image_size, maps)
+
+    def together(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
+        """See :meth:`AnchorGenerator.together`."""
         key = (*image_size, *((*feature.shape[2:], feature.dtype, feature.device) for feature in maps))
         if key not in self.known:
-            self.known[key] = self.generator.anchors(image_size, maps)
+            self.known[key] = self.generator.together(image_size, maps)
         return self.known[key]
 
     def forget(self, image_size: Sequence[int]) -> None:

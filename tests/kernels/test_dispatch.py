@@ -7,6 +7,7 @@ import pytest
 import torch
 from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
 
+from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
@@ -45,6 +46,12 @@ def rle(device: torch.device, dtype: torch.dtype) -> None:
     encode_masks_op(draw_masks(2).to(device, dtype), boxes, sizes, 100, 0.5, False, False, 1)
 
 
+def decode(device: torch.device, dtype: torch.dtype) -> None:
+    boxes, scores = draw_boxes(9)[None].to(device, dtype), torch.rand(1, 9, device=device)
+    sizes = torch.tensor([[20, 30]], device=device)
+    decode_boxes_op(boxes, boxes.clone(), sizes, scores, None, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5, False)
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux only: elsewhere there is one path")
 @pytest.mark.parametrize(
     ("run", "launchers"),
@@ -54,8 +61,9 @@ def rle(device: torch.device, dtype: torch.dtype) -> None:
         (nms, ["gpu_nms"]),
         (paste, ["gpu_paste", "gpu_paste_backward"]),
         (rle, ["gpu_rle"]),
+        (decode, ["gpu_decode"]),
     ],
-    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE"],
+    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode"],
 )
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.kernels.bias_act import bias_act_op
+from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
@@ -101,6 +102,18 @@ def nms_one_group() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def decode() -> tuple[Op, list[Tensor]]:
+    """As of a box head: nine candidates of each of 500 proposals."""
+    settings = ([10.0, 10.0, 5.0, 5.0], 4.0, 0.01, 0.05, True)
+    return lambda *inputs: decode_boxes_op(*inputs, *settings), [
+        torch.randn(2, 4500, 4),
+        torch.stack([draw_boxes(500) for _ in range(2)]),
+        torch.tensor([[200, 300], [150, 90]]),
+        torch.rand(2, 4500),
+        torch.tensor([500, 400]),
+    ]
+
+
 def paste() -> tuple[Op, list[Tensor]]:
     return lambda masks, boxes: paste_masks_op(masks, boxes, 200, 300, "packed", 0.5, False, True, 1), [
         4 * torch.randn(20, 28, 28),
@@ -156,6 +169,7 @@ CASES = pytest.mark.parametrize(
         nms,
         nms_presorted,
         nms_one_group,
+        decode,
         paste,
         rle,
         bias_act,

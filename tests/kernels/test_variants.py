@@ -22,8 +22,8 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_nms, gpu_paste, gpu_predict_anchors, gpu_rle
-from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+from fastmask.kernels import gpu_bias_act, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste, gpu_predict_anchors
+from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
@@ -59,6 +59,10 @@ def rois_of(num):
 
 def boxes_of(num):
     boxes, scores, groups = torch.rand(2, num, 4), torch.rand(2, num), torch.randint(3, (2, num))
+    sizes = torch.full((2, 2), 100)
+    gpu_decode.decode_boxes(
+        torch.rand(2, 3 * num, 4), boxes, sizes, torch.rand(2, 3 * num), None, [1.0] * 4, 4.0, num / 10, num / 100, True
+    )
     gpu_nms.COMPARISONS = 2**25
     gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
@@ -100,12 +104,12 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
                 **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),
-        # NMS counted, presorted and sorted; pairs with groups and without
+        # decoding; NMS counted, presorted and sorted; pairs with groups and without
         (
             "boxes",
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
-            | {"_resolve_kernel": 2, "_list_kernel": 1},
+            | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1},
         ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),

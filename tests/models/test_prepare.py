@@ -31,8 +31,9 @@ def test_prepared_weights(name: str) -> None:
             torch.testing.assert_close(maps[level] / scale, expected[level] / scale, rtol=0, atol=1e-9)
         heads = [one.roi_heads.box_head(rois) for one in (ready, model)]
         torch.testing.assert_close(*heads, rtol=1e-9, atol=1e-9)
-        known = ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))
-        assert known is ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))
+        known = ready.rpn.anchor_generator.together((64, 96), list(maps.values()))
+        assert known is ready.rpn.anchor_generator.together((64, 96), list(maps.values()))
+        assert torch.equal(known, torch.cat(ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))))
         ready.infer(pixels, sizes)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.ops._utils import upcast
+from fastmask.kernels.cpu_decode import decode, decode_boxes
+from fastmask.kernels.decode import decode_boxes_op
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 LOG_RATIO_CLIP = math.log(1000.0 / 16)  # no box grows more than this in one step; exp would overflow
@@ -55,23 +56,30 @@ class BoxCoder:
 
     def decode_boxes(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Deltas [..., 4] on boxes [..., 4] (broadcast) -> boxes [..., 4], in the deltas' dtype or float32."""
-        deltas = upcast(deltas)  # bfloat16 cannot tell pixels apart from 256 on
-        boxes = boxes.to(deltas.dtype)
-        wx, wy, ww, wh = self.weights
-        size = boxes[..., 2:] - boxes[..., :2]
-        center = boxes[..., :2] + 0.5 * size
-        shift = torch.stack((deltas[..., 0] / wx, deltas[..., 1] / wy), dim=-1)
-        growth = torch.stack((deltas[..., 2] / ww, deltas[..., 3] / wh), dim=-1).clamp(max=self.bbox_xform_clip)
-        center = shift * size + center
-        half = 0.5 * (torch.exp(growth) * size)
-        return torch.cat((center - half, center + half), dim=-1)
+        return decode(deltas, boxes, self.weights, self.bbox_xform_clip)
 
+    def decode_candidates(
+        self,
+        deltas: Tensor,
+        references: Tensor,
+        sizes: Tensor,
+        scores: Tensor,
+        count: Tensor | None = None,
+        *,
+        min_size: float,
+        min_score: float,
+        above: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates' boxes [B, N, 4], clipped to the image sizes, and which of them count [B, N].
 
-def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Clip boxes [B, ..., 4] to the image sizes [B, 2] (height, width), which may lie on the device."""
-    limit = sizes.flip(1).repeat(1, 2).to(boxes.dtype)  # [B, 4] (w, h, w, h)
-    limit = limit.view(limit.shape[0], *[1] * (boxes.ndim - 2), 4)
-    return torch.minimum(boxes.clamp(min=0), limit)
+        On a GPU in one launch, but where PyTorch is to see the steps: for gradients, to compile or export them.
+        Args and shapes: see :func:`fastmask.kernels.cpu_decode.decode_boxes`.
+        """
+        kernel = deltas.is_cuda and not (deltas.requires_grad or torch.compiler.is_compiling())
+        limits = (self.bbox_xform_clip, min_size, min_score, above)
+        return (decode_boxes_op if kernel else decode_boxes)(
+            deltas, references, sizes, scores, count, list(self.weights), *limits
+        )
 
 
 def rois_of(boxes: Tensor) -> Tensor:
@@ -82,9 +90,18 @@ def rois_of(boxes: Tensor) -> Tensor:
 
 def take_rows(values: Tensor, indices: Tensor) -> Tensor:
     """Rows of [B, N, ...] at [B, M] -> [B, M, ...]; at -1, zeros."""
-    safe = indices.clamp(min=0).view(*indices.shape, *[1] * (values.ndim - 2))
-    rows = values.gather(1, safe.expand(*indices.shape, *values.shape[2:]))
-    return rows.masked_fill((indices < 0).view(safe.shape), 0)
+    return take_rows_of((values,), indices)[0]
+
+
+def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
+    """:func:`take_rows` of several tensors."""
+    safe, missing = indices.clamp(min=0), indices < 0
+    taken = []
+    for one in values:
+        shape = (*indices.shape, *[1] * (one.ndim - 2))
+        rows = one.gather(1, safe.view(shape).expand(*indices.shape, *one.shape[2:]))
+        taken.append(rows.masked_fill_(missing.view(shape), 0))  # of its own, so in place
+    return taken
 
 
 def overwrite_eps(model: nn.Module, eps: float) -> None:

@@ -73,7 +73,11 @@ class AnchorGenerator(NotScriptable, nn.Module):
             grids.append((shift[:, :, None] + cell.to(upcast(feature[:0]))).flatten(0, 2))
         return grids
 
+    def together(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
+        """:meth:`anchors` of all maps, one after the other, [A, 4]."""
+        return torch.cat(self.anchors(image_size, maps))
+
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """All anchors [A, 4] for each image of the list; they are the same for all."""
-        together = torch.cat(self.anchors(image_list.tensors.shape[-2:], feature_maps))
+        together = self.together(image_list.tensors.shape[-2:], feature_maps)
         return [together] * len(image_list.image_sizes)

@@ -29,12 +29,12 @@ def rpn_losses(
     rpn: RegionProposalNetwork,
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
-    anchors: Sequence[Tensor],
+    anchors: Tensor,
     targets: Targets,
     over: Total,
 ) -> Losses:
-    """The head's outputs and the anchors of each level -> loss_objectness, loss_rpn_box_reg."""
-    anchor = torch.cat(tuple(anchors))[None]  # [1, A, 4]
+    """The head's outputs of each level and all anchors [A, 4] -> loss_objectness, loss_rpn_box_reg."""
+    anchor = anchors[None]
     objectness = torch.cat([flatten_anchors(logit, 1) for logit in logits], dim=1).squeeze(2)  # [B, A]
     delta = torch.cat([flatten_anchors(d, 4) for d in deltas], dim=1)  # [B, A, 4]
     with torch.no_grad():

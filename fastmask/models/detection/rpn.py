@@ -1,11 +1,12 @@
 """Region Proposal Network (Faster R-CNN, section 3.1), in fixed shapes; torchvision.models.detection.rpn's names."""
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmask.models.detection._utils import BoxCoder, clip_to_sizes, take_rows
+from fastmask.models.detection._utils import BoxCoder, take_rows_of
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops._utils import NotScriptable, upcast
@@ -99,41 +100,93 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         """Proposals of an image, in the current mode."""
         return self._post_nms_top_n["training" if self.training else "testing"]
 
-    def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Proposals:
-        """The head's outputs, the anchors of each level and the image sizes [B, 2] -> proposals.
+    def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, sizes: Tensor) -> Proposals:
+        """The head's outputs of each level, all anchors [A, 4] and the image sizes [B, 2] -> proposals.
 
         The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
         """
-        boxes, scores = [], []
-        for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
-            logit = flatten_anchors(logit.detach(), 1).squeeze(2)  # [B, H * W * A]
-            best, index = logit.topk(at_most(self.pre_nms_top_n(), logit.shape[1]), dim=1)
-            chosen = flatten_anchors(delta.detach(), 4).gather(1, index[:, :, None].expand(-1, -1, 4))
-            boxes.append(clip_to_sizes(self.box_coder.decode_boxes(chosen, anchor[index]), sizes))
-            scores.append(upcast(best).sigmoid())
-        candidates, score = torch.cat(boxes, 1), torch.cat(scores, 1)
-        large = (candidates[..., 2:] - candidates[..., :2] >= self.min_size).all(2)
-        lengths = [level.shape[1] for level in scores]
+        best, index, lengths = best_of_levels([logit.detach() for logit in logits], self.pre_nms_top_n())
+        every = torch.cat([pixel_rows(delta.detach()) for delta in deltas], 1)  # [B, H * W of all levels, A * 4]
+        every = every.view(every.shape[0], -1, 4)
+        score = upcast(best).sigmoid()
+        candidates, valid = self.box_coder.decode_candidates(
+            every.gather(1, index[:, :, None].expand(-1, -1, 4)),
+            anchors[index],
+            sizes,
+            score,
+            min_size=self.min_size,
+            min_score=self.score_thresh,
+            above=False,
+        )
         fixed = all(isinstance(length, int) for length in lengths)  # torch.export of any size has symbols instead
-        levels = [torch.full_like(level, i, dtype=torch.int64) for i, level in enumerate([] if fixed else scores)]
+        parts = [] if fixed else score.split(lengths, 1)
+        levels = [torch.full_like(level, i, dtype=torch.int64) for i, level in enumerate(parts)]
         kept, count = nms_padded(
             candidates,
             score,
             None if fixed else torch.cat(levels, 1),
-            large & (score >= self.score_thresh),
+            valid,
             iou_threshold=self.nms_thresh,
             max_output=self.post_nms_top_n(),
-            num_groups=len(scores),
+            num_groups=len(lengths),
             presorted=lengths if fixed else None,  # the order of logits, top-k's, is that of their sigmoids
         )
-        return Proposals(take_rows(candidates, kept), take_rows(score, kept), count)
+        boxes, scores = take_rows_of((candidates, score), kept)
+        return Proposals(boxes, scores, count)
 
-    def look(
-        self, features: list[Tensor], image_size: tuple[int, int]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Feature maps of padded images of (height, width) -> logits, deltas and anchors of each level."""
+    def look(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Feature maps of padded images of (height, width) -> logits and deltas of each level, and all anchors."""
         logits, deltas = self.head(features)
-        return logits, deltas, self.anchor_generator.anchors(image_size, features)
+        return logits, deltas, self.anchor_generator.together(image_size, features)
+
+
+def best_of_levels(logits: list[Tensor], number: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Of each level's logits [B, A, H, W] the best, at most a number.
+
+    Returns:
+        logits [B, N], level by level, best first; their places among the anchors of all levels [B, N]; and how many
+        each level has.
+    """
+    sides = [logit.shape[1] * logit.shape[2] * logit.shape[3] for logit in logits]
+    lengths = [at_most(number, side) for side in sides]
+    if logits[0].is_cuda and all(isinstance(side, int) for side in sides):
+        best, places = _best_at_once(logits, number)
+    else:
+        best, places = _best_in_turn(logits, lengths)
+    for i, start in enumerate(itertools.accumulate(sides[:-1]), 1):
+        places[i] = places[i] + start
+    return torch.cat(best, 1), torch.cat(places, 1), lengths
+
+
+Parts = tuple[list[Tensor], list[Tensor]]  # values and places of each level
+
+
+def _best_in_turn(logits: list[Tensor], lengths: list[int]) -> Parts:
+    rows = [flatten_anchors(logit, 1).squeeze(2) for logit in logits]  # [B, H * W * A]
+    found = [row.topk(length, dim=1) for row, length in zip(rows, lengths, strict=True)]
+    return [one.values for one in found], [one.indices for one in found]
+
+
+def _best_at_once(logits: list[Tensor], number: int) -> Parts:
+    """The same with one top-k for all levels, which are padded to the largest: what stands behind is never better.
+
+    On a GPU a top-k of 201,600 logits is 16 launches, whose time is nearly all launching, and one of 12,600 is a single
+    block's work; predicted for five levels of a frame 155 us in turn and 52 us at once (benchmarks/README.md).
+    """
+    rows = [pixel_rows(logit) for logit in logits]  # [B, H * W, A]
+    most = max(row.shape[1] for row in rows)
+    batch, _, anchors = rows[0].shape
+    filler = rows[0].new_full((batch, most - min(row.shape[1] for row in rows), anchors), -torch.inf)
+    padded = torch.cat([part for row in rows for part in (row, filler[:, : most - row.shape[1]])], 1)
+    padded = padded.view(batch, len(rows), most * anchors)
+    found = padded.topk(min(number, most * anchors), dim=2)
+    lengths = [min(number, row.shape[1] * anchors) for row in rows]
+    last = rows[-1].shape[1] * anchors - 1  # none may lie beyond it, not even where logits are -inf as the filler is
+    values, places = (
+        [part[:, i, :length] for i, length in enumerate(lengths)] for part in (found.values, found.indices)
+    )
+    places[-1] = places[-1].clamp(max=last)
+    return values, places
 
 
 def at_most(wanted: int, there: int) -> int:
@@ -144,7 +197,12 @@ def at_most(wanted: int, there: int) -> int:
     return smaller
 
 
+def pixel_rows(values: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H * W, C]; a view where channels are last, of whatever pitch."""
+    return values.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def flatten_anchors(values: Tensor, channels: int) -> Tensor:
     """What a head says of its anchors, [B, A * channels, H, W] -> [B, H * W * A, channels], the anchors' order."""
-    batch, _, height, width = values.shape
-    return values.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, channels)
+    rows = pixel_rows(values)
+    return rows.reshape(rows.shape[0], -1, channels)

@@ -14,6 +14,7 @@ if INTERPRET or not HAS_TRITON:
     pytest.skip("executes compiled kernels, which Triton's interpreter does not have", allow_module_level=True)
 
 import cases_bias_act
+import cases_decode
 import cases_nms
 import cases_paste
 import cases_rle
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.ptx
 
 FAMILIES = {
     module.__name__: module
-    for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_bias_act)
+    for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_bias_act, cases_decode)
 }
 
 

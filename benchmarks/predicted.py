@@ -1,0 +1,148 @@
+"""How long the kernels of a trace would take on an H100, inside a CUDA graph: predictions, not measurements.
+
+Each kernel costs machine.LAUNCH and its work, one after the other:
+- convolutions and matrix products: their operations at EFFICIENCY of the tensor cores, or their bytes from HBM if that
+  takes longer;
+- our own operations, all their kernels together: as kernels/predict has them, by what their time grows with (RoIs x
+  bins, images, masks). What is added beyond the largest prediction takes its pipes' time or its bytes', as the longest
+  programs of all images run side by side: that rule gives 199 us for the RoIAlign of 4096 RoIs from that of 1000, and
+  49 us for NMS of eight images from that of one, where their own rows have 200 and 46. Of an operation without a row
+  its bytes count, or its operations as above;
+- others: their bytes, from the L2 cache where they fit there; of a selection or a sort within one block also its steps.
+"""
+
+import collections
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PART, PRODUCT, TRITON, Kernel
+from fastmask.benchmarks.trace import Call
+from fastmask.kernels.predict import machine
+from fastmask.kernels.predict.table import SAVED
+from fastmask.kernels.predict.torch_ops import CACHE
+
+# dense operations a second of the tensor cores [N]; float32 convolutions in TF32
+PEAK = {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12}
+EFFICIENCY = 0.55  # of PEAK: 53 to 60 % is what GPU.md's reviews took for 3 x 3 convolutions of these sizes [A]
+STEP = 0.2  # microseconds that a block takes to look at 1024 elements once, two bits a time [A]
+
+
+class Row(NamedTuple):
+    """A case of kernels/predict that stands for an operation."""
+
+    case: str
+    amount: int  # of what trace.AMOUNTS counts
+
+
+ROWS: dict[str, tuple[Row, ...]] = {
+    "fastmask::multilevel_roi_align": (
+        Row("RoIAlign, 1000 RoIs, bf16, channels-last", 1000 * 49),
+        Row("RoIAlign, 8 x 512 RoIs, bf16, channels-last", 8 * 512 * 49),
+    ),
+    "fastmask::nms_padded, presorted": (
+        Row("RPN NMS, 4819 boxes in 5 levels", 1),
+        Row("RPN NMS, 8 x 4819 boxes in 5 levels", 8),
+    ),
+    "fastmask::nms_padded": (Row("class NMS, 20k boxes in 80 classes", 1),),
+    "fastmask::encode_masks": (Row("RLE of 100 masks, 800 x 1333, on the device", 100),),
+}
+
+
+class Time(NamedTuple):
+    """Microseconds."""
+
+    launches: float
+    products: float  # convolutions and matrix products
+    own: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def predict(calls: Mapping[Call, int], dtype: str) -> Time:
+    """``calls``: each with how often it is made."""
+    times = [0.0] * 4
+    for call, number in calls.items():
+        times[0] += number * sum(kernel.kind != PART for kernel in call.kernels) * machine.LAUNCH
+        if call.operation in ROWS:
+            times[2] += number * _own(ROWS[call.operation], call.amount)
+            continue
+        for kernel in call.kernels:
+            if kernel.kind in (CONVOLUTION, PRODUCT, PART):
+                times[1] += number * _product(kernel, dtype)
+            elif kernel.kind == TRITON:
+                times[2] += number * max(_computed(kernel, dtype), _moved(kernel))
+            else:
+                times[3] += number * _moved(kernel)
+    return Time(*times)
+
+
+def assume_joined(stage: str, calls: Mapping[Call, int]) -> "collections.Counter[Call]":
+    """A stage as if each convolution did its bias, ReLU and addition itself, and one kernel the mask branch's end.
+
+    What is added is then read once more, by the convolution; the rest of those kernels is gone. From the deconvolution
+    on, the mask head is one kernel of Triton's with the same products, which reads what the deconvolution reads. Where
+    the traced program does this already, nothing changes.
+    """
+    products = [kernel for call in calls for kernel in call.kernels if kernel.kind == CONVOLUTION]
+    if not products:
+        return collections.Counter(calls)
+    last = next((kernel for kernel in products if kernel.operation.endswith("transposed")), None)
+    kept: collections.Counter[Call] = collections.Counter()
+    for call, number in calls.items():
+        kernels = tuple(kernel for kernel in call.kernels if kernel.operation != "aten::add_, a bias")
+        if last is not None and last in kernels:  # 4 of 5 of its bytes are what it writes
+            kernels = (last._replace(kind=TRITON, moved_bytes=last.moved_bytes / 5),)
+            kept[Call("fastmask::mask branch", kernels)] += number
+        elif call.operation == "aten::add_" and stage == "backbone":
+            kept[Call("residual", (Kernel("residual", PART, call.kernels[0].moved_bytes / 3),))] += number
+        elif call.operation == "aten::relu_" or (last is not None and kernels[0].kind in (OTHER, PRODUCT)):
+            continue
+        else:
+            kept[call._replace(kernels=kernels)] += number
+    return kept
+
+
+def _computed(kernel: Kernel, dtype: str) -> float:
+    return kernel.flops / (PEAK[dtype] * EFFICIENCY) * 1e6
+
+
+def _product(kernel: Kernel, dtype: str) -> float:
+    return max(_computed(kernel, dtype), kernel.moved_bytes / (machine.HBM * machine.HBM_EFFICIENCY) * 1e6)
+
+
+def _moved(kernel: Kernel) -> float:
+    speed = machine.L2 if kernel.moved_bytes < CACHE else machine.HBM * machine.HBM_EFFICIENCY
+    return kernel.moved_bytes / speed * 1e6 + kernel.steps * STEP
+
+
+class _Work(NamedTuple):
+    """Of one amount, without launches, and what each further amount of that size takes where a GPU is full."""
+
+    alone: float
+    more: float
+
+
+def _own(rows: Sequence[Row], amount: int) -> float:
+    """Between two rows on a straight line; beyond the last one its pipes and its bytes bound what is added."""
+    known = [(0, 0.0), *((row.amount, _work(row.case).alone) for row in rows)]
+    for (low, before), (high, after) in itertools.pairwise(known):
+        if amount <= high:
+            return before + (after - before) * (amount - low) / (high - low)
+    last, alone = known[-1]
+    return alone + (amount / last - 1) * _work(rows[-1].case).more
+
+
+@functools.cache
+def _work(case: str) -> _Work:
+    """The newest prediction of it."""
+    versions = json.loads(SAVED.read_text())["versions"]
+    row = [row for version in versions for row in version["rows"] if row["op"] == case][-1]
+    parts = row["parts"]
+    more = max(parts["issue"] / machine.EFFICIENCY, parts["bytes"] / machine.L2_EFFICIENCY) + parts["torch"]
+    return _Work(row["predicted"] - parts["launches"], more)

@@ -1,0 +1,198 @@
+"""A frame's kernels without a GPU: the program runs on fake CUDA tensors, and what it would launch is written down.
+
+Of our own operations the launcher is run too: Triton's launches are written down instead of done, and so are torch's
+operations around them.
+"""
+
+import contextlib
+import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
+
+from fastmask import models
+from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
+from fastmask.benchmarks.stages import stages
+from fastmask.models.prepare import prepared
+from fastmask.program import Inputs, Program
+
+DEVICE = "cuda"
+BYTES_A_MASK = 2048  # the Predictor's
+
+
+class Call(NamedTuple):
+    """An operation of a program; of our own ones with all that its launcher does."""
+
+    operation: str  # "aten::add", "fastmask::nms_padded"
+    kernels: tuple[Kernel, ...]
+    amount: int = 0  # of an own one: what its time grows with; see AMOUNTS
+
+
+# of our own operations' arguments; what a time is known of has a row in kernels/predict
+AMOUNTS: dict[str, Any] = {
+    "fastmask::multilevel_roi_align": lambda a: a["rois"].shape[0] * a["pooled_height"] * a["pooled_width"],
+    "fastmask::nms_padded": lambda a: a["boxes"].shape[0],
+    "fastmask::encode_masks": lambda a: a["masks"].shape[0],
+}
+
+JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
+
+
+class Trace(TorchDispatchMode):
+    """Writes down the kernels of all operations on fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self._own: list[Kernel] | None = None  # of the launcher that is running
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name, kwargs or {}
+        if name.removeprefix("aten::") in WAITS:
+            raise ValueError(f"operations must not wait for the device, got {name}")
+        launcher = OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None
+        if launcher is not None and self._own is None:
+            return self._launched(name, func, launcher, args, kwargs)
+        out = _convolved(func, args) if name in JOINED else func(*args, **kwargs)
+        if "convolution" in name:
+            out = _as_cudnn(args, out)
+        kernels = expand(func, [*args, *kwargs.values()], out)
+        if self._own is not None:
+            self._own += kernels
+        elif kernels:
+            self.calls.append(Call(name, tuple(kernels)))
+        return out
+
+    def _launched(self, name: str, func: Any, launcher: Any, args: Any, kwargs: Any) -> Any:
+        self._own = []
+        try:
+            with self:
+                out = launcher(*args, **kwargs)
+        finally:
+            kernels, self._own = self._own, None
+        if name not in AMOUNTS:
+            kernels = self._with_flops(name, kernels, args, kwargs)
+        given = _named(func, args, kwargs)
+        amount = AMOUNTS[name](given) if name in AMOUNTS else 0
+        presorted = ", presorted" if given.get("presorted") else ""
+        self.calls.append(Call(name + presorted, tuple(kernels), amount))
+        return out
+
+    def _with_flops(self, name: str, kernels: list[Kernel], args: Any, kwargs: Any) -> list[Kernel]:
+        """Products within Triton's kernels: those of the operation's fallback, in the first of them."""
+        first = next((number for number, kernel in enumerate(kernels) if kernel.kind == TRITON), None)
+        if first is None:
+            return kernels
+        inner = Trace()
+        with contextlib.suppress(Exception), inner:  # a fallback in NumPy has no products
+            OPDEFS[name]._init_fn(*args, **kwargs)
+        flops = sum(kernel.flops for call in inner.calls for kernel in call.kernels)
+        return [*kernels[:first], kernels[first]._replace(flops=flops), *kernels[first + 1 :]]
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Write down what runs in here."""
+
+        def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
+            assert self._own is not None, f"{kernel.__name__} must be launched by an operation of ours"
+            tensors = {id(tensor): tensor for tensor in tensors_of([args, kwargs])}
+            self._own.append(Kernel(kernel.__name__, TRITON, sum(map(extent, tensors.values()))))
+
+        with self, mock.patch.object(JITFunction, "run", launch):
+            yield
+
+
+def _convolved(func: Any, args: Any) -> Any:
+    """What cuDNN's fused convolutions give, of which PyTorch has no fakes."""
+    given = _named(func, args, {})
+    sides = (given[name] for name in ("stride", "padding", "dilation"))
+    return torch.ops.aten.convolution.default(
+        given["self"], given["weight"], given["bias"], *sides, False, [0, 0], given["groups"]
+    )
+
+
+def _as_cudnn(args: Any, out: Any) -> Any:
+    """A convolution's output is channels-last where its input or weight is; the fake one is that only on a GPU."""
+    if out.ndim != 4:
+        return out
+    last = torch.channels_last
+    dense = any(one.is_contiguous(memory_format=last) and not one.is_contiguous() for one in args[:2])
+    return out.contiguous(memory_format=last) if dense else out
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operation's arguments by their names."""
+    names = (one.name for one in func._schema.arguments)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@contextlib.contextmanager
+def fake_cuda() -> Iterator[FakeTensorMode]:
+    """Tensors on the device "cuda" hold nothing, and no GPU is asked for."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        mock.patch("torch.cuda.device", return_value=contextlib.nullcontext()),
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that look at a fake's address
+        mock.patch.dict(os.environ, FASTMASK_TUNING="off"),
+        torch.no_grad(),
+    ):
+        yield mode
+
+
+def empty_weights(model: nn.Module) -> None:
+    """Put fake CUDA tensors into the places of a model's own, which are gone then."""
+    for module in model.modules():
+        for name, values in module._parameters.items():
+            if values is not None:
+                module._parameters[name] = nn.Parameter(_like(values), False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _like(buffer)
+
+
+def _like(values: Tensor) -> Tensor:
+    return torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device=DEVICE)
+
+
+def prepare(model: nn.Module, dtype: torch.dtype, fuse: str | None) -> nn.Module:
+    """As the Predictor prepares it; ``fuse``: how convolutions are joined with what follows, where that can be said."""
+    options = {} if fuse is None else {"fuse": fuse}
+    if options and "fuse" not in inspect.signature(prepared).parameters:
+        raise ValueError(f"fuse must be None, as prepared() of this version joins nothing, got {fuse!r}")
+    ready: nn.Module = prepared(model, dtype, **options)  # type: ignore[arg-type]
+    return ready
+
+
+def trace(
+    batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: str | None = None, model: nn.Module | None = None
+) -> dict[str, list[Call]]:
+    """What each stage of benchmarks/stages.py launches for a batch of images of (height, width), RLE out.
+
+    Args:
+        model: None for R50-FPN with 91 classes and a hundred detections.
+    """
+    if model is None:
+        model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
+    program = Program(prepare(model, dtype, fuse), "rle", 0.5, BYTES_A_MASK)  # type: ignore[arg-type]
+    found: dict[str, list[Call]] = {}
+    with fake_cuda():
+        empty_weights(program)
+        pixels = torch.empty(batch, 3, *size, dtype=dtype, device=DEVICE).to(memory_format=torch.channels_last)
+        sizes = torch.empty(batch, 2, dtype=torch.int64, device=DEVICE)
+        inputs = Inputs(pixels, sizes, sizes.clone())
+        program(inputs)  # what is worked out once for a shape is there from now on
+        for name, stage in stages(program, inputs, {}).items():
+            mode = Trace()
+            with mode.tracing():
+                stage()
+            found[name] = mode.calls
+    return found

@@ -1,0 +1,98 @@
+"""fastmask::decode_boxes against its specification: as an RPN and as a box head call it, hostile boxes, exact steps."""
+
+import math
+
+import pytest
+import torch
+from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
+from torch import Tensor
+
+from fastmask.kernels import cpu_decode, reference
+from fastmask.kernels.decode import decode_boxes_op
+
+SIZES = torch.tensor([[200, 300], [150, 90]])
+LEVELS = ([1.0, 1.0, 1.0, 1.0], math.log(1000 / 16), 1e-3, 0.0, False)  # as an RPN's
+CLASSES = ([10.0, 10.0, 5.0, 5.0], math.log(1000 / 16), 1e-2, 0.25, True)  # as a box head's
+UNEQUAL = ([10.0, 8.0, 5.0, 4.0], 1.0, 2.0, 0.25, False)
+SETTINGS = pytest.mark.parametrize("settings", [LEVELS, CLASSES, UNEQUAL], ids=["levels", "classes", "unequal"])
+# of corners below 1e5: three roundings of float32 and an exponential that is off by 4e-7 of the box's size
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6}
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def draw_inputs(each: int, counted: bool) -> Inputs:
+    """``each`` candidates of each reference; some scores lie on a threshold."""
+    references = torch.stack([draw_boxes(40), draw_boxes(40)])
+    deltas = torch.randn(2, 40 * each, 4) * torch.tensor([1.0, 1, 2, 2])
+    scores = (torch.rand(2, 40 * each) * 8).round() / 8
+    return deltas, references, SIZES, scores, torch.tensor([40, 25]) if counted else None
+
+
+def on(device: torch.device, inputs: Inputs) -> list[Tensor | None]:
+    return [None if one is None else one.to(device) for one in inputs]
+
+
+@SETTINGS
+@pytest.mark.parametrize(("each", "counted"), [(1, False), (3, True)], ids=["one each", "three each"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_meets_the_specification(
+    dtype: torch.dtype, each: int, counted: bool, settings: tuple[object, ...], device: torch.device
+) -> None:
+    deltas, *rest = draw_inputs(each, counted)
+    deltas = deltas.to(dtype)
+    boxes, valid = decode_boxes_op(*on(device, (deltas, *rest)), *settings)
+    assert boxes.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected, counts = reference.decode_boxes(deltas, *rest, *settings)
+    limit = TOLERANCE[boxes.dtype] * 300 * 62.5
+    torch.testing.assert_close(boxes.double().cpu(), expected, rtol=0, atol=limit)
+    border = ((expected[..., 2:] - expected[..., :2] - settings[2]).abs() <= 2 * limit).any(2)
+    assert border.float().mean() < 0.5
+    assert torch.equal(valid.cpu() | border, counts | border)
+    assert 0 < int(valid.sum()) < valid.numel()
+
+
+@SETTINGS
+def test_all_but_the_exponential_is_exact(settings: tuple[object, ...], device: torch.device) -> None:
+    """Without growth every bit is that of plain PyTorch, also of boxes that are none and of deltas that are no numbers.
+
+    On a GPU plain PyTorch multiplies by a weight's reciprocal; the kernel divides, as it does on a CPU.
+    """
+    references = torch.cat([draw_boxes(80), hostile_boxes()])[None].expand(2, -1, -1)
+    deltas = torch.randn(2, 100, 4)
+    deltas[..., 2:] = 0
+    deltas[:, ::11, 0], deltas[:, 1::13, 1], deltas[:, 2::17, 0] = NAN, -INF, INF
+    scores = torch.rand(2, 100)
+    scores[:, ::7] = NAN
+    inputs = (deltas, references, SIZES, scores, torch.tensor([100, 90]))
+    actual = decode_boxes_op(*on(device, inputs), *settings)
+    expected = cpu_decode.decode_boxes(*inputs, *settings)
+    torch.testing.assert_close(actual[0].cpu(), expected[0], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(actual[1].cpu(), expected[1])
+
+
+def test_growth_is_bounded(device: torch.device) -> None:
+    """By hand: a box of 2 x 4 around (50, 50) that grows as far as it may; infinity grows as far, NaN is no box."""
+    deltas = torch.tensor([[[0.0, 0, 99, INF], [0, 0, -INF, 0], [0, 0, NAN, 0]]], device=device)
+    references = torch.tensor([[[49.0, 48, 51, 52]]], device=device)
+    inputs = (deltas, references, torch.tensor([[100, 100]], device=device), torch.ones(1, 3, device=device), None)
+    boxes, valid = decode_boxes_op(*inputs, [1.0, 1.0, 1.0, 1.0], math.log(10), 1e-3, 0.5, False)
+    torch.testing.assert_close(boxes[0, 0].cpu(), torch.tensor([40.0, 30, 60, 70]), rtol=1e-5, atol=0)
+    assert boxes[0, 1].tolist() == [50, 48, 50, 52]
+    assert boxes[0, 2, [0, 2]].isnan().all()
+    assert valid.tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=["no images", "no boxes"])
+def test_nothing(shape: tuple[int, int], device: torch.device) -> None:
+    boxes = torch.zeros(*shape, 4, device=device)
+    sizes = torch.zeros(shape[0], 2, dtype=torch.int64, device=device)
+    decoded, valid = decode_boxes_op(boxes, boxes.clone(), sizes, boxes[..., 0], None, *LEVELS)
+    assert decoded.shape == (*shape, 4)
+    assert valid.shape == shape
+
+
+def test_opcheck(device: torch.device) -> None:
+    for each, counted in ((1, False), (3, True)):
+        inputs = on(device, draw_inputs(each, counted))
+        torch.library.opcheck(decode_boxes_op, (*inputs, *CLASSES))
+        torch.library.opcheck(decode_boxes_op, (inputs[0].bfloat16(), *inputs[1:], *LEVELS))
