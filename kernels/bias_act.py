@@ -17,7 +17,7 @@ bias_act_op = torch.library.custom_op("fastmask::bias_act_", cpu_bias_act.bias_a
 if HAS_TRITON:
     from fastmask.kernels import gpu_bias_act
 
-    register(bias_act_op, gpu_bias_act.bias_act_)
+    register(bias_act_op, gpu_bias_act.bias_act_, cpu_bias_act.bias_act_)
 
 
 @bias_act_op.register_fake

@@ -20,7 +20,7 @@ decode_boxes_op = torch.library.custom_op("fastmask::decode_boxes", cpu_decode.d
 if HAS_TRITON:
     from fastmask.kernels import gpu_decode
 
-    register(decode_boxes_op, gpu_decode.decode_boxes)
+    register(decode_boxes_op, gpu_decode.decode_boxes, cpu_decode.decode_boxes)
 
 
 @decode_boxes_op.register_fake

@@ -27,6 +27,10 @@ OPS = (
     "paste_masks",
     "paste_masks_backward",
     "encode_masks",
+    "bias_act_",
+    "linear_add_relu",
+    "predict_anchors",
+    "decode_boxes",
 )
 
 

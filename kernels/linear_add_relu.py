@@ -16,7 +16,7 @@ linear_add_relu_op = torch.library.custom_op("fastmask::linear_add_relu", cpu_bi
 if HAS_TRITON:
     from fastmask.kernels import gpu_linear_add_relu
 
-    register(linear_add_relu_op, gpu_linear_add_relu.linear_add_relu)
+    register(linear_add_relu_op, gpu_linear_add_relu.linear_add_relu, cpu_bias_act.linear_add_relu)
 
 
 @linear_add_relu_op.register_fake

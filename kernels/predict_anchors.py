@@ -18,7 +18,7 @@ predict_anchors_op = torch.library.custom_op("fastmask::predict_anchors", cpu_bi
 if HAS_TRITON:
     from fastmask.kernels import gpu_predict_anchors
 
-    register(predict_anchors_op, gpu_predict_anchors.predict_anchors)
+    register(predict_anchors_op, gpu_predict_anchors.predict_anchors, cpu_bias_act.predict_anchors)
 
 
 @predict_anchors_op.register_fake
