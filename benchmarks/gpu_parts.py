@@ -97,8 +97,11 @@ def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str])
         return True, "skipped: compute-sanitizer is not installed"
     if setting.again and part.section is None:
         (setting.folder / part.file).unlink(missing_ok=True)
-    # one allocation a tensor under a tool, or overruns into a neighbour are not seen
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name in TOOLS else {}
+    variables: dict[str, str] = {}
+    if name in TOOLS:  # one allocation a tensor, or overruns into a neighbour are not seen
+        variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    elif part.section is not None and "OMP_NUM_THREADS" not in setting.environment:  # workers share the cores
+        variables["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
     status = tee(part.command(setting, limit), limit, log, variables)
     part.finish(setting, status)
     finished, bad = outcome(part, setting)

@@ -230,7 +230,7 @@ def test_exports_with_dynamic_sizes(strict: bool) -> None:
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
     """Half maps are fine; half anchors, boxes or scores are not: bfloat16 has 8 bits for 200 pixels."""
-    _, ours = slim_pair()
+    _, ours = slim_pair(box_score_thresh=0.0)  # on noise, few scores may be above any other
     pixels, sizes = batch_of((120, 160), (128, 150), height=128, width=160)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         if how == "weights":
