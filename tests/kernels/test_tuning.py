@@ -38,13 +38,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def test_values_of_a_file_are_read_once(write: Callable[..., Path]) -> None:
-    path = write({"paste.programs": 8192, "roi_align_backward.tile": [8, 4]})
+    path = write({"paste.programs": 8192, "roi_align_backward.tile": [4, 4]})
     assert tuned("paste.programs", 4096, CPU) == 8192
-    assert tuned("roi_align_backward.tile", (4, 8), CPU) == (8, 4)
+    assert tuned("roi_align_backward.tile", (4, 8), CPU) == (4, 4)
     assert tuned("rle.programs", 4096, CPU) == 4096
     path.unlink()  # what was captured in a graph and what is launched later must be the same
     assert tuned("paste.programs", 4096, CPU) == 8192
-    assert tuning.values_on(CPU) == {"paste.programs": 8192, "roi_align_backward.tile": (8, 4)}
+    assert tuning.values_on(CPU) == {"paste.programs": 8192, "roi_align_backward.tile": (4, 4)}
 
 
 def test_off_and_no_file(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
