@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask import Predictor
-from fastmask.export.deployed import Deployed
 from fastmask.matching import matched_share
 from fastmask.models import fused, resnet
 from fastmask.models.detection import faster_rcnn, mask_rcnn, rpn
@@ -155,6 +154,9 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
 
 def test_exports_keep_convolutions(settled: nn.Module) -> None:
     """What is exported has no layer of these, and so none of their ops."""
+    pytest.importorskip("pycocotools")
+    from fastmask.export.deployed import Deployed
+
     model = Deployed(settled)
     assert not kinds(model) & NEW
     assert sum(type(module) is nn.Conv2d for module in model.modules()) == sum(
