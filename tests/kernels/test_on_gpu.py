@@ -10,6 +10,7 @@ from inputs import draw_boxes, draw_masks, draw_pyramid, finite, hostile_boxes, 
 from torch import Tensor
 
 from fastmask import ops
+from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
@@ -112,6 +113,23 @@ def rle() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def class_masks(dtype: torch.dtype) -> tuple[Op, list[Tensor]]:
+    """Of two images of 30 detections each; counts, classes and pixels change from one set of inputs to the next."""
+    shapes = ((60, 256, 14, 14), (256, 256, 2, 2), (256,), (91, 256), (91,))
+    hidden, weight, *rest = (torch.randn(shape).div(16).to(dtype) for shape in shapes)
+    tensors = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (hidden, weight)]
+    return class_masks_op, [*tensors, *rest, torch.randint(91, (60,)), torch.randint(31, (2,))]
+
+
+def class_masks_bfloat16() -> tuple[Op, list[Tensor]]:
+    return class_masks(torch.bfloat16)
+
+
+def class_masks_float32() -> tuple[Op, list[Tensor]]:
+    """In TF32."""
+    return class_masks(torch.float32)
+
+
 CASES = pytest.mark.parametrize(
     "case",
     [
@@ -126,6 +144,8 @@ CASES = pytest.mark.parametrize(
         nms_one_group,
         paste,
         rle,
+        class_masks_bfloat16,
+        class_masks_float32,
     ],
     ids=lambda case: case.__name__,
 )

@@ -22,7 +22,9 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_nms, gpu_paste, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+from fastmask.kernels import (
+    gpu_class_masks, gpu_nms, gpu_paste, gpu_preprocess, gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+)
 
 class Compiles:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
@@ -72,8 +74,21 @@ def masks_of(num):
 def pictures_of(num):
     gpu_paste.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
 
+weights = torch.randn(32, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
+
+def heads_of(num):
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, own = torch.randn(2 * num, 32, 14, 14, dtype=dtype), [one.to(dtype) for one in weights]
+        gpu_class_masks.class_masks(hidden, *own, torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0]))
+
+def frames_of(num):
+    pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, 2 * num + 1, dtype=torch.uint8)
+    for images in ([], [image], [image.float(), image.permute(0, 2, 1)]):
+        gpu_preprocess.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
+
 for num in [*range(34), *range(34, 2001, 61), 2000]:
-    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of}[sys.argv[1]](num)
+    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of,
+     "heads": heads_of, "frames": frames_of}[sys.argv[1]](num)
 print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
 """
 
@@ -100,8 +115,12 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
+        # of two dtypes
+        ("heads", {"_class_masks_kernel": 2}),
+        # whatever the images are
+        ("frames", {"_preprocess_kernel": 1}),
     ],
-    ids=["RoIs", "boxes", "masks", "pictures"],
+    ids=["RoIs", "boxes", "masks", "pictures", "mask heads", "frames"],
 )
 def test_what_changes_from_call_to_call_compiles_nothing_new(
     what: str, expected: dict[str, int], tmp_path: Path

@@ -13,6 +13,7 @@ from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 if INTERPRET or not HAS_TRITON:
     pytest.skip("executes compiled kernels, which Triton's interpreter does not have", allow_module_level=True)
 
+import cases_heads
 import cases_nms
 import cases_paste
 import cases_rle
@@ -23,7 +24,10 @@ from helpers.ptx import MODES, Options, execute, launched
 pytestmark = pytest.mark.ptx
 
 
-FAMILIES = {module.__name__: module for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle)}
+FAMILIES = {
+    module.__name__: module
+    for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_heads)
+}
 
 
 def name_cases() -> Iterator[object]:

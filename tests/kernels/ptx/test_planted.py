@@ -10,6 +10,7 @@ from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 if INTERPRET or not HAS_TRITON:
     pytest.skip("executes compiled kernels, which Triton's interpreter does not have", allow_module_level=True)
 
+import cases_heads
 import cases_nms
 import cases_paste
 import cases_rle
@@ -20,7 +21,7 @@ from helpers.ptx.plant import count_barriers, endless_at_barrier, without_barrie
 
 pytestmark = pytest.mark.ptx
 
-FAMILIES = (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle)
+FAMILIES = (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_heads)
 BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
 
 
