@@ -7,14 +7,14 @@ from fastmask.kernels import gpu_class_masks, gpu_preprocess
 from fastmask.kernels.audit_roi_align_backward import TYPES
 
 H100, GEFORCE, AMD = 232_448, 101_376, 65_536  # bytes of shared memory that a program may have
-MASKS = {  # channels in and in the middle, pixels of a map, shared memory
-    "C=256": (256, 256, 196, H100),
-    "C=64": (64, 64, 196, H100),
-    "C=3 to 80": (3, 80, 196, H100),
-    "C=512": (512, 256, 196, H100),
-    "C=256, GeForce": (256, 256, 196, GEFORCE),
-    "C=256, little shared memory": (256, 256, 196, AMD),
-    "C=40 to 70, maps of 8 x 8": (40, 70, 64, H100),
+MASKS = {  # channels in and in the middle, shared memory
+    "C=256": (256, 256, H100),
+    "C=64": (64, 64, H100),
+    "C=3 to 80": (3, 80, H100),
+    "C=512": (512, 256, H100),
+    "C=256, GeForce": (256, 256, GEFORCE),
+    "C=256, little shared memory": (256, 256, AMD),
+    "C=40 to 70": (40, 70, H100),
 }
 
 
@@ -36,12 +36,10 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for dtype in dtypes:
         types = dict.fromkeys(values, f"*{dtype}") | {"labels_ptr": "*i64", "count_ptr": "*i64"}
         for precision in ("tf32", "ieee") if dtype == "fp32" else ("half",):
-            for name, (channels, middle, pixels, shared) in MASKS.items():
+            for name, (channels, middle, shared) in MASKS.items():
                 tile, amd = (
                     {**place, "EVEN": middle % place["COLUMNS"] == 0}
-                    for place in (
-                        gpu_class_masks.tile_of(TYPES[dtype], channels, pixels, size) for size in (shared, AMD)
-                    )
+                    for place in (gpu_class_masks.tile_of(TYPES[dtype], channels, size) for size in (shared, AMD))
                 )
                 options = ("num_warps", "num_stages")
                 yield (

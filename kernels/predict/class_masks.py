@@ -41,7 +41,7 @@ def build(
 def works(hidden: Tensor, weight: Tensor, count: Tensor) -> list[Work]:
     number, channels, height, width = hidden.shape
     pixels = height * width
-    tile = gpu.tile_of(hidden.dtype, channels, pixels, machine.SHARED)
+    tile = gpu.tile_of(hidden.dtype, channels, machine.SHARED)
     rows = tile["ROWS"]
     first = np.arange(-(-number * pixels // rows)) * rows // pixels
     counts = (np.arange(number) % (number // len(count))) < np.repeat(count.numpy(), number // len(count))

@@ -17,7 +17,6 @@ SHAPES = {  # detections, images, channels in, in the middle, classes, height, w
     "one channel": (2, 1, 1, 1, 1, 12, 12),
     "many channels": (2, 1, 300, 16, 4, 12, 11),
     "small maps": (6, 2, 17, 64, 4, 8, 9),
-    "smaller ones": (6, 2, 16, 64, 4, 7, 7),
     "maps of a pixel": (3, 1, 16, 16, 4, 1, 1),
 }
 

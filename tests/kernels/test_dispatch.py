@@ -48,7 +48,7 @@ def rle(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def class_masks(device: torch.device, dtype: torch.dtype) -> None:
-    shapes = ((2, 8, 9, 9), (8, 8, 2, 2), (8,), (3, 8), (3,))
+    shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
     tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
     class_masks_op(*tensors, torch.tensor([0, 1], device=device), torch.tensor([2], device=device))
 

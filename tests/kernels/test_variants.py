@@ -74,15 +74,16 @@ def masks_of(num):
 def pictures_of(num):
     gpu_paste.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
 
-weights = torch.randn(32, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
+weights = torch.randn(16, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
 
 def heads_of(num):
     for dtype in (torch.float32, torch.bfloat16):
-        hidden, own = torch.randn(2 * num, 32, 14, 14, dtype=dtype), [one.to(dtype) for one in weights]
-        gpu_class_masks.class_masks(hidden, *own, torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0]))
+        hidden, own = torch.empty(2 * num, 14, 14, 16, dtype=dtype).permute(0, 3, 1, 2), [w.to(dtype) for w in weights]
+        labels, count = torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0])
+        gpu_class_masks.class_masks(hidden, *own, labels, count)
 
 def frames_of(num):
-    pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, 2 * num + 1, dtype=torch.uint8)
+    pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, num % 7 + 1, dtype=torch.uint8)
     for images in ([], [image], [image.float(), image.permute(0, 2, 1)]):
         gpu_preprocess.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
 

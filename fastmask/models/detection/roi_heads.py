@@ -165,7 +165,8 @@ def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
         return False
     deconv, relu, last = predictor
     kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
-    if not kinds or deconv.bias is None or last.bias is None or any(layer._forward_hooks for layer in predictor):
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in predictor)
+    if not kinds or hooked or deconv.bias is None or last.bias is None:
         return False
     sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
     usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (1, 1)) and deconv.groups == last.groups == 1

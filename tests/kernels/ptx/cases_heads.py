@@ -64,9 +64,9 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield "mask branch bf16, C=20 to 70, hostile", mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
     yield "mask branch bf16, C=40, in steps", mask_case(BF16, 2, 1, 40, 64, 3, (14, 14), shared=65_536)
     yield "mask branch fp16, C=300", mask_case(FP16, 2, 1, 300, 16, 3, (14, 14))
-    yield "mask branch fp32, C=40", mask_case(FP32, 2, 1, 40, 64, 3, (9, 9))
-    yield "mask branch fp32, C=1 to 1", mask_case(FP32, 2, 1, 1, 1, 1, (9, 9))
-    yield "mask branch fp32 by tf32, C=70, hostile", mask_case(FP32, 4, 1, 70, 64, 3, (9, 9), "tf32", hostile=True)
+    yield "mask branch fp32, C=40", mask_case(FP32, 2, 1, 40, 64, 3, (12, 11))
+    yield "mask branch fp32, C=1 to 1", mask_case(FP32, 2, 1, 1, 1, 1, (12, 11))
+    yield "mask branch fp32 by tf32, C=70, hostile", mask_case(FP32, 4, 1, 70, 64, 3, (12, 11), "tf32", hostile=True)
 
     def noise(*shape):
         return torch.randint(0, 256, shape, dtype=torch.uint8)
