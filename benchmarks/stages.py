@@ -11,7 +11,7 @@ import torch
 from fastmask.benchmarks.measure import wait_for
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
-from fastmask.models.detection.roi_heads import class_masks, pool
+from fastmask.models.detection.roi_heads import pool, predict_masks
 from fastmask.program import Inputs, Program, captured
 
 Stage = Callable[[], Any]
@@ -34,10 +34,7 @@ def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, 
     def masks() -> None:
         hidden = heads.mask_head(left["pooled masks"])
         found = left["found"]
-        logits = class_masks(heads.mask_predictor, hidden, found.labels.flatten())
-        real = torch.arange(found.labels.shape[1], device=logits.device) < found.count[:, None]
-        masks = logits.float().sigmoid().view(*found.labels.shape, *logits.shape[1:])
-        left["masks"] = masks.masked_fill(~real[:, :, None, None], 0)
+        left["masks"] = predict_masks(heads.mask_predictor, hidden, found.labels, found.count)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:

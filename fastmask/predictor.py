@@ -9,7 +9,6 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from fastmask.answers import Found, Pending, answers, forget_frames, naming_byte
 from fastmask.feed import Picture, batches
 from fastmask.fitting import Fitting
 from fastmask.kernels.launch import is_capturable
+from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
-from fastmask.models._presets import to_float
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSED, KnownAnchors, choose_fuse, prepared
@@ -263,11 +262,10 @@ class Predictor:
             wanted = 3 * self.batch * size[0] * size[1] * self.dtype.itemsize
             with naming_bytes(f"images of {originals}", f"the padded pixels {size}", wanted):
                 runner = self._runner(size)
-                runner.inputs.pixels.zero_()
-                for i, (image, shape) in enumerate(zip(chunk, shapes, strict=True)):
-                    picture = (to_float(self._uploaded(image)) - self._mean) / self._std
-                    resized = F.interpolate(picture[None], size=shape, mode="bilinear", align_corners=False)[0]
-                    runner.inputs.pixels[i, :, : shape[0], : shape[1]] = resized
+                uploaded = [self._uploaded(image) for image in chunk]
+                heights, widths = map(list, zip(*shapes, strict=True))
+                mean, std = self._mean.flatten(), self._std.flatten()
+                preprocess_op(uploaded, heights, widths, mean, std, runner.inputs.pixels)
                 rest = [(1, 1)] * (self.batch - len(chunk))  # of a batch that is not full
                 runner.inputs.sizes.copy_(self._pinned(torch.tensor(shapes + rest)), non_blocking=True)
                 runner.inputs.originals.copy_(self._pinned(torch.tensor(originals + rest)), non_blocking=True)

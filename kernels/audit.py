@@ -12,7 +12,7 @@ import itertools
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from fastmask.kernels import (
     audit_bias_act,
+    audit_heads,
     audit_nms,
     audit_roi_align,
     audit_roi_align_backward,
@@ -52,6 +53,7 @@ class Variant(NamedTuple):
     multiples: tuple[str, ...]  # int arguments that are multiples of 16
     default: bool  # of its kernel and dtype
     wide: tuple[str, ...]  # which of LDG and STG must be 16 bytes wide, but for a RoI's own coordinates
+    amd: Mapping[str, Any] = {}  # constants and options that are others there
 
 
 class Report(NamedTuple):
@@ -183,6 +185,7 @@ def shipped_variants() -> Iterator[Variant]:
             True,
             (),
         )
+    yield from itertools.starmap(Variant, audit_heads.variants(DTYPES))
     for dtype in DTYPES:
         yield Variant(
             f"masks' sigmoid, {dtype}",
@@ -198,10 +201,12 @@ def shipped_variants() -> Iterator[Variant]:
 
 def compile_variant(variant: Variant, architecture: str) -> Report:
     """Compile it as for tensors that are 16-byte aligned."""
-    if architecture.startswith("gfx"):  # as RoIAlign's backward is launched there
+    if architecture.startswith("gfx"):
         variant = variant._replace(
-            constants=variant.constants | ({"PRECISION": "ieee"} if "PRECISION" in variant.constants else {}),
-            options={name: value for name, value in variant.options.items() if name != "maxnreg"},
+            constants={name: variant.amd.get(name, value) for name, value in variant.constants.items()},
+            options={
+                name: variant.amd.get(name, value) for name, value in variant.options.items() if name != "maxnreg"
+            },
         )
     names = variant.kernel.arg_names
     signature = {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names}

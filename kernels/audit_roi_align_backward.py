@@ -35,6 +35,7 @@ def backward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             ("channels", "columns") if channels % 16 == 0 else ("columns",),
             first,
             ("LDG", "STG") if channels % 16 == 0 else (),
+            {"PRECISION": "ieee"},
         )
     for levels, ratio in itertools.product((4, 1), (2, 0)):
         yield (

@@ -31,6 +31,8 @@ OPS = (
     "linear_add_relu",
     "predict_anchors",
     "decode_boxes",
+    "class_masks",
+    "preprocess",
 )
 
 

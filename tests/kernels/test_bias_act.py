@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from inputs import FLOATS, NAN
 from torch import Tensor
 
-from fastmask.kernels import reference
+from fastmask.kernels import reference_layers
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.conv_relu import conv_relu_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
@@ -31,7 +31,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def check(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, device: torch.device) -> None:
-    expected = reference.bias_act(y, bias, residual, relu).to(y.dtype).double()
+    expected = reference_layers.bias_act(y, bias, residual, relu).to(y.dtype).double()
     actual = y.to(device, copy=True)
     assert bias_act_op(actual, bias.to(device), None if residual is None else residual.to(device), relu) is None
     torch.testing.assert_close(
@@ -78,7 +78,7 @@ def test_other_layouts(device: torch.device) -> None:
         bias, residual = torch.randn(16)[::2].to(device), torch.randn(2, 8, *y.shape[2:], device=device)
         before, around = y.clone(), whole.clone()
         bias_act_op(y, bias, residual, True)
-        expected = reference.bias_act(before.cpu(), bias.cpu(), residual.cpu(), True)
+        expected = reference_layers.bias_act(before.cpu(), bias.cpu(), residual.cpu(), True)
         torch.testing.assert_close(y.double().cpu(), expected, rtol=1e-6, atol=1e-6)
         y.copy_(before)
         assert torch.equal(whole, around)
@@ -121,7 +121,7 @@ def check_anchors(hidden: list[Tensor], anchors: int, dtype: torch.dtype, device
     logits, deltas = predict_anchors_op(*on_device, anchors)
     expected, bounds = [], []
     for level in hidden:
-        values = reference.bias_act(level, bias, None, True).to(dtype).double()
+        values = reference_layers.bias_act(level, bias, None, True).to(dtype).double()
         rows = values.permute(0, 2, 3, 1).flatten(0, 2)
         expected.append(rows @ weight.double().T + outer.double())
         bounds.append(rows @ weight.double().abs().T + outer.double().abs())

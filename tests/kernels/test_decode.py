@@ -7,7 +7,7 @@ import torch
 from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
-from fastmask.kernels import cpu_decode, reference
+from fastmask.kernels import cpu_decode, reference_layers
 from fastmask.kernels.decode import decode_boxes_op
 
 SIZES = torch.tensor([[200, 300], [150, 90]])
@@ -42,7 +42,7 @@ def test_meets_the_specification(
     deltas = deltas.to(dtype)
     boxes, valid = decode_boxes_op(*on(device, (deltas, *rest)), *settings)
     assert boxes.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    expected, counts = reference.decode_boxes(deltas, *rest, *settings)
+    expected, counts = reference_layers.decode_boxes(deltas, *rest, *settings)
     limit = TOLERANCE[boxes.dtype] * 300 * 62.5
     torch.testing.assert_close(boxes.double().cpu(), expected, rtol=0, atol=limit)
     border = ((expected[..., 2:] - expected[..., :2] - settings[2]).abs() <= 2 * limit).any(2)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
 
+from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
@@ -52,6 +54,18 @@ def decode(device: torch.device, dtype: torch.dtype) -> None:
     decode_boxes_op(boxes, boxes.clone(), sizes, scores, None, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5, False)
 
 
+def class_masks(device: torch.device, dtype: torch.dtype) -> None:
+    shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
+    tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
+    class_masks_op(*tensors, torch.tensor([0, 1], device=device), torch.tensor([2], device=device))
+
+
+def preprocess(device: torch.device, dtype: torch.dtype) -> None:
+    """Whatever the buffer's type; images of float64 become float32."""
+    pixels, values = torch.empty(1, 3, 9, 9, device=device, dtype=dtype), torch.ones(3, device=device)
+    preprocess_op([torch.rand(3, 4, 5, device=device).to(dtype)], [8], [9], values, values, pixels)
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux only: elsewhere there is one path")
 @pytest.mark.parametrize(
     ("run", "launchers"),
@@ -62,8 +76,10 @@ def decode(device: torch.device, dtype: torch.dtype) -> None:
         (paste, ["gpu_paste", "gpu_paste_backward"]),
         (rle, ["gpu_rle"]),
         (decode, ["gpu_decode"]),
+        (class_masks, ["gpu_class_masks"]),
+        (preprocess, ["gpu_preprocess"]),
     ],
-    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode"],
+    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode", "class masks", "preprocessing"],
 )
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device
@@ -77,4 +93,4 @@ def test_the_kernel_is_what_runs(
     assert launched == (launchers if device.type == "cuda" or INTERPRET else [])
     launched.clear()
     run(device, torch.float64)
-    assert launched == []
+    assert launched == (launchers if run is preprocess and (device.type == "cuda" or INTERPRET) else [])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.kernels.bias_act import bias_act_op
+from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.nms import nms_padded_op
@@ -157,6 +158,23 @@ def linear_add_relu() -> tuple[Op, list[Tensor]]:
     return linear_add_relu_op, [torch.randn(size).bfloat16() for size in sizes]
 
 
+def class_masks(dtype: torch.dtype) -> tuple[Op, list[Tensor]]:
+    """Of two images of 30 detections each; counts, classes and pixels change from one set of inputs to the next."""
+    shapes = ((60, 256, 14, 14), (256, 256, 2, 2), (256,), (91, 256), (91,))
+    hidden, weight, *rest = (torch.randn(shape).div(16).to(dtype) for shape in shapes)
+    tensors = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (hidden, weight)]
+    return class_masks_op, [*tensors, *rest, torch.randint(91, (60,)), torch.randint(31, (2,))]
+
+
+def class_masks_bfloat16() -> tuple[Op, list[Tensor]]:
+    return class_masks(torch.bfloat16)
+
+
+def class_masks_float32() -> tuple[Op, list[Tensor]]:
+    """In TF32."""
+    return class_masks(torch.float32)
+
+
 CASES = pytest.mark.parametrize(
     "case",
     [
@@ -175,6 +193,8 @@ CASES = pytest.mark.parametrize(
         bias_act,
         predict_anchors,
         linear_add_relu,
+        class_masks_bfloat16,
+        class_masks_float32,
     ],
     ids=lambda case: case.__name__,
 )

@@ -22,7 +22,8 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_bias_act, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste, gpu_predict_anchors
+from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
+from fastmask.kernels import gpu_predict_anchors, gpu_preprocess
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -86,9 +87,22 @@ def maps_of(num):
     gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
     gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
 
+weights = torch.randn(16, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
+
+def heads_of(num):
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, own = torch.empty(2 * num, 14, 14, 16, dtype=dtype).permute(0, 3, 1, 2), [w.to(dtype) for w in weights]
+        labels, count = torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0])
+        gpu_class_masks.class_masks(hidden, *own, labels, count)
+
+def frames_of(num):
+    pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, num % 7 + 1, dtype=torch.uint8)
+    for images in ([], [image], [image.float(), image.permute(0, 2, 1)]):
+        gpu_preprocess.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
+
 for num in [*range(34), *range(34, 2001, 61), 2000]:
-    calls = {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of, "maps": maps_of}
-    calls[sys.argv[1]](num)
+    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of,
+     "maps": maps_of, "heads": heads_of, "frames": frames_of}[sys.argv[1]](num)
 print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
 """
 
@@ -117,8 +131,12 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
         # without a residual, with one, with a coarser one
         ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}),
+        # of two dtypes
+        ("heads", {"_class_masks_kernel": 2}),
+        # whatever the images are
+        ("frames", {"_preprocess_kernel": 1}),
     ],
-    ids=["RoIs", "boxes", "masks", "pictures", "maps"],
+    ids=["RoIs", "boxes", "masks", "pictures", "maps", "mask heads", "frames"],
 )
 def test_what_changes_from_call_to_call_compiles_nothing_new(
     what: str, expected: dict[str, int], tmp_path: Path

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels.class_masks import class_masks_op
 from fastmask.models.detection._utils import BoxCoder, rois_of, take_rows_of
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops._utils import NotScriptable, upcast
@@ -124,11 +125,7 @@ class RoIHeads(NotScriptable, nn.Module):
         assert self.mask_head is not None
         assert self.mask_predictor is not None
         hidden = self.mask_head(pool(self.mask_roi_pool, features, scales, detections.boxes))
-        logits = class_masks(self.mask_predictor, hidden, detections.labels.flatten())
-        batch, num = detections.labels.shape
-        real = torch.arange(num, device=logits.device) < detections.count[:, None]
-        masks = upcast(logits).sigmoid().view(batch, num, *logits.shape[1:])
-        masks = masks.masked_fill(~real[:, :, None, None], 0)
+        masks = predict_masks(self.mask_predictor, hidden, detections.labels, detections.count)
         return Detections(detections.boxes, detections.labels, detections.scores, masks, detections.count)
 
 
@@ -151,6 +148,41 @@ def pool(
         canonical_scale=pooler.canonical_scale,
         canonical_level=pooler.canonical_level,
     )
+
+
+def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """Masks [B, D, 2h, 2w] of each detection's class, from hidden [B * D, C, h, w], labels [B, D] and count [B].
+
+    Probabilities, zeros in padding. Where no gradient is wanted, all of it is one op.
+    """
+    if is_plain(predictor, hidden):
+        deconv, _, last = predictor
+        weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
+        masks: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
+        return masks.unflatten(0, labels.shape)
+    logits = class_masks(predictor, hidden, labels.flatten())
+    real = torch.arange(labels.shape[1], device=logits.device) < count[:, None]
+    masks = upcast(logits).sigmoid().unflatten(0, labels.shape)
+    return masks.masked_fill(~real[:, :, None, None], 0)
+
+
+def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
+    """Whether ``fastmask::class_masks`` gives what a predictor would: unchanged layers, no gradient, no export."""
+    from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
+
+    if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
+        return False
+    deconv, relu, last = predictor
+    kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in predictor)
+    if not kinds or hooked or deconv.bias is None or last.bias is None:
+        return False
+    sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
+    usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (1, 1)) and deconv.groups == last.groups == 1
+    parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
+    same = all(parameter.dtype == hidden.dtype for parameter in parameters)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
+    return usual and same and not gradient and not torch.is_autocast_enabled(hidden.device.type)
 
 
 def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:

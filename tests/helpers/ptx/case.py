@@ -1,7 +1,9 @@
 """A case: what is launched, and how its result is compared; in which modes cases run; what is wrong with one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from helpers.ptx.launch import launched
 from helpers.ptx.report import Options, Run
@@ -10,6 +12,7 @@ from helpers.ptx.report import Options, Run
 class Case(NamedTuple):
     run: Callable[[], Any]  # launches kernels, on CPU tensors
     check: Callable[[Any], list[str]]  # what is wrong with what `run` returned
+    reached: Sequence[torch.Tensor] = ()  # whose addresses stand in other tensors
 
 
 class Mode(NamedTuple):
@@ -33,7 +36,7 @@ def execute(
     case: Case, capability: int, options: Options, rewrite: Callable[[str], str] | None = None
 ) -> tuple[list[str], list[Run]]:
     """What is wrong, and the launches. A launch that failed does not hide the ones before it."""
-    with launched(capability, options, rewrite) as runs:
+    with launched(capability, options, rewrite, case.reached) as runs:
         try:
             out = case.run()
         except Exception as error:

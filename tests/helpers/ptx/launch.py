@@ -18,7 +18,7 @@ import contextlib
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -41,14 +41,24 @@ _PROGRAMS: dict[tuple[str, bool], Program] = {}
 
 
 def execute_ptx(
-    ptx: str, shared: int, warps: int, grid: tuple[int, ...], arguments: list[Any], options: Options, name: str = ""
+    ptx: str,
+    shared: int,
+    warps: int,
+    grid: tuple[int, ...],
+    arguments: list[Any],
+    options: Options,
+    name: str = "",
+    reached: Sequence[torch.Tensor] = (),
 ) -> Run:
-    """``arguments``: tensors and numbers, in the order of the entry's parameters (scratch pointers may be missing)."""
+    """``arguments``: tensors and numbers, in the order of the entry's parameters (scratch pointers may be missing).
+
+    ``reached``: tensors beside these that the program may access.
+    """
     key = ptx, options.contract
     program = _PROGRAMS.get(key) or _PROGRAMS.setdefault(key, Program(ptx, options.contract))
     grid = (*grid, *[1] * (3 - len(grid)))
     run = Run(name or program.name, ptx, grid, warps, options)
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    tensors = [*(a for a in arguments if isinstance(a, torch.Tensor)), *reached]
     memory = Global(run, tensors, program.granules["global"], dtypes.WARP * warps)
     params = [_pack(a, kind) for (kind, _), a in zip(program.params, [*arguments, *[0] * 9], strict=False)]
     rng = random.Random(options.seed)
@@ -108,8 +118,16 @@ def _poison(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
 
 @contextlib.contextmanager
-def launched(capability: int, options: Options, rewrite: Callable[[str], str] | None = None) -> Iterator[list[Run]]:
-    """Inside, Triton kernels called on CPU tensors run here. ``rewrite``: PTX -> PTX, to plant a bug."""
+def launched(
+    capability: int,
+    options: Options,
+    rewrite: Callable[[str], str] | None = None,
+    reached: Sequence[torch.Tensor] = (),
+) -> Iterator[list[Run]]:
+    """Inside, Triton kernels called on CPU tensors run here.
+
+    ``rewrite``: PTX -> PTX, to plant a bug. ``reached``: tensors whose addresses stand in others.
+    """
     compile_and_launch, add_stages, runs = JITFunction.run, CUDABackend.add_stages, []
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -123,7 +141,7 @@ def launched(capability: int, options: Options, rewrite: Callable[[str], str] | 
         ptx, metadata = compiled.asm["ptx"], compiled.metadata
         name = f"{self.__module__.split('.')[-1]}.{self.__name__}"
         ptx = rewrite(ptx) if rewrite else ptx
-        runs.append(execute_ptx(ptx, metadata.shared, metadata.num_warps, grid, arguments, options, name))
+        runs.append(execute_ptx(ptx, metadata.shared, metadata.num_warps, grid, arguments, options, name, reached))
         return compiled
 
     def add_stages_to_ptx(self: Any, stages: dict[str, Any], *args: Any) -> None:

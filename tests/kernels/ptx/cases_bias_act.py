@@ -7,7 +7,7 @@ import torch
 from case_inputs import BF16, FP16, FP32, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors, reference
+from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors, reference_layers
 
 TOLERANCE = {FP32: 1e-6, FP16: 1e-3, BF16: 4e-3}
 
@@ -25,7 +25,7 @@ def epilogue_case(y, bias, residual, relu, elements=None) -> Case:
         return out
 
     def check(out):
-        expected = reference.bias_act(y, bias, residual, relu).to(y.dtype).double()
+        expected = reference_layers.bias_act(y, bias, residual, relu).to(y.dtype).double()
         return close("out", out, expected, TOLERANCE[y.dtype] * expected.nan_to_num().abs().amax().item())
 
     return Case(run, check)
@@ -43,7 +43,7 @@ def anchors_case(hidden, anchors) -> Case:
     def check(out):
         rows = []
         for level in hidden:
-            values = reference.bias_act(level, bias, None, True).to(dtype).double()
+            values = reference_layers.bias_act(level, bias, None, True).to(dtype).double()
             rows.append(values.permute(0, 2, 3, 1).flatten(0, 2) @ weight.double().T + outer.double())
         expected = torch.cat(rows)
         return close("out", out, expected, TOLERANCE[dtype] * expected.abs().amax().item())

@@ -7,7 +7,7 @@ import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, mask_boxes
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_decode, reference
+from fastmask.kernels import gpu_decode, reference_layers
 
 SIZE = (200, 300)
 GROWTH = math.log(1000 / 16)
@@ -25,7 +25,7 @@ def decode_case(dtype, each, above, counted, hostile=False) -> Case:
     arguments = (deltas, references, torch.tensor([SIZE, (90, 80)]), scores, count, weights, GROWTH, 0.01, 0.25, above)
 
     def check(out):
-        boxes, valid = reference.decode_boxes(*arguments)
+        boxes, valid = reference_layers.decode_boxes(*arguments)
         near = ((boxes[..., 2:] - boxes[..., :2] - 0.01).abs() <= 0.02).any(2)
         finite = boxes.isfinite() & (references.abs() < 1e6).all(2).repeat_interleave(each, 1)[..., None]
         wrong = (valid != out[1]) & ~near

@@ -15,6 +15,7 @@ if INTERPRET or not HAS_TRITON:
 
 import cases_bias_act
 import cases_decode
+import cases_heads
 import cases_nms
 import cases_paste
 import cases_rle
@@ -27,7 +28,16 @@ pytestmark = pytest.mark.ptx
 
 FAMILIES = {
     module.__name__: module
-    for module in (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_bias_act, cases_decode)
+    for module in (
+        cases_nms,
+        cases_roi_align,
+        cases_roi_pool,
+        cases_paste,
+        cases_rle,
+        cases_bias_act,
+        cases_decode,
+        cases_heads,
+    )
 }
 
 

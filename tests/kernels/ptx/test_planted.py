@@ -12,6 +12,7 @@ if INTERPRET or not HAS_TRITON:
 
 import cases_bias_act
 import cases_decode
+import cases_heads
 import cases_nms
 import cases_paste
 import cases_rle
@@ -22,7 +23,16 @@ from helpers.ptx.plant import count_barriers, endless_at_barrier, without_barrie
 
 pytestmark = pytest.mark.ptx
 
-FAMILIES = (cases_nms, cases_roi_align, cases_roi_pool, cases_paste, cases_rle, cases_bias_act, cases_decode)
+FAMILIES = (
+    cases_nms,
+    cases_roi_align,
+    cases_roi_pool,
+    cases_paste,
+    cases_rle,
+    cases_bias_act,
+    cases_decode,
+    cases_heads,
+)
 BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
 
 

@@ -1,0 +1,110 @@
+"""Compiled kernels before and behind the network, preprocessing and the mask branch, against the reference.
+
+On sm_90 Triton makes tl.dot of 64 rows or more wgmma, which is not executed here: there the mask branch's programs get
+32 rows, and mma.sync; their real number is executed as compiled for sm_80, and for sm_90 it is compiled and audited.
+"""
+
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+import triton
+from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN
+from helpers.ptx import Bug, Case, close
+
+from fastmask.kernels import gpu_class_masks, gpu_preprocess, reference_layers
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def mask_case(dtype, num, batch, channels, middle, classes, size, precision="ieee", shared=227 * 1024, hostile=False):
+    hidden = torch.randn(num, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = (torch.randn(channels, middle, 2, 2) / channels**0.5).to(dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias, last_bias = torch.randn(middle).to(dtype), torch.randn(classes).to(dtype)
+    last_weight = (torch.randn(classes, middle) / middle**0.5).to(dtype)
+    labels, count = torch.randint(classes, (num,)), torch.arange(batch, 0, -1).clamp(max=num // batch)
+    if hostile:
+        labels[0], labels[-1], hidden[1, 0, 3, 3], hidden[1, :, 5, 5] = 2**40, -3, NAN, INF
+    inputs = hidden, weight, bias, last_weight, last_bias, labels, count
+
+    def run():
+        rows = {"ROWS": 32} if triton.runtime.driver.active.get_current_target().arch >= 90 else {}
+        with (
+            mock.patch.dict(gpu_class_masks.AT_ONCE, rows),
+            mock.patch.dict(gpu_class_masks.IN_STEPS, rows),
+            mock.patch.object(gpu_class_masks, "shared_memory", return_value=shared),
+            mock.patch.object(gpu_class_masks, "precision", return_value=precision if dtype == FP32 else "half"),
+        ):
+            return gpu_class_masks.class_masks(*inputs)
+
+    def check(out):
+        return close("masks", out, reference_layers.class_masks(*inputs), 2e-3 if precision == "tf32" else 1e-5)
+
+    return Case(run, check)
+
+
+def preprocess_case(images, sizes, padded, dtype=FP32, more=0, layout=torch.channels_last):
+    def run():
+        pixels = torch.empty(len(images) + more, 3, *padded, dtype=dtype).contiguous(memory_format=layout)
+        heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
+        gpu_preprocess.preprocess(images, heights, widths, MEAN, STD, pixels)
+        return pixels
+
+    def check(out):
+        expected = reference_layers.preprocess(images, sizes, MEAN, STD, padded)
+        return close("pixels", out, torch.cat([expected, torch.zeros(more, 3, *padded)]), 1e-5)
+
+    return Case(run, check, images)
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    yield "mask branch bf16, C=256", mask_case(BF16, 2, 1, 256, 64, 3, (14, 14))
+    yield "mask branch fp16, C=64, two images", mask_case(FP16, 4, 2, 64, 64, 3, (14, 14))
+    yield "mask branch bf16, C=20 to 70, hostile", mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
+    yield "mask branch bf16, C=40, in steps", mask_case(BF16, 2, 1, 40, 64, 3, (14, 14), shared=65_536)
+    yield "mask branch fp16, C=300", mask_case(FP16, 2, 1, 300, 16, 3, (14, 14))
+    yield "mask branch fp32, C=40", mask_case(FP32, 2, 1, 40, 64, 3, (12, 11))
+    yield "mask branch fp32, C=1 to 1", mask_case(FP32, 2, 1, 1, 1, 1, (12, 11))
+    yield "mask branch fp32 by tf32, C=70, hostile", mask_case(FP32, 4, 1, 70, 64, 3, (12, 11), "tf32", hostile=True)
+
+    def noise(*shape):
+        return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+    images = [noise(3, 17, 30), noise(20, 33, 3).permute(2, 0, 1), noise(1, 9, 9).expand(3, 9, 9), noise(3, 1, 1)]
+    sizes = [(16, 57), (11, 20), (9, 33), (3, 5)]
+    for dtype in (FP32, BF16):
+        name = f"preprocessing, uint8 to {NAMES[dtype]}, a batch that is not full"
+        yield name, preprocess_case(images, sizes, (16, 72), dtype, more=1)
+    others = [torch.rand(3, 17, 30), torch.rand(3, 12, 9).half(), torch.rand(20, 33, 3).bfloat16().permute(2, 0, 1)]
+    yield "preprocessing, kinds mixed to fp16", preprocess_case([images[0], *others], sizes, (16, 57), FP16)
+    broken = [torch.rand(3, 10, 12), torch.rand(3, 10, 12)]
+    broken[0][0, 5, 5], broken[1][1, 0, 11] = NAN, -INF
+    sizes = [(10, 12), (13, 7)]
+    yield "preprocessing, NaN, fp32 to NCHW", preprocess_case(broken, sizes, (13, 12), layout=torch.contiguous_format)
+    yield "preprocessing, no images", preprocess_case([], [], (8, 8), more=2)
+
+
+def bugs() -> Iterator[tuple[str, Bug]]:
+    case = mask_case(BF16, 3, 1, 64, 64, 3, (14, 14))
+    yield (
+        "mask branch, the wrong detection's class",
+        Bug("gpu_class_masks", "later = pixel >= pixels", "later = pixel > pixels", case),
+    )
+    case = mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
+    yield (
+        "mask branch, padding is read",
+        Bug("gpu_class_masks", "counts = tl.where(later, counts1, counts0) & inside", "counts = inside", case),
+    )
+    images, sizes = [torch.randint(0, 256, (3, 17, 30), dtype=torch.uint8)], [(16, 57)]
+    case = preprocess_case(images, sizes, (16, 60))
+    yield (
+        "preprocessing, a pixel beyond the row",
+        Bug("gpu_preprocess", "(x < resized_x)[None, :]", "(x <= resized_x)[None, :]", case),
+    )
+    yield (
+        "preprocessing, beyond the last row",
+        Bug(
+            "gpu_preprocess", "(size != resized).to(tl.int32), size - 1)", "(size != resized).to(tl.int32), size)", case
+        ),
+    )
