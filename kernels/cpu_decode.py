@@ -28,14 +28,15 @@ def decode_boxes(
     with sides of at least ``min_size`` and scores [B, N] of at least ``min_score``, or ``above`` it.
     """
     each = references.shape[1]
-    grouped = deltas[:, :, None] if each == deltas.shape[1] else deltas.unflatten(1, (each, -1))
+    alone = each == deltas.shape[1]  # also where both are 0, which says nothing of how many there are on each
+    grouped = deltas[:, :, None] if alone else deltas.unflatten(1, (each, -1))
     boxes = clip(decode(grouped, references[:, :, None], weights, most_growth), sizes).flatten(1, 2)
     valid = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(2) & (
         scores > min_score if above else scores >= min_score
     )
     if count is not None:
         real = torch.arange(each, device=deltas.device) < count[:, None]  # [B, M]
-        valid = (valid.unflatten(1, (each, -1)) & real[:, :, None]).flatten(1)
+        valid = valid & real if alone else (valid.unflatten(1, (each, -1)) & real[:, :, None]).flatten(1)
     return boxes, valid
 
 

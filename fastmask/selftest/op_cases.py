@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +22,8 @@ from fastmask.selftest.inputs import (
     pyramid_scales,
     with_images,
 )
+from fastmask.selftest.layer_cases import list_layer_cases
+from fastmask.selftest.op_case import OpCase, check_close, count_of
 
 SCALES = pyramid_scales(4)
 LIMITS = level_limits(SCALES, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
@@ -38,22 +38,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, tor
 PASTE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-DRAWS = ("ordinary", "adversarial", "single", "empty")
-
-
-class OpCase(NamedTuple):
-    """One op in one form."""
-
-    name: str
-    op: str  # as FASTMASK_KERNELS names it
-    draw: Callable[[torch.dtype, str], list[Tensor]]  # dtype, one of DRAWS -> inputs on the CPU
-    call: Callable[..., list[Tensor]]  # the inputs, on any device
-    check: Callable[[list[Tensor], list[Tensor]], None]  # inputs and outputs, on the CPU; AssertionError if they differ
-
-
 def list_op_cases() -> list[OpCase]:
     """All of them; draws come from torch's own generator."""
     return [
+        *list_layer_cases(),
         OpCase("RoIAlign", "multilevel_roi_align", _draw_maps, _align, _check_align),
         OpCase("RoIAlign, channels last", "multilevel_roi_align", _draw_channels_last, _align, _check_align),
         OpCase(
@@ -72,12 +60,8 @@ def list_op_cases() -> list[OpCase]:
     ]
 
 
-def _count(kind: str, ordinary: int) -> int:
-    return {"single": 1, "empty": 0}.get(kind, ordinary)
-
-
 def _draw_boxes(num: int, kind: str, size: tuple[int, int] = (200, 300), largest: float = 150) -> Tensor:
-    boxes = draw_boxes(_count(kind, num), size, largest)
+    boxes = draw_boxes(count_of(kind, num), size, largest)
     return torch.cat([boxes, hostile_boxes(size)]) if kind == "adversarial" else boxes
 
 
@@ -105,7 +89,7 @@ def _align_exactly(rois: Tensor, maps: list[Tensor]) -> Tensor:
 def _check_align(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     rois, *maps = inputs
     expected = _align_exactly(rois, [feature.double() for feature in maps])
-    _check_close(outputs[0], expected, TOLERANCE[maps[0].dtype])
+    check_close(outputs[0], expected, TOLERANCE[maps[0].dtype])
 
 
 def _draw_grad(dtype: torch.dtype, kind: str) -> list[Tensor]:
@@ -149,7 +133,7 @@ def _roi_pool(features: Tensor, rois: Tensor) -> list[Tensor]:
 def _check_roi_pool(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     features, rois = inputs
     for actual, expected in zip(outputs, reference.roi_pool(features, rois, 0.25, SIDE, SIDE), strict=True):
-        _check_close(actual, expected, 0)
+        check_close(actual, expected, 0)
 
 
 def _draw_pool_grad(dtype: torch.dtype, kind: str) -> list[Tensor]:
@@ -172,7 +156,7 @@ def _check_pool_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_groups(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    num = _count(kind, sum(LEVELS))
+    num = count_of(kind, sum(LEVELS))
     boxes = torch.stack([draw_boxes(num, largest=60) for _ in range(2)])
     scores = torch.rand(2, num)
     if kind == "adversarial":
@@ -190,8 +174,8 @@ def _nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor) -> list[T
 def _check_nms(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     for indices, count, boxes, scores, groups, valid in zip(*outputs, *inputs, strict=True):
         expected = reference.nms(boxes, scores, groups, valid, 0.4, KEPT)
-        _check_close(count, torch.tensor(len(expected)), 0)
-        _check_close(indices, torch.tensor(expected + [-1] * (KEPT - len(expected))), 0)
+        check_close(count, torch.tensor(len(expected)), 0)
+        check_close(indices, torch.tensor(expected + [-1] * (KEPT - len(expected))), 0)
 
 
 def _levels_of(boxes: Tensor) -> list[int]:
@@ -227,7 +211,7 @@ def _paste(output: str, masks: Tensor, boxes: Tensor) -> list[Tensor]:
 
 def _check_paste(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     masks, boxes = inputs
-    _check_close(outputs[0], reference.paste_masks(masks, boxes, IMAGE, False, 1), 0, PASTE_TOLERANCE[masks.dtype])
+    check_close(outputs[0], reference.paste_masks(masks, boxes, IMAGE, False, 1), 0, PASTE_TOLERANCE[masks.dtype])
 
 
 def _check_inside(inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -235,13 +219,13 @@ def _check_inside(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     masks, boxes = inputs
     exact = reference.paste_masks(masks, boxes, IMAGE, False, 1)
     sure = (exact - 0.5).abs() > PASTE_TOLERANCE[masks.dtype]
-    _check_close(outputs[0] & sure, (exact > 0.5) & sure, 0)
+    check_close(outputs[0] & sure, (exact > 0.5) & sure, 0)
 
 
 def _check_packed(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     bits = outputs[0][..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1
     _check_inside(inputs, [bits.flatten(2)[..., : IMAGE[1]].bool()])
-    _check_close(bits.flatten(2)[..., IMAGE[1] :].sum(), torch.tensor(0), 0)
+    check_close(bits.flatten(2)[..., IMAGE[1] :].sum(), torch.tensor(0), 0)
 
 
 def _draw_paste_grad(dtype: torch.dtype, kind: str) -> list[Tensor]:
@@ -279,11 +263,4 @@ def _check_encode(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 def _check_sums(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Sums of many gradients: relative to the largest."""
     largest = float(expected.abs().max()) if expected.numel() else 0.0
-    _check_close(actual, expected, tolerance, tolerance * max(largest, 1.0))
-
-
-def _check_close(actual: Tensor, expected: Tensor, relative: float, absolute: float | None = None) -> None:
-    absolute = relative if absolute is None else absolute
-    torch.testing.assert_close(
-        actual.to(expected.dtype), expected, rtol=relative, atol=absolute, equal_nan=True, check_stride=False
-    )
+    check_close(actual, expected, tolerance, tolerance * max(largest, 1.0))

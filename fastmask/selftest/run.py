@@ -10,7 +10,8 @@ from tqdm import tqdm
 from fastmask.kernels.launch import is_capturable
 from fastmask.selftest.model_case import ModelCase
 from fastmask.selftest.on_device import check_graph, check_second_device, check_side_stream
-from fastmask.selftest.op_cases import DRAWS, OpCase, list_op_cases
+from fastmask.selftest.op_case import DRAWS, OpCase
+from fastmask.selftest.op_cases import list_op_cases
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 COLUMNS = (*(str(dtype).removeprefix("torch.") for dtype in DTYPES), *DRAWS[1:], "graph", "stream", "2nd GPU")

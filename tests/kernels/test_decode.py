@@ -86,9 +86,10 @@ def test_growth_is_bounded(device: torch.device) -> None:
 def test_nothing(shape: tuple[int, int], device: torch.device) -> None:
     boxes = torch.zeros(*shape, 4, device=device)
     sizes = torch.zeros(shape[0], 2, dtype=torch.int64, device=device)
-    decoded, valid = decode_boxes_op(boxes, boxes.clone(), sizes, boxes[..., 0], None, *LEVELS)
-    assert decoded.shape == (*shape, 4)
-    assert valid.shape == shape
+    for count in (None, sizes[:, 0]):
+        decoded, valid = decode_boxes_op(boxes, boxes.clone(), sizes, boxes[..., 0], count, *LEVELS)
+        assert decoded.shape == (*shape, 4)
+        assert valid.shape == shape
 
 
 def test_opcheck(device: torch.device) -> None:

@@ -1,0 +1,32 @@
+"""What a self-test has of an op."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DRAWS = ("ordinary", "adversarial", "single", "empty")
+
+
+class OpCase(NamedTuple):
+    """One op in one form."""
+
+    name: str
+    op: str  # as FASTMASK_KERNELS names it
+    draw: Callable[[torch.dtype, str], list[Tensor]]  # dtype, one of DRAWS -> inputs on the CPU
+    call: Callable[..., list[Tensor]]  # the inputs, on any device
+    check: Callable[[list[Tensor], list[Tensor]], None]  # inputs and outputs, on the CPU; AssertionError if they differ
+
+
+def count_of(kind: str, ordinary: int) -> int:
+    """How many of what is drawn."""
+    return {"single": 1, "empty": 0}.get(kind, ordinary)
+
+
+def check_close(actual: Tensor, expected: Tensor, relative: float, absolute: float | None = None) -> None:
+    """Raise AssertionError where values differ by more than a share, or NaN is elsewhere."""
+    absolute = relative if absolute is None else absolute
+    torch.testing.assert_close(
+        actual.to(expected.dtype), expected, rtol=relative, atol=absolute, equal_nan=True, check_stride=False
+    )
