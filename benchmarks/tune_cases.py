@@ -10,7 +10,7 @@ import fastmask
 from fastmask.benchmarks import nms_cases, roi_cases
 from fastmask.benchmarks.case import Rule
 from fastmask.benchmarks.inputs import IMAGE, blob_masks, textured
-from fastmask.benchmarks.model_cases import comparable
+from fastmask.benchmarks.model_cases import comparable, half_rule
 from fastmask.kernels.knobs import Knob
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
@@ -176,7 +176,10 @@ def same_detections(actual: list[dict[str, Any]], expected: list[dict[str, Any]]
     assert matched >= SHARE * sum(weights), f"only {matched / sum(weights):.3f} of the detections match"
 
 
-RULES: dict[str, Rule] = {"predictor.mask_buckets": same_detections}  # of what a Predictor finds
+RULES: dict[str, Rule] = {  # of what a Predictor finds; other forms round elsewhere, in bfloat16
+    "predictor.mask_buckets": same_detections,
+    "predictor.fuse": half_rule,
+}
 
 
 def _plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class Predictor:
         fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
             which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
             and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": "kernel" on CUDA,
-            else "off".
+            or what ``fastmask tune`` found there, else "off".
         compile: let ``torch.compile`` fuse what is left; once for each shape, which takes a minute.
 
     Raises:
@@ -110,7 +110,9 @@ class Predictor:
                 f"got {detections}"
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
-        self.fuse, self.compile = choose_fuse(self.device) if fuse == "auto" else fuse, compile
+        if fuse == "auto":
+            fuse = tuned_at("predictor.fuse", choose_fuse(self.device), self.device, size, batch, dtype)
+        self.fuse, self.compile = fuse, compile
         ready = prepared(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:

@@ -35,22 +35,22 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     values = ("hidden_ptr", "weight_ptr", "bias_ptr", "last_weight_ptr", "last_bias_ptr")
     for dtype in dtypes:
         types = dict.fromkeys(values, f"*{dtype}") | {"labels_ptr": "*i64", "count_ptr": "*i64"}
-        for precision in ("tf32", "ieee") if dtype == "fp32" else ("half",):
-            for name, (channels, middle, shared) in MASKS.items():
-                tile, amd = (
-                    {**place, "EVEN": middle % place["COLUMNS"] == 0}
-                    for place in (gpu_class_masks.tile_of(TYPES[dtype], channels, size) for size in (shared, AMD))
-                )
-                options = ("num_warps", "num_stages")
-                yield (
-                    f"mask branch, {dtype}, {precision}, {name}",
-                    gpu_class_masks._class_masks_kernel,
-                    types | {"out_ptr": "*fp32"},
-                    {"PRECISION": precision, "QUARTERS": gpu_class_masks.QUARTERS}
-                    | {key: value for key, value in tile.items() if key not in options},
-                    {key: tile[key] for key in options},
-                    tuple(key for key, size in (("channels", channels), ("middle", middle)) if size % 16 == 0),
-                    name == "C=256",
-                    (),
-                    amd | ({"PRECISION": "ieee"} if dtype == "fp32" else {}),
-                )
+        precision = "tf32" if dtype == "fp32" else "half"
+        for name, (channels, middle, shared) in MASKS.items():
+            tile, amd = (
+                {**place, "EVEN": middle % place["COLUMNS"] == 0}
+                for place in (gpu_class_masks.tile_of(TYPES[dtype], channels, size) for size in (shared, AMD))
+            )
+            options = ("num_warps", "num_stages")
+            yield (
+                f"mask branch, {dtype}, {precision}, {name}",
+                gpu_class_masks._class_masks_kernel,
+                types | {"out_ptr": "*fp32"},
+                {"PRECISION": precision, "QUARTERS": gpu_class_masks.QUARTERS}
+                | {key: value for key, value in tile.items() if key not in options},
+                {key: tile[key] for key in options},
+                tuple(key for key, size in (("channels", channels), ("middle", middle)) if size % 16 == 0),
+                name == "C=256",
+                (),
+                amd | ({"PRECISION": "ieee"} if dtype == "fp32" else {}),
+            )

@@ -12,16 +12,16 @@ of the four: it multiplies COLUMNS of the layer's D channels at a time, and what
      or of two        +-------------------------+-----------
 
 Programs whose detections are all padding read no pixel and no weight. Sums are float32's, products those of the
-inputs' type; of float32 they are TF32's where cuDNN's convolutions may be (torch.backends.cudnn), else exact. From 64
-rows on, sm_90 compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
+inputs' type, of float32 TF32's, where cuDNN's convolutions may take that (torch.backends.cudnn). From 64 rows on,
+sm_90 compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
 Cost in bytes: pixels once for each half of the quarters, weights once for every ROWS pixels, from the L2 cache.
 Speed: not yet measured. Predicted (README.md) for 100 detections, 256 channels, bfloat16, on an H100:
 - layer by layer 240 MB of passes over 40 MB, 72 us at 3.35 TB/s, nine launches, 22, and the product, 10 to 20.
 - 25 us now, where 21 are twice the product at the tensor cores' peak; of 8 x 100 detections 185, where 166 are.
 - what binds is the L2 cache: 101 MB, of which 81 are weights read 154 times. 256 rows would halve those, but need 160
   KB of shared memory and three detections a program. Of 100 rows with 30 detections it is 15 us, with none 6.
-- float32 takes 76 us by TF32, of the L2 cache too; exact it takes 421, by Triton's products without tensor cores, and
-  loses to cuDNN, of which about 330 are expected.
+- float32 takes 149 us by TF32, of the L2 cache too. Exact it would take 459, without tensor cores: cuDNN's layers, of
+  which 330 are expected, stay.
 """
 
 from typing import Any
@@ -41,8 +41,8 @@ AT_ONCE = {"ROWS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 1}
 MOST_DEPTH = 256  # ... if they are no more than these, of a half type, and a program may have so much shared memory;
 SHARED = 98_304  # bytes
 # or DEPTH at a time, the pixels' again for each of the COLUMNS.
-IN_STEPS = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 32, "num_warps": 8, "num_stages": 1}
-LEAST = 128  # pixels of a detection, as many as ROWS: a program's rows are of two of them at most
+IN_STEPS = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 1}
+LEAST = 128  # pixels of a detection, the most of ROWS: a program's rows are of two of them at most
 LARGEST = 2**31 - 2**10  # pixels of all detections, and weights: beyond it, plain PyTorch
 
 
@@ -156,11 +156,13 @@ def _class_masks_kernel(
 def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:
-    """Shapes as in cpu_class_masks.class_masks. float64, and detections of fewer pixels than LEAST, are PyTorch's."""
+    """Shapes as in cpu_class_masks.class_masks. Plain PyTorch's are float64, float32 where convolutions may not take
+    TF32, and detections of fewer pixels than LEAST."""
     number, channels, height, width = hidden.shape
     middle, pixels = weight.shape[1], height * width
     large = max(number * pixels, weight.numel()) > LARGEST
-    if hidden.dtype == torch.float64 or pixels < LEAST or large or number == 0:
+    products = precision(hidden.dtype)
+    if hidden.dtype == torch.float64 or not products or pixels < LEAST or large or number == 0:
         return cpu_class_masks.class_masks(hidden, weight, bias, last_weight, last_bias, labels, count)
     out = hidden.new_empty((number, 2 * height, 2 * width), dtype=torch.float32)
     tile = tile_of(hidden.dtype, channels, shared_memory(hidden.device))
@@ -184,7 +186,7 @@ def class_masks(
             middle=middle,
             classes=len(last_bias),
             # constants
-            PRECISION=precision(hidden.dtype),
+            PRECISION=products,
             EVEN=middle % tile["COLUMNS"] == 0,
             QUARTERS=QUARTERS,
             **tile,
@@ -208,8 +210,11 @@ def shared_memory(device: torch.device) -> float:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """_multiply's: of float32 as cuDNN's convolutions are set; half types are wrong in Triton's interpreter."""
-    if dtype != torch.float32 and not INTERPRET:
-        return "half"
-    tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32" and not torch.version.hip and not INTERPRET
-    return "tf32" if tf32 else "ieee"
+    """_multiply's; "" where cuDNN is faster: float32 without TF32 has no tensor cores, but AMD's.
+
+    Half types are wrong in Triton's interpreter.
+    """
+    if INTERPRET or (dtype == torch.float32 and torch.version.hip):
+        return "ieee"
+    convolutions: Any = torch.backends.cudnn
+    return "half" if dtype != torch.float32 else "tf32" if convolutions.conv.fp32_precision == "tf32" else ""

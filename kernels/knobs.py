@@ -73,6 +73,8 @@ KNOBS: dict[str, Knob] = {
         Knob("rle.text_warps", "encode_masks", (4, 8), True, "gpu_rle", ("TEXT_WARPS",)),
         # waiting for the number of detections against masks for rows that are padding
         Knob("predictor.mask_buckets", "predictor", (False, True), False),
+        # in which form convolutions have bias, residual and ReLU; the first is the default on CUDA
+        Knob("predictor.fuse", "predictor", ("kernel", "cudnn", "off"), False),
     )
 }
 

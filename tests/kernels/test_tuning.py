@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from slim import slim_model
 
+import fastmask
 from fastmask.kernels import tuning
 from fastmask.kernels.tuning import tuned
 
@@ -169,6 +171,14 @@ def test_settings_of_a_shape(write: Callable[..., Path]) -> None:
     assert tuning.tuned_at("predictor.mask_buckets", False, CPU, *wanted) is True
     for other in (((480, 320), *wanted[1:]), ((320, 480), 1, torch.bfloat16), ("exact", *wanted[1:])):
         assert tuning.tuned_at("predictor.mask_buckets", False, CPU, *other) is False
+
+
+def test_a_predictors_form_is_read_where_none_is_asked_for(write: Callable[..., Path]) -> None:
+    write({"predictor.fuse at 128x160, batch 1, float32": "kernel"})
+    model = slim_model(fastmask)
+    assert fastmask.Predictor(model, (128, 160)).fuse == "kernel"
+    assert fastmask.Predictor(model, (128, 160), fuse="off").fuse == "off"
+    assert fastmask.Predictor(model, (160, 160)).fuse == "off"  # the CPU's own
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """Box and mask heads on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +157,14 @@ def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: T
     Probabilities, zeros in padding. Where no gradient is wanted, all of it is one op.
     """
     if is_plain(predictor, hidden):
-        deconv, _, last = predictor
+        layers: Any = predictor
+        deconv, _, last = layers
         weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
-        masks: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
-        return masks.unflatten(0, labels.shape)
+        plain: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
+        return plain.view(*labels.shape, *plain.shape[1:])
     logits = class_masks(predictor, hidden, labels.flatten())
     real = torch.arange(labels.shape[1], device=logits.device) < count[:, None]
-    masks = upcast(logits).sigmoid().unflatten(0, labels.shape)
+    masks = upcast(logits).sigmoid().view(*labels.shape, *logits.shape[1:])
     return masks.masked_fill(~real[:, :, None, None], 0)
 
 
@@ -172,9 +174,10 @@ def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
 
     if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
         return False
-    deconv, relu, last = predictor
+    layers: Any = predictor
+    deconv, relu, last = layers
     kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in predictor)
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
     if not kinds or hooked or deconv.bias is None or last.bias is None:
         return False
     sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
@@ -182,7 +185,7 @@ def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
     parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
     same = all(parameter.dtype == hidden.dtype for parameter in parameters)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
-    return usual and same and not gradient and not torch.is_autocast_enabled(hidden.device.type)
+    return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
 
 
 def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
