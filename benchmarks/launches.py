@@ -19,8 +19,9 @@ import triton
 
 from fastmask.benchmarks.expansions import KINDS, OTHER, PART, TRITON, Kernel
 from fastmask.benchmarks.inputs import IMAGE
-from fastmask.benchmarks.predicted import assume_joined, predict
+from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, trace
+from fastmask.models.prepare import FUSED, Fuse
 
 BATCHES = (1, 8)
 SAVED = Path(__file__).parent / "results" / "launches.json"
@@ -33,7 +34,7 @@ Frame = dict[str, Any]  # batch, dtype, fuse, stages: {name: {call: how often}}
 Stages = dict[str, "collections.Counter[Call]"]
 
 
-def count(batch: int, dtype: str, fuse: str | None, size: tuple[int, int] = IMAGE, model: Any = None) -> Frame:
+def count(batch: int, dtype: str, fuse: Fuse = "kernel", size: tuple[int, int] = IMAGE, model: Any = None) -> Frame:
     """What a frame launches."""
     traced = trace(batch, getattr(torch, dtype), size, fuse, model)
     stages = {name: collections.Counter(calls) for name, calls in traced.items()}
@@ -77,9 +78,8 @@ def milliseconds(frame: Frame) -> float:
 
 def format_frame(frame: Frame) -> str:
     """Markdown: the stages of one frame."""
-    fuse = "" if frame["fuse"] is None else f", fuse={frame['fuse']}"
     lines = [
-        f"batch {frame['batch']}, {frame['dtype']}{fuse}",
+        f"batch {frame['batch']}, {frame['dtype']}, fuse={frame['fuse'] or 'off'}",
         "",
         f"| stage | {' | '.join(KINDS)} | MB | launches | products | own | other | predicted, us |",
         "| --- |" + " --: |" * (len(KINDS) + 6),
@@ -107,15 +107,15 @@ def format_change(before: Frame, after: Frame) -> Iterator[str]:
     yield ""
 
 
-def format_goals(versions: Sequence[Mapping[int, Frame]]) -> Iterator[str]:
+def format_goals(names: Sequence[str], versions: Sequence[Mapping[int, Frame]]) -> Iterator[str]:
     """Markdown lines: what was aimed at, and by how much it is missed; each version's frames by batch."""
     rows: dict[str, list[float]] = {
         f"kernels outside, batch 1: <= {MOST_KERNELS}": [outside(total(frames[1])) for frames in versions],
         f"ms, batch 1: <= {MOST_MILLISECONDS}": [milliseconds(frames[1]) for frames in versions],
         f"images a second, batch 8: >= {LEAST_RATE}": [8e3 / milliseconds(frames[8]) for frames in versions],
     }
-    yield "| goal | before | after | after, joined |"
-    yield "| --- | --: | --: | --: |"
+    yield f"| goal | {' | '.join(names)} |"
+    yield "| --- |" + " --: |" * len(names)
     for (name, values), goal in zip(rows.items(), (MOST_KERNELS, MOST_MILLISECONDS, LEAST_RATE), strict=True):
         cells = []
         for value in values:
@@ -127,20 +127,16 @@ def format_goals(versions: Sequence[Mapping[int, Frame]]) -> Iterator[str]:
 
 
 def format_versions(versions: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the first version beside the last one, and what the last one's predicted time is made of."""
-    before, after = ({frame["batch"]: frame for frame in version["frames"]} for version in (versions[0], versions[-1]))
-    joined = {
-        batch: frame | {"stages": {name: assume_joined(name, calls) for name, calls in frame["stages"].items()}}
-        for batch, frame in after.items()
-    }
-    names = [f"{versions[i]['version']}: {versions[i]['commit']}" for i in (0, -1)]
-    lines = [f"{'; '.join(names)}. torch {versions[-1]['torch']}, triton {versions[-1]['triton']}.", ""]
-    lines += format_goals([before, after, joined])
+    """Markdown: the first version beside the second, and what the predicted times of all later ones are made of."""
+    frames = [{frame["batch"]: frame for frame in version["frames"]} for version in versions]
+    commits = "; ".join(f"{version['version']}: {version['commit']}" for version in versions)
+    lines = [f"{commits}. torch {versions[-1]['torch']}, triton {versions[-1]['triton']}.", ""]
+    lines += format_goals([version["version"] for version in versions], frames)
     for batch in BATCHES:
-        lines += format_change(before[batch], after[batch])
-    for title, frames in (("after", after), ("after, joined", joined)):
-        lines += [f"What the predicted times are made of, {title}:", ""]
-        lines += [part for batch in BATCHES for part in (format_frame(frames[batch]), "")]
+        lines += format_change(frames[0][batch], frames[1][batch])
+    for version, by_batch in zip(versions[1:], frames[1:], strict=True):
+        lines += [f"What the predicted times are made of, {version['version']}:", ""]
+        lines += [part for batch in BATCHES for part in (format_frame(by_batch[batch]), "")]
     return "\n".join(lines).rstrip()
 
 
@@ -199,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.launches", description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="images of a frame [1 8]")
     parser.add_argument("--dtype", default="bfloat16", help="of weights and maps [%(default)s]")
-    parser.add_argument("--fuse", help="how convolutions are joined with what follows them, as prepared() takes it")
+    parser.add_argument("--fuse", choices=FUSED, default="kernel", help="as Predictor takes it [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--save", metavar="VERSION", help="keep the rows in results/launches.json")
     parser.add_argument("--commit", help="of the code, where it is not the one checked out")

@@ -11,14 +11,13 @@ Each kernel costs machine.LAUNCH and its work, one after the other:
 - others: their bytes, from the L2 cache where they fit there; of a selection or a sort within one block also its steps.
 """
 
-import collections
 import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PART, PRODUCT, TRITON, Kernel
+from fastmask.benchmarks.expansions import CONVOLUTION, PART, PRODUCT, TRITON, Kernel
 from fastmask.benchmarks.trace import Call
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.table import SAVED
@@ -48,6 +47,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "fastmask::nms_padded": (Row("class NMS, 20k boxes in 80 classes", 1),),
     "fastmask::encode_masks": (Row("RLE of 100 masks, 800 x 1333, on the device", 100),),
+    "fastmask::class_masks": (
+        Row("mask branch's last layers, 100 detections, bf16", 100),
+        Row("mask branch's last layers, 8 x 100 detections, bf16", 800),
+    ),
 }
 
 
@@ -80,32 +83,6 @@ def predict(calls: Mapping[Call, int], dtype: str) -> Time:
             else:
                 times[3] += number * _moved(kernel)
     return Time(*times)
-
-
-def assume_joined(stage: str, calls: Mapping[Call, int]) -> "collections.Counter[Call]":
-    """A stage as if each convolution did its bias, ReLU and addition itself, and one kernel the mask branch's end.
-
-    What is added is then read once more, by the convolution; the rest of those kernels is gone. From the deconvolution
-    on, the mask head is one kernel of Triton's with the same products, which reads what the deconvolution reads. Where
-    the traced program does this already, nothing changes.
-    """
-    products = [kernel for call in calls for kernel in call.kernels if kernel.kind == CONVOLUTION]
-    if not products:
-        return collections.Counter(calls)
-    last = next((kernel for kernel in products if kernel.operation.endswith("transposed")), None)
-    kept: collections.Counter[Call] = collections.Counter()
-    for call, number in calls.items():
-        kernels = tuple(kernel for kernel in call.kernels if kernel.operation != "aten::add_, a bias")
-        if last is not None and last in kernels:  # 4 of 5 of its bytes are what it writes
-            kernels = (last._replace(kind=TRITON, moved_bytes=last.moved_bytes / 5),)
-            kept[Call("fastmask::mask branch", kernels)] += number
-        elif call.operation == "aten::add_" and stage == "backbone":
-            kept[Call("residual", (Kernel("residual", PART, call.kernels[0].moved_bytes / 3),))] += number
-        elif call.operation == "aten::relu_" or (last is not None and kernels[0].kind in (OTHER, PRODUCT)):
-            continue
-        else:
-            kept[call._replace(kernels=kernels)] += number
-    return kept
 
 
 def _computed(kernel: Kernel, dtype: str) -> float:

@@ -5,8 +5,8 @@ operations around them.
 """
 
 import contextlib
-import inspect
 import os
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 from fastmask import models
 from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
 from fastmask.benchmarks.stages import stages
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import Fuse, prepared
 from fastmask.program import Inputs, Program
 
 DEVICE = "cuda"
@@ -42,8 +42,10 @@ AMOUNTS: dict[str, Any] = {
     "fastmask::multilevel_roi_align": lambda a: a["rois"].shape[0] * a["pooled_height"] * a["pooled_width"],
     "fastmask::nms_padded": lambda a: a["boxes"].shape[0],
     "fastmask::encode_masks": lambda a: a["masks"].shape[0],
+    "fastmask::class_masks": lambda a: a["hidden"].shape[0],
 }
 
+PROPERTIES = types.SimpleNamespace(shared_memory_per_block_optin=232_448)  # an H100's
 JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
 
 
@@ -141,6 +143,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
         mock.patch("torch.cuda.device", return_value=contextlib.nullcontext()),
+        mock.patch("torch.cuda.get_device_properties", return_value=PROPERTIES),
         warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that look at a fake's address
         mock.patch.dict(os.environ, FASTMASK_TUNING="off"),
         torch.no_grad(),
@@ -163,17 +166,8 @@ def _like(values: Tensor) -> Tensor:
     return torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device=DEVICE)
 
 
-def prepare(model: nn.Module, dtype: torch.dtype, fuse: str | None) -> nn.Module:
-    """As the Predictor prepares it; ``fuse``: how convolutions are joined with what follows, where that can be said."""
-    options = {} if fuse is None else {"fuse": fuse}
-    if options and "fuse" not in inspect.signature(prepared).parameters:
-        raise ValueError(f"fuse must be None, as prepared() of this version joins nothing, got {fuse!r}")
-    ready: nn.Module = prepared(model, dtype, **options)  # type: ignore[arg-type]
-    return ready
-
-
 def trace(
-    batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: str | None = None, model: nn.Module | None = None
+    batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: Fuse = "kernel", model: nn.Module | None = None
 ) -> dict[str, list[Call]]:
     """What each stage of benchmarks/stages.py launches for a batch of images of (height, width), RLE out.
 
@@ -182,7 +176,7 @@ def trace(
     """
     if model is None:
         model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
-    program = Program(prepare(model, dtype, fuse), "rle", 0.5, BYTES_A_MASK)  # type: ignore[arg-type]
+    program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_A_MASK)
     found: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)

@@ -20,7 +20,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import FUSED, KnownAnchors, choose_fuse, prepared
+from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
 from fastmask.ops._utils import check_at_least, check_choice, check_pair
 from fastmask.program import Program, Runner
 
@@ -80,7 +80,7 @@ class Predictor:
         detections: int | None = None,
         mask_buckets: bool | None = None,
         graphs: int = 8,
-        fuse: Literal["auto", "off", "kernel", "cudnn"] = "auto",
+        fuse: Fuse | Literal["auto"] = "auto",
         compile: bool = False,
     ) -> None:
         check_choice("masks", masks, MASKS)

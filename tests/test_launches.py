@@ -17,9 +17,9 @@ if INTERPRET or not HAS_TRITON:
     pytest.skip("traces Triton's compiled launches", allow_module_level=True)
 
 from fastmask import ops
-from fastmask.benchmarks import launches, predicted, trace
+from fastmask.benchmarks import launches, predicted
 from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, spreads
-from fastmask.benchmarks.predicted import assume_joined, predict
+from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, Trace, fake_cuda
 from fastmask.models.detection._utils import BoxCoder
 
@@ -161,10 +161,11 @@ def test_any_model_can_be_counted() -> None:
     assert launches.milliseconds(frame) > 0.5
 
 
-@pytest.mark.parametrize("frame", launches.load_versions()[-1]["frames"], ids=lambda frame: f"batch {frame['batch']}")
-def test_kept_rows_are_those_of_the_code(frame: dict[str, Any]) -> None:
-    """If not: ``python -m fastmask.benchmarks.launches --save after --write-readme``."""
-    version = launches.load_versions()[-1]
+@pytest.mark.parametrize("batch", launches.BATCHES, ids="batch {}".format)
+@pytest.mark.parametrize("version", launches.load_versions()[1:], ids=lambda version: version["version"])
+def test_kept_rows_are_those_of_the_code(version: dict[str, Any], batch: int) -> None:
+    """If not: ``python -m fastmask.benchmarks.launches --save after --write-readme``, and with ``cudnn`` twice."""
+    (frame,) = (frame for frame in version["frames"] if frame["batch"] == batch)
     if version["torch"] != torch.__version__:
         pytest.skip(f"the rows were made with torch {version['torch']}")
     now = launches.count(frame["batch"], frame["dtype"], frame["fuse"])
@@ -200,19 +201,6 @@ def test_what_is_beyond_a_prediction_is_as_a_larger_one_has_it(monkeypatch: pyte
         assert predict({Call(name, (), large.amount): 1}, "bfloat16").own == pytest.approx(expected, rel=0.15)
 
 
-def test_what_is_assumed_to_be_joined() -> None:
-    """No bias, ReLU or residual has a kernel of its own then; of a program that is so, nothing changes."""
-    (frame, *_) = launches.load_versions()[0]["frames"]
-    for name, calls in frame["stages"].items():
-        joined = assume_joined(name, calls)
-        names = {kernel.operation for call in joined for kernel in call.kernels}
-        assert not names & {"aten::add_, a bias", "aten::add_"}
-        assert assume_joined(name, joined) == joined
-        assert predict(joined, "bfloat16").total <= predict(calls, "bfloat16").total
-        flops = [sum(n * k.flops for call, n in some.items() for k in call.kernels) for some in (calls, joined)]
-        assert flops[1] == pytest.approx(flops[0], rel=0.001)
-
-
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = [
         Call("aten::add", (Kernel("aten::add", OTHER, 4.0),)),
@@ -239,16 +227,3 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "--batch must be 1 8 to be saved, got 3" in capsys.readouterr().err
     assert launches.main(["--json", "--batch", "3"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["batch"] == 3
-
-
-def test_ways_to_fuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Handed on to prepared(), where it has the argument."""
-    model, given = slim_model(fastmask).eval(), []
-    monkeypatch.setattr(trace, "prepared", lambda model, dtype, fuse=None: given.append(fuse) or model)
-    assert trace.prepare(model, BF16, "gemm") is model
-    assert given == ["gemm"]
-    monkeypatch.setattr(trace, "prepared", lambda model, dtype: model)
-    assert trace.prepare(model, BF16, None) is model
-    with pytest.raises(SystemExit):
-        launches.main(["--fuse", "gemm", "--batch", "1"])
-    assert "fuse must be None, as prepared() of this version joins nothing, got 'gemm'" in capsys.readouterr().err

@@ -20,12 +20,11 @@ from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
-FUSED = ("off", "kernel", "cudnn")  # forms of convolutions' epilogues
+Fuse = Literal["off", "kernel", "cudnn"]  # forms of convolutions' epilogues
+FUSED: tuple[Fuse, ...] = ("off", "kernel", "cudnn")
 
 
-def prepared(
-    model: GeneralizedRCNN, dtype: torch.dtype, fuse: Literal["off", "kernel", "cudnn"] = "off"
-) -> GeneralizedRCNN:
+def prepared(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> GeneralizedRCNN:
     """A copy of the model in eval mode, without gradients, for inference in ``dtype``.
 
     Args:
