@@ -31,7 +31,7 @@ def assert_matched(actual: Iterable[Detections], expected: Iterable[Detections],
     """float32: that share of all pictures' detections has a twin, or all of them but one -> how many there are.
 
     That one may lie where rounding decides: a corner on a whole pixel, which moves its pasted mask by one; an overlap
-    or a score on its threshold. Seen: none in 22,680 comparisons of the slim models, one in 2,530 detections of exports.
+    or a score on its threshold. Seen: none of 22,680 on the slim models, one of 2,530 of exports.
     """
     total = lost = 0.0
     for one, other in zip(actual, expected, strict=True):
