@@ -203,6 +203,11 @@ def take_timeline(setting: Setting, limit: float) -> list[str]:
     return [*words, "--device", setting.device, "--rounds", setting.environment.get("ROUNDS", "50"), "--dtype", *TYPES]
 
 
+def self_test(setting: Setting, limit: float) -> list[str]:
+    path = str(setting.folder / "selftest.json")
+    return [sys.executable, "-m", "fastmask", "selftest", "--device", setting.device, "--json", path]
+
+
 def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
     """Tests, several at a time where pytest-xdist is installed; under a tool, one after the other."""
     report = Path(tempfile.gettempdir()) / f"fastmask-{os.getpid()}-{name}.xml"
@@ -248,6 +253,7 @@ def measured_on() -> dict[str, str | None]:
 # hostile RoIs and boxes in one dtype, forward and backward: the tools are slow
 SMOKE = "(float32 and (meets_the or gradients_meet)) or suppression_chains or bytes_equal"
 PARTS: dict[str, Part] = {
+    "selftest": Part("selftest.json", 100, self_test),
     "tests-kernels": run_tests("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
     "timeline": Part("timeline.json", 120, take_timeline),
     "ops": benchmark("ops.json", "^(?!Mask R-CNN|training|host)", 240),

@@ -49,7 +49,7 @@ def test_tests(tmp_path: Path) -> None:
 def test_wrong_arguments() -> None:
     done = run("somewhere", "fly")
     assert done.returncode == 2
-    assert "the part must be one of tests-kernels, timeline, ops, model, tests, train" in done.stderr
+    assert "the part must be one of selftest, tests-kernels, timeline, ops, model, tests, train" in done.stderr
     assert "got fly" in done.stderr
     assert "usage: benchmarks/run_gpu.sh" in run().stderr
 
@@ -170,7 +170,7 @@ def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytes
             assert all((ROOT / word).exists() for word in command if word.startswith("tests"))
     usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ASKED_FOR}
     assert len(usual | {"log.txt"}) <= 8
-    assert list(PARTS)[:4] == ["tests-kernels", "timeline", "ops", "model"]
+    assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "ops", "model"]
 
 
 REPORT = """<testsuites><testsuite errors="0" failures="1" skipped="2" tests="9" time="3.5">

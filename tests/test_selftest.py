@@ -1,5 +1,8 @@
 """``fastmask selftest``: all is well here; what is planted is found and named."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from fastmask.cli import main
 from fastmask.selftest import op_cases
 from fastmask.selftest.on_device import check_equal
-from fastmask.selftest.report import format_failures, format_table
+from fastmask.selftest.report import describe_results, format_failures, format_table
 from fastmask.selftest.run import COLUMNS, Result, list_checks, run_checks
 
 CPU = torch.device("cpu")
@@ -19,8 +22,9 @@ def run(row: str, *columns: str) -> list[Result]:
     return run_checks(checks, 0, progress=False)
 
 
-def test_all_is_well_on_the_cpu(capsys: pytest.CaptureFixture[str], seed: int) -> None:
-    assert main(["selftest", "--device", "cpu", "--seed", str(seed)]) == 0
+def test_all_is_well_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> None:
+    path = tmp_path / "selftest.json"
+    assert main(["selftest", "--device", "cpu", "--seed", str(seed), "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert f"--seed {seed}; Triton for" in out or f"--seed {seed}; eager PyTorch" in out
     table = [line.split() for line in out.splitlines() if " ok" in line]
@@ -29,6 +33,9 @@ def test_all_is_well_on_the_cpu(capsys: pytest.CaptureFixture[str], seed: int) -
     assert sum(row.count("ok") for row in table) == 7 * cases + 3
     assert f"{7 * cases + 3} checks in" in out
     assert "report" not in out
+    told = json.loads(path.read_text())
+    assert (told["seed"], told["tests"], told["failures"], told["finished"]) == (seed, 7 * cases + 3, 0, True)
+    assert {word for row in told["checks"].values() for word in row.values()} == {"ok"}
 
 
 def test_what_is_drawn_is_the_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +69,9 @@ def test_a_wrong_value_and_an_error_are_named(monkeypatch: pytest.MonkeyPatch) -
     assert set(words.values()) == {"ok"}
     row = format_table(results).splitlines()[1]
     assert row.split() == ["paste,", "float", "ok", "ok", "fails", "differs", "ok", "ok", "ok"]
+    told = describe_results(results)
+    assert (told["tests"], told["failures"]) == (7, 2)
+    assert told["checks"]["paste, float"]["float16"] == "fails: RuntimeError: out of resources"
     text = format_failures(results, 7)
     assert "paste, float, float16, fails: RuntimeError: out of resources" in text
     assert "paste, float, bfloat16, differs: Tensor-likes are not close!" in text
@@ -108,6 +118,8 @@ def test_bits_are_compared() -> None:
         check_equal([nan], [nan[:1]])
 
 
-def test_wrong_device(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--device", "fpga"]) == 2
     assert "fastmask selftest: --device must be one that this machine has, got 'fpga'" in capsys.readouterr().err
+    assert main(["selftest", "--device", "cpu", "--json", str(tmp_path / "no" / "file.json")]) == 2
+    assert "fastmask selftest: [Errno 2] No such file or directory" in capsys.readouterr().err

@@ -1,14 +1,17 @@
 """``fastmask selftest``: whether every op and a model give the right values on this machine."""
 
 import argparse
+import json
 import sys
 import time
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where, and on what."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
     parser.add_argument("--seed", type=int, default=None, help="of what is drawn, to repeat a run [drawn]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,12 +20,14 @@ def run(args: argparse.Namespace) -> int:
 
     from fastmask.cli._device import find_device
     from fastmask.kernels.launch import describe
-    from fastmask.selftest.report import format_failures, format_table
+    from fastmask.selftest.report import describe_results, format_failures, format_table
     from fastmask.selftest.run import list_checks, run_checks
 
     try:
         device = find_device(args.device)
-    except ValueError as error:
+        if args.json is not None:
+            args.json.touch()  # fails here, not after the last check
+    except (OSError, ValueError) as error:
         print(f"fastmask selftest: {error}", file=sys.stderr)
         return 2
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
@@ -31,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     results = run_checks(list_checks(device, seed), seed)
     print(f"\n{format_table(results)}\n")
-    print(f"{len(results)} checks in {time.monotonic() - begun:.0f} seconds")
+    seconds = time.monotonic() - begun
+    print(f"{len(results)} checks in {seconds:.0f} seconds")
+    if args.json is not None:
+        facts = {"device": name, "torch": torch.__version__, "kernels": describe(), "seed": seed, "seconds": seconds}
+        args.json.write_text(json.dumps(facts | describe_results(results), indent=1))
     if failures := format_failures(results, seed):
         print(f"\n{failures}")
         return 1

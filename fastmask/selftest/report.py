@@ -1,6 +1,7 @@
 """The results of a self-test as text."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastmask.selftest.run import COLUMNS, Result
 
@@ -16,6 +17,15 @@ def format_table(results: Sequence[Result]) -> str:
         words = [cells.get((row, column), "-").ljust(width) for column, width in zip(columns, widths, strict=True)]
         lines.append(f"{row:25}" + "  ".join(words))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def describe_results(results: Sequence[Result]) -> dict[str, Any]:
+    """For a file: how many checks there were and how many failed, and the word, with its reason, of each."""
+    checks: dict[str, dict[str, str]] = {}
+    for check, word, detail in results:
+        checks.setdefault(check.row, {})[check.column] = f"{word}: {detail}" if detail else word
+    bad = sum(result.word != "ok" for result in results)
+    return {"tests": len(results), "failures": bad, "checks": checks, "finished": True}
 
 
 def format_failures(results: Sequence[Result], seed: int) -> str:
