@@ -62,7 +62,8 @@ ENCODER = "pycocotools.encode" if HAS_PYCOCOTOOLS else "a copy to the host (ther
 
 def decode_masks(masks: Sequence[Any]) -> NDArray[np.uint8]:
     """Each mask as :func:`encode_pasted` or ``ops.encode_masks`` gives it -> uint8 [N, H, W]."""
-    return np.stack([decode_rle(mask) if isinstance(mask, dict) else mask for mask in masks])
+    decoded = [decode_rle(mask) if isinstance(mask, dict) else mask for mask in masks]
+    return np.stack(decoded) if decoded else np.zeros((0, 1, 1), np.uint8)
 
 
 def decode_rle(rle: dict[str, Any]) -> NDArray[np.uint8]:
