@@ -9,8 +9,10 @@ import fastmask
 from fastmask import ops
 from fastmask.models.prepare import prepared
 
+V2 = pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow)  # test_fuse.py has it as well
 
-@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", V2])
 def test_prepared_weights(name: str) -> None:
     """float64: the same answers from a copy without a single norm; the model is left as it was."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 3}

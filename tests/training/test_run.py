@@ -309,5 +309,6 @@ def test_compiled_and_in_bfloat16(tmp_path: Path, seed: int, monkeypatch: pytest
             run.finish()
         losses[name] = [float(value) for value in rows(tmp_path / name)[1][4:-1]]
     assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-3)
-    assert losses["half"] == pytest.approx(losses["plain"], rel=0.2)
+    # of the total, which is the last: a few samples, which rounding may replace, decide a part
+    assert losses["half"] == pytest.approx(losses["plain"], abs=0.05 * losses["plain"][-1])
     assert losses["half"] != losses["plain"]
