@@ -167,7 +167,7 @@ def _like(values: Tensor) -> Tensor:
 
 
 def trace(
-    batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: Fuse = "kernel", model: nn.Module | None = None
+    batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: Fuse = "kernel", model: Any = None
 ) -> dict[str, list[Call]]:
     """What each stage of benchmarks/stages.py launches for a batch of images of (height, width), RLE out.
 

@@ -110,9 +110,9 @@ class Predictor:
                 f"got {detections}"
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
-        if fuse == "auto":
-            fuse = tuned_at("predictor.fuse", choose_fuse(self.device), self.device, size, batch, dtype)
-        self.fuse, self.compile = fuse, compile
+        usual: Fuse = choose_fuse(self.device)
+        asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
+        self.fuse, self.compile = asked, compile
         ready = prepared(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:

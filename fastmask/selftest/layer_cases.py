@@ -148,9 +148,10 @@ def _decode(deltas: Tensor, boxes: Tensor, sizes: Tensor, scores: Tensor, count:
 
 def _check_decode(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     """Boxes that are numbers, and which count, but for those whose sides are near the least."""
-    expected, valid = reference_layers.decode_boxes(*inputs, *BOX_SETTINGS)  # type: ignore[arg-type,misc]
+    deltas, references, sizes, scores, count = inputs
+    expected, valid = reference_layers.decode_boxes(deltas, references, sizes, scores, count, *BOX_SETTINGS)
     tolerance = BOX_TOLERANCE[outputs[0].dtype]
-    usual = (inputs[1].abs() < 1e4).all(2).repeat_interleave(3, dim=1) & expected.isfinite().all(2)
+    usual = (references.abs() < 1e4).all(2).repeat_interleave(3, dim=1) & expected.isfinite().all(2)
     check_close(outputs[0].where(usual[..., None], 0), expected.where(usual[..., None], 0), 0, tolerance)
     sides = expected[..., 2:] - expected[..., :2]
     sure = usual & ((sides - BOX_SETTINGS[2]).abs() > 2 * tolerance).all(2)
