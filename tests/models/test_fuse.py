@@ -1,10 +1,10 @@
-"""Fused layers of a prepared model: the same answers, for each layer that can be fused, and for none that cannot."""
+"""Fused layers of a prepared model: the same results as without; what they leave alone is in test_fuse_left_alone.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fusing import FORMS, NEW, close, kinds, unsettle
 from pictures import draw_picture
 from slim import slim_model, slim_pair
 from static import NoDataDependence
@@ -13,16 +13,13 @@ from torch import Tensor, nn
 import fastmask
 from fastmask import Predictor
 from fastmask.matching import matched_share
-from fastmask.models import fused, resnet
-from fastmask.models.detection import faster_rcnn, mask_rcnn, rpn
+from fastmask.models import fused
+from fastmask.models.detection import faster_rcnn, rpn
 from fastmask.models.prepare import prepared
 from fastmask.models.resnet import BasicBlock, Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
-from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.program import Inputs, Program
 
-FORMS = pytest.mark.parametrize("form", ["kernel", "cudnn"])
-NEW = {kind for kind in vars(fused).values() if isinstance(kind, type) and kind.__module__ == fused.__name__}
 MODELS = {
     "maskrcnn_resnet50_fpn": lambda: get("maskrcnn_resnet50_fpn"),
     "maskrcnn_resnet50_fpn_v2": lambda: get("maskrcnn_resnet50_fpn_v2"),
@@ -41,24 +38,6 @@ def with_body(name: str) -> nn.Module:
         backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
     )
     return faster_rcnn.FasterRCNN(backbone, num_classes=3)
-
-
-def unsettle(model: nn.Module) -> None:
-    """Norms and biases that do something."""
-    for name, values in (*model.named_parameters(), *model.named_buffers()):
-        if name.endswith("bias"):
-            values.data.uniform_(-0.5, 0.5)
-        elif values.is_floating_point() and ("running" in name or "bn" in name):
-            values.data.uniform_(0.5, 1.5)
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    scale = expected.abs().amax().clamp(min=1)
-    torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=tolerance)
-
-
-def kinds(model: nn.Module) -> set[type[nn.Module]]:
-    return {type(module) for module in model.modules()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -177,159 +156,6 @@ def test_anchors_are_flattened_without_a_copy(settled: nn.Module) -> None:
             for level in values:
                 flat = rpn.flatten_anchors(level, channels)
                 assert flat.untyped_storage().data_ptr() == level.untyped_storage().data_ptr()
-
-
-def bottleneck(**options: Any) -> Bottleneck:
-    return Bottleneck(32, 8, norm_layer=nn.BatchNorm2d, **options).eval()
-
-
-def put_in_body(module: nn.Module) -> nn.Module:
-    """A slim model whose mask head begins with a module of 32 channels; it is prepared as all others are."""
-    model = slim_model(fastmask).eval()
-    model.roi_heads.mask_head = nn.Sequential(module, *model.roi_heads.mask_head)
-    return model
-
-
-class OwnConv(nn.Conv2d):
-    pass
-
-
-class OwnBlock(Bottleneck):
-    pass
-
-
-def watched(module: nn.Module, name: str) -> nn.Module:
-    module.get_submodule(name).register_forward_hook(lambda *_: None)
-    return module
-
-
-def set_on(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    module.set_submodule(name, new)
-    return module
-
-
-def sequence(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(*layers)
-
-
-def shared() -> nn.Module:
-    conv = nn.Conv2d(32, 32, 1)
-    return nn.Sequential(conv, nn.ReLU(), conv)
-
-
-LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
-    "block with a hook": lambda: watched(bottleneck(), "conv2"),
-    "block with another activation": lambda: set_on(bottleneck(), "relu", nn.SiLU()),
-    "block of a subclass": lambda: OwnBlock(32, 8).eval(),
-    "block with another norm": lambda: Bottleneck(32, 8, norm_layer=lambda c: nn.GroupNorm(2, c)).eval(),
-    "block with a padding mode": lambda: set_on(
-        bottleneck(), "conv2", nn.Conv2d(8, 8, 3, 1, 1, padding_mode="reflect")
-    ),
-    "convolution of a subclass": lambda: sequence(OwnConv(32, 32, 1), nn.ReLU()),
-    "convolution with a padding mode": lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular"), nn.ReLU()),
-    "convolution with a hook": lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.ReLU()), "0"),
-    "convolution without bias": lambda: sequence(nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()),
-    "convolution used twice": shared,
-    "linear layer with a hook": lambda: watched(sequence(nn.Linear(14, 14), nn.ReLU()), "0"),
-    "linear layer without bias": lambda: sequence(nn.Linear(14, 14, bias=False), nn.ReLU()),
-}
-
-
-@pytest.mark.parametrize("name", LEFT_ALONE)
-def test_left_alone(name: str) -> None:
-    model = put_in_body(LEFT_ALONE[name]()).double()
-    ready, plain = prepared(model, torch.float64, "kernel"), prepared(model, torch.float64)
-    assert not kinds(ready.roi_heads.mask_head[0]) & NEW
-    assert kinds(ready.roi_heads.mask_head[1]) & NEW
-    x = torch.randn(3, 32, 14, 14, dtype=torch.float64)
-    with torch.no_grad():
-        close(ready.roi_heads.mask_head(x), plain.roi_heads.mask_head(x))
-
-
-PARTLY: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many ReLUs are left
-    "another activation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.GELU(), nn.Conv2d(32, 32, 1)), 0),
-    "a ReLU with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()), "1"), 1),
-    "an identity with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.Identity(), nn.ReLU()), "1"), 1),
-    "groups and dilation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 2, 2, groups=4), nn.ReLU()), 0),
-    "padding by name": (lambda: sequence(nn.Conv2d(32, 32, 3, padding="same"), nn.ReLU()), 0),
-    "stride": (lambda: sequence(nn.Conv2d(32, 32, 1, 2), nn.ReLU()), 0),
-    "1x1 with padding": (lambda: sequence(nn.Conv2d(32, 32, 1, padding=1), nn.ReLU()), 0),
-    "pooling": (lambda: sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), 0),
-    "pooling with a hook": (
-        lambda: watched(sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)), "2"),
-        0,
-    ),
-    "odd channels": (lambda: sequence(nn.Conv2d(32, 33, 3), nn.ReLU(), nn.Conv2d(33, 32, 1), nn.ReLU()), 0),
-    "linear": (lambda: sequence(nn.Linear(14, 14), nn.ReLU()), 0),
-    "downsample of its own": (lambda: bottleneck(downsample=nn.Sequential(nn.Conv2d(32, 32, 1), nn.Tanh())), 0),
-    "downsample with a bias": (
-        lambda: bottleneck(stride=2, downsample=nn.Sequential(nn.Conv2d(32, 32, 1, 2), nn.BatchNorm2d(32))),
-        0,
-    ),
-}
-
-
-@FORMS
-@pytest.mark.parametrize("name", PARTLY)
-def test_what_is_fused_in_part(name: str, form: Any) -> None:
-    build, relus = PARTLY[name]
-    model = put_in_body(build()).eval().double()
-    unsettle(model)
-    ready, plain = prepared(model, torch.float64, form), prepared(model, torch.float64)
-    first = ready.roi_heads.mask_head[0]
-    assert kinds(first) & NEW
-    assert sum(type(module) is nn.ReLU for module in first.modules()) == relus
-    x = torch.randn(3, 32, 14, 14, dtype=torch.float64)
-    with torch.no_grad():
-        close(ready.roi_heads.mask_head(x), plain.roi_heads.mask_head(x))
-
-
-@pytest.mark.parametrize("taken", ["conv1", "bn1", "relu", "maxpool"])
-def test_what_is_taken_out_of_a_body(taken: str) -> None:
-    """The output of each child that is asked for is what it was."""
-    torch.manual_seed(0)
-    body = resnet.resnet18(weights=None).eval().double()
-    unsettle(body)
-    model = slim_model(fastmask).eval().double()
-    model.backbone.body = fastmask.models._utils.IntermediateLayerGetter(body, {taken: "a", "layer1": "b"})
-    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    ready, plain = (prepared(model, torch.float64, form).backbone.body for form in ("kernel", "off"))
-    with torch.no_grad():
-        for ours, theirs in zip(ready(x).values(), plain(x).values(), strict=True):
-            close(ours, theirs)
-
-
-def test_users_sequences_are_left_alone() -> None:
-    """Whoever calls the layers of a sequence one by one may look at what is between them."""
-
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            between = self.layers[1](self.layers[0](x))
-            result: Tensor = self.layers[2](between) + between
-            return result
-
-    assert not kinds(prepared(put_in_body(Own()), torch.float32, "kernel").roi_heads.mask_head[0]) & NEW
-
-
-def test_parts_of_a_users_are_left_alone() -> None:
-    class OwnPyramid(FeaturePyramidNetwork):
-        def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
-            return 2 * super().get_result_from_inner_blocks(x, idx)
-
-    class OwnHead(rpn.RPNHead):
-        pass
-
-    model = slim_model(fastmask).eval()
-    model.backbone.fpn.__class__, model.rpn.head.__class__ = OwnPyramid, OwnHead
-    ready = prepared(model, torch.float32, "kernel")
-    assert type(ready.backbone.fpn) is OwnPyramid
-    assert type(ready.rpn.head) is OwnHead
-    assert type(ready.roi_heads.mask_predictor) is mask_rcnn.MaskRCNNPredictor
-    assert {nn.Conv2d, Conv2dNormActivation} & kinds(ready.rpn.head)
 
 
 @pytest.mark.gpu
