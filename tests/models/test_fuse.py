@@ -1,4 +1,4 @@
-"""Fused layers of a prepared model: the same results as without; what they leave alone is in test_fuse_left_alone.py."""
+"""Fused layers of a prepared model: the same results as without; test_fuse_left_alone.py has what stays as it is."""
 
 from typing import Any
 
