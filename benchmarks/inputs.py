@@ -25,7 +25,7 @@ def pyramid(
     channels_last: bool,
     size: tuple[int, int] = IMAGE,
 ) -> dict[str, Tensor]:
-    """P2 to P5 of 256 channels of pictures padded to ``size``."""
+    """P2 to P5 of 256 channels of images padded to ``size``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     maps = {}
     for i, stride in enumerate(STRIDES):
