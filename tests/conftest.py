@@ -73,6 +73,18 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     return (yield from skip_without_pycocotools())
 
 
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """A kernel that broke CUDA's context fails every later test of the process: another process goes on, or nobody."""
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:  # RuntimeError or AcceleratorError, by version
+        if "PYTEST_XDIST_WORKER" in os.environ:  # the report of the test has been sent
+            os._exit(3)
+        pytest.exit(f"{nodeid} broke the GPU's context: {error}", returncode=3)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"fastmask: --seed {config.fastmask_seed}, torch {torch.__version__}"
 

@@ -1,0 +1,101 @@
+"""``python -m fastmask.benchmarks.kernel_times FILE.json``: each kernel of a Predictor's call on a GPU, in order.
+
+The measured counterpart of ``launches``, which counts and predicts without a GPU. Times are CUPTI's, of replays of the
+captured graph: the profiler adds a little to each kernel, so the sum is above what ``timeline`` gives for the program.
+"""
+
+import argparse
+import collections
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
+from fastmask.benchmarks.measure import name_of, versions
+from fastmask.benchmarks.model_cases import settled_model
+from fastmask.predictor import Predictor
+
+CALLS = 6  # that are profiled
+
+
+class Span(NamedTuple):
+    """One kernel or copy, in microseconds from the first one of its call."""
+
+    name: str
+    start: float
+    end: float
+
+
+def profile_calls(predictor: Predictor, images: list[torch.Tensor]) -> list[list[Span]]:
+    """What runs on the GPU in each of CALLS calls, in order."""
+    calls = []
+    for _ in range(3):  # the first ones compile, choose and capture
+        predictor(images)
+    for _ in range(CALLS):
+        torch.cuda.synchronize(predictor.device)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            predictor(images)
+            torch.cuda.synchronize(predictor.device)
+        calls.append(spans_of(profiler))
+    return calls
+
+
+def spans_of(profiler: Any) -> list[Span]:
+    """Kernels, copies and fills that a profiler saw on the GPU."""
+    events = [one for one in profiler.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda one: one.time_range.start)
+    first = events[0].time_range.start if events else 0
+    return [Span(one.name, one.time_range.start - first, one.time_range.end - first) for one in events]
+
+
+def summarize(calls: Sequence[Sequence[Span]]) -> dict[str, Any]:
+    """Medians over calls: of each name its launches and microseconds; and the last call's kernels in order."""
+    totals: dict[str, list[float]] = collections.defaultdict(list)
+    counts: dict[str, int] = {}
+    for call in calls:
+        own: dict[str, list[float]] = collections.defaultdict(list)
+        for span in call:
+            own[span.name].append(span.end - span.start)
+        for name, values in own.items():
+            totals[name].append(sum(values))
+            counts[name] = len(values)
+    kernels = {name: [counts[name], round(statistics.median(values), 2)] for name, values in totals.items()}
+    busy = [sum(span.end - span.start for span in call) for call in calls]
+    return {
+        "kernels a call": statistics.median(len(call) for call in calls),
+        "busy": round(statistics.median(busy), 1),
+        "from first to last": round(statistics.median(call[-1].end for call in calls), 1),
+        "by name": dict(sorted(kernels.items(), key=lambda item: -item[1][1])),
+        "in order": [[span.name[:80], round(span.start, 2), round(span.end - span.start, 2)] for span in calls[-1]],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.kernel_times", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.json")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--fuse", nargs="+", default=["kernel"], choices=("kernel", "cudnn", "off"))
+    args = parser.parse_args(argv)
+    device = torch.device("cuda", torch.cuda.current_device())
+    result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds"}
+    model = settled_model("fastmask", device)
+    generator = torch.Generator().manual_seed(0)
+    for batch in args.batch:
+        images = [(textured(generator, PICTURE) * 255).byte().to(device) for _ in range(batch)]
+        for fuse in args.fuse:
+            calls = profile_calls(Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse), images)
+            found = result[f"batch {batch}, bfloat16, {fuse}"] = summarize(calls)
+            args.file.write_text(json.dumps(result))
+            print(f"batch {batch}, {fuse}: {found['kernels a call']} kernels, {found['from first to last']} us")
+            for name, (count, total) in list(found["by name"].items())[:25]:
+                print(f"{total:9.1f} {count:4} {name[:110]}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
