@@ -57,8 +57,8 @@ class Predictor:
         graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
         fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
             which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
-            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": "kernel" on CUDA,
-            or what ``fastmask tune`` found there, else "off".
+            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
+            ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
         compile: let ``torch.compile`` fuse what is left; once for each shape, which takes a minute.
 
     Raises:

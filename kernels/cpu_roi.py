@@ -314,7 +314,8 @@ def roi_pool(
 
 def _pool_bins(low: Tensor, high: Tensor, num_bins: int, size: int) -> tuple[Tensor, Tensor]:
     """First and one-past-last pixel of each bin along one axis, [k, num_bins] each."""
-    length = ((high - low + 1).clamp(min=1) / num_bins)[:, None]
+    sides = (high - low + 1).clamp(min=1)
+    length = (sides / torch.full_like(sides, num_bins))[:, None]  # by a number, CUDA multiplies by its inverse
     bins = torch.arange(num_bins, device=low.device)
     first = (bins * length).floor() + low[:, None]
     past = ((bins + 1) * length).ceil() + low[:, None]

@@ -64,7 +64,8 @@ def nms_padded(
         scores = cpu_nms.running_minimum(scores, presorted)
         groups, num_groups, presorted = cpu_nms.run_groups(presorted, scores), len(presorted), None
     threshold = float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32)))
-    half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
+    above = np.nextafter(np.float32(threshold), np.float32(np.inf))
+    half_gap = 0.0 if np.isinf(threshold) else float(above - np.float32(threshold)) / 2
     test = "divide" if threshold < gpu_nms_pairs.SMALLEST_THRESHOLD else "float64" if INTERPRET else "fma"
     pairs: dict[str, Any] = {
         "threshold": threshold,

@@ -74,7 +74,7 @@ KNOBS: dict[str, Knob] = {
         # waiting for the number of detections against masks for rows that are padding
         Knob("predictor.mask_buckets", "predictor", (False, True), False),
         # in which form convolutions have bias, residual and ReLU; the first is the default on CUDA
-        Knob("predictor.fuse", "predictor", ("kernel", "cudnn", "off"), False),
+        Knob("predictor.fuse", "predictor", ("cudnn", "kernel", "off"), False),
     )
 }
 

@@ -55,9 +55,11 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> 
     return model
 
 
-def choose_fuse(device: torch.device) -> Literal["off", "kernel"]:
+def choose_fuse(device: torch.device) -> Fuse:
     """The form that "auto" stands for: the CPU's convolutions have their bias, and its other passes cost little."""
-    return "kernel" if device.type == "cuda" else "off"
+    if device.type != "cuda":
+        return "off"
+    return "cudnn" if torch.version.hip is None and torch.backends.cudnn.is_available() else "kernel"
 
 
 def _check_finite(model: nn.Module) -> None:

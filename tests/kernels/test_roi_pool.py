@@ -26,6 +26,19 @@ def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch
     torch.testing.assert_close(argmax.cpu(), where, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bins_that_end_between_two_pixels(dtype: torch.dtype, device: torch.device) -> None:
+    """Sides of whole bins: 7 x (1 / 7) is not 1 everywhere, and one ulp is one pixel more."""
+    features = torch.randn(1, 2, 40, 160, dtype=dtype)
+    sides = 7 * torch.arange(1.0, 23.0)
+    rois = torch.stack([0 * sides, 0 * sides, 0 * sides, sides - 1, (sides - 1).clamp(max=34)], 1)
+    for bins in (7, 14):
+        actual, argmax = roi_pool_op(features.to(device), rois.to(device), 1.0, bins, bins)
+        expected, where = reference.roi_pool(features, rois, 1.0, bins, bins)
+        assert torch.equal(actual.cpu(), expected)
+        assert torch.equal(argmax.cpu(), where)
+
+
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # plain PyTorch's
     together = roi_pool_op(features, rois, 1.0, 3, 2)

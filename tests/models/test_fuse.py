@@ -197,7 +197,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
 def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictors of each form against the unfused one, float32 without TF32; "auto" is our kernels."""
+    """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:
@@ -206,7 +206,7 @@ def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch
             Predictor(settled, (128, 160), 5, torch.float32, "float", fuse=one, mask_buckets=mask_buckets)
             for one in ("off", form)
         )
-        assert other.fuse == ("kernel" if form == "auto" else form)
+        assert other.fuse == ("cudnn" if form == "auto" else form)
         pairs = list(zip(other(pictures), plain(pictures), strict=True))
     finally:
         settled.cpu()
