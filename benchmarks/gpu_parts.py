@@ -259,7 +259,7 @@ PARTS: dict[str, Part] = {
     "ops": benchmark("ops.json", "^(?!Mask R-CNN|training|host)", 240),
     "model": benchmark("model.json", "^Mask R-CNN", 240),
     "tests": run_tests("tests", ["tests", "--ignore=tests/kernels"], 240),
-    "train": benchmark("train.json", "^training", 150),
+    "train": benchmark("train.json", "^(training|fine-tuning)", 150),
     "memcheck": run_tests("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
     "initcheck": run_tests("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
     # racecheck looks at shared memory only, which no kernel here writes by itself

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -144,8 +145,11 @@ def half_rule(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
         assert share >= 0.4, f"only {share:.3f} of the boxes have a near one of their class"
 
 
-def training_step(generator: torch.Generator, device: torch.device) -> Case:
-    """Forward, backward and SGD: on a GPU 12 pictures under bfloat16 autocast, on a CPU two small ones in float32."""
+def training_step(generator: torch.Generator, device: torch.device, *, frozen: bool = False) -> Case:
+    """Forward, backward and SGD: on a GPU 12 pictures under bfloat16 autocast, on a CPU two small ones in float32.
+
+    ``frozen`` is what both libraries train from a pretrained backbone: norms fixed, the first two stages too.
+    """
     on_cuda = device.type == "cuda"
     batch, size = (12, IMAGE) if on_cuda else (2, (256, 320))
     images = [textured(generator, size).to(device) for _ in range(batch)]
@@ -153,7 +157,7 @@ def training_step(generator: torch.Generator, device: torch.device) -> Case:
 
     def stepping(library: str) -> Callable[[], dict[str, float]]:
         def step() -> dict[str, float]:
-            model, optimizer = training(library, device, size)
+            model, optimizer = training(library, device, size, frozen)
             with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
                 losses = model(images, targets)
             optimizer.zero_grad()
@@ -170,16 +174,30 @@ def training_step(generator: torch.Generator, device: torch.device) -> Case:
         for name, loss in theirs.items():  # samples are drawn, by each in its own way
             assert abs(ours[name] - loss) <= 0.3 * abs(loss) + 0.1, f"{name} is {ours[name]:.3f} beside {loss:.3f}"
 
-    inputs = f"{batch} of {size}, {'bfloat16 autocast' if on_cuda else 'float32'}, ResNet-50 with FPN, SGD, losses read"
+    trained = "norms and two stages frozen" if frozen else "all trained"
+    kind = "bfloat16 autocast" if on_cuda else "float32"
+    inputs = f"{batch} of {size}, {kind}, ResNet-50 with FPN, {trained}, SGD, losses read"
     return Case({name: stepping(name) for name in libraries}, agree, inputs)
 
 
 @functools.cache
-def training(library: str, device: torch.device, size: tuple[int, int]) -> tuple[Any, torch.optim.Optimizer]:
+def training(
+    library: str, device: torch.device, size: tuple[int, int], frozen: bool
+) -> tuple[Any, torch.optim.Optimizer]:
     """A model in training mode and its optimizer, for all sets of inputs; steps so small that it stays what it is."""
-    model = copy.deepcopy(settled_model(library, device)).train()
+    model = copy.deepcopy(settled_model(library, device))
+    if frozen:
+        detection = importlib.import_module(f"{library}.models.detection")
+        backbone = detection.backbone_utils.resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, trainable_layers=3
+        )
+        settled = model.state_dict()
+        model = detection.MaskRCNN(backbone, 91).to(device)
+        model.load_state_dict(settled)
+    model.train()
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
-    return model, torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-4)
+    parameters = [values for values in model.parameters() if values.requires_grad]
+    return model, torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=1e-4)
 
 
 def drawn_targets(generator: torch.Generator, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
@@ -208,4 +226,5 @@ ENTRIES: dict[str, Entry] = {
     "Mask R-CNN, encoded": inference_entry(rle=True),
     "Mask R-CNN, encoded, 8 pictures": inference_entry(chosen=False, rle=True, batch=8),
     "training step": Entry(training_step, rounds=ROUNDS),
+    "fine-tuning step": Entry(functools.partial(training_step, frozen=True), rounds=ROUNDS),
 }

@@ -9,7 +9,7 @@ registers. Programs side by side share their pixels, which the L2 cache then has
 
 Cost in bytes: x, the residual and the output once each; a product and an epilogue apart write and read the output once
 more. At a bottleneck's shapes that, and not the product, is what takes the time.
-Speed, measured on an H200, bfloat16, eight images of 200 x 336, 64 -> 256 channels (151 us at a copy's bandwidth): 257 us
+Speed on an H200, bfloat16, eight images of 200 x 336, 64 -> 256 channels (151 us at a copy's bandwidth): 257 us
 with tiles of 128 x 64 and three stages; 223 with 64 x 128 and two; 218 with 128 x 128, which spills; 284 and more with
 eight warps. cuDNN's (conv_relu.py) takes 189.
 """

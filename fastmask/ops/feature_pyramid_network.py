@@ -1,9 +1,10 @@
 """Feature Pyramid Network (arXiv 1612.03144); torchvision.ops.feature_pyramid_network's names and state-dict keys."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
         results = [self.get_result_from_layer_blocks(top, -1)]
         for i in range(len(maps) - 2, -1, -1):
             lateral = self.get_result_from_inner_blocks(maps[i], i)
-            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
+            top = lateral + _upsample(top, lateral.shape[-2:])
             results.insert(0, self.get_result_from_layer_blocks(top, i))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
@@ -97,6 +98,14 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
         """The output convolution of level ``idx``; subclasses may override it."""
         level: Tensor = self.layer_blocks[idx](x)
         return level
+
+
+def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The nearest pixels, in x's dtype: autocast would have them in float32, although nothing is summed."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return F.interpolate(x, size=size, mode="nearest")
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x, size=size, mode="nearest")
 
 
 class LastLevelMaxPool(ExtraFPNBlock):

@@ -56,6 +56,30 @@ def first_come(model: nn.Module) -> None:
         part.fg_bg_sampler = types.MethodType(draw, types.SimpleNamespace(**vars(sampler)))
 
 
+@pytest.mark.parametrize("num", [9, 4], ids=["more than outputs", "fewer"])
+@pytest.mark.parametrize("watched", [False, True], ids=["plain", "watched"])
+def test_box_head_of_channels_last_features(num: int, watched: bool) -> None:
+    """The same values and gradients as of flat features, float64; hooks see the layer as it is."""
+    head = fastmask.models.detection.faster_rcnn.TwoMLPHead(5 * 3 * 2, 6).double()
+    theirs = torchvision.models.detection.faster_rcnn.TwoMLPHead(5 * 3 * 2, 6).double()
+    theirs.load_state_dict(head.state_dict())
+    calls: list[int] = []
+    if watched:
+        head.fc6.register_forward_hook(lambda *_: calls.append(1))
+    plain = torch.randn(num, 5, 3, 2, dtype=torch.float64, requires_grad=True)
+    last = plain.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    ours, expected = head(last), theirs(plain)
+    assert len(calls) == watched
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for outputs in (ours, expected):
+        outputs.square().sum().backward()
+    torch.testing.assert_close(last.grad, plain.grad, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(head.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
+    if num > 6 and not watched:
+        assert last.grad.is_contiguous(memory_format=torch.channels_last)  # nothing was put into another order
+
+
 def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
     small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
     theirs, ours = slim_pair(**small | options)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,26 @@ def test_fpn(block: str, norm: type[nn.Module] | None, seed: int) -> None:
     assert list(maps) == ["0", "1", "2"]
     for name in wanted:
         torch.testing.assert_close(actual[name], wanted[name], rtol=1e-5, atol=1e-5)
+
+
+def test_fpn_under_autocast_upsamples_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which copies values; the sums stay bfloat16, a rounding away from torchvision's."""
+    seen = []
+
+    def interpolate(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(x.dtype)
+        return plain(x, **options)
+
+    plain = torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    network, maps = ops.FeaturePyramidNetwork([3, 5, 7], 6), draw_maps()
+    expected = network(maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = network(maps)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    for name, level in actual.items():
+        assert level.dtype == torch.bfloat16
+        torch.testing.assert_close(level.float(), expected[name], rtol=0.05, atol=0.05)
 
 
 def test_fpn_loads_old_checkpoints() -> None:

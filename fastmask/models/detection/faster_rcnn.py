@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -156,7 +157,23 @@ class TwoMLPHead(NotScriptable, nn.Module):
         self.fc7 = nn.Linear(representation_size, representation_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(start_dim=1)))))
+        return F.relu(self.fc7(F.relu(self._first(x))))
+
+    def _first(self, x: Tensor) -> Tensor:
+        """``fc6`` of the flat features. In training they are more than its outputs, and channels-last: its weight is
+        put into their order then, and not they and their gradients into its.
+        """
+        fc6 = self.fc6
+        watched = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
+        if not x.requires_grad or watched or type(fc6) is not nn.Linear or not self._has_channels_last(x):
+            y: Tensor = fc6(x.flatten(start_dim=1))
+            return y
+        weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc6.bias)
+
+    def _has_channels_last(self, x: Tensor) -> bool:
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return last and len(x) > self.fc6.out_features
 
 
 class FastRCNNConvFCHead(NotScriptable, nn.Sequential):
