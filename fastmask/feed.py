@@ -94,25 +94,40 @@ def _submitted(
             yield error
             return
         try:  # taken in the caller's thread, who may use its memory again
-            yield threads.submit(to_planes, taken(image, number), number, pin)
+            yield threads.submit(to_planes, taken(image, number, pin), number, pin)
         except Exception as error:
             failed: Future[Tensor] = Future()
             failed.set_exception(error)
             yield failed
 
 
-def taken(image: Picture, number: int) -> Picture:
-    """A picture that stays as it is, whatever its owner does next; Pillow's are not for several threads at once."""
+def taken(image: Picture, number: int, pin: bool = False) -> Picture:
+    """A picture that stays as it is, whatever its owner does next; Pillow's are not for several threads at once.
+
+    With ``pin`` the copy is at once where a GPU can fetch it from: PyTorch keeps such memory, while memory of the
+    system's own costs as much to get as to copy.
+    """
     if isinstance(image, Tensor):
-        return image.detach().clone()
+        pinned = pin and image.device.type == "cpu"
+        return torch.empty_like(image.detach(), pin_memory=pinned).copy_(image.detach())
     if isinstance(image, np.ndarray):
-        return image.copy()
+        if not pin:
+            return image.copy()
+        copy: NDArray[Any] = empty_pinned(image).numpy()
+        np.copyto(copy, image)
+        return copy
     if isinstance(image, Image.Image):
         try:
             return np.array(upright_rgb(image))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a torn file that was opened only
             raise ValueError(f"images[{number}] cannot be looked at: {error}") from error
     return image
+
+
+def empty_pinned(image: NDArray[Any]) -> Tensor:
+    """Of an array's shape and dtype, if PyTorch has that dtype; else it raises what ``torch.from_numpy`` does."""
+    dtype = torch.from_numpy(np.empty(0, image.dtype)).dtype
+    return torch.empty(image.shape, dtype=dtype, pin_memory=True)
 
 
 def to_planes(image: Picture, number: int, pin: bool = False) -> Tensor:

@@ -92,6 +92,44 @@ def test_a_camera_gets_its_answer_before_the_next_picture(model: nn.Module, pict
             assert torch.equal(one["boxes"], other["boxes"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "on the device"])
+def test_a_camera_on_a_gpu(kind: str, model: nn.Module, pictures: list[Tensor]) -> None:
+    """Its one frame is filled again while the one before is still on its way."""
+    frames = [pictures[i] for i in (0, 3)] * 20
+    frame = torch.zeros_like(frames[0], device="cuda" if kind == "on the device" else "cpu")
+
+    def reading() -> Iterator[Any]:
+        for one in frames:
+            frame.copy_(one)
+            yield frame.numpy() if kind == "arrays" else frame
+
+    model.cuda()
+    try:
+        predictor = Predictor(model, SIZES[0], dtype=torch.float32, masks="soft")
+        expected = [predictor([one.cuda()])[0] for one in frames[:2]]
+        for i, one in enumerate(predictor.stream(reading(), progress=False)):
+            assert torch.equal(one["boxes"], expected[i % 2]["boxes"])
+            assert torch.equal(one["masks"], expected[i % 2]["masks"])
+    finally:
+        model.cpu()
+
+
+def test_pinned_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of arrays of any order and kind; what PyTorch has no dtype for is refused."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))
+    rows = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    for image in (rows, rows[::-1], rows.transpose(2, 0, 1), rows.astype(np.float64)):
+        copy = feed.taken(image, 0, pin=True)
+        assert isinstance(copy, np.ndarray)
+        assert copy.dtype == image.dtype
+        assert np.array_equal(copy, image)
+        assert not np.shares_memory(copy, image)
+    with pytest.raises(ValueError, match="byte order"):
+        feed.taken(rows.astype(">f4"), 0, pin=True)
+
+
 def test_an_error_comes_after_the_answers_before_it(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
     def source() -> Iterator[Tensor]:
         yield from pictures[:2]
