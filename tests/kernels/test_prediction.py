@@ -188,6 +188,21 @@ def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", ["predict", "--only", "classes", "--json"])
     table.main()
     assert json.loads(capsys.readouterr().out) == [row]
+    infos = [{"provider": "torchvision", "device_time": None}, {"provider": "fastmask", "device_time": {"warm": 12e-6}}]
+    rows = [{"group": table.MEASURED_BY[row["op"]], "extra_info": info} for info in infos]
+    (tmp_path / "gpu.json").write_text(json.dumps({"benchmarks": rows}))
+    monkeypatch.setattr("sys.argv", ["predict", "--measured", str(tmp_path / "gpu.json")])
+    table.main()
+    (one,), (last,) = (version["rows"] for version in json.loads(saved.read_text())["versions"])
+    assert (one["measured"], last["measured"]) == (None, 12.0)
+    assert readme.read_text().count(" | 12 |") == 1
+
+
+def test_measured_by_cases_that_there_are() -> None:
+    from fastmask.benchmarks.cases import CASES as BENCHMARKS
+
+    assert table.MEASURED_BY.keys() <= table.CASES.keys()
+    assert set(table.MEASURED_BY.values()) <= BENCHMARKS.keys()
 
 
 @pytest.mark.slow
