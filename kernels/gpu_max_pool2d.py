@@ -17,7 +17,7 @@ from fastmask.kernels import cpu_stem
 from fastmask.kernels.cpu_roi import empty_channels_last
 from fastmask.kernels.launch import on_device
 
-ROWS = 4  # output rows of a program
+ROWS = 2  # output rows of a program
 ELEMENTS = 2048  # of each of them
 CHANNELS = 64  # of a program at most
 NUM_WARPS = 4

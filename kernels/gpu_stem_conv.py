@@ -20,7 +20,7 @@ from fastmask.kernels import cpu_stem
 from fastmask.kernels.cpu_roi import empty_channels_last
 from fastmask.kernels.launch import INTERPRET, on_device
 
-ROWS, COLUMNS = 8, 16  # output pixels of a program
+ROWS, COLUMNS = 4, 32  # output pixels of a program
 OUTPUTS = 64  # output channels of a program at most
 NUM_WARPS = 4
 PAIR = 2 * cpu_stem.PIXEL  # elements of two pixels

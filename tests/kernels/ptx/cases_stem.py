@@ -27,8 +27,9 @@ def conv_case(batch, height, width, kernel_size, padding, outputs, dtype, hostil
     arranged = cpu_stem.arrange_weight(weight, padding)
 
     def run():
-        rows = 2 if triton.runtime.driver.active.get_current_target().arch >= 90 else gpu_stem_conv.ROWS
-        with mock.patch.object(gpu_stem_conv, "ROWS", rows):
+        new = triton.runtime.driver.active.get_current_target().arch >= 90
+        rows, columns = (2, 16) if new else (gpu_stem_conv.ROWS, gpu_stem_conv.COLUMNS)
+        with mock.patch.multiple(gpu_stem_conv, ROWS=rows, COLUMNS=columns):
             return gpu_stem_conv.stem_conv(images, arranged, padding)
 
     def check(out):
