@@ -61,15 +61,14 @@ class Program(nn.Module):
         super().__init__()
         self.model, self.masks, self.trim = model, masks, trim
         self.threshold, self.bytes_a_mask = threshold, bytes_a_mask
+        self.elements_a_pixel = PIXEL if any(type(module) is StemConv2d for module in model.modules()) else 3
 
     def empty_pixels(self, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Zeros [batch, 3, *size], channels last, which lie as the model reads them fastest.
 
         Where its stem is our own, pixels lie four elements apart, so that two of a half type are 16 bytes.
         """
-        gaps = any(type(module) is StemConv2d for module in self.model.modules())
-        channels = PIXEL if gaps else 3
-        pixels = torch.zeros(batch, channels, *size, dtype=dtype, device=device)
+        pixels = torch.zeros(batch, self.elements_a_pixel, *size, dtype=dtype, device=device)
         return pixels.to(memory_format=torch.channels_last)[:, :3]
 
     def forward(self, inputs: Inputs) -> Packed:

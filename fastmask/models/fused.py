@@ -2,6 +2,7 @@
 
 PyTorch's convolution on CUDA adds its bias in a second pass; ReLU and a residual are a third and a fourth. Here a 1x1
 convolution is a matrix product whose epilogue adds bias and ReLU, and any other is followed by one pass for all three.
+A stem's convolution, of half types, and its max pooling are kernels of our own.
 For inference: :func:`fastmask.models.prepare.prepared` puts these layers where plain ones were.
 """
 
