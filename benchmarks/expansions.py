@@ -54,7 +54,7 @@ def expand(function: Any, args: Sequence[Any], out: Any) -> list[Kernel]:
     moved = written + sum(map(extent, tensors_of(args)))
     if packet in LOOKUPS:
         moved = 2 * written + sum(extent(one) for one in tensors_of(args) if one.dtype == torch.int64)
-    if "convolution" in packet:
+    if "convolution" in packet or packet == "conv2d":  # the latter in a fallback, below autograd
         return _convolution(name, args, outputs[0], moved)
     if packet in ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation"):
         left = tensors_of(args)[-2]

@@ -78,7 +78,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
     model = settled_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
-    pixels = torch.randn(1, 3, *IMAGE, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
     original = torch.tensor([PICTURE], device=device)
     inputs = Inputs(pixels, original, original.clone())
     parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))

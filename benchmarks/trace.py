@@ -180,7 +180,7 @@ def trace(
     found: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)
-        pixels = torch.empty(batch, 3, *size, dtype=dtype, device=DEVICE).to(memory_format=torch.channels_last)
+        pixels = program.empty_pixels(batch, size, dtype, DEVICE)
         sizes = torch.empty(batch, 2, dtype=torch.int64, device=DEVICE)
         inputs = Inputs(pixels, sizes, sizes.clone())
         program(inputs)  # what is worked out once for a shape is there from now on

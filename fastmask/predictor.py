@@ -261,7 +261,7 @@ class Predictor:
             shapes, size = self.fitting.batch(originals)
             if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
                 torch.cuda.current_stream().wait_event(self._last)
-            wanted = 3 * self.batch * size[0] * size[1] * self.dtype.itemsize
+            wanted = self.program.elements_a_pixel * self.batch * size[0] * size[1] * self.dtype.itemsize
             with naming_bytes(f"images of {originals}", f"the padded pixels {size}", wanted):
                 runner = self._runner(size)
                 uploaded = [self._uploaded(image) for image in chunk]

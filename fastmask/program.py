@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels.cpu_stem import PIXEL
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
+from fastmask.models.fused import StemConv2d
 from fastmask.structures import Detections
 
 Made = TypeVar("Made")
@@ -20,7 +22,7 @@ Field = tuple[str, torch.Size, torch.dtype]
 class Inputs(NamedTuple):
     """What a program reads, of fixed shapes and, where it is captured, at fixed addresses."""
 
-    pixels: Tensor  # [B, 3, H, W] normalised, zeros beyond each image
+    pixels: Tensor  # [B, 3, H, W] normalised, zeros beyond each image; see empty_pixels
     sizes: Tensor  # [B, 2] int64 (height, width) of each image in there
     originals: Tensor  # [B, 2] int64 (height, width) of each image before it was resized
 
@@ -59,6 +61,15 @@ class Program(nn.Module):
         super().__init__()
         self.model, self.masks, self.trim = model, masks, trim
         self.threshold, self.bytes_a_mask = threshold, bytes_a_mask
+        self.elements_a_pixel = PIXEL if any(type(module) is StemConv2d for module in model.modules()) else 3
+
+    def empty_pixels(self, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Zeros [batch, 3, *size], channels last, which lie as the model reads them fastest.
+
+        Where its stem is our own, pixels lie four elements apart, so that two of a half type are 16 bytes.
+        """
+        pixels = torch.zeros(batch, self.elements_a_pixel, *size, dtype=dtype, device=device)
+        return pixels.to(memory_format=torch.channels_last)[:, :3]
 
     def forward(self, inputs: Inputs) -> Packed:
         """Nothing waits for the device, and nothing depends on what is in the images."""
@@ -132,7 +143,7 @@ class Runner:
         buckets: Sequence[int] | None = None,
         compile: bool = False,
     ) -> None:
-        pixels = torch.zeros(batch, 3, *size, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+        pixels = program.empty_pixels(batch, size, dtype, device)
         sizes = torch.tensor([size] * batch, device=device)
         self.inputs = Inputs(pixels, sizes, sizes.clone())
         self.buckets = buckets

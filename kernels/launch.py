@@ -33,6 +33,8 @@ OPS = (
     "decode_boxes",
     "class_masks",
     "preprocess",
+    "stem_conv",
+    "max_pool2d",
 )
 
 

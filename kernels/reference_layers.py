@@ -121,3 +121,31 @@ def _resize_taps(pixel: int, size: int, resized: int) -> tuple[int, int, float]:
     position = max(float(torch.tensor(scale * (pixel + 0.5) - 0.5, dtype=torch.float32)), 0.0)
     lower = min(int(position), size - 1)
     return lower, min(lower + 1, size - 1), min(position - lower, 1.0)
+
+
+def stem_conv(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """A convolution of stride 2: images x [B, 3, H, W], weight [O, 3, k, k] -> float64 [B, O, H', W']."""
+    side = weight.shape[2]
+    padded = torch.nn.functional.pad(x.double(), [padding] * 4)
+    rows, columns = ((size - side) // 2 + 1 for size in padded.shape[2:])
+    out = torch.zeros(len(x), len(weight), rows, columns, dtype=torch.float64)
+    for i in range(rows):
+        for j in range(columns):
+            window = padded[:, :, 2 * i : 2 * i + side, 2 * j : 2 * j + side]
+            out[:, :, i, j] = torch.einsum("bcyx,ocyx->bo", window, weight.double())
+    return out
+
+
+def max_pool2d(x: Tensor, bias: Tensor | None, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """x [B, C, H, W] -> float64 [B, C, H', W'], the largest of each window, NaN before all; relu(that + bias)."""
+    padded = torch.nn.functional.pad(x.double(), [padding] * 4, value=-math.inf)
+    rows, columns = ((size - kernel_size) // stride + 1 for size in padded.shape[2:])
+    out = torch.zeros(*x.shape[:2], rows, columns, dtype=torch.float64)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride, j * stride
+            out[:, :, i, j] = padded[:, :, top : top + kernel_size, left : left + kernel_size].amax((2, 3))
+    if bias is None:
+        return out
+    out = out + bias.double()[:, None, None]
+    return torch.where(out < 0, 0, out)

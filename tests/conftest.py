@@ -19,6 +19,7 @@ os.environ.setdefault("FASTMASK_TUNING", "off")  # tests are of the defaults, wh
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
     from fastmask.kernels import (
         gpu_bias_act,
+        gpu_max_pool2d,
         gpu_nms_order,
         gpu_nms_pairs,
         gpu_paste,
@@ -35,7 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     gpu_nms_order.COUNTED, gpu_nms_order.PLACED, gpu_nms_order.RUN, gpu_nms_pairs.COLUMNS = 256, 256, 128, 32
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
     gpu_rle.PROGRAMS, gpu_rle.BLOCK = 8, 1024
-    gpu_bias_act.ELEMENTS, gpu_predict_anchors.PIXELS = 2**16, 256
+    gpu_bias_act.ELEMENTS, gpu_predict_anchors.PIXELS, gpu_max_pool2d.ELEMENTS = 2**16, 256, 2**14
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -94,10 +94,10 @@ def stages_of(predictor: Predictor, picture: Image.Image) -> dict[str, float]:
     original = (picture.height, picture.width)
     (shape,), size = predictor.fitting.batch([original])
     device = predictor.device
-    pixels = torch.zeros(1, 3, *size)
+    pixels = predictor.program.empty_pixels(1, size, predictor.dtype, device)
     resized = to_float(picture.resize((shape[1], shape[0])))
-    pixels[0, :, : shape[0], : shape[1]] = (resized - predictor._mean.cpu()) / predictor._std.cpu()
-    pixels = pixels.to(device, predictor.dtype, memory_format=torch.channels_last)
+    normalized = (resized - predictor._mean.cpu()) / predictor._std.cpu()
+    pixels[0, :, : shape[0], : shape[1]] = normalized.to(device, predictor.dtype)
     inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
     with torch.inference_mode():
         parts, whole = staged(predictor.program, inputs, ROUNDS)

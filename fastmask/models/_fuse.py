@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels import cpu_stem
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -20,13 +21,15 @@ from fastmask.models.fused import (
     EpilogueAfterPool,
     FusedBlock,
     FusedConv2d,
+    FusedLastLevelMaxPool,
     FusedLinear,
     FusedPyramid,
     FusedRPNHead,
     Pointwise,
+    StemConv2d,
 )
 from fastmask.models.resnet import BasicBlock, Bottleneck
-from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
+from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 from fastmask.ops.misc import Conv2dNormActivation
 
 Form = Literal["kernel", "cudnn"]
@@ -71,6 +74,7 @@ class _Fuser:
         self.form = form
         # by PyTorch's defaults a convolution of float32 may use TF32, and a matrix product may not
         self.products = dtype != torch.float32
+        self.half = dtype in (torch.float16, torch.bfloat16)
         self.uses = collections.Counter(id(child) for m in modules for child in m._modules.values())
 
     def fuse_whole(self, module: nn.Module) -> nn.Module | None:
@@ -102,7 +106,8 @@ class _Fuser:
         if None in convs[0] + convs[1]:
             return None
         inner, layers = ([self._fuse_conv(conv, conv.bias, relu=False) for conv in some] for some in convs)
-        return FusedPyramid(inner, layers, pyramid.extra_blocks)
+        extra = FusedLastLevelMaxPool() if type(pyramid.extra_blocks) is LastLevelMaxPool else pyramid.extra_blocks
+        return FusedPyramid(inner, layers, extra)
 
     def _fuse_head(self, head: Any) -> nn.Module | None:
         ends = [head.cls_logits, head.bbox_pred]
@@ -124,7 +129,9 @@ class _Fuser:
             if type(layer) is nn.Linear and relu and self._is_alone(layer) and layer.bias is not None:
                 layers[name], layers[relu] = FusedLinear(layer), nn.Identity()
             elif self._is_plain(layer) and kinds == [nn.ReLU, nn.MaxPool2d] and not layers[behind[1]].return_indices:
-                layers[name], layers[behind[0]] = self._fuse_conv(layer, None, relu=False), nn.Identity()
+                stem = self.half and _is_stem(layer)
+                layers[name] = StemConv2d(layer) if stem else self._fuse_conv(layer, None, relu=False)
+                layers[behind[0]] = nn.Identity()
                 layers[behind[1]] = EpilogueAfterPool(layers[behind[1]], layer.bias)
             elif self._is_plain(layer):
                 layers[name] = self._fuse_conv(layer, layer.bias, relu is not None)
@@ -171,6 +178,12 @@ def _is_watched(module: nn.Module) -> bool:
 def _is_pointwise(conv: nn.Conv2d) -> bool:
     sizes = (conv.kernel_size, conv.stride, conv.groups)
     return sizes == ((1, 1), (1, 1), 1) and conv.padding in ((0, 0), "valid", "same")
+
+
+def _is_stem(conv: nn.Conv2d) -> bool:
+    square = all(not isinstance(side, str) and len(set(side)) == 1 for side in (conv.kernel_size, conv.padding))
+    usual = (conv.in_channels, conv.stride, conv.dilation, conv.groups) == (cpu_stem.CHANNELS, (2, 2), (1, 1), 1)
+    return square and usual and cpu_stem.row_depth(conv.kernel_size[0], int(conv.padding[0])) <= cpu_stem.MOST_DEPTH
 
 
 def _is_cudnns(conv: nn.Conv2d) -> bool:

@@ -2,6 +2,7 @@
 
 PyTorch's convolution on CUDA adds its bias in a second pass; ReLU and a residual are a third and a fourth. Here a 1x1
 convolution is a matrix product whose epilogue adds bias and ReLU, and any other is followed by one pass for all three.
+A stem's convolution, of half types, and its max pooling are kernels of our own.
 For inference: :func:`fastmask.models.prepare.prepared` puts these layers where plain ones were.
 """
 
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.conv_relu import conv_relu_op
+from fastmask.kernels.cpu_stem import arrange_weight
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
+from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
+from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.ops.feature_pyramid_network import ExtraFPNBlock
 
 
@@ -86,6 +90,20 @@ class Pointwise(FusedConv2d):
         return y
 
 
+class StemConv2d(FusedConv2d):
+    """A square convolution of an image's three channels, of stride 2, without bias: see kernels/stem_conv.py."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv, None, relu=False)
+        _, (self.padding, _), *_ = self.geometry
+        self.weight = nn.Parameter(arrange_weight(self.weight, self.padding), False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [B, 3, H, W]; fast where its pixels lie four elements apart, see program.py. There is no residual."""
+        y: Tensor = stem_conv_op(x, self.weight, self.padding)
+        return y
+
+
 class FusedLinear(nn.Module):
     """``relu(linear(x))``, in one matrix product."""
 
@@ -118,12 +136,31 @@ class EpilogueAfterPool(nn.Module):
         super().__init__()
         self.pool = pool
         self.bias = nn.Parameter(bias.detach(), False)
+        sides = [value if isinstance(value, tuple) else (value, value) for value in (pool.kernel_size, pool.stride)]
+        padding = pool.padding if isinstance(pool.padding, tuple) else (pool.padding, pool.padding)
+        geometry = [*sides, padding]
+        usual = all(len(set(side)) == 1 for side in geometry) and not pool.ceil_mode and pool.dilation in (1, (1, 1))
+        self.geometry = [side[0] for side in geometry] if usual else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> [B, C, h, w]."""
-        y: Tensor = self.pool(x)
+        y: Tensor
+        if self.geometry is not None:
+            y = max_pool2d_op(x, self.bias, *self.geometry)
+            return y
+        y = self.pool(x)
         bias_act_op(y, self.bias, None, True)
         return y
+
+
+class FusedLastLevelMaxPool(ExtraFPNBlock):
+    """LastLevelMaxPool in our own kernel."""
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """See :class:`LastLevelMaxPool`."""
+        results.append(max_pool2d_op(results[-1], None, 1, 2, 0))
+        names.append("pool")
+        return results, names
 
 
 class FusedBlock(nn.Module):

@@ -5,13 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from fastmask.kernels import reference_layers
+from fastmask.kernels import cpu_stem, reference_layers
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
+from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.preprocess import preprocess_op
+from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
 from fastmask.selftest.op_case import OpCase, check_close, count_of
 
@@ -29,6 +31,8 @@ def list_layer_cases() -> list[OpCase]:
     """All of them; draws come from torch's own generator."""
     return [
         OpCase("preprocessing", "preprocess", _draw_images, _preprocess, _check_preprocess),
+        OpCase("stem's convolution", "stem_conv", _draw_pixels, _stem, _check_stem),
+        OpCase("max pooling", "max_pool2d", _draw_map, _max_pool, _check_max_pool),
         OpCase("convolution's epilogue", "bias_act_", _draw_sum, _add, _check_add),
         OpCase("bottleneck's end", "linear_add_relu", _draw_product, _multiply, _check_multiply),
         OpCase("RPN head", "predict_anchors", _draw_hidden, _predict_anchors, _check_predict_anchors),
@@ -67,6 +71,39 @@ def _check_preprocess(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     expected = torch.cat([expected, expected.new_zeros(2 - len(images), 3, *IMAGE)])
     tolerance = max(TOLERANCE[like.dtype], 1e-5)  # the image itself counts in float32
     check_close(outputs[0], expected, tolerance)
+
+
+def _draw_pixels(dtype: torch.dtype, kind: str) -> list[Tensor]:
+    """Images with a fourth channel that does not count, and a weight."""
+    pixels = _draw(count_of(kind, 2), 4, 38, 70, dtype=dtype)
+    pixels[:, 3] = NAN
+    return [pixels.contiguous(memory_format=torch.channels_last), _draw(64, 3, 7, 7, dtype=dtype) / 12]
+
+
+def _stem(pixels: Tensor, weight: Tensor) -> list[Tensor]:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
+        return [stem_conv_op(pixels[:, :3], cpu_stem.arrange_weight(weight, 3), 3)]
+
+
+def _check_stem(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    pixels, weight = inputs
+    check_close(outputs[0], reference_layers.stem_conv(pixels[:, :3], weight, 3), TOLERANCE[pixels.dtype])
+
+
+def _draw_map(dtype: torch.dtype, kind: str) -> list[Tensor]:
+    """A convolution's output, and the bias behind the pooling."""
+    x = _draw(count_of(kind, 2), 64, 13, 30, dtype=dtype, kind=kind).contiguous(memory_format=torch.channels_last)
+    return [x, _draw(64, dtype=dtype)]
+
+
+def _max_pool(x: Tensor, bias: Tensor) -> list[Tensor]:
+    return [max_pool2d_op(x, None, 1, 2, 0), max_pool2d_op(x, bias, 3, 2, 1)]
+
+
+def _check_max_pool(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    x, bias = inputs
+    check_close(outputs[0], reference_layers.max_pool2d(x, None, 1, 2, 0), 0)
+    check_close(outputs[1], reference_layers.max_pool2d(x, bias, 3, 2, 1), TOLERANCE[x.dtype])
 
 
 def _draw_sum(dtype: torch.dtype, kind: str) -> list[Tensor]:

@@ -10,16 +10,19 @@ from inputs import draw_boxes, draw_masks, draw_pyramid, finite, hostile_boxes, 
 from torch import Tensor
 
 from fastmask import ops
+from fastmask.kernels import cpu_stem
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
+from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
+from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.ops.roi_align import level_limits
 from fastmask.selftest.on_device import check_equal, check_graph, check_second_device, check_side_stream
 
@@ -143,6 +146,16 @@ def bias_act() -> tuple[Op, list[Tensor]]:
     return op, [y, torch.randn(64), residual]
 
 
+def stem() -> tuple[Op, list[Tensor]]:
+    """Images in the first channels of a buffer; the convolution, and the max pooling behind it."""
+
+    def op(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return max_pool2d_op(stem_conv_op(pixels[:, :3], weight, 3), bias, 3, 2, 1)
+
+    pixels = torch.randn(2, 4, 100, 154).bfloat16().contiguous(memory_format=torch.channels_last)
+    return op, [pixels, cpu_stem.arrange_weight(torch.randn(64, 3, 7, 7), 3).bfloat16(), torch.randn(64).bfloat16()]
+
+
 def predict_anchors() -> tuple[Op, list[Tensor]]:
     maps = [level.contiguous(memory_format=torch.channels_last) for level in draw_pyramid(5, channels=64)]
     return lambda bias, weight, outer, *hidden: predict_anchors_op(list(hidden), bias, weight, outer, 3), [
@@ -191,6 +204,7 @@ CASES = pytest.mark.parametrize(
         paste,
         rle,
         bias_act,
+        stem,
         predict_anchors,
         linear_add_relu,
         class_masks_bfloat16,

@@ -23,7 +23,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_predict_anchors, gpu_preprocess
+from fastmask.kernels import gpu_max_pool2d, gpu_predict_anchors, gpu_preprocess, gpu_stem_conv
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -100,9 +100,15 @@ def frames_of(num):
     for images in ([], [image], [image.float(), image.permute(0, 2, 1)]):
         gpu_preprocess.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
 
+def stems_of(num):
+    pixels = torch.empty(2, num + 1, 2 * num + 2, 4, dtype=torch.bfloat16).permute(0, 3, 1, 2)[:, :3]
+    maps = gpu_stem_conv.stem_conv(pixels, torch.zeros(7, 32, 64, dtype=torch.bfloat16), 3)
+    gpu_max_pool2d.max_pool2d(maps, torch.zeros(64).bfloat16(), 3, 2, 1)
+    gpu_max_pool2d.max_pool2d(maps, None, 1, 2, 0)
+
 for num in [*range(34), *range(34, 2001, 61), 2000]:
     {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of,
-     "maps": maps_of, "heads": heads_of, "frames": frames_of}[sys.argv[1]](num)
+     "maps": maps_of, "heads": heads_of, "frames": frames_of, "stems": stems_of}[sys.argv[1]](num)
 print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
 """
 
@@ -135,8 +141,10 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         ("heads", {"_class_masks_kernel": 2}),
         # whatever the images are
         ("frames", {"_preprocess_kernel": 1}),
+        # the convolution; the stem's pooling and the pyramid's
+        ("stems", {"_stem_conv_kernel": 1, "_max_pool2d_kernel": 2}),
     ],
-    ids=["RoIs", "boxes", "masks", "pictures", "maps", "mask heads", "frames"],
+    ids=["RoIs", "boxes", "masks", "pictures", "maps", "mask heads", "frames", "stems"],
 )
 def test_what_changes_from_call_to_call_compiles_nothing_new(
     what: str, expected: dict[str, int], tmp_path: Path

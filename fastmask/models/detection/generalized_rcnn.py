@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels.cpu_stem import has_gaps
 from fastmask.models.detection._split import split
 from fastmask.models.detection.losses import Losses, Total, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
@@ -75,7 +76,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def extract(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Padded images -> feature maps by name, and feature pixels per image pixel of those RoIs are pooled from."""
-        features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        last = pixels if has_gaps(pixels) else pixels.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(last)
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
         known = getattr(self.backbone, "strides", None) or {}

@@ -153,6 +153,15 @@ def from_bf16(h):
     return (h.astype(u4) << u4(16)).view(f4)
 
 
+def choose_half(function, kind, nan, a, b):
+    """``function``, fmax or fmin, of bfloat16, or of two half types in one register."""
+    a, b = (np.ascontiguousarray(value).view(u2) for value in (a, b))
+    if kind == "f16x2":
+        return np.ascontiguousarray(function(a.view(f2), b.view(f2), nan)).view(u4)
+    r = to_bf16(np.ascontiguousarray(function(from_bf16(a), from_bf16(b), nan)))
+    return np.ascontiguousarray(r).view(u4 if kind == "bf16x2" else u2)
+
+
 def to_tf32(x):
     """Round to nearest, ties away from zero; the 13 bits below are zero."""
     bits = x.view(u4)

@@ -2,7 +2,7 @@
 
 from helpers.ptx.dtypes import TYPES, size_of
 from helpers.ptx.parse import Instruction
-from helpers.ptx.translate import Translator, refuse, split_list, translates
+from helpers.ptx.translate import Translator, refuse, split_list, spread, translates
 
 COMPARISONS = {
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">=",
@@ -90,6 +90,11 @@ def find_bits(t: Translator, op: Instruction) -> list[str]:
 
 @translates("min", "max")
 def choose(t: Translator, op: Instruction) -> list[str]:
+    if op.type in ("bf16", "bf16x2", "f16x2"):
+        refuse(op, "NaN")
+        kind = "u4" if op.type.endswith("x2") else "u2"
+        values = ", ".join(spread(t.read(o, kind)) for o in op.operands[1:])
+        return t.write(op, f"choose_half(f{op.name}, '{op.type}', {op.has('NaN')}, {values})", kind)
     kind = TYPES[op.type]
     a, b, *c = (t.read(o, kind) for o in op.operands[1:])
     if kind[0] != "f":

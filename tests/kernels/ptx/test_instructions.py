@@ -36,6 +36,11 @@ INSTRUCTIONS = {  # of words x, y -> r
     "mad.lo.s32 %r5, %r3, %r4, %r3;": lambda x, y: x * y + x,
     "add.s16x2 %r5, %r3, %r4;": lambda x, y: (x + y & 0xFFFF) | ((x >> 16) + (y >> 16)) << 16,
     "max.u16x2 %r5, %r3, 65537;": lambda x, y: max(x & 0xFFFF, 1) | max(x >> 16, 1) << 16,
+    "mov.b32 %r6, 0x3F80C000; mov.b32 %r7, 0xBF807FC0; max.NaN.bf16x2 %r5, %r6, %r7;": lambda x, y: 0x3F807FFF,
+    "mov.b32 %r6, 0x3F80C000; mov.b32 %r7, 0xBF807FC0; min.bf16x2 %r5, %r6, %r7;": lambda x, y: 0xBF80C000,
+    "mov.b32 %r6, 0x3C00C000; mov.b32 %r7, 0xBC007000; max.NaN.f16x2 %r5, %r6, %r7;": lambda x, y: 0x3C007000,
+    "mov.b16 %rs6, 0xC000; mov.b16 %rs7, 0x4000; max.NaN.bf16 %rs5, %rs6, %rs7; mov.b32 %r5, {%rs5, %rs6};":
+        lambda x, y: 0xC0004000,
     "rem.u32 %r5, %r3, 1000;": lambda x, y: x % 1000,
     "cvt.rna.tf32.f32 %r5, 0f3F801000;": lambda x, y: 0x3F802000,
     "mov.b64 %rd9, {%r3, %r4}; mad.wide.u32 %rd9, %r3, 3, %rd9; mov.b64 {%r6, %r5}, %rd9;":
