@@ -31,6 +31,9 @@ OPS = (
     "linear_add_relu",
     "predict_anchors",
     "decode_boxes",
+    "decode_levels",
+    "select_candidates",
+    "take_kept",
     "class_masks",
     "preprocess",
 )

@@ -216,7 +216,9 @@ class FusedBoxPredictor(nn.Module):
         super().__init__()
         self.sizes = (deltas.out_features, logits.out_features)
         padding = -sum(self.sizes) % ALIGNMENT
-        weight, bias = (torch.cat([getattr(layer, n).detach() for layer in (deltas, logits)]) for n in ("weight", "bias"))
+        weight, bias = (
+            torch.cat([getattr(layer, n).detach() for layer in (deltas, logits)]) for n in ("weight", "bias")
+        )
         self.weight = nn.Parameter(F.pad(weight, (0, 0, 0, padding)), False)
         self.bias = nn.Parameter(F.pad(bias, (0, padding)), False)
 

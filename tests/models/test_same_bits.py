@@ -145,7 +145,8 @@ def test_candidates_and_detections(dtype: torch.dtype, threshold: float) -> None
         *found[:1], found.scores, found.labels, found.valid, iou_threshold=heads.nms_thresh,
         max_output=heads.detections_per_img, num_groups=NUM_CLASSES,
     )  # fmt: skip
-    same(chosen, (take(found.boxes, kept), take(found.labels, kept), take(found.scores, kept), None, count))
+    taken = (take(values, kept) for values in (found.boxes, found.labels, found.scores))
+    same(chosen, Detections(*taken, None, count))
 
 
 def test_packed_boxes() -> None:
