@@ -9,7 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels.cpu_take import scale_boxes
 from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.take import scale_boxes_op
+from fastmask.models.detection._utils import runs_as_kernel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
 from fastmask.structures import Detections
 
@@ -78,12 +81,11 @@ class Program(nn.Module):
 
     def pack(self, inputs: Inputs, found: Detections) -> Packed:
         """The answer, in pixels of the original images, as one tensor."""
-        ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes  # [B, 2] (height, width)
-        boxes = (found.boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)
+        scale = scale_boxes_op if runs_as_kernel(found.boxes) else scale_boxes
+        boxes, sizes = scale(found.boxes, inputs.originals, inputs.sizes)
         out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
         if found.masks is not None and self.masks == "rle":
             number = found.labels.numel()
-            sizes = inputs.originals[:, None].expand(-1, found.labels.shape[1], 2).flatten(0, 1)
             capacity = number * self.bytes_a_mask
             masks, corners = found.masks.flatten(0, 1), boxes.flatten(0, 1)
             buffer, offsets = encode_masks_op(masks, corners, sizes, capacity, self.threshold, False, False, 1)

@@ -145,7 +145,10 @@ def shipped_variants() -> Iterator[Variant]:
     yield from itertools.starmap(Variant, audit_nms.variants(DTYPES))
     yield from itertools.starmap(Variant, audit_bias_act.variants(DTYPES))
     yield from itertools.starmap(Variant, audit_decode.variants(DTYPES))
-    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
+    places = {
+        f"{name}_ptr": "*i64"
+        for name in ("sizes", "counts", "changes", "totals", "slots", "positions", "lengths", "offsets")
+    }
     for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
         side, padding, continuous = modes[mode]
         yield Variant(
@@ -165,7 +168,7 @@ def shipped_variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "SUMMED": gpu_rle.TEXT_SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
             {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,

@@ -68,3 +68,14 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             True,
             (),
         )
+    yield (
+        "boxes scaled",
+        gpu_take._scale_kernel,
+        {"boxes_ptr": "*fp32", "boxes_out_ptr": "*fp32"}
+        | {f"{name}_ptr": "*i64" for name in ("originals", "sizes", "sizes_out")},
+        {"BLOCK": gpu_take.BLOCK},
+        {"num_warps": gpu_take.NUM_WARPS},
+        (),
+        True,
+        (),
+    )

@@ -1,4 +1,4 @@
-"""Rows by their numbers in plain PyTorch of any device."""
+"""Rows by their numbers, and boxes in other pixels, in plain PyTorch of any device."""
 
 from collections.abc import Sequence
 
@@ -32,3 +32,13 @@ def take_kept(
     """
     taken = take_rows_of((boxes, scores) if labels is None else (boxes, scores, labels), kept)
     return taken[0], taken[1], taken[2] if labels is not None else kept.new_empty(0), with_image(taken[0])
+
+
+def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes [B, D, 4] in pixels of images of ``sizes`` [B, 2] (height, width) -> in those of the ``originals`` [B, 2].
+
+    And the original image's size of each of them [B * D, 2].
+    """
+    ratios = originals.to(boxes.dtype) / sizes  # [B, 2] (height, width)
+    scaled = (boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)
+    return scaled, originals[:, None].expand(-1, boxes.shape[1], 2).clone().flatten(0, 1)

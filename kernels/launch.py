@@ -34,6 +34,7 @@ OPS = (
     "decode_levels",
     "select_candidates",
     "take_kept",
+    "scale_boxes",
     "class_masks",
     "preprocess",
 )

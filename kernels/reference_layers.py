@@ -158,6 +158,19 @@ def take_kept(
     return out[0], out[1], kept.new_zeros(0) if labels is None else out[2], rois
 
 
+def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes as in cpu_take.scale_boxes; each box by itself. Source: torchvision's resize_boxes (transform.py)."""
+    batch, each = boxes.shape[:2]
+    scaled, own = boxes.new_zeros(boxes.shape), originals.new_zeros(batch * each, 2)
+    for b in range(batch):
+        height, width = (originals[b, axis].to(boxes.dtype) / sizes[b, axis].to(boxes.dtype) for axis in (0, 1))
+        for d in range(each):
+            own[b * each + d] = originals[b]
+            for corner, ratio in enumerate((width, height, width, height)):
+                scaled[b, d, corner] = boxes[b, d, corner] * ratio
+    return scaled, own
+
+
 def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:

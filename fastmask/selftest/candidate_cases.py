@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastmask.kernels import reference_layers
 from fastmask.kernels.decode import decode_levels_op, select_candidates_op
-from fastmask.kernels.take import take_kept_op
+from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
 from fastmask.selftest.op_case import OpCase, check_close, count_of
 
@@ -25,6 +25,7 @@ def list_candidate_cases() -> list[OpCase]:
         OpCase("RPN candidates", "decode_levels", draw_levels, decode_levels, check_levels),
         OpCase("box head candidates", "select_candidates", draw_classes, select_candidates, check_classes),
         OpCase("rows NMS keeps", "take_kept", draw_kept, take_kept, check_kept),
+        OpCase("boxes scaled", "scale_boxes", draw_detections, scale_boxes, check_scaled),
     ]
 
 
@@ -133,3 +134,23 @@ def check_kept(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     ]
     for actual, values in zip(outputs, expected, strict=True):
         check_close(actual, values, 0)
+
+
+def draw_detections(dtype: torch.dtype, kind: str) -> list[Tensor]:
+    """Boxes of two images, and the images' sizes before and after they were resized."""
+    num = count_of(kind, 50)
+    boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
+    if kind == "adversarial":
+        boxes[:, : len(hostile_boxes())] = hostile_boxes()
+    return [boxes.to(dtype), torch.tensor([[427, 640], [999, 601]]), torch.tensor(SIZES)]
+
+
+def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> list[Tensor]:
+    return list(scale_boxes_op(boxes, originals, sizes))
+
+
+def check_scaled(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    """Bit for bit in float32; of half types, to a rounding of the quotient."""
+    expected = reference_layers.scale_boxes(*inputs)  # type: ignore[call-arg]
+    check_close(outputs[0], expected[0], 0 if inputs[0].dtype in (torch.float32, torch.float64) else 1e-2)
+    check_close(outputs[1], expected[1], 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmask.kernels import cpu_decode
 from fastmask.kernels.decode import decode_levels_op, select_candidates_op
 from fastmask.kernels.launch import INTERPRET
-from fastmask.kernels.take import take_kept_op
+from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.selftest import candidate_cases
 from fastmask.selftest.op_case import DRAWS, OpCase
 
@@ -137,3 +137,6 @@ def test_registrations_are_sound(device: torch.device) -> None:
     inputs = [one.to(device) for one in candidate_cases.draw_kept(torch.float32, "ordinary")]
     torch.library.opcheck(take_kept_op, tuple(inputs))
     torch.library.opcheck(take_kept_op, (*inputs[:3], None))
+    for num in (50, 1):
+        boxes, *sizes = (one.to(device) for one in candidate_cases.draw_detections(torch.float32, "ordinary"))
+        torch.library.opcheck(scale_boxes_op, (boxes[:1, :num], *(one[:1] for one in sizes)))

@@ -16,7 +16,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
-from fastmask.kernels.take import take_kept_op
+from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.ops.roi_align import level_limits
 
 Run = Callable[[torch.device, torch.dtype], object]
@@ -74,6 +74,11 @@ def take_kept(device: torch.device, dtype: torch.dtype) -> None:
     take_kept_op(kept, boxes, boxes[..., 0], kept.new_zeros(1, 3))
 
 
+def scale_boxes(device: torch.device, dtype: torch.dtype) -> None:
+    sizes = torch.tensor([[20, 30]], device=device)
+    scale_boxes_op(draw_boxes(3)[None].to(device, dtype), 2 * sizes, sizes)
+
+
 def class_masks(device: torch.device, dtype: torch.dtype) -> None:
     shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
     tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
@@ -99,10 +104,24 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (decode_levels, ["gpu_decode_levels"]),
         (select_candidates, ["gpu_candidates"]),
         (take_kept, ["gpu_take"]),
+        (scale_boxes, ["gpu_take"]),
         (class_masks, ["gpu_class_masks"]),
         (preprocess, ["gpu_preprocess"]),
     ],
-    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode", "levels", "candidates", "kept", "masks", "pixels"],
+    ids=[
+        "RoIAlign",
+        "RoIPool",
+        "NMS",
+        "paste",
+        "RLE",
+        "decode",
+        "levels",
+        "candidates",
+        "kept",
+        "scaled",
+        "masks",
+        "pixels",
+    ],
 )
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device

@@ -133,6 +133,10 @@ def take_kept() -> tuple[Op, list[Tensor]]:
     return draws_of(2)
 
 
+def scale_boxes() -> tuple[Op, list[Tensor]]:
+    return draws_of(3)
+
+
 def paste() -> tuple[Op, list[Tensor]]:
     return lambda masks, boxes: paste_masks_op(masks, boxes, 200, 300, "packed", 0.5, False, True, 1), [
         4 * torch.randn(20, 28, 28),
@@ -209,6 +213,7 @@ CASES = pytest.mark.parametrize(
         decode_levels,
         select_candidates,
         take_kept,
+        scale_boxes,
         paste,
         rle,
         bias_act,

@@ -74,6 +74,7 @@ def boxes_of(num):
     gpu_candidates.select_candidates(logits, deltas, boxes, sizes, sizes[:, 0], 3, *settings)
     for labels in (None, groups):
         gpu_take.take_kept(torch.zeros(2, num // 2, dtype=torch.int64), boxes, scores, labels)
+    gpu_take.scale_boxes(boxes, sizes, sizes)
     gpu_nms.COMPARISONS = 2**25
     gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
@@ -134,7 +135,7 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
             | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1}
-            | {"_decode_levels_kernel": 1, "_select_kernel": 1, "_take_kernel": 2},
+            | {"_decode_levels_kernel": 1, "_select_kernel": 1, "_take_kernel": 2, "_scale_kernel": 1},
         ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),

@@ -94,6 +94,11 @@ def kept_case(labeled) -> Case:
     return Case(lambda: gpu_take.take_kept(*arguments), check)
 
 
+def scale_case() -> Case:
+    inputs = candidate_cases.draw_detections(FP32, "adversarial")
+    return Case(lambda: gpu_take.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out))
+
+
 def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (FP32, BF16, FP16):
         yield f"decode {NAMES[dtype]}, as an RPN", decode_case(dtype, 1, False, False)
@@ -104,6 +109,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"box head's candidates {NAMES[dtype]}", classes_case(dtype, "ordinary")
     yield "rows NMS keeps", kept_case(False)
     yield "rows NMS keeps, labels", kept_case(True)
+    yield "boxes scaled", scale_case()
     yield "RPN's candidates fp32, hostile", levels_case(FP32, "adversarial")
     yield "box head's candidates fp32, hostile", classes_case(FP32, "adversarial")
     yield "box head's candidates fp32, 300 classes", many_classes_case(300)
@@ -126,3 +132,4 @@ def bugs() -> Iterator[tuple[str, Bug]]:
         "rows NMS keeps, the row before the first",
         Bug("gpu_take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
     )
+    yield "boxes scaled by the other axis", Bug("gpu_take", "2 * end + 1 - axis", "2 * end + axis", scale_case())
