@@ -20,7 +20,6 @@ A pixel is decided as gpu_paste does it, so the bytes are those of its masks. A 
 are kept for as many changes as the buffer has bytes.
 Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What should bind
 is arithmetic, 66 instructions for each pixel of a box. Speed: not yet measured.
-A pixel is sampled once, and what depends on its column once for each word; 4,000 chunks of all masks share the words.
 """
 
 import torch
@@ -205,7 +204,7 @@ def _text_kernel(
     positions_ptr,  # [capacity]
     changes_ptr,  # [N] of each mask
     sizes_ptr,  # [N, 2]
-    lengths_ptr,  # [N, parts] characters of each part: out; or, where they are written, in
+    lengths_ptr,  # [N, parts] characters of each part: out, of zeros; or, where they are written, in
     totals_ptr,  # [N] characters of each mask: out, of zeros; or, where they are written, in
     offsets_ptr,  # [N + 1] where each mask's characters begin: out
     buffer_ptr,  # [capacity] out
@@ -219,12 +218,17 @@ def _text_kernel(
     LONGEST: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    number = (pid // parts).to(tl.int64)
-    part = pid % parts
+    number, part = (pid // parts).to(tl.int64), pid % parts
 
-    # the mask's changes, and where its text goes
-    begin = _sum(changes_ptr, number * 0, number, SUMMED)
+    # an equal share of its runs, in whole blocks
     changes = tl.load(changes_ptr + number)
+    share = tl.cdiv(tl.cdiv(changes + 1, parts), BLOCK) * BLOCK
+    first_run = part * share
+    if first_run > changes:
+        return
+
+    # where its text goes
+    begin = _sum(changes_ptr, number * 0, number, SUMMED)
     area = tl.maximum(tl.load(sizes_ptr + number * 2), 0) * tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     known = begin + changes <= capacity
     place = area * 0
@@ -236,16 +240,10 @@ def _text_kernel(
         if part == 0:
             tl.store(offsets_ptr + number, start_text)
             tl.store(offsets_ptr + number + 1, end_text)
-
-    # an equal share of its runs, in whole blocks
-    runs = tl.where(known, changes + 1, 0)
-    share = tl.cdiv(tl.cdiv(runs, parts), BLOCK) * BLOCK
-    first_run = tl.minimum(part * share, runs)
-    last_run = tl.minimum(first_run + share, runs)
+    last_run = tl.where(known, tl.minimum(first_run + share, changes + 1), first_run)
     ptrs = positions_ptr + begin
-    lanes = tl.arange(0, BLOCK)
     for first in range(first_run, last_run, BLOCK):
-        run = first + lanes
+        run = first + tl.arange(0, BLOCK)
         real = run < last_run
         end, start = _change(ptrs, run, changes, area), _change(ptrs, run - 1, changes, area)
         earlier = _change(ptrs, run - 2, changes, area) - _change(ptrs, run - 3, changes, area)
@@ -263,8 +261,7 @@ def _text_kernel(
                 delta = delta >> 5
         place += tl.sum(length, axis=0)
     if not WRITE:
-        # of a mask whose changes are not known: at least what it needs
-        place = tl.where(known, place, tl.where(part == 0, (changes + 1) * LONGEST, 0))
+        place = tl.where(known, place, tl.where(part == 0, (changes + 1) * LONGEST, 0))  # at least what it needs
         tl.store(lengths_ptr + pid, place)
         tl.atomic_add(totals_ptr + number, place, mask=place > 0, sem="relaxed")
 
@@ -291,11 +288,12 @@ def encode_masks(
     text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
     words = triton.cdiv(capacity, 8)
-    zeros = masks.new_zeros(words + 2 * number, dtype=torch.int64)  # in one launch
-    buffer, changes, characters = zeros[:words].view(torch.uint8)[:capacity], *zeros[words:].view(2, number)
-    counts, slots, positions, lengths, offsets = (
-        masks.new_empty(shape, dtype=torch.int64)
-        for shape in (number * chunks, number * chunks * SLOTS, capacity, number * parts, number + 1)
+    zeros = masks.new_zeros(words + (2 + parts) * number, dtype=torch.int64)  # in one launch
+    buffer = zeros[:words].view(torch.uint8)[:capacity]
+    changes, characters, lengths = zeros[words:].split([number, number, number * parts])
+    counts, slots, positions, offsets = (
+        masks.new_empty(size, dtype=torch.int64)
+        for size in (number * chunks, number * chunks * SLOTS, capacity, number + 1)
     )
     with on_device(masks):
         if logits:

@@ -107,10 +107,12 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
     blocks = np.ceil(runs / gpu_rle.RUNS)  # of a mask
     share = np.ceil(np.ceil(runs / parts) / gpu_rle.RUNS)[:, None]  # blocks of a part
     blocks = np.clip(blocks[:, None] - part * share, 0, share).ravel()
-    longest = longest.repeat(parts)
+    longest, works = longest.repeat(parts), blocks > 0
     text = {"for first in range(first_run": blocks, "while tl.max(rest": blocks * (longest - 1)}
-    before = masks_before.repeat(parts)
-    parts_before = np.tile(np.ceil(part / gpu_rle.SUMMED), len(masks))
+    text["else of if first_run > changes"] = works
+    before = masks_before.repeat(parts) * works
+    # on average of both sums of those that write
+    in_write = (before + np.tile(np.ceil(part / gpu_rle.SUMMED), len(masks)) * works) / 2
     positions = float(runs.sum()) * 8
     return [
         Work("_changes_kernel", sample, masks.nbytes, positions),
@@ -119,8 +121,7 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         Work(
             "_text_kernel",
             text
-            # on average of the sums that a program takes
-            | {"for start in range(begin, end": (2 * before + parts_before) / 3}
+            | {"for start in range(begin, end": before, "if WRITE -> for start in range(begin, end": in_write}
             | {"for i in range(tl.max(length": blocks * longest},
             0,
             4 * positions,

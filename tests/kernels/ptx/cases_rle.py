@@ -104,7 +104,7 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     )
     yield (
         "RLE, a run of the next part",
-        Bug("gpu_rle", "last_run = tl.minimum(first_run + share, runs)", "last_run = runs", noise),
+        Bug("gpu_rle", "tl.minimum(first_run + share, changes + 1)", "changes + 1", noise),
     )
     short = rle_case(torch.rand(2, 28, 28), boxes, sizes, programs=2, capacity=700)
     yield "RLE, positions beyond the buffer", Bug("gpu_rle", "(rank < limit)", "(rank >= 0)", short)
