@@ -42,7 +42,7 @@ class Looked(NamedTuple):
     features: dict[str, Tensor]
     scales: dict[str, float]
     detections: Detections
-    most: Tensor  # the largest number of detections in an image
+    most: Tensor | None  # the largest number of detections in an image, where the host asks for it
 
 
 class Program(nn.Module):
@@ -65,12 +65,12 @@ class Program(nn.Module):
 
     def forward(self, inputs: Inputs) -> Packed:
         """Nothing waits for the device, and nothing depends on what is in the images."""
-        return self.finish(inputs, self.look(inputs))
+        return self.finish(inputs, self.look(inputs, counted=False))
 
-    def look(self, inputs: Inputs) -> Looked:
-        """As far as the boxes."""
+    def look(self, inputs: Inputs, counted: bool = True) -> Looked:
+        """As far as the boxes; with the largest number of detections if that is ``counted``."""
         features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return Looked(features, scales, detections, detections.count.max())
+        return Looked(features, scales, detections, detections.count.max() if counted else None)
 
     def finish(self, inputs: Inputs, looked: Looked, rows: int | None = None) -> Packed:
         """From there on, with the first ``rows`` detections of each image only."""
@@ -156,6 +156,7 @@ class Runner:
         if self.buckets is None:
             return self._whole(self.inputs)
         looked = self._look(self.inputs)
+        assert looked.most is not None
         most = int(looked.most)  # here the host waits
         rows = next(rows for rows in self.buckets if rows >= most)
         return self._finish[rows](self.inputs, looked)

@@ -21,8 +21,7 @@ from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
 MOST_CLASSES = 2048  # beyond it, plain PyTorch
-FEW = 256  # classes of a program of one warp
-NUM_WARPS = 4  # of others
+OF_WARP = 256  # classes, eight a lane
 STRIDES = ("stride_logits", "stride_deltas")
 
 
@@ -161,5 +160,5 @@ def select_candidates(
 
 
 def warps_of(width: int) -> int:
-    """Of a program of so many lanes."""
-    return 1 if width <= FEW else NUM_WARPS
+    """Of a program of so many classes, padded."""
+    return max(width // OF_WARP, 1)

@@ -57,7 +57,7 @@ def check_levels(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     )
     check_close(outputs[1], scores, SCORE_TOLERANCE)
     usual = (anchors[index].abs() < 1e4).all(2) & boxes.isfinite().all(2)
-    check_close(*(one.where(usual[..., None], 0) for one in (outputs[0], boxes)), 0, BOX_TOLERANCE)
+    check_close(outputs[0].where(usual[..., None], 0), boxes.where(usual[..., None], 0), 0, BOX_TOLERANCE)
     sure = usual & is_sure(boxes, LEVEL_SETTINGS[2]) & ((scores - LEVEL_SETTINGS[3]).abs() > SCORE_TOLERANCE)
     check_close(outputs[2] & sure, valid & sure, 0)
 
@@ -102,8 +102,8 @@ def check_classes(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     sure = (sure & clear.view(*sure.shape, CLASSES).all(2)).repeat_interleave(SLOTS, dim=1)
     assert torch.equal(outputs[3] & sure, valid & sure)
     assert torch.equal(outputs[1].where(sure, 0), labels.where(sure, 0))
-    check_close(*(one.where(sure, 0) for one in (outputs[2], scores)), SCORE_TOLERANCE)
-    check_close(*(one.where(sure[..., None], 0) for one in (outputs[0], boxes)), 0, BOX_TOLERANCE)
+    check_close(outputs[2].where(sure, 0), scores.where(sure, 0), SCORE_TOLERANCE)
+    check_close(outputs[0].where(sure[..., None], 0), boxes.where(sure[..., None], 0), 0, BOX_TOLERANCE)
     empty = ~outputs[3]
     assert not outputs[0][empty].any()
     assert not outputs[1][empty].any()

@@ -107,9 +107,9 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
     blocks = np.ceil(runs / gpu_rle.RUNS)  # of a mask
     share = np.ceil(np.ceil(runs / parts) / gpu_rle.RUNS)[:, None]  # blocks of a part
     blocks = np.clip(blocks[:, None] - part * share, 0, share).ravel()
-    longest, works = longest.repeat(parts), blocks > 0
-    text = {"for first in range(first_run": blocks, "while tl.max(rest": blocks * (longest - 1)}
-    text["else of if first_run > changes"] = works
+    longest, works = longest.repeat(parts), np.minimum(blocks, 1)
+    text = {"else of if first_run > changes": works, "for first in range(first_run": blocks}
+    text |= {"while tl.max(rest": blocks * (longest - 1)}
     before = masks_before.repeat(parts) * works
     # on average of both sums of those that write
     in_write = (before + np.tile(np.ceil(part / gpu_rle.SUMMED), len(masks)) * works) / 2

@@ -142,7 +142,8 @@ def take_kept(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """What NMS keeps [B, M] of boxes, scores and labels, and RoIs [B, M, 5] where they come in the same launch."""
     if runs_as_kernel(boxes, scores):
-        return take_kept_op(kept, boxes, scores, labels)
+        rows: tuple[Tensor, Tensor, Tensor, Tensor] = take_kept_op(kept, boxes, scores, labels)
+        return rows
     taken = take_rows_of((boxes, scores) if labels is None else (boxes, scores, labels), kept)
     return taken[0], taken[1], taken[-1], None
 
