@@ -287,10 +287,10 @@ def encode_masks(
     parts = max(min(TEXT_PROGRAMS // number, PARTS), 1)
     text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
-    words = triton.cdiv(capacity, 8)
-    zeros = masks.new_zeros(words + (2 + parts) * number, dtype=torch.int64)  # in one launch
+    words, padded = triton.cdiv(capacity, 16) * 2, triton.cdiv(number, 2) * 2  # so that all parts are aligned
+    zeros = masks.new_zeros(words + 2 * padded + number * parts, dtype=torch.int64)  # in one launch
     buffer = zeros[:words].view(torch.uint8)[:capacity]
-    changes, characters, lengths = zeros[words:].split([number, number, number * parts])
+    changes, characters, lengths = zeros[words:].split([padded, padded, number * parts])
     counts, slots, positions, offsets = (
         masks.new_empty(size, dtype=torch.int64)
         for size in (number * chunks, number * chunks * SLOTS, capacity, number + 1)
