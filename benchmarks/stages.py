@@ -48,12 +48,20 @@ def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, 
         "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
         "proposals": keep("proposals", lambda: cut(model.rpn.propose(*left["looked"], inputs.sizes))),
         "RoIAlign 7 x 7": keep(
-            "pooled", lambda: pool(heads.box_roi_pool, left["features"], scales, left["proposals"].boxes)
+            "pooled",
+            lambda: pool(
+                heads.box_roi_pool,
+                left["features"],
+                scales,
+                left["proposals"].boxes,
+                rois=left["proposals"].rois,
+            ),
         ),
         "box head": box_head,
         "detections": keep("found", lambda: cut(heads.select(*left["classes"], left["proposals"], inputs.sizes))),
         "RoIAlign 14 x 14": keep(
-            "pooled masks", lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes)
+            "pooled masks",
+            lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes, rois=left["found"].rois),
         ),
         "mask head": masks,
         "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),

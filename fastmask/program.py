@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.cpu_stem import PIXEL
+from fastmask.kernels.cpu_take import scale_boxes
 from fastmask.kernels.rle import encode_masks_op
+from fastmask.kernels.take import scale_boxes_op
+from fastmask.models.detection._utils import runs_as_kernel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
 from fastmask.models.fused import StemConv2d
 from fastmask.structures import Detections
@@ -41,7 +44,7 @@ class Looked(NamedTuple):
     features: dict[str, Tensor]
     scales: dict[str, float]
     detections: Detections
-    most: Tensor  # the largest number of detections in an image
+    most: Tensor | None  # the largest number of detections in an image, where the host asks for it
 
 
 class Program(nn.Module):
@@ -73,12 +76,12 @@ class Program(nn.Module):
 
     def forward(self, inputs: Inputs) -> Packed:
         """Nothing waits for the device, and nothing depends on what is in the images."""
-        return self.finish(inputs, self.look(inputs))
+        return self.finish(inputs, self.look(inputs, counted=False))
 
-    def look(self, inputs: Inputs) -> Looked:
-        """As far as the boxes."""
+    def look(self, inputs: Inputs, counted: bool = True) -> Looked:
+        """As far as the boxes; with the largest number of detections if that is ``counted``."""
         features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return Looked(features, scales, detections, detections.count.max())
+        return Looked(features, scales, detections, detections.count.max() if counted else None)
 
     def finish(self, inputs: Inputs, looked: Looked, rows: int | None = None) -> Packed:
         """From there on, with the first ``rows`` detections of each image only."""
@@ -89,12 +92,11 @@ class Program(nn.Module):
 
     def pack(self, inputs: Inputs, found: Detections) -> Packed:
         """The answer, in pixels of the original images, as one tensor."""
-        ratios = inputs.originals.to(found.boxes.dtype) / inputs.sizes  # [B, 2] (height, width)
-        boxes = (found.boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)
+        scale = scale_boxes_op if runs_as_kernel(found.boxes) else scale_boxes
+        boxes, sizes = scale(found.boxes, inputs.originals, inputs.sizes)
         out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
         if found.masks is not None and self.masks == "rle":
             number = found.labels.numel()
-            sizes = inputs.originals[:, None].expand(-1, found.labels.shape[1], 2).flatten(0, 1)
             capacity = number * self.bytes_a_mask
             masks, corners = found.masks.flatten(0, 1), boxes.flatten(0, 1)
             buffer, offsets = encode_masks_op(masks, corners, sizes, capacity, self.threshold, False, False, 1)
@@ -165,6 +167,7 @@ class Runner:
         if self.buckets is None:
             return self._whole(self.inputs)
         looked = self._look(self.inputs)
+        assert looked.most is not None
         most = int(looked.most)  # here the host waits
         rows = next(rows for rows in self.buckets if rows >= most)
         return self._finish[rows](self.inputs, looked)

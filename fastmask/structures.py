@@ -11,6 +11,7 @@ class Proposals(NamedTuple):
     boxes: Tensor  # [B, P, 4] (x1, y1, x2, y2) in pixels of the batch
     scores: Tensor  # [B, P] objectness in [0, 1]
     count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
+    rois: Tensor | None = None  # [B, P, 5] the boxes, each with its image's index before it, where they are at hand
 
 
 class Candidates(NamedTuple):
@@ -30,6 +31,7 @@ class Detections(NamedTuple):
     scores: Tensor  # [B, D]
     masks: Tensor | None  # [B, D, M, M] probabilities over the box; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
+    rois: Tensor | None = None  # [B, D, 5] the boxes, each with its image's index before it, where they are at hand
 
 
 class Targets(NamedTuple):

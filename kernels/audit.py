@@ -23,13 +23,13 @@ from triton.compiler import ASTSource
 
 from fastmask.kernels import (
     audit_bias_act,
+    audit_decode,
     audit_heads,
     audit_nms,
     audit_roi_align,
     audit_roi_align_backward,
     audit_stem,
     audit_tuned,
-    gpu_decode,
     gpu_mask_geometry,
     gpu_paste,
     gpu_paste_backward,
@@ -145,22 +145,11 @@ def shipped_variants() -> Iterator[Variant]:
         )
     yield from itertools.starmap(Variant, audit_nms.variants(DTYPES))
     yield from itertools.starmap(Variant, audit_bias_act.variants(DTYPES))
-    numbers = dict.fromkeys(("weight_x", "weight_y", "weight_w", "weight_h", "most_growth", "min_size"), "fp32")
-    for dtype, counted in itertools.product(DTYPES, (False, True)):
-        yield Variant(
-            f"decode, {'classes' if counted else 'levels'}, {dtype}",
-            gpu_decode._decode_kernel,
-            {f"{name}_ptr": "*fp32" for name in ("references", "scores", "boxes")}
-            | {"deltas_ptr": f"*{dtype}", "valid_ptr": "*i8", "sizes_ptr": "*i64", "count_ptr": "*i64"}
-            | numbers
-            | {"min_score": "fp32"},
-            {"ABOVE": counted, "HAS_COUNT": counted, "BLOCK": gpu_decode.BLOCK},
-            {"num_warps": gpu_decode.NUM_WARPS, "enable_fp_fusion": False},
-            (),
-            True,
-            (),
-        )
-    places = {f"{name}_ptr": "*i64" for name in ("sizes", "counts", "slots", "positions", "lengths", "offsets")}
+    yield from itertools.starmap(Variant, audit_decode.variants(DTYPES))
+    places = {
+        f"{name}_ptr": "*i64"
+        for name in ("sizes", "counts", "changes", "totals", "slots", "positions", "lengths", "offsets")
+    }
     for dtype, mode, positions in itertools.product(DTYPES, modes, (False, True)):
         side, padding, continuous = modes[mode]
         yield Variant(
@@ -180,7 +169,7 @@ def shipped_variants() -> Iterator[Variant]:
             f"RLE's text, {'written' if write else 'counted'}",
             gpu_rle._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "SUMMED": gpu_rle.TEXT_SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
+            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
             {"num_warps": gpu_rle.TEXT_WARPS},
             (),
             True,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmask.kernels.reference import compute_dtype
+
 
 def decode_boxes(
     deltas: Tensor,
@@ -38,6 +40,70 @@ def decode_boxes(
         real = torch.arange(each, device=deltas.device) < count[:, None]  # [B, M]
         valid = valid & real if alone else (valid.unflatten(1, (each, -1)) & real[:, :, None]).flatten(1)
     return boxes, valid
+
+
+def decode_levels(
+    logits: Tensor,
+    index: Tensor,
+    lengths: Sequence[int],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    sizes: Tensor,
+    weights: Sequence[float],
+    most_growth: float,
+    min_size: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What an RPN proposes before NMS -> boxes [B, N, 4], their scores [B, N], valid [B, N].
+
+    The logits [B, N] chosen of each level, so many as in ``lengths``; their places among the anchors of all levels
+    [B, N]; the deltas of each level [B, 4 * A, H, W]; all anchors [levels' H * W * A, 4]; and see
+    :func:`decode_boxes`, of scores of at least ``min_score``. A place beyond its level's anchors is of no defined box.
+    """
+    every = torch.cat([delta.permute(0, 2, 3, 1).flatten(1, 2) for delta in deltas], 1)  # [B, all H * W, A * 4]
+    every = every.unflatten(2, (-1, 4)).flatten(1, 2)
+    scores = logits.to(compute_dtype(logits)).sigmoid()
+    chosen = every.gather(1, index[:, :, None].expand(-1, -1, 4))
+    boxes, valid = decode_boxes(
+        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+    )
+    return boxes, scores, valid
+
+
+def select_candidates(
+    logits: Tensor,
+    deltas: Tensor,
+    references: Tensor,
+    sizes: Tensor,
+    count: Tensor,
+    slots: int,
+    weights: Sequence[float],
+    most_growth: float,
+    min_size: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a box head says of its RoIs -> boxes [B, P * slots, 4], labels int64, scores and valid [B, P * slots].
+
+    Of the first ``count`` [B] RoIs of the references [B, P, 4] the classes whose softmax of logits [B * P, C] is above
+    ``min_score``, background (class 0) left out: in each RoI's ``slots`` in the order of classes, as many of them as
+    fit, decoded from deltas [B * P, C, 4] as :func:`decode_boxes` does it. What is not valid is zeros.
+    """
+    num_classes, batch = logits.shape[1], references.shape[0]
+    scores = logits.softmax(1, dtype=compute_dtype(logits))
+    classes = torch.arange(num_classes, device=logits.device)
+    real = (torch.arange(references.shape[1], device=logits.device) < count[:, None]).flatten()
+    fills = (scores > min_score) & (classes > 0) & real[:, None]
+    labels = torch.where(fills, classes, num_classes).topk(slots, dim=1, largest=False).values  # ascending
+    filled = labels < num_classes
+    labels = labels.where(filled, 0)
+    shape = (batch, references.shape[1] * slots)
+    chosen = deltas.gather(1, labels[:, :, None].expand(-1, -1, 4)).view(*shape, 4)
+    scores, labels, filled = (values.view(shape) for values in (scores.gather(1, labels), labels, filled))
+    boxes, valid = decode_boxes(
+        chosen, references, sizes, scores, None, weights, most_growth, min_size, min_score, above=True
+    )
+    valid = valid & filled
+    return boxes.where(valid[:, :, None], 0), labels.where(valid, 0), scores.where(valid, 0), valid
 
 
 def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], most_growth: float) -> Tensor:

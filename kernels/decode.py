@@ -1,10 +1,15 @@
-"""``fastmask::decode_boxes``: candidates' boxes from regression deltas, clipped to their images, and which count.
+"""Candidates' boxes from regression deltas, clipped to their images, and which of them count.
+
+- ``fastmask::decode_boxes``: of deltas that were chosen.
+- ``fastmask::decode_levels``: of an RPN's deltas at the anchors that were chosen, with the sigmoid of their logits.
+- ``fastmask::select_candidates``: of a box head's deltas, for the classes whose softmax is above a threshold.
 
 Source: Fast R-CNN, appendix C; torchvision/models/detection/_utils.py (BoxCoder), rpn.py and roi_heads.py.
-One op, because on a GPU its twenty steps on a few thousand boxes are twenty launches. Not differentiable: who needs
-gradients, a compiled or an exported program calls cpu_decode.decode_boxes, which PyTorch sees through.
+One op each, because on a GPU their steps on a few thousand boxes are ten to twenty launches. Not differentiable: who
+needs gradients, a compiled or an exported program calls what is in cpu_decode.py, which PyTorch sees through.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,15 +20,40 @@ from fastmask.kernels.launch import HAS_TRITON, register
 from fastmask.kernels.reference import compute_dtype
 
 decode_boxes_op = torch.library.custom_op("fastmask::decode_boxes", cpu_decode.decode_boxes, mutates_args=())
+decode_levels_op = torch.library.custom_op("fastmask::decode_levels", cpu_decode.decode_levels, mutates_args=())
+select_candidates_op = torch.library.custom_op(
+    "fastmask::select_candidates", cpu_decode.select_candidates, mutates_args=()
+)
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_decode
+    from fastmask.kernels import gpu_candidates, gpu_decode, gpu_decode_levels
 
     register(decode_boxes_op, gpu_decode.decode_boxes, cpu_decode.decode_boxes)
+    register(decode_levels_op, gpu_decode_levels.decode_levels, cpu_decode.decode_levels)
+    register(select_candidates_op, gpu_candidates.select_candidates, cpu_decode.select_candidates)
 
 
 @decode_boxes_op.register_fake
 def _(deltas: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     boxes = deltas.new_empty(deltas.shape, dtype=compute_dtype(deltas))
     return boxes, deltas.new_empty(deltas.shape[:2], dtype=torch.bool)
+
+
+@decode_levels_op.register_fake
+def _(
+    logits: Tensor, index: Tensor, lengths: Sequence[int], deltas: Sequence[Tensor], *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    boxes = logits.new_empty((*logits.shape, 4), dtype=compute_dtype(deltas[0]))
+    scores = logits.new_empty(logits.shape, dtype=compute_dtype(logits))
+    return boxes, scores, logits.new_empty(logits.shape, dtype=torch.bool)
+
+
+@select_candidates_op.register_fake
+def _(
+    logits: Tensor, deltas: Tensor, references: Tensor, sizes: Tensor, count: Tensor, slots: int, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (references.shape[0], references.shape[1] * slots)
+    boxes = logits.new_empty((*shape, 4), dtype=compute_dtype(deltas))
+    scores = logits.new_empty(shape, dtype=compute_dtype(logits))
+    return boxes, logits.new_empty(shape, dtype=torch.int64), scores, logits.new_empty(shape, dtype=torch.bool)

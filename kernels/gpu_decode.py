@@ -23,7 +23,7 @@ NUM_WARPS = 4
 
 
 @triton.jit
-def _axis(ptrs_delta, ptrs_box, mask, weight, weight_size, most_growth, limit):
+def decode_axis(ptrs_delta, ptrs_box, mask, weight, weight_size, most_growth, limit):
     """One axis of each box: its first and last coordinate. NaN stays NaN."""
     low = tl.load(ptrs_box, mask=mask, other=0).to(tl.float32)
     size = tl.load(ptrs_box + 2, mask=mask, other=0).to(tl.float32) - low
@@ -75,8 +75,8 @@ def _decode_kernel(
     ptrs_delta, ptrs_box = deltas_ptr + offs * 4, references_ptr + (image * references + reference) * 4
     height = tl.load(sizes_ptr + image * 2, mask=mask, other=0).to(tl.float32)
     width = tl.load(sizes_ptr + image * 2 + 1, mask=mask, other=0).to(tl.float32)
-    x1, x2 = _axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, most_growth, width)
-    y1, y2 = _axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, most_growth, height)
+    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, most_growth, width)
+    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, most_growth, height)
 
     score = tl.load(scores_ptr + offs, mask=mask, other=0).to(tl.float32)
     valid = (x2 - x1 >= min_size) & (y2 - y1 >= min_size)

@@ -11,17 +11,15 @@ Order, source and differences: rle.py. Specification: reference.encode_mask of r
 1. Changes: each chunk samples its pixels once, counts the changes and keeps the first SLOTS positions.
 2. Positions: each chunk sums the counts before its own and copies its positions behind theirs; a chunk that had more
    than SLOTS samples its pixels again.
-3. Text: a program a mask turns positions into runs and counts their characters.
-4. Text again: it sums the characters of the masks before its own, which is the offset, and writes its characters.
+3. Text: the programs of a mask share its runs, made of positions, and count their characters.
+4. Text again: they sum the characters before their own and write theirs.
 
-A pixel is decided as gpu_paste does it, so the bytes are those of its masks. Positions are kept for as many changes as
-the buffer has bytes: a run is at least one character.
+What comes before a program's own is summed in two levels: masks before its own, whose totals the launch before added up
+by integer atomics, whose order changes nothing; then chunks or parts of its own mask.
+A pixel is decided as gpu_paste does it, so the bytes are those of its masks. A run is at least one character: positions
+are kept for as many changes as the buffer has bytes.
 Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What should bind
 is arithmetic, 66 instructions for each pixel of a box. Speed: not yet measured.
-Predicted (README.md) for 100 masks, 800 x 1333: 174 us before -> 57 us on the device, because
-- a pixel is sampled once instead of four times, and what depends on its column once for each word;
-- 4,000 chunks of all masks share the words: the longest one executes 6,300 instructions (of PTX) instead of 21,100;
-- sums of counts inside the kernels replaced two scans and a fill: 5 launches instead of 10.
 """
 
 import torch
@@ -50,8 +48,10 @@ BLOCK = 64  # words of a step; the first one is the last of the step before
 WORD = 28  # pixels of a word at most: a multiple of UNROLLED below 32
 UNROLLED = 4  # pixels of a word that are sampled at once
 NUM_WARPS = 2
-SUMMED, TEXT_SUMMED = 512, 1024  # counts of a step, for positions and for text: others spill on sm_80
+SUMMED = 256  # counts of a step
 RUNS = 512  # of a step
+TEXT_PROGRAMS = 1024  # parts of all masks' texts together
+PARTS = 8  # of one mask's at most
 TEXT_WARPS = 8
 LONGEST = 13  # characters of five bits for any int64
 
@@ -83,6 +83,7 @@ def _changes_kernel(
     boxes_ptr,  # [N, 4] (x1, y1, x2, y2), pixels
     sizes_ptr,  # [N, 2] (height, width) of each image
     counts_ptr,  # [N, chunks] changes in each chunk: out, or, where positions are, in
+    totals_ptr,  # [N] changes of each mask: out, of zeros, or, where positions are, in
     slots_ptr,  # [N, chunks, SLOTS] the first changes of each chunk, pixels down the columns: out, or in
     positions_ptr,  # [capacity] out: where all changes are
     # sizes
@@ -104,6 +105,7 @@ def _changes_kernel(
 ):
     padded: tl.constexpr = SIDE + 2 * PADDING
     pid = tl.program_id(0)
+    number = (pid // chunks).to(tl.int64)
 
     # where positions go
     ptrs_out = slots_ptr + pid.to(tl.int64) * SLOTS
@@ -112,7 +114,8 @@ def _changes_kernel(
         known = tl.load(counts_ptr + pid)
         if known == 0:
             return
-        base = _sum(counts_ptr, 0, pid, SUMMED)
+        base = _sum(totals_ptr, number * 0, number, SUMMED)
+        base += _sum(counts_ptr, number * chunks, pid.to(tl.int64), SUMMED)
         limit = capacity - base
         slots = tl.arange(0, SLOTS)
         kept = tl.load(ptrs_out + slots, mask=slots < known, other=0)
@@ -122,7 +125,6 @@ def _changes_kernel(
             return
 
     # the box, and its words
-    number = (pid // chunks).to(tl.int64)
     height = tl.maximum(tl.load(sizes_ptr + number * 2), 0)
     width = tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
@@ -186,6 +188,7 @@ def _changes_kernel(
         start_word = (start_word + BLOCK - 1) % words
     if not POSITIONS:
         tl.store(counts_ptr + pid, found)
+        tl.atomic_add(totals_ptr + number, found, mask=found > 0, sem="relaxed")
 
 
 @triton.jit
@@ -195,17 +198,18 @@ def _change(positions_ptr, i, number, area):
     return tl.where(i == number, area, position)
 
 
-@triton.jit(do_not_specialize=["chunks", "capacity"])
+@triton.jit(do_not_specialize=["parts", "capacity"])
 def _text_kernel(
     # tensors
     positions_ptr,  # [capacity]
-    counts_ptr,  # [N, chunks] changes in each chunk
+    changes_ptr,  # [N] of each mask
     sizes_ptr,  # [N, 2]
-    lengths_ptr,  # [N] characters of each mask: out; or, where they are written, in
+    lengths_ptr,  # [N, parts] characters of each part: out, of zeros; or, where they are written, in
+    totals_ptr,  # [N] characters of each mask: out, of zeros; or, where they are written, in
     offsets_ptr,  # [N + 1] where each mask's characters begin: out
     buffer_ptr,  # [capacity] out
     # sizes
-    chunks,  # a mask
+    parts,  # of a mask
     capacity,
     # constants
     WRITE: tl.constexpr,
@@ -213,24 +217,34 @@ def _text_kernel(
     BLOCK: tl.constexpr,
     LONGEST: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64)
-    begin = _sum(counts_ptr, 0, number * chunks, SUMMED)
-    changes = _sum(counts_ptr, number * chunks, (number + 1) * chunks, SUMMED)
+    pid = tl.program_id(0)
+    number, part = (pid // parts).to(tl.int64), pid % parts
+
+    # an equal share of its runs, in whole blocks
+    changes = tl.load(changes_ptr + number)
+    share = tl.cdiv(tl.cdiv(changes + 1, parts), BLOCK) * BLOCK
+    first_run = part * share
+    if first_run > changes:
+        return
+
+    # where its text goes
+    begin = _sum(changes_ptr, number * 0, number, SUMMED)
     area = tl.maximum(tl.load(sizes_ptr + number * 2), 0) * tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     known = begin + changes <= capacity
     place = area * 0
     if WRITE:
-        place = _sum(lengths_ptr, 0, number, SUMMED)
-        end_text = place + tl.load(lengths_ptr + number)
+        start_text = _sum(totals_ptr, number * 0, number, SUMMED)
+        end_text = start_text + tl.load(totals_ptr + number)
         known = known & (end_text <= capacity)
-        tl.store(offsets_ptr + number, place)
-        tl.store(offsets_ptr + number + 1, end_text)
-    runs = tl.where(known, changes + 1, 0)
+        place = start_text + _sum(lengths_ptr, number * parts, pid.to(tl.int64), SUMMED)
+        if part == 0:
+            tl.store(offsets_ptr + number, start_text)
+            tl.store(offsets_ptr + number + 1, end_text)
+    last_run = tl.where(known, tl.minimum(first_run + share, changes + 1), first_run)
     ptrs = positions_ptr + begin
-    lanes = tl.arange(0, BLOCK)
-    for first in range(0, runs, BLOCK):
-        run = first + lanes
-        real = run < runs
+    for first in range(first_run, last_run, BLOCK):
+        run = first + tl.arange(0, BLOCK)
+        real = run < last_run
         end, start = _change(ptrs, run, changes, area), _change(ptrs, run - 1, changes, area)
         earlier = _change(ptrs, run - 2, changes, area) - _change(ptrs, run - 3, changes, area)
         delta = end - start - tl.where(run > 2, earlier, 0)
@@ -247,8 +261,9 @@ def _text_kernel(
                 delta = delta >> 5
         place += tl.sum(length, axis=0)
     if not WRITE:
-        # of a mask whose changes are not known: at least what it needs
-        tl.store(lengths_ptr + number, tl.where(known, place, (changes + 1) * LONGEST))
+        place = tl.where(known, place, tl.where(part == 0, (changes + 1) * LONGEST, 0))  # at least what it needs
+        tl.store(lengths_ptr + pid, place)
+        tl.atomic_add(totals_ptr + number, place, mask=place > 0, sem="relaxed")
 
 
 def encode_masks(
@@ -265,16 +280,20 @@ def encode_masks(
     if compute_dtype(masks, boxes) == torch.float64:
         return cpu_masks.encode_masks(masks, boxes, sizes, capacity, threshold, continuous, logits, padding)
     number, side = masks.shape[0], masks.shape[1]
-    buffer = masks.new_zeros(capacity, dtype=torch.uint8)
     if number == 0:
-        return buffer, masks.new_zeros(1, dtype=torch.int64)
+        return masks.new_zeros(capacity, dtype=torch.uint8), masks.new_zeros(1, dtype=torch.int64)
     padding = 0 if continuous else padding
     chunks = max(min(tuned("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
+    parts = max(min(TEXT_PROGRAMS // number, PARTS), 1)
     text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
-    counts, slots, positions, lengths, offsets = (
-        masks.new_empty(shape, dtype=torch.int64)
-        for shape in (number * chunks, number * chunks * SLOTS, capacity, number, number + 1)
+    words, padded = triton.cdiv(capacity, 16) * 2, triton.cdiv(number, 2) * 2  # so that all parts are aligned
+    zeros = masks.new_zeros(words + 2 * padded + number * parts, dtype=torch.int64)  # in one launch
+    buffer = zeros[:words].view(torch.uint8)[:capacity]
+    changes, characters, lengths = zeros[words:].split([padded, padded, number * parts])
+    counts, slots, positions, offsets = (
+        masks.new_empty(size, dtype=torch.int64)
+        for size in (number * chunks, number * chunks * SLOTS, capacity, number + 1)
     )
     with on_device(masks):
         if logits:
@@ -286,6 +305,7 @@ def encode_masks(
                 boxes_ptr=boxes.contiguous(),
                 sizes_ptr=sizes,
                 counts_ptr=counts,
+                totals_ptr=changes,
                 slots_ptr=slots,
                 positions_ptr=positions,
                 # sizes
@@ -308,20 +328,21 @@ def encode_masks(
                 enable_fp_fusion=False,  # as gpu_paste, whose pixels these are
             )
         for write in (False, True):
-            _text_kernel[(number,)](
+            _text_kernel[(number * parts,)](
                 # tensors
                 positions_ptr=positions,
-                counts_ptr=counts,
+                changes_ptr=changes,
                 sizes_ptr=sizes,
                 lengths_ptr=lengths,
+                totals_ptr=characters,
                 offsets_ptr=offsets,
                 buffer_ptr=buffer,
                 # sizes
-                chunks=chunks,
+                parts=parts,
                 capacity=capacity,
                 # constants
                 WRITE=write,
-                SUMMED=TEXT_SUMMED,
+                SUMMED=SUMMED,
                 BLOCK=RUNS,
                 LONGEST=LONGEST,
                 num_warps=text_warps,

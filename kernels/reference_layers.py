@@ -64,6 +64,113 @@ def decode_boxes(
     return boxes, valid
 
 
+def decode_levels(
+    logits: Tensor,
+    index: Tensor,
+    lengths: Sequence[int],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    sizes: Tensor,
+    weights: Sequence[float],
+    most_growth: float,
+    min_size: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes as in cpu_decode.decode_levels; each candidate by itself -> boxes, scores, valid.
+
+    The anchors of all levels follow each other pixel by pixel, row by row; the channels of a level's deltas are those
+    of its first anchor, then of its second. Source: torchvision/models/detection/rpn.py concat_box_prediction_layers.
+    """
+    batch, num = logits.shape
+    chosen = torch.zeros(batch, num, 4, dtype=torch.float64)
+    for b in range(batch):
+        for n in range(num):
+            place = int(index[b, n])
+            for delta in deltas:
+                each, width = delta.shape[1] // 4, delta.shape[3]
+                if place < each * delta.shape[2] * width:
+                    pixel, anchor = divmod(place, each)
+                    row, column = divmod(pixel, width)
+                    chosen[b, n] = delta[b, 4 * anchor : 4 * anchor + 4, row, column].double()
+                    break
+                place -= each * delta.shape[2] * width
+    scores = logits.double().sigmoid()
+    boxes, valid = decode_boxes(
+        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+    )
+    return boxes, scores, valid
+
+
+def select_candidates(
+    logits: Tensor,
+    deltas: Tensor,
+    references: Tensor,
+    sizes: Tensor,
+    count: Tensor,
+    slots: int,
+    weights: Sequence[float],
+    most_growth: float,
+    min_size: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes as in cpu_decode.select_candidates; each RoI by itself, in float64 -> boxes, labels, scores, valid.
+
+    Source: torchvision/models/detection/roi_heads.py postprocess_detections, up to its NMS.
+    """
+    batch, each = references.shape[:2]
+    boxes = torch.zeros(batch, each, slots, 4, dtype=torch.float64)
+    labels = torch.zeros(batch, each, slots, dtype=torch.int64)
+    scores = torch.zeros(batch, each, slots, dtype=torch.float64)
+    valid = torch.zeros(batch, each, slots, dtype=torch.bool)
+    for b in range(batch):
+        for p in range(int(count[b])):
+            roi = b * each + p
+            powers = (logits[roi].double() - logits[roi].double().max()).exp()
+            share = powers / powers.sum()
+            above = [label for label in range(1, logits.shape[1]) if float(share[label]) > min_score]
+            for slot, label in enumerate(above[:slots]):
+                box, score = references[b : b + 1, p : p + 1], share[label].view(1, 1)
+                limits = (weights, most_growth, min_size, min_score)
+                found, counts = decode_boxes(
+                    deltas[roi, label].view(1, 1, 4), box, sizes[b : b + 1], score, None, *limits, above=True
+                )
+                if bool(counts):
+                    boxes[b, p, slot], labels[b, p, slot] = found[0, 0], label
+                    scores[b, p, slot], valid[b, p, slot] = share[label], True
+    return boxes.flatten(1, 2), labels.flatten(1), scores.flatten(1), valid.flatten(1)
+
+
+def take_kept(
+    kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes as in cpu_take.take_kept; each row by itself."""
+    batch, num = kept.shape
+    out = [boxes.new_zeros(batch, num, 4), scores.new_zeros(batch, num), kept.new_zeros(batch, num)]
+    rois = boxes.new_zeros(batch, num, 5)
+    for b in range(batch):
+        for n, row in enumerate(kept[b].tolist()):
+            rois[b, n, 0] = b
+            if row >= 0:
+                out[0][b, n], out[1][b, n] = boxes[b, row], scores[b, row]
+                rois[b, n, 1:] = boxes[b, row]
+                if labels is not None:
+                    out[2][b, n] = labels[b, row]
+    return out[0], out[1], kept.new_zeros(0) if labels is None else out[2], rois
+
+
+def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes as in cpu_take.scale_boxes; each box by itself. Source: torchvision's resize_boxes (transform.py)."""
+    batch, each = boxes.shape[:2]
+    scaled, own = boxes.new_zeros(boxes.shape), originals.new_zeros(batch * each, 2)
+    for b in range(batch):
+        height, width = (originals[b, axis].to(boxes.dtype) / sizes[b, axis].to(boxes.dtype) for axis in (0, 1))
+        for d in range(each):
+            own[b * each + d] = originals[b]
+            for corner, ratio in enumerate((width, height, width, height)):
+                scaled[b, d, corner] = boxes[b, d, corner] * ratio
+    return scaled, own
+
+
 def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastmask.kernels import cpu_stem
 from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 from fastmask.models.detection.rpn import RPNHead
@@ -20,6 +21,7 @@ from fastmask.models.fused import (
     CudnnConv2d,
     EpilogueAfterPool,
     FusedBlock,
+    FusedBoxPredictor,
     FusedConv2d,
     FusedLastLevelMaxPool,
     FusedLinear,
@@ -85,6 +87,8 @@ class _Fuser:
             return self._fuse_block(module)
         if type(module) is FeaturePyramidNetwork:
             return self._fuse_pyramid(module)
+        if type(module) is FastRCNNPredictor:
+            return self._fuse_predictor(module)
         return self._fuse_head(module) if type(module) is RPNHead else None
 
     def _fuse_block(self, block: Any) -> nn.Module | None:
@@ -118,6 +122,13 @@ class _Fuser:
         *firsts, last = convs
         fused = [self._fuse_conv(conv, conv.bias) for conv in firsts]
         return FusedRPNHead([*fused, self._fuse_conv(last, None, relu=False)], last.bias, *ends)
+
+    def _fuse_predictor(self, predictor: Any) -> nn.Module | None:
+        layers = [predictor.cls_score, predictor.bbox_pred]
+        plain = all(type(one) is nn.Linear and one.bias is not None and self._is_alone(one) for one in layers)
+        if not plain or layers[0].in_features != layers[1].in_features:
+            return None
+        return FusedBoxPredictor(*layers)
 
     def fuse_sequence(self, sequence: Any) -> None:
         """Convolutions and linear layers, each with the ReLU, or the ReLU and the max pooling, behind it."""

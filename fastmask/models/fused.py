@@ -22,6 +22,8 @@ from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.ops.feature_pyramid_network import ExtraFPNBlock
 
+ALIGNMENT = 16  # outputs: a row of a half type then begins at a multiple of 32 bytes
+
 
 class FusedConv2d(nn.Module):
     """``relu(conv(x) + bias + residual)``: a convolution without bias, then one pass in place for the rest.
@@ -241,4 +243,31 @@ class FusedRPNHead(nn.Module):
             ]
             for output in outputs
         )
+        return logits, deltas
+
+
+class FusedBoxPredictor(nn.Module):
+    """A FastRCNNPredictor as one matrix product, whose outputs are filled up to a multiple of 16.
+
+    Matrix products of 91 outputs, no multiple of 8, take kernels that read and write elements one by one. The deltas
+    come first, so that each class's four lie side by side at a multiple of their own size.
+
+    Args:
+        logits, deltas: its linear layers.
+    """
+
+    def __init__(self, logits: nn.Linear, deltas: nn.Linear) -> None:
+        super().__init__()
+        self.sizes = (deltas.out_features, logits.out_features)
+        padding = -sum(self.sizes) % ALIGNMENT
+        weight, bias = (
+            torch.cat([getattr(layer, n).detach() for layer in (deltas, logits)]) for n in ("weight", "bias")
+        )
+        self.weight = nn.Parameter(F.pad(weight, (0, 0, 0, padding)), False)
+        self.bias = nn.Parameter(F.pad(bias, (0, padding)), False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`FastRCNNPredictor`; what it gives are views of one tensor."""
+        y = linear(x.flatten(start_dim=1), self.weight, self.bias, relu=False)
+        deltas, logits, _ = y.split([*self.sizes, len(self.weight) - sum(self.sizes)], dim=1)
         return logits, deltas

@@ -13,6 +13,7 @@ from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import level_limits
+from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.inputs import (
     away_from_limits,
     draw_boxes,
@@ -42,6 +43,7 @@ def list_op_cases() -> list[OpCase]:
     """All of them; draws come from torch's own generator."""
     return [
         *list_layer_cases(),
+        *list_candidate_cases(),
         OpCase("RoIAlign", "multilevel_roi_align", _draw_maps, _align, _check_align),
         OpCase("RoIAlign, channels last", "multilevel_roi_align", _draw_channels_last, _align, _check_align),
         OpCase(

@@ -93,26 +93,36 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         "for start in range(0, length": reads.ravel(),
         "while tl.max(changes": rounds.ravel(),
     }
-    earlier = np.ceil(np.arange(len(masks) * chunks) / gpu_rle.SUMMED)
+    masks_before = np.ceil(np.arange(len(masks)) / gpu_rle.SUMMED)  # steps of their sum
+    chunks_before = np.ceil(np.arange(chunks) / gpu_rle.SUMMED)
+    earlier = (masks_before[:, None] + chunks_before).ravel() / 2  # on average of both sums
     copy = {name: trips * again for name, trips in sample.items()} | {
         "else of if known == 0": found.ravel() > 0,
         "for start in range(begin, end": earlier * (found.ravel() > 0),
         "if known <= SLOTS": (found.ravel() > 0) & ~again,
         "else of if known <= SLOTS": again,
     }
-    before = np.ceil(np.arange(len(masks)) * chunks / gpu_rle.TEXT_SUMMED)
-    blocks = np.ceil(runs / gpu_rle.RUNS)
-    text = {"for first in range(0, runs": blocks, "while tl.max(rest": blocks * (longest - 1)}
+    parts = max(min(gpu_rle.TEXT_PROGRAMS // len(masks), gpu_rle.PARTS), 1)
+    part = np.arange(parts)
+    blocks = np.ceil(runs / gpu_rle.RUNS)  # of a mask
+    share = np.ceil(np.ceil(runs / parts) / gpu_rle.RUNS)[:, None]  # blocks of a part
+    blocks = np.clip(blocks[:, None] - part * share, 0, share).ravel()
+    longest, works = longest.repeat(parts), np.minimum(blocks, 1)
+    text = {"else of if first_run > changes": works, "for first in range(first_run": blocks}
+    text |= {"while tl.max(rest": blocks * (longest - 1)}
+    before = masks_before.repeat(parts) * works
+    # on average of both sums of those that write
+    in_write = (before + np.tile(np.ceil(part / gpu_rle.SUMMED), len(masks)) * works) / 2
     positions = float(runs.sum()) * 8
     return [
         Work("_changes_kernel", sample, masks.nbytes, positions),
         Work("_changes_kernel", copy, 0, 2 * positions),
-        # on average of the sums that a program takes
-        Work("_text_kernel", text | {"for start in range(begin, end": (before + 1) / 2}, 0, 4 * positions),
+        Work("_text_kernel", text | {"for start in range(begin, end": before}, 0, 4 * positions),
         Work(
             "_text_kernel",
             text
-            | {"for start in range(begin, end": (before + 2) / 3, "for i in range(tl.max(length": blocks * longest},
+            | {"for start in range(begin, end": before, "if WRITE -> for start in range(begin, end": in_write}
+            | {"for i in range(tl.max(length": blocks * longest},
             0,
             4 * positions,
         ),

@@ -8,7 +8,7 @@ import torch
 from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
 
 from fastmask.kernels.class_masks import class_masks_op
-from fastmask.kernels.decode import decode_boxes_op
+from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_candidates_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
@@ -16,6 +16,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.ops.roi_align import level_limits
 
 Run = Callable[[torch.device, torch.dtype], object]
@@ -54,6 +55,30 @@ def decode(device: torch.device, dtype: torch.dtype) -> None:
     decode_boxes_op(boxes, boxes.clone(), sizes, scores, None, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5, False)
 
 
+def decode_levels(device: torch.device, dtype: torch.dtype) -> None:
+    deltas = [torch.randn(1, 12, 2, 3, device=device).to(dtype)]
+    index, sizes = torch.zeros(1, 4, dtype=torch.int64, device=device), torch.tensor([[20, 30]], device=device)
+    logits, anchors = torch.rand(1, 4, device=device).to(dtype), draw_boxes(18).to(device)
+    decode_levels_op(logits, index, [4], deltas, anchors, sizes, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5)
+
+
+def select_candidates(device: torch.device, dtype: torch.dtype) -> None:
+    boxes, count = draw_boxes(2)[None].to(device), torch.tensor([2], device=device)
+    logits, deltas = (torch.randn(shape, device=device).to(dtype) for shape in ((2, 3), (2, 3, 4)))
+    sizes = torch.tensor([[20, 30]], device=device)
+    select_candidates_op(logits, deltas, boxes, sizes, count, 2, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5)
+
+
+def take_kept(device: torch.device, dtype: torch.dtype) -> None:
+    boxes, kept = draw_boxes(3)[None].to(device, dtype), torch.tensor([[2, -1]], device=device)
+    take_kept_op(kept, boxes, boxes[..., 0], kept.new_zeros(1, 3))
+
+
+def scale_boxes(device: torch.device, dtype: torch.dtype) -> None:
+    sizes = torch.tensor([[20, 30]], device=device)
+    scale_boxes_op(draw_boxes(3)[None].to(device, dtype), 2 * sizes, sizes)
+
+
 def class_masks(device: torch.device, dtype: torch.dtype) -> None:
     shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
     tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
@@ -76,10 +101,27 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (paste, ["gpu_paste", "gpu_paste_backward"]),
         (rle, ["gpu_rle"]),
         (decode, ["gpu_decode"]),
+        (decode_levels, ["gpu_decode_levels"]),
+        (select_candidates, ["gpu_candidates"]),
+        (take_kept, ["gpu_take"]),
+        (scale_boxes, ["gpu_take"]),
         (class_masks, ["gpu_class_masks"]),
         (preprocess, ["gpu_preprocess"]),
     ],
-    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode", "class masks", "preprocessing"],
+    ids=[
+        "RoIAlign",
+        "RoIPool",
+        "NMS",
+        "paste",
+        "RLE",
+        "decode",
+        "levels",
+        "candidates",
+        "kept",
+        "scaled",
+        "masks",
+        "pixels",
+    ],
 )
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device

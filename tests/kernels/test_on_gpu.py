@@ -24,6 +24,7 @@ from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multile
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.ops.roi_align import level_limits
+from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.on_device import check_equal, check_graph, check_second_device, check_side_stream
 
 pytestmark = pytest.mark.gpu
@@ -118,6 +119,27 @@ def decode() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def draws_of(number: int) -> tuple[Op, list[Tensor]]:
+    case = list_candidate_cases()[number]
+    return case.call, case.draw(torch.float32, "adversarial")
+
+
+def decode_levels() -> tuple[Op, list[Tensor]]:
+    return draws_of(0)
+
+
+def select_candidates() -> tuple[Op, list[Tensor]]:
+    return draws_of(1)
+
+
+def take_kept() -> tuple[Op, list[Tensor]]:
+    return draws_of(2)
+
+
+def scale_boxes() -> tuple[Op, list[Tensor]]:
+    return draws_of(3)
+
+
 def paste() -> tuple[Op, list[Tensor]]:
     return lambda masks, boxes: paste_masks_op(masks, boxes, 200, 300, "packed", 0.5, False, True, 1), [
         4 * torch.randn(20, 28, 28),
@@ -201,6 +223,10 @@ CASES = pytest.mark.parametrize(
         nms_presorted,
         nms_one_group,
         decode,
+        decode_levels,
+        select_candidates,
+        take_kept,
+        scale_boxes,
         paste,
         rle,
         bias_act,

@@ -23,7 +23,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_max_pool2d, gpu_predict_anchors, gpu_preprocess, gpu_stem_conv
+from fastmask.kernels import gpu_candidates, gpu_decode_levels, gpu_max_pool2d, gpu_predict_anchors, gpu_preprocess, gpu_stem_conv, gpu_take
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -64,6 +64,17 @@ def boxes_of(num):
     gpu_decode.decode_boxes(
         torch.rand(2, 3 * num, 4), boxes, sizes, torch.rand(2, 3 * num), None, [1.0] * 4, 4.0, num / 10, num / 100, True
     )
+    settings = ([1.0] * 4, 4.0, num / 10, num / 100)
+    logits, index = torch.rand(2, num), torch.zeros(2, num, dtype=torch.int64)
+    deltas = torch.rand(2, 12, num % 7 + 1, 9)
+    gpu_decode_levels.decode_levels(
+        logits, index, [num // 3, num - num // 3], [deltas] * 2, boxes[0], sizes, *settings
+    )
+    logits, deltas = torch.rand(2 * num, 112)[:, 3:10], torch.rand(2 * num, 7, 4)
+    gpu_candidates.select_candidates(logits, deltas, boxes, sizes, sizes[:, 0], 3, *settings)
+    for labels in (None, groups):
+        gpu_take.take_kept(torch.zeros(2, num // 2, dtype=torch.int64), boxes, scores, labels)
+    gpu_take.scale_boxes(boxes, sizes, sizes)
     gpu_nms.COMPARISONS = 2**25
     gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
@@ -124,12 +135,13 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
                 **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),
-        # decoding; NMS counted, presorted and sorted; pairs with groups and without
+        # candidates; NMS counted, presorted and sorted; pairs with groups and without; rows with labels and without
         (
             "boxes",
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
-            | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1},
+            | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1}
+            | {"_decode_levels_kernel": 1, "_select_kernel": 1, "_take_kernel": 2, "_scale_kernel": 1},
         ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),

@@ -77,6 +77,15 @@ def check_heads(ready: nn.Module, plain: nn.Module, channels: int) -> None:
             assert ours(rois).shape == theirs(rois).shape
             if num:
                 close(ours(rois), theirs(rois))
+    assert type(ready.roi_heads.box_predictor) is fused.FusedBoxPredictor
+    width = ready.roi_heads.box_predictor.weight.shape[1]
+    for num in (5, 0):
+        for rows in (torch.randn(num, width, dtype=torch.float64), torch.randn(num, width, 1, 1, dtype=torch.float64)):
+            outputs = (heads.box_predictor(rows) for heads in (ready.roi_heads, plain.roi_heads))
+            for actual, expected in zip(*outputs, strict=True):
+                assert actual.shape == expected.shape
+                if num:
+                    close(actual, expected)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +138,18 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
             rows = inputs[0].permute(0, 2, 3, 1).flatten(0, 2)
             assert rows.data_ptr() == inputs[0].data_ptr()
     assert sum(isinstance(module, fused.Pointwise) for module, _, _ in seen) == 32 + 1 + 4
+
+
+def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
+    """Of rows that cuBLAS's aligned kernels can write; and the boxes' deltas are taken out without a copy."""
+    ready = prepared(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
+    with torch.no_grad():
+        logits, deltas = ready.roi_heads.box_predictor(torch.randn(9, 1024, dtype=torch.bfloat16, device=device))
+    assert logits.shape == (9, 3)
+    assert deltas.shape == (9, 12)
+    assert logits.stride() == deltas.stride() == (16, 1)
+    assert deltas.unflatten(1, (-1, 4)).data_ptr() == deltas.data_ptr()
+    assert deltas.data_ptr() + 12 * 2 == logits.data_ptr()
 
 
 def test_exports_keep_convolutions(settled: nn.Module) -> None:

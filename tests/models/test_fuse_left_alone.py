@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fastmask
 from fastmask.models import resnet
 from fastmask.models.detection import mask_rcnn, rpn
+from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
 from fastmask.models.prepare import prepared
 from fastmask.models.resnet import Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
@@ -169,3 +170,34 @@ def test_parts_of_a_users_are_left_alone() -> None:
     assert type(ready.rpn.head) is OwnHead
     assert type(ready.roi_heads.mask_predictor) is mask_rcnn.MaskRCNNPredictor
     assert {nn.Conv2d, Conv2dNormActivation} & kinds(ready.rpn.head)
+
+
+class OwnPredictor(FastRCNNPredictor):
+    pass
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+def shared_layer() -> nn.Module:
+    predictor = FastRCNNPredictor(64, 2)
+    predictor.bbox_pred = predictor.cls_score
+    return predictor
+
+
+PREDICTORS: dict[str, Callable[[], nn.Module]] = {
+    "of a subclass": lambda: OwnPredictor(64, 3),
+    "with a hook": lambda: watched(FastRCNNPredictor(64, 3), "bbox_pred"),
+    "with another layer": lambda: set_on(FastRCNNPredictor(64, 3), "cls_score", OwnLinear(64, 3)),
+    "without bias": lambda: set_on(FastRCNNPredictor(64, 3), "bbox_pred", nn.Linear(64, 12, bias=False)),
+    "with one layer twice": shared_layer,
+    "of unequal inputs": lambda: set_on(FastRCNNPredictor(64, 3), "bbox_pred", nn.Linear(32, 12)),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_box_predictors_that_are_left_alone(name: str) -> None:
+    model = slim_model(fastmask).eval()
+    predictor = model.roi_heads.box_predictor = PREDICTORS[name]()
+    assert type(prepared(model, torch.float32, "kernel").roi_heads.box_predictor) is type(predictor)

@@ -14,7 +14,7 @@ from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.ops import nms_padded
 from fastmask.program import Inputs, Program, unpacked
-from fastmask.structures import Detections, Proposals
+from fastmask.structures import Candidates, Detections, Proposals
 
 SIZES = torch.tensor([[200, 300], [150, 90]])
 SHAPES = [(40, 64), (20, 32), (10, 16), (5, 8), (3, 4)]
@@ -145,7 +145,8 @@ def test_candidates_and_detections(dtype: torch.dtype, threshold: float) -> None
         *found[:1], found.scores, found.labels, found.valid, iou_threshold=heads.nms_thresh,
         max_output=heads.detections_per_img, num_groups=NUM_CLASSES,
     )  # fmt: skip
-    same(chosen, (take(found.boxes, kept), take(found.labels, kept), take(found.scores, kept), None, count))
+    taken = (take(values, kept) for values in (found.boxes, found.labels, found.scores))
+    same(chosen, Detections(*taken, None, count))
 
 
 def test_packed_boxes() -> None:
@@ -195,3 +196,50 @@ def test_proposals_and_detections_on_a_gpu() -> None:
     )
     torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=5e-3)
     assert (valid.cpu() != expected).float().mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused_rows", [False, True], ids=["two tensors", "views of one"])
+def test_candidates_on_a_gpu(fused_rows: bool) -> None:
+    """Those above the threshold, in the order of the CPU's, which has others between them; the same detections."""
+    heads = slim_model(fastmask, box_score_thresh=0.05).eval().roi_heads
+    boxes = torch.stack([draw_boxes(50), draw_boxes(50)])
+    proposals = Proposals(boxes, boxes[..., 0], torch.tensor([50, 40]))
+    rows = torch.randn(100, 5 * NUM_CLASSES + 3)
+    rows[:, 4 * NUM_CLASSES :] *= 2
+    logits, deltas = rows[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], rows[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))
+    theirs = heads.candidates(logits, deltas, proposals, SIZES)
+    values = [one.cuda() if fused_rows else one.contiguous().cuda() for one in (logits, deltas)]
+    if fused_rows:
+        there = rows.cuda()
+        values = [there[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], there[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))]
+    on_gpu = Proposals(*(one.cuda() for one in proposals[:3]))
+    ours = heads.candidates(*values, on_gpu, SIZES.cuda())
+    for i in range(2):
+        expected, actual = ([one[i][found.valid[i]].cpu() for one in found[:3]] for found in (theirs, ours))
+        for one, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=5e-3)
+    on_cpu = Candidates(*(one.cpu() for one in ours))
+    kept, baseline = heads.suppress(ours, NUM_CLASSES), heads.suppress(on_cpu, NUM_CLASSES)
+    same(tuple(one.cpu() for one in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
+    assert kept.rois is not None
+    assert torch.equal(kept.rois.flatten(0, 1), _utils.rois_of(kept.boxes))
+
+
+@pytest.mark.gpu
+def test_packed_boxes_on_a_gpu() -> None:
+    """Bit for bit the CPU's."""
+    sizes, originals = torch.tensor([[200, 300], [150, 90]]), torch.tensor([[427, 640], [999, 601]])
+    boxes = torch.stack([draw_boxes(20), draw_boxes(20)])
+    program = Program(slim_model(fastmask).eval(), "rle", 0.5, 100)
+    packed = []
+    for device in ("cpu", "cuda"):
+        labels, count = torch.ones(2, 20, dtype=torch.int64, device=device), torch.tensor([20, 9], device=device)
+        there = boxes.to(device)
+        found = Detections(there, labels, there[..., 0], None, count)
+        inputs = Inputs(
+            torch.zeros(2, 3, 200, 300, device=device), originals=originals.to(device), sizes=sizes.to(device)
+        )
+        out = program.pack(inputs, found)
+        packed.append(unpacked(out.data.cpu(), out.fields)["boxes"])
+    assert torch.equal(*packed)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.cpu_decode import decode, decode_boxes
-from fastmask.kernels.decode import decode_boxes_op
+from fastmask.kernels.cpu_decode import decode, decode_boxes, decode_levels
+from fastmask.kernels.cpu_take import take_rows_of, with_image
+from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_candidates_op
+from fastmask.kernels.take import take_kept_op
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 LOG_RATIO_CLIP = math.log(1000.0 / 16)  # no box grows more than this in one step; exp would overflow
@@ -75,33 +77,80 @@ class BoxCoder:
         On a GPU in one launch, but where PyTorch is to see the steps: for gradients, to compile or export them.
         Args and shapes: see :func:`fastmask.kernels.cpu_decode.decode_boxes`.
         """
-        kernel = deltas.is_cuda and not (deltas.requires_grad or torch.compiler.is_compiling())
         limits = (self.bbox_xform_clip, min_size, min_score, above)
-        return (decode_boxes_op if kernel else decode_boxes)(
+        return (decode_boxes_op if runs_as_kernel(deltas) else decode_boxes)(
             deltas, references, sizes, scores, count, list(self.weights), *limits
         )
+
+    def decode_levels(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        lengths: list[int],
+        deltas: list[Tensor],
+        anchors: Tensor,
+        sizes: Tensor,
+        *,
+        min_size: float,
+        min_score: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """An RPN's candidates, from the logits that were chosen: boxes [B, N, 4], scores and which count [B, N].
+
+        Where it is one launch: see :meth:`decode_candidates`. Args and shapes: see
+        :func:`fastmask.kernels.cpu_decode.decode_levels`.
+        """
+        limits = (self.bbox_xform_clip, min_size, min_score)
+        return (decode_levels_op if runs_as_kernel(logits, *deltas) else decode_levels)(
+            logits, index, lengths, deltas, anchors, sizes, list(self.weights), *limits
+        )
+
+    def select_candidates(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        references: Tensor,
+        sizes: Tensor,
+        count: Tensor,
+        slots: int,
+        *,
+        min_size: float,
+        min_score: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A box head's candidates in one launch: boxes [B, N, 4], labels, scores and which count [B, N].
+
+        Args and shapes: see :func:`fastmask.kernels.cpu_decode.select_candidates`.
+        """
+        limits = (self.bbox_xform_clip, min_size, min_score)
+        candidates: tuple[Tensor, Tensor, Tensor, Tensor] = select_candidates_op(
+            logits, deltas, references, sizes, count, slots, list(self.weights), *limits
+        )
+        return candidates
+
+
+def runs_as_kernel(*tensors: Tensor) -> bool:
+    """Whether an op that is not differentiable may be called: on a GPU, but where PyTorch is to see the steps."""
+    return tensors[0].is_cuda and not (any(one.requires_grad for one in tensors) or torch.compiler.is_compiling())
 
 
 def rois_of(boxes: Tensor) -> Tensor:
     """Boxes [B, N, 4] -> RoIs [B * N, 5], each with its image's index before it."""
-    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-    return torch.cat((image[:, None, None].expand(-1, boxes.shape[1], 1), boxes), dim=2).flatten(0, 1)
+    return with_image(boxes).flatten(0, 1)
+
+
+def take_kept(
+    kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What NMS keeps [B, M] of boxes, scores and labels, and RoIs [B, M, 5] where they come in the same launch."""
+    if runs_as_kernel(boxes, scores):
+        rows: tuple[Tensor, Tensor, Tensor, Tensor] = take_kept_op(kept, boxes, scores, labels)
+        return rows
+    taken = take_rows_of((boxes, scores) if labels is None else (boxes, scores, labels), kept)
+    return taken[0], taken[1], taken[-1], None
 
 
 def take_rows(values: Tensor, indices: Tensor) -> Tensor:
     """Rows of [B, N, ...] at [B, M] -> [B, M, ...]; at -1, zeros."""
     return take_rows_of((values,), indices)[0]
-
-
-def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
-    """:func:`take_rows` of several tensors."""
-    safe, missing = indices.clamp(min=0), indices < 0
-    taken = []
-    for one in values:
-        shape = (*indices.shape, *[1] * (one.ndim - 2))
-        rows = one.gather(1, safe.view(shape).expand(*indices.shape, *one.shape[2:]))
-        taken.append(rows.masked_fill_(missing.view(shape), 0))  # of its own, so in place
-    return taken
 
 
 def overwrite_eps(model: nn.Module, eps: float) -> None:

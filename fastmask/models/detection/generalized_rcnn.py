@@ -70,7 +70,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         features, scales = self.extract(pixels)
         proposals = self.rpn.propose(*self.rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
         proposals = trimmed(proposals) if trim else proposals
-        logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes)
+        logits, deltas = self.roi_heads.classify(features, scales, proposals.boxes, rois=proposals.rois)
         detections = self.roi_heads.select(logits, deltas, proposals, sizes)
         return features, scales, trimmed(detections) if trim else detections
 

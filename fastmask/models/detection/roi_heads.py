@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.class_masks import class_masks_op
-from fastmask.models.detection._utils import BoxCoder, rois_of, take_rows_of
+from fastmask.models.detection._utils import BoxCoder, rois_of, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops._utils import NotScriptable, upcast
 from fastmask.ops.boxes import nms_padded
@@ -67,10 +67,19 @@ class RoIHeads(NotScriptable, nn.Module):
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
 
     def classify(
-        self, features: dict[str, Tensor], scales: dict[str, float], boxes: Tensor, rows: Tensor | None = None
+        self,
+        features: dict[str, Tensor],
+        scales: dict[str, float],
+        boxes: Tensor,
+        rows: Tensor | None = None,
+        rois: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4]."""
-        logits, deltas = self.box_predictor(self.box_head(pool(self.box_roi_pool, features, scales, boxes, rows)))
+        """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4].
+
+        ``rois`` [B, P, 5]: the same boxes, where they are at hand.
+        """
+        pooled = pool(self.box_roi_pool, features, scales, boxes, rows, rois)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits, deltas.unflatten(1, (-1, 4))
 
     def select(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
@@ -81,14 +90,22 @@ class RoIHeads(NotScriptable, nn.Module):
         """What NMS is to choose from.
 
         A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
-        put back in class order, hold all that torchvision would take; only these are decoded.
+        put back in class order, hold all that torchvision would take; only these are decoded. On a GPU those that are
+        not above it are left out, as nothing looks at them.
         """
+        most = logits.shape[1] - 1
+        if self.score_thresh > 0:
+            most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
+        if runs_as_kernel(logits, deltas):
+            limits = {"min_size": self.min_size, "min_score": self.score_thresh}
+            return Candidates(
+                *self.box_coder.select_candidates(
+                    logits, deltas, proposals.boxes, sizes, proposals.count, most, **limits
+                )
+            )
         logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
         wide = torch.promote_types(logits.dtype, torch.float32)
         scores = logits.softmax(2, dtype=wide)[:, :, 1:]  # without background
-        most = scores.shape[2]
-        if self.score_thresh > 0:
-            most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
         classes = scores.topk(most, dim=2, sorted=False).indices
         classes = classes.topk(most, dim=2, largest=False).values  # [B, P, K] ascending: on a GPU two launches less
         scores = scores.gather(2, classes).flatten(1)
@@ -117,17 +134,18 @@ class RoIHeads(NotScriptable, nn.Module):
             max_output=self.detections_per_img,
             num_groups=num_classes,
         )
-        boxes, labels, scores = take_rows_of((boxes, labels, scores), kept)
-        return Detections(boxes, labels, scores, None, count)
+        boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
+        return Detections(boxes, labels, scores, None, count, rois)
 
     def segment(self, features: dict[str, Tensor], scales: dict[str, float], detections: Detections) -> Detections:
         """The same detections with the mask of each one's class; zeros in padding."""
         assert self.mask_roi_pool is not None
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        hidden = self.mask_head(pool(self.mask_roi_pool, features, scales, detections.boxes))
+        pooled = pool(self.mask_roi_pool, features, scales, detections.boxes, rois=detections.rois)
+        hidden = self.mask_head(pooled)
         masks = predict_masks(self.mask_predictor, hidden, detections.labels, detections.count)
-        return Detections(detections.boxes, detections.labels, detections.scores, masks, detections.count)
+        return detections._replace(masks=masks)
 
 
 def pool(
@@ -136,9 +154,13 @@ def pool(
     scales: dict[str, float],
     boxes: Tensor,
     rows: Tensor | None = None,
+    rois: Tensor | None = None,
 ) -> Tensor:
-    """The pooler's features of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales."""
-    rois = rois_of(boxes)
+    """The pooler's features of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
+
+    ``rois`` [B, N, 5]: the same boxes, where they are at hand.
+    """
+    rois = rois_of(boxes) if rois is None else rois.flatten(0, 1)
     names = [name for name in features if name in pooler.featmap_names]
     return multilevel_roi_align(
         [features[name] for name in names],

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmask.models.detection._utils import BoxCoder, take_rows_of
+from fastmask.models.detection._utils import BoxCoder, take_kept
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops._utils import NotScriptable, upcast
+from fastmask.ops._utils import NotScriptable
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.structures import Proposals
@@ -106,17 +106,15 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
         """
         best, index, lengths = best_of_levels([logit.detach() for logit in logits], self.pre_nms_top_n())
-        every = torch.cat([pixel_rows(delta.detach()) for delta in deltas], 1)  # [B, H * W of all levels, A * 4]
-        every = every.view(every.shape[0], -1, 4)
-        score = upcast(best).sigmoid()
-        candidates, valid = self.box_coder.decode_candidates(
-            every.gather(1, index[:, :, None].expand(-1, -1, 4)),
-            anchors[index],
+        candidates, score, valid = self.box_coder.decode_levels(
+            best,
+            index,
+            lengths,
+            [delta.detach() for delta in deltas],
+            anchors,
             sizes,
-            score,
             min_size=self.min_size,
             min_score=self.score_thresh,
-            above=False,
         )
         fixed = all(isinstance(length, int) for length in lengths)  # torch.export of any size has symbols instead
         parts = [] if fixed else score.split(lengths, 1)
@@ -131,8 +129,8 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
             num_groups=len(lengths),
             presorted=lengths if fixed else None,  # the order of logits, top-k's, is that of their sigmoids
         )
-        boxes, scores = take_rows_of((candidates, score), kept)
-        return Proposals(boxes, scores, count)
+        boxes, scores, _, rois = take_kept(kept, candidates, score, None)
+        return Proposals(boxes, scores, count, rois)
 
     def look(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Feature maps of padded images of (height, width) -> logits and deltas of each level, and all anchors."""

@@ -1,4 +1,4 @@
-"""Compiled decoding of boxes against the reference."""
+"""Compiled kernels between the large layers against the reference: boxes decoded and chosen, and what NMS keeps."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, mask_boxes
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_decode, reference_layers
+from fastmask.kernels import gpu_candidates, gpu_decode, gpu_decode_levels, gpu_take, reference_layers
+from fastmask.selftest import candidate_cases
 
 SIZE = (200, 300)
 GROWTH = math.log(1000 / 16)
@@ -35,11 +36,83 @@ def decode_case(dtype, each, above, counted, hostile=False) -> Case:
     return Case(lambda: gpu_decode.decode_boxes(*arguments), check)
 
 
+def described(check, inputs, out) -> list[str]:
+    try:
+        check(inputs, list(out))
+    except AssertionError as error:
+        return [" ".join(str(error).split())[:300]]
+    return []
+
+
+def levels_case(dtype, kind) -> Case:
+    inputs = candidate_cases.draw_levels(dtype, kind)
+    logits, index, anchors, sizes, *deltas = inputs
+    arguments = (logits, index, candidate_cases.LENGTHS, deltas, anchors, sizes, *candidate_cases.LEVEL_SETTINGS)
+    return Case(
+        lambda: gpu_decode_levels.decode_levels(*arguments),
+        lambda out: described(candidate_cases.check_levels, inputs, out),
+    )
+
+
+def classes_case(dtype, kind) -> Case:
+    inputs = candidate_cases.draw_classes(dtype, kind)
+    arguments = (*inputs, candidate_cases.SLOTS, *candidate_cases.CLASS_SETTINGS)
+    return Case(
+        lambda: gpu_candidates.select_candidates(*arguments),
+        lambda out: described(candidate_cases.check_classes, inputs, out),
+    )
+
+
+def many_classes_case(classes) -> Case:
+    """Of a program of several warps."""
+    logits, deltas = torch.randn(4, classes), torch.randn(4, classes, 4)
+    logits[:, 200:203] += 12
+    boxes, sizes = mask_boxes(4, SIZE)[None], torch.tensor([SIZE])
+    arguments = (logits, deltas, boxes, sizes, torch.tensor([4]), 19, [10.0, 10.0, 5.0, 5.0], GROWTH, 0.01, 0.05)
+
+    def check(out):
+        expected = reference_layers.select_candidates(*arguments)
+        same_rows = torch.equal(out[1], expected[1]) and torch.equal(out[3], expected[3])
+        errors = close("boxes", out[0], expected[0], 2e-2) + close("scores", out[2], expected[2], 1e-5)
+        return errors + ([] if same_rows else ["labels or valid are wrong"])
+
+    return Case(lambda: gpu_candidates.select_candidates(*arguments), check)
+
+
+def kept_case(labeled) -> Case:
+    kept, boxes, scores, labels = candidate_cases.draw_kept(FP32, "adversarial")
+    arguments = (kept, boxes, scores, labels if labeled else None)
+
+    def check(out):
+        expected = reference_layers.take_kept(*arguments)
+        return [
+            f"output {i} is wrong"
+            for i, (one, other) in enumerate(zip(out, expected, strict=True))
+            if not torch.equal(one.nan_to_num(7.5), other.nan_to_num(7.5))
+        ]
+
+    return Case(lambda: gpu_take.take_kept(*arguments), check)
+
+
+def scale_case() -> Case:
+    inputs = candidate_cases.draw_detections(FP32, "adversarial")
+    return Case(lambda: gpu_take.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out))
+
+
 def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (FP32, BF16, FP16):
         yield f"decode {NAMES[dtype]}, as an RPN", decode_case(dtype, 1, False, False)
         yield f"decode {NAMES[dtype]}, as a box head", decode_case(dtype, 3, True, True)
     yield "decode fp32, hostile boxes and deltas", decode_case(FP32, 2, False, True, True)
+    for dtype in (FP32, BF16, FP16):
+        yield f"RPN's candidates {NAMES[dtype]}", levels_case(dtype, "ordinary")
+        yield f"box head's candidates {NAMES[dtype]}", classes_case(dtype, "ordinary")
+    yield "rows NMS keeps", kept_case(False)
+    yield "rows NMS keeps, labels", kept_case(True)
+    yield "boxes scaled", scale_case()
+    yield "RPN's candidates fp32, hostile", levels_case(FP32, "adversarial")
+    yield "box head's candidates fp32, hostile", classes_case(FP32, "adversarial")
+    yield "box head's candidates fp32, 300 classes", many_classes_case(300)
 
 
 def bugs() -> Iterator[tuple[str, Bug]]:
@@ -47,3 +120,16 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     yield "decode, one box beyond the last", Bug("gpu_decode", *beyond)
     limit = "score > min_score", "score >= min_score", decode_case(FP32, 1, True, False)
     yield "decode, scores on the threshold", Bug("gpu_decode", *limit)
+    yield (
+        "RPN's candidates, the level before",
+        Bug("gpu_decode_levels", "beyond = level > i", "beyond = level >= i", levels_case(FP32, "ordinary")),
+    )
+    yield (
+        "box head's candidates, background among them",
+        Bug("gpu_candidates", "(label > 0)", "(label >= 0)", classes_case(FP32, "ordinary")),
+    )
+    yield (
+        "rows NMS keeps, the row before the first",
+        Bug("gpu_take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
+    )
+    yield "boxes scaled by the other axis", Bug("gpu_take", "2 * end + 1 - axis", "2 * end + axis", scale_case())

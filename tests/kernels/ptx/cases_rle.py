@@ -93,7 +93,18 @@ def cases() -> Iterator[tuple[str, Case]]:
 def bugs() -> Iterator[tuple[str, Bug]]:
     boxes, sizes = torch.tensor([[0.0, 0, 60, 50], [2, 2, 55, 45]]), [(50, 60)] * 2
     noise = rle_case(torch.rand(2, 28, 28), boxes, sizes)
-    yield "RLE, one chunk's changes missing", Bug("gpu_rle", "0, pid, SUMMED", "0, pid - 1, SUMMED", noise)
+    yield (
+        "RLE, one chunk's changes missing",
+        Bug("gpu_rle", "chunks, pid.to(tl.int64), SUMMED", "chunks, pid.to(tl.int64) - 1, SUMMED", noise),
+    )
     yield "RLE, the word before is the same one", Bug("gpu_rle", "tl.maximum(lanes - 1, 0)", "lanes", noise)
+    yield (
+        "RLE, one mask's changes missing",
+        Bug("gpu_rle", "totals_ptr, number * 0, number,", "totals_ptr, number * 0, number - 1,", noise),
+    )
+    yield (
+        "RLE, a run of the next part",
+        Bug("gpu_rle", "tl.minimum(first_run + share, changes + 1)", "changes + 1", noise),
+    )
     short = rle_case(torch.rand(2, 28, 28), boxes, sizes, programs=2, capacity=700)
     yield "RLE, positions beyond the buffer", Bug("gpu_rle", "(rank < limit)", "(rank >= 0)", short)

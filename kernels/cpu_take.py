@@ -1,0 +1,44 @@
+"""Rows by their numbers, and boxes in other pixels, in plain PyTorch of any device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
+    """Rows of several [B, N, ...] at [B, M] -> [B, M, ...] of each; at -1, zeros."""
+    safe, missing = indices.clamp(min=0), indices < 0
+    taken = []
+    for one in values:
+        shape = (*indices.shape, *[1] * (one.ndim - 2))
+        rows = one.gather(1, safe.view(shape).expand(*indices.shape, *one.shape[2:]))
+        taken.append(rows.masked_fill_(missing.view(shape), 0))  # of its own, so in place
+    return taken
+
+
+def with_image(boxes: Tensor) -> Tensor:
+    """Boxes [B, N, 4] -> RoIs [B, N, 5], each with its image's index before it."""
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+    return torch.cat((image[:, None, None].expand(-1, boxes.shape[1], 1), boxes), dim=2)
+
+
+def take_kept(
+    kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes [B, N, 4], scores [B, N] and int64 labels [B, N] at ``kept`` [B, M] -> the same [B, M], RoIs [B, M, 5].
+
+    At -1, zeros; the RoIs there have their image's index. Without labels an empty tensor is in their place.
+    """
+    taken = take_rows_of((boxes, scores) if labels is None else (boxes, scores, labels), kept)
+    return taken[0], taken[1], taken[2] if labels is not None else kept.new_empty(0), with_image(taken[0])
+
+
+def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes [B, D, 4] in pixels of images of ``sizes`` [B, 2] (height, width) -> in those of the ``originals`` [B, 2].
+
+    And the original image's size of each of them [B * D, 2].
+    """
+    ratios = originals.to(boxes.dtype) / sizes  # [B, 2] (height, width)
+    scaled = (boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)
+    return scaled, originals[:, None].expand(-1, boxes.shape[1], 2).clone().flatten(0, 1)

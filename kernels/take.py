@@ -1,0 +1,41 @@
+"""From what NMS keeps to detections in pixels of the original images.
+
+- ``fastmask::take_kept``: the rows that NMS keeps, and the same boxes as RoIs; zeros where it keeps none.
+- ``fastmask::scale_boxes``: boxes in pixels of the original images, and the size of the image of each.
+
+One op each, because on a GPU their steps on a thousand boxes are five to ten launches. Not differentiable: who needs
+gradients, a compiled or an exported program calls what is in cpu_take.py, which PyTorch sees through.
+"""
+
+import torch
+from torch import Tensor
+
+from fastmask.kernels import cpu_take
+from fastmask.kernels.launch import HAS_TRITON, register
+
+take_kept_op = torch.library.custom_op("fastmask::take_kept", cpu_take.take_kept, mutates_args=())
+scale_boxes_op = torch.library.custom_op("fastmask::scale_boxes", cpu_take.scale_boxes, mutates_args=())
+
+
+if HAS_TRITON:
+    from fastmask.kernels import gpu_take
+
+    register(take_kept_op, gpu_take.take_kept, cpu_take.take_kept)
+    register(scale_boxes_op, gpu_take.scale_boxes, cpu_take.scale_boxes)
+
+
+@take_kept_op.register_fake
+def _(kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, num = kept.shape
+    taken = kept.new_empty(0 if labels is None else kept.shape)
+    return (
+        boxes.new_empty(batch, num, 4),
+        scores.new_empty(batch, num),
+        taken,
+        boxes.new_empty(batch, num, 5),
+    )
+
+
+@scale_boxes_op.register_fake
+def _(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    return boxes.new_empty(boxes.shape), originals.new_empty(boxes.shape[0] * boxes.shape[1], 2)
