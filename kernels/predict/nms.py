@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
+from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve, gpu_nms_runs
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, boxes_in
 from fastmask.kernels.predict.model import Work
@@ -113,7 +113,13 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
         ]
     if batch * num * num <= gpu_nms.COMPARISONS:
         return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
-    return [Work("_place_kernel", {}, size * 60)]
+    runs = -(-num // gpu_nms_runs.RUN)
+    searched = {"for first in range(0, runs": -(-runs // gpu_nms_runs.SEARCHED)}
+    steps = {"while step > 0": gpu_nms_runs.RUN.bit_length()}
+    return [
+        Work("_sort_runs_kernel", {}, size * 12),
+        Work("_merge_runs_kernel", searched | steps, size * 60),
+    ]
 
 
 def _window(blocks: int, largest: int) -> int:

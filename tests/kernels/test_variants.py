@@ -23,7 +23,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_predict_anchors, gpu_preprocess
+from fastmask.kernels import gpu_nms_runs, gpu_predict_anchors, gpu_preprocess
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -68,7 +68,9 @@ def boxes_of(num):
     gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
     gpu_nms.COMPARISONS, gpu_nms.MOST_WORDS, gpu_nms.LEAST_WINDOW = 0, 0, 8
-    gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
+    gpu_nms_runs.RUN = 64
+    for gpu_nms.MERGES in (0, 2**32):
+        gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
 
 def masks_of(num):
     masks, boxes, sizes = torch.rand(num, 28, 28), torch.rand(num, 4), torch.full((num, 2), 100)
@@ -118,12 +120,18 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
                 **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),
-        # decoding; NMS counted, presorted and sorted; pairs with groups and without
+        # decoding; NMS counted, presorted, sorted and merged from runs; pairs with groups and without
         (
             "boxes",
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
-            | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1},
+            | {
+                "_sort_runs_kernel": 1,
+                "_merge_runs_kernel": 1,
+                "_resolve_kernel": 2,
+                "_list_kernel": 1,
+                "_decode_kernel": 1,
+            },
         ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
