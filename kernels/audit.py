@@ -27,6 +27,7 @@ from fastmask.kernels import (
     audit_nms,
     audit_roi_align,
     audit_roi_align_backward,
+    audit_top_anchors,
     audit_tuned,
     gpu_decode,
     gpu_mask_geometry,
@@ -186,6 +187,7 @@ def shipped_variants() -> Iterator[Variant]:
             (),
         )
     yield from itertools.starmap(Variant, audit_heads.variants(DTYPES))
+    yield from itertools.starmap(Variant, audit_top_anchors.variants(DTYPES))
     for dtype in DTYPES:
         yield Variant(
             f"masks' sigmoid, {dtype}",

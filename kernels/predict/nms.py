@@ -114,7 +114,7 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
     if batch * num * num <= gpu_nms.COMPARISONS:
         return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
     runs = -(-num // gpu_nms_runs.RUN)
-    searched = {"for first in range(0, runs": -(-runs // gpu_nms_runs.SEARCHED)}
+    searched = {"for first in range(0, runs": -(-runs // gpu_nms_runs.SEARCHED), "while step > most": 0}
     steps = {"while step > 0": gpu_nms_runs.RUN.bit_length()}
     return [
         Work("_sort_runs_kernel", {}, size * 12),

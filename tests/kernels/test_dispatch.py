@@ -16,6 +16,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.ops.roi_align import level_limits
 
 Run = Callable[[torch.device, torch.dtype], object]
@@ -54,6 +55,10 @@ def decode(device: torch.device, dtype: torch.dtype) -> None:
     decode_boxes_op(boxes, boxes.clone(), sizes, scores, None, [1.0, 1.0, 1.0, 1.0], 4.0, 0.01, 0.5, False)
 
 
+def top_anchors(device: torch.device, dtype: torch.dtype) -> None:
+    top_anchors_op([torch.randn(1, 3, 4, 5, device=device, dtype=dtype)], 9)
+
+
 def class_masks(device: torch.device, dtype: torch.dtype) -> None:
     shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
     tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
@@ -76,10 +81,11 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (paste, ["gpu_paste", "gpu_paste_backward"]),
         (rle, ["gpu_rle"]),
         (decode, ["gpu_decode"]),
+        (top_anchors, ["gpu_top_anchors"]),
         (class_masks, ["gpu_class_masks"]),
         (preprocess, ["gpu_preprocess"]),
     ],
-    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode", "class masks", "preprocessing"],
+    ids=["RoIAlign", "RoIPool", "NMS", "paste", "RLE", "decode", "top anchors", "class masks", "preprocessing"],
 )
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device

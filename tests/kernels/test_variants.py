@@ -23,7 +23,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_nms_runs, gpu_predict_anchors, gpu_preprocess
+from fastmask.kernels import gpu_nms_runs, gpu_predict_anchors, gpu_preprocess, gpu_top_anchors
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -88,6 +88,7 @@ def maps_of(num):
     rows, square = torch.zeros(num, 32).bfloat16(), torch.zeros(32, 32).bfloat16()
     gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
     gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
+    gpu_top_anchors.top_anchors([y.bfloat16(), pyramid[1].bfloat16()], 100 + num % 28)
 
 weights = torch.randn(16, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
 
@@ -137,8 +138,12 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
-        # without a residual, with one, with a coarser one
-        ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}),
+        # without a residual, with one, with a coarser one; two digits
+        (
+            "maps",
+            {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}
+            | {"_count_digits_kernel": 2, "_keep_kernel": 1, "_sort_kept_kernel": 1},
+        ),
         # of two dtypes
         ("heads", {"_class_masks_kernel": 2}),
         # whatever the images are

@@ -21,6 +21,7 @@ import cases_paste
 import cases_rle
 import cases_roi_align
 import cases_roi_pool
+import cases_top_anchors
 from helpers.ptx import MODES, Options, execute, launched
 
 pytestmark = pytest.mark.ptx
@@ -37,6 +38,7 @@ FAMILIES = {
         cases_bias_act,
         cases_decode,
         cases_heads,
+        cases_top_anchors,
     )
 }
 
