@@ -35,7 +35,7 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             counted["num_warps"] = order.COUNT_WARPS
             yield variant(f"counted, {groups}, {suffix}", order._count_kernel, own, first, **units, **counted)
             yield variant(f"placed, {groups}, {suffix}", order._place_kernel, own, first, **units, **places)
-        merged = places | {"MOST_RUNS": order.MOST_RUNS}
+        merged = {"BLOCK": order.BLOCK, "MERGED": gpu_nms_presorted.MERGED, "MOST_RUNS": order.MOST_RUNS}
         yield variant(f"merged, {suffix}", gpu_nms_presorted._merge_kernel, own, padded, **common, **merged)
     yield from runs(dtypes, variant)
     for dtype, padded, one in itertools.product(dtypes, flags, flags):

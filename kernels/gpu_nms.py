@@ -178,14 +178,14 @@ def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[
     gpu_nms_presorted._run_keys_kernel[(batch, len(lengths))](
         scores_ptr=scores, keys_ptr=keys, num=num, **sizes, RUN=gpu_nms_order.RUN
     )
-    gpu_nms_presorted._merge_kernel[(triton.cdiv(batch * num, gpu_nms_order.PLACED),)](
+    gpu_nms_presorted._merge_kernel[(triton.cdiv(batch * num, gpu_nms_presorted.MERGED),)](
         **common,
         **sizes,
         keys_ptr=keys,
         order_ptr=placed.order,
         runs=len(lengths),
         steps=max(lengths).bit_length(),
-        PLACED=gpu_nms_order.PLACED,
+        MERGED=gpu_nms_presorted.MERGED,
         MOST_RUNS=gpu_nms_order.MOST_RUNS,
     )
 
@@ -216,7 +216,8 @@ def _merge_runs(
         RUN=gpu_nms_runs.RUN,
         num_warps=gpu_nms_runs.SORT_WARPS,
     )
-    gpu_nms_runs._merge_runs_kernel[(batch * runs * (gpu_nms_runs.RUN // gpu_nms_runs.MERGED),)](
+    merged = min(gpu_nms_runs.MERGED, gpu_nms_runs.RUN)
+    gpu_nms_runs._merge_runs_kernel[(batch * runs * (gpu_nms_runs.RUN // merged),)](
         **outputs,
         boxes_ptr=inputs["boxes_ptr"],
         groups_ptr=units["groups_ptr"],
@@ -227,7 +228,7 @@ def _merge_runs(
         runs=runs,
         RUN=gpu_nms_runs.RUN,
         SEARCHED=gpu_nms_runs.SEARCHED,
-        MERGED=gpu_nms_runs.MERGED,
+        MERGED=merged,
     )
 
 
@@ -275,7 +276,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
     window = min(reach, max(MOST_WORDS // (blocks * block), LEAST_WINDOW))
-    splits = min(tuned("nms.splits", gpu_nms_pairs.SPLITS, placed.tiles.device), window)
+    splits = gpu_nms_pairs.splits_of(blocks, window, tuned("nms.splits", gpu_nms_pairs.SPLITS, placed.tiles.device))
     words = placed.units.new_empty((blocks, window, 2, block))
     boxes = {"tiles_ptr": placed.tiles, "units_ptr": placed.units, "labels_ptr": placed.labels}
     gpu_nms_pairs._pairs_kernel[(blocks * splits,)](**boxes, words_ptr=words, window=window, splits=splits, **pairs)

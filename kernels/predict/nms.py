@@ -145,7 +145,7 @@ def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
     """For each program: whether it has the tile on the diagonal, and how many before it."""
     padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
     first, last = padded[:, 0], padded[:, -1]
-    splits = min(gpu_nms_pairs.SPLITS, window)
+    splits = gpu_nms_pairs.splits_of(blocks, window, gpu_nms_pairs.SPLITS)
     diagonal, tiles = np.zeros((2, blocks, splits))
     diagonal[:, 0] = 1
     for block in range(blocks):
