@@ -72,7 +72,8 @@ def nms_padded(
         scores = cpu_nms.running_minimum(scores, presorted)
         groups, num_groups, presorted = cpu_nms.run_groups(presorted, scores), len(presorted), None
     threshold = float(cpu_nms.largest_not_above(iou_threshold, np.dtype(np.float32)))
-    half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
+    with np.errstate(invalid="ignore"):  # above a threshold of inf there is no float, and no IoU
+        half_gap = float(np.nextafter(np.float32(threshold), np.float32(np.inf)) - np.float32(threshold)) / 2
     test = "divide" if threshold < gpu_nms_pairs.SMALLEST_THRESHOLD else "float64" if INTERPRET else "fma"
     pairs: dict[str, Any] = {
         "threshold": threshold,

@@ -283,8 +283,8 @@ def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
     digits = DIGITS.get(logits[0].dtype)
     kept = min(number, max(pixels) * anchors)
     columns = sum(min(number, side * anchors) for side in pixels)
-    plain = digits is None or len(logits) > MAX_LEVELS or kept > MOST or sum(pixels) * anchors > LARGEST
-    if plain or batch * columns == 0 or batch >= 2**16:
+    plain = len(logits) > MAX_LEVELS or kept > MOST or sum(pixels) * anchors > LARGEST or batch >= 2**16
+    if digits is None or plain or batch * columns == 0:
         return cpu_top_anchors.top_anchors(logits, number)
     rows = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in logits]  # [B, pixels, anchors]
     rows = [row if row.stride(2) == 1 or anchors == 1 else row.contiguous() for row in rows]

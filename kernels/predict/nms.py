@@ -113,12 +113,12 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
         ]
     if batch * num * num <= gpu_nms.COMPARISONS:
         return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
-    runs = -(-num // gpu_nms_runs.RUN)
-    searched = {"for first in range(0, runs": -(-runs // gpu_nms_runs.SEARCHED), "while step > most": 0}
-    steps = {"while step > 0": gpu_nms_runs.RUN.bit_length()}
+    sorted_runs = -(-num // gpu_nms_runs.RUN)
+    searched = {"for first in range(0, runs": -(-sorted_runs // gpu_nms_runs.SEARCHED), "while step > most": 0}
+    searched["while step > 0"] = gpu_nms_runs.RUN.bit_length()
     return [
         Work("_sort_runs_kernel", {}, size * 12),
-        Work("_merge_runs_kernel", searched | steps, size * 60),
+        Work("_merge_runs_kernel", searched, size * 60),
     ]
 
 
