@@ -90,8 +90,8 @@ def nms(shapes: Shapes, device: torch.device) -> list[Workload]:
 
 
 def nms_counted(shapes: Shapes, device: torch.device) -> list[Workload]:
-    """NMS of 4,000 and 8,000 boxes in classes, which may be counted or sorted."""
-    return [_class_nms(device, num) for num in (4000, 8000)]
+    """NMS of 1,500 and 3,000 boxes in classes, which may be counted or sorted."""
+    return [_class_nms(device, num) for num in (1500, 3000)]
 
 
 def _class_nms(device: torch.device, num: int) -> Workload:

@@ -29,6 +29,7 @@ from fastmask.kernels import (
     audit_roi_align,
     audit_roi_align_backward,
     audit_stem,
+    audit_top_anchors,
     audit_tuned,
     gpu_mask_geometry,
     gpu_paste,
@@ -177,6 +178,7 @@ def shipped_variants() -> Iterator[Variant]:
         )
     yield from itertools.starmap(Variant, audit_heads.variants(DTYPES))
     yield from itertools.starmap(Variant, audit_stem.variants(DTYPES))
+    yield from itertools.starmap(Variant, audit_top_anchors.variants(DTYPES))
     for dtype in DTYPES:
         yield Variant(
             f"masks' sigmoid, {dtype}",

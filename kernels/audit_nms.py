@@ -1,20 +1,20 @@
 """The variants of NMS's kernels that audit.py compiles."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fastmask.kernels import gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve
+from fastmask.kernels import gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve, gpu_nms_runs
 
 
 def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant: three ways to an order, two kinds of pair tests, groups and none."""
+    """The fields of audit.Variant: four ways to an order, two kinds of pair tests, groups and none."""
     order, pairs, resolve = gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
     types = {
         f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")
     }
     types |= {f"{name}_ptr": "*i8" for name in ("valid", "keep", "struck")} | {"tiles_ptr": "*fp32"}
-    types |= {f"{name}_ptr": "*i32" for name in ("units", "ranks", "words", "kept", "num_kept")}
+    types |= {f"{name}_ptr": "*i32" for name in ("units", "ranks", "words", "kept", "num_kept", "lengths")}
     places = {"BLOCK": order.BLOCK, "PLACED": order.PLACED}
 
     def variant(name: str, kernel: Any, own: dict[str, str], default: bool, **constants: Any) -> tuple[Any, ...]:
@@ -35,8 +35,9 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             counted["num_warps"] = order.COUNT_WARPS
             yield variant(f"counted, {groups}, {suffix}", order._count_kernel, own, first, **units, **counted)
             yield variant(f"placed, {groups}, {suffix}", order._place_kernel, own, first, **units, **places)
-        merged = places | {"MOST_RUNS": order.MOST_RUNS}
+        merged = {"BLOCK": order.BLOCK, "MERGED": gpu_nms_presorted.MERGED, "MOST_RUNS": order.MOST_RUNS}
         yield variant(f"merged, {suffix}", gpu_nms_presorted._merge_kernel, own, padded, **common, **merged)
+    yield from runs(dtypes, variant)
     for dtype, padded, one in itertools.product(dtypes, flags, flags):
         own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32" if one else "*i64"}
         suffix = f"{dtype}, {'one image' if one else 'a batch'}{', padding' if padded else ''}"
@@ -65,3 +66,24 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         yield variant(name, resolve._resolve_kernel, {}, True, **constants)
     listed = {"LISTED": resolve.LISTED, "WORDS": resolve.COUNTED_WORDS}
     yield variant("list", resolve._list_kernel, {}, True, **listed)
+
+
+def runs(dtypes: Sequence[str], variant: Callable[..., tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Sorts of runs, and their merges: which read no valid, and scores and groups from the keys."""
+    flags = (False, True)
+    for grouped, hashed in ((True, False), (True, True), (False, False)):
+        groups = "one group" if not grouped else "any groups" if hashed else "groups"
+        for dtype, padded in itertools.product(dtypes, flags):
+            own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i64"}
+            constants = {"GROUPED": grouped, "HASHED": hashed, "HAS_VALID": padded, "RUN": gpu_nms_runs.RUN}
+            constants["num_warps"] = gpu_nms_runs.SORT_WARPS
+            name = f"runs sorted, {groups}, {dtype}{', padding' if padded else ''}"
+            first = grouped and padded and not hashed
+            yield variant(name, gpu_nms_runs._sort_runs_kernel, own, first, **constants)
+    for dtype, grouped, divide in itertools.product(dtypes, flags, flags):
+        own = {"boxes_ptr": f"*{dtype}", "keys_ptr": "*i64"}
+        constants = {"GROUPED": grouped, "DIVIDE": divide, "BLOCK": gpu_nms_order.BLOCK, "RUN": gpu_nms_runs.RUN}
+        constants |= {"SEARCHED": gpu_nms_runs.SEARCHED, "MERGED": gpu_nms_runs.MERGED}
+        name = f"runs merged, {'groups' if grouped else 'one group'}, {dtype}"
+        name += ", no positive threshold" if divide else ""
+        yield variant(name, gpu_nms_runs._merge_runs_kernel, own, grouped and not divide, **constants)

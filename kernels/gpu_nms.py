@@ -1,7 +1,7 @@
 """Greedy NMS in Triton: a batch of images, each with its groups, without a word to the host.
 
 Order, source and differences: nms.py. Specification: reference.nms.
-1. gpu_nms_order.py, gpu_nms_presorted.py: boxes that may meet side by side, by score.
+1. gpu_nms_order.py, gpu_nms_runs.py, gpu_nms_presorted.py: boxes that may meet side by side, by score.
 2. gpu_nms_pairs.py: who would remove whom, 64 x 64 pairs a tile, all tiles at once.
 3. gpu_nms_resolve.py: who stays, one warp a group; then the list by score.
 The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MOST_WORDS of them, and beyond that
@@ -22,12 +22,20 @@ import torch
 import triton
 from torch import Tensor
 
-from fastmask.kernels import cpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve
+from fastmask.kernels import (
+    cpu_nms,
+    gpu_nms_order,
+    gpu_nms_pairs,
+    gpu_nms_presorted,
+    gpu_nms_resolve,
+    gpu_nms_runs,
+)
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
 
-COMPARISONS = 2**25  # pairs up to which boxes are counted instead of sorted
+COMPARISONS = 2**22  # pairs up to which boxes are counted instead of sorted
+MERGES = 2**32  # pairs up to which they are sorted in runs that are merged, and not by PyTorch
 MOST_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or LEAST_WINDOW a box where that is more
 LEAST_WINDOW = 16  # blocks
 MOST_BUCKETS = 2**14  # of an image
@@ -147,6 +155,11 @@ def _placed(
             num_warps=gpu_nms_order.COUNT_WARPS,
         )
         return placed
+    runs = triton.cdiv(num, gpu_nms_runs.RUN)
+    filled_runs = runs * gpu_nms_runs.RUN <= 4 * num and num <= gpu_nms_runs.MOST_BOXES
+    if filled_runs and batch * num * num <= MERGES:
+        _merge_runs(placed, scores, runs, inputs, units, outputs)
+        return placed
     return _sorted(placed, scores, inputs, units, outputs)
 
 
@@ -166,15 +179,57 @@ def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[
     gpu_nms_presorted._run_keys_kernel[(batch, len(lengths))](
         scores_ptr=scores, keys_ptr=keys, num=num, **sizes, RUN=gpu_nms_order.RUN
     )
-    gpu_nms_presorted._merge_kernel[(triton.cdiv(batch * num, gpu_nms_order.PLACED),)](
+    gpu_nms_presorted._merge_kernel[(triton.cdiv(batch * num, gpu_nms_presorted.MERGED),)](
         **common,
         **sizes,
         keys_ptr=keys,
         order_ptr=placed.order,
         runs=len(lengths),
         steps=max(lengths).bit_length(),
-        PLACED=gpu_nms_order.PLACED,
+        MERGED=gpu_nms_presorted.MERGED,
         MOST_RUNS=gpu_nms_order.MOST_RUNS,
+    )
+
+
+def _merge_runs(
+    placed: Placed,
+    scores: Tensor,
+    runs: int,
+    inputs: dict[str, Any],
+    units: dict[str, Any],
+    outputs: dict[str, Any],
+) -> None:
+    """The order by sorts of runs, all at once, and a merge of them."""
+    batch, num = placed.order.shape
+    kinds = 2 if outputs["GROUPED"] else 1
+    keys = scores.new_empty((batch, kinds, runs, gpu_nms_runs.RUN), dtype=torch.int64)
+    lengths = scores.new_empty((batch, runs), dtype=torch.int32)
+    gpu_nms_runs._sort_runs_kernel[(batch * runs, kinds)](
+        **units,
+        scores_ptr=scores,
+        valid_ptr=inputs["valid_ptr"],
+        keys_ptr=keys,
+        lengths_ptr=lengths,
+        num=num,
+        runs=runs,
+        GROUPED=outputs["GROUPED"],
+        HAS_VALID=inputs["HAS_VALID"],
+        RUN=gpu_nms_runs.RUN,
+        num_warps=gpu_nms_runs.SORT_WARPS,
+    )
+    merged = min(gpu_nms_runs.MERGED, gpu_nms_runs.RUN)
+    gpu_nms_runs._merge_runs_kernel[(batch * runs * (gpu_nms_runs.RUN // merged),)](
+        **outputs,
+        boxes_ptr=inputs["boxes_ptr"],
+        groups_ptr=units["groups_ptr"],
+        buckets=units["buckets"],
+        keys_ptr=keys,
+        lengths_ptr=lengths,
+        order_ptr=placed.order,
+        runs=runs,
+        RUN=gpu_nms_runs.RUN,
+        SEARCHED=gpu_nms_runs.SEARCHED,
+        MERGED=merged,
     )
 
 
@@ -222,7 +277,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
     window = min(reach, max(MOST_WORDS // (blocks * block), LEAST_WINDOW))
-    splits = min(tuned("nms.splits", gpu_nms_pairs.SPLITS, placed.tiles.device), window)
+    splits = gpu_nms_pairs.splits_of(blocks, window, tuned("nms.splits", gpu_nms_pairs.SPLITS, placed.tiles.device))
     words = placed.units.new_empty((blocks, window, 2, block))
     boxes = {"tiles_ptr": placed.tiles, "units_ptr": placed.units, "labels_ptr": placed.labels}
     gpu_nms_pairs._pairs_kernel[(blocks * splits,)](**boxes, words_ptr=words, window=window, splits=splits, **pairs)

@@ -3,11 +3,13 @@
 Boxes that may meet stand side by side, by score: the *unit*s of an image, in *position*s. A unit is a group, a run of a
 presorted image, the whole image where there are no groups, or, of arbitrary int64 groups, all that share a hash (the
 pair test compares the groups themselves, so a collision costs time alone). Boxes that cannot take part stand behind the
-others in a unit of their own; a presorted image leaves them where they are. Three ways to the same arrays:
+others in a unit of their own; a presorted image leaves them where they are. Four ways to the same arrays:
 - up to COMPARISONS pairs: every box counts those before it, by score and by position, in one launch;
+- up to MERGES pairs: runs of boxes are sorted in a program each and then merged (gpu_nms_runs.py);
 - beyond: one stable sort of the whole batch by score and one by the unit's number, in its fewest bytes;
 - presorted: no sort; ranks are positions plus binary searches in the image's other runs.
-Cost: 12 instructions a pair with groups, 7 without; 4 radix passes (8 for several images) and 1 or 2; 2 launches.
+Cost: 12 instructions a pair with groups, 7 without; 2 launches; 4 radix passes (8 for several images) and 1 or 2; 2
+launches.
 Predicted for 4819 presorted boxes of one image, with launches: 68 us of sorts and small kernels -> 13 us, because 25
 launches become 2. Speed: not yet measured.
 """

@@ -20,9 +20,15 @@ import triton
 import triton.language as tl
 
 SPLITS = 16  # programs of a block of rows
+MOST_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
 COLUMNS = 16  # that a program tests at once, two rows a thread
 SMALLEST_THRESHOLD = 2.0**-20
 SMALLEST_AREA = tl.constexpr(2.0**-80)
+
+
+def splits_of(blocks: int, window: int, splits: int) -> int:
+    """How many programs a block of rows has, of ``splits`` at the most."""
+    return min(splits, window, max(MOST_PROGRAMS // blocks, 1))
 
 
 def columns_of(few: bool, test: str) -> int:

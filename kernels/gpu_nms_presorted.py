@@ -30,6 +30,7 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
+MERGED = 32  # boxes of a program: eight reads of eight runs at once would queue up in a multiprocessor
 ENDS = [f"end{i}" for i in range(8)]
 
 
@@ -96,10 +97,10 @@ def _merge_kernel(
     HAS_VALID: tl.constexpr,
     DIVIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    PLACED: tl.constexpr,
+    MERGED: tl.constexpr,
     MOST_RUNS: tl.constexpr,
 ):
-    position = tl.program_id(0) * PLACED + tl.arange(0, PLACED)
+    position = tl.program_id(0) * MERGED + tl.arange(0, MERGED)
     mask = position < filled
     image = position // num
     index = position - image * num
@@ -132,5 +133,5 @@ def _merge_kernel(
         position, position, place, unit, taking, mask, False, DIVIDE, BLOCK,
     )  # fmt: skip
     _fill_rest(
-        tiles_ptr, units_ptr, valid_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, False, BLOCK, PLACED
+        tiles_ptr, units_ptr, valid_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, False, BLOCK, MERGED
     )

@@ -64,7 +64,7 @@ KNOBS: dict[str, Knob] = {
         # programs that share a block of rows of pairs
         Knob("nms.splits", "nms", (4, 8, 16, 32), True, "gpu_nms_pairs", ("SPLITS",)),
         # pairs up to which boxes are counted instead of sorted
-        Knob("nms.comparisons", "nms_counted", (2**23, 2**25, 2**27), True, "gpu_nms", ("COMPARISONS",)),
+        Knob("nms.comparisons", "nms_counted", (2**20, 2**22, 2**24), True, "gpu_nms", ("COMPARISONS",)),
         # warps in all, and the least rows for one
         Knob("paste.programs", "paste_masks", (2048, 4096, 8192, 16384), True, "gpu_paste", ("PROGRAMS",)),
         Knob("paste.lines", "paste_masks", (4, 8, 16), True, "gpu_paste", ("LINES",)),

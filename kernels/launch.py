@@ -30,6 +30,7 @@ OPS = (
     "bias_act_",
     "linear_add_relu",
     "predict_anchors",
+    "top_anchors",
     "decode_boxes",
     "decode_levels",
     "select_candidates",

@@ -256,3 +256,23 @@ def max_pool2d(x: Tensor, bias: Tensor | None, kernel_size: int, stride: int, pa
         return out
     out = out + bias.double()[:, None, None]
     return torch.where(out < 0, 0, out)
+
+
+def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
+    """Logits [B, A, H, W] of each level -> the best [B, N], at most ``number`` of each level, and their places [B, N].
+
+    NaN first, then descending, then in the order of rows, columns and anchors; places count through all levels.
+    """
+    images = []
+    for image in range(logits[0].shape[0]):
+        chosen: list[tuple[Tensor, int]] = []
+        before = 0
+        for level in logits:
+            values = level[image].permute(1, 2, 0).flatten()
+            numbers = values.tolist()
+            order = sorted(range(len(numbers)), key=lambda i, x=numbers: (x[i] == x[i], -x[i], i))  # type: ignore[misc]
+            chosen += [(values[i], before + i) for i in order[:number]]
+            before += len(numbers)
+        images.append(chosen)
+    best = [torch.stack([value for value, _ in chosen]) for chosen in images]
+    return torch.stack(best), torch.tensor([[place for _, place in chosen] for chosen in images])

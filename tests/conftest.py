@@ -22,6 +22,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
         gpu_max_pool2d,
         gpu_nms_order,
         gpu_nms_pairs,
+        gpu_nms_presorted,
+        gpu_nms_runs,
         gpu_paste,
         gpu_predict_anchors,
         gpu_rle,
@@ -34,6 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     gpu_roi_align_backward.TILE_Y, gpu_roi_align_backward.TILE_X = 32, 32
     gpu_roi_pool.TILE = 32
     gpu_nms_order.COUNTED, gpu_nms_order.PLACED, gpu_nms_order.RUN, gpu_nms_pairs.COLUMNS = 256, 256, 128, 32
+    gpu_nms_presorted.MERGED, gpu_nms_runs.MERGED = 256, 256
     gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
     gpu_rle.PROGRAMS, gpu_rle.BLOCK = 8, 1024
     gpu_bias_act.ELEMENTS, gpu_predict_anchors.PIXELS, gpu_max_pool2d.ELEMENTS = 2**16, 256, 2**14

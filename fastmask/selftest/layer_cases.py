@@ -14,6 +14,7 @@ from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.stem_conv import stem_conv_op
+from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
 from fastmask.selftest.op_case import OpCase, check_close, count_of
 
@@ -36,6 +37,7 @@ def list_layer_cases() -> list[OpCase]:
         OpCase("convolution's epilogue", "bias_act_", _draw_sum, _add, _check_add),
         OpCase("bottleneck's end", "linear_add_relu", _draw_product, _multiply, _check_multiply),
         OpCase("RPN head", "predict_anchors", _draw_hidden, _predict_anchors, _check_predict_anchors),
+        OpCase("best anchors", "top_anchors", _draw_logits, _choose, _check_choice),
         OpCase("decoded boxes", "decode_boxes", _draw_deltas, _decode, _check_decode),
         OpCase("mask branch's end", "class_masks", _draw_masks, _class_masks, _check_class_masks),
     ]
@@ -165,6 +167,23 @@ def _check_predict_anchors(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     expected = torch.cat(rows).split([ANCHORS, 4 * ANCHORS], dim=1)
     for actual, values in zip(outputs, expected, strict=True):
         check_close(actual, values, TOLERANCE[weight.dtype])
+
+
+def _draw_logits(dtype: torch.dtype, kind: str) -> list[Tensor]:
+    """Of two levels, channels-last, with many that are equal."""
+    batch = count_of(kind, 2)
+    maps = [_draw(batch, ANCHORS, *size, dtype=dtype, kind=kind) * 8 for size in ((50, 75), (13, 19))]
+    return [one.round().contiguous(memory_format=torch.channels_last) for one in maps]
+
+
+def _choose(first: Tensor, second: Tensor) -> list[Tensor]:
+    return list(top_anchors_op([first, second], 500))
+
+
+def _check_choice(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    if inputs[0].shape[0] > 0:
+        for actual, expected in zip(outputs, reference_layers.top_anchors(inputs, 500), strict=True):
+            check_close(actual, expected, 0)
 
 
 def _draw_deltas(dtype: torch.dtype, kind: str) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
+from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve, gpu_nms_runs
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, boxes_in
 from fastmask.kernels.predict.model import Work
@@ -113,7 +113,13 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
         ]
     if batch * num * num <= gpu_nms.COMPARISONS:
         return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
-    return [Work("_place_kernel", {}, size * 60)]
+    sorted_runs = -(-num // gpu_nms_runs.RUN)
+    searched = {"for first in range(0, runs": -(-sorted_runs // gpu_nms_runs.SEARCHED), "while step > most": 0}
+    searched["while step > 0"] = gpu_nms_runs.RUN.bit_length()
+    return [
+        Work("_sort_runs_kernel", {}, size * 12),
+        Work("_merge_runs_kernel", searched, size * 60),
+    ]
 
 
 def _window(blocks: int, largest: int) -> int:
@@ -139,7 +145,7 @@ def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
     """For each program: whether it has the tile on the diagonal, and how many before it."""
     padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
     first, last = padded[:, 0], padded[:, -1]
-    splits = min(gpu_nms_pairs.SPLITS, window)
+    splits = gpu_nms_pairs.splits_of(blocks, window, gpu_nms_pairs.SPLITS)
     diagonal, tiles = np.zeros((2, blocks, splits))
     diagonal[:, 0] = 1
     for block in range(blocks):

@@ -17,6 +17,7 @@ from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
 from fastmask.kernels.take import scale_boxes_op, take_kept_op
+from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.ops.roi_align import level_limits
 
 Run = Callable[[torch.device, torch.dtype], object]
@@ -79,6 +80,10 @@ def scale_boxes(device: torch.device, dtype: torch.dtype) -> None:
     scale_boxes_op(draw_boxes(3)[None].to(device, dtype), 2 * sizes, sizes)
 
 
+def top_anchors(device: torch.device, dtype: torch.dtype) -> None:
+    top_anchors_op([torch.randn(1, 3, 4, 5, device=device, dtype=dtype)], 9)
+
+
 def class_masks(device: torch.device, dtype: torch.dtype) -> None:
     shapes = ((2, 8, 12, 11), (8, 8, 2, 2), (8,), (3, 8), (3,))
     tensors = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
@@ -105,6 +110,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (select_candidates, ["gpu_candidates"]),
         (take_kept, ["gpu_take"]),
         (scale_boxes, ["gpu_take"]),
+        (top_anchors, ["gpu_top_anchors"]),
         (class_masks, ["gpu_class_masks"]),
         (preprocess, ["gpu_preprocess"]),
     ],
@@ -119,6 +125,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         "candidates",
         "kept",
         "scaled",
+        "top anchors",
         "masks",
         "pixels",
     ],

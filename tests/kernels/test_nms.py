@@ -144,12 +144,14 @@ def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
     assert torch.equal(members[alone[0, : few[0]]], kept[one])
 
 
-@pytest.mark.parametrize("way", ["counted", "sorted"])
+@pytest.mark.parametrize("way", ["counted", "runs", "sorted"])
 @pytest.mark.parametrize("num_groups", [0, 3, 300, 40_000], ids="G{}".format)
 def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes are counted or sorted, by their groups or a hash of these, which may collide; one image or several."""
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.COMPARISONS", 0 if way == "sorted" else 2**30)
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.COMPARISONS", 2**30 if way == "counted" else 0)
+        monkeypatch.setattr("fastmask.kernels.gpu_nms.MERGES", 2**30 if way == "runs" else 0)
+        monkeypatch.setattr("fastmask.kernels.gpu_nms_runs.RUN", 64)
     boxes = torch.stack([draw_boxes(70, largest=60) for _ in range(2)])
     scores, valid = torch.randint(9, (2, 70)).float(), torch.rand(2, 70) < 0.8
     scores[0, ::9], scores[1, ::9], scores[1, 1::9] = NAN, -INF, -0.0

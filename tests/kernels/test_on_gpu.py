@@ -23,6 +23,7 @@ from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.kernels.stem_conv import stem_conv_op
+from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.ops.roi_align import level_limits
 from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.on_device import check_equal, check_graph, check_second_device, check_side_stream
@@ -188,6 +189,12 @@ def predict_anchors() -> tuple[Op, list[Tensor]]:
     ]
 
 
+def top_anchors() -> tuple[Op, list[Tensor]]:
+    """Of five levels, the first in 19 chunks; counters must begin at zero in every call."""
+    maps = [torch.randn(2, 3, 200 >> level, 128 >> level).bfloat16() for level in range(5)]
+    return lambda *maps: top_anchors_op(list(maps), 1000), maps
+
+
 def linear_add_relu() -> tuple[Op, list[Tensor]]:
     sizes = ((3000, 64), (256, 64), (256,), (3000, 256))
     return linear_add_relu_op, [torch.randn(size).bfloat16() for size in sizes]
@@ -232,6 +239,7 @@ CASES = pytest.mark.parametrize(
         bias_act,
         stem,
         predict_anchors,
+        top_anchors,
         linear_add_relu,
         class_masks_bfloat16,
         class_masks_float32,

@@ -23,7 +23,8 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_candidates, gpu_decode_levels, gpu_max_pool2d, gpu_predict_anchors, gpu_preprocess, gpu_stem_conv, gpu_take
+from fastmask.kernels import gpu_candidates, gpu_decode_levels, gpu_max_pool2d, gpu_nms_runs, gpu_predict_anchors
+from fastmask.kernels import gpu_preprocess, gpu_stem_conv, gpu_take, gpu_top_anchors
 from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
 
 class Compiles:
@@ -79,7 +80,9 @@ def boxes_of(num):
     gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
     gpu_nms.COMPARISONS, gpu_nms.MOST_WORDS, gpu_nms.LEAST_WINDOW = 0, 0, 8
-    gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
+    gpu_nms_runs.RUN = 64
+    for gpu_nms.MERGES in (0, 2**32):
+        gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
 
 def masks_of(num):
     masks, boxes, sizes = torch.rand(num, 28, 28), torch.rand(num, 4), torch.full((num, 2), 100)
@@ -97,6 +100,7 @@ def maps_of(num):
     rows, square = torch.zeros(num, 32).bfloat16(), torch.zeros(32, 32).bfloat16()
     gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
     gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
+    gpu_top_anchors.top_anchors([y.bfloat16(), pyramid[1].bfloat16()], 100 + num % 28)
 
 weights = torch.randn(16, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
 
@@ -135,20 +139,26 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
                 **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),
-        # candidates; NMS counted, presorted and sorted; pairs with groups and without; rows with labels and without
+        # candidates; NMS counted, presorted, sorted and merged from runs; pairs with groups and without; rows with
+        # labels and without
         (
             "boxes",
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
             | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1}
+            | {"_sort_runs_kernel": 1, "_merge_runs_kernel": 1}
             | {"_decode_levels_kernel": 1, "_select_kernel": 1, "_take_kernel": 2, "_scale_kernel": 1},
         ),
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on
         ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
-        # without a residual, with one, with a coarser one
-        ("maps", {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}),
+        # without a residual, with one, with a coarser one; two digits
+        (
+            "maps",
+            {"_bias_act_kernel": 3, "_predict_anchors_kernel": 1, "_linear_add_relu_kernel": 1}
+            | {"_count_digits_kernel": 2, "_keep_kernel": 1, "_sort_kept_kernel": 1},
+        ),
         # of two dtypes
         ("heads", {"_class_masks_kernel": 2}),
         # whatever the images are

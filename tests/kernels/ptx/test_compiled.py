@@ -22,6 +22,7 @@ import cases_rle
 import cases_roi_align
 import cases_roi_pool
 import cases_stem
+import cases_top_anchors
 from helpers.ptx import MODES, Options, execute, launched
 
 pytestmark = pytest.mark.ptx
@@ -39,6 +40,7 @@ FAMILIES = {
         cases_decode,
         cases_heads,
         cases_stem,
+        cases_top_anchors,
     )
 }
 

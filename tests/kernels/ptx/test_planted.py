@@ -19,6 +19,7 @@ import cases_rle
 import cases_roi_align
 import cases_roi_pool
 import cases_stem
+import cases_top_anchors
 from helpers.ptx import Options, execute, planted
 from helpers.ptx.plant import count_barriers, endless_at_barrier, without_barrier
 
@@ -34,6 +35,7 @@ FAMILIES = (
     cases_decode,
     cases_heads,
     cases_stem,
+    cases_top_anchors,
 )
 BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
 
