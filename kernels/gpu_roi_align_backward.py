@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi
+from fastmask.kernels import cpu_roi, gpu_channels_last
 from fastmask.kernels.gpu_roi_bins import (
     ALONG_X,
     HIGH,
@@ -273,12 +273,14 @@ def multilevel_roi_align_backward(
     pooled, ratio = (pooled_height, pooled_width), max(sampling_ratio, 0)
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS[grad.dtype])  # tensor cores need no less
     with on_device(rois):
+        if not grad.is_contiguous(memory_format=torch.channels_last):  # PyTorch's copy reads 2 bytes of 32, one by one
+            (grad,) = gpu_channels_last.copy([grad])
         lines, words, starts = table_by_map(
             rois.contiguous(), batch, heights, widths, geometry, pooled, ratio, (tile_y, tile_x), ROIS
         )
         _backward_kernel[(tiles, triton.cdiv(channels, block))](
             # tensors
-            grad_ptr=grad.permute(0, 2, 3, 1).contiguous(),
+            grad_ptr=grad.permute(0, 2, 3, 1),
             lines_ptr=lines,
             words_ptr=words,
             starts_ptr=starts,

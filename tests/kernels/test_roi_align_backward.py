@@ -32,6 +32,16 @@ def test_channels_and_pooled_sizes(channels: int, pooled: tuple[int, int], devic
     compare(grad, rois, device, 2, [23, 11], [35, 18], [0.5, 0.25], [20.0, INF], 2, True)
 
 
+def test_gradients_of_any_strides(device: torch.device) -> None:
+    """Channels-last; as a sum's, which is one number; as a slice of channels."""
+    rois = with_images(draw_boxes(6, (40, 60), 50), 2)
+    options = (2, [23, 11], [35, 18], [0.5, 0.25], [20.0, INF], 2, True)
+    channels_last = torch.randn(6, 20, 3, 5).contiguous(memory_format=torch.channels_last)
+    sliced = torch.randn(6, 5, 3, 40).permute(0, 3, 2, 1)[:, 4:24]
+    for grad in (channels_last, torch.full((), 0.5).expand(6, 20, 3, 5), sliced):
+        compare(grad, rois, device, *options)
+
+
 @pytest.mark.parametrize("num_rois", [0, 1, 4], ids="K{}".format)
 def test_few_rois(num_rois: int, device: torch.device) -> None:
     rois = with_images(draw_boxes(num_rois, (40, 60), 30), 2)

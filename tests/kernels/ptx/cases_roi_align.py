@@ -52,13 +52,16 @@ def border_case(x1, x2, width, num_bins, last):
 
 
 def roi_align_backward_case(
-    dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80), values=()
+    dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80), values=(), last=False
 ):
+    """``last``: the gradient is channels-last, and not copied."""
     scales, limits = geometry(levels)
     heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
     for number, value in enumerate(values):
         grad[number % len(rois), number % channels, 0, -1] = value
+    if last:
+        grad = grad.contiguous(memory_format=torch.channels_last)
 
     def run():
         return gpu_roi_align_backward.multilevel_roi_align_backward(
@@ -187,6 +190,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     yield (
         "RoIAlign backward bf16, C=72 in two blocks, 1 level",
         roi_align_backward_case(BF16, 72, 1, six[:3] * OF_ONE_IMAGE, 1, (2, 2), 2, False, (40, 44)),
+    )
+    yield (
+        "RoIAlign backward bf16, channels-last, C=72 in two blocks, 1 level",
+        roi_align_backward_case(BF16, 72, 1, six[3:] * OF_ONE_IMAGE, 1, (2, 2), size=(40, 44), last=True),
     )
     yield (
         "RoIAlign backward bf16, C=272 in two blocks, 7x7",
