@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels import gpu_roi_align_backward as gpu
+from fastmask.kernels import gpu_roi_bins
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES
 from fastmask.kernels.predict.model import Work
@@ -51,9 +52,10 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     channels = grad.shape[1]
     repeats = -(-channels // gpu.CHANNELS[grad.dtype])
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
+    steps = -(-len(rois) // gpu_roi_bins.COMPARED)
     return [
         Work("_copy_kernel", {}, hbm_bytes=2 * grad.nbytes),
-        Work("_table_kernel", {"for i in range(tl.max(past - first": 2}, len(rois) * 120),
+        Work("_table_kernel", {"for begin in range(0, num_rois": steps}, len(rois) * 120),
         Work(
             "_backward_kernel",
             {
