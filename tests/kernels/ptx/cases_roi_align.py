@@ -261,3 +261,5 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     yield "RoIAlign, NCHW, one bin beyond the last", bug
     roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
     yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)
+    rank = "others[:, None] < own", "others[:, None] <= own", roi_align_backward_case(FP32, 16, 2, some_rois(9, 2), 2)
+    yield "RoIAlign backward, RoIs that count themselves", Bug("gpu_roi_bins", *rank)
