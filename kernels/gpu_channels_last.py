@@ -55,8 +55,9 @@ def _copy_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # the level, the image and the pixels
-    tile = tl.program_id(0)
+    # the level, the image and the pixels; whose channels follow each other, to fill pages of memory together
+    blocks = tl.cdiv(channels, CHANNELS)
+    tile = tl.program_id(0) // blocks
     level = tl.full([], 0, tl.int32)
     past = batch * tl.cdiv(height0 * width0, PIXELS)
     first = past * 0
@@ -71,7 +72,7 @@ def _copy_kernel(
     tiles = tl.cdiv(height * width, PIXELS)
     image = ((tile - first) // tiles).to(tl.int64)
     offs_pixel = (tile - first) % tiles * PIXELS + tl.arange(0, PIXELS)
-    offs_c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    offs_c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
 
     # read along pixels
     source = of_level(level, map0_ptr, map1_ptr, map2_ptr, map3_ptr, map4_ptr, LEVELS)
@@ -108,7 +109,7 @@ def copy(features: Sequence[Tensor]) -> list[Tensor]:
     strides = [strides_of(feature) for feature in features]
     tiles = sum(batch * triton.cdiv(feature.shape[2] * feature.shape[3], PIXELS) for feature in features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
-    _copy_kernel[(tiles, triton.cdiv(channels, block))](
+    _copy_kernel[(tiles * triton.cdiv(channels, block),)](
         # tensors
         **by_level("map{}_ptr", features),
         **by_level("out{}_ptr", outs),
