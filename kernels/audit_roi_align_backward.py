@@ -37,18 +37,19 @@ def backward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             ("LDG", "STG") if channels % 16 == 0 else (),
             {"PRECISION": "ieee"},
         )
-    for levels, ratio in itertools.product((4, 1), (2, 0)):
+    ways = {"counted": (gpu_roi_bins.COUNTING, gpu_roi_bins.COMPARED), "sorted": (gpu_roi_bins.COLUMNS, 0)}
+    for (way, (columns, compared)), levels, ratio in itertools.product(ways.items(), (4, 1), (2, 0)):
         yield (
-            f"RoIs' table, {levels} levels, sampling ratio {ratio}",
+            f"RoIs' table, {way}, {levels} levels, sampling ratio {ratio}",
             gpu_roi_bins._table_kernel,
             geometry
             | {"keys_ptr": "*u8", "order_ptr": "*i64", "starts_ptr": "*i32"}
             | {"lines_ptr": "*fp32", "words_ptr": "*fp32"},
             {"LEVELS": levels, "POOLED_H": 7, "POOLED_W": 7, "RATIO": ratio, "ALIGNED": False}
-            | {**tile, "BLOCK": gpu_roi_bins.COLUMNS},
+            | {**tile, "BLOCK": columns, "COMPARED": compared},
             {"num_warps": 4},
             ("columns",),
-            (levels, ratio) == (4, 2),
+            (way, levels, ratio) == ("counted", 4, 2),
             (),
         )
     for levels, keys in itertools.product((4, 1), ("u8", "i32")):

@@ -4,8 +4,9 @@ RoIs are sorted by (level, image). The table's kernel computes once a RoI what e
 bins lie, which samples count (roi_align.py's border rule), and per axis the line that maps a tile to its bins, widened
 by a pixel for the interpolation and by what float32 may be off. What a tile reads of every RoI is stored by rows
 (24 bytes a RoI), what it reads of those that reach it as 16 words a RoI.
-Launches: the maps' keys, their sort (of bytes where they suffice), the table. Speed: not yet measured; predicted:
-- 25-35 us -> 20-30 us for 8 x 512 RoIs: one launch instead of two behind the sort.
+Launches: the maps' keys and the table, for which every RoI counts those that come before it; beyond COUNTED RoIs, keys
+are sorted between the two (bytes where they suffice). Speed: not yet measured; predicted:
+- 20-30 us -> 13 us for 8 x 512 RoIs: no sort, three launches or four of torch's, of which one program sorts them all.
 - A tile's scan takes about 20 instructions of a RoI, where locate() and two ranges took 200.
 """
 
@@ -17,9 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, locate_exactly, of_level, samples_of, sorted_keys
+from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, keys_of, locate_exactly, of_level, samples_of
 
 COLUMNS = 128  # of a program
+COUNTED, COUNTED_MAPS = 2**13, 2**17  # RoIs, and maps, up to which RoIs are counted instead of sorted
+_NUMBERS = tl.constexpr(2**13)  # a key and the number of one of so many RoIs are one int32
+COUNTING, COMPARED = 16, 512  # columns of a program that counts, and keys of a step that they are compared with
 # a RoI's words: along y, then as many along x, then which RoI it is
 START, LENGTH, SCALE, LOW, HIGH, FIRST, PAST, ALONG_X, ROI = (
     tl.constexpr(word) for word in (0, 1, 2, 3, 4, 5, 6, 7, 14)
@@ -82,8 +86,8 @@ def _write_axis(
 def _table_kernel(
     # tensors
     rois_ptr,  # [K, 5]
-    keys_ptr,  # [K] sorted: level * batch + image; LEVELS * batch for RoIs that do not count
-    order_ptr,  # [K] which RoI each is
+    keys_ptr,  # [K] level * batch + image; LEVELS * batch for RoIs that do not count; sorted, unless COMPARED
+    order_ptr,  # [K] which RoI each is, unless COMPARED
     lines_ptr,  # [LINES, columns] out
     words_ptr,  # [columns, WORDS] out, integers as their bits
     starts_ptr,  # [LEVELS * batch + 1] out: where each (level, image) begins
@@ -105,19 +109,32 @@ def _table_kernel(
     TILE_Y: tl.constexpr,
     TILE_X: tl.constexpr,
     BLOCK: tl.constexpr,
+    COMPARED: tl.constexpr,  # keys that are compared in a step where RoIs are counted; 0 where they are sorted
 ):
     offs_k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask_k, mask = offs_k < num_rois, offs_k < columns
     maps = LEVELS * batch
     key = tl.load(keys_ptr + offs_k, mask=mask_k, other=0).to(tl.int32)
-    before = tl.load(keys_ptr + offs_k - 1, mask=(offs_k > 0) & (offs_k <= num_rois), other=0).to(tl.int32)
-    roi = tl.load(order_ptr + offs_k, mask=mask_k, other=0)
-
-    # a map begins where the key changes, and so do the empty ones before it
-    first = tl.where(offs_k > 0, before + 1, 0)
-    past = tl.where(offs_k <= num_rois, tl.where(mask_k, key, maps) + 1, first)
-    for i in range(tl.max(past - first, 0)):
-        tl.store(starts_ptr + first + i, offs_k, mask=first + i < past)
+    if COMPARED > 0:
+        # a RoI stands behind those of lower keys and of its own before it; maps follow the columns, before their RoIs
+        own = tl.where(mask_k, key * _NUMBERS + offs_k, (offs_k - columns) * _NUMBERS)
+        ranks = tl.zeros([COMPARED, BLOCK], tl.int32)
+        for begin in range(0, num_rois, COMPARED):
+            offs = begin + tl.arange(0, COMPARED)
+            others = tl.load(keys_ptr + offs, mask=offs < num_rois, other=0).to(tl.int32) * _NUMBERS + offs
+            others = tl.where(offs < num_rois, others, 0x7FFFFFFF)
+            ranks += (others[:, None] < own[None, :]).to(tl.int32)
+        rank = tl.sum(ranks, 0)
+        tl.store(starts_ptr + offs_k - columns, rank, mask=(offs_k >= columns) & (offs_k <= columns + maps))
+        roi, offs_k = offs_k, tl.where(mask_k, rank, offs_k)
+    else:
+        before = tl.load(keys_ptr + offs_k - 1, mask=(offs_k > 0) & (offs_k <= num_rois), other=0).to(tl.int32)
+        roi = tl.load(order_ptr + offs_k, mask=mask_k, other=0).to(tl.int32)
+        # a map begins where the key changes, and so do the empty ones before it
+        first = tl.where(offs_k > 0, before + 1, 0)
+        past = tl.where(offs_k <= num_rois, tl.where(mask_k, key, maps) + 1, first)
+        for i in range(tl.max(past - first, 0)):
+            tl.store(starts_ptr + first + i, offs_k, mask=first + i < past)
 
     _, level, x, y, width, height, _ = locate_exactly(
         rois_ptr, roi, mask_k, batch, scale0, scale1, scale2, scale3, scale4,
@@ -126,7 +143,7 @@ def _table_kernel(
     map_height = of_level(level, height0, height1, height2, height3, height4, LEVELS)
     map_width = of_level(level, width0, width1, width2, width3, width4, LEVELS)
     lines, words = lines_ptr + offs_k, words_ptr + offs_k.to(tl.int64) * WORDS
-    tl.store(words + ROI, roi.to(tl.int32).to(tl.float32, bitcast=True), mask=mask)
+    tl.store(words + ROI, roi.to(tl.float32, bitcast=True), mask=mask)
     _write_axis(lines, words, y, height, map_height, mask, columns, POOLED_H, RATIO, TILE_Y)
     lines, words = lines + 3 * columns, words + ALONG_X
     _write_axis(lines, words, x, width, map_width, mask, columns, POOLED_W, RATIO, TILE_X)
@@ -188,11 +205,17 @@ def table_by_map(
     """RoIs [K, 5] -> the table's floats and integers, with ``spare`` columns beyond K, and each map's start."""
     num_rois = rois.shape[0]
     columns = triton.cdiv(num_rois + max(spare, 1), COLUMNS) * COLUMNS
-    keys, order = sorted_keys(rois, batch, geometry)
+    maps = geometry["LEVELS"] * batch
+    keys = keys_of(rois, batch, geometry)
+    counted = num_rois <= COUNTED and maps <= COUNTED_MAPS
+    keys, order = (keys, keys) if counted else keys.sort(stable=True)
+    block, programs = COLUMNS, columns // COLUMNS
+    if counted:
+        block, programs = COUNTING, columns // COUNTING + triton.cdiv(maps + 1, COUNTING)
     lines = rois.new_empty((LINES, columns), dtype=torch.float32)
     words = rois.new_empty((columns, WORDS.value), dtype=torch.float32)
-    starts = rois.new_empty(geometry["LEVELS"] * batch + 1, dtype=torch.int32)
-    _table_kernel[(columns // COLUMNS,)](
+    starts = rois.new_empty(maps + 1, dtype=torch.int32)
+    _table_kernel[(programs,)](
         # tensors
         rois_ptr=rois,
         keys_ptr=keys,
@@ -213,6 +236,8 @@ def table_by_map(
         RATIO=ratio,
         TILE_Y=tile[0],
         TILE_X=tile[1],
-        BLOCK=COLUMNS,
+        BLOCK=block,
+        COMPARED=COMPARED if counted else 0,
+        num_warps=4,
     )
     return lines, words, starts

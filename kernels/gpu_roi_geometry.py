@@ -220,8 +220,8 @@ def level_geometry(scales: Sequence[float], level_limits: Sequence[float]) -> di
     }
 
 
-def sorted_keys(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Each RoI's level * batch + image, sorted, and which of the RoIs [K, 5] it is; those that do not count come last.
+def keys_of(rois: Tensor, batch: int, geometry: dict[str, Any]) -> Tensor:
+    """Each RoI's level * batch + image [K], LEVELS * batch for those that do not count.
 
     ``geometry``: level_geometry's arguments with LEVELS and ALIGNED. Bytes where they suffice: a sort of one pass.
     """
@@ -232,12 +232,11 @@ def sorted_keys(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Ten
         _keys_kernel[(triton.cdiv(num_rois, KEYS),)](
             rois_ptr=rois, keys_ptr=keys, num_rois=num_rois, batch=batch, BLOCK=KEYS, **geometry
         )
-    keys, order = keys.sort(stable=True)
-    return keys, order
+    return keys
 
 
 def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """sorted_keys' RoIs, and where each (level, image) begins there, int64 [levels * batch + 1]."""
-    keys, order = sorted_keys(rois, batch, geometry)
+    """RoIs by keys_of, and where each (level, image) begins there, int64 [levels * batch + 1]."""
+    keys, order = keys_of(rois, batch, geometry).sort(stable=True)
     ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=keys.dtype, device=rois.device)
     return order, torch.searchsorted(keys, ends)

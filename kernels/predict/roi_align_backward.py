@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels import gpu_roi_align_backward as gpu
+from fastmask.kernels import gpu_roi_bins
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES
 from fastmask.kernels.predict.model import Work
@@ -27,9 +28,8 @@ def build(
     rois = rois_of(generator, num, batch, size)
     sizes = [(size[0] // stride, size[1] // stride) for stride in STRIDES]
     heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
-    # autograd hands over what the pooled features are: channels-last
-    shape = (len(rois), channels, POOLED, POOLED)
-    grad = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last).zero_()  # a NaN takes another path
+    # what flatten's backward hands over, and the benchmark; without NaN, which takes another path
+    grad = torch.zeros(len(rois), channels, POOLED, POOLED, dtype=dtype)
     run = functools.partial(
         gpu.multilevel_roi_align_backward, grad, rois, batch, heights, widths, SCALES, LIMITS, RATIO, False
     )
@@ -52,8 +52,10 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     channels = grad.shape[1]
     repeats = -(-channels // gpu.CHANNELS[grad.dtype])
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
+    steps = -(-len(rois) // gpu_roi_bins.COMPARED)
     return [
-        Work("_table_kernel", {"for i in range(tl.max(past - first": 2}, len(rois) * 120),
+        Work("_copy_kernel", {}, hbm_bytes=2 * grad.nbytes),
+        Work("_table_kernel", {"for begin in range(0, num_rois": steps}, len(rois) * 120),
         Work(
             "_backward_kernel",
             {

@@ -23,6 +23,15 @@ def compare(grad: Tensor, rois: Tensor, device: torch.device, *options: object) 
     return actual
 
 
+@pytest.fixture(params=[True, False], ids=["counted", "sorted"])
+def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RoIs are counted, as so few are, or sorted."""
+    if HAS_TRITON and not request.param:
+        from fastmask.kernels import gpu_roi_bins
+
+        monkeypatch.setattr(gpu_roi_bins, "COUNTED", 0)
+
+
 @pytest.mark.parametrize("pooled", [(7, 7), (14, 14), (2, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [1, 7, 33, 256, 272], ids="C{}".format)
 def test_channels_and_pooled_sizes(channels: int, pooled: tuple[int, int], device: torch.device) -> None:
@@ -32,7 +41,18 @@ def test_channels_and_pooled_sizes(channels: int, pooled: tuple[int, int], devic
     compare(grad, rois, device, 2, [23, 11], [35, 18], [0.5, 0.25], [20.0, INF], 2, True)
 
 
+def test_gradients_of_any_strides(device: torch.device) -> None:
+    """Channels-last; as a sum's, which is one number; as a slice of channels."""
+    rois = with_images(draw_boxes(6, (40, 60), 50), 2)
+    options = (2, [23, 11], [35, 18], [0.5, 0.25], [20.0, INF], 2, True)
+    channels_last = torch.randn(6, 20, 3, 5).contiguous(memory_format=torch.channels_last)
+    sliced = torch.randn(6, 5, 3, 40).permute(0, 3, 2, 1)[:, 4:24]
+    for grad in (channels_last, torch.full((), 0.5).expand(6, 20, 3, 5), sliced):
+        compare(grad, rois, device, *options)
+
+
 @pytest.mark.parametrize("num_rois", [0, 1, 4], ids="K{}".format)
+@pytest.mark.usefixtures("counted")
 def test_few_rois(num_rois: int, device: torch.device) -> None:
     rois = with_images(draw_boxes(num_rois, (40, 60), 30), 2)
     grad = torch.randn(num_rois, 3, 2, 2)
@@ -41,12 +61,14 @@ def test_few_rois(num_rois: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
+@pytest.mark.usefixtures("counted")
 def test_more_rois_than_a_program_looks_at_together(ratio: int, device: torch.device) -> None:
     """Two maps' RoIs, of which one's begin in the middle of a block; each tile has several products' worth of bins."""
     rois = with_images(draw_boxes(700, (40, 60), 30), 2)
     compare(torch.randn(700, 3, 1, 2), rois, device, 2, [20], [30], [0.5], [INF], ratio, False)
 
 
+@pytest.mark.usefixtures("counted")
 def test_more_maps_than_a_byte_counts(device: torch.device) -> None:
     rois = with_images(draw_boxes(9, (8, 8), 8), 1)
     rois[:, 0] = torch.tensor([0, 255, 256, 128, 257, 256, 1, -1, 258])

@@ -131,11 +131,11 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        # of all maps' keys: four levels for RoIAlign, one for RoIPool
+        # of all maps' keys: four levels for RoIAlign, one for RoIPool; of copies: the maps' and the gradient's
         (
             "rois",
             {
-                **{"_forward_kernel": 2, "_apart_kernel": 1, "_copy_kernel": 1},
+                **{"_forward_kernel": 2, "_apart_kernel": 1, "_copy_kernel": 2},
                 **{"_backward_kernel": 2, "_table_kernel": 1, "_keys_kernel": 2},
             },
         ),

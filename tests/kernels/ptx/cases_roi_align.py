@@ -8,7 +8,7 @@ import triton.language as tl
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, geometry, pyramid, some_rois
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import cpu_roi, gpu_roi_align, gpu_roi_align_backward, reference
+from fastmask.kernels import cpu_roi, gpu_roi_align, gpu_roi_align_backward, gpu_roi_bins, reference
 
 OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
 # RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
@@ -52,15 +52,35 @@ def border_case(x1, x2, width, num_bins, last):
 
 
 def roi_align_backward_case(
-    dtype, channels, levels, rois, batch, pooled=(5, 5), ratio=2, aligned=False, size=(64, 80), values=()
+    dtype,
+    channels,
+    levels,
+    rois,
+    batch,
+    pooled=(5, 5),
+    ratio=2,
+    aligned=False,
+    size=(64, 80),
+    values=(),
+    last=False,
+    counted=True,
 ):
+    """``last``: the gradient is channels-last, and not copied; ``counted``: so many RoIs are not sorted."""
     scales, limits = geometry(levels)
     heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
     for number, value in enumerate(values):
         grad[number % len(rois), number % channels, 0, -1] = value
+    if last:
+        grad = grad.contiguous(memory_format=torch.channels_last)
 
     def run():
+        with pytest.MonkeyPatch.context() as patch:
+            if not counted:
+                patch.setattr(gpu_roi_bins, "COUNTED", 0)
+            return differentiate()
+
+    def differentiate():
         return gpu_roi_align_backward.multilevel_roi_align_backward(
             grad, rois, batch, heights, widths, scales, limits, ratio, aligned
         )
@@ -189,6 +209,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
         roi_align_backward_case(BF16, 72, 1, six[:3] * OF_ONE_IMAGE, 1, (2, 2), 2, False, (40, 44)),
     )
     yield (
+        "RoIAlign backward bf16, channels-last, C=72 in two blocks, 1 level",
+        roi_align_backward_case(BF16, 72, 1, six[3:] * OF_ONE_IMAGE, 1, (2, 2), size=(40, 44), last=True),
+    )
+    yield (
         "RoIAlign backward bf16, C=272 in two blocks, 7x7",
         roi_align_backward_case(BF16, 272, 2, some_rois(4, 1, size=(24, 24)), 1, (7, 7), 2, False, (24, 24)),
     )
@@ -202,6 +226,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     yield (
         "RoIAlign backward bf16, 520 RoIs of one image, C=16",
         roi_align_backward_case(BF16, 16, 1, some_rois(520, 1, size=(24, 24)), 1, (1, 1), 1, False, (24, 24)),
+    )
+    yield (
+        "RoIAlign backward fp32, 140 sorted RoIs, 2 levels, C=16",
+        roi_align_backward_case(FP32, 16, 2, some_rois(140, 2), 2, (1, 2), 1, size=(24, 24), counted=False),
     )
     yield (
         "RoIAlign backward fp32, 40 RoIs of one image, C=16",
@@ -233,3 +261,5 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     yield "RoIAlign, NCHW, one bin beyond the last", bug
     roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
     yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)
+    rank = "others[:, None] < own", "others[:, None] <= own", roi_align_backward_case(FP32, 16, 2, some_rois(9, 2), 2)
+    yield "RoIAlign backward, RoIs that count themselves", Bug("gpu_roi_bins", *rank)
