@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmask.kernels.cpu_roi import empty_channels_last
 from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, of_level, strides_of
+from fastmask.kernels.jit import jit
 from fastmask.kernels.tuning import tuned
 
 PIXELS, CHANNELS = 64, 64  # of a program
@@ -25,7 +26,7 @@ MOST_BYTES = 2**30  # of all copies together: larger maps are read where they ar
 # fmt: off
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _copy_kernel(
     # tensors
     map0_ptr,  # [B, C, H_0, W_0] of any strides

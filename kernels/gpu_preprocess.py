@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_preprocess
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 ROWS, COLUMNS = 8, 64  # pixels of a program
@@ -73,7 +74,7 @@ def _store_channel(ptrs_out, value, channel: tl.constexpr, mean_ptr, std_ptr, la
     tl.store(ptrs_out, value.to(ptrs_out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["height", "width", "stride_b", "stride_c", "stride_y", "stride_x"])
+@jit(do_not_specialize=["height", "width", "stride_b", "stride_c", "stride_y", "stride_x"])
 def _preprocess_kernel(
     # tensors
     table_ptr,  # [B, WORDS] int64: see table_of

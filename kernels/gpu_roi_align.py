@@ -43,6 +43,7 @@ from fastmask.kernels.gpu_roi_geometry import (
     samples_of,
     strides_of,
 )
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
@@ -168,7 +169,7 @@ def _row_of_bins(
     return acc, more
 
 
-@triton.jit(do_not_specialize=[*VARYING, "rows"])
+@jit(do_not_specialize=[*VARYING, "rows"])
 def _forward_kernel(
     # tensors
     map0_ptr,  # [B, C, H_0, W_0], channels-last: stride 1 along C

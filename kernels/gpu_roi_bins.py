@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, locate_exactly, of_level, samples_of, sorted_keys
+from fastmask.kernels.jit import jit
 
 COLUMNS = 128  # of a program
 # a RoI's words: along y, then as many along x, then which RoI it is
@@ -78,7 +79,7 @@ def _write_axis(
     tl.store(words_ptr + PAST, past.to(tl.float32, bitcast=True), mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _table_kernel(
     # tensors
     rois_ptr,  # [K, 5]

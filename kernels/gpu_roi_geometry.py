@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
 
 MAX_LEVELS = 5
@@ -151,7 +152,7 @@ def neighbors(position, size):
     return before, tl.minimum(before + 1, size - 1), position - before
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _keys_kernel(
     # tensors
     rois_ptr,  # [K, 5]
