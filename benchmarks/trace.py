@@ -143,7 +143,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     """Tensors on the device "cuda" hold nothing, and no GPU is asked for."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        mock.patch("torch.cuda.device", return_value=contextlib.nullcontext()),
+        mock.patch("torch.cuda.current_device", return_value=0),  # where fakes are
         mock.patch("torch.cuda.get_device_properties", return_value=PROPERTIES),
         warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that look at a fake's address
         mock.patch.dict(os.environ, FASTMASK_TUNING="off"),

@@ -138,4 +138,6 @@ def describe() -> str:
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's device current: Triton launches on the current one, and on its current stream."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
