@@ -26,7 +26,7 @@ def batches(
     kind: Callable[[tuple[int, int]], Hashable],
     ahead: int,
     pin: bool,
-    own: bool = False,
+    unchanged: bool = False,
 ) -> Generator[list[Tensor] | Exception, None, None]:
     """Pictures as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
 
@@ -38,12 +38,12 @@ def batches(
         kind: what all pictures of a batch have in common; a picture of which it raises cannot be looked at.
         ahead: 0 reads each picture when it is due.
         pin: in memory that a GPU can fetch from by itself.
-        own: nobody changes the tensors and arrays before all batches are done with: they are not copied.
+        unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
     """
     with contextlib.ExitStack() as stack:
         threads = ThreadPoolExecutor(THREADS)
         stack.callback(threads.shutdown, cancel_futures=True)  # what is read ahead is not waited for
-        submitted = _submitted(images, threads, pin, own)
+        submitted = _submitted(images, threads, pin, unchanged)
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
         before: Hashable = None
@@ -87,7 +87,7 @@ def _looked_at(
 
 
 def _submitted(
-    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool, own: bool
+    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
 ) -> Iterator[Future[Tensor] | Exception]:
     """Pictures being read; last, perhaps, an error of their source."""
     source = enumerate(images)
@@ -101,7 +101,7 @@ def _submitted(
             return
         future: Future[Tensor] = Future()
         try:  # taken in the caller's thread, who may use its memory again
-            kept = own and isinstance(image, Tensor | np.ndarray)
+            kept = unchanged and isinstance(image, Tensor | np.ndarray)
             picture = image.detach() if kept and isinstance(image, Tensor) else image if kept else taken(image, number)
             if isinstance(picture, Tensor) and not (pin and picture.device.type == "cpu"):
                 future.set_result(to_planes(picture, number))  # a thread would take longer to begin

@@ -150,9 +150,9 @@ class Predictor:
             ValueError: a picture is broken, has no pixels, or is of no such shape.
             RuntimeError: it is too large for the device's memory.
         """
-        own = isinstance(images, list | tuple)  # whose pictures nobody changes while this waits for the answers
         check_is_list(images)
-        return list(self._stream(images, False, None, 2, True, own))
+        unchanged = isinstance(images, list | tuple)  # whose pictures nobody changes while this waits for the answers
+        return list(self._stream(images, False, None, 2, True, unchanged))
 
     @overload
     def stream(
@@ -212,15 +212,15 @@ class Predictor:
         total: int | None,
         ahead: int,
         raising: bool,
-        own: bool = False,
-    ) -> Iterator[Found | Exception]:
+        unchanged: bool = False,
+    ) -> Iterator[Any]:
         from tqdm import tqdm
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, own)) as chunks,
+            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, unchanged)) as chunks,
         ):
             ended, failure = False, None
             while not ended:

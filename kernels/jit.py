@@ -39,7 +39,7 @@ Bind = Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
 Found = tuple[Any, dict[tuple[int, tuple[str, ...]], tuple[Bind, dict[Any, Any]]]]
 
 
-class Kernel(JITFunction):  # type: ignore[type-arg, unused-ignore]
+class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
     """A kernel that is launched from the host, by ``kernel[grid](...)`` or a :class:`Plan`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
