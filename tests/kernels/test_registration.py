@@ -1,5 +1,8 @@
 """How ops enter PyTorch's dispatcher: below autograd where nothing requires gradients, and as ever elsewhere."""
 
+import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ from inputs import draw_boxes, draw_pyramid, pyramid_scales, with_images
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fastmask.kernels
 from fastmask.kernels import launch
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.launch import HAS_TRITON, KERNELS, OPS
@@ -41,6 +45,9 @@ def align(device: torch.device, gradients: bool) -> Tensor:
 
 
 def test_every_op_has_its_kernel() -> None:
+    for path in Path(fastmask.kernels.__file__).parent.glob("*.py"):
+        if re.search(r"^    register\(", path.read_text(), re.MULTILINE):
+            importlib.import_module(f"fastmask.kernels.{path.stem}")
     assert set(KERNELS) == {f"fastmask::{name}" for name in OPS}
 
 
