@@ -61,10 +61,9 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         kernel = found.get(key)
         if kernel is None:
             kernel = self.run(*args, grid=grid, warmup=False, **kwargs)
-            if kernel is not None:
-                self._globals = [
-                    (place, name, place.get(name)) for (name, _), (_, place) in self.used_global_vals.items()
-                ]
+            if is_there(kernel):
+                used = self.used_global_vals.items()
+                self._globals = [(place, name, place.get(name)) for (name, _), (_, place) in used]
                 _remember(found, key, kernel)
             return kernel
         enqueue(kernel, grid, device, values)
@@ -102,7 +101,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         """
         self.signature.bind(*[None] * positional, **{name: None for name in names if name in self.signature.parameters})
         given = [*self.arg_names[:positional], *names]
-        options = [name for name in names if name not in self.signature.parameters]
+        options = [f"{name}, {name}.__class__" for name in names if name not in self.signature.parameters]
         defaults = {p.name: p.default for p in self.params if p.name not in given}
         source = (
             f"def bind({', '.join(given)}):\n"
@@ -141,13 +140,18 @@ class Plan:
         found = self._found.get(key)
         if found is None or found[0] is not caches:
             kernel = self.kernel[self.grid](*tensors, **self.numbers)
-            if kernel is not None:
+            if is_there(kernel):
                 bind, _ = self.kernel.found_on(device, len(tensors), tuple(self.numbers))
                 values = bind(*tensors, *self.numbers.values())[1][len(tensors) :]
                 _remember(self._found, key, (caches, kernel, values))
             return kernel
         enqueue(found[1], self.grid, device, (*tensors, *found[2]))
         return found[1]
+
+
+def is_there(kernel: Any) -> bool:
+    """Whether a launch has compiled its kernel: a hook may have stopped it, and AsyncCompileMode may be at it."""
+    return kernel is not None and not hasattr(kernel, "result")
 
 
 def enqueue(kernel: Any, grid: Sequence[int], device: int, values: Sequence[Any]) -> None:

@@ -160,6 +160,13 @@ def test_triton_is_asked_once_for_each_specialization() -> None:
         kernel[(1,)](tensor, tensor, rows=16, varying=5, scale=0.5, FLAG=False, num_warps=1)
         kernel[(1,)](tensor, tensor, rows=16, varying=5, scale=0.5, FLAG=True, num_warps=2)
         assert len(runs) == 7
+        for fusion in (False, 0):  # equal, but Triton makes a string of options
+            kernel[(1,)](tensor, tensor, rows=16, varying=5, scale=0.5, FLAG=True, enable_fp_fusion=fusion)
+        assert len(runs) == 9
+        with mock.patch.object(kernel, "run", return_value=None):  # stopped by a hook
+            assert kernel[(1,)](tensor, tensor, rows=16, varying=5, scale=0.5, FLAG=3) is None
+        kernel[(1,)](tensor, tensor, rows=16, varying=5, scale=0.5, FLAG=3)
+        assert len(runs) == 10
 
 
 def test_plans_are_launches() -> None:
