@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from fastmask import models
 from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
 from fastmask.benchmarks.stages import stages
+from fastmask.kernels.launch import KERNELS
 from fastmask.models.prepare import Fuse, prepared
 from fastmask.program import Inputs, Program
 
@@ -61,7 +62,7 @@ class Trace(TorchDispatchMode):
         name, kwargs = func._schema.name, kwargs or {}
         if name.removeprefix("aten::") in WAITS:
             raise ValueError(f"operations must not wait for the device, got {name}")
-        launcher = OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None
+        launcher = KERNELS.get(name) or (OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None)
         if launcher is not None and self._own is None:
             return self._launched(name, func, launcher, args, kwargs)
         out = _convolved(func, args) if name in JOINED else func(*args, **kwargs)
@@ -142,7 +143,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     """Tensors on the device "cuda" hold nothing, and no GPU is asked for."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        mock.patch("torch.cuda.device", return_value=contextlib.nullcontext()),
+        mock.patch("torch.cuda.current_device", return_value=0),  # where fakes are
         mock.patch("torch.cuda.get_device_properties", return_value=PROPERTIES),
         warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that look at a fake's address
         mock.patch.dict(os.environ, FASTMASK_TUNING="off"),

@@ -65,15 +65,14 @@ def _masks(
     threshold: float,
 ) -> Any:
     """One picture's masks from their probabilities [n, M, M], or from the RLE that came with the answer."""
-    boxes = boxes.to(masks.device)
     if form == "float":
-        return paste_masks_in_image(masks[:, None], boxes, original)
+        return paste_masks_in_image(masks[:, None], boxes.to(masks.device), original)
     if form != "rle":
-        return paste_masks(masks, boxes, original, output=form, threshold=threshold)
+        return paste_masks(masks, boxes.to(masks.device), original, output=form, threshold=threshold)
     first = image * found["labels"].shape[1]
     ends = found["offsets"][first : first + len(masks) + 1].tolist()
     if ends[-1] > len(found["rle"]):  # it did not fit the program's buffer
-        return encode_masks(masks, boxes, original, threshold=threshold)
+        return encode_masks(masks, boxes.to(masks.device), original, threshold=threshold)
     text = found["rle"].numpy()
     pairs = itertools.pairwise(ends)
     return [{"size": list(original), "counts": text[start:end].tobytes()} for start, end in pairs]

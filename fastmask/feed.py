@@ -21,7 +21,12 @@ THREADS = 4
 
 
 def batches(
-    images: Iterable[Picture], size: int, kind: Callable[[tuple[int, int]], Hashable], ahead: int, pin: bool
+    images: Iterable[Picture],
+    size: int,
+    kind: Callable[[tuple[int, int]], Hashable],
+    ahead: int,
+    pin: bool,
+    unchanged: bool = False,
 ) -> Generator[list[Tensor] | Exception, None, None]:
     """Pictures as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
 
@@ -33,11 +38,12 @@ def batches(
         kind: what all pictures of a batch have in common; a picture of which it raises cannot be looked at.
         ahead: 0 reads each picture when it is due.
         pin: in memory that a GPU can fetch from by itself.
+        unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
     """
     with contextlib.ExitStack() as stack:
         threads = ThreadPoolExecutor(THREADS)
         stack.callback(threads.shutdown, cancel_futures=True)  # what is read ahead is not waited for
-        submitted = _submitted(images, threads, pin)
+        submitted = _submitted(images, threads, pin, unchanged)
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
         before: Hashable = None
@@ -81,7 +87,7 @@ def _looked_at(
 
 
 def _submitted(
-    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool
+    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
 ) -> Iterator[Future[Tensor] | Exception]:
     """Pictures being read; last, perhaps, an error of their source."""
     source = enumerate(images)
@@ -93,12 +99,18 @@ def _submitted(
         except Exception as error:
             yield error
             return
+        future: Future[Tensor] = Future()
         try:  # taken in the caller's thread, who may use its memory again
-            yield threads.submit(to_planes, taken(image, number, pin), number, pin)
+            kept = unchanged and isinstance(image, Tensor | np.ndarray)
+            picture = image if kept else taken(image, number, pin)
+            picture = picture.detach() if isinstance(picture, Tensor) else picture
+            if isinstance(picture, Tensor) and (not pin or picture.device.type != "cpu" or picture.is_pinned()):
+                future.set_result(to_planes(picture, number))  # a thread would take longer to begin
+            else:
+                future = threads.submit(to_planes, picture, number, pin)
         except Exception as error:
-            failed: Future[Tensor] = Future()
-            failed.set_exception(error)
-            yield failed
+            future.set_exception(error)
+        yield future
 
 
 def taken(image: Picture, number: int, pin: bool = False) -> Picture:

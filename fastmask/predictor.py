@@ -150,7 +150,9 @@ class Predictor:
             ValueError: a picture is broken, has no pixels, or is of no such shape.
             RuntimeError: it is too large for the device's memory.
         """
-        return list(self.stream(images, progress=False))
+        check_is_list(images)
+        unchanged = isinstance(images, list | tuple)  # whose pictures nobody changes while this waits for the answers
+        return list(self._stream(images, False, None, 2, True, unchanged))
 
     @overload
     def stream(
@@ -196,8 +198,7 @@ class Predictor:
             errors: "raise" the first one, after the answers before it; or "yield" it in its picture's place and go on.
                 What ``images`` itself raises is raised.
         """
-        if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
-            raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
+        check_is_list(images)
         check_at_least("ahead", ahead, 0)
         check_choice("errors", errors, ("raise", "yield"))
         if total is None and isinstance(images, Sized):
@@ -205,15 +206,21 @@ class Predictor:
         return self._stream(images, progress, total, ahead, errors == "raise")
 
     def _stream(
-        self, images: Iterable[Picture], progress: bool, total: int | None, ahead: int, raising: bool
-    ) -> Iterator[Found | Exception]:
+        self,
+        images: Iterable[Picture],
+        progress: bool,
+        total: int | None,
+        ahead: int,
+        raising: bool,
+        unchanged: bool = False,
+    ) -> Iterator[Any]:
         from tqdm import tqdm
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin)) as chunks,
+            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, unchanged)) as chunks,
         ):
             ended, failure = False, None
             while not ended:
@@ -268,9 +275,7 @@ class Predictor:
                 heights, widths = map(list, zip(*shapes, strict=True))
                 mean, std = self._mean.flatten(), self._std.flatten()
                 preprocess_op(uploaded, heights, widths, mean, std, runner.inputs.pixels)
-                rest = [(1, 1)] * (self.batch - len(chunk))  # of a batch that is not full
-                runner.inputs.sizes.copy_(self._pinned(torch.tensor(shapes + rest)), non_blocking=True)
-                runner.inputs.originals.copy_(self._pinned(torch.tensor(originals + rest)), non_blocking=True)
+                runner.write_sizes(shapes, originals)
                 packed = runner.run()
             masks = None if self.masks == "soft" else packed.masks
             if self.device.type != "cuda":
@@ -283,9 +288,6 @@ class Predictor:
                 done = self._last = torch.cuda.Event()
                 done.record()
             return Pending(data, packed.fields, masks, originals, done)
-
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _uploaded(self, image: Tensor) -> Tensor:
         """On the device, without waiting for what it is doing: over a stream of its own."""
@@ -321,6 +323,11 @@ class Predictor:
             self._runners[size] = runner
         self._runners.move_to_end(size)
         return self._runners[size]
+
+
+def check_is_list(images: object) -> None:
+    if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
+        raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -146,8 +146,9 @@ class Runner:
         compile: bool = False,
     ) -> None:
         pixels = program.empty_pixels(batch, size, dtype, device)
-        sizes = torch.tensor([size] * batch, device=device)
-        self.inputs = Inputs(pixels, sizes, sizes.clone())
+        self._sizes = torch.tensor([[size] * batch] * 2, device=device)  # resized and original: one copy for both
+        self._written: object = None  # what was copied there last
+        self.inputs = Inputs(pixels, *self._sizes)
         self.buckets = buckets
         self._finish: dict[int, Callable[..., Packed]] = {}
         if compile:
@@ -161,6 +162,16 @@ class Runner:
         for rows in buckets:
             finish = made(functools.partial(program.finish, rows=rows))
             self._finish[rows] = captured(finish, pool, stream, self.inputs, looked)
+
+    def write_sizes(self, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]) -> None:
+        """(height, width) of each image into the inputs, unless they are there; nobody waits for a device."""
+        rest = [(1, 1)] * (len(self._sizes[0]) - len(sizes))  # of a batch that is not full
+        both = [[*sizes, *rest], [*originals, *rest]]
+        if both != self._written:
+            self._written = None
+            host = torch.tensor(both, pin_memory=self._sizes.is_cuda)
+            self._sizes.copy_(host, non_blocking=True)
+            self._written = both
 
     def run(self) -> Packed:
         """On what the inputs hold now. A captured program's answer is overwritten by the next run."""

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_bias_act
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 
 ELEMENTS = 4096  # of a program
@@ -21,7 +22,7 @@ NUM_WARPS = 4
 LARGEST = 2**31 - 2 * ELEMENTS  # pixels, and elements of a row: beyond it, plain PyTorch
 
 
-@triton.jit(do_not_specialize=["width", "height", "rows", "columns", "scale_y", "scale_x"])
+@jit(do_not_specialize=["width", "height", "rows", "columns", "scale_y", "scale_x"])
 def _bias_act_kernel(
     # tensors
     y_ptr,  # [lines, width, channels], in and out

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_decode
 from fastmask.kernels.gpu_decode import decode_axis
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
@@ -25,7 +26,7 @@ OF_WARP = 256  # classes, eight a lane
 STRIDES = ("stride_logits", "stride_deltas")
 
 
-@triton.jit(do_not_specialize=["classes", "references", "slots", "min_size", "min_score", *STRIDES])
+@jit(do_not_specialize=["classes", "references", "slots", "min_size", "min_score", *STRIDES])
 def _select_kernel(
     # tensors
     logits_ptr,  # [B * P, C]

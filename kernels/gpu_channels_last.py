@@ -8,6 +8,7 @@ four copies by PyTorch are four launches, whose reads or writes go across.
 Speed: not yet measured.
 """
 
+import functools
 from collections.abc import Sequence
 
 import triton
@@ -15,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels.cpu_roi import empty_channels_last
-from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, of_level, strides_of
+from fastmask.kernels.gpu_roi_geometry import VARYING, Layout, layouts_of, level_numbers, of_level, pad_levels
+from fastmask.kernels.jit import Plan, jit
 from fastmask.kernels.tuning import tuned
 
 PIXELS, CHANNELS = 64, 64  # of a program
@@ -27,7 +29,7 @@ MOST_BYTES = 2**30  # of all copies together: larger maps are read where they ar
 # fmt: off
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _copy_kernel(
     # tensors
     map0_ptr,  # [B, C, H_0, W_0] of any strides
@@ -104,29 +106,25 @@ def is_worth_it(features: Sequence[Tensor], taps: int) -> bool:
 
 def copy(features: Sequence[Tensor]) -> list[Tensor]:
     """Maps [B, C, H_l, W_l] of any strides, with elements -> the same, channels-last."""
-    batch, channels = features[0].shape[:2]
     outs = [empty_channels_last(feature, *feature.shape) for feature in features]
-    strides = [strides_of(feature) for feature in features]
+    _prepare(layouts_of(features))(*pad_levels(features), *pad_levels(outs))
+    return outs
+
+
+@functools.lru_cache(256)
+def _prepare(features: tuple[Layout, ...]) -> Plan:
+    """A launch, but for its tensors."""
+    batch, channels = features[0].shape[:2]
     tiles = sum(batch * triton.cdiv(feature.shape[2] * feature.shape[3], PIXELS) for feature in features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
-    _copy_kernel[(tiles * triton.cdiv(channels, block),)](
-        # tensors
-        **by_level("map{}_ptr", features),
-        **by_level("out{}_ptr", outs),
-        # sizes
+    return Plan(
+        _copy_kernel,
+        (tiles * triton.cdiv(channels, block),),
         batch=batch,
         channels=channels,
-        **by_level("height{}", [feature.shape[2] for feature in features]),
-        **by_level("width{}", [feature.shape[3] for feature in features]),
-        # strides
-        **by_level("stride_b{}", [stride[0] for stride in strides]),
-        **by_level("stride_c{}", [stride[1] for stride in strides]),
-        **by_level("stride_y{}", [stride[2] for stride in strides]),
-        **by_level("stride_x{}", [stride[3] for stride in strides]),
-        # constants
+        **level_numbers(features, "bcyx"),
         LEVELS=len(features),
         PIXELS=PIXELS,
         CHANNELS=block,
         num_warps=NUM_WARPS,
     )
-    return outs

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_class_masks
 from fastmask.kernels.gpu_mask_geometry import sigmoid
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 QUARTERS = 2  # of the deconvolution's kernel that a program computes
@@ -65,7 +66,7 @@ def _multiply(hidden, weight, acc, PRECISION: tl.constexpr):
         return tl.dot(hidden.to(tl.float32), weight.to(tl.float32), acc, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["num", "rows_per_image", "height", "width", "classes"])
+@jit(do_not_specialize=["num", "rows_per_image", "height", "width", "classes"])
 def _class_masks_kernel(
     # tensors
     hidden_ptr,  # [N, h, w, C]

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_decode
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
@@ -41,7 +42,7 @@ def _clip(value, limit):
     return tl.where(value > limit, limit, value)
 
 
-@triton.jit(do_not_specialize=["num", "references", "filled", "min_size", "min_score"])
+@jit(do_not_specialize=["num", "references", "filled", "min_size", "min_score"])
 def _decode_kernel(
     # tensors
     deltas_ptr,  # [B, N, 4] (dx, dy, dw, dh)

@@ -18,6 +18,7 @@ from fastmask.kernels import cpu_decode
 from fastmask.kernels.gpu_decode import decode_axis
 from fastmask.kernels.gpu_mask_geometry import sigmoid
 from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
@@ -26,7 +27,7 @@ NUM_WARPS = 2
 VARYING = [f"{name}{level}" for name in ("length", "anchors") for level in range(MAX_LEVELS)]
 
 
-@triton.jit(do_not_specialize=["num", "min_size", "min_score", *VARYING])
+@jit(do_not_specialize=["num", "min_size", "min_score", *VARYING])
 def _decode_levels_kernel(
     # tensors
     logits_ptr,  # [B, N]

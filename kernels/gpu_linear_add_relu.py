@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_bias_act
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 PIXELS, OUTPUTS, DEPTH = 64, 128, 64
@@ -26,7 +27,7 @@ NUM_WARPS, NUM_STAGES = 4, 2
 LARGEST = 2**31 - 2 * PIXELS  # pixels: beyond it, plain PyTorch
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@jit(do_not_specialize=["pixels"])
 def _linear_add_relu_kernel(
     # tensors
     x_ptr,  # [pixels, depth]

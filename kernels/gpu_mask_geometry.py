@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
 
 LOGITS = 1024  # of a program of the sigmoid
@@ -96,7 +97,7 @@ def is_mask(value, inside, threshold, CONTINUOUS: tl.constexpr):
     return inside & ((value >= threshold) if CONTINUOUS else (value > threshold))
 
 
-@triton.jit
+@jit
 def _sigmoid_kernel(
     # tensors
     logits_ptr,  # [elements]

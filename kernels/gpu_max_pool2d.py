@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_stem
 from fastmask.kernels.cpu_roi import empty_channels_last
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 
 ROWS = 2  # output rows of a program
@@ -44,7 +45,7 @@ def _largest_of_row(ptrs, line, column, height, width, channels, mask, KERNEL: t
     return best
 
 
-@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
+@jit(do_not_specialize=["height", "width", "rows", "columns"])
 def _max_pool2d_kernel(
     # tensors
     x_ptr,  # [B, height, width, channels]

@@ -17,6 +17,8 @@ launches become 2. Speed: not yet measured.
 import triton
 import triton.language as tl
 
+from fastmask.kernels.jit import jit
+
 BLOCK = 64  # positions of a tile
 COUNTED, COMPARED = 32, 256  # boxes of a program that count, and boxes of a step that they are compared with
 COUNT_WARPS = 8
@@ -132,7 +134,7 @@ def _fill_rest(
 VARYING = ["num", "padded", "filled", "size", "keep_words", "buckets", "shift"]
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _count_kernel(
     # tensors
     boxes_ptr,  # [B, N, 4]
@@ -200,7 +202,7 @@ def _count_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["num", "filled"])
+@jit(do_not_specialize=["num", "filled"])
 def _score_keys_kernel(
     # tensors
     scores_ptr,  # [B, N]
@@ -224,7 +226,7 @@ def _score_keys_kernel(
         tl.store(keys_ptr + offs, ((offs // num).to(tl.int64) << 32) | key, mask=mask)
 
 
-@triton.jit(do_not_specialize=["num", "filled", "buckets", "shift"])
+@jit(do_not_specialize=["num", "filled", "buckets", "shift"])
 def _unit_keys_kernel(
     # tensors
     groups_ptr,  # [B, N]
@@ -249,7 +251,7 @@ def _unit_keys_kernel(
     tl.store(keys_ptr + offs, offs // num * (buckets + 1) + bucket, mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _place_kernel(
     # tensors
     boxes_ptr,  # [B, N, 4]

@@ -19,6 +19,8 @@ rows. Speed: not yet measured.
 import triton
 import triton.language as tl
 
+from fastmask.kernels.jit import jit
+
 SPLITS = 16  # programs of a block of rows
 MOST_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
 COLUMNS = 16  # that a program tests at once, two rows a thread
@@ -164,7 +166,7 @@ def _has_tiny(tiles_ptr, block, BLOCK: tl.constexpr):
     return tl.max((area < SMALLEST_AREA).to(tl.int32), axis=0) > 0
 
 
-@triton.jit(do_not_specialize=["window", "splits", "threshold", "half_gap"])
+@jit(do_not_specialize=["window", "splits", "threshold", "half_gap"])
 def _pairs_kernel(
     # tensors
     tiles_ptr,  # [blocks, 5, BLOCK] x1, y1, x2, y2, area
@@ -229,7 +231,7 @@ def _removed(
     return tl.where(mine, removed, 0)
 
 
-@triton.jit(do_not_specialize=["window", "splits", "step", "threshold", "half_gap"])
+@jit(do_not_specialize=["window", "splits", "step", "threshold", "half_gap"])
 def _strike_kernel(
     # tensors
     tiles_ptr,  # [blocks, 5, BLOCK]

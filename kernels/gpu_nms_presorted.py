@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fastmask.kernels.gpu_nms_order import _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.jit import jit
 
 
 @triton.jit
@@ -34,7 +35,7 @@ MERGED = 32  # boxes of a program: eight reads of eight runs at once would queue
 ENDS = [f"end{i}" for i in range(8)]
 
 
-@triton.jit(do_not_specialize=["num", *ENDS])
+@jit(do_not_specialize=["num", *ENDS])
 def _run_keys_kernel(
     # tensors
     scores_ptr,  # [B, N]
@@ -66,7 +67,7 @@ def _run_keys_kernel(
         largest = tl.max(key, axis=0)
 
 
-@triton.jit(do_not_specialize=["num", "padded", "filled", "size", "keep_words", "runs", "steps", *ENDS])
+@jit(do_not_specialize=["num", "padded", "filled", "size", "keep_words", "runs", "steps", *ENDS])
 def _merge_kernel(
     # tensors
     boxes_ptr,  # [B, N, 4]

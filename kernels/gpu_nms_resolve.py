@@ -17,6 +17,8 @@ Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is teste
 import triton
 import triton.language as tl
 
+from fastmask.kernels.jit import jit
+
 FAR = 16  # earlier blocks whose words are read at once
 LISTED = 1024  # boxes that a program of the list writes
 COUNTED_WORDS = 2048  # words of eight that it counts at once
@@ -75,7 +77,7 @@ def _removed_by(words, kept):
     return _pack((removed != 0).to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["blocks", "window", "max_output", "step"])
+@jit(do_not_specialize=["blocks", "window", "max_output", "step"])
 def _resolve_kernel(
     # tensors
     units_ptr,  # [blocks * BLOCK]
@@ -197,7 +199,7 @@ def _resolve_kernel(
         tl.store(num_kept_ptr + first, num_kept)
 
 
-@triton.jit(do_not_specialize=["num", "padded", "max_output", "programs"])
+@jit(do_not_specialize=["num", "padded", "max_output", "programs"])
 def _list_kernel(
     # tensors
     keep_ptr,  # [B, padded]

@@ -33,6 +33,7 @@ from fastmask.kernels.gpu_mask_geometry import (
     reach,
     upper_cell,
 )
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
@@ -44,7 +45,7 @@ NUM_WARPS = 1
 LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, plain PyTorch
 
 
-@triton.jit(do_not_specialize=["programs", "height", "width", "columns", "threshold", "growth"])
+@jit(do_not_specialize=["programs", "height", "width", "columns", "threshold", "growth"])
 def _paste_kernel(
     # tensors
     masks_ptr,  # [N, SIDE, SIDE]

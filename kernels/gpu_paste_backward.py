@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_masks
 from fastmask.kernels.gpu_mask_geometry import axis_cells, place_box, reach, sigmoid
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 
@@ -29,7 +30,7 @@ def _share(pixel, cell, counts, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.co
     return tl.where(inside & counts, weight, 0.0)
 
 
-@triton.jit(do_not_specialize=["height", "width", "growth"])
+@jit(do_not_specialize=["height", "width", "growth"])
 def _backward_kernel(
     # tensors
     grad_ptr,  # [N, height, width]

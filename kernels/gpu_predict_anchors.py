@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_bias_act
 from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 PIXELS, CHANNELS = 64, 32  # of a step
@@ -23,7 +24,7 @@ NUM_WARPS, NUM_STAGES = 2, 4
 LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, plain PyTorch
 
 
-@triton.jit(do_not_specialize=[f"pixels{level}" for level in range(MAX_LEVELS)])
+@jit(do_not_specialize=[f"pixels{level}" for level in range(MAX_LEVELS)])
 def _predict_anchors_kernel(
     # tensors
     hidden0_ptr,  # [pixels0, channels]

@@ -12,7 +12,9 @@ Cost in bytes: the images and the buffer once. Speed: not yet measured. Predicte
 - what binds is the issue of instructions: 810 for four pixels, 48 of them loads; the bytes are 4 us.
 """
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_preprocess
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 ROWS, COLUMNS = 8, 64  # pixels of a program
 NUM_WARPS = 4
+MOST_TABLES = 256  # that are kept on devices
 LARGEST = 2**31  # programs of a launch, and pixels along a side of an image: beyond it, plain PyTorch
 DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 WORDS = 10  # of a table's row
+_tables: dict[Any, Tensor] = {}  # on devices, by what they say and the stream that they came over
 
 
 @triton.jit
@@ -73,7 +78,7 @@ def _store_channel(ptrs_out, value, channel: tl.constexpr, mean_ptr, std_ptr, la
     tl.store(ptrs_out, value.to(ptrs_out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["height", "width", "stride_b", "stride_c", "stride_y", "stride_x"])
+@jit(do_not_specialize=["height", "width", "stride_b", "stride_c", "stride_y", "stride_x"])
 def _preprocess_kernel(
     # tensors
     table_ptr,  # [B, WORDS] int64: see table_of
@@ -180,10 +185,33 @@ def preprocess(
 def table_of(
     images: Sequence[Tensor], heights: Sequence[int], widths: Sequence[int], batch: int, device: torch.device
 ) -> Tensor:
-    """Of each image: address, bytes of a value, whether that is a float16, sizes before and after, strides."""
-    table = np.zeros((batch, WORDS), np.int64)
-    for row, image, *resized in zip(table, images, heights, widths, strict=False):
-        kind = image.itemsize, image.dtype == torch.float16
-        row[:] = (image.data_ptr(), *kind, *image.shape[1:], *resized, *image.stride())
-    host = torch.from_numpy(table)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    """Of each image: address, bytes of a value, whether that is a float16, sizes before and after, strides.
+
+    A stream of images of one size takes turns at few addresses: tables are kept, for the stream that they came over.
+    """
+    rows = [
+        (image.data_ptr(), image.itemsize, image.dtype == torch.float16, *image.shape[1:], *resized, *image.stride())
+        for image, *resized in zip(images, heights, widths, strict=False)
+    ]
+    words = tuple(itertools.chain(*rows, itertools.repeat(0, (batch - len(rows)) * WORDS)))
+    if device.type == "cpu":
+        return torch.from_numpy(np.array(words, np.int64))
+    if torch.cuda.is_current_stream_capturing():
+        return filled_table(words, device)
+    key = words, device, torch.cuda.current_stream(device).cuda_stream
+    table = _tables.get(key)
+    if table is None:
+        if len(_tables) >= MOST_TABLES:
+            _tables.clear()
+        host = torch.from_numpy(np.array(words, np.int64)).pin_memory()
+        table = _tables[key] = host.to(device, non_blocking=True)
+    return table
+
+
+def filled_table(words: Sequence[int], device: torch.device) -> Tensor:
+    """A table that a graph may hold: its replays read no memory of the host."""
+    table = torch.zeros(len(words), dtype=torch.int64, device=device)
+    for number, word in enumerate(words):
+        if word:
+            table[number].fill_(word)
+    return table

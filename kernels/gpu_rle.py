@@ -37,6 +37,7 @@ from fastmask.kernels.gpu_mask_geometry import (
     reach,
     upper_cell,
 )
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
@@ -76,7 +77,7 @@ def _count_bits(word):
     return (word + (word >> 16)) & 0x3F
 
 
-@triton.jit(do_not_specialize=["chunks", "capacity", "threshold", "growth"])
+@jit(do_not_specialize=["chunks", "capacity", "threshold", "growth"])
 def _changes_kernel(
     # tensors
     masks_ptr,  # [N, SIDE, SIDE] probabilities
@@ -198,7 +199,7 @@ def _change(positions_ptr, i, number, area):
     return tl.where(i == number, area, position)
 
 
-@triton.jit(do_not_specialize=["parts", "capacity"])
+@jit(do_not_specialize=["parts", "capacity"])
 def _text_kernel(
     # tensors
     positions_ptr,  # [capacity]

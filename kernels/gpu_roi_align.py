@@ -18,7 +18,8 @@ multiply-add instead of 1.5 operations, and addresses and weights are shared by 
 by 6 where rows of bins share nothing in the L1 cache: the L2 cache gives 190 MB, in 39 us. Speed: not yet measured.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,19 +31,22 @@ from fastmask.kernels import cpu_roi, gpu_channels_last, gpu_roi_align_apart
 from fastmask.kernels.gpu_roi_geometry import (
     MAX_LEVELS,
     VARYING,
-    by_level,
+    Layout,
     first_sample,
     is_channels_last,
     is_sampled,
     is_wide,
+    layouts_of,
     level_geometry,
+    level_numbers,
     locate_exactly,
     neighbors,
     of_level,
     offset_type,
+    pad_levels,
     samples_of,
-    strides_of,
 )
+from fastmask.kernels.jit import Plan, jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
@@ -168,7 +172,7 @@ def _row_of_bins(
     return acc, more
 
 
-@triton.jit(do_not_specialize=[*VARYING, "rows"])
+@jit(do_not_specialize=[*VARYING, "rows"])
 def _forward_kernel(
     # tensors
     map0_ptr,  # [B, C, H_0, W_0], channels-last: stride 1 along C
@@ -292,17 +296,20 @@ def multilevel_roi_align(
     if out.numel() == 0 or batch == 0:
         return out.zero_()
     ratio = max(sampling_ratio, 0)
-    geometry = {**level_geometry(scales, level_limits), "LEVELS": len(features), "ALIGNED": aligned}
-    geometry |= {"POOLED_H": pooled_height, "POOLED_W": pooled_width, "RATIO": ratio}
     rois = rois.contiguous()
     with on_device(rois):
         if not is_channels_last(features):
             taps = num_rois * pooled_height * pooled_width * 4 * (ratio or ADAPTIVE) ** 2
             if not gpu_channels_last.is_worth_it(features, taps):
+                geometry = {**level_geometry(scales, level_limits), "LEVELS": len(features), "ALIGNED": aligned}
+                geometry |= {"POOLED_H": pooled_height, "POOLED_W": pooled_width, "RATIO": ratio}
                 gpu_roi_align_apart.launch(features, rois, out, geometry)
                 return out
             features = gpu_channels_last.copy(features)
-        _launch(features, rois, out, geometry)
+        knobs = tuned("roi_align.channels", CHANNELS, rois.device), tuned("roi_align.programs", PROGRAMS, rois.device)
+        levels = layouts_of(features), tuple(scales), tuple(level_limits)
+        launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, *knobs, offset_type)
+        launch(*pad_levels(features), rois, out)
     return out
 
 
@@ -315,36 +322,29 @@ def tile_of(pooled_width: int, channels: int, ratio: int, two: bool, most: int) 
     return tile | {"UNROLL": ratio in UNROLLED, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
 
 
-def _launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict[str, Any]) -> None:
-    """Of channels-last features."""
-    num_rois, channels, pooled_height, pooled_width = out.shape
-    wide, offset, most = is_wide(features), offset_type(features), tuned("roi_align.channels", CHANNELS, rois.device)
-    tile = tile_of(pooled_width, channels, geometry["RATIO"], wide and offset == tl.int32, most)  # registers: no more
+@functools.lru_cache(256)
+def _prepare(
+    features: tuple[Layout, ...], scales: tuple[float, ...], level_limits: tuple[float, ...], shape: torch.Size,
+    dtype: torch.dtype, ratio: int, aligned: bool, most_channels: int, programs: int,
+    type_offsets: Callable[[Sequence[Layout]], Any],
+) -> Plan:  # fmt: skip
+    """A launch but for its tensors, of channels-last features; ``type_offsets``: offset_type, or a test's."""
+    num_rois, channels, pooled_height, pooled_width = shape
+    wide, offset = is_wide(features), type_offsets(features)
+    tile = tile_of(pooled_width, channels, ratio, wide and offset == tl.int32, most_channels)  # registers: no more
     unit = 16 if wide else 1
-    strides = [[stride // unit for stride in strides_of(feature)] for feature in features]
     column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
     channel_blocks = triton.cdiv(channels, tile["TILES"] * tile["CHANNELS"])
-    wanted = triton.cdiv(tuned("roi_align.programs", PROGRAMS, rois.device), num_rois * column_blocks * channel_blocks)
+    wanted = triton.cdiv(programs, num_rois * column_blocks * channel_blocks)
     rows = triton.cdiv(pooled_height, min(wanted, pooled_height))
-    _forward_kernel[(num_rois, column_blocks * triton.cdiv(pooled_height, rows), channel_blocks)](
-        # tensors
-        **by_level("map{}_ptr", features),
-        rois_ptr=rois,
-        out_ptr=out,
-        # sizes
-        batch=features[0].shape[0],
-        channels=channels,
-        rows=rows,
-        **by_level("height{}", [feature.shape[2] for feature in features]),
-        **by_level("width{}", [feature.shape[3] for feature in features]),
-        # strides
-        **by_level("stride_b{}", [stride[0] for stride in strides]),
-        **by_level("stride_y{}", [stride[2] for stride in strides]),
-        **by_level("stride_x{}", [stride[3] for stride in strides]),
-        # level geometry, constants
-        **geometry,
-        UNIT=unit,
-        PACK=2 if wide and out.dtype == torch.bfloat16 and channels % 2 == 0 else 1,
-        OFFSET=offset,
+    return Plan(
+        _forward_kernel,
+        (num_rois, column_blocks * triton.cdiv(pooled_height, rows), channel_blocks),
+        **{"batch": features[0].shape[0], "channels": channels, "rows": rows},
+        **level_numbers(features, "byx", unit),
+        **level_geometry(scales, level_limits),
+        **{"LEVELS": len(features), "POOLED_H": pooled_height, "POOLED_W": pooled_width, "RATIO": ratio},
+        **{"ALIGNED": aligned, "UNIT": unit, "OFFSET": offset},
+        PACK=2 if wide and dtype == torch.bfloat16 and channels % 2 == 0 else 1,
         **tile,
     )

@@ -25,6 +25,7 @@ from fastmask.kernels.gpu_roi_geometry import (
     samples_of,
     strides_of,
 )
+from fastmask.kernels.jit import jit
 
 BINS, CHANNELS = 64, 16  # of a program
 NUM_WARPS = 4
@@ -33,7 +34,7 @@ NUM_WARPS = 4
 # fmt: off
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _apart_kernel(
     # tensors
     map0_ptr,  # [B, C, H_0, W_0] of any strides

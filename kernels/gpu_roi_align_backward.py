@@ -44,6 +44,7 @@ from fastmask.kernels.gpu_roi_bins import (
 )
 from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS, VARYING, by_level, level_geometry, of_level
 from fastmask.kernels.gpu_roi_weights import tile_weights
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.tuning import tuned
@@ -156,7 +157,7 @@ def _store_tile(out, acc, rows, columns, width, channels, offs_c, mask_c, TILE_X
     tl.store(ptrs_out, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _backward_kernel(
     # tensors
     grad_ptr,  # [K, POOLED_H, POOLED_W, C]

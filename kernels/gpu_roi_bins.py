@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels.gpu_roi_geometry import VARYING, by_level, keys_of, locate_exactly, of_level, samples_of
+from fastmask.kernels.jit import jit
 
 COLUMNS = 128  # of a program
 COUNTED, COUNTED_MAPS = 2**13, 2**17  # RoIs, and maps, up to which RoIs are counted instead of sorted
@@ -82,7 +83,7 @@ def _write_axis(
     tl.store(words_ptr + PAST, past.to(tl.float32, bitcast=True), mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _table_kernel(
     # tensors
     rois_ptr,  # [K, 5]

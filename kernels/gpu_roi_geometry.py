@@ -1,13 +1,14 @@
 """Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign and RoIPool, forward and backward."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
 
 MAX_LEVELS = 5
@@ -151,7 +152,7 @@ def neighbors(position, size):
     return before, tl.minimum(before + 1, size - 1), position - before
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _keys_kernel(
     # tensors
     rois_ptr,  # [K, 5]
@@ -180,12 +181,45 @@ def _keys_kernel(
 # fmt: on
 
 
-def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
+class Layout(NamedTuple):
+    """What a launch depends on of a map: in its place where that is worked out, and a key under which it is kept."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    misaligned: int  # bytes of its address beyond a multiple of 16
+
+    def stride(self) -> tuple[int, ...]:
+        return self.strides
+
+    def data_ptr(self) -> int:
+        return self.misaligned
+
+
+def layouts_of(features: Sequence[Tensor]) -> tuple[Layout, ...]:
+    return tuple([Layout(feature.shape, feature.stride(), feature.data_ptr() % 16) for feature in features])
+
+
+def pad_levels(features: Sequence[Tensor]) -> list[Tensor]:
     """Kernel arguments of each level; those of levels that are not there repeat the last."""
+    return [*features, *[features[-1]] * (MAX_LEVELS - len(features))]
+
+
+def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """The same by their names, such as "height{}"."""
     return {name.format(i): values[min(i, len(values) - 1)] for i in range(MAX_LEVELS)}
 
 
-def strides_of(feature: Tensor) -> list[int]:
+def level_numbers(features: Sequence[Layout], axes: str, unit: int = 1) -> dict[str, int]:
+    """Kernel arguments of each level: sizes, and strides of some of the axes "bcyx", in units of so many elements."""
+    numbers = by_level("height{}", [feature.shape[2] for feature in features])
+    numbers |= by_level("width{}", [feature.shape[3] for feature in features])
+    strides = [strides_of(feature) for feature in features]
+    for axis in axes:
+        numbers |= by_level(f"stride_{axis}{{}}", [stride["bcyx".index(axis)] // unit for stride in strides])
+    return numbers
+
+
+def strides_of(feature: Tensor | Layout) -> list[int]:
     """Strides, 0 along axes of one element: whatever stands there is never used, and must not cost the wide loads."""
     return [0 if size == 1 else stride for size, stride in zip(feature.shape, feature.stride(), strict=True)]
 
@@ -194,7 +228,7 @@ def is_channels_last(features: Sequence[Tensor]) -> bool:
     return all(feature.shape[1] == 1 or feature.stride(1) == 1 for feature in features)
 
 
-def is_wide(features: Sequence[Tensor]) -> bool:
+def is_wide(features: Sequence[Tensor | Layout]) -> bool:
     """Whether pixels of channels-last maps begin at multiples of 16 bytes and of 16 elements."""
     return all(
         feature.data_ptr() % 16 == 0 and all(strides_of(feature)[axis] % 16 == 0 for axis in (0, 2, 3))
@@ -202,7 +236,7 @@ def is_wide(features: Sequence[Tensor]) -> bool:
     )
 
 
-def offset_type(features: Sequence[Tensor]) -> Any:
+def offset_type(features: Sequence[Tensor | Layout]) -> Any:
     """Type of the offsets within one image's map."""
     furthest = (
         sum((size - 1) * stride for size, stride in zip(feature.shape[1:], feature.stride()[1:], strict=True))

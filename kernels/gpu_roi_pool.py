@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_roi
 from fastmask.kernels.gpu_roi_geometry import is_channels_last, is_wide, level_geometry, sort_by_map, strides_of
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype
 
@@ -75,7 +76,7 @@ def _span(low, high, bins, size, BINS: tl.constexpr):
     return first.to(tl.int32), past.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _forward_kernel(
     # tensors
     map_ptr,  # [B, C, H, W] of any strides
@@ -154,7 +155,7 @@ def _reached(low, high, tile_start, TILE: tl.constexpr, BINS: tl.constexpr):
     return first.to(tl.int32), past.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@jit(do_not_specialize=VARYING)
 def _backward_kernel(
     # tensors
     grad_ptr,  # [K, POOLED_H, POOLED_W, C]

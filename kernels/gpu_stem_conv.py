@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastmask.kernels import cpu_stem
 from fastmask.kernels.cpu_roi import empty_channels_last
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 
 ROWS, COLUMNS = 4, 32  # output pixels of a program
@@ -28,7 +29,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 2**20  # elements of an image, and of its output: beyond it, plain PyTorch
 
 
-@triton.jit(do_not_specialize=["height", "pairs", "rows", "columns"])
+@jit(do_not_specialize=["height", "pairs", "rows", "columns"])
 def _stem_conv_kernel(
     # tensors
     x_ptr,  # [B, height, pairs, PAIR]: two pixels of three channels and something else

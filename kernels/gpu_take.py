@@ -11,13 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels import cpu_take
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 
 BLOCK = 64  # rows of a program
 NUM_WARPS = 2
 
 
-@triton.jit(do_not_specialize=["num", "most", "filled"])
+@jit(do_not_specialize=["num", "most", "filled"])
 def _take_kernel(
     # tensors
     kept_ptr,  # [B, M] int64 rows of their image; -1 for none
@@ -88,7 +89,7 @@ def take_kept(
     return boxes_out, scores_out, labels_out, rois
 
 
-@triton.jit(do_not_specialize=["each", "filled"])
+@jit(do_not_specialize=["each", "filled"])
 def _scale_kernel(
     # tensors
     boxes_ptr,  # [B, D, 4] float32

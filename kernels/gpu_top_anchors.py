@@ -22,6 +22,7 @@ from torch import Tensor
 from fastmask.kernels import cpu_top_anchors
 from fastmask.kernels.gpu_nms_order import _score_key
 from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 
 BINS = 256  # values of a digit
@@ -71,7 +72,7 @@ def _find_digit(counts_ptr, chunks, wanted, SUMMED: tl.constexpr, BINS: tl.const
     return digit, tl.sum(tl.where(bins < digit, total, 0), axis=0)
 
 
-@triton.jit(do_not_specialize=[*VARYING, "number", "chunks"])
+@jit(do_not_specialize=[*VARYING, "number", "chunks"])
 def _count_digits_kernel(
     # tensors
     logits0_ptr,  # [B, pixels0, ANCHORS]
@@ -143,7 +144,7 @@ def _count_digits_kernel(
     tl.store(counts_ptr + (image * chunks + tile).to(tl.int64) * BINS + tl.arange(0, BINS), counts)
 
 
-@triton.jit(do_not_specialize=[*VARYING, "number", "chunks"])
+@jit(do_not_specialize=[*VARYING, "number", "chunks"])
 def _keep_kernel(
     # tensors
     logits0_ptr,  # [B, pixels0, ANCHORS]
@@ -220,7 +221,7 @@ def _keep_kernel(
     tl.store(kept_ptr + (image * LEVELS + level).to(tl.int64) * KEPT + slot, value, mask=kept)
 
 
-@triton.jit(do_not_specialize=[*VARYING, "number", "columns"])
+@jit(do_not_specialize=[*VARYING, "number", "columns"])
 def _sort_kept_kernel(
     # tensors
     logits0_ptr,  # [B, pixels0, ANCHORS]

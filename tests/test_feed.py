@@ -208,3 +208,22 @@ def test_errors_in_their_place(
     assert isinstance(next(stream), OSError)
     with pytest.raises(OSError, match="unplugged"):
         next(stream)
+
+
+def test_tensors_of_a_list_are_read_where_they_are() -> None:
+    """By a call that waits for its answers; a stream keeps copies of what its owner may write to."""
+    images = [torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8), np.zeros((8, 9, 3), np.uint8)]
+    for unchanged in (False, True):
+        (chunk,) = feed.batches(images, 2, lambda size: size, 2, False, unchanged)
+        assert isinstance(chunk, list)
+        addresses = [torch.as_tensor(image).data_ptr() for image in images]
+        assert [plane.data_ptr() == address for plane, address in zip(chunk, addresses, strict=True)] == [unchanged] * 2
+        assert torch.equal(chunk[0], images[0])
+
+
+def test_a_tensor_that_does_not_fit_fails_in_its_place() -> None:
+    good = torch.zeros(3, 8, 9, dtype=torch.uint8)
+    first, error, last = feed.batches([good, good[0], good], 1, lambda size: size, 2, False)
+    assert isinstance(error, ValueError)
+    assert "images[1] must be" in str(error)
+    assert torch.equal(first[0], last[0])

@@ -21,8 +21,9 @@ import fastmask
 from fastmask import Predictor, ops, predictor
 from fastmask.benchmarks.peers import decode_masks
 from fastmask.models.prepare import prepared
-from fastmask.program import Inputs, Program, unpacked
+from fastmask.program import Inputs, Program, Runner, unpacked
 
+CPU = torch.device("cpu")
 SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]
 
 
@@ -306,6 +307,40 @@ def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch:
         model.cpu()
     (last,) = found._answers([pending])
     assert torch.equal(last["boxes"], first[0]["boxes"])
+
+
+def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
+    runner = Runner(
+        Program(prepared(model, torch.float32), "rle", 0.5, 2048), 2, (64, 96), torch.float32, CPU, None, None
+    )
+    assert runner.inputs.sizes.tolist() == runner.inputs.originals.tolist() == [[64, 96]] * 2
+    runner.write_sizes([(60, 90), (64, 80)], [(30, 45), (32, 40)])
+    assert runner.inputs.sizes.tolist() == [[60, 90], [64, 80]]
+    assert runner.inputs.originals.tolist() == [[30, 45], [32, 40]]
+    runner.inputs.sizes.zero_()
+    runner.write_sizes([(60, 90), (64, 80)], [(30, 45), (32, 40)])
+    assert not runner.inputs.sizes.any()  # they are there already, as far as it knows
+    runner.write_sizes([(60, 90)], [(30, 45)])
+    assert runner.inputs.sizes.tolist() == [[60, 90], [1, 1]]
+    assert runner.inputs.originals.tolist() == [[30, 45], [1, 1]]
+
+
+@pytest.mark.gpu
+def test_a_call_waits_for_its_answer_alone(model: nn.Module, pictures: list[Tensor]) -> None:
+    """From pictures on the device to RLE, nothing is copied from memory that is not pinned."""
+    try:
+        found = Predictor(model.cuda(), (128, 160))
+        images = [picture.cuda() for picture in pictures[:2]]
+        expected = found(images)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        actual = found(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one["boxes"], other["boxes"])
+        assert one["masks"] == other["masks"]
 
 
 @pytest.mark.gpu

@@ -59,9 +59,11 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raise unless ``tensor`` has as many axes as ``shape`` and agrees with its integers (names stand for any size)."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    fits = tensor.ndim == len(shape) and all(
-        isinstance(rule, str) or rule == actual for rule, actual in zip(shape, tensor.shape, strict=True)
-    )
+    fits = tensor.ndim == len(shape)
+    if fits:
+        for rule, actual in zip(shape, tensor.shape, strict=True):
+            if rule != actual and not isinstance(rule, str):
+                fits = False
     if not fits:
         raise ValueError(f"{name} must be [{', '.join(map(str, shape))}], got {tuple(tensor.shape)}")
 
@@ -128,7 +130,9 @@ def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tenso
         check_device(f"boxes[{i}]", box, features)
     # half types cannot count images: float16 to 2048, bfloat16 to 256
     full = [box if box.dtype == torch.float64 else box.float() for box in boxes]
-    return torch.cat([torch.cat([torch.full_like(box[:, :1], i), box], dim=1) for i, box in enumerate(full)])
+    images = [torch.full_like(box[:, :1], i) for i, box in enumerate(full)]
+    columns = (images[0], full[0]) if len(full) == 1 else (torch.cat(images), torch.cat(full))
+    return torch.cat(columns, dim=1)
 
 
 def upcast(tensor: Tensor) -> Tensor:

@@ -127,24 +127,39 @@ def encode_masks(
     masks = _check_masks(masks, boxes, mode, padding)
     sizes = _check_sizes(img_shape, masks)
     number = masks.shape[0]
-    columns = 0 if isinstance(img_shape, Tensor) else check_pair("img_shape", img_shape, 0)[1]
-    capacity = choose_capacity(number, columns)
+    shape = None if isinstance(img_shape, Tensor) else check_pair("img_shape", img_shape, 0)
+    capacity = choose_capacity(number, 0 if shape is None else shape[1])
     while True:
         options = (float(threshold), mode == "continuous", logits, padding)
         buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
         # all that is usually needed in one copy from the device
-        numbers = torch.cat([offsets, sizes.flatten()]).view(torch.uint8)
-        head, text = torch.cat([numbers, buffer[: number * LIKELY]]).cpu().split([len(numbers), number * LIKELY])
-        ends, shapes = head.view(torch.int64).split([number + 1, 2 * number])
-        total = int(ends[-1])
+        numbers = offsets if shape is not None else torch.cat([offsets, sizes.flatten()])
+        head = to_host(torch.cat([numbers.view(torch.uint8), buffer[: number * LIKELY]]))
+        *ends, total = head[: 8 * (number + 1)].view(torch.int64).tolist()
         if total <= capacity:
             break
         capacity = total
-    counts = text.numpy().tobytes() + buffer[number * LIKELY : total].cpu().numpy().tobytes()
+    counts = head[8 * len(numbers) :].numpy().tobytes()
+    if total > number * LIKELY:
+        counts += to_host(buffer[number * LIKELY : total]).numpy().tobytes()
+    if shape is None:
+        shapes = head[8 * (number + 1) : 8 * len(numbers)].view(torch.int64).view(number, 2).tolist()
+    else:
+        shapes = [list(shape) for _ in range(number)]
     return [
         {"size": size, "counts": counts[start:end]}
-        for size, (start, end) in zip(shapes.view(number, 2).tolist(), itertools.pairwise(ends.tolist()), strict=True)
+        for size, (start, end) in zip(shapes, itertools.pairwise([*ends, total]), strict=True)
     ]
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host; from a GPU over pinned memory, which PyTorch keeps."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
 
 
 def choose_capacity(number: int, columns: int) -> int:
@@ -171,9 +186,10 @@ def _check_masks(masks: Tensor, boxes: Tensor, mode: str, padding: int) -> Tenso
 def _check_sizes(img_shape: tuple[int, int] | Tensor, masks: Tensor) -> Tensor:
     """Image sizes as int64 [N, 2]."""
     if not isinstance(img_shape, Tensor):
-        pair = check_pair("img_shape", img_shape, 0)
-        sides = [masks.new_full((masks.shape[0],), side, dtype=torch.int64) for side in pair]
-        return torch.stack(sides, dim=1)
+        height, width = check_pair("img_shape", img_shape, 0)
+        sizes = masks.new_full((masks.shape[0], 2), width, dtype=torch.int64)
+        sizes[:, 0].fill_(height)
+        return sizes
     check_shape("img_shape", img_shape, masks.shape[0], 2)
     if img_shape.is_floating_point() or img_shape.dtype == torch.bool:
         raise ValueError(f"img_shape must be integer, got {img_shape.dtype}")

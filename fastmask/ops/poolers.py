@@ -101,7 +101,8 @@ def _pool(
     features = [feature for name, feature in x.items() if name in featmap_names]
     if not features:
         raise ValueError(f"x must have one of the maps {featmap_names}, got {list(x)}")
-    features = [feature.to(features[0].dtype) for feature in features]  # autocast may have mixed them
+    dtype = features[0].dtype
+    features = [feature if feature.dtype == dtype else feature.to(dtype) for feature in features]  # autocast mixes them
     if scales is None:
         if not image_shapes:
             raise ValueError("image_shapes must not be empty, got []")

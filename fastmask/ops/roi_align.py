@@ -106,6 +106,8 @@ def multilevel_roi_align(
         raise ValueError(f"scales must have one entry a level ({len(features)}), got {len(scales)}")
     first = features[0]
     for i, feature in enumerate(features):
+        if i > 0 and _is_like(feature, first):
+            continue
         check_shape(f"features[{i}]", feature, "N", "C", "H", "W")
         check_floating(f"features[{i}]", feature)
         check_device(f"features[{i}]", feature, first)
@@ -124,6 +126,18 @@ def multilevel_roi_align(
         list(features), rois, [float(s) for s in scales], limits, height, width, max(sampling_ratio, 0), aligned
     )
     return pooled
+
+
+def _is_like(feature: Tensor, first: Tensor) -> bool:
+    """Whether what must be the same of a level and the first, which fits, is the same."""
+    return (
+        isinstance(feature, Tensor)
+        and feature.ndim == 4
+        and feature.dtype == first.dtype
+        and feature.device == first.device
+        and feature.shape[0] == first.shape[0]
+        and feature.shape[1] == first.shape[1]
+    )
 
 
 def level_limits(scales: Sequence[float], canonical_scale: float, canonical_level: float) -> list[float]:

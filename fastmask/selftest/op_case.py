@@ -1,6 +1,6 @@
 """What a self-test has of an op."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,11 @@ class OpCase(NamedTuple):
 def count_of(kind: str, ordinary: int) -> int:
     """How many of what is drawn."""
     return {"single": 1, "empty": 0}.get(kind, ordinary)
+
+
+def filled(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers on a tensor's device, without the copy from the host that no graph may hold; integers are int64."""
+    return torch.stack([torch.full((), value, device=like.device) for value in values])
 
 
 def check_close(actual: Tensor, expected: Tensor, relative: float, absolute: float | None = None) -> None:

@@ -24,7 +24,7 @@ from fastmask.selftest.inputs import (
     with_images,
 )
 from fastmask.selftest.layer_cases import list_layer_cases
-from fastmask.selftest.op_case import OpCase, check_close, count_of
+from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
 
 SCALES = pyramid_scales(4)
 LIMITS = level_limits(SCALES, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
@@ -250,7 +250,7 @@ def _check_paste_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 def _encode(masks: Tensor, boxes: Tensor) -> list[Tensor]:
     """With what it is the encoding of, bool."""
-    sizes = torch.tensor(IMAGE, device=masks.device).expand(len(masks), 2)
+    sizes = filled(IMAGE, masks).expand(len(masks), 2)
     return [*encode_masks_op(masks, boxes, sizes, CAPACITY, 0.5, False, False, 1), *_paste("bool", masks, boxes)]
 
 

@@ -194,3 +194,41 @@ def test_on_a_side_stream() -> None:
         torch.full((10_000_000,), 77, dtype=torch.uint8, device="cuda")
     side.synchronize()
     assert torch.equal(pixels.cpu(), expected)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="of the Triton kernel")
+def test_a_table_that_graphs_may_hold(device: torch.device) -> None:
+    from fastmask.kernels import gpu_preprocess
+
+    words = [0, 2**62 + 1, -3, 7]
+    assert gpu_preprocess.filled_table(words, device).tolist() == words
+
+
+@pytest.mark.gpu
+def test_tables_are_kept_for_their_stream() -> None:
+    """A stream of images at one address copies their table once; a graph holds none that may go."""
+    from fastmask.kernels import gpu_preprocess
+
+    images, sizes = draw()
+    images = [image.cuda() for image in images]
+    pixels = torch.empty(len(images), 3, *PADDED, device="cuda")
+    heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
+    arguments = (images, heights, widths, MEAN.cuda(), STD.cuda(), pixels)
+    gpu_preprocess._tables.clear()
+    preprocess_op(*arguments)
+    preprocess_op(*arguments)
+    assert len(gpu_preprocess._tables) == 1
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        preprocess_op(*arguments)
+    assert len(gpu_preprocess._tables) == 2
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        preprocess_op(*arguments)
+    assert len(gpu_preprocess._tables) == 2
+    expected = pixels.clone()
+    pixels.fill_(NAN)
+    graph.replay()
+    assert torch.equal(pixels, expected)
