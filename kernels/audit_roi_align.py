@@ -56,13 +56,15 @@ def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
                 ("STG",),
             )
         if ratio == 2:
-            yield (
-                f"channels-last copies, {dtype}, {levels} levels",
-                gpu_channels_last._copy_kernel,
-                pointers,
-                {"LEVELS": levels, "PIXELS": gpu_channels_last.PIXELS, "CHANNELS": gpu_channels_last.CHANNELS},
-                {"num_warps": gpu_channels_last.NUM_WARPS},
-                ("channels",),
-                first,
-                ("STG",),
-            )
+            for flat in (True, False):
+                yield (
+                    f"channels-last copies, {dtype}, {levels} levels{'' if flat else ', rows apart'}",
+                    gpu_channels_last._copy_kernel,
+                    pointers,
+                    {"LEVELS": levels, "FLAT": flat}
+                    | {"PIXELS": gpu_channels_last.PIXELS, "CHANNELS": gpu_channels_last.CHANNELS},
+                    {"num_warps": gpu_channels_last.NUM_WARPS},
+                    ("channels",),
+                    first and flat,
+                    ("STG",),
+                )

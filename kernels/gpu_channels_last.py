@@ -54,6 +54,7 @@ def _copy_kernel(
     stride_x0, stride_x1, stride_x2, stride_x3, stride_x4,
     # constants
     LEVELS: tl.constexpr,
+    FLAT: tl.constexpr,  # whether rows of pixels follow each other: no division then
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -82,7 +83,11 @@ def _copy_kernel(
     stride_c = of_level(level, stride_c0, stride_c1, stride_c2, stride_c3, stride_c4, LEVELS).to(tl.int64)
     stride_y = of_level(level, stride_y0, stride_y1, stride_y2, stride_y3, stride_y4, LEVELS).to(tl.int64)
     stride_x = of_level(level, stride_x0, stride_x1, stride_x2, stride_x3, stride_x4, LEVELS).to(tl.int64)
-    offs_in = image * stride_b + offs_pixel // width * stride_y + offs_pixel % width * stride_x
+    offs_in = image * stride_b
+    if FLAT:
+        offs_in += offs_pixel * stride_x
+    else:
+        offs_in += offs_pixel // width * stride_y + offs_pixel % width * stride_x
     mask_pixel, mask_c = offs_pixel < height * width, offs_c < channels
     ptrs = source + (offs_c * stride_c)[:, None] + offs_in[None, :]
     values = tl.load(ptrs, mask=mask_c[:, None] & mask_pixel[None, :], other=0)
@@ -124,6 +129,7 @@ def _prepare(features: tuple[Layout, ...]) -> Plan:
         channels=channels,
         **level_numbers(features, "bcyx"),
         LEVELS=len(features),
+        FLAT=all(stride[2] == feature.shape[3] * stride[3] for feature, stride in zip(features, strides, strict=True)),
         PIXELS=PIXELS,
         CHANNELS=block,
         num_warps=NUM_WARPS,

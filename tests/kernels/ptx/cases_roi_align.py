@@ -98,6 +98,8 @@ def roi_align_backward_case(
 def cases() -> Iterator[tuple[str, Case]]:
     yield from forward_cases()
     yield from backward_cases()
+    cropped = [feature[..., :-1] for feature in pyramid(2, 1, 32, FP32, False)]
+    yield "RoIAlign fp32, NCHW, rows apart, copied", roi_align_case(cropped, some_rois(6, 2) * OF_ONE_IMAGE)
 
 
 def forward_cases() -> Iterator[tuple[str, Case]]:
