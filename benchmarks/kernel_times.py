@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
@@ -47,7 +48,7 @@ def profile_calls(predictor: Predictor, images: list[torch.Tensor]) -> list[list
 
 def spans_of(profiler: Any) -> list[Span]:
     """Kernels, copies and fills that a profiler saw on the GPU."""
-    events = [one for one in profiler.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+    events = [one for one in profiler.events() if one.device_type == DeviceType.CUDA]
     events.sort(key=lambda one: one.time_range.start)
     first = events[0].time_range.start if events else 0
     return [Span(one.name, one.time_range.start - first, one.time_range.end - first) for one in events]

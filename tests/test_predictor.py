@@ -125,12 +125,17 @@ def test_a_fixed_size_is_never_turned(pictures: list[Tensor]) -> None:
     assert list(found._runners) == [(128, 160)]
 
 
+RANGES = ((17, 30, 30), (9, 17, 16), (1, 9, 8))  # of detections, and the rows that are made for so many
+
+
 @pytest.mark.parametrize("masks", predictor.MASKS)
 def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks are made for the first of 8, 16 and all 30 rows that hold what was found; answers are those of all rows."""
     (found,) = Predictor(model, "exact")(pictures[:1])
     assert len(found["scores"]) == 30
-    for most, rows in ((30, 30), (17, 30), (16, 16), (8, 8), (3, 8), (0, 8)):
+    gaps = (found["scores"][:-1] - found["scores"][1:]).tolist()  # a threshold between equal scores is none
+    widest = {rows: max(range(first, past), key=lambda most: gaps[most - 1]) for first, past, rows in RANGES}
+    for most, rows in ((30, 30), *((most, rows) for rows, most in widest.items()), (0, 8)):
         if most < 30:
             above, below = found["scores"][most - 1] if most else 1.0, found["scores"][most]
             monkeypatch.setattr(model.roi_heads, "score_thresh", float((above + below) / 2))
