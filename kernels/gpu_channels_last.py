@@ -16,7 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask.kernels.cpu_roi import empty_channels_last
-from fastmask.kernels.gpu_roi_geometry import VARYING, Layout, layouts_of, level_numbers, of_level, pad_levels
+from fastmask.kernels.gpu_roi_geometry import (
+    VARYING,
+    Layout,
+    layouts_of,
+    level_numbers,
+    of_level,
+    pad_levels,
+    strides_of,
+)
 from fastmask.kernels.jit import Plan, jit
 from fastmask.kernels.tuning import tuned
 
@@ -122,6 +130,7 @@ def _prepare(features: tuple[Layout, ...]) -> Plan:
     batch, channels = features[0].shape[:2]
     tiles = sum(batch * triton.cdiv(feature.shape[2] * feature.shape[3], PIXELS) for feature in features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
+    strides = [strides_of(feature) for feature in features]
     return Plan(
         _copy_kernel,
         (tiles * triton.cdiv(channels, block),),
