@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch._library.custom_ops import CustomOpDef
+
+try:
+    from fastmask.kernels import dispatch
+except (ImportError, AttributeError):  # of a PyTorch that it does not know
+    dispatch = None  # type: ignore[assignment]
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"  # must be set before Triton is first imported
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -64,47 +67,17 @@ SWITCHED_OFF = parse_switch(os.environ.get("FASTMASK_KERNELS", ""))
 
 
 KERNELS: dict[str, Callable[..., Any]] = {}  # by the ops' qualified names
-_library = torch.library.Library("fastmask", "IMPL")
-
-
-class Op(CustomOpDef):
-    """A custom op that enters PyTorch's dispatcher below autograd where nothing requires gradients."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or _needs_autograd(args, kwargs):
-            return self._opoverload(*args, **kwargs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return self._opoverload(*args, **kwargs)
-
-
-def _needs_autograd(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether autograd's kernel, which costs 5 us, may do more than call the next one; transforms decide themselves."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **kwargs)
 
 
 def register(op: Any, kernel: Callable[..., Any], fallback: Callable[..., Any]) -> None:
-    """Let an op's tensors of the kernels' device go to ``kernel``; others keep the eager fallback.
-
-    Past ``op.register_kernel``, whose layers of Python cost 3 us and look whether outputs alias inputs: none do here.
-    """
+    """Let an op's tensors of the kernels' device go to ``kernel``; others keep the eager fallback."""
     name = op._qualname.partition("::")[2]
     assert name in OPS
-    op.__class__ = Op
     KERNELS[op._qualname] = chosen = with_warning(fallback) if name in SWITCHED_OFF else kernel
-    _library.impl(name, _unseen(chosen), "CPU" if INTERPRET else "CUDA")
-
-
-def _unseen(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel whose Python ``torch.compile`` leaves alone, also where it broke its graph around the op."""
-    disabled = torch.compiler.disable(kernel)
-
-    @functools.wraps(kernel)
-    def call(*args: Any) -> Any:
-        return kernel(*args) if get_eval_frame_callback() is None else disabled(*args)
-
-    return call
+    if dispatch is None:
+        op.register_kernel("cpu" if INTERPRET else "cuda")(chosen)
+    else:
+        dispatch.shorten(op, chosen, "CPU" if INTERPRET else "CUDA")
 
 
 def with_warning(fallback: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmask.kernels
-from fastmask.kernels import launch
+from fastmask.kernels import dispatch, launch
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.launch import HAS_TRITON, KERNELS, OPS
 from fastmask.kernels.roi_align import multilevel_roi_align_op
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="where there are no kerne
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What was said of autograd, call by call."""
     answers: list[bool] = []
-    real = launch._needs_autograd
+    real = dispatch.needs_autograd
 
     def note(args: Any, kwargs: Any) -> bool:
         answers.append(real(args, kwargs))
         return answers[-1]
 
-    monkeypatch.setattr(launch, "_needs_autograd", note)
+    monkeypatch.setattr(dispatch, "needs_autograd", note)
     return answers
 
 
@@ -49,6 +49,23 @@ def test_every_op_has_its_kernel() -> None:
         if re.search(r"^    register\(", path.read_text(), re.MULTILINE):
             importlib.import_module(f"fastmask.kernels.{path.stem}")
     assert set(KERNELS) == {f"fastmask::{name}" for name in OPS}
+
+
+def test_a_pytorch_without_these_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops stay PyTorch's own custom ops."""
+    registered = {}
+
+    class Plain:
+        _qualname = "fastmask::roi_pool"
+
+        def register_kernel(self, device: str) -> Any:
+            return lambda kernel: registered.update({device: kernel})
+
+    monkeypatch.setattr(launch, "dispatch", None)
+    monkeypatch.setitem(KERNELS, Plain._qualname, None)
+    monkeypatch.setattr(launch, "SWITCHED_OFF", frozenset())
+    launch.register(Plain(), len, print)
+    assert registered == {"cpu" if launch.INTERPRET else "cuda": len}
 
 
 def test_autograd_is_entered_for_gradients_only(device: torch.device, asked: list[bool]) -> None:
@@ -81,7 +98,7 @@ def _write(y: Tensor, value: float) -> None:
 def test_what_an_op_writes_to_counts_a_version() -> None:
     """So that autograd notices when something that it saved has changed."""
     op = torch.library.custom_op("fastmask_test::write_", _write, mutates_args={"y"})
-    op.__class__ = launch.Op
+    op.__class__ = dispatch.Op
     y = torch.zeros(4)
     product = torch.ones(4, requires_grad=True) * y
     version = y._version
