@@ -30,7 +30,7 @@ def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch
 def test_bins_that_end_between_two_pixels(dtype: torch.dtype, device: torch.device) -> None:
     """Sides of whole bins: 7 x (1 / 7) is not 1 everywhere, and one ulp is one pixel more."""
     features = torch.randn(1, 2, 40, 160, dtype=dtype)
-    sides = 7 * torch.arange(1.0, 23.0)
+    sides = 7 * torch.arange(1.0, 4.0 if INTERPRET else 23.0)
     rois = torch.stack([0 * sides, 0 * sides, 0 * sides, sides - 1, (sides - 1).clamp(max=34)], 1)
     for bins in (7, 14):
         actual, argmax = roi_pool_op(features.to(device), rois.to(device), 1.0, bins, bins)
