@@ -2,6 +2,7 @@
 
 The measured counterpart of ``launches``, which counts and predicts without a GPU. Times are CUPTI's, of replays of the
 captured graph: the profiler adds a little to each kernel, so the sum is above what ``timeline`` gives for the program.
+The file is written after each batch and form. On a CPU there are PyTorch's operations in the place of kernels.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
-from fastmask.benchmarks.measure import name_of, versions
+from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.model_cases import settled_model
+from fastmask.kernels.tuning import with_index
+from fastmask.models.prepare import FUSED
 from fastmask.predictor import Predictor
 
 CALLS = 6  # that are profiled
@@ -33,22 +36,23 @@ class Span(NamedTuple):
 
 
 def profile_calls(predictor: Predictor, images: list[torch.Tensor]) -> list[list[Span]]:
-    """What runs on the GPU in each of CALLS calls, in order."""
+    """What runs on the device in each of CALLS calls, in order."""
+    on_cuda = predictor.device.type == "cuda"
     calls = []
     for _ in range(3):  # the first ones compile, choose and capture
         predictor(images)
     for _ in range(CALLS):
-        torch.cuda.synchronize(predictor.device)
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        wait_for(predictor.device)
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as profiler:
             predictor(images)
-            torch.cuda.synchronize(predictor.device)
-        calls.append(spans_of(profiler))
+            wait_for(predictor.device)
+        calls.append(spans_of(profiler, DeviceType.CUDA if on_cuda else DeviceType.CPU))
     return calls
 
 
-def spans_of(profiler: Any) -> list[Span]:
+def spans_of(profiler: Any, device_type: Any = DeviceType.CUDA) -> list[Span]:
     """Kernels, copies and fills that a profiler saw on the GPU."""
-    events = [one for one in profiler.events() if one.device_type == DeviceType.CUDA]
+    events = [one for one in profiler.events() if one.device_type == device_type]
     events.sort(key=lambda one: one.time_range.start)
     first = events[0].time_range.start if events else 0
     return [Span(one.name, one.time_range.start - first, one.time_range.end - first) for one in events]
@@ -79,22 +83,25 @@ def summarize(calls: Sequence[Sequence[Span]]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.kernel_times", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.json")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--fuse", nargs="+", default=["kernel"], choices=("kernel", "cudnn", "off"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at once [1 8]")
+    parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSED))
     args = parser.parse_args(argv)
-    device = torch.device("cuda", torch.cuda.current_device())
-    result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds"}
+    device = with_index(torch.device(args.device))
+    result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds", "finished": False}
     model = settled_model("fastmask", device)
     generator = torch.Generator().manual_seed(0)
     for batch in args.batch:
         images = [(textured(generator, PICTURE) * 255).byte().to(device) for _ in range(batch)]
         for fuse in args.fuse:
-            calls = profile_calls(Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse), images)
-            found = result[f"batch {batch}, bfloat16, {fuse}"] = summarize(calls)
+            predictor = Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse)
+            found = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))
             args.file.write_text(json.dumps(result))
-            print(f"batch {batch}, {fuse}: {found['kernels a call']} kernels, {found['from first to last']} us")
+            print(f"batch {batch}, {predictor.fuse}: {found['kernels a call']} in {found['from first to last']} us")
             for name, (count, total) in list(found["by name"].items())[:25]:
                 print(f"{total:9.1f} {count:4} {name[:110]}")
+    result["finished"] = True
+    args.file.write_text(json.dumps(result))
     return 0
 
 

@@ -49,7 +49,7 @@ def test_tests(tmp_path: Path) -> None:
 def test_wrong_arguments() -> None:
     done = run("somewhere", "fly")
     assert done.returncode == 2
-    assert "the part must be one of selftest, tests-kernels, timeline, ops, model, tests, train" in done.stderr
+    assert "the part must be one of selftest, tests-kernels, timeline, kernels, ops, model, tests" in done.stderr
     assert "got fly" in done.stderr
     assert "usage: benchmarks/run_gpu.sh" in run().stderr
 
@@ -170,7 +170,7 @@ def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytes
             assert all((ROOT / word).exists() for word in command if word.startswith("tests"))
     usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ASKED_FOR}
     assert len(usual | {"log.txt"}) <= 8
-    assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "ops", "model"]
+    assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "kernels", "ops"]
 
 
 REPORT = """<testsuites><testsuite errors="0" failures="1" skipped="2" tests="9" time="3.5">
@@ -188,7 +188,7 @@ def test_what_tests_leave(tmp_path: Path) -> None:
             report.write_text(text)
         PARTS[name].finish(setting, status)
         assert not report.exists()
-    result: dict[str, Any] = json.loads((tmp_path / "sanitize.json").read_text())
+    result: dict[str, Any] = json.loads((tmp_path / "tests.json").read_text())
     assert result["memcheck"]["failed"] == {"tests.test_nms::test_ties[cuda]": "assert 1 == 2"}
     assert (result["memcheck"]["tests"], result["memcheck"]["finished"]) == (9, True)
     assert (result["initcheck"]["crashed"], result["initcheck"]["finished"]) == (True, False)
@@ -196,6 +196,6 @@ def test_what_tests_leave(tmp_path: Path) -> None:
     assert gpu_parts.outcome(PARTS["initcheck"], setting) == (False, "")
     if shutil.which("compute-sanitizer") is None:
         assert gpu_parts.main([str(tmp_path), "racecheck"]) == 0
-        result = json.loads((tmp_path / "sanitize.json").read_text())
+        result = json.loads((tmp_path / "tests.json").read_text())
         assert result["racecheck"] == {"skipped": "compute-sanitizer is not installed", "finished": True}
         assert "memcheck" in result

@@ -10,7 +10,8 @@ import torch
 from slim import slim_pair
 
 import fastmask
-from fastmask.benchmarks import stages, timeline
+from fastmask.benchmarks import kernel_times, stages, timeline
+from fastmask.benchmarks.kernel_times import Span
 
 
 def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +42,34 @@ def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     left = json.loads((tmp_path / "two.json").read_text())
     assert [one["finished"] for one in left.values()] == [True, True]
     assert not (tmp_path / "two-float64.png").exists()
+
+
+def test_kernel_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the slim model and a CPU: operations in order, and their sums by name."""
+    model = slim_pair()[1]
+    monkeypatch.setattr(kernel_times, "settled_model", lambda *_: model)
+    monkeypatch.setattr(kernel_times, "IMAGE", (128, 160))
+    monkeypatch.setattr(kernel_times, "PICTURE", (120, 150))
+    monkeypatch.setattr(kernel_times, "CALLS", 2)
+    path = tmp_path / "kernels.json"
+    assert kernel_times.main([str(path), "--device", "cpu", "--batch", "1", "--fuse", "auto", "kernel"]) == 0
+    found = json.loads(path.read_text())
+    assert found["finished"]
+    for form in ("off", "kernel"):
+        part = found[f"batch 1, bfloat16, {form}"]
+        starts = [start for _, start, _ in part["in order"]]
+        assert starts == sorted(starts)
+        assert starts[0] == 0
+        assert part["by name"]["aten::convolution"][0] >= 10
+        assert f"batch 1, {form}: " in capsys.readouterr().out or form == "kernel"
+    assert "fastmask::bias_act_" in found["batch 1, bfloat16, kernel"]["by name"]
+
+
+def test_sums_of_kernels_by_hand() -> None:
+    calls = [[Span("a", 0, 3), Span("b", 4, 5), Span("a", 5, 6)], [Span("a", 0, 4), Span("b", 4, 6), Span("a", 6, 8)]]
+    found = kernel_times.summarize(calls)
+    assert found["by name"] == {"a": [2, 5.0], "b": [1, 1.5]}
+    assert (found["kernels a call"], found["busy"], found["from first to last"]) == (3, 6.5, 7.0)
 
 
 def cut(*_: Any) -> Any:
