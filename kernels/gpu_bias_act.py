@@ -4,7 +4,8 @@ A program takes PIXELS pixels of one line and CHANNELS channels; a thread reads 
 a row of the map where the residual is a coarser map, whose row is then the same for all of it; else all pixels are one.
 
 Cost in bytes: y read and written once, the residual read once; PyTorch's separate passes read and write y for each of
-bias, residual and ReLU. Speed: not yet measured.
+bias, residual and ReLU. Speed on an H200 (bc309f8): P2 with its coarser residual, 77 MB, 19 us, a copy's speed; 28
+epilogues of R50-FPN together 113 us for one image, 811 for eight.
 """
 
 import torch

@@ -5,7 +5,8 @@ RoIAlign's backward copies its gradient so, as a level of K small maps.
 A program copies PIXELS x CHANNELS of one image: it reads along pixels and writes along channels, and turns the tile in
 shared memory. Cost: every map read and written once: 2 x 46 MB of bfloat16 for P2-P5 of 800 x 1344, 27 us at 3.35 TB/s;
 four copies by PyTorch are four launches, whose reads or writes go across.
-Speed: not yet measured.
+On an H200 (bc309f8): 104 us for 2 x 91 MB of float32 maps, 45 at a copy's speed; since then 1136 -> 552 instructions a
+program, and channels of a pixel by neighboring programs: not yet measured.
 """
 
 import functools

@@ -4,7 +4,7 @@ Formula, source: decode.py. Specification: reference_layers.decode_boxes.
 A thread takes a box. Every step is rounded as cpu_decode.py's, but for the exponential: Triton's is off by 4e-7 of the
 box's size at most (2 in its last place, and what log2(e) times a growth of up to 4.1 is rounded by).
 Cost in bytes: traffic.least_bytes. Predicted for 19,000 boxes of 91 classes: 69 us -> 3 us, because 27 launches of
-2.5 us become one; for an RPN's 4819 boxes 22 launches become one. Speed: not yet measured.
+2.5 us become one; for an RPN's 4819 boxes 22 launches become one. Speed on an H200 (bc309f8): 2.3 us for either.
 """
 
 from collections.abc import Sequence

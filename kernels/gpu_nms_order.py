@@ -11,7 +11,7 @@ others in a unit of their own; a presorted image leaves them where they are. Fou
 Cost: 12 instructions a pair with groups, 7 without; 2 launches; 4 radix passes (8 for several images) and 1 or 2; 2
 launches.
 Predicted for 4819 presorted boxes of one image, with launches: 68 us of sorts and small kernels -> 13 us, because 25
-launches become 2. Speed: not yet measured.
+launches become 2. On an H200 (bc309f8) 13 us; counting 23 million pairs took 43, which MERGES now leaves to runs.
 """
 
 import triton

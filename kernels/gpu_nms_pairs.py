@@ -13,7 +13,7 @@ a smaller SMALLEST_AREA compares in float64, and a threshold below SMALLEST_THRE
 Cost: 17 instructions a pair of 32 rows, 20 with groups; 8 bytes a row and block before it.
 Predicted for 1000 boxes: 136 tiles in one CTA -> in 136 CTAs, because a tile needs nothing of another; a tile of
 3800 (8400 on the division's slow path) -> 2180 warp instructions, because of the fma and of columns read once for two
-rows. Speed: not yet measured.
+rows. On an H200 (bc309f8): 8.4 us; 30 for eight images, of which starting 38,000 programs was the most.
 """
 
 import triton

@@ -3,7 +3,8 @@
 Positions are the input's. A box's rank is its place in its own run plus, by binary search in each other run, how many
 stand before it there; of equal scores the earlier index is first. Scores count as the running minimum of their run
 (NaN, which comes first, excepted), so that ranks are a permutation whatever a run is like.
-Cost: two launches; 11 dependent loads a box and run of 1000. Speed: not yet measured.
+Cost: two launches; 11 dependent loads a box and run of 1000. On an H200 (bc309f8): 3.7 and 9.3 us
+for 4819 boxes in five runs; since then a program merges 32 boxes, not 128: not yet measured.
 """
 
 import triton

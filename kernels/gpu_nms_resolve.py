@@ -11,7 +11,8 @@ The list: each program counts what is kept before its boxes, eight to a word, an
 filling.
 Cost: 8 bytes a row and block before it; 383 instructions of one warp a block of the longest unit and 25 a round, and
 291 for every 16 blocks beyond 17 before it.
-Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is tested here. Speed: not yet measured.
+Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is tested here. On an H200
+(bc309f8): 15.4 us, and 3.3 for the list.
 """
 
 import triton

