@@ -232,13 +232,13 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
     return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses), slow)
 
 
-def reports(architectures: Sequence[str], quick: bool = False) -> list[Report]:
-    """All variants for each architecture, or with ``quick`` the default ones."""
+def reports(architectures: Sequence[str], quick: bool = False, without: str | None = None) -> list[Report]:
+    """All variants for each architecture, or with ``quick`` the default ones; none of ``without``, a dtype."""
     wanted = [
         (number, architecture)
         for architecture in architectures
         for number, variant in enumerate(variants())
-        if variant.default or not quick
+        if (variant.default or not quick) and (without is None or without not in variant.name)
     ]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(

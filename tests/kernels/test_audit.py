@@ -22,16 +22,19 @@ def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     quick = request.param == "default variants"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))  # nothing compiled earlier
-        if quick or triton.__version__ not in AUDITED:
-            return audit.reports(["sm_90"], quick)
-        return audit.reports(audit.ARCHITECTURES, quick)
+        if quick:  # float16's differ from bfloat16's in conversions alone
+            return audit.reports(["sm_90"], quick, without="fp16")
+        if triton.__version__ not in AUDITED:
+            return audit.reports(["sm_90"])
+        return audit.reports(audit.ARCHITECTURES)
 
 
 def test_every_variant_compiles(reports: list[audit.Report]) -> None:
     names = [variant.name for variant in audit.variants()]
     assert len(names) == len(set(names))
     found = [report.name for report in reports if report.architecture == "sm_90"]
-    assert found == names or found == [variant.name for variant in audit.variants() if variant.default]
+    quick = [variant.name for variant in audit.variants() if variant.default]
+    assert found == names or found == [name for name in quick if "fp16" not in name]
     assert all(report.registers > 0 for report in reports)
     for report in reports:
         if "backward" in report.name and "keys" not in report.name:
