@@ -1,4 +1,4 @@
-"""benchmarks/alternatives.py: constants that exist are in force where they are tried; what does not agree has no time."""
+"""benchmarks/alternatives.py: constants that exist are in force where they are tried; what disagrees has no time."""
 
 import importlib
 import json
