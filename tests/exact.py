@@ -42,6 +42,18 @@ def assert_matched(actual: Iterable[Detections], expected: Iterable[Detections],
     return total
 
 
+def pair_masks(one: Detections, other: Detections) -> tuple[Tensor, Tensor]:
+    """For each of the second's detections that the first has too, its row in both: equal scores may change places."""
+    if len(one["boxes"]) == 0:
+        assert_few(len(other["boxes"]), len(other["boxes"]), 0.99)
+        return one["labels"], one["labels"]  # none
+    apart = (one["boxes"][:, None] - other["boxes"]).abs().amax(2)
+    nearest, row = apart.masked_fill(one["labels"][:, None] != other["labels"], torch.inf).min(0)
+    theirs = (nearest < 0.5).nonzero()[:, 0]
+    assert_few(len(other["boxes"]) - len(theirs), len(other["boxes"]), 0.99)
+    return row[theirs], theirs
+
+
 def assert_parity(found: "Parity", least: float = 0.99) -> None:
     """The same of an exported file; something must be found."""
     assert found.detections > 0

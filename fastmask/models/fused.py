@@ -64,7 +64,8 @@ class CudnnConv2d(FusedConv2d):
             column = conv_relu_op(
                 x.flatten(2)[..., None], self.weight, self.bias, residual.flatten(2)[..., None], *self.geometry
             )
-            return column.view(*column.shape[:2], *x.shape[2:])
+            y = column.view(*column.shape[:2], *x.shape[2:])
+            return y
         y = conv_relu_op(x, self.weight, self.bias, residual, *self.geometry)
         return y
 

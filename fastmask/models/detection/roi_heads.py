@@ -145,7 +145,8 @@ class RoIHeads(NotScriptable, nn.Module):
         pooled = pool(self.mask_roi_pool, features, scales, detections.boxes, rois=detections.rois)
         hidden = self.mask_head(pooled)
         masks = predict_masks(self.mask_predictor, hidden, detections.labels, detections.count)
-        return detections._replace(masks=masks)
+        boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
+        return Detections(boxes, labels, scores, masks, count, rois)
 
 
 def pool(
