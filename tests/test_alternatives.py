@@ -57,7 +57,7 @@ def test_what_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     }
     monkeypatch.setattr(alternatives, "CASES", cases)
     arguments = [str(tmp_path / "a.json"), "--device", "cpu", "--batch", "1", "--only", "one|broken"]
-    assert alternatives.main(arguments, lambda run: 1e-6 * module.CHUNK) == 0
+    assert alternatives.main(arguments, lambda run: 1e-6 * module.CHUNK) == 1  # of the broken one
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["finished"]
     times = found["one, batch 1"]
@@ -68,3 +68,4 @@ def test_what_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "other, batch 1" not in found
     assert before == module.CHUNK
     assert "CHUNK 2" in capsys.readouterr().out
+    assert alternatives.main([*arguments[:-1], "one"], lambda run: 1e-6) == 0
