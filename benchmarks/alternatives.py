@@ -18,12 +18,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastmask.benchmarks import nms_cases, roi_cases
+from fastmask.benchmarks.cases import nms, roi_align
 from fastmask.benchmarks.device_time import time_graph
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, STRIDES, blob_masks
 from fastmask.benchmarks.measure import name_of, said, versions
 from fastmask.kernels.class_masks import class_masks_op
-from fastmask.kernels.cpu_stem import arrange_weight
+from fastmask.kernels.fallback.stem import arrange_weight
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
@@ -101,17 +101,17 @@ def _text(batch: int, device: torch.device) -> Run:
 
 def _roi_backward(batch: int, device: torch.device) -> Run:
     options: dict[str, Any] = {"num": 512, "batch": batch, "dtype": HALF, "way": "backward", "size": IMAGE}
-    return roi_cases.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
+    return roi_align.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
 
 
 def _nchw(batch: int, device: torch.device) -> Run:
     options: dict[str, Any] = {"batch": batch, "channels_last": False, "size": IMAGE}
-    return roi_cases.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
+    return roi_align.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
 
 
 def _classes(batch: int, device: torch.device) -> Run:
     generator = torch.Generator().manual_seed(0)
-    case = nms_cases.batched_nms(generator, device, num=20_000, groups=80, threshold=0.5, clustered=False)
+    case = nms.batched_nms(generator, device, num=20_000, groups=80, threshold=0.5, clustered=False)
     return case.capturable["fastmask"]
 
 
@@ -122,28 +122,28 @@ def _grid(names: str, *rows: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
 AT_ONCE = {"num_stages": 1}
 CASES = {
     "stem's convolution": Alternatives(
-        "gpu_stem_conv",
+        "triton.stem_conv",
         _stem,
         _grid("ROWS COLUMNS NUM_WARPS", (8, 8, 4), (8, 16, 4), (2, 32, 4), (8, 32, 8), (4, 64, 8)),
     ),
     "max pooling": Alternatives(
-        "gpu_max_pool2d",
+        "triton.max_pool2d",
         _pool,
         _grid("ROWS ELEMENTS NUM_WARPS", (1, 2048, 4), (4, 2048, 4), (8, 2048, 4), (2, 4096, 8)),
     ),
     "product with residual": Alternatives(
-        "gpu_linear_add_relu",
+        "triton.linear_add_relu",
         _product,
         _grid("PIXELS OUTPUTS NUM_WARPS NUM_STAGES", (128, 64, 4, 3), (64, 64, 4, 2), (64, 256, 8, 1), (32, 256, 4, 1)),
     ),
     "RPN's predictions": Alternatives(
-        "gpu_predict_anchors",
+        "triton.predict_anchors",
         _anchors,
         _grid("PIXELS CHANNELS NUM_WARPS NUM_STAGES", (64, 64, 2, 3), (64, 64, 4, 4), (128, 32, 4, 4), (128, 64, 4, 3)),
     ),
-    "top anchors": Alternatives("gpu_top_anchors", _top, _grid("CHUNK", (2048,), (8192,))),
+    "top anchors": Alternatives("triton.top_anchors", _top, _grid("CHUNK", (2048,), (8192,))),
     "mask branch": Alternatives(
-        "gpu_class_masks",
+        "triton.class_masks",
         _masks,
         _grid(
             "AT_ONCE QUARTERS",
@@ -154,9 +154,9 @@ CASES = {
             (AT_ONCE | {"ROWS": 128, "COLUMNS": 128, "num_warps": 8}, 1),
         ),
     ),
-    "RLE": Alternatives("gpu_rle", _text, _grid("TEXT_PROGRAMS PARTS", (512, 4), (2048, 16), (1, 1))),
+    "RLE": Alternatives("triton.rle", _text, _grid("TEXT_PROGRAMS PARTS", (512, 4), (2048, 16), (1, 1))),
     "RoIAlign backward": Alternatives(
-        "gpu_roi_align_backward",
+        "triton.roi_align_backward",
         _roi_backward,
         _grid("REGISTERS", ({HALF: 128},), ({HALF: 255},))
         + _grid("NUM_WARPS REGISTERS", (8, {HALF: 128}))
@@ -164,11 +164,11 @@ CASES = {
         + _grid("SLOTS", (16,)),
     ),
     "copies to channels-last": Alternatives(
-        "gpu_channels_last",
+        "triton.channels_last",
         _nchw,
         _grid("PIXELS CHANNELS NUM_WARPS", (64, 32, 4), (64, 64, 8), (128, 32, 4), (32, 64, 4)),
     ),
-    "NMS, runs": Alternatives("gpu_nms_runs", _classes, _grid("SORT_WARPS MERGED", (8, 32), (16, 16), (16, 64))),
+    "NMS, runs": Alternatives("triton.nms_runs", _classes, _grid("SORT_WARPS MERGED", (8, 32), (16, 16), (16, 64))),
 }
 
 

@@ -17,12 +17,12 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from fastmask.benchmarks.cases.model import settled_model
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
-from fastmask.benchmarks.model_cases import settled_model
+from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
 from fastmask.models.prepare import FUSED
-from fastmask.predictor import Predictor
 
 CALLS = 6  # that are profiled
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmask.benchmarks.growth import grown
-from fastmask.benchmarks.report import groups, is_ours, where
+from fastmask.benchmarks.results_io import groups, is_ours, where
+from fastmask.benchmarks.scaling import grown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastmask.benchmarks.case import Case, Entry
+from fastmask.benchmarks.cases.case import Case, Entry
 from fastmask.benchmarks.measure import Checked, checked, facts, name_of, rounds_of, said, turns, versions
-from fastmask.benchmarks.report import device_times, groups, is_ours, where
+from fastmask.benchmarks.report import device_times
+from fastmask.benchmarks.results_io import groups, is_ours, where
 
 BUDGET = {False: 20.0, True: 1.0}  # seconds of a row's rounds, by --quick; three there are in any case
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from fastmask.benchmarks.measure import wait_for
+from fastmask.inference.program import Inputs, Program, captured
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
 from fastmask.models.detection.roi_heads import pool, predict_masks
-from fastmask.program import Inputs, Program, captured
 
 Stage = Callable[[], Any]
 

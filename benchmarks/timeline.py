@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import fastmask
+from fastmask.benchmarks.cases.model import settled_model
 from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
-from fastmask.benchmarks.model_cases import settled_model
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
+from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import choose_fuse, prepared
-from fastmask.program import Inputs, Program
 
 Save = Callable[[dict[str, Any]], None]
 

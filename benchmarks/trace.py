@@ -22,9 +22,9 @@ from triton.runtime.jit import JITFunction
 from fastmask import models
 from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
 from fastmask.benchmarks.stages import stages
+from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.launch import KERNELS
 from fastmask.models.prepare import Fuse, prepared
-from fastmask.program import Inputs, Program
 
 DEVICE = "cuda"
 BYTES_A_MASK = 2048  # the Predictor's

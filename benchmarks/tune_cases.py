@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 import fastmask
-from fastmask.benchmarks import nms_cases, roi_cases
-from fastmask.benchmarks.case import Rule
+from fastmask.benchmarks.cases import nms as nms_cases, roi_align as roi_cases
+from fastmask.benchmarks.cases.case import Rule
+from fastmask.benchmarks.cases.model import comparable, half_rule
 from fastmask.benchmarks.inputs import IMAGE, blob_masks, textured
-from fastmask.benchmarks.model_cases import comparable, half_rule
+from fastmask.evaluation.agreement import matched_share
 from fastmask.kernels.knobs import Knob
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
-from fastmask.matching import matched_share
 from fastmask.ops.masks import choose_capacity
 
 MASKS = 100  # an image

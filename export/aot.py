@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.export.deployed import Deployed, Shape
+from fastmask.checks import check_shape
 from fastmask.export.exported import Array, Exported, cannot
+from fastmask.export.module import Deployed, Shape
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
-from fastmask.ops._utils import check_shape
 
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 

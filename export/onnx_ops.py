@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset18
 
-from fastmask.kernels.cpu_nms import largest_not_above
+from fastmask.kernels.fallback.nms import largest_not_above
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmask.demo import draw_scene
+from fastmask.evaluation.agreement import matched_share
 from fastmask.export.exported import ROWS, Array, Exported
-from fastmask.matching import matched_share
 from fastmask.ops.masks import paste_masks
 
 # of detections that have to match: the rule of the model's own tests in float32; and in float16, where ONNX Runtime and
@@ -31,7 +31,7 @@ class Parity(NamedTuple):
 
 
 def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) -> Parity:
-    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.matching.matched_share`.
+    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
 
     Args:
         reference: such as a model's :meth:`fastmask.export.Deployed.answers`, or another session.

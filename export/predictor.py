@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.answers import Found
+from fastmask.checks import check_choice
 from fastmask.export.aot import Package
 from fastmask.export.exported import ROWS, Exported
 from fastmask.export.runtime import Session
-from fastmask.feed import Picture, batches
-from fastmask.ops._utils import check_choice
+from fastmask.inference.prefetch import Picture, batches
+from fastmask.inference.unpack import Found
 from fastmask.ops.masks import encode_masks
 
 

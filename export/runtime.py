@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from fastmask.export.deployed import INPUTS
 from fastmask.export.exported import Array, Exported, cannot
+from fastmask.export.module import INPUTS
 
 
 class Session(Exported):

@@ -4,22 +4,15 @@
 """
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from fastmask._version import __version__
+
 if TYPE_CHECKING:
-    from fastmask import models as models
-    from fastmask import ops as ops
-    from fastmask.patch import patch_torchvision as patch_torchvision
-    from fastmask.patch import unpatch_torchvision as unpatch_torchvision
-    from fastmask.predictor import Predictor as Predictor
+    from fastmask import models as models, ops as ops
+    from fastmask.compat.patch import patch_torchvision as patch_torchvision, unpatch_torchvision as unpatch_torchvision
+    from fastmask.inference.predictor import Predictor as Predictor
 
-if importlib.util.find_spec("fastmask.kernels") is None:  # the repository's root, after a plain `pip install .`
-    raise ImportError(
-        f"{__path__[0]} is the source folder, which lacks kernels: work elsewhere, or install with `pip install -e .`"
-    )
-
-__version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "models", "ops", "patch_torchvision", "unpatch_torchvision"]
 
 
@@ -27,9 +20,9 @@ def __getattr__(name: str) -> Any:
     if name in ("models", "ops"):
         return importlib.import_module(f"fastmask.{name}")
     if name in ("patch_torchvision", "unpatch_torchvision"):
-        return getattr(importlib.import_module("fastmask.patch"), name)
+        return getattr(importlib.import_module("fastmask.compat.patch"), name)
     if name == "Predictor":
-        return importlib.import_module("fastmask.predictor").Predictor
+        return importlib.import_module("fastmask.inference.predictor").Predictor
     raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
 
 

@@ -12,9 +12,9 @@ import itertools
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 from tqdm import tqdm
@@ -31,31 +31,20 @@ from fastmask.kernels import (
     audit_stem,
     audit_top_anchors,
     audit_tuned,
-    gpu_mask_geometry,
-    gpu_paste,
-    gpu_paste_backward,
-    gpu_rle,
-    gpu_roi_pool,
 )
 from fastmask.kernels.cuda_tools import registers_and_stack, run_tool
+from fastmask.kernels.triton import (
+    mask_geometry as mask_geometry_triton,
+    paste as paste_triton,
+    paste_backward as paste_backward_triton,
+    rle as rle_triton,
+    roi_pool as roi_pool_triton,
+)
+from fastmask.kernels.variant import Variant
 
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
 DTYPES = ("fp32", "fp16", "bf16")
 ACCESS = re.compile(r"\b(LDG|STG|LDL|STL|RED|ATOM|ATOMG)\b((?:\.[A-Z0-9_]+)*)")
-
-
-class Variant(NamedTuple):
-    """A kernel as a launcher would specialise it."""
-
-    name: str
-    kernel: Any
-    types: dict[str, str]  # of arguments that are no constants: those not named are int32
-    constants: dict[str, Any]
-    options: dict[str, Any]
-    multiples: tuple[str, ...]  # int arguments that are multiples of 16
-    default: bool  # of its kernel and dtype
-    wide: tuple[str, ...]  # which of LDG and STG must be 16 bytes wide, but for a RoI's own coordinates
-    amd: Mapping[str, Any] = {}  # constants and options that are others there
 
 
 class Report(NamedTuple):
@@ -89,23 +78,23 @@ def shipped_variants() -> Iterator[Variant]:
         for layout, last, multiple in (("NHWC", True, 16), ("NHWC of odd width", True, 1), ("NCHW", False, 1)):
             yield Variant(
                 f"RoIPool forward, {layout}, {dtype}",
-                gpu_roi_pool._forward_kernel,
+                roi_pool_triton._forward_kernel,
                 {"map_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "rois_ptr": "*fp32", "argmax_ptr": "*i64"}
                 | {"spatial_scale": "fp32", "lowest": "fp32"},
                 {"POOLED_H": 7, "POOLED_W": 7, "CHANNELS_LAST": last, "MULTIPLE": multiple}
-                | {"BINS": gpu_roi_pool.BINS, "CHANNELS": gpu_roi_pool.CHANNELS},
-                {"num_warps": gpu_roi_pool.NUM_WARPS},
+                | {"BINS": roi_pool_triton.BINS, "CHANNELS": roi_pool_triton.CHANNELS},
+                {"num_warps": roi_pool_triton.NUM_WARPS},
                 ("channels",),
                 multiple == 16,
                 ("LDG", "STG") if multiple == 16 else (),
             )
         yield Variant(
             f"RoIPool backward, {dtype}",
-            gpu_roi_pool._backward_kernel,
+            roi_pool_triton._backward_kernel,
             {"grad_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "rois_ptr": "*fp32", "spatial_scale": "fp32"}
             | {f"{name}_ptr": "*i64" for name in ("argmax", "order", "starts")},
-            {"POOLED_H": 7, "POOLED_W": 7, "TILE": gpu_roi_pool.TILE}
-            | {"CHANNELS": gpu_roi_pool.GRAD_CHANNELS, "ROIS": gpu_roi_pool.ROIS},
+            {"POOLED_H": 7, "POOLED_W": 7, "TILE": roi_pool_triton.TILE}
+            | {"CHANNELS": roi_pool_triton.GRAD_CHANNELS, "ROIS": roi_pool_triton.ROIS},
             {"num_warps": 4},
             ("channels",),
             True,
@@ -121,11 +110,11 @@ def shipped_variants() -> Iterator[Variant]:
         side, padding, continuous = modes[mode]
         yield Variant(
             f"paste, {dtype} to {output}, {mode}",
-            gpu_paste._paste_kernel,
+            paste_triton._paste_kernel,
             sampled | {"masks_ptr": f"*{dtype}", "out_ptr": f"*{dtype}" if output == "float" else "*u8"},
             {"OUTPUT": output, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
-            | {"TILE": gpu_paste.TILE, "LINES": gpu_paste.LINES},
-            {"num_warps": gpu_paste.NUM_WARPS, "enable_fp_fusion": False},
+            | {"TILE": paste_triton.TILE, "LINES": paste_triton.LINES},
+            {"num_warps": paste_triton.NUM_WARPS, "enable_fp_fusion": False},
             (),
             output == "bool" and mode == "torchvision",
             (),
@@ -134,11 +123,11 @@ def shipped_variants() -> Iterator[Variant]:
         side, padding, continuous = modes[mode]
         yield Variant(
             f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",
-            gpu_paste_backward._backward_kernel,
+            paste_backward_triton._backward_kernel,
             {f"{name}_ptr": f"*{dtype}" for name in ("grad", "masks", "out")}
             | {"boxes_ptr": "*fp32", "growth": "fp32"},
             {"SIDE": side, "PADDING": padding, "CONTINUOUS": continuous, "LOGITS": logits}
-            | {"CELLS": triton.next_power_of_2(side), "BLOCK": gpu_paste_backward.BLOCK},
+            | {"CELLS": triton.next_power_of_2(side), "BLOCK": paste_backward_triton.BLOCK},
             {"num_warps": 4, "enable_fp_fusion": False},
             (),
             logits and mode == "torchvision",
@@ -155,12 +144,17 @@ def shipped_variants() -> Iterator[Variant]:
         side, padding, continuous = modes[mode]
         yield Variant(
             f"RLE's {'positions' if positions else 'changes'}, {dtype}, {mode}",
-            gpu_rle._changes_kernel,
+            rle_triton._changes_kernel,
             places | sampled | {"masks_ptr": f"*{dtype}"},
             {"POSITIONS": positions, "SIDE": side, "PADDING": padding, "CONTINUOUS": continuous}
-            | {"SLOTS": gpu_rle.SLOTS, "BLOCK": gpu_rle.BLOCK, "WORD": gpu_rle.WORD, "UNROLLED": gpu_rle.UNROLLED}
-            | {"SUMMED": gpu_rle.SUMMED},
-            {"num_warps": gpu_rle.NUM_WARPS, "enable_fp_fusion": False},
+            | {
+                "SLOTS": rle_triton.SLOTS,
+                "BLOCK": rle_triton.BLOCK,
+                "WORD": rle_triton.WORD,
+                "UNROLLED": rle_triton.UNROLLED,
+            }
+            | {"SUMMED": rle_triton.SUMMED},
+            {"num_warps": rle_triton.NUM_WARPS, "enable_fp_fusion": False},
             (),
             mode == "torchvision",
             (),
@@ -168,10 +162,10 @@ def shipped_variants() -> Iterator[Variant]:
     for write in (False, True):
         yield Variant(
             f"RLE's text, {'written' if write else 'counted'}",
-            gpu_rle._text_kernel,
+            rle_triton._text_kernel,
             places | {"buffer_ptr": "*u8"},
-            {"WRITE": write, "SUMMED": gpu_rle.SUMMED, "BLOCK": gpu_rle.RUNS, "LONGEST": gpu_rle.LONGEST},
-            {"num_warps": gpu_rle.TEXT_WARPS},
+            {"WRITE": write, "SUMMED": rle_triton.SUMMED, "BLOCK": rle_triton.RUNS, "LONGEST": rle_triton.LONGEST},
+            {"num_warps": rle_triton.TEXT_WARPS},
             (),
             True,
             (),
@@ -182,9 +176,9 @@ def shipped_variants() -> Iterator[Variant]:
     for dtype in DTYPES:
         yield Variant(
             f"masks' sigmoid, {dtype}",
-            gpu_mask_geometry._sigmoid_kernel,
+            mask_geometry_triton._sigmoid_kernel,
             {"logits_ptr": f"*{dtype}", "out_ptr": "*fp32"},
-            {"BLOCK": gpu_mask_geometry.LOGITS},
+            {"BLOCK": mask_geometry_triton.LOGITS},
             {"num_warps": 4},
             ("elements",),
             False,

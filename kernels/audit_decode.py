@@ -3,8 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastmask.kernels import gpu_candidates, gpu_decode, gpu_decode_levels, gpu_take
-from fastmask.kernels.gpu_roi_geometry import MAX_LEVELS
+from fastmask.kernels.triton import (
+    candidates as candidates_triton,
+    decode as decode_triton,
+    decode_levels as decode_levels_triton,
+    take as take_triton,
+)
+from fastmask.kernels.triton.roi_geometry import MAX_LEVELS
 
 NUMBERS = ("weight_x", "weight_y", "weight_w", "weight_h", "most_growth", "min_size", "min_score")
 OUTPUTS = {"boxes_ptr": "*fp32", "scores_ptr": "*fp32", "valid_ptr": "*i8", "labels_ptr": "*i64"}
@@ -12,17 +17,17 @@ CLASSES = {"": (128, 32), ", LVIS": (2048, 32), ", few": (2, 1), ", all kept": (
 
 
 def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant."""
+    """The fields of Variant."""
     numbers = dict.fromkeys(NUMBERS, "fp32")
     places = {f"{name}_ptr": "*i64" for name in ("sizes", "count", "index", "kept")}
     for dtype in dtypes:
         for counted in (False, True):
             yield (
                 f"decode, {'classes' if counted else 'levels'}, {dtype}",
-                gpu_decode._decode_kernel,
+                decode_triton._decode_kernel,
                 OUTPUTS | places | numbers | {"references_ptr": "*fp32", "deltas_ptr": f"*{dtype}"},
-                {"ABOVE": counted, "HAS_COUNT": counted, "BLOCK": gpu_decode.BLOCK},
-                {"num_warps": gpu_decode.NUM_WARPS, "enable_fp_fusion": False},
+                {"ABOVE": counted, "HAS_COUNT": counted, "BLOCK": decode_triton.BLOCK},
+                {"num_warps": decode_triton.NUM_WARPS, "enable_fp_fusion": False},
                 (),
                 True,
                 (),
@@ -30,14 +35,14 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for levels in (1, MAX_LEVELS):
             yield (
                 f"RPN's candidates, {dtype}, {levels} level{'s' if levels > 1 else ''}",
-                gpu_decode_levels._decode_levels_kernel,
+                decode_levels_triton._decode_levels_kernel,
                 OUTPUTS
                 | places
                 | numbers
                 | {f"deltas{level}_ptr": f"*{dtype}" for level in range(MAX_LEVELS)}
                 | {"logits_ptr": f"*{dtype}", "anchors_ptr": "*fp32"},
-                {"LEVELS": levels, "BLOCK": gpu_decode_levels.BLOCK},
-                {"num_warps": gpu_decode_levels.NUM_WARPS, "enable_fp_fusion": False},
+                {"LEVELS": levels, "BLOCK": decode_levels_triton.BLOCK},
+                {"num_warps": decode_levels_triton.NUM_WARPS, "enable_fp_fusion": False},
                 (),
                 levels > 1,
                 (),
@@ -45,13 +50,13 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for name, (classes, slots) in CLASSES.items():
             yield (
                 f"box head's candidates, {dtype}{name}",
-                gpu_candidates._select_kernel,
+                candidates_triton._select_kernel,
                 OUTPUTS
                 | places
                 | numbers
                 | {"logits_ptr": f"*{dtype}", "deltas_ptr": f"*{dtype}", "references_ptr": "*fp32"},
                 {"CLASSES": classes, "SLOTS": slots},
-                {"num_warps": gpu_candidates.warps_of(classes), "enable_fp_fusion": False},
+                {"num_warps": candidates_triton.warps_of(classes), "enable_fp_fusion": False},
                 (),
                 name == "",
                 (),
@@ -59,22 +64,22 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for labels in (False, True):
         yield (
             f"what NMS keeps{', labels' if labels else ''}",
-            gpu_take._take_kernel,
+            take_triton._take_kernel,
             {f"{name}_ptr": "*fp32" for name in ("boxes", "scores", "boxes_out", "scores_out", "rois")}
             | {"kept_ptr": "*i64", "labels_ptr": "*i64", "labels_out_ptr": "*i64"},
-            {"HAS_LABELS": labels, "BLOCK": gpu_take.BLOCK},
-            {"num_warps": gpu_take.NUM_WARPS},
+            {"HAS_LABELS": labels, "BLOCK": take_triton.BLOCK},
+            {"num_warps": take_triton.NUM_WARPS},
             (),
             True,
             (),
         )
     yield (
         "boxes scaled",
-        gpu_take._scale_kernel,
+        take_triton._scale_kernel,
         {"boxes_ptr": "*fp32", "boxes_out_ptr": "*fp32"}
         | {f"{name}_ptr": "*i64" for name in ("originals", "sizes", "sizes_out")},
-        {"BLOCK": gpu_take.BLOCK},
-        {"num_warps": gpu_take.NUM_WARPS},
+        {"BLOCK": take_triton.BLOCK},
+        {"num_warps": take_triton.NUM_WARPS},
         (),
         True,
         (),

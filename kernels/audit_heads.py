@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastmask.kernels import gpu_class_masks, gpu_preprocess
 from fastmask.kernels.audit_roi_align_backward import TYPES
+from fastmask.kernels.triton import class_masks as class_masks_triton, preprocess as preprocess_triton
 
 H100, GEFORCE, AMD = 232_448, 101_376, 65_536  # bytes of shared memory that a program may have
 MASKS = {  # channels in and in the middle, shared memory
@@ -19,15 +19,15 @@ MASKS = {  # channels in and in the middle, shared memory
 
 
 def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant: dtypes, channels, sizes of maps, precisions of float32; types of the buffer."""
+    """The fields of Variant: dtypes, channels, sizes of maps, precisions of float32; types of the buffer."""
     for dtype in (*dtypes, "fp64"):
         yield (
             f"preprocessing, to {dtype}",
-            gpu_preprocess._preprocess_kernel,
+            preprocess_triton._preprocess_kernel,
             {"table_ptr": "*i64", "mean_ptr": "*fp32", "std_ptr": "*fp32", "out_ptr": f"*{dtype}"},
-            {"ROUNDING": "fma", "WORDS": gpu_preprocess.WORDS}
-            | {"ROWS": gpu_preprocess.ROWS, "COLUMNS": gpu_preprocess.COLUMNS},
-            {"num_warps": gpu_preprocess.NUM_WARPS},
+            {"ROUNDING": "fma", "WORDS": preprocess_triton.WORDS}
+            | {"ROWS": preprocess_triton.ROWS, "COLUMNS": preprocess_triton.COLUMNS},
+            {"num_warps": preprocess_triton.NUM_WARPS},
             (),
             dtype != "fp64",
             (),
@@ -39,14 +39,14 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for name, (channels, middle, shared) in MASKS.items():
             tile, amd = (
                 {**place, "EVEN": middle % place["COLUMNS"] == 0}
-                for place in (gpu_class_masks.tile_of(TYPES[dtype], channels, size) for size in (shared, AMD))
+                for place in (class_masks_triton.tile_of(TYPES[dtype], channels, size) for size in (shared, AMD))
             )
             options = ("num_warps", "num_stages")
             yield (
                 f"mask branch, {dtype}, {precision}, {name}",
-                gpu_class_masks._class_masks_kernel,
+                class_masks_triton._class_masks_kernel,
                 types | {"out_ptr": "*fp32"},
-                {"PRECISION": precision, "QUARTERS": gpu_class_masks.QUARTERS}
+                {"PRECISION": precision, "QUARTERS": class_masks_triton.QUARTERS}
                 | {key: value for key, value in tile.items() if key not in options},
                 {key: tile[key] for key in options},
                 tuple(key for key, size in (("channels", channels), ("middle", middle)) if size % 16 == 0),

@@ -4,12 +4,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fastmask.kernels import gpu_nms_order, gpu_nms_pairs, gpu_nms_presorted, gpu_nms_resolve, gpu_nms_runs
+from fastmask.kernels.triton import (
+    nms_order as nms_order_triton,
+    nms_pairs as nms_pairs_triton,
+    nms_presorted as nms_presorted_triton,
+    nms_resolve as nms_resolve_triton,
+    nms_runs as nms_runs_triton,
+)
 
 
 def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant: four ways to an order, two kinds of pair tests, groups and none."""
-    order, pairs, resolve = gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve
+    """The fields of Variant: four ways to an order, two kinds of pair tests, groups and none."""
+    order, pairs, resolve = nms_order_triton, nms_pairs_triton, nms_resolve_triton
     types = {
         f"{name}_ptr": "*i64" for name in ("groups", "labels", "order", "sorted", "keep_words", "indices", "count")
     }
@@ -35,8 +41,8 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             counted["num_warps"] = order.COUNT_WARPS
             yield variant(f"counted, {groups}, {suffix}", order._count_kernel, own, first, **units, **counted)
             yield variant(f"placed, {groups}, {suffix}", order._place_kernel, own, first, **units, **places)
-        merged = {"BLOCK": order.BLOCK, "MERGED": gpu_nms_presorted.MERGED, "MOST_RUNS": order.MOST_RUNS}
-        yield variant(f"merged, {suffix}", gpu_nms_presorted._merge_kernel, own, padded, **common, **merged)
+        merged = {"BLOCK": order.BLOCK, "MERGED": nms_presorted_triton.MERGED, "MOST_RUNS": order.MOST_RUNS}
+        yield variant(f"merged, {suffix}", nms_presorted_triton._merge_kernel, own, padded, **common, **merged)
     yield from runs(dtypes, variant)
     for dtype, padded, one in itertools.product(dtypes, flags, flags):
         own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32" if one else "*i64"}
@@ -50,7 +56,7 @@ def variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         yield variant(f"units' keys, {suffix}", order._unit_keys_kernel, own, False, **constants)
     for dtype in dtypes:
         own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i32"}
-        yield variant(f"runs' keys, {dtype}", gpu_nms_presorted._run_keys_kernel, own, False, RUN=order.RUN)
+        yield variant(f"runs' keys, {dtype}", nms_presorted_triton._run_keys_kernel, own, False, RUN=order.RUN)
     for grouped, divide in itertools.product(flags, flags):
         own = {"threshold": "fp32", "half_gap": "fp32"}
         suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if divide else ''}"
@@ -75,15 +81,15 @@ def runs(dtypes: Sequence[str], variant: Callable[..., tuple[Any, ...]]) -> Iter
         groups = "one group" if not grouped else "any groups" if hashed else "groups"
         for dtype, padded in itertools.product(dtypes, flags):
             own = {"scores_ptr": f"*{dtype}", "keys_ptr": "*i64"}
-            constants = {"GROUPED": grouped, "HASHED": hashed, "HAS_VALID": padded, "RUN": gpu_nms_runs.RUN}
-            constants["num_warps"] = gpu_nms_runs.SORT_WARPS
+            constants = {"GROUPED": grouped, "HASHED": hashed, "HAS_VALID": padded, "RUN": nms_runs_triton.RUN}
+            constants["num_warps"] = nms_runs_triton.SORT_WARPS
             name = f"runs sorted, {groups}, {dtype}{', padding' if padded else ''}"
             first = grouped and padded and not hashed
-            yield variant(name, gpu_nms_runs._sort_runs_kernel, own, first, **constants)
+            yield variant(name, nms_runs_triton._sort_runs_kernel, own, first, **constants)
     for dtype, grouped, divide in itertools.product(dtypes, flags, flags):
         own = {"boxes_ptr": f"*{dtype}", "keys_ptr": "*i64"}
-        constants = {"GROUPED": grouped, "DIVIDE": divide, "BLOCK": gpu_nms_order.BLOCK, "RUN": gpu_nms_runs.RUN}
-        constants |= {"SEARCHED": gpu_nms_runs.SEARCHED, "MERGED": gpu_nms_runs.MERGED}
+        constants = {"GROUPED": grouped, "DIVIDE": divide, "BLOCK": nms_order_triton.BLOCK, "RUN": nms_runs_triton.RUN}
+        constants |= {"SEARCHED": nms_runs_triton.SEARCHED, "MERGED": nms_runs_triton.MERGED}
         name = f"runs merged, {'groups' if grouped else 'one group'}, {dtype}"
         name += ", no positive threshold" if divide else ""
-        yield variant(name, gpu_nms_runs._merge_runs_kernel, own, grouped and not divide, **constants)
+        yield variant(name, nms_runs_triton._merge_runs_kernel, own, grouped and not divide, **constants)

@@ -6,11 +6,15 @@ from typing import Any
 
 import triton.language as tl
 
-from fastmask.kernels import gpu_channels_last, gpu_roi_align, gpu_roi_align_apart
+from fastmask.kernels.triton import (
+    channels_last as channels_last_triton,
+    roi_align as roi_align_triton,
+    roi_align_apart as roi_align_apart_triton,
+)
 
 
 def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant: layouts, pooled sizes, channels; the kernels for maps that are not channels-last."""
+    """The fields of Variant: layouts, pooled sizes, channels; the kernels for maps that are not channels-last."""
     shapes = {"7 x 7": (7, 256), "14 x 14": (14, 256), "1 x 1": (1, 256)}
     shapes |= {f"C={channels}": (7, channels) for channels in (64, 80, 3)}
     layouts = {"NHWC": (16, tl.int32), "NHWC of odd width": (1, tl.int32), "NHWC of over 2^31": (16, tl.int64)}
@@ -28,10 +32,12 @@ def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             if (layout, shape) != ("NHWC", "7 x 7") and (not first or (layout != "NHWC" and shape != "7 x 7")):
                 continue
             wide = unit == 16 and channels % 16 == 0
-            tile = gpu_roi_align.tile_of(side, channels, ratio, wide and offset == tl.int32, gpu_roi_align.CHANNELS)
+            tile = roi_align_triton.tile_of(
+                side, channels, ratio, wide and offset == tl.int32, roi_align_triton.CHANNELS
+            )
             yield (
                 f"RoIAlign forward, {layout}, {suffix}, {shape}",
-                gpu_roi_align._forward_kernel,
+                roi_align_triton._forward_kernel,
                 types | pointers,
                 constants
                 | {"POOLED_H": side, "POOLED_W": side, "UNIT": unit, "OFFSET": offset}
@@ -45,12 +51,12 @@ def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         if ratio in (2, 0):
             yield (
                 f"RoIAlign forward, NCHW, {suffix}",
-                gpu_roi_align_apart._apart_kernel,
+                roi_align_apart_triton._apart_kernel,
                 types | pointers,
                 constants
                 | {"POOLED_H": 7, "POOLED_W": 7}
-                | {"BINS": gpu_roi_align_apart.BINS, "CHANNELS": gpu_roi_align_apart.CHANNELS},
-                {"num_warps": gpu_roi_align_apart.NUM_WARPS},
+                | {"BINS": roi_align_apart_triton.BINS, "CHANNELS": roi_align_apart_triton.CHANNELS},
+                {"num_warps": roi_align_apart_triton.NUM_WARPS},
                 ("channels",),
                 first,
                 ("STG",),
@@ -59,11 +65,11 @@ def forward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             for flat in (True, False):
                 yield (
                     f"channels-last copies, {dtype}, {levels} levels{'' if flat else ', rows apart'}",
-                    gpu_channels_last._copy_kernel,
+                    channels_last_triton._copy_kernel,
                     pointers,
                     {"LEVELS": levels, "FLAT": flat}
-                    | {"PIXELS": gpu_channels_last.PIXELS, "CHANNELS": gpu_channels_last.CHANNELS},
-                    {"num_warps": gpu_channels_last.NUM_WARPS},
+                    | {"PIXELS": channels_last_triton.PIXELS, "CHANNELS": channels_last_triton.CHANNELS},
+                    {"num_warps": channels_last_triton.NUM_WARPS},
                     ("channels",),
                     first and flat,
                     ("STG",),

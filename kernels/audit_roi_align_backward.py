@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
-from fastmask.kernels import gpu_roi_align_backward as backward
-from fastmask.kernels import gpu_roi_bins, gpu_roi_geometry
+from fastmask.kernels.triton import (
+    roi_align_backward as backward,
+    roi_bins as roi_bins_triton,
+    roi_geometry as roi_geometry_triton,
+)
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def backward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The fields of audit.Variant: dtypes, levels, ratios, pooled sizes and channels; the table; the RoIs' keys."""
+    """The fields of Variant: dtypes, levels, ratios, pooled sizes and channels; the table; the RoIs' keys."""
     geometry = {f"{name}{i}": "fp32" for name in ("scale", "limit") for i in range(5)} | {"rois_ptr": "*fp32"}
     tile = {"TILE_Y": backward.TILE_Y, "TILE_X": backward.TILE_X}
     for dtype, levels, ratio, (side, channels) in itertools.product(
@@ -37,11 +40,11 @@ def backward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             ("LDG", "STG") if channels % 16 == 0 else (),
             {"PRECISION": "ieee"},
         )
-    ways = {"counted": (gpu_roi_bins.COUNTING, gpu_roi_bins.COMPARED), "sorted": (gpu_roi_bins.COLUMNS, 0)}
+    ways = {"counted": (roi_bins_triton.COUNTING, roi_bins_triton.COMPARED), "sorted": (roi_bins_triton.COLUMNS, 0)}
     for (way, (columns, compared)), levels, ratio in itertools.product(ways.items(), (4, 1), (2, 0)):
         yield (
             f"RoIs' table, {way}, {levels} levels, sampling ratio {ratio}",
-            gpu_roi_bins._table_kernel,
+            roi_bins_triton._table_kernel,
             geometry
             | {"keys_ptr": "*u8", "order_ptr": "*i64", "starts_ptr": "*i32"}
             | {"lines_ptr": "*fp32", "words_ptr": "*fp32"},
@@ -55,9 +58,9 @@ def backward_variants(dtypes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for levels, keys in itertools.product((4, 1), ("u8", "i32")):
         yield (
             f"RoIs' maps, {levels} levels, {keys}",
-            gpu_roi_geometry._keys_kernel,
+            roi_geometry_triton._keys_kernel,
             geometry | {"keys_ptr": f"*{keys}"},
-            {"LEVELS": levels, "ALIGNED": False, "BLOCK": gpu_roi_geometry.KEYS},
+            {"LEVELS": levels, "ALIGNED": False, "BLOCK": roi_geometry_triton.KEYS},
             {"num_warps": 4},
             (),
             (levels, keys) == (4, "u8"),

@@ -5,16 +5,13 @@ import importlib
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 from unittest import mock
 
 from fastmask.kernels.knobs import KNOBS, Knob, Value
-
-if TYPE_CHECKING:
-    from fastmask.kernels.audit import Variant
+from fastmask.kernels.variant import Variant
 
 
-def tuned_variants(shipped: Callable[[], "Iterator[Variant]"]) -> "Iterator[Variant]":
+def tuned_variants(shipped: Callable[[], Iterator[Variant]]) -> Iterator[Variant]:
     """What ``shipped``, audit.py's variants of the modules' constants, gives with other choices alone."""
     known = {_key(variant) for variant in shipped()}
     compiled: dict[str, list[Knob]] = defaultdict(list)  # by module, the knobs that its kernels are compiled with
@@ -31,11 +28,11 @@ def tuned_variants(shipped: Callable[[], "Iterator[Variant]"]) -> "Iterator[Vari
                     yield variant._replace(name=f"{variant.name}, {suffix}", default=False)
 
 
-def _key(variant: "Variant") -> tuple[str, str, str]:
+def _key(variant: Variant) -> tuple[str, str, str]:
     return variant.name, repr(variant.constants), repr(variant.options)
 
 
-def _with(chosen: dict[Knob, Value], shipped: Callable[[], "Iterator[Variant]"]) -> "list[Variant]":
+def _with(chosen: dict[Knob, Value], shipped: Callable[[], Iterator[Variant]]) -> list[Variant]:
     """The variants where the modules' constants are these."""
     with contextlib.ExitStack() as stack:
         for knob, choice in chosen.items():

@@ -8,16 +8,16 @@ coarser map at the nearest pixel, as ``F.interpolate`` finds it. Half types are 
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_bias_act
+from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-bias_act_op = torch.library.custom_op("fastmask::bias_act_", cpu_bias_act.bias_act_, mutates_args={"y"})
+bias_act_op = torch.library.custom_op("fastmask::bias_act_", bias_act_fallback.bias_act_, mutates_args={"y"})
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_bias_act
+    from fastmask.kernels.triton import bias_act as bias_act_triton
 
-    register(bias_act_op, gpu_bias_act.bias_act_, cpu_bias_act.bias_act_)
+    register(bias_act_op, bias_act_triton.bias_act_, bias_act_fallback.bias_act_)
 
 
 @bias_act_op.register_fake

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_class_masks
+from fastmask.kernels.fallback import class_masks as class_masks_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 from fastmask.kernels.reference import compute_dtype
 
-class_masks_op = torch.library.custom_op("fastmask::class_masks", cpu_class_masks.class_masks, mutates_args=())
+class_masks_op = torch.library.custom_op("fastmask::class_masks", class_masks_fallback.class_masks, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_class_masks
+    from fastmask.kernels.triton import class_masks as class_masks_triton
 
-    register(class_masks_op, gpu_class_masks.class_masks, cpu_class_masks.class_masks)
+    register(class_masks_op, class_masks_triton.class_masks, class_masks_fallback.class_masks)
 
 
 @class_masks_op.register_fake

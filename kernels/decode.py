@@ -6,7 +6,7 @@
 
 Source: Fast R-CNN, appendix C; torchvision/models/detection/_utils.py (BoxCoder), rpn.py and roi_heads.py.
 One op each, because on a GPU their steps on a few thousand boxes are ten to twenty launches. Not differentiable: who
-needs gradients, a compiled or an exported program calls what is in cpu_decode.py, which PyTorch sees through.
+needs gradients, a compiled or an exported program calls what is in fallback/decode.py, which PyTorch sees through.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_decode
+from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 from fastmask.kernels.reference import compute_dtype
 
-decode_boxes_op = torch.library.custom_op("fastmask::decode_boxes", cpu_decode.decode_boxes, mutates_args=())
-decode_levels_op = torch.library.custom_op("fastmask::decode_levels", cpu_decode.decode_levels, mutates_args=())
+decode_boxes_op = torch.library.custom_op("fastmask::decode_boxes", decode_fallback.decode_boxes, mutates_args=())
+decode_levels_op = torch.library.custom_op("fastmask::decode_levels", decode_fallback.decode_levels, mutates_args=())
 select_candidates_op = torch.library.custom_op(
-    "fastmask::select_candidates", cpu_decode.select_candidates, mutates_args=()
+    "fastmask::select_candidates", decode_fallback.select_candidates, mutates_args=()
 )
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_candidates, gpu_decode, gpu_decode_levels
+    from fastmask.kernels.triton import (
+        candidates as candidates_triton,
+        decode as decode_triton,
+        decode_levels as decode_levels_triton,
+    )
 
-    register(decode_boxes_op, gpu_decode.decode_boxes, cpu_decode.decode_boxes)
-    register(decode_levels_op, gpu_decode_levels.decode_levels, cpu_decode.decode_levels)
-    register(select_candidates_op, gpu_candidates.select_candidates, cpu_decode.select_candidates)
+    register(decode_boxes_op, decode_triton.decode_boxes, decode_fallback.decode_boxes)
+    register(decode_levels_op, decode_levels_triton.decode_levels, decode_fallback.decode_levels)
+    register(select_candidates_op, candidates_triton.select_candidates, decode_fallback.select_candidates)
 
 
 @decode_boxes_op.register_fake

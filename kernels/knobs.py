@@ -47,30 +47,30 @@ KNOBS: dict[str, Knob] = {
     knob.name: knob
     for knob in (
         # channels of a tile, and so the warps of a program
-        Knob("roi_align.channels", "roi_align", (64, 128), False, "gpu_roi_align", ("CHANNELS",)),
+        Knob("roi_align.channels", "roi_align", (64, 128), False, "triton.roi_align", ("CHANNELS",)),
         # how finely few RoIs are divided, by rows of bins
-        Knob("roi_align.programs", "roi_align", (512, 1024, 2048, 4096), True, "gpu_roi_align", ("PROGRAMS",)),
+        Knob("roi_align.programs", "roi_align", (512, 1024, 2048, 4096), True, "triton.roi_align", ("PROGRAMS",)),
         # taps for each pixel of NCHW maps from which on a channels-last copy pays
-        Knob("roi_align.copy_taps", "roi_align_apart", (1, 2, 4), False, "gpu_channels_last", ("COPY_TAPS",)),
+        Knob("roi_align.copy_taps", "roi_align_apart", (1, 2, 4), False, "triton.channels_last", ("COPY_TAPS",)),
         # pixels of a program: 32, or 16, for fewer registers and more gradients read twice; (8, 4) spills on sm_100
         Knob(
             "roi_align_backward.tile",
             "roi_align_backward",
             ((4, 8), (4, 4), (2, 8)),
             False,
-            "gpu_roi_align_backward",
+            "triton.roi_align_backward",
             ("TILE_Y", "TILE_X"),
         ),
         # programs that share a block of rows of pairs
-        Knob("nms.splits", "nms", (4, 8, 16, 32), True, "gpu_nms_pairs", ("SPLITS",)),
+        Knob("nms.splits", "nms", (4, 8, 16, 32), True, "triton.nms_pairs", ("SPLITS",)),
         # pairs up to which boxes are counted instead of sorted
-        Knob("nms.comparisons", "nms_counted", (2**20, 2**22, 2**24), True, "gpu_nms", ("COMPARISONS",)),
+        Knob("nms.comparisons", "nms_counted", (2**20, 2**22, 2**24), True, "triton.nms", ("COMPARISONS",)),
         # warps in all, and the least rows for one
-        Knob("paste.programs", "paste_masks", (2048, 4096, 8192, 16384), True, "gpu_paste", ("PROGRAMS",)),
-        Knob("paste.lines", "paste_masks", (4, 8, 16), True, "gpu_paste", ("LINES",)),
+        Knob("paste.programs", "paste_masks", (2048, 4096, 8192, 16384), True, "triton.paste", ("PROGRAMS",)),
+        Knob("paste.lines", "paste_masks", (4, 8, 16), True, "triton.paste", ("LINES",)),
         # chunks in all; warps of a mask's text, whose programs are few
-        Knob("rle.programs", "encode_masks", (2048, 4096, 8192), True, "gpu_rle", ("PROGRAMS",)),
-        Knob("rle.text_warps", "encode_masks", (4, 8), True, "gpu_rle", ("TEXT_WARPS",)),
+        Knob("rle.programs", "encode_masks", (2048, 4096, 8192), True, "triton.rle", ("PROGRAMS",)),
+        Knob("rle.text_warps", "encode_masks", (4, 8), True, "triton.rle", ("TEXT_WARPS",)),
         # waiting for the number of detections against masks for rows that are padding
         Knob("predictor.mask_buckets", "predictor", (False, True), False),
         # in which form convolutions have bias, residual and ReLU; the first is the default on CUDA

@@ -7,16 +7,18 @@ are summed in float32 and rounded once.
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_bias_act
+from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-linear_add_relu_op = torch.library.custom_op("fastmask::linear_add_relu", cpu_bias_act.linear_add_relu, mutates_args=())
+linear_add_relu_op = torch.library.custom_op(
+    "fastmask::linear_add_relu", bias_act_fallback.linear_add_relu, mutates_args=()
+)
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_linear_add_relu
+    from fastmask.kernels.triton import linear_add_relu as linear_add_relu_triton
 
-    register(linear_add_relu_op, gpu_linear_add_relu.linear_add_relu, cpu_bias_act.linear_add_relu)
+    register(linear_add_relu_op, linear_add_relu_triton.linear_add_relu, bias_act_fallback.linear_add_relu)
 
 
 @linear_add_relu_op.register_fake

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.kernels import cpu_stem
+from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-max_pool2d_op = torch.library.custom_op("fastmask::max_pool2d", cpu_stem.max_pool2d, mutates_args=())
+max_pool2d_op = torch.library.custom_op("fastmask::max_pool2d", stem_fallback.max_pool2d, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_max_pool2d
+    from fastmask.kernels.triton import max_pool2d as max_pool2d_triton
 
-    register(max_pool2d_op, gpu_max_pool2d.max_pool2d, cpu_stem.max_pool2d)
+    register(max_pool2d_op, max_pool2d_triton.max_pool2d, stem_fallback.max_pool2d)
 
 
 @max_pool2d_op.register_fake

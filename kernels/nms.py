@@ -9,16 +9,16 @@ Differs from torchvision: groups are exact (no coordinate offsets), ties are sta
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_nms
+from fastmask.kernels.fallback import nms as nms_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-nms_padded_op = torch.library.custom_op("fastmask::nms_padded", cpu_nms.nms_padded, mutates_args=())
+nms_padded_op = torch.library.custom_op("fastmask::nms_padded", nms_fallback.nms_padded, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_nms
+    from fastmask.kernels.triton import nms as nms_triton
 
-    register(nms_padded_op, gpu_nms.nms_padded, cpu_nms.nms_padded)
+    register(nms_padded_op, nms_triton.nms_padded, nms_fallback.nms_padded)
 
 
 @nms_padded_op.register_fake

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_masks
+from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-paste_masks_op = torch.library.custom_op("fastmask::paste_masks", cpu_masks.paste_masks, mutates_args=())
+paste_masks_op = torch.library.custom_op("fastmask::paste_masks", masks_fallback.paste_masks, mutates_args=())
 paste_masks_backward_op = torch.library.custom_op(
-    "fastmask::paste_masks_backward", cpu_masks.paste_masks_backward, mutates_args=()
+    "fastmask::paste_masks_backward", masks_fallback.paste_masks_backward, mutates_args=()
 )
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_paste, gpu_paste_backward
+    from fastmask.kernels.triton import paste as paste_triton, paste_backward as paste_backward_triton
 
-    register(paste_masks_op, gpu_paste.paste_masks, cpu_masks.paste_masks)
-    register(paste_masks_backward_op, gpu_paste_backward.paste_masks_backward, cpu_masks.paste_masks_backward)
+    register(paste_masks_op, paste_triton.paste_masks, masks_fallback.paste_masks)
+    register(paste_masks_backward_op, paste_backward_triton.paste_masks_backward, masks_fallback.paste_masks_backward)
 
 
 @paste_masks_op.register_fake

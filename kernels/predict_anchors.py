@@ -9,16 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_bias_act
+from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-predict_anchors_op = torch.library.custom_op("fastmask::predict_anchors", cpu_bias_act.predict_anchors, mutates_args=())
+predict_anchors_op = torch.library.custom_op(
+    "fastmask::predict_anchors", bias_act_fallback.predict_anchors, mutates_args=()
+)
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_predict_anchors
+    from fastmask.kernels.triton import predict_anchors as predict_anchors_triton
 
-    register(predict_anchors_op, gpu_predict_anchors.predict_anchors, cpu_bias_act.predict_anchors)
+    register(predict_anchors_op, predict_anchors_triton.predict_anchors, bias_act_fallback.predict_anchors)
 
 
 @predict_anchors_op.register_fake

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_preprocess
+from fastmask.kernels.fallback import preprocess as preprocess_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-preprocess_op = torch.library.custom_op("fastmask::preprocess", cpu_preprocess.preprocess, mutates_args=("pixels",))
+preprocess_op = torch.library.custom_op(
+    "fastmask::preprocess", preprocess_fallback.preprocess, mutates_args=("pixels",)
+)
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_preprocess
+    from fastmask.kernels.triton import preprocess as preprocess_triton
 
-    register(preprocess_op, gpu_preprocess.preprocess, cpu_preprocess.preprocess)
+    register(preprocess_op, preprocess_triton.preprocess, preprocess_fallback.preprocess)
 
 
 @preprocess_op.register_fake

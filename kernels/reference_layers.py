@@ -35,7 +35,7 @@ def decode_boxes(
     min_score: float,
     above: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in cpu_decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
+    """Shapes as in fallback.decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
 
     (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and stretch these by
     e^dw and e^dh, at most e^most_growth. Source: Fast R-CNN, appendix C.
@@ -76,7 +76,7 @@ def decode_levels(
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes as in cpu_decode.decode_levels; each candidate by itself -> boxes, scores, valid.
+    """Shapes as in fallback.decode.decode_levels; each candidate by itself -> boxes, scores, valid.
 
     The anchors of all levels follow each other pixel by pixel, row by row; the channels of a level's deltas are those
     of its first anchor, then of its second. Source: torchvision/models/detection/rpn.py concat_box_prediction_layers.
@@ -113,7 +113,7 @@ def select_candidates(
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shapes as in cpu_decode.select_candidates; each RoI by itself, in float64 -> boxes, labels, scores, valid.
+    """Shapes as in fallback.decode.select_candidates; each RoI by itself, in float64 -> boxes, labels, scores, valid.
 
     Source: torchvision/models/detection/roi_heads.py postprocess_detections, up to its NMS.
     """
@@ -143,7 +143,7 @@ def select_candidates(
 def take_kept(
     kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shapes as in cpu_take.take_kept; each row by itself."""
+    """Shapes as in fallback.take.take_kept; each row by itself."""
     batch, num = kept.shape
     out = [boxes.new_zeros(batch, num, 4), scores.new_zeros(batch, num), kept.new_zeros(batch, num)]
     rois = boxes.new_zeros(batch, num, 5)
@@ -159,7 +159,7 @@ def take_kept(
 
 
 def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes as in cpu_take.scale_boxes; each box by itself. Source: torchvision's resize_boxes (transform.py)."""
+    """Shapes as in fallback.take.scale_boxes; each box by itself. Source: torchvision's resize_boxes (transform.py)."""
     batch, each = boxes.shape[:2]
     scaled, own = boxes.new_zeros(boxes.shape), originals.new_zeros(batch * each, 2)
     for b in range(batch):

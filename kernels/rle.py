@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_masks
+from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-encode_masks_op = torch.library.custom_op("fastmask::encode_masks", cpu_masks.encode_masks, mutates_args=())
+encode_masks_op = torch.library.custom_op("fastmask::encode_masks", masks_fallback.encode_masks, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_rle
+    from fastmask.kernels.triton import rle as rle_triton
 
-    register(encode_masks_op, gpu_rle.encode_masks, cpu_masks.encode_masks)
+    register(encode_masks_op, rle_triton.encode_masks, masks_fallback.encode_masks)
 
 
 @encode_masks_op.register_fake

@@ -17,25 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi
+from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
 multilevel_roi_align_op = torch.library.custom_op(
-    "fastmask::multilevel_roi_align", cpu_roi.multilevel_roi_align, mutates_args=()
+    "fastmask::multilevel_roi_align", roi_fallback.multilevel_roi_align, mutates_args=()
 )
 multilevel_roi_align_backward_op = torch.library.custom_op(
-    "fastmask::multilevel_roi_align_backward", cpu_roi.multilevel_roi_align_backward, mutates_args=()
+    "fastmask::multilevel_roi_align_backward", roi_fallback.multilevel_roi_align_backward, mutates_args=()
 )
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_roi_align, gpu_roi_align_backward
+    from fastmask.kernels.triton import (
+        roi_align as roi_align_triton,
+        roi_align_backward as roi_align_backward_triton,
+    )
 
-    register(multilevel_roi_align_op, gpu_roi_align.multilevel_roi_align, cpu_roi.multilevel_roi_align)
+    register(multilevel_roi_align_op, roi_align_triton.multilevel_roi_align, roi_fallback.multilevel_roi_align)
     register(
         multilevel_roi_align_backward_op,
-        gpu_roi_align_backward.multilevel_roi_align_backward,
-        cpu_roi.multilevel_roi_align_backward,
+        roi_align_backward_triton.multilevel_roi_align_backward,
+        roi_fallback.multilevel_roi_align_backward,
     )
 
 
@@ -49,13 +52,15 @@ def _(
     pooled_width: int,
     *_: Any,
 ) -> Tensor:
-    return cpu_roi.empty_channels_last(features[0], rois.shape[0], features[0].shape[1], pooled_height, pooled_width)
+    return roi_fallback.empty_channels_last(
+        features[0], rois.shape[0], features[0].shape[1], pooled_height, pooled_width
+    )
 
 
 @multilevel_roi_align_backward_op.register_fake
 def _(grad: Tensor, rois: Tensor, batch: int, heights: Sequence[int], widths: Sequence[int], *_: Any) -> list[Tensor]:
     sizes = zip(heights, widths, strict=True)
-    return [cpu_roi.empty_channels_last(grad, batch, grad.shape[1], h, w) for h, w in sizes]
+    return [roi_fallback.empty_channels_last(grad, batch, grad.shape[1], h, w) for h, w in sizes]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,33 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi
+from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-roi_pool_op = torch.library.custom_op("fastmask::roi_pool", cpu_roi.roi_pool, mutates_args=())
+roi_pool_op = torch.library.custom_op("fastmask::roi_pool", roi_fallback.roi_pool, mutates_args=())
 roi_pool_backward_op = torch.library.custom_op(
-    "fastmask::roi_pool_backward", cpu_roi.roi_pool_backward, mutates_args=()
+    "fastmask::roi_pool_backward", roi_fallback.roi_pool_backward, mutates_args=()
 )
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_roi_pool
+    from fastmask.kernels.triton import roi_pool as roi_pool_triton
 
-    register(roi_pool_op, gpu_roi_pool.roi_pool, cpu_roi.roi_pool)
-    register(roi_pool_backward_op, gpu_roi_pool.roi_pool_backward, cpu_roi.roi_pool_backward)
+    register(roi_pool_op, roi_pool_triton.roi_pool, roi_fallback.roi_pool)
+    register(roi_pool_backward_op, roi_pool_triton.roi_pool_backward, roi_fallback.roi_pool_backward)
 
 
 @roi_pool_op.register_fake
 def _(
     features: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    out = cpu_roi.empty_channels_last(features, rois.shape[0], features.shape[1], pooled_height, pooled_width)
+    out = roi_fallback.empty_channels_last(features, rois.shape[0], features.shape[1], pooled_height, pooled_width)
     return out, torch.empty_like(out, dtype=torch.int64)
 
 
 @roi_pool_backward_op.register_fake
 def _(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, batch: int, height: int, width: int) -> Tensor:
-    return cpu_roi.empty_channels_last(grad, batch, grad.shape[1], height, width)
+    return roi_fallback.empty_channels_last(grad, batch, grad.shape[1], height, width)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

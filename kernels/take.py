@@ -4,24 +4,24 @@
 - ``fastmask::scale_boxes``: boxes in pixels of the original images, and the size of the image of each.
 
 One op each, because on a GPU their steps on a thousand boxes are five to ten launches. Not differentiable: who needs
-gradients, a compiled or an exported program calls what is in cpu_take.py, which PyTorch sees through.
+gradients, a compiled or an exported program calls what is in fallback/take.py, which PyTorch sees through.
 """
 
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_take
+from fastmask.kernels.fallback import take as take_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-take_kept_op = torch.library.custom_op("fastmask::take_kept", cpu_take.take_kept, mutates_args=())
-scale_boxes_op = torch.library.custom_op("fastmask::scale_boxes", cpu_take.scale_boxes, mutates_args=())
+take_kept_op = torch.library.custom_op("fastmask::take_kept", take_fallback.take_kept, mutates_args=())
+scale_boxes_op = torch.library.custom_op("fastmask::scale_boxes", take_fallback.scale_boxes, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_take
+    from fastmask.kernels.triton import take as take_triton
 
-    register(take_kept_op, gpu_take.take_kept, cpu_take.take_kept)
-    register(scale_boxes_op, gpu_take.scale_boxes, cpu_take.scale_boxes)
+    register(take_kept_op, take_triton.take_kept, take_fallback.take_kept)
+    register(scale_boxes_op, take_triton.scale_boxes, take_fallback.scale_boxes)
 
 
 @take_kept_op.register_fake

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_top_anchors
+from fastmask.kernels.fallback import top_anchors as top_anchors_fallback
 from fastmask.kernels.launch import HAS_TRITON, register
 
-top_anchors_op = torch.library.custom_op("fastmask::top_anchors", cpu_top_anchors.top_anchors, mutates_args=())
+top_anchors_op = torch.library.custom_op("fastmask::top_anchors", top_anchors_fallback.top_anchors, mutates_args=())
 
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_top_anchors
+    from fastmask.kernels.triton import top_anchors as top_anchors_triton
 
-    register(top_anchors_op, gpu_top_anchors.top_anchors, cpu_top_anchors.top_anchors)
+    register(top_anchors_op, top_anchors_triton.top_anchors, top_anchors_fallback.top_anchors)
 
 
 @top_anchors_op.register_fake

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastmask import __version__
+from fastmask._version import __version__
 from fastmask.kernels.knobs import check_value, name_at
 from fastmask.kernels.launch import HAS_TRITON
 

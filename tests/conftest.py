@@ -17,29 +17,34 @@ HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None
 os.environ.setdefault("FASTMASK_TUNING", "off")  # tests are of the defaults, whatever this GPU was tuned to
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: fewer and larger ones
-    from fastmask.kernels import (
-        gpu_bias_act,
-        gpu_max_pool2d,
-        gpu_nms_order,
-        gpu_nms_pairs,
-        gpu_nms_presorted,
-        gpu_nms_runs,
-        gpu_paste,
-        gpu_predict_anchors,
-        gpu_rle,
-        gpu_roi_align,
-        gpu_roi_align_backward,
-        gpu_roi_pool,
+    from fastmask.kernels.triton import (
+        bias_act as bias_act_triton,
+        max_pool2d as max_pool2d_triton,
+        nms_order as nms_order_triton,
+        nms_pairs as nms_pairs_triton,
+        nms_presorted as nms_presorted_triton,
+        nms_runs as nms_runs_triton,
+        paste as paste_triton,
+        predict_anchors as predict_anchors_triton,
+        rle as rle_triton,
+        roi_align as roi_align_triton,
+        roi_align_backward as roi_align_backward_triton,
+        roi_pool as roi_pool_triton,
     )
 
-    gpu_roi_align.PROGRAMS = 1
-    gpu_roi_align_backward.TILE_Y, gpu_roi_align_backward.TILE_X = 32, 32
-    gpu_roi_pool.TILE = 32
-    gpu_nms_order.COUNTED, gpu_nms_order.PLACED, gpu_nms_order.RUN, gpu_nms_pairs.COLUMNS = 256, 256, 128, 32
-    gpu_nms_presorted.MERGED, gpu_nms_runs.MERGED = 256, 256
-    gpu_paste.TILE, gpu_paste.PROGRAMS = 1024, 32
-    gpu_rle.PROGRAMS, gpu_rle.BLOCK = 8, 1024
-    gpu_bias_act.ELEMENTS, gpu_predict_anchors.PIXELS, gpu_max_pool2d.ELEMENTS = 2**16, 256, 2**14
+    roi_align_triton.PROGRAMS = 1
+    roi_align_backward_triton.TILE_Y, roi_align_backward_triton.TILE_X = 32, 32
+    roi_pool_triton.TILE = 32
+    nms_order_triton.COUNTED, nms_order_triton.PLACED, nms_order_triton.RUN, nms_pairs_triton.COLUMNS = (
+        256,
+        256,
+        128,
+        32,
+    )
+    nms_presorted_triton.MERGED, nms_runs_triton.MERGED = 256, 256
+    paste_triton.TILE, paste_triton.PROGRAMS = 1024, 32
+    rle_triton.PROGRAMS, rle_triton.BLOCK = 8, 1024
+    bias_act_triton.ELEMENTS, predict_anchors_triton.PIXELS, max_pool2d_triton.ELEMENTS = 2**16, 256, 2**14
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -112,7 +117,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
     """A checkpoint of torchvision's slim model, which ``--model slim`` builds, and that model."""
-    from slim import builder, slim_pair
+    from helpers.slim import builder, slim_pair
 
     import fastmask
     from fastmask.models import _api

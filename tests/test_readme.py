@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import draw_picture
+from helpers.images import draw_picture
+from helpers.prefill import prefill
 from PIL import Image
-from prefill import prefill
 
 from fastmask.benchmarks.report import SLOT, filled
 from fastmask.cocoapi import mask as coco_mask

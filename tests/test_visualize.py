@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inputs import NAN
+from helpers.inputs import NAN
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-from fastmask import __version__
+from fastmask._version import __version__
 
 COMMANDS = {
     "demo": "draw pictures, find what is on them, and show it: no network, no data, under a minute",

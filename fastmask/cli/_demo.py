@@ -11,17 +11,17 @@ from tqdm import tqdm
 
 from fastmask.benchmarks.measure import name_of, versions
 from fastmask.benchmarks.stages import staged
+from fastmask.checks import check_at_least
 from fastmask.cli._model import load_model
 from fastmask.data.records import Record
 from fastmask.demo import drawn_dataset
 from fastmask.demo.comparison import comparison
 from fastmask.evaluation import evaluate
+from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.tables import as_json, as_text
+from fastmask.inference.predictor import Predictor
+from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float
-from fastmask.ops._utils import check_at_least
-from fastmask.predictor import Predictor
-from fastmask.program import Inputs
-from fastmask.results import coco_results
 
 MODEL, WEIGHTS = "maskrcnn_slim_fpn", "SHAPES_V1"
 SIZE = (192, 192)  # of drawn pictures

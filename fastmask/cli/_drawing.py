@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 
 from tqdm import tqdm
 
-from fastmask.answers import Found
 from fastmask.cli._journal import Entries, Journal, Todo
-from fastmask.images import read_image
-from fastmask.results import coco_results
+from fastmask.evaluation.coco_results import coco_results
+from fastmask.image_io import read_image
+from fastmask.inference.unpack import Found
 from fastmask.visualize import draw_detections, save_overlay
 
 THREADS = 2

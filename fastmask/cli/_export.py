@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from fastmask.cli._device import find_device
+from fastmask.cli._images import find_pictures
 from fastmask.cli._model import load_model
-from fastmask.cli._pictures import find_pictures
 from fastmask.export.aot import write_package
-from fastmask.export.deployed import Deployed, Shape
+from fastmask.export.module import Deployed, Shape
+from fastmask.export.onnx import OPSETS, Written, write_onnx
 from fastmask.export.parity import LEAST, drawn_pictures, parity, said
 from fastmask.export.predictor import opened
 from fastmask.export.runtime import chosen
-from fastmask.export.tensorrt import CANDIDATES, ForTensorRT
-from fastmask.export.to_onnx import OPSETS, Written, write_onnx
-from fastmask.feed import to_planes
+from fastmask.export.tensorrt.module import CANDIDATES, ForTensorRT
+from fastmask.inference.prefetch import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
 

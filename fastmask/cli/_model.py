@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fastmask import __version__
+from fastmask._version import __version__
 from fastmask.cli._device import find_device
 from fastmask.cli._journal import state_of
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
     from fastmask.export import ExportedPredictor
+    from fastmask.inference.predictor import Predictor
     from fastmask.models.detection.faster_rcnn import FasterRCNN
-    from fastmask.predictor import Predictor
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5) -> None:
@@ -79,7 +79,7 @@ def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, 
     """The Predictor on this rank's device, the categories if they are known, and all that answers depend on."""
     import torch
 
-    from fastmask.predictor import Predictor
+    from fastmask.inference.predictor import Predictor
 
     with own.first_alone():
         model, categories = load_model(args.model, args.weights, own.device(args.device), args.score)

@@ -11,14 +11,14 @@ from fastmask.cli._device import find_device
 from fastmask.data import read_dataset
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.data.places import UNUSED, Parts, label_names, read_parts
+from fastmask.data.splits import UNUSED, Parts, label_names, read_parts
 from fastmask.distributed import Ranks
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.training import Run, Settings
 from fastmask.training.checkpoints import LAST
-from fastmask.training.loop import write_settings
+from fastmask.training.trainer import write_settings
 
 
 def prepared(args: argparse.Namespace, own: Ranks) -> Run:

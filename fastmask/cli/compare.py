@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmask.cli._images import find_pictures
 from fastmask.cli._model import add_model_arguments, load_model
-from fastmask.cli._pictures import find_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,11 +42,11 @@ def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, floa
     """(setting, detections, share that match, mean IoU of masks) of each, and the picture that changes most."""
     import torch
 
-    from fastmask.images import read_image
-    from fastmask.matching import mask_ious, matched_share
+    from fastmask.evaluation.agreement import mask_ious, matched_share
+    from fastmask.image_io import read_image
+    from fastmask.inference.predictor import Predictor
     from fastmask.models._presets import to_float
     from fastmask.ops import paste_masks
-    from fastmask.predictor import Predictor
 
     paths = find_pictures(args.images)
     model, categories = load_model(args.model, args.weights, args.device, args.score)

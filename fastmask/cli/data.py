@@ -67,8 +67,8 @@ def converted(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
 
 def checked(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import read_dataset
-    from fastmask.data.doctor import examine
-    from fastmask.data.sheet import contact_sheet
+    from fastmask.data.contact_sheet import contact_sheet
+    from fastmask.data.validate import examine
 
     dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
     problems = examine(dataset, progress=True)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from fastmask.cli import _journal
+from fastmask.cli._images import MADE, find_pictures, image_ids, overlays_of
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
-from fastmask.cli._pictures import MADE, find_pictures, image_ids, overlays_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

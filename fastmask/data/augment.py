@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from fastmask.data.crop import Size, View, jittered_view, scaled_view
 from fastmask.data.records import Record
-from fastmask.data.view import Size, View, jittered_view, scaled_view
 
 LEAST = 1.0  # pixels of a box's sides; what is smaller is left out
 

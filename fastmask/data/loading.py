@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
+from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
-from fastmask.data.view import Size
-from fastmask.padding import padded_targets
-from fastmask.structures import Batch
+from fastmask.structures import Batch, padded_targets
 
 TRIES = 10  # pictures that may be broken one after the other
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.images import read_image, upright_size
+from fastmask.image_io import read_image, upright_size
 
 FARTHEST = 2**18  # pixels that a corner may have as its x or y
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
@@ -63,7 +63,7 @@ class Record(NamedTuple):
     picture: Image.Image | None = None  # RGB, where there is no file
 
     def load(self) -> Image.Image:
-        """The picture, RGB and upright; errors as of :func:`fastmask.images.read_image`."""
+        """The picture, RGB and upright; errors as of :func:`fastmask.image_io.read_image`."""
         return read_image(self.file) if self.picture is None else self.picture
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastmask.data.outline import outline
+from fastmask.data.polygons import outline
 from fastmask.data.records import (
     Dataset,
     Object,

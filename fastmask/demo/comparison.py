@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastmask.cocoapi import mask as coco
+from fastmask.data.contact_sheet import draw_record, tiled
+from fastmask.data.crop import scaled_view
 from fastmask.data.records import Object, Record
-from fastmask.data.sheet import draw_record, tiled
-from fastmask.data.view import scaled_view
 
 HEADING = 26  # pixels
 Entry = dict[str, Any]  # of COCO's results

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import write_coco
 from fastmask.data.records import Dataset, LazyRecords, Object, Record
 from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape
-from fastmask.ops._utils import check_at_least, check_choice, check_pair
 
 Pixels = NDArray[np.float32]  # [h, w, 3] in [0, 1]
 

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from fastmask.answers import Found
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.distributed import Ranks, ranks
+from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
-from fastmask.feed import Picture
-from fastmask.images import upright_size
+from fastmask.image_io import upright_size
+from fastmask.inference.predictor import Predictor
+from fastmask.inference.prefetch import Picture
+from fastmask.inference.unpack import Found
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.predictor import Predictor
-from fastmask.results import coco_results
 
 WAITING = 64  # pictures that are still to be matched, at most
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels import cpu_stem
+from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -193,8 +193,12 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 def _is_stem(conv: nn.Conv2d) -> bool:
     square = all(not isinstance(side, str) and len(set(side)) == 1 for side in (conv.kernel_size, conv.padding))
-    usual = (conv.in_channels, conv.stride, conv.dilation, conv.groups) == (cpu_stem.CHANNELS, (2, 2), (1, 1), 1)
-    return square and usual and cpu_stem.row_depth(conv.kernel_size[0], int(conv.padding[0])) <= cpu_stem.MOST_DEPTH
+    usual = (conv.in_channels, conv.stride, conv.dilation, conv.groups) == (stem_fallback.CHANNELS, (2, 2), (1, 1), 1)
+    return (
+        square
+        and usual
+        and stem_fallback.row_depth(conv.kernel_size[0], int(conv.padding[0])) <= stem_fallback.MOST_DEPTH
+    )
 
 
 def _is_cudnns(conv: nn.Conv2d) -> bool:

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.models._fold import conv_norm
-from fastmask.ops._utils import NotScriptable
 
 
 class IntermediateLayerGetter(NotScriptable, nn.ModuleDict):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.conv_relu import conv_relu_op
-from fastmask.kernels.cpu_stem import arrange_weight
+from fastmask.kernels.fallback.stem import arrange_weight
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.models._api import WeightsEnum, overwrite_num_classes, register_model
 from fastmask.models._fold import conv_norm
 from fastmask.models._resnet_weights import (
@@ -25,7 +26,6 @@ from fastmask.models._resnet_weights import (
     Wide_ResNet50_2_Weights,
     Wide_ResNet101_2_Weights,
 )
-from fastmask.ops._utils import NotScriptable
 
 __all__ = [
     "BasicBlock",

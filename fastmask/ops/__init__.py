@@ -5,7 +5,7 @@ The heavy ones are custom ops under ``torch.ops.fastmask``; the functions here c
 
 from typing import NoReturn
 
-from fastmask.ops._utils import no_attribute
+from fastmask.checks import no_attribute
 from fastmask.ops.boxes import (
     batched_nms,
     box_area,

@@ -7,7 +7,7 @@ slots repeat the first one, which adds nothing to the area. Only pairs whose enc
 import torch
 from torch import Tensor
 
-from fastmask.ops._utils import upcast
+from fastmask.checks import upcast
 
 PAIRS_AT_ONCE = 2**16  # about 40 MB of intermediate values
 

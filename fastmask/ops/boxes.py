@@ -6,6 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmask.checks import (
+    check_at_least,
+    check_choice,
+    check_device,
+    check_floating,
+    check_pair,
+    check_shape,
+    not_scriptable,
+    upcast,
+)
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.ops._box_convert import (
     AXIS_ALIGNED,
@@ -16,16 +26,6 @@ from fastmask.ops._box_convert import (
     to_corners,
 )
 from fastmask.ops._rotated_iou import rotated_box_iou
-from fastmask.ops._utils import (
-    check_at_least,
-    check_choice,
-    check_device,
-    check_floating,
-    check_pair,
-    check_shape,
-    not_scriptable,
-    upcast,
-)
 
 
 @not_scriptable

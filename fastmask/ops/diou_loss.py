@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from fastmask.checks import not_scriptable, reduce_loss
 from fastmask.ops._loss_geometry import checked_pairs, diou_loss_and_iou
-from fastmask.ops._utils import not_scriptable, reduce_loss
 
 
 @not_scriptable

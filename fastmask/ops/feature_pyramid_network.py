@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.ops._utils import NotScriptable
+from fastmask.checks import NotScriptable
 from fastmask.ops.misc import Conv2dNormActivation
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.ops._utils import not_scriptable, reduce_loss
+from fastmask.checks import not_scriptable, reduce_loss
 
 
 @not_scriptable

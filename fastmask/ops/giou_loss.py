@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from fastmask.checks import not_scriptable, reduce_loss
 from fastmask.ops._loss_geometry import checked_pairs, enclosing_sides, inter_union
-from fastmask.ops._utils import not_scriptable, reduce_loss
 
 
 @not_scriptable

@@ -6,9 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from fastmask.kernels.paste import paste_masks_op
-from fastmask.kernels.rle import encode_masks_op
-from fastmask.ops._utils import (
+from fastmask.checks import (
     check_at_least,
     check_choice,
     check_device,
@@ -17,6 +15,8 @@ from fastmask.ops._utils import (
     check_shape,
     not_scriptable,
 )
+from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.rle import encode_masks_op
 
 OUTPUTS = ("bool", "packed", "float")
 MODES = ("torchvision", "continuous")

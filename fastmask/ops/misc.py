@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastmask.ops._utils import NotScriptable, no_attribute
+from fastmask.checks import NotScriptable, no_attribute
 
 
 class FrozenBatchNorm2d(NotScriptable, nn.Module):

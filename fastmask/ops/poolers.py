@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.ops._utils import NotScriptable, rois_from_boxes
+from fastmask.checks import NotScriptable, rois_from_boxes
 from fastmask.ops.roi_align import follow_format, multilevel_roi_align
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.roi_align import multilevel_roi_align_op
-from fastmask.ops._utils import (
+from fastmask.checks import (
     NotScriptable,
     check_device,
     check_floating,
@@ -17,6 +16,7 @@ from fastmask.ops._utils import (
     not_scriptable,
     rois_from_boxes,
 )
+from fastmask.kernels.roi_align import multilevel_roi_align_op
 
 NEVER = float(torch.finfo(torch.float32).max)  # no box is as large; AOTInductor's packages cannot hold infinity
 

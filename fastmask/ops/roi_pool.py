@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.roi_pool import roi_pool_op
-from fastmask.ops._utils import (
+from fastmask.checks import (
     NotScriptable,
     check_floating,
     check_pair,
@@ -15,6 +14,7 @@ from fastmask.ops._utils import (
     not_scriptable,
     rois_from_boxes,
 )
+from fastmask.kernels.roi_pool import roi_pool_op
 from fastmask.ops.roi_align import follow_format
 
 

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from fastmask.kernels import cpu_stem, reference_layers
+from fastmask.kernels import reference_layers
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
+from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
@@ -84,7 +85,7 @@ def _draw_pixels(dtype: torch.dtype, kind: str) -> list[Tensor]:
 
 def _stem(pixels: Tensor, weight: Tensor) -> list[Tensor]:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
-        return [stem_conv_op(pixels[:, :3], cpu_stem.arrange_weight(weight, 3), 3)]
+        return [stem_conv_op(pixels[:, :3], stem_fallback.arrange_weight(weight, 3), 3)]
 
 
 def _check_stem(inputs: list[Tensor], outputs: list[Tensor]) -> None:

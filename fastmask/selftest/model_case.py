@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastmask.demo import draw_scene
-from fastmask.matching import mask_ious, matched_share
+from fastmask.evaluation.agreement import mask_ious, matched_share
+from fastmask.inference.predictor import Predictor
 from fastmask.models.detection.slim import maskrcnn_slim_fpn
-from fastmask.predictor import Predictor
 
 IMAGES = 20  # with about nine detections each, so that one more or less is half a percent
 SIZE = (192, 192)

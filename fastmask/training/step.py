@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.structures import Batch
-from fastmask.training.learner import Average
-from fastmask.training.settings import Settings
+from fastmask.training.config import Settings
+from fastmask.training.loss_module import Average
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmask.kernels import gpu_class_masks as gpu
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS
 from fastmask.kernels.predict.model import Work
+from fastmask.kernels.triton import class_masks as gpu
 
 SIDE = 14  # of the mask head's maps
 CLASSES = 91

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton import cdiv
 
-from fastmask.kernels import cpu_masks, gpu_paste, gpu_rle, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, blob_masks
 from fastmask.kernels.predict.model import Work
+from fastmask.kernels.triton import paste as paste_triton, rle as rle_triton
 
 SIDE = 28
 PADDED = SIDE + 2
@@ -24,20 +26,20 @@ Array = NDArray[Any]
 
 def build_paste(generator: torch.Generator, *, num: int, size: Size = PICTURE) -> Built:
     masks, boxes = blob_masks(generator, num, size)
-    run = functools.partial(gpu_paste.paste_masks, masks[:, 0], boxes, *size, "bool", 0.5, False, False, 1)
+    run = functools.partial(paste_triton.paste_masks, masks[:, 0], boxes, *size, "bool", 0.5, False, False, 1)
     return run, functools.partial(paste_works, boxes, size)
 
 
 def paste_works(boxes: Tensor, size: Size) -> list[Work]:
     height, width = size
-    lines = height * -(-width // gpu_paste.TILE)
-    programs = max(min(gpu_paste.PROGRAMS // len(boxes), -(-lines // gpu_paste.LINES)), 1)
+    lines = height * -(-width // paste_triton.TILE)
+    programs = max(min(paste_triton.PROGRAMS // len(boxes), -(-lines // paste_triton.LINES)), 1)
     counts = np.zeros((4, len(boxes), programs))  # tiles, lines, rows of cells, of which not the one after the last
     for number, (box, low, high) in enumerate(_spans(boxes, size)):
         rows, columns = high[1] - low[1], high[0] - low[0]
         cells = _cells(np.arange(low[1], high[1]), box[1], box[3])
-        line = np.arange(max(rows, 0) * -(-max(columns, 0) // gpu_paste.TILE))
-        share = max(-(-len(line) // programs), gpu_paste.LINES)
+        line = np.arange(max(rows, 0) * -(-max(columns, 0) // paste_triton.TILE))
+        share = max(-(-len(line) // programs), paste_triton.LINES)
         for program in range(-(-len(line) // share)):
             mine = line[program * share : (program + 1) * share]
             begins = (mine % rows == 0) | (mine == mine[0])
@@ -50,7 +52,7 @@ def paste_works(boxes: Tensor, size: Size) -> list[Work]:
             "_paste_kernel",
             {"while first < last": tiles, "for line in range(first": rows_of}
             | {"if row != cell:": changed, "if row != cell + 1": jumped},
-            l2_bytes=float(rows_of.sum()) * gpu_paste.TILE,
+            l2_bytes=float(rows_of.sum()) * paste_triton.TILE,
         )
     ]
 
@@ -59,42 +61,42 @@ def build_encode(generator: torch.Generator, *, num: int, size: Size = PICTURE) 
     masks, boxes = blob_masks(generator, num, size)
     sizes = torch.tensor([size] * num)
     capacity = num * max(4096, 8 * size[1])  # what ops.encode_masks tries first
-    run = functools.partial(gpu_rle.encode_masks, masks[:, 0], boxes, sizes, capacity, 0.5, False, False, 1)
+    run = functools.partial(rle_triton.encode_masks, masks[:, 0], boxes, sizes, capacity, 0.5, False, False, 1)
     return run, functools.partial(encode_works, masks[:, 0], boxes, size)
 
 
 def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
-    chunks = max(min(gpu_rle.PROGRAMS // len(masks), gpu_rle.CHUNKS), 1)
-    crops = {c.number: c for c in cpu_masks._crops(masks, boxes, [size] * len(masks), False, False, 1)}
+    chunks = max(min(rle_triton.PROGRAMS // len(masks), rle_triton.CHUNKS), 1)
+    crops = {c.number: c for c in masks_fallback._crops(masks, boxes, [size] * len(masks), False, False, 1)}
     steps, reads, rounds, found = np.zeros((4, len(masks), chunks))
     runs, longest = np.ones((2, len(masks)))
     for number, (_, low, high) in enumerate(_spans(boxes, size)):
         columns, rows = high - low
         if number not in crops or columns <= 0 or rows <= 0:
             continue
-        inside = cpu_masks.exceeds(crops[number].values, 0.5, False).numpy()
+        inside = masks_fallback.exceeds(crops[number].values, 0.5, False).numpy()
         length, changes = _words(inside, joined=low[1] == 0 and high[1] == size[0])
-        total, step = changes.size, gpu_rle.BLOCK - 1
+        total, step = changes.size, rle_triton.BLOCK - 1
         share = cdiv(cdiv(total, chunks), step) * step
         for chunk in range(-(-total // share)):
             mine = changes[chunk * share : (chunk + 1) * share]
             most = [mine[k : k + step].max() for k in range(0, len(mine), step)]
             steps[number, chunk] = len(most)
-            reads[number, chunk] = len(most) * length / gpu_rle.UNROLLED
+            reads[number, chunk] = len(most) * length / rle_triton.UNROLLED
             rounds[number, chunk] = sum(most)
             found[number, chunk] = mine.sum()
-        lengths = cpu_masks._runs(inside, crops[number].top, crops[number].left, *size)
+        lengths = masks_fallback._runs(inside, crops[number].top, crops[number].left, *size)
         deltas = np.concatenate([lengths[:3], lengths[3:] - lengths[1:-2]])
         bits = int(np.maximum(deltas, -1 - deltas).max()).bit_length() + 1  # and a sign
         runs[number], longest[number] = len(lengths), max(-(-bits // 5), 1)
-    again = found.ravel() > gpu_rle.SLOTS  # chunks that kept too few positions
+    again = found.ravel() > rle_triton.SLOTS  # chunks that kept too few positions
     sample = {
         "for step in range(0, num": steps.ravel(),
         "for start in range(0, length": reads.ravel(),
         "while tl.max(changes": rounds.ravel(),
     }
-    masks_before = np.ceil(np.arange(len(masks)) / gpu_rle.SUMMED)  # steps of their sum
-    chunks_before = np.ceil(np.arange(chunks) / gpu_rle.SUMMED)
+    masks_before = np.ceil(np.arange(len(masks)) / rle_triton.SUMMED)  # steps of their sum
+    chunks_before = np.ceil(np.arange(chunks) / rle_triton.SUMMED)
     earlier = (masks_before[:, None] + chunks_before).ravel() / 2  # on average of both sums
     copy = {name: trips * again for name, trips in sample.items()} | {
         "else of if known == 0": found.ravel() > 0,
@@ -102,17 +104,17 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
         "if known <= SLOTS": (found.ravel() > 0) & ~again,
         "else of if known <= SLOTS": again,
     }
-    parts = max(min(gpu_rle.TEXT_PROGRAMS // len(masks), gpu_rle.PARTS), 1)
+    parts = max(min(rle_triton.TEXT_PROGRAMS // len(masks), rle_triton.PARTS), 1)
     part = np.arange(parts)
-    blocks = np.ceil(runs / gpu_rle.RUNS)  # of a mask
-    share = np.ceil(np.ceil(runs / parts) / gpu_rle.RUNS)[:, None]  # blocks of a part
+    blocks = np.ceil(runs / rle_triton.RUNS)  # of a mask
+    share = np.ceil(np.ceil(runs / parts) / rle_triton.RUNS)[:, None]  # blocks of a part
     blocks = np.clip(blocks[:, None] - part * share, 0, share).ravel()
     longest, works = longest.repeat(parts), np.minimum(blocks, 1)
     text = {"else of if first_run > changes": works, "for first in range(first_run": blocks}
     text |= {"while tl.max(rest": blocks * (longest - 1)}
     before = masks_before.repeat(parts) * works
     # on average of both sums of those that write
-    in_write = (before + np.tile(np.ceil(part / gpu_rle.SUMMED), len(masks)) * works) / 2
+    in_write = (before + np.tile(np.ceil(part / rle_triton.SUMMED), len(masks)) * works) / 2
     positions = float(runs.sum()) * 8
     return [
         Work("_changes_kernel", sample, masks.nbytes, positions),
@@ -133,8 +135,8 @@ def _words(inside: NDArray[np.bool_], joined: bool) -> tuple[int, Array]:
     """The length of words in pixels, and how many changes each word of a box has, down the columns."""
     rows = inside.shape[0]
     pixels = rows + 1 - joined
-    words = cdiv(pixels, gpu_rle.WORD)
-    length = cdiv(cdiv(pixels, words), gpu_rle.UNROLLED) * gpu_rle.UNROLLED
+    words = cdiv(pixels, rle_triton.WORD)
+    length = cdiv(cdiv(pixels, words), rle_triton.UNROLLED) * rle_triton.UNROLLED
     bordered = np.pad(inside, ((1, 1), (0, 0)))
     change = bordered[1:] != bordered[:-1]
     changes = np.zeros((change.shape[1] + joined, words), int)

@@ -9,12 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_nms, gpu_nms_order, gpu_nms_pairs, gpu_nms_resolve, gpu_nms_runs
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import PICTURE, boxes_in
 from fastmask.kernels.predict.model import Work
+from fastmask.kernels.triton import (
+    nms as nms_triton,
+    nms_order as nms_order_triton,
+    nms_pairs as nms_pairs_triton,
+    nms_resolve as nms_resolve_triton,
+    nms_runs as nms_runs_triton,
+)
 
-BLOCK = gpu_nms_order.BLOCK
+BLOCK = nms_order_triton.BLOCK
 Counts = NDArray[Any]
 
 
@@ -42,7 +48,7 @@ def build(
     if runs:
         scores = torch.cat([run.sort(1, descending=True).values for run in scores.split(runs, 1)], 1)
     run = functools.partial(
-        gpu_nms.nms_padded, boxes, scores, labels, None, threshold, most, groups if labels is not None else 0, runs
+        nms_triton.nms_padded, boxes, scores, labels, None, threshold, most, groups if labels is not None else 0, runs
     )
     return run, functools.partial(works, boxes, scores, labels, threshold, most, runs)
 
@@ -55,11 +61,11 @@ def works(
     blocks = -(-batch * num // BLOCK)
     window = _window(blocks, max(runs) if runs else num)
     diagonal, tiles = _pairs(placed.units, blocks, window)
-    parts = BLOCK // 2 // gpu_nms_pairs.columns_of(labels is not None, "fma")
+    parts = BLOCK // 2 // nms_pairs_triton.columns_of(labels is not None, "fma")
     active, walked, far, begun_rounds, walked_rounds = _resolve(placed, blocks, threshold, most)
-    padded, listing = -(-num // 16) * 16, -(-num // gpu_nms_resolve.LISTED)
+    padded, listing = -(-num // 16) * 16, -(-num // nms_resolve_triton.LISTED)
     places = np.tile(np.arange(listing), batch)
-    rest = np.maximum(np.ceil((most - places * gpu_nms_resolve.LISTED) / (listing * gpu_nms_resolve.LISTED)), 0)
+    rest = np.maximum(np.ceil((most - places * nms_resolve_triton.LISTED) / (listing * nms_resolve_triton.LISTED)), 0)
     size, every = batch * num, float((diagonal + tiles).sum())
     bits = every * 2 * BLOCK * 4
     pairs = {
@@ -95,7 +101,7 @@ def works(
         Work(
             "_list_kernel",
             {
-                "for first in range(0, padded // 8": -(-padded // 8 // gpu_nms_resolve.COUNTED_WORDS),
+                "for first in range(0, padded // 8": -(-padded // 8 // nms_resolve_triton.COUNTED_WORDS),
                 "for first in range(part * LISTED": rest,
             },
             l2_bytes=batch * (num * 9 + most * 8),
@@ -106,16 +112,16 @@ def works(
 def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
     size = batch * num
     if runs:
-        steps = np.ceil(np.array(runs) / gpu_nms_order.RUN)
+        steps = np.ceil(np.array(runs) / nms_order_triton.RUN)
         return [
             Work("_run_keys_kernel", {"for first in range(start, end": np.repeat(steps, batch)}, size * 8),
             Work("_merge_kernel", {"for _ in range(steps)": max(runs).bit_length()}, size * 48),
         ]
-    if batch * num * num <= gpu_nms.COMPARISONS:
-        return [Work("_count_kernel", {"for first in range(0, num": -(-num // gpu_nms_order.COMPARED)}, size * 60)]
-    sorted_runs = -(-num // gpu_nms_runs.RUN)
-    searched = {"for first in range(0, runs": -(-sorted_runs // gpu_nms_runs.SEARCHED), "while step > most": 0}
-    searched["while step > 0"] = gpu_nms_runs.RUN.bit_length()
+    if batch * num * num <= nms_triton.COMPARISONS:
+        return [Work("_count_kernel", {"for first in range(0, num": -(-num // nms_order_triton.COMPARED)}, size * 60)]
+    sorted_runs = -(-num // nms_runs_triton.RUN)
+    searched = {"for first in range(0, runs": -(-sorted_runs // nms_runs_triton.SEARCHED), "while step > most": 0}
+    searched["while step > 0"] = nms_runs_triton.RUN.bit_length()
     return [
         Work("_sort_runs_kernel", {}, size * 12),
         Work("_merge_runs_kernel", searched, size * 60),
@@ -124,7 +130,7 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
 
 def _window(blocks: int, largest: int) -> int:
     reach = min(-(-(largest - 1) // BLOCK) + 1, blocks)
-    return min(reach, max(gpu_nms.MOST_WORDS // (blocks * BLOCK), gpu_nms.LEAST_WINDOW))
+    return min(reach, max(nms_triton.MOST_WORDS // (blocks * BLOCK), nms_triton.LEAST_WINDOW))
 
 
 def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int] | None) -> Placed:
@@ -145,7 +151,7 @@ def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
     """For each program: whether it has the tile on the diagonal, and how many before it."""
     padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
     first, last = padded[:, 0], padded[:, -1]
-    splits = gpu_nms_pairs.splits_of(blocks, window, gpu_nms_pairs.SPLITS)
+    splits = nms_pairs_triton.splits_of(blocks, window, nms_pairs_triton.SPLITS)
     diagonal, tiles = np.zeros((2, blocks, splits))
     diagonal[:, 0] = 1
     for block in range(blocks):
@@ -172,7 +178,7 @@ def _resolve(placed: Placed, blocks: int, threshold: float, most: int) -> Counts
                 counts[0, block] = 1
                 counts[3, block] = max(counts[3, block], rounds)
             else:
-                far = max(-(-(number - gpu_nms_resolve.FAR) // gpu_nms_resolve.FAR), 0)
+                far = max(-(-(number - nms_resolve_triton.FAR) // nms_resolve_triton.FAR), 0)
                 counts[[1, 2, 4], block] += 1, far, rounds
             if len(kept) >= most:
                 break

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from triton import cdiv
 
-from fastmask.kernels import gpu_preprocess as gpu
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import IMAGE
 from fastmask.kernels.predict.model import Work
+from fastmask.kernels.triton import preprocess as gpu
 
 FRAME, RESIZED = (720, 1280), (749, 1333)  # of a video, and what a longer side of 1333 makes of it
 BRANCHES = ("if bytes == 1", "if bytes == 4", "if float16 != 0", "else of if float16 != 0")

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_roi_align
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES, boxes_in, empty_pyramid
 from fastmask.kernels.predict.model import Work
+from fastmask.kernels.triton import roi_align as roi_align_triton
 
 POOLED, RATIO = 7, 2
 SCALES = tuple(1 / stride for stride in STRIDES)
@@ -59,16 +59,18 @@ def footprint(rois: Tensor, bins: int) -> int:
 def build(generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Built:
     rois, maps = rois_of(generator, num, batch), empty_pyramid(batch, dtype, channels_last)
     arguments = (maps, rois, SCALES, LIMITS, POOLED, POOLED, RATIO, False)
-    return functools.partial(gpu_roi_align.multilevel_roi_align, *arguments), lambda: works(maps, rois, channels_last)
+    return functools.partial(roi_align_triton.multilevel_roi_align, *arguments), lambda: works(
+        maps, rois, channels_last
+    )
 
 
 def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
     size = maps[0].element_size()
     map_bytes, written = sum(one.nbytes for one in maps), len(rois) * POOLED * POOLED * CHANNELS * size
     # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
-    tile = gpu_roi_align.tile_of(POOLED, CHANNELS, RATIO, True, gpu_roi_align.CHANNELS)
+    tile = roi_align_triton.tile_of(POOLED, CHANNELS, RATIO, True, roi_align_triton.CHANNELS)
     blocks = -(-CHANNELS // (tile["TILES"] * tile["CHANNELS"]))
-    rows = -(-POOLED // min(-(-gpu_roi_align.PROGRAMS // (len(rois) * blocks)), POOLED))
+    rows = -(-POOLED // min(-(-roi_align_triton.PROGRAMS // (len(rois) * blocks)), POOLED))
     gather = Work(
         "_forward_kernel",
         {"if inner -> for p in range(first, past)": rows, "else of if inner": 0, "if inner": 1}

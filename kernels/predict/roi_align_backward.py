@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.kernels import gpu_roi_align_backward as gpu
-from fastmask.kernels import gpu_roi_bins
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.predict.roi_align import POOLED, RATIO, SCALES, levels_of, rois_of
+from fastmask.kernels.triton import roi_align_backward as gpu, roi_bins as roi_bins_triton
 
 
 def build(
@@ -52,7 +51,7 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     channels = grad.shape[1]
     repeats = -(-channels // gpu.CHANNELS[grad.dtype])
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
-    steps = -(-len(rois) // gpu_roi_bins.COMPARED)
+    steps = -(-len(rois) // roi_bins_triton.COMPARED)
     return [
         Work("_copy_kernel", {}, hbm_bytes=2 * grad.nbytes),
         Work("_table_kernel", {"for begin in range(0, num_rois": steps}, len(rois) * 120),

@@ -9,8 +9,8 @@ from PIL import Image
 from fastmask.cocoapi import mask as coco
 from fastmask.data import Record
 from fastmask.data.augment import Augmentation, Sample, bounds_of, pasted, recolored, seen
+from fastmask.data.crop import View, scaled_view
 from fastmask.data.records import Object, box_polygon
-from fastmask.data.view import View, scaled_view
 from fastmask.demo import CLASSES, Scenes
 
 LABELS = {name: label for label, name in enumerate(CLASSES, 1)}

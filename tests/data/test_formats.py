@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import picture_file
+from helpers.images import picture_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import by_hand
+from helpers.reference_cocoeval import by_hand
 from PIL import Image
 
 from fastmask.cli import main

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slim import slim_model
+from helpers.slim import slim_model
 from torch.utils.data import DataLoader
 
 import fastmask

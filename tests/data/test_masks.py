@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import picture_file
+from helpers.images import picture_file
 from PIL import Image
 
 from fastmask import data
-from fastmask.data.outline import outline
+from fastmask.data.polygons import outline
 
 
 def even_odd(polygons: tuple[np.ndarray, ...], height: int, width: int) -> np.ndarray:

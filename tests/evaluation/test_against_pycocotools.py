@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import by_hand, draw_case
+from helpers.reference_cocoeval import by_hand, draw_case
 
 from fastmask.data import read_dataset
 from fastmask.evaluation import Evaluation, evaluate_results

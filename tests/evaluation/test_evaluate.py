@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import by_hand, draw_case
-from slim import slim_pair
+from helpers.reference_cocoeval import by_hand, draw_case
+from helpers.slim import slim_pair
 from torch import nn
 
 from fastmask import Predictor
@@ -19,8 +19,8 @@ from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
 from fastmask.demo import CLASSES, drawn_dataset, save_drawn
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
+from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.run import ids_of
-from fastmask.results import coco_results
 
 NAMES = {"box": "bbox", "mask": "segm"}
 
@@ -235,7 +235,7 @@ def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tm
     """torchrun with gloo on seven pictures, which two ranks cannot share evenly, one of them broken."""
     save_drawn(drawn_dataset(7, seed, (96, 128)), tmp_path / "set")
     (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
-    program = Path(__file__).parent.parent / "slim_command.py"
+    program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]

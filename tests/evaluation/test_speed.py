@@ -5,13 +5,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from inputs import draw_masks
+from helpers.inputs import draw_masks
 from tqdm import tqdm
 
 from fastmask import ops
 from fastmask.demo import Scenes, drawn_dataset
 from fastmask.evaluation import Evaluator
-from fastmask.results import coco_results
+from fastmask.evaluation.coco_results import coco_results
 
 PICTURES = 5000
 DETECTIONS = 100

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import draw_picture
+from helpers.images import draw_picture
 
-from fastmask.benchmarks.settled import settle
+from fastmask.benchmarks.calibrate import settle
 from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
 from fastmask.export.parity import LEAST
 from fastmask.models import detection

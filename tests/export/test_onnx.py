@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exact import assert_exact, assert_exact_masks, assert_parity
+from helpers.exact import assert_exact, assert_exact_masks, assert_parity
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from PIL import Image
@@ -18,9 +18,9 @@ from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.demo import draw_scene
 from fastmask.export import Deployed, ExportedPredictor, Session, Shape, count_operators, parity, write_onnx
-from fastmask.export.to_onnx import FORBIDDEN
+from fastmask.export.onnx import FORBIDDEN
+from fastmask.inference.predictor import Predictor
 from fastmask.models import detection
-from fastmask.predictor import Predictor
 
 MOST = {"static": 700, "dynamic": 900}  # nodes
 

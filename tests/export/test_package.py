@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact import assert_parity
+from helpers.exact import assert_parity
 from torch import Tensor
 
 from fastmask.cli import main

@@ -15,8 +15,8 @@ from fastmask.cli import main
 from fastmask.demo import draw_scene
 from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
 from fastmask.export.parity import LEAST
-from fastmask.export.tensorrt import best_of
-from fastmask.export.tensorrt_graph import problems
+from fastmask.export.tensorrt.graph import problems
+from fastmask.export.tensorrt.module import best_of
 from fastmask.models import detection
 from fastmask.structures import Candidates
 
@@ -303,7 +303,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "checked by onnx and the table of TensorRT" in said
     assert "left out of NMS, which looks at 3840 boxes: at most 0 of a picture" in said
     file.unlink()
-    monkeypatch.setattr("fastmask.export.tensorrt_graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
+    monkeypatch.setattr("fastmask.export.tensorrt.graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
     assert main([*command, "--target", "tensorrt"]) == 2
     assert "TensorRT refuses the graph: NonMaxSuppression" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -314,7 +314,7 @@ def test_engines_say_what_is_missing(
 ) -> None:
     from types import ModuleType
 
-    from fastmask.export import engine
+    from fastmask.export.tensorrt.module import engine
 
     assert engine.main([str(tmp_path / "none.onnx")]) == 2
     assert "cannot be run" in capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_engines_say_what_is_missing(
 @pytest.mark.gpu
 def test_an_engine(written: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    from fastmask.export import engine
+    from fastmask.export.tensorrt.module import engine
 
     assert engine.main([str(written), "--save", str(tmp_path / "model.engine")]) == 0
     assert (tmp_path / "model.engine").stat().st_size > 0

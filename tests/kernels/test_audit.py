@@ -10,8 +10,8 @@ if INTERPRET or not HAS_TRITON:
 import triton
 
 from fastmask.kernels import audit
-from fastmask.kernels.gpu_roi_align import _forward_kernel
-from fastmask.kernels.gpu_roi_geometry import VARYING
+from fastmask.kernels.triton.roi_align import _forward_kernel
+from fastmask.kernels.triton.roi_geometry import VARYING
 
 AUDITED = ("3.8.0", "3.9.0")  # register counts change with Triton's version; the others' kernels must compile
 ROI_LOADS = 5  # of 4 bytes: image, x1, y1, x2, y2

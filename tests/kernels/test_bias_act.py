@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import FLOATS, NAN
+from helpers.inputs import FLOATS, NAN
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -52,10 +52,10 @@ def test_meets_the_specification(
 
 def test_more_channels_and_pixels_than_a_program_has(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     if HAS_TRITON:
-        from fastmask.kernels import gpu_bias_act
+        from fastmask.kernels.triton import bias_act as bias_act_triton
 
-        monkeypatch.setattr(gpu_bias_act, "ELEMENTS", 4096)
-        monkeypatch.setattr(gpu_bias_act, "CHANNELS", 256)
+        monkeypatch.setattr(bias_act_triton, "ELEMENTS", 4096)
+        monkeypatch.setattr(bias_act_triton, "CHANNELS", 256)
     for small in (None, (9, 35), (5, 18)):
         residual = None if small is None else draw(2, 330, *small)
         check(draw(2, 330, 9, 35), draw(330), residual, True, device)
@@ -100,11 +100,15 @@ def test_empty_and_small(shape: tuple[int, ...], device: torch.device) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors
+    from fastmask.kernels.triton import (
+        bias_act as bias_act_triton,
+        linear_add_relu as linear_add_relu_triton,
+        predict_anchors as predict_anchors_triton,
+    )
 
-    monkeypatch.setattr(gpu_linear_add_relu, "LARGEST", 20)
-    monkeypatch.setattr(gpu_bias_act, "LARGEST", 20)
-    monkeypatch.setattr(gpu_predict_anchors, "LARGEST", 20)
+    monkeypatch.setattr(linear_add_relu_triton, "LARGEST", 20)
+    monkeypatch.setattr(bias_act_triton, "LARGEST", 20)
+    monkeypatch.setattr(predict_anchors_triton, "LARGEST", 20)
     check(draw(2, 8, 5, 6), draw(8), draw(2, 8, 3, 3), True, device)
     check_anchors([draw(2, 8, 5, 6)], 3, torch.float32, device)
     product = [t.bfloat16().to(device) for t in (draw(30, 16), draw(24, 16), draw(24), draw(30, 24))]

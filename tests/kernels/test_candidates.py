@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from inputs import FLOATS, INF, NAN, draw_boxes
+from helpers.inputs import FLOATS, INF, NAN, draw_boxes
 from torch import Tensor
 
-from fastmask.kernels import cpu_decode
 from fastmask.kernels.decode import decode_levels_op, select_candidates_op
+from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.selftest import candidate_cases
@@ -42,7 +42,7 @@ def test_any_number_of_classes(classes: int, slots: int, device: torch.device) -
     inputs[0][:, 5:12] += 12  # above a few hundredths
     settings = (*SETTINGS[:3], 0.03 if slots == 19 else 0.0)
     found = select_candidates_op(*(one.to(device) for one in inputs), slots, *settings)
-    expected = cpu_decode.select_candidates(*inputs, slots, *settings)
+    expected = decode_fallback.select_candidates(*inputs, slots, *settings)
     assert torch.equal(found[1].cpu(), expected[1])
     assert torch.equal(found[3].cpu(), expected[3])
     torch.testing.assert_close(found[2].cpu(), expected[2], rtol=2e-6, atol=1e-7)
@@ -105,7 +105,7 @@ def test_layouts_and_numbers_of_levels(levels: int, layout: str, device: torch.d
     )
     logits, anchors = torch.randn(index.shape), draw_boxes(sum(sides))
     sizes = torch.tensor([[200, 300], [150, 90]])
-    expected = cpu_decode.decode_levels(logits, index, lengths, deltas, anchors, sizes, *SETTINGS)
+    expected = decode_fallback.decode_levels(logits, index, lengths, deltas, anchors, sizes, *SETTINGS)
     inputs = [one.to(device) for one in (logits, index, anchors, sizes)]
     found = decode_levels_op(*inputs[:2], lengths, [one.to(device) for one in deltas], *inputs[2:], *SETTINGS)
     torch.testing.assert_close(found[0].cpu(), expected[0], rtol=0, atol=0.01)

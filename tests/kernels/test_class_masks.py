@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inputs import FLOATS, HALF, INF, NAN
+from helpers.inputs import FLOATS, HALF, INF, NAN
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -107,31 +107,31 @@ def test_empty(images: int, device: torch.device) -> None:
 def test_any_share_and_little_shared_memory(
     dtype: torch.dtype, quarters: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastmask.kernels import gpu_class_masks
+    from fastmask.kernels.triton import class_masks as class_masks_triton
 
     inputs = draw("odd channels", dtype)
-    monkeypatch.setattr(gpu_class_masks, "QUARTERS", quarters)
+    monkeypatch.setattr(class_masks_triton, "QUARTERS", quarters)
     check(device, inputs)
-    monkeypatch.setattr(gpu_class_masks, "shared_memory", lambda _: 65_536)
+    monkeypatch.setattr(class_masks_triton, "shared_memory", lambda _: 65_536)
     check(device, inputs)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
 def test_more_than_int32_counts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_class_masks
+    from fastmask.kernels.triton import class_masks as class_masks_triton
 
-    monkeypatch.setattr(gpu_class_masks, "LARGEST", 100)
+    monkeypatch.setattr(class_masks_triton, "LARGEST", 100)
     check(device, draw("slim"))
 
 
 @pytest.mark.skipif(INTERPRET or not HAS_TRITON, reason="the interpreter multiplies in float32")
 def test_precision_is_as_convolutions_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_class_masks
+    from fastmask.kernels.triton import class_masks as class_masks_triton
 
-    assert gpu_class_masks.precision(torch.float32) == ("ieee" if torch.version.hip else "")
+    assert class_masks_triton.precision(torch.float32) == ("ieee" if torch.version.hip else "")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert gpu_class_masks.precision(torch.float32) == ("ieee" if torch.version.hip else "tf32")
-    assert gpu_class_masks.precision(torch.bfloat16) == "half"
+    assert class_masks_triton.precision(torch.float32) == ("ieee" if torch.version.hip else "tf32")
+    assert class_masks_triton.precision(torch.bfloat16) == "half"
 
 
 @pytest.mark.gpu

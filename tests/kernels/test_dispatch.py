@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
+from helpers.inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
 
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_candidates_op
@@ -100,19 +100,19 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("run", "launchers"),
     [
-        (roi_align, ["gpu_roi_align", "gpu_roi_align_backward"]),
-        (roi_pool, ["gpu_roi_pool", "gpu_roi_pool"]),
-        (nms, ["gpu_nms"]),
-        (paste, ["gpu_paste", "gpu_paste_backward"]),
-        (rle, ["gpu_rle"]),
-        (decode, ["gpu_decode"]),
-        (decode_levels, ["gpu_decode_levels"]),
-        (select_candidates, ["gpu_candidates"]),
-        (take_kept, ["gpu_take"]),
-        (scale_boxes, ["gpu_take"]),
-        (top_anchors, ["gpu_top_anchors"]),
-        (class_masks, ["gpu_class_masks"]),
-        (preprocess, ["gpu_preprocess"]),
+        (roi_align, ["triton.roi_align", "triton.roi_align_backward"]),
+        (roi_pool, ["triton.roi_pool", "triton.roi_pool"]),
+        (nms, ["triton.nms"]),
+        (paste, ["triton.paste", "triton.paste_backward"]),
+        (rle, ["triton.rle"]),
+        (decode, ["triton.decode"]),
+        (decode_levels, ["triton.decode_levels"]),
+        (select_candidates, ["triton.candidates"]),
+        (take_kept, ["triton.take"]),
+        (scale_boxes, ["triton.take"]),
+        (top_anchors, ["triton.top_anchors"]),
+        (class_masks, ["triton.class_masks"]),
+        (preprocess, ["triton.preprocess"]),
     ],
     ids=[
         "RoIAlign",

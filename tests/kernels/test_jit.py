@@ -270,11 +270,11 @@ def test_versions() -> None:
 def test_every_launched_kernel_is_one() -> None:
     """Those that launchers index with a grid or plan; a new one with ``triton.jit`` would be right, but slower."""
     launched = set()
-    for path in Path(fastmask.kernels.__file__).parent.glob("gpu_*.py"):
+    for path in Path(fastmask.kernels.__file__).parent.glob("triton/*.py"):
         text = path.read_text()
-        names = re.findall(r"(?:(gpu_\w+)\.)?(_\w+_kernel)\[", text) + re.findall(r"Plan\(\s*()(_\w+_kernel),", text)
+        names = re.findall(r"(?:(\w+)_triton\.)?(_\w+_kernel)\[", text) + re.findall(r"Plan\(\s*()(_\w+_kernel),", text)
         launched |= {(module or path.stem, name) for module, name in names}
     assert len(launched) > 20
     for module, name in launched:
-        kernel = getattr(importlib.import_module(f"fastmask.kernels.{module}"), name)
+        kernel = getattr(importlib.import_module(f"fastmask.kernels.triton.{module}"), name)
         assert isinstance(kernel, Kernel), f"{module}.{name} must be decorated by fastmask.kernels.jit.jit"

@@ -7,7 +7,7 @@ import pytest
 
 import fastmask.kernels
 
-LAUNCHERS = sorted(Path(fastmask.kernels.__file__).parent.glob("gpu_*.py"))
+LAUNCHERS = sorted(Path(fastmask.kernels.__file__).parent.glob("triton/*.py"))
 WAITING = {"item", "tolist", "cpu", "nonzero", "numpy", "synchronize", "any", "all", "unique", "new_tensor", "tensor"}
 
 

@@ -6,10 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
+from helpers.inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
-from fastmask.kernels import cpu_nms, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import nms as nms_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.nms import nms_padded_op
 
@@ -96,7 +97,7 @@ def test_the_threshold_counts_as_double(
 
 def test_suppression_chains_across_blocks(device: torch.device) -> None:
     """Each box removes only the next: every second one stays, whichever block it falls into."""
-    num = 2 * cpu_nms.BLOCK + 3
+    num = 2 * nms_fallback.BLOCK + 3
     left = torch.arange(num).float() * 3
     boxes = torch.stack([left, torch.zeros(num), left + 10, torch.ones(num)], 1)[None]
     indices, count = nms_padded_op(boxes.to(device), -left[None].to(device), None, None, 0.5, num)
@@ -149,9 +150,9 @@ def test_many_candidates(num: int, groups: int, device: torch.device) -> None:
 def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes are counted or sorted, by their groups or a hash of these, which may collide; one image or several."""
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.COMPARISONS", 2**30 if way == "counted" else 0)
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.MERGES", 2**30 if way == "runs" else 0)
-        monkeypatch.setattr("fastmask.kernels.gpu_nms_runs.RUN", 64)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.COMPARISONS", 2**30 if way == "counted" else 0)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MERGES", 2**30 if way == "runs" else 0)
+        monkeypatch.setattr("fastmask.kernels.triton.nms_runs.RUN", 64)
     boxes = torch.stack([draw_boxes(70, largest=60) for _ in range(2)])
     scores, valid = torch.randint(9, (2, 70)).float(), torch.rand(2, 70) < 0.8
     scores[0, ::9], scores[1, ::9], scores[1, 1::9] = NAN, -INF, -0.0
@@ -161,7 +162,7 @@ def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: py
     check(boxes[:1], scores[:1], groups[:1], None, 0.3, 70, device, num_groups)
     check(boxes, scores, None, valid, 0.3, 9, device)
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.MOST_BUCKETS", 2)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MOST_BUCKETS", 2)
     check(boxes, scores, groups * 11 - 9, valid, 0.3, 70, device)
 
 
@@ -197,9 +198,9 @@ def test_groups_beyond_the_window(
 ) -> None:
     """Several launches then settle a group, window after window, and stop where enough is kept."""
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.MOST_WORDS", 0)
-        monkeypatch.setattr("fastmask.kernels.gpu_nms.LEAST_WINDOW", window)
-        monkeypatch.setattr("fastmask.kernels.gpu_nms_pairs.SPLITS", splits)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MOST_WORDS", 0)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.LEAST_WINDOW", window)
+        monkeypatch.setattr("fastmask.kernels.triton.nms_pairs.SPLITS", splits)
     boxes, scores = draw_boxes(300, largest=100)[None], torch.rand(1, 300)
     check(boxes, scores, None, None, 0.4, 300, device)
     check(boxes, scores, None, None, 0.4, 70, device)
@@ -238,7 +239,7 @@ def test_the_pair_test_without_division_is_the_division(millions: int) -> None:
     number = millions * 1_000_000 // (3 * len(thresholds))
     with np.errstate(all="ignore"):
         for value in thresholds:
-            threshold = cpu_nms.largest_not_above(value, np.dtype(np.float32))
+            threshold = nms_fallback.largest_not_above(value, np.dtype(np.float32))
             half_gap = np.float32((np.nextafter(threshold, np.float32(np.inf)) - threshold) / np.float32(2))
             union = np.ldexp((rng.random(number) + 1).astype(np.float32), rng.integers(-80, 100, number))
             near = (threshold * union).view(np.int32) + rng.integers(-3, 4, number, np.int32)

@@ -6,14 +6,22 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from inputs import draw_boxes, draw_masks, draw_pyramid, finite, hostile_boxes, pyramid_scales, with_images
+from helpers.inputs import (
+    draw_boxes,
+    draw_masks,
+    draw_pyramid,
+    finite,
+    hostile_boxes,
+    pyramid_scales,
+    with_images,
+)
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.kernels import cpu_stem
 from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
+from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.nms import nms_padded_op
@@ -176,7 +184,11 @@ def stem() -> tuple[Op, list[Tensor]]:
         return max_pool2d_op(stem_conv_op(pixels[:, :3], weight, 3), bias, 3, 2, 1)
 
     pixels = torch.randn(2, 4, 100, 154).bfloat16().contiguous(memory_format=torch.channels_last)
-    return op, [pixels, cpu_stem.arrange_weight(torch.randn(64, 3, 7, 7), 3).bfloat16(), torch.randn(64).bfloat16()]
+    return op, [
+        pixels,
+        stem_fallback.arrange_weight(torch.randn(64, 3, 7, 7), 3).bfloat16(),
+        torch.randn(64).bfloat16(),
+    ]
 
 
 def predict_anchors() -> tuple[Op, list[Tensor]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference
@@ -91,23 +91,23 @@ def test_any_number_of_programs(
     output: str, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that walks several tiles, several that share one, and most of them with nothing to do."""
-    from fastmask.kernels import gpu_paste
+    from fastmask.kernels.triton import paste as paste_triton
 
     masks, boxes = draw_masks(3, 5).to(device), torch.tensor([[2.0, 1, 78, 19], [-9, -9, 99, 99], [30, 3, 31, 20]])
     expected = paste_masks_op(masks, boxes.to(device), 21, 83, output, 0.5, False, False, 1)
-    monkeypatch.setattr(gpu_paste, "TILE", 32)
-    monkeypatch.setattr(gpu_paste, "PROGRAMS", 3 * programs)
+    monkeypatch.setattr(paste_triton, "TILE", 32)
+    monkeypatch.setattr(paste_triton, "PROGRAMS", 3 * programs)
     assert torch.equal(paste_masks_op(masks, boxes.to(device), 21, 83, output, 0.5, False, False, 1), expected)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
 @pytest.mark.parametrize("output", ["bool", "packed"])
 def test_images_too_large_for_int32(output: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_paste
+    from fastmask.kernels.triton import paste as paste_triton
 
     masks, boxes = torch.ones(2, 4, 4, device=device), torch.tensor([[2.0, 1, 7, 9], [-9, -9, 99, 99]], device=device)
     expected = paste_masks_op(masks, boxes, 12, 13, output, 0.5, False, False, 0)
-    monkeypatch.setattr(gpu_paste, "LARGEST", 12)
+    monkeypatch.setattr(paste_triton, "LARGEST", 12)
     assert torch.equal(paste_masks_op(masks, boxes, 12, 13, output, 0.5, False, False, 0), expected)
 
 

@@ -17,7 +17,6 @@ if INTERPRET or not HAS_TRITON:
 import triton
 from helpers.ptx import Options, launched
 
-from fastmask.kernels import gpu_class_masks, gpu_roi_bins
 from fastmask.kernels.predict import (
     assembly,
     attribution,
@@ -34,6 +33,7 @@ from fastmask.kernels.predict import (
 from fastmask.kernels.predict.case import Built
 from fastmask.kernels.predict.model import Work, cost, predict
 from fastmask.kernels.predict.record import Launch, TorchOp, record
+from fastmask.kernels.triton import class_masks as class_masks_triton, roi_bins as roi_bins_triton
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,7 +77,7 @@ def record_located(run: Callable[[], object]) -> list[Launch | TorchOp]:
 )
 def test_counts_are_those_of_executed_kernels(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instructions and barriers of the PTX, worked out from trip counts, against those that an interpreter executes."""
-    for tile in (gpu_class_masks.AT_ONCE, gpu_class_masks.IN_STEPS):
+    for tile in (class_masks_triton.AT_ONCE, class_masks_triton.IN_STEPS):
         monkeypatch.setitem(tile, "ROWS", 32)  # 64 are wgmma, which it does not execute
     run, works = SMALL[name](torch.Generator().manual_seed(seed))
     launches = [event for event in record_located(run) if isinstance(event, Launch)]
@@ -123,7 +123,7 @@ def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | To
 
 def test_sorts_around_the_kernels_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backward's RoIs are sorted by torch where they are many."""
-    monkeypatch.setattr(gpu_roi_bins, "COUNTED", 0)
+    monkeypatch.setattr(roi_bins_triton, "COUNTED", 0)
     run, _ = SMALL["RoIAlign backward"](torch.Generator().manual_seed(0))
     assert "aten::sort" in [event.name for event in record_located(run) if isinstance(event, TorchOp)]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import INF, NAN
+from helpers.inputs import INF, NAN
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -137,10 +137,10 @@ def test_empty(device: torch.device) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
 def test_more_than_int32_counts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_preprocess
+    from fastmask.kernels.triton import preprocess as preprocess_triton
 
     images, sizes = draw()
-    monkeypatch.setattr(gpu_preprocess, "LARGEST", 40)
+    monkeypatch.setattr(preprocess_triton, "LARGEST", 40)
     expected = reference_layers.preprocess(images, sizes, MEAN, STD, PADDED)
     torch.testing.assert_close(run(device, images, sizes).double(), expected, rtol=0, atol=1e-4)
 
@@ -198,36 +198,36 @@ def test_on_a_side_stream() -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="of the Triton kernel")
 def test_a_table_that_graphs_may_hold(device: torch.device) -> None:
-    from fastmask.kernels import gpu_preprocess
+    from fastmask.kernels.triton import preprocess as preprocess_triton
 
     words = [0, 2**62 + 1, -3, 7]
-    assert gpu_preprocess.filled_table(words, device).tolist() == words
+    assert preprocess_triton.filled_table(words, device).tolist() == words
 
 
 @pytest.mark.gpu
 def test_tables_are_kept_for_their_stream() -> None:
     """A stream of images at one address copies their table once; a graph holds none that may go."""
-    from fastmask.kernels import gpu_preprocess
+    from fastmask.kernels.triton import preprocess as preprocess_triton
 
     images, sizes = draw()
     images = [image.cuda() for image in images]
     pixels = torch.empty(len(images), 3, *PADDED, device="cuda")
     heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
     arguments = (images, heights, widths, MEAN.cuda(), STD.cuda(), pixels)
-    gpu_preprocess._tables.clear()
+    preprocess_triton._tables.clear()
     preprocess_op(*arguments)
     preprocess_op(*arguments)
-    assert len(gpu_preprocess._tables) == 1
+    assert len(preprocess_triton._tables) == 1
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         preprocess_op(*arguments)
-    assert len(gpu_preprocess._tables) == 2
+    assert len(preprocess_triton._tables) == 2
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         preprocess_op(*arguments)
-    assert len(gpu_preprocess._tables) == 2
+    assert len(preprocess_triton._tables) == 2
     expected = pixels.clone()
     pixels.fill_(NAN)
     graph.replay()

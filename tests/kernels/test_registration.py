@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import draw_boxes, draw_pyramid, pyramid_scales, with_images
+from helpers.inputs import draw_boxes, draw_pyramid, pyramid_scales, with_images
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -6,11 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from inputs import draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import draw_boxes, draw_masks, hostile_boxes
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
-from fastmask.kernels import cpu_masks, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
@@ -68,7 +69,7 @@ def test_runs_over_all_lengths() -> None:
     runs = torch.randint(1, 2**27, (400,)) >> torch.randint(27, (400,))
     size = [int(runs.sum()), 1]
     expected = coco.frPyObjects({"counts": runs.tolist(), "size": size}, *size)["counts"]
-    assert cpu_masks._compress(runs.numpy()) == expected
+    assert masks_fallback._compress(runs.numpy()) == expected
 
 
 def test_image_sizes_of_each_mask(device: torch.device) -> None:
@@ -109,15 +110,15 @@ def test_words_of_a_column(height: int, device: torch.device) -> None:
 @pytest.mark.parametrize(("programs", "slots"), [(1, 128), (1, 4096), (40, 16)])
 def test_any_number_of_chunks(programs: int, slots: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of several steps, of more changes than they keep, which they look for again, and of none."""
-    from fastmask.kernels import gpu_rle
+    from fastmask.kernels.triton import rle as rle_triton
 
     masks = torch.rand(2, 28, 28, device=device)
     boxes = torch.tensor([[-3.0, 2, 60, 33], [10, -20, 40, 60]], device=device)
     sizes = torch.tensor([[35, 55]], device=device).expand(2, 2)
     inside = paste_masks_op(masks, boxes, 35, 55, "bool", 0.5, False, False, 1)
-    monkeypatch.setattr(gpu_rle, "PROGRAMS", 2 * programs)
-    monkeypatch.setattr(gpu_rle, "SLOTS", slots)
-    monkeypatch.setattr(gpu_rle, "BLOCK", 64)
+    monkeypatch.setattr(rle_triton, "PROGRAMS", 2 * programs)
+    monkeypatch.setattr(rle_triton, "SLOTS", slots)
+    monkeypatch.setattr(rle_triton, "BLOCK", 64)
     assert encode(masks, boxes, sizes, 0.5, False, False, 1) == from_pycocotools(inside)
     ends = encode_masks_op(masks, boxes, sizes, 300, 0.5, False, False, 1)[1]
     assert ends[1] > 300

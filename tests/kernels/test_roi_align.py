@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from inputs import (
+from helpers.inputs import (
     FLOATS,
     INF,
     LAYOUTS,
@@ -19,13 +19,14 @@ from inputs import (
 )
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.ops.roi_align import NEVER, level_limits
 
 if HAS_TRITON:
-    from fastmask.kernels import gpu_roi_align, gpu_roi_geometry
+    from fastmask.kernels.triton import roi_align as roi_align_triton, roi_geometry as roi_geometry_triton
 
 # float32 positions of up to 75 pixels, between values that differ by up to 8; then one rounding of the output
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -85,7 +86,7 @@ def test_gradients_meet_the_specification(dtype: torch.dtype, ratio: int, aligne
     grad = torch.randn(len(rois), 70, 3, 2).to(dtype)
     options = (2, [h for h, _ in sizes], [w for _, w in sizes], scales, limits, ratio, aligned)
     actual = multilevel_roi_align_backward_op(grad.to(device), rois.to(device), *options)
-    expected = cpu_roi.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
+    expected = roi_fallback.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == dtype
         assert one.is_contiguous(memory_format=torch.channels_last)
@@ -107,7 +108,7 @@ def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: tor
     features, rois, scales, limits = draw_case(3, hostile=False)
     features = [f.double().to(device) for f in features]
     together = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
-    monkeypatch.setattr(cpu_roi, "SMALL", 0)
+    monkeypatch.setattr(roi_fallback, "SMALL", 0)
     apart = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
     assert torch.equal(together, apart)
 
@@ -243,23 +244,23 @@ def test_axes_of_one_element_have_no_stride() -> None:
     maps = torch.zeros(2, 32, 6, 8).contiguous(memory_format=torch.channels_last)
     one = maps[:1].as_strided((1, 32, 6, 8), (7, *maps.stride()[1:]))
     row = maps[:, :, :1].as_strided((2, 32, 1, 8), (*maps.stride()[:2], 5, 32))
-    assert gpu_roi_geometry.is_wide([maps, one, row])
-    assert gpu_roi_geometry.is_channels_last([maps, one, row, torch.zeros(2, 1, 5, 5)])
-    assert not gpu_roi_geometry.is_channels_last([maps, maps.contiguous()])
-    assert not gpu_roi_geometry.is_wide([maps, maps[:, 1:]])
-    assert not gpu_roi_geometry.is_wide([maps[:, 3:]])
+    assert roi_geometry_triton.is_wide([maps, one, row])
+    assert roi_geometry_triton.is_channels_last([maps, one, row, torch.zeros(2, 1, 5, 5)])
+    assert not roi_geometry_triton.is_channels_last([maps, maps.contiguous()])
+    assert not roi_geometry_triton.is_wide([maps, maps[:, 1:]])
+    assert not roi_geometry_triton.is_wide([maps[:, 3:]])
     far = torch.empty_strided((2, 32, 3, 4), (2**40, 1, 2**29, 32), device="meta")
-    assert str(gpu_roi_geometry.offset_type([maps, far])) == "int32"
+    assert str(roi_geometry_triton.offset_type([maps, far])) == "int32"
     far = torch.empty_strided((1, 32, 3, 4), (1, 1, 2**30, 32), device="meta")
-    assert str(gpu_roi_geometry.offset_type([maps, far])) == "int64"
+    assert str(roi_geometry_triton.offset_type([maps, far])) == "int64"
 
 
 PATHS = {
-    "copied": {"gpu_channels_last.MOST_BYTES": 2**30},
-    "apart": {"gpu_channels_last.MOST_BYTES": 0},
-    "split": {"gpu_roi_align.PROGRAMS": 10**6},
+    "copied": {"triton.channels_last.MOST_BYTES": 2**30},
+    "apart": {"triton.channels_last.MOST_BYTES": 0},
+    "split": {"triton.roi_align.PROGRAMS": 10**6},
     "looped": {},
-    "int64": {"gpu_roi_align.offset_type": lambda _: gpu_roi_align.tl.int64},
+    "int64": {"triton.roi_align.offset_type": lambda _: roi_align_triton.tl.int64},
 }
 
 

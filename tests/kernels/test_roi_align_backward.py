@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from inputs import INF, NAN, draw_boxes, with_images
+from helpers.inputs import INF, NAN, draw_boxes, with_images
 from torch import Tensor
 
-from fastmask.kernels import cpu_roi
+from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op
 
@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 def compare(grad: Tensor, rois: Tensor, device: torch.device, *options: object) -> list[Tensor]:
     """Against plain PyTorch in float64, up to sums of many more gradients than one: relative to the largest."""
     actual = multilevel_roi_align_backward_op(grad.to(device), rois.to(device), *options)
-    expected = cpu_roi.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
+    expected = roi_fallback.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
     for one, other in zip(actual, expected, strict=True):
         largest = max(float(other.abs().nan_to_num(0, 0, 0).max()) if other.numel() else 0.0, 1.0)
         tolerance = TOLERANCE[grad.dtype]
@@ -27,9 +27,9 @@ def compare(grad: Tensor, rois: Tensor, device: torch.device, *options: object) 
 def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """RoIs are counted, as so few are, or sorted."""
     if HAS_TRITON and not request.param:
-        from fastmask.kernels import gpu_roi_bins
+        from fastmask.kernels.triton import roi_bins as roi_bins_triton
 
-        monkeypatch.setattr(gpu_roi_bins, "COUNTED", 0)
+        monkeypatch.setattr(roi_bins_triton, "COUNTED", 0)
 
 
 @pytest.mark.parametrize("pooled", [(7, 7), (14, 14), (2, 3), (1, 1)], ids=str)
@@ -85,7 +85,7 @@ def test_what_is_not_finite_reaches_the_pixels_that_are_sampled(
     grad = torch.randn(12, 5, 3, 3).to(dtype)
     grad[3, 2, 1, 1] = grad[7, 4, 0, 2] = value
     (actual,) = multilevel_roi_align_backward_op(grad.to(device), rois.to(device), 1, [24], [24], [1.0], [INF], 2, True)
-    (expected,) = cpu_roi.multilevel_roi_align_backward(
+    (expected,) = roi_fallback.multilevel_roi_align_backward(
         grad.double(), rois.double(), 1, [24], [24], [1.0], [INF], 2, True
     )
     # a weight near 0 is known up to the tolerance, and so is what a huge gradient gives there
@@ -101,9 +101,9 @@ def test_more_bins_than_int32_counts_are_plain_pytorchs(monkeypatch: pytest.Monk
     rois = with_images(draw_boxes(2, (8, 8), 8), 1)
     compare(torch.randn(2, 1, 1, 2**16).expand(-1, 2, -1, -1), rois, device, 1, [5], [7], [1.0], [INF], 1, True)
     if HAS_TRITON:
-        from fastmask.kernels import gpu_roi_align_backward
+        from fastmask.kernels.triton import roi_align_backward as roi_align_backward_triton
 
-        monkeypatch.setattr(gpu_roi_align_backward, "LARGEST", 2**15)
+        monkeypatch.setattr(roi_align_backward_triton, "LARGEST", 2**15)
         compare(torch.randn(2, 2, 1, 1), rois, device, 1, [5], [7], [1.0], [INF], 1, True)
 
 
@@ -122,8 +122,8 @@ def adversarial_axis(size: int) -> Tensor:
 @pytest.mark.parametrize("size", [37, 5000, 2**24], ids=str)
 def test_every_weight_lies_in_bins_that_reach_its_tile(size: int, ratio: int) -> None:
     """By brute force: each pixel that a sample of the float64 reference gives a weight, for both sizes of tiles."""
-    from fastmask.kernels.gpu_roi_bins import FIRST, PAST, WORDS, table_by_map
-    from fastmask.kernels.gpu_roi_geometry import level_geometry
+    from fastmask.kernels.triton.roi_bins import FIRST, PAST, WORDS, table_by_map
+    from fastmask.kernels.triton.roi_geometry import level_geometry
 
     ends = adversarial_axis(size)
     ends = ends[(ends.abs() <= 2**24).all(1) & ((ends[:, 1] - ends[:, 0]).abs() < (3000 if ratio == 0 else INF))]
@@ -139,7 +139,9 @@ def test_every_weight_lies_in_bins_that_reach_its_tile(size: int, ratio: int) ->
     grid = torch.full_like(extent, ratio) if ratio else (extent.float() / bins).ceil().clamp(min=0).double()
     samples = torch.arange(int(grid.max()) * bins)  # [S]
     number = (grid * bins)[:, None]
-    inside = cpu_roi.is_sampled(start[:, None], extent[:, None], samples.double(), number, size) & (samples < number)
+    inside = roi_fallback.is_sampled(start[:, None], extent[:, None], samples.double(), number, size) & (
+        samples < number
+    )
     assert torch.equal(count(words.view(num_columns := len(words), WORDS.value), FIRST, PAST, num), inside.sum(1))
     position = (start[:, None] + (samples + 0.5) / number.clamp(min=1) * extent[:, None]).clamp(0, size - 1)
     for axis, tile in enumerate(tiles):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
+from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
 
-from fastmask.kernels import cpu_roi, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import INTERPRET
 from fastmask.kernels.roi_pool import roi_pool_op
 
@@ -42,7 +43,7 @@ def test_bins_that_end_between_two_pixels(dtype: torch.dtype, device: torch.devi
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # plain PyTorch's
     together = roi_pool_op(features, rois, 1.0, 3, 2)
-    monkeypatch.setattr(cpu_roi, "SMALL", 0)
+    monkeypatch.setattr(roi_fallback, "SMALL", 0)
     for whole, alone in zip(together, roi_pool_op(features, rois, 1.0, 3, 2), strict=True):
         assert torch.equal(whole, alone)
 

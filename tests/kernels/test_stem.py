@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import FLOATS, INF, NAN
+from helpers.inputs import FLOATS, INF, NAN
 from torch import Tensor
 
-from fastmask.kernels import cpu_stem, reference_layers
+from fastmask.kernels import reference_layers
 from fastmask.kernels.bias_act import bias_act_op
+from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.stem_conv import stem_conv_op
@@ -39,8 +40,8 @@ def check_conv(x: Tensor, conv: str, device: torch.device) -> None:
     kernel_size, padding, outputs = CONVS[conv]
     weight = (torch.randn(outputs, 3, kernel_size, kernel_size) / 12).to(x.dtype)
     on_device = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
-    on_device = with_gaps(x.to(device)) if cpu_stem.has_gaps(x) else on_device.copy_(x)
-    actual = stem_conv_op(on_device, cpu_stem.arrange_weight(weight, padding).to(device), padding)
+    on_device = with_gaps(x.to(device)) if stem_fallback.has_gaps(x) else on_device.copy_(x)
+    actual = stem_conv_op(on_device, stem_fallback.arrange_weight(weight, padding).to(device), padding)
     expected = reference_layers.stem_conv(x, weight, padding)
     assert actual.dtype == x.dtype
     assert actual.is_contiguous(memory_format=torch.channels_last)
@@ -74,7 +75,7 @@ def test_conv_where_memory_ends_with_the_last_pixel(device: torch.device) -> Non
     x = with_gaps(torch.randn(2, 3, 8, 10)).bfloat16()
     memory = torch.zeros(2 * 8 * 10 * 4 - 1, dtype=torch.bfloat16, device=device)
     short = memory.as_strided(x.shape, x.stride()).copy_(x)
-    weight = cpu_stem.arrange_weight(torch.randn(64, 3, 7, 7).bfloat16(), 3).to(device)
+    weight = stem_fallback.arrange_weight(torch.randn(64, 3, 7, 7).bfloat16(), 3).to(device)
     actual, expected = stem_conv_op(short, weight, 3), stem_conv_op(with_gaps(x.to(device)), weight, 3)
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
@@ -92,7 +93,7 @@ def test_conv_weight_is_arranged_as_it_was() -> None:
     for kernel_size, padding, outputs in CONVS.values():
         weight = torch.randn(outputs, 3, kernel_size, kernel_size, dtype=torch.float64)
         x = torch.randn(2, 3, 15, 20, dtype=torch.float64)
-        actual = cpu_stem.stem_conv(x, cpu_stem.arrange_weight(weight, padding), padding)
+        actual = stem_fallback.stem_conv(x, stem_fallback.arrange_weight(weight, padding), padding)
         torch.testing.assert_close(actual, F.conv2d(x, weight, stride=2, padding=padding))
 
 
@@ -162,9 +163,9 @@ def test_pool_that_cannot_be(device: torch.device) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmask.kernels import gpu_max_pool2d, gpu_stem_conv
+    from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 
-    for module in (gpu_max_pool2d, gpu_stem_conv):
+    for module in (max_pool2d_triton, stem_conv_triton):
         monkeypatch.setattr(module, "LARGEST", 20)
     check_conv(with_gaps(torch.randn(1, 3, 8, 10).bfloat16()), "7 x 7", device)
     check_pool(draw(2, 8, 5, 6), torch.randn(8), POOLS["stem's"], device)
@@ -173,15 +174,15 @@ def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux only: elsewhere there is one path")
 def test_the_kernel_is_what_runs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA tensors, and on CPU tensors in the interpreter; of the layouts and types that are its own."""
-    from fastmask.kernels import gpu_max_pool2d, gpu_stem_conv
     from fastmask.kernels.launch import on_device
+    from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 
     launched: list[str] = []
-    for name, module in (("conv", gpu_stem_conv), ("pool", gpu_max_pool2d)):
+    for name, module in (("conv", stem_conv_triton), ("pool", max_pool2d_triton)):
         monkeypatch.setattr(module, "on_device", lambda t, name=name: launched.append(name) or on_device(t))
     runs = device.type == "cuda" or INTERPRET
     for dtype, expected in ((torch.bfloat16, ["conv", "pool"]), (torch.float32, ["pool"]), (torch.float64, [])):
-        weight = cpu_stem.arrange_weight(torch.randn(16, 3, 3, 3), 1).to(device, dtype)
+        weight = stem_fallback.arrange_weight(torch.randn(16, 3, 3, 3), 1).to(device, dtype)
         y = stem_conv_op(with_gaps(torch.randn(1, 3, 8, 10).to(device, dtype)), weight, 1)
         max_pool2d_op(y, None, 3, 2, 1)
         assert launched == (expected if runs else [])
@@ -189,7 +190,7 @@ def test_the_kernel_is_what_runs(device: torch.device, monkeypatch: pytest.Monke
 
 
 def test_registration_is_sound(device: torch.device) -> None:
-    weight = cpu_stem.arrange_weight(torch.randn(24, 3, 7, 7).bfloat16(), 3).to(device)
+    weight = stem_fallback.arrange_weight(torch.randn(24, 3, 7, 7).bfloat16(), 3).to(device)
     for x in (torch.randn(2, 3, 9, 14), with_gaps(torch.randn(2, 3, 9, 14))):
         torch.library.opcheck(stem_conv_op, (x.bfloat16().to(device), weight, 3))
     for bias in (None, torch.randn(16).to(device)):

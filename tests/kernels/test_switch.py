@@ -17,7 +17,8 @@ SCRIPT = """
 import contextlib
 import warnings
 import torch
-from fastmask.kernels import gpu_nms, gpu_paste, launch
+from fastmask.kernels import launch
+from fastmask.kernels.triton import nms as nms_triton, paste as paste_triton
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 
@@ -32,7 +33,7 @@ def launch_of(name):
         raise Launched
     return on_device
 
-for module in (gpu_nms, gpu_paste):
+for module in (nms_triton, paste_triton):
     module.on_device = launch_of(module.__name__)
 warnings.simplefilter("always")
 boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5]])
@@ -80,7 +81,7 @@ def test_one_op_switched_off() -> None:
     done = run("off:nms_padded")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "['fastmask.kernels.gpu_paste']",
+        "['fastmask.kernels.triton.paste']",
         "[1, 1]",
         "1",
         "FASTMASK_KERNELS takes slow, eager PyTorch instead of Triton kernels for nms_padded",
@@ -94,7 +95,7 @@ def test_one_op_switched_off() -> None:
 def test_nothing_switched_off() -> None:
     done = run("on")
     assert done.returncode == 0, done.stderr
-    launched = "['fastmask.kernels.gpu_nms', 'fastmask.kernels.gpu_paste']"
+    launched = "['fastmask.kernels.triton.nms', 'fastmask.kernels.triton.paste']"
     assert done.stdout.splitlines() == [
         launched,
         "[]",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inputs import FLOATS, INF, NAN
+from helpers.inputs import FLOATS, INF, NAN
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -53,7 +53,7 @@ def test_ties_keep_the_order_of_anchors(
 ) -> None:
     """Across chunks: the last ones kept are the first of their equals."""
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.gpu_top_anchors.CHUNK", 128)
+        monkeypatch.setattr("fastmask.kernels.triton.top_anchors.CHUNK", 128)
     check([(level * 2).round() for level in draw(dtype)], 100, device)
     check([level * 0 - 3 for level in draw(dtype)], 100, device)
 

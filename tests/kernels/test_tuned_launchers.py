@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
+from helpers.inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales, with_images
 
 from fastmask.kernels import knobs, tuning
 from fastmask.kernels.knobs import KNOBS, Knob
@@ -56,50 +56,50 @@ def test_the_audit_compiles_every_choice() -> None:
 
 
 def launch_roi_align() -> None:
-    from fastmask.kernels import gpu_roi_align
+    from fastmask.kernels.triton import roi_align as roi_align_triton
 
     maps = [f.bfloat16().contiguous(memory_format=torch.channels_last) for f in draw_pyramid(4, channels=256)]
     geometry = pyramid_scales(4), level_limits(pyramid_scales(4), 224, 4)
-    gpu_roi_align.multilevel_roi_align(maps, with_images(draw_boxes(100), 2), *geometry, 14, 14, 2, False)
+    roi_align_triton.multilevel_roi_align(maps, with_images(draw_boxes(100), 2), *geometry, 14, 14, 2, False)
 
 
 def launch_roi_align_apart() -> None:
-    from fastmask.kernels import gpu_roi_align
+    from fastmask.kernels.triton import roi_align as roi_align_triton
 
     maps = [torch.randn(2, 32, 16 >> i, 24 >> i) for i in range(4)]  # 1020 pixels
     geometry = pyramid_scales(4), level_limits(pyramid_scales(4), 224, 4)
-    gpu_roi_align.multilevel_roi_align(maps, with_images(draw_boxes(2), 2), *geometry, 7, 7, 2, False)  # 1568 taps
+    roi_align_triton.multilevel_roi_align(maps, with_images(draw_boxes(2), 2), *geometry, 7, 7, 2, False)  # 1568 taps
 
 
 def launch_roi_align_backward() -> None:
-    from fastmask.kernels import gpu_roi_align_backward
+    from fastmask.kernels.triton import roi_align_backward as roi_align_backward_triton
 
     scales = pyramid_scales(4)
-    gpu_roi_align_backward.multilevel_roi_align_backward(
+    roi_align_backward_triton.multilevel_roi_align_backward(
         torch.randn(5, 32, 7, 7), with_images(draw_boxes(5), 2), 2, [50, 25, 13, 7], [75, 38, 19, 10], scales,
         level_limits(scales, 224, 4), 2, False,
     )  # fmt: skip
 
 
 def launch_nms() -> None:
-    from fastmask.kernels import gpu_nms
+    from fastmask.kernels.triton import nms as nms_triton
 
     for num in (1500, 3000):
         boxes, scores, groups = torch.rand(1, num, 4), torch.rand(1, num), torch.randint(3, (1, num))
-        gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, 100)
+        nms_triton.nms_padded(boxes, scores, groups, None, 0.5, 100)
 
 
 def launch_paste() -> None:
-    from fastmask.kernels import gpu_paste
+    from fastmask.kernels.triton import paste as paste_triton
 
-    gpu_paste.paste_masks(draw_masks(100), draw_boxes(100), 200, 300, "bool", 0.5, False, False, 1)
+    paste_triton.paste_masks(draw_masks(100), draw_boxes(100), 200, 300, "bool", 0.5, False, False, 1)
 
 
 def launch_rle() -> None:
-    from fastmask.kernels import gpu_rle
+    from fastmask.kernels.triton import rle as rle_triton
 
     sizes = torch.tensor([[200, 300]]).repeat(100, 1)
-    gpu_rle.encode_masks(draw_masks(100), draw_boxes(100), sizes, 2**17, 0.5, False, False, 1)
+    rle_triton.encode_masks(draw_masks(100), draw_boxes(100), sizes, 2**17, 0.5, False, False, 1)
 
 
 LAUNCH = {
@@ -143,16 +143,16 @@ def test_an_interpreted_launcher_takes_what_was_saved(tmp_path: Path, monkeypatc
     """More programs of fewer rows each, and the same pixels."""
     from fastmask.benchmarks import tune
     from fastmask.benchmarks.tune_cases import Shapes
-    from fastmask.kernels import gpu_paste
+    from fastmask.kernels.triton import paste as paste_triton
 
-    grids, kernel = [], gpu_paste._paste_kernel
+    grids, kernel = [], paste_triton._paste_kernel
 
     class Noting:
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             grids.append(grid)
             return kernel[grid]
 
-    monkeypatch.setattr(gpu_paste, "_paste_kernel", Noting())
+    monkeypatch.setattr(paste_triton, "_paste_kernel", Noting())
     args = (draw_masks(2), draw_boxes(2, (32, 60), 30), 32, 60, "float", 0.5, False, False, 1)
     with tuning.overridden(CPU, {}):
         expected = paste_masks_op(*args)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from slim import slim_model
+from helpers.slim import slim_model
 
 import fastmask
 from fastmask.kernels import tuning

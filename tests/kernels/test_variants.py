@@ -22,10 +22,15 @@ import collections, json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from fastmask.kernels import gpu_bias_act, gpu_class_masks, gpu_decode, gpu_linear_add_relu, gpu_nms, gpu_paste
-from fastmask.kernels import gpu_candidates, gpu_decode_levels, gpu_max_pool2d, gpu_nms_runs, gpu_predict_anchors
-from fastmask.kernels import gpu_preprocess, gpu_stem_conv, gpu_take, gpu_top_anchors
-from fastmask.kernels import gpu_rle, gpu_roi_align, gpu_roi_align_backward, gpu_roi_pool
+from fastmask.kernels.triton import bias_act as bias_act_triton, class_masks as class_masks_triton
+from fastmask.kernels.triton import decode as decode_triton, linear_add_relu as linear_add_relu_triton
+from fastmask.kernels.triton import nms as nms_triton, paste as paste_triton, candidates as candidates_triton
+from fastmask.kernels.triton import decode_levels as decode_levels_triton, max_pool2d as max_pool2d_triton
+from fastmask.kernels.triton import nms_runs as nms_runs_triton, predict_anchors as predict_anchors_triton
+from fastmask.kernels.triton import preprocess as preprocess_triton, stem_conv as stem_conv_triton
+from fastmask.kernels.triton import take as take_triton, top_anchors as top_anchors_triton, rle as rle_triton
+from fastmask.kernels.triton import roi_align as roi_align_triton, roi_align_backward as roi_align_backward_triton
+from fastmask.kernels.triton import roi_pool as roi_pool_triton
 
 class Compiles:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
@@ -52,55 +57,55 @@ heights, widths = [f.shape[2] for f in pyramid], [f.shape[3] for f in pyramid]
 def rois_of(num):
     rois, grad = torch.rand(num, 5), torch.rand(num, 32, 3, 3)
     for maps in (pyramid, one, planes, large):
-        gpu_roi_align.multilevel_roi_align(maps, rois, scales, limits, 3, 3, 2, False)
-    gpu_roi_align_backward.multilevel_roi_align_backward(
+        roi_align_triton.multilevel_roi_align(maps, rois, scales, limits, 3, 3, 2, False)
+    roi_align_backward_triton.multilevel_roi_align_backward(
         grad, rois, 2, heights, widths, scales, limits, 2, False
     )
-    _, argmax = gpu_roi_pool.roi_pool(pyramid[0], rois, 0.25, 3, 3)
-    gpu_roi_pool.roi_pool_backward(grad, rois, argmax, 0.25, 2, 16, 24)
+    _, argmax = roi_pool_triton.roi_pool(pyramid[0], rois, 0.25, 3, 3)
+    roi_pool_triton.roi_pool_backward(grad, rois, argmax, 0.25, 2, 16, 24)
 
 def boxes_of(num):
     boxes, scores, groups = torch.rand(2, num, 4), torch.rand(2, num), torch.randint(3, (2, num))
     sizes = torch.full((2, 2), 100)
-    gpu_decode.decode_boxes(
+    decode_triton.decode_boxes(
         torch.rand(2, 3 * num, 4), boxes, sizes, torch.rand(2, 3 * num), None, [1.0] * 4, 4.0, num / 10, num / 100, True
     )
     settings = ([1.0] * 4, 4.0, num / 10, num / 100)
     logits, index = torch.rand(2, num), torch.zeros(2, num, dtype=torch.int64)
     deltas = torch.rand(2, 12, num % 7 + 1, 9)
-    gpu_decode_levels.decode_levels(
+    decode_levels_triton.decode_levels(
         logits, index, [num // 3, num - num // 3], [deltas] * 2, boxes[0], sizes, *settings
     )
     logits, deltas = torch.rand(2 * num, 112)[:, 3:10], torch.rand(2 * num, 7, 4)
-    gpu_candidates.select_candidates(logits, deltas, boxes, sizes, sizes[:, 0], 3, *settings)
+    candidates_triton.select_candidates(logits, deltas, boxes, sizes, sizes[:, 0], 3, *settings)
     for labels in (None, groups):
-        gpu_take.take_kept(torch.zeros(2, num // 2, dtype=torch.int64), boxes, scores, labels)
-    gpu_take.scale_boxes(boxes, sizes, sizes)
-    gpu_nms.COMPARISONS = 2**25
-    gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
-    gpu_nms.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
-    gpu_nms.COMPARISONS, gpu_nms.MOST_WORDS, gpu_nms.LEAST_WINDOW = 0, 0, 8
-    gpu_nms_runs.RUN = 64
-    for gpu_nms.MERGES in (0, 2**32):
-        gpu_nms.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
+        take_triton.take_kept(torch.zeros(2, num // 2, dtype=torch.int64), boxes, scores, labels)
+    take_triton.scale_boxes(boxes, sizes, sizes)
+    nms_triton.COMPARISONS = 2**25
+    nms_triton.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
+    nms_triton.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
+    nms_triton.COMPARISONS, nms_triton.MOST_WORDS, nms_triton.LEAST_WINDOW = 0, 0, 8
+    nms_runs_triton.RUN = 64
+    for nms_triton.MERGES in (0, 2**32):
+        nms_triton.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)
 
 def masks_of(num):
     masks, boxes, sizes = torch.rand(num, 28, 28), torch.rand(num, 4), torch.full((num, 2), 100)
-    gpu_paste.paste_masks(masks, boxes, 60, 90, "bool", 0.5, False, True, 1)
-    gpu_rle.encode_masks(masks, boxes, sizes, 1000 * num, 0.5, False, True, 1)
+    paste_triton.paste_masks(masks, boxes, 60, 90, "bool", 0.5, False, True, 1)
+    rle_triton.encode_masks(masks, boxes, sizes, 1000 * num, 0.5, False, True, 1)
 
 def pictures_of(num):
-    gpu_paste.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
+    paste_triton.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
 
 def maps_of(num):
     y, bias, weight = (torch.zeros(size) for size in ((1, 32, num, 3), (32,), (15, 32)))
     y = y.contiguous(memory_format=torch.channels_last)
     for residual in (None, y.clone(), torch.zeros(1, 32, (num + 1) // 2, 2)):
-        gpu_bias_act.bias_act_(y, bias, residual, True)
+        bias_act_triton.bias_act_(y, bias, residual, True)
     rows, square = torch.zeros(num, 32).bfloat16(), torch.zeros(32, 32).bfloat16()
-    gpu_linear_add_relu.linear_add_relu(rows, square, square[0], rows)
-    gpu_predict_anchors.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
-    gpu_top_anchors.top_anchors([y.bfloat16(), pyramid[1].bfloat16()], 100 + num % 28)
+    linear_add_relu_triton.linear_add_relu(rows, square, square[0], rows)
+    predict_anchors_triton.predict_anchors([y, pyramid[1]], bias, weight, bias[:15], 3)
+    top_anchors_triton.top_anchors([y.bfloat16(), pyramid[1].bfloat16()], 100 + num % 28)
 
 weights = torch.randn(16, 64, 2, 2), torch.randn(64), torch.randn(5, 64), torch.randn(5)
 
@@ -108,18 +113,18 @@ def heads_of(num):
     for dtype in (torch.float32, torch.bfloat16):
         hidden, own = torch.empty(2 * num, 14, 14, 16, dtype=dtype).permute(0, 3, 1, 2), [w.to(dtype) for w in weights]
         labels, count = torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0])
-        gpu_class_masks.class_masks(hidden, *own, labels, count)
+        class_masks_triton.class_masks(hidden, *own, labels, count)
 
 def frames_of(num):
     pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, num % 7 + 1, dtype=torch.uint8)
     for images in ([], [image], [image.float(), image.permute(0, 2, 1)]):
-        gpu_preprocess.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
+        preprocess_triton.preprocess(images, [num + 1, 7], [8, num + 2], torch.zeros(3), torch.ones(3), pixels)
 
 def stems_of(num):
     pixels = torch.empty(2, num + 1, 2 * num + 2, 4, dtype=torch.bfloat16).permute(0, 3, 1, 2)[:, :3]
-    maps = gpu_stem_conv.stem_conv(pixels, torch.zeros(7, 32, 64, dtype=torch.bfloat16), 3)
-    gpu_max_pool2d.max_pool2d(maps, torch.zeros(64).bfloat16(), 3, 2, 1)
-    gpu_max_pool2d.max_pool2d(maps, None, 1, 2, 0)
+    maps = stem_conv_triton.stem_conv(pixels, torch.zeros(7, 32, 64, dtype=torch.bfloat16), 3)
+    max_pool2d_triton.max_pool2d(maps, torch.zeros(64).bfloat16(), 3, 2, 1)
+    max_pool2d_triton.max_pool2d(maps, None, 1, 2, 0)
 
 for num in [*range(34), *range(34, 2001, 61), 2000]:
     {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers.slim import NUM_CLASSES, slim_model
 from safetensors.torch import save_file
-from slim import NUM_CLASSES, slim_model
 from torch import Tensor, nn
 
 import fastmask

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import draw_picture
-from slim import slim_pair
+from helpers.images import draw_picture
+from helpers.slim import slim_pair
 from torch import Tensor, nn
 
 from fastmask import Predictor
-from fastmask.matching import matched_share
+from fastmask.evaluation.agreement import matched_share
 
 SIZES = [[(100, 120), (90, 140)], [(80, 120), (90, 110)]]
 

@@ -4,21 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from fusing import FORMS, NEW, close, kinds, unsettle
-from pictures import draw_picture
-from slim import slim_model, slim_pair
-from static import NoDataDependence
+from helpers.fusing import FORMS, NEW, close, kinds, unsettle
+from helpers.images import draw_picture
+from helpers.slim import slim_model, slim_pair
+from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
 from fastmask import Predictor
-from fastmask.matching import matched_share
+from fastmask.evaluation.agreement import matched_share
+from fastmask.inference.program import Inputs, Program
 from fastmask.models import fused
 from fastmask.models.detection import faster_rcnn, rpn
 from fastmask.models.prepare import prepared
 from fastmask.models.resnet import BasicBlock, Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
-from fastmask.program import Inputs, Program
 
 MODELS = {
     "maskrcnn_resnet50_fpn": lambda: get("maskrcnn_resnet50_fpn"),
@@ -155,7 +155,7 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
 def test_exports_keep_convolutions(settled: nn.Module) -> None:
     """What is exported has no layer of these, and so none of their ops."""
     pytest.importorskip("pycocotools")
-    from fastmask.export.deployed import Deployed
+    from fastmask.export.module import Deployed
 
     model = Deployed(settled)
     assert not kinds(model) & NEW

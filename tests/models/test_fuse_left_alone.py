@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from fusing import FORMS, NEW, close, kinds, unsettle
-from slim import slim_model
+from helpers.fusing import FORMS, NEW, close, kinds, unsettle
+from helpers.slim import slim_model
 from torch import Tensor, nn
 
 import fastmask

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fusing import FORMS, close, kinds, unsettle
-from slim import slim_model
+from helpers.fusing import FORMS, close, kinds, unsettle
+from helpers.slim import slim_model
 from torch import Tensor, nn
 
 import fastmask
 from fastmask import Predictor
-from fastmask.kernels.cpu_stem import has_gaps
+from fastmask.inference.program import Inputs, Program
+from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models import fused
 from fastmask.models.prepare import prepared
 from fastmask.ops.feature_pyramid_network import LastLevelMaxPool
-from fastmask.program import Inputs, Program
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torchvision
-from exact import assert_exact, assert_exact_masks, assert_matched
-from pictures import draw_picture
-from slim import settle_on_pictures, slim_pair
-from static import NoDataDependence
+from helpers.exact import assert_exact, assert_exact_masks, assert_matched
+from helpers.images import draw_picture
+from helpers.slim import settle_on_pictures, slim_pair
+from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
-from fastmask.matching import matched_share
+from fastmask.evaluation.agreement import matched_share
 from fastmask.models.detection.generalized_rcnn import split
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 

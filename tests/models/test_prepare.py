@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from slim import slim_model
+from helpers.slim import slim_model
 from torch import nn
 
 import fastmask

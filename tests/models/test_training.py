@@ -5,15 +5,15 @@ import types
 import pytest
 import torch
 import torchvision
-from pictures import draw_picture
-from slim import slim_model, slim_pair
-from static import NoDataDependence
+from helpers.images import draw_picture
+from helpers.slim import slim_model, slim_pair
+from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
 from fastmask.models.detection.losses import valid_rows_in_turn
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.padding import padded_targets
+from fastmask.structures import padded_targets
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]

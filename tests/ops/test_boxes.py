@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 import torchvision.ops as tv
-from inputs import NAN, draw_boxes, hostile_boxes
+from helpers.inputs import NAN, draw_boxes, hostile_boxes
 from torch import Tensor
 
 from fastmask import ops

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision.ops as tv
-from inputs import draw_boxes
+from helpers.inputs import draw_boxes
 
 from fastmask import ops
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import FLOATS, draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import FLOATS, draw_boxes, draw_masks, hostile_boxes
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
 

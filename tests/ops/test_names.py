@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from fastmask import ops
-from fastmask.ops._utils import NOT_PROVIDED
+from fastmask.checks import NOT_PROVIDED
 
 NEWEST = tuple(int(part) for part in torchvision.__version__.split(".")[:2]) >= (0, 29)
 OURS_ALONE = {"nms_padded", "multilevel_roi_align", "paste_masks", "paste_masks_in_image", "encode_masks"}

@@ -7,7 +7,16 @@ import sys
 import pytest
 import torch
 import torchvision.ops as tv
-from inputs import FLOATS, LAYOUTS, draw_boxes, draw_pyramid, finite, hostile_boxes, strided, with_images
+from helpers.inputs import (
+    FLOATS,
+    LAYOUTS,
+    draw_boxes,
+    draw_pyramid,
+    finite,
+    hostile_boxes,
+    strided,
+    with_images,
+)
 from torch import Tensor
 
 from fastmask import ops

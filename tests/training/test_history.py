@@ -34,7 +34,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from fastmask.training.board import open_board, show_epoch, show_step
+    from fastmask.training.tensorboard import open_board, show_epoch, show_step
 
     board = open_board(tmp_path, 0)
     show_step(board, Row(3, 0, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from helpers.slim import slim_model
 from PIL import Image
-from slim import slim_model
 from torch import nn
 
 import fastmask
@@ -233,7 +233,7 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, seed: int, monkeyp
 
 
 def program(name: str) -> str:
-    return str(Path(__file__).parent / name)
+    return str(Path(__file__).parent.parent / "helpers" / name)
 
 
 def environment() -> dict[str, str]:
@@ -268,7 +268,7 @@ def test_killed_and_taken_up(tmp_path: Path, seed: int) -> None:
     options = ["train", "--data-path", str(tmp_path / "set"), "--model", "slim", "--weights", "none", "--device", "cpu"]
     options += ["--epochs", "3", "--batch-size", "1", "--workers", "1", "--optimizer", "adamw", "--seed", str(seed)]
     options += ["--min-size", "64", "96", "--ema", "0.9", "--paste", "0.5", "--save-steps", "3"]
-    command = [sys.executable, str(Path(__file__).parent.parent / "slim_command.py"), *options, "--out"]
+    command = [sys.executable, program("slim_command.py"), *options, "--out"]
 
     def finished(folder: str, *more: str) -> None:
         done = subprocess.run(

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from slim import slim_model
-from static import NoDataDependence
+from helpers.slim import slim_model
+from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
@@ -14,7 +14,7 @@ from fastmask.data.loading import training_loader
 from fastmask.demo import drawn_dataset
 from fastmask.structures import Batch
 from fastmask.training import Settings
-from fastmask.training.learner import Average, Learner
+from fastmask.training.loss_module import Average, Learner
 from fastmask.training.step import Step
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from slim import slim_pair
+from helpers.slim import slim_pair
 from torch import Tensor, nn
 
 from fastmask.data.augment import Augmentation

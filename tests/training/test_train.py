@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from slim import slim_model
+from helpers.slim import slim_model
 from torch import nn
 
 import fastmask
 from fastmask.cli import main
 from fastmask.data import Record, write_dataset
-from fastmask.data.places import label_names, read_parts
+from fastmask.data.splits import label_names, read_parts
 from fastmask.demo import CLASSES, drawn_dataset, save_drawn
 
 BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []

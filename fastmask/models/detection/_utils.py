@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.cpu_decode import decode, decode_boxes, decode_levels
-from fastmask.kernels.cpu_take import take_rows_of, with_image
 from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_candidates_op
+from fastmask.kernels.fallback.decode import decode, decode_boxes, decode_levels
+from fastmask.kernels.fallback.take import take_rows_of, with_image
 from fastmask.kernels.take import take_kept_op
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -75,7 +75,7 @@ class BoxCoder:
         """Candidates' boxes [B, N, 4], clipped to the image sizes, and which of them count [B, N].
 
         On a GPU in one launch, but where PyTorch is to see the steps: for gradients, to compile or export them.
-        Args and shapes: see :func:`fastmask.kernels.cpu_decode.decode_boxes`.
+        Args and shapes: see :func:`fastmask.kernels.fallback.decode.decode_boxes`.
         """
         limits = (self.bbox_xform_clip, min_size, min_score, above)
         return (decode_boxes_op if runs_as_kernel(deltas) else decode_boxes)(
@@ -97,7 +97,7 @@ class BoxCoder:
         """An RPN's candidates, from the logits that were chosen: boxes [B, N, 4], scores and which count [B, N].
 
         Where it is one launch: see :meth:`decode_candidates`. Args and shapes: see
-        :func:`fastmask.kernels.cpu_decode.decode_levels`.
+        :func:`fastmask.kernels.fallback.decode.decode_levels`.
         """
         limits = (self.bbox_xform_clip, min_size, min_score)
         return (decode_levels_op if runs_as_kernel(logits, *deltas) else decode_levels)(
@@ -118,7 +118,7 @@ class BoxCoder:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A box head's candidates in one launch: boxes [B, N, 4], labels, scores and which count [B, N].
 
-        Args and shapes: see :func:`fastmask.kernels.cpu_decode.select_candidates`.
+        Args and shapes: see :func:`fastmask.kernels.fallback.decode.select_candidates`.
         """
         limits = (self.bbox_xform_clip, min_size, min_score)
         candidates: tuple[Tensor, Tensor, Tensor, Tensor] = select_candidates_op(

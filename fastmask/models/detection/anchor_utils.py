@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable, upcast
 from fastmask.models.detection.image_list import ImageList
-from fastmask.ops._utils import NotScriptable, upcast
 
 DEFAULT_DEVICE = torch.device("cpu")
 

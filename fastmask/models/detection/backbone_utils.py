@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.models import resnet
 from fastmask.models._api import WeightsEnum
 from fastmask.models._utils import IntermediateLayerGetter
-from fastmask.ops._utils import NotScriptable
 from fastmask.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 from fastmask.ops.misc import FrozenBatchNorm2d
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._weights import (
     Source,
@@ -24,7 +25,6 @@ from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork, RPNHead
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.resnet import ResNet50_Weights, resnet50
-from fastmask.ops._utils import NotScriptable
 from fastmask.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 from fastmask.ops.poolers import MultiScaleRoIAlign
 

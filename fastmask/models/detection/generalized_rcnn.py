@@ -7,16 +7,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.cpu_stem import has_gaps
+from fastmask.checks import NotScriptable, check_shape
+from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models.detection._split import split
 from fastmask.models.detection.losses import Losses, Total, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.models.detection.targets import check_targets
 from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from fastmask.ops._utils import NotScriptable, check_shape
-from fastmask.padding import padded_targets
-from fastmask.structures import Detections, Proposals, Targets
+from fastmask.structures import Detections, Proposals, Targets, padded_targets
 
 Sizes = list[tuple[int, int]]  # (height, width) of each image
 

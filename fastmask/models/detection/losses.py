@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmask.models.detection._mask_head import class_masks
 from fastmask.models.detection._utils import BoxCoder, take_rows
-from fastmask.models.detection.roi_heads import RoIHeads, class_masks, pool
+from fastmask.models.detection.roi_heads import RoIHeads, pool
 from fastmask.models.detection.rpn import RegionProposalNetwork, flatten_anchors
 from fastmask.models.detection.sampling import Sample, match
 from fastmask.ops.boxes import box_iou

@@ -1,14 +1,14 @@
 """Mask R-CNN (arXiv 1703.06870) on a feature pyramid; torchvision.models.detection.mask_rcnn's names."""
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
 from fastmask.models.detection._weights import classes_for, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import (
@@ -19,8 +19,6 @@ from fastmask.models.detection.faster_rcnn import (
     v2_parts,
 )
 from fastmask.models.resnet import ResNet50_Weights
-from fastmask.ops._utils import NotScriptable
-from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
 
@@ -121,59 +119,6 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor
         self.to(memory_format=torch.channels_last)
-
-
-class MaskRCNNHeads(NotScriptable, nn.Sequential):
-    """3x3 convolutions of the given widths on RoI features [N, in_channels, 14, 14]."""
-
-    _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
-
-    def __init__(
-        self,
-        in_channels: int,
-        layers: Sequence[int],
-        dilation: int,
-        norm_layer: Callable[..., nn.Module] | None = None,
-    ) -> None:
-        blocks = []
-        for channels in layers:
-            blocks.append(
-                Conv2dNormActivation(in_channels, channels, padding=dilation, dilation=dilation, norm_layer=norm_layer)
-            )
-            in_channels = channels
-        super().__init__(*blocks)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        if (local_metadata.get("version") or 1) < 2:
-            for i in range(len(self)):
-                for kind in ("weight", "bias"):
-                    old = f"{prefix}mask_fcn{i + 1}.{kind}"
-                    if old in state_dict:
-                        state_dict[f"{prefix}{i}.0.{kind}"] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-
-class MaskRCNNPredictor(NotScriptable, nn.Sequential):
-    """Mask features [N, in_channels, 14, 14] upsampled twofold -> mask logits of each class [N, C, 28, 28]."""
-
-    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
-        super().__init__(
-            OrderedDict(
-                conv5_mask=nn.ConvTranspose2d(in_channels, dim_reduced, 2, 2),
-                relu=nn.ReLU(inplace=True),
-                mask_fcn_logits=nn.Conv2d(dim_reduced, num_classes, 1),
-            )
-        )
-        for name, parameter in self.named_parameters():
-            if "weight" in name:
-                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
 
 class MaskRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name

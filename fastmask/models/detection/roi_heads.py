@@ -1,15 +1,14 @@
 """Box and mask heads on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmask.kernels.class_masks import class_masks_op
+from fastmask.checks import NotScriptable
+from fastmask.models.detection._mask_head import predict_masks
 from fastmask.models.detection._utils import BoxCoder, rois_of, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops._utils import NotScriptable, upcast
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.poolers import MultiScaleRoIAlign
@@ -172,55 +171,3 @@ def pool(
         canonical_scale=pooler.canonical_scale,
         canonical_level=pooler.canonical_level,
     )
-
-
-def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-    """Masks [B, D, 2h, 2w] of each detection's class, from hidden [B * D, C, h, w], labels [B, D] and count [B].
-
-    Probabilities, zeros in padding. Where no gradient is wanted, all of it is one op.
-    """
-    if is_plain(predictor, hidden):
-        layers: Any = predictor
-        deconv, _, last = layers
-        weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
-        plain: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
-        return plain.view(*labels.shape, *plain.shape[1:])
-    logits = class_masks(predictor, hidden, labels.flatten())
-    real = torch.arange(labels.shape[1], device=logits.device) < count[:, None]
-    masks = upcast(logits).sigmoid().view(*labels.shape, *logits.shape[1:])
-    return masks.masked_fill(~real[:, :, None, None], 0)
-
-
-def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
-    """Whether ``fastmask::class_masks`` gives what a predictor would: unchanged layers, no gradient, no export."""
-    from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
-
-    if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
-        return False
-    layers: Any = predictor
-    deconv, relu, last = layers
-    kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    if not kinds or hooked or deconv.bias is None or last.bias is None:
-        return False
-    sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
-    usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (1, 1)) and deconv.groups == last.groups == 1
-    parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
-    same = all(parameter.dtype == hidden.dtype for parameter in parameters)
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
-    return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
-
-
-def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
-    from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
-
-    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the one
-        every: Tensor = predictor(hidden)
-        return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
-    deconv, relu, last = predictor
-    assert isinstance(last, nn.Conv2d)
-    up = relu(deconv(hidden))  # [N, D, 2h, 2w]
-    weight = last.weight.flatten(1)[labels]  # [N, D]: one dot product a pixel instead of one for every class
-    logits = torch.einsum("nd,ndhw->nhw", weight, up)
-    return logits if last.bias is None else logits + last.bias[labels, None, None]

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.models.detection._utils import BoxCoder, take_kept
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops._utils import NotScriptable
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.structures import Proposals

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastmask.ops._utils import check_shape
+from fastmask.checks import check_shape
 
 
 def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor], masks: bool) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmask.checks import NotScriptable
 from fastmask.models.detection.image_list import ImageList
-from fastmask.ops._utils import NotScriptable
 from fastmask.ops.masks import paste_masks_in_image
 
 Target = dict[str, Tensor]

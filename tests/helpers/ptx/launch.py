@@ -1,7 +1,7 @@
 """Execute what Triton compiles, on a machine without a GPU.
 
     with launched(90, Options(seed=0)) as runs:
-        fastmask.kernels.gpu_nms.nms_padded(...)  # on CPU tensors; runs collects one Run per launch
+        fastmask.kernels.triton.nms.nms_padded(...)  # on CPU tensors; runs collects one Run per launch
 
 Every `kernel[grid](...)` inside is compiled by Triton as for that GPU, with the specialization of its real arguments,
 and its PTX is executed on the tensors' own memory, all threads of some CTAs in lockstep (threads.py).

@@ -7,7 +7,12 @@ import torch
 from case_inputs import BF16, FP16, FP32, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_bias_act, gpu_linear_add_relu, gpu_predict_anchors, reference_layers
+from fastmask.kernels import reference_layers
+from fastmask.kernels.triton import (
+    bias_act as bias_act_triton,
+    linear_add_relu as linear_add_relu_triton,
+    predict_anchors as predict_anchors_triton,
+)
 
 TOLERANCE = {FP32: 1e-6, FP16: 1e-3, BF16: 4e-3}
 
@@ -20,8 +25,8 @@ def draw(*shape, dtype=FP32):
 def epilogue_case(y, bias, residual, relu, elements=None) -> Case:
     def run():
         out = y.clone()
-        with mock.patch.object(gpu_bias_act, "ELEMENTS", elements or gpu_bias_act.ELEMENTS):
-            gpu_bias_act.bias_act_(out, bias, residual, relu)
+        with mock.patch.object(bias_act_triton, "ELEMENTS", elements or bias_act_triton.ELEMENTS):
+            bias_act_triton.bias_act_(out, bias, residual, relu)
         return out
 
     def check(out):
@@ -38,7 +43,7 @@ def anchors_case(hidden, anchors) -> Case:
     )
 
     def run():
-        return torch.cat(gpu_predict_anchors.predict_anchors(hidden, bias, weight, outer, anchors), 1)
+        return torch.cat(predict_anchors_triton.predict_anchors(hidden, bias, weight, outer, anchors), 1)
 
     def check(out):
         rows = []
@@ -58,8 +63,8 @@ def product_case(pixels, depth, outputs, dtype, tile=(32, 32, 32)) -> Case:
     names = dict(zip(("PIXELS", "OUTPUTS", "DEPTH"), tile, strict=True))
 
     def run():
-        with mock.patch.multiple(gpu_linear_add_relu, **names):
-            return gpu_linear_add_relu.linear_add_relu(x, weight, bias, residual)
+        with mock.patch.multiple(linear_add_relu_triton, **names):
+            return linear_add_relu_triton.linear_add_relu(x, weight, bias, residual)
 
     def check(out):
         expected = (x.double() @ weight.double().T + bias.double() + residual.double()).relu()
@@ -94,14 +99,14 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 def bugs() -> Iterator[tuple[str, Bug]]:
     case = epilogue_case(draw(2, 48, 9, 7), draw(48), draw(2, 48, 5, 4), True, 512)
-    yield "epilogue, beyond the line", Bug("gpu_bias_act", "offs_pixel < width)", "offs_pixel <= width)", case)
-    yield "epilogue, the other image's row", Bug("gpu_bias_act", "(line // height).to", "(line // width).to", case)
+    yield "epilogue, beyond the line", Bug("triton.bias_act", "offs_pixel < width)", "offs_pixel <= width)", case)
+    yield "epilogue, the other image's row", Bug("triton.bias_act", "(line // height).to", "(line // width).to", case)
     hidden = [draw(1, 48, 7, 9), draw(1, 48, 4, 5)]
     pixel = "first + offs_pixel < pixels", "first + offs_pixel <= pixels", anchors_case(hidden, 3)
-    yield "RPN's predictions, a pixel of the next level", Bug("gpu_predict_anchors", *pixel)
+    yield "RPN's predictions, a pixel of the next level", Bug("triton.predict_anchors", *pixel)
     channel = "mask_c = offs_c < channels", "mask_c = offs_c <= channels", anchors_case(hidden, 3)
-    yield "RPN's predictions, one channel beyond", Bug("gpu_predict_anchors", *channel)
+    yield "RPN's predictions, one channel beyond", Bug("triton.predict_anchors", *channel)
     row = "offs_pixel < pixels - first", "offs_pixel <= pixels - first", product_case(70, 80, 48, BF16)
-    yield "product with residual, one pixel beyond", Bug("gpu_linear_add_relu", *row)
+    yield "product with residual, one pixel beyond", Bug("triton.linear_add_relu", *row)
     step = "offs_k < depth - start", "offs_k <= depth - start", product_case(40, 72, 32, BF16)
-    yield "product with residual, one column beyond", Bug("gpu_linear_add_relu", *step)
+    yield "product with residual, one column beyond", Bug("triton.linear_add_relu", *step)

@@ -7,7 +7,13 @@ import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, mask_boxes
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_candidates, gpu_decode, gpu_decode_levels, gpu_take, reference_layers
+from fastmask.kernels import reference_layers
+from fastmask.kernels.triton import (
+    candidates as candidates_triton,
+    decode as decode_triton,
+    decode_levels as decode_levels_triton,
+    take as take_triton,
+)
 from fastmask.selftest import candidate_cases
 
 SIZE = (200, 300)
@@ -33,7 +39,7 @@ def decode_case(dtype, each, above, counted, hostile=False) -> Case:
         errors = close("boxes", torch.where(finite, out[0], 0), torch.where(finite, boxes, 0), 2e-2)
         return errors + ([f"{int(wrong.sum())} of valid are wrong"] if wrong.any() else [])
 
-    return Case(lambda: gpu_decode.decode_boxes(*arguments), check)
+    return Case(lambda: decode_triton.decode_boxes(*arguments), check)
 
 
 def described(check, inputs, out) -> list[str]:
@@ -49,7 +55,7 @@ def levels_case(dtype, kind) -> Case:
     logits, index, anchors, sizes, *deltas = inputs
     arguments = (logits, index, candidate_cases.LENGTHS, deltas, anchors, sizes, *candidate_cases.LEVEL_SETTINGS)
     return Case(
-        lambda: gpu_decode_levels.decode_levels(*arguments),
+        lambda: decode_levels_triton.decode_levels(*arguments),
         lambda out: described(candidate_cases.check_levels, inputs, out),
     )
 
@@ -58,7 +64,7 @@ def classes_case(dtype, kind) -> Case:
     inputs = candidate_cases.draw_classes(dtype, kind)
     arguments = (*inputs, candidate_cases.SLOTS, *candidate_cases.CLASS_SETTINGS)
     return Case(
-        lambda: gpu_candidates.select_candidates(*arguments),
+        lambda: candidates_triton.select_candidates(*arguments),
         lambda out: described(candidate_cases.check_classes, inputs, out),
     )
 
@@ -76,7 +82,7 @@ def many_classes_case(classes) -> Case:
         errors = close("boxes", out[0], expected[0], 2e-2) + close("scores", out[2], expected[2], 1e-5)
         return errors + ([] if same_rows else ["labels or valid are wrong"])
 
-    return Case(lambda: gpu_candidates.select_candidates(*arguments), check)
+    return Case(lambda: candidates_triton.select_candidates(*arguments), check)
 
 
 def kept_case(labeled) -> Case:
@@ -91,12 +97,14 @@ def kept_case(labeled) -> Case:
             if not torch.equal(one.nan_to_num(7.5), other.nan_to_num(7.5))
         ]
 
-    return Case(lambda: gpu_take.take_kept(*arguments), check)
+    return Case(lambda: take_triton.take_kept(*arguments), check)
 
 
 def scale_case() -> Case:
     inputs = candidate_cases.draw_detections(FP32, "adversarial")
-    return Case(lambda: gpu_take.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out))
+    return Case(
+        lambda: take_triton.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out)
+    )
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -117,19 +125,19 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 def bugs() -> Iterator[tuple[str, Bug]]:
     beyond = "mask = offs < filled", "mask = offs <= filled", decode_case(FP32, 1, False, False)
-    yield "decode, one box beyond the last", Bug("gpu_decode", *beyond)
+    yield "decode, one box beyond the last", Bug("triton.decode", *beyond)
     limit = "score > min_score", "score >= min_score", decode_case(FP32, 1, True, False)
-    yield "decode, scores on the threshold", Bug("gpu_decode", *limit)
+    yield "decode, scores on the threshold", Bug("triton.decode", *limit)
     yield (
         "RPN's candidates, the level before",
-        Bug("gpu_decode_levels", "beyond = level > i", "beyond = level >= i", levels_case(FP32, "ordinary")),
+        Bug("triton.decode_levels", "beyond = level > i", "beyond = level >= i", levels_case(FP32, "ordinary")),
     )
     yield (
         "box head's candidates, background among them",
-        Bug("gpu_candidates", "(label > 0)", "(label >= 0)", classes_case(FP32, "ordinary")),
+        Bug("triton.candidates", "(label > 0)", "(label >= 0)", classes_case(FP32, "ordinary")),
     )
     yield (
         "rows NMS keeps, the row before the first",
-        Bug("gpu_take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
+        Bug("triton.take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
     )
-    yield "boxes scaled by the other axis", Bug("gpu_take", "2 * end + 1 - axis", "2 * end + axis", scale_case())
+    yield "boxes scaled by the other axis", Bug("triton.take", "2 * end + 1 - axis", "2 * end + axis", scale_case())

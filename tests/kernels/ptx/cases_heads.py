@@ -12,7 +12,8 @@ import triton
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_class_masks, gpu_preprocess, reference_layers
+from fastmask.kernels import reference_layers
+from fastmask.kernels.triton import class_masks as class_masks_triton, preprocess as preprocess_triton
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -31,12 +32,12 @@ def mask_case(dtype, num, batch, channels, middle, classes, size, precision="iee
     def run():
         rows = {"ROWS": 32} if triton.runtime.driver.active.get_current_target().arch >= 90 else {}
         with (
-            mock.patch.dict(gpu_class_masks.AT_ONCE, rows),
-            mock.patch.dict(gpu_class_masks.IN_STEPS, rows),
-            mock.patch.object(gpu_class_masks, "shared_memory", return_value=shared),
-            mock.patch.object(gpu_class_masks, "precision", return_value=precision if dtype == FP32 else "half"),
+            mock.patch.dict(class_masks_triton.AT_ONCE, rows),
+            mock.patch.dict(class_masks_triton.IN_STEPS, rows),
+            mock.patch.object(class_masks_triton, "shared_memory", return_value=shared),
+            mock.patch.object(class_masks_triton, "precision", return_value=precision if dtype == FP32 else "half"),
         ):
-            return gpu_class_masks.class_masks(*inputs)
+            return class_masks_triton.class_masks(*inputs)
 
     def check(out):
         return close("masks", out, reference_layers.class_masks(*inputs), 2e-3 if precision == "tf32" else 1e-5)
@@ -48,7 +49,7 @@ def preprocess_case(images, sizes, padded, dtype=FP32, more=0, layout=torch.chan
     def run():
         pixels = torch.empty(len(images) + more, 3, *padded, dtype=dtype).contiguous(memory_format=layout)
         heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
-        gpu_preprocess.preprocess(images, heights, widths, MEAN, STD, pixels)
+        preprocess_triton.preprocess(images, heights, widths, MEAN, STD, pixels)
         return pixels
 
     def check(out):
@@ -89,22 +90,25 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     case = mask_case(BF16, 3, 1, 64, 64, 3, (14, 14))
     yield (
         "mask branch, the wrong detection's class",
-        Bug("gpu_class_masks", "later = pixel >= pixels", "later = pixel > pixels", case),
+        Bug("triton.class_masks", "later = pixel >= pixels", "later = pixel > pixels", case),
     )
     case = mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
     yield (
         "mask branch, padding is read",
-        Bug("gpu_class_masks", "counts = tl.where(later, counts1, counts0) & inside", "counts = inside", case),
+        Bug("triton.class_masks", "counts = tl.where(later, counts1, counts0) & inside", "counts = inside", case),
     )
     images, sizes = [torch.randint(0, 256, (3, 17, 30), dtype=torch.uint8)], [(16, 57)]
     case = preprocess_case(images, sizes, (16, 60))
     yield (
         "preprocessing, a pixel beyond the row",
-        Bug("gpu_preprocess", "(x < resized_x)[None, :]", "(x <= resized_x)[None, :]", case),
+        Bug("triton.preprocess", "(x < resized_x)[None, :]", "(x <= resized_x)[None, :]", case),
     )
     yield (
         "preprocessing, beyond the last row",
         Bug(
-            "gpu_preprocess", "(size != resized).to(tl.int32), size - 1)", "(size != resized).to(tl.int32), size)", case
+            "triton.preprocess",
+            "(size != resized).to(tl.int32), size - 1)",
+            "(size != resized).to(tl.int32), size)",
+            case,
         ),
     )

@@ -7,7 +7,9 @@ import torch
 from case_inputs import INF, NAN
 from helpers.ptx import Bug, Case, same
 
-from fastmask.kernels import cpu_nms, gpu_nms, gpu_nms_runs, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import nms as nms_fallback
+from fastmask.kernels.triton import nms as nms_triton, nms_runs as nms_runs_triton
 
 
 def clustered(batch, num, size=100.0, side=30.0):
@@ -15,7 +17,7 @@ def clustered(batch, num, size=100.0, side=30.0):
     return torch.cat([corner, corner + torch.rand(batch, num, 2) * side + 4], 2)
 
 
-SORTED = {"COMPARISONS": 0, "MERGES": 0}  # constants of gpu_nms for a case: sorts instead of counting
+SORTED = {"COMPARISONS": 0, "MERGES": 0}  # constants of triton.nms for a case: sorts instead of counting
 RUNS = {"COMPARISONS": 0, "run": 64}  # sorts of runs
 WINDOWS = {"MOST_WORDS": 0, "LEAST_WINDOW": 2}  # two blocks
 
@@ -29,23 +31,23 @@ def nms_case(
     most=None,
     num_groups=0,
     presorted=None,
-    run=gpu_nms_runs.RUN,
+    run=nms_runs_triton.RUN,
     **constants,
 ) -> Case:
     most = boxes.shape[1] if most is None else most
 
     def suppress():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gpu_nms_runs, "RUN", run)
+            patch.setattr(nms_runs_triton, "RUN", run)
             for name, value in constants.items():
-                patch.setattr(gpu_nms, name, value)
-            return gpu_nms.nms_padded(boxes, scores, groups, valid, threshold, most, num_groups, presorted)
+                patch.setattr(nms_triton, name, value)
+            return nms_triton.nms_padded(boxes, scores, groups, valid, threshold, most, num_groups, presorted)
 
     def check(out):
         indices, count = out
         wrong = []
         slow = boxes.shape[1] <= 80
-        fast_indices, fast_count = cpu_nms.nms_padded(
+        fast_indices, fast_count = nms_fallback.nms_padded(
             boxes, scores, groups, valid, threshold, most, num_groups, presorted
         )
         wrong += same("indices", indices, fast_indices) + same("count", count, fast_count)
@@ -211,26 +213,26 @@ def threshold_cases() -> Iterator[tuple[str, Case]]:
 def bugs() -> Iterator[tuple[str, Bug]]:
     boxes, scores = clustered(1, 230, 200.0, 30.0), torch.rand(1, 230)
     reads = "own < num", "own <= num", nms_case(boxes, scores)
-    yield "NMS, one box beyond the last", Bug("gpu_nms_order", *reads)
+    yield "NMS, one box beyond the last", Bug("triton.nms_order", *reads)
     # inter is half an integer beside 0.7 * union, to which a rounded product is too far away
     union = torch.randint(1 << 22, 1 << 23, (1, 120, 1)).float()
     inter = (union * 0.7 * 2).round() / 2
     pairs = torch.cat([torch.cat([union * 0, union * 0, w, union * 0 + 1], 2) for w in (union, inter)], 1)
     at_threshold = nms_case(pairs, -torch.arange(240.0)[None], torch.arange(240)[None] % 120, None, 0.7)
     product = "tl.fma(-threshold, union, inter)", "inter - threshold * union", at_threshold
-    yield "NMS, a product rounded before its sum", Bug("gpu_nms_pairs", *product)
+    yield "NMS, a product rounded before its sum", Bug("triton.nms_pairs", *product)
     half = "half_gap * union", "2 * half_gap * union", at_threshold
-    yield "NMS, IoU a float above the threshold does not count", Bug("gpu_nms_pairs", *half)
+    yield "NMS, IoU a float above the threshold does not count", Bug("triton.nms_pairs", *half)
     many = nms_case(clustered(1, 520, 200.0), torch.rand(1, 520), threshold=0.6)
     filled = "kept_low, mask=fills_block", "kept_low", nms_case(boxes, scores, (torch.arange(230) >= 150).long()[None])
-    yield "NMS, kept words of a block of two groups", Bug("gpu_nms_resolve", *filled)
+    yield "NMS, kept words of a block of two groups", Bug("triton.nms_resolve", *filled)
     near = "near_low & kept_low", "near_low & 0", many
-    yield "NMS, the block before is forgotten", Bug("gpu_nms_resolve", *near)
+    yield "NMS, the block before is forgotten", Bug("triton.nms_resolve", *near)
     windows = nms_case(clustered(1, 520, 200.0), torch.rand(1, 520), threshold=0.6, **WINDOWS)
     yield (
         "NMS, strikes miss half a block",
         Bug(
-            "gpu_nms_pairs",
+            "triton.nms_pairs",
             "kept = tl.load(kept_ptr + column * 2 + half)",
             "kept = tl.load(kept_ptr + column * 2 + half) * half",
             windows,
@@ -239,4 +241,4 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     tiny = nms_case(
         pairs * 2.0**-73, -torch.arange(240.0)[None], torch.arange(240)[None] % 120, None, 0.7
     )  # unions of 2^-124
-    yield "NMS, small areas are not seen", Bug("gpu_nms_pairs", "area < SMALLEST_AREA", "area < 0", tiny)
+    yield "NMS, small areas are not seen", Bug("triton.nms_pairs", "area < SMALLEST_AREA", "area < 0", tiny)

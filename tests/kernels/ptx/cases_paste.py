@@ -8,7 +8,8 @@ import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import gpu_paste, gpu_paste_backward, reference
+from fastmask.kernels import reference
+from fastmask.kernels.triton import paste as paste_triton, paste_backward as paste_backward_triton
 
 
 def probabilities(masks, boxes, size, continuous, logits, padding):
@@ -20,8 +21,8 @@ def paste_case(
     masks, boxes, size, output, continuous=False, logits=False, padding=1, threshold=0.5, programs=None
 ) -> Case:
     def run():
-        with mock.patch.object(gpu_paste, "PROGRAMS", programs or gpu_paste.PROGRAMS):
-            return gpu_paste.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
+        with mock.patch.object(paste_triton, "PROGRAMS", programs or paste_triton.PROGRAMS):
+            return paste_triton.paste_masks(masks, boxes, *size, output, threshold, continuous, logits, padding)
 
     def check(out):
         expected = probabilities(masks, boxes, size, continuous, logits, padding)
@@ -44,7 +45,7 @@ def paste_backward_case(masks, boxes, size, continuous=False, logits=False, padd
     grad = torch.randn(len(masks), *size).to(masks.dtype)
 
     def run():
-        return gpu_paste_backward.paste_masks_backward(grad, masks, boxes, continuous, logits, padding)
+        return paste_backward_triton.paste_masks_backward(grad, masks, boxes, continuous, logits, padding)
 
     def check(out):
         leaf = masks.double().requires_grad_()
@@ -144,8 +145,8 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     boxes, size = mask_boxes(3, (40, 60)), (40, 60)
     wide = torch.tensor([[-9.0, -9, 70, 50], [0, 0, 70, 40]])
     beyond = "(x < right)", "(x <= right)", paste_case(torch.ones(2, 28, 28), wide, size, "bool")
-    yield "paste, one pixel beyond the row", Bug("gpu_paste", *beyond)
+    yield "paste, one pixel beyond the row", Bug("triton.paste", *beyond)
     bits = "<< (7 - x % 8)", "<< (x % 8)", paste_case(some_masks(3), boxes, size, "packed")
-    yield "paste, bits in the other order", Bug("gpu_paste", *bits)
+    yield "paste, bits in the other order", Bug("triton.paste", *bits)
     cells = "cells < SIDE", "cells <= SIDE", paste_backward_case(some_masks(2), boxes[:2], size)
-    yield "paste backward, one cell beyond the last", Bug("gpu_paste_backward", *cells)
+    yield "paste backward, one cell beyond the last", Bug("triton.paste_backward", *cells)

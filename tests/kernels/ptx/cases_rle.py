@@ -7,7 +7,8 @@ import torch
 from case_inputs import BF16, FP16, FP32, NAMES, mask_boxes, some_masks
 from helpers.ptx import Bug, Case
 
-from fastmask.kernels import gpu_paste, gpu_rle, reference
+from fastmask.kernels import reference
+from fastmask.kernels.triton import paste as paste_triton, rle as rle_triton
 
 
 def rle_case(
@@ -16,12 +17,12 @@ def rle_case(
     """Bytes must be those of the paste kernel's own masks."""
 
     def run():
-        with mock.patch.object(gpu_rle, "PROGRAMS", programs or gpu_rle.PROGRAMS):
-            buffer, offsets = gpu_rle.encode_masks(
+        with mock.patch.object(rle_triton, "PROGRAMS", programs or rle_triton.PROGRAMS):
+            buffer, offsets = rle_triton.encode_masks(
                 masks, boxes, torch.tensor(sizes), capacity, threshold, continuous, logits, padding
             )
         pasted = [
-            gpu_paste.paste_masks(
+            paste_triton.paste_masks(
                 masks[i : i + 1], boxes[i : i + 1], *sizes[i], "bool", threshold, continuous, logits, padding
             )
             for i in range(len(masks))
@@ -95,16 +96,16 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     noise = rle_case(torch.rand(2, 28, 28), boxes, sizes)
     yield (
         "RLE, one chunk's changes missing",
-        Bug("gpu_rle", "chunks, pid.to(tl.int64), SUMMED", "chunks, pid.to(tl.int64) - 1, SUMMED", noise),
+        Bug("triton.rle", "chunks, pid.to(tl.int64), SUMMED", "chunks, pid.to(tl.int64) - 1, SUMMED", noise),
     )
-    yield "RLE, the word before is the same one", Bug("gpu_rle", "tl.maximum(lanes - 1, 0)", "lanes", noise)
+    yield "RLE, the word before is the same one", Bug("triton.rle", "tl.maximum(lanes - 1, 0)", "lanes", noise)
     yield (
         "RLE, one mask's changes missing",
-        Bug("gpu_rle", "totals_ptr, number * 0, number,", "totals_ptr, number * 0, number - 1,", noise),
+        Bug("triton.rle", "totals_ptr, number * 0, number,", "totals_ptr, number * 0, number - 1,", noise),
     )
     yield (
         "RLE, a run of the next part",
-        Bug("gpu_rle", "tl.minimum(first_run + share, changes + 1)", "changes + 1", noise),
+        Bug("triton.rle", "tl.minimum(first_run + share, changes + 1)", "changes + 1", noise),
     )
     short = rle_case(torch.rand(2, 28, 28), boxes, sizes, programs=2, capacity=700)
-    yield "RLE, positions beyond the buffer", Bug("gpu_rle", "(rank < limit)", "(rank >= 0)", short)
+    yield "RLE, positions beyond the buffer", Bug("triton.rle", "(rank < limit)", "(rank >= 0)", short)

@@ -8,7 +8,13 @@ import triton.language as tl
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, geometry, pyramid, some_rois
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import cpu_roi, gpu_roi_align, gpu_roi_align_backward, gpu_roi_bins, reference
+from fastmask.kernels import reference
+from fastmask.kernels.fallback import roi as roi_fallback
+from fastmask.kernels.triton import (
+    roi_align as roi_align_triton,
+    roi_align_backward as roi_align_backward_triton,
+    roi_bins as roi_bins_triton,
+)
 
 OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
 # RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
@@ -22,8 +28,8 @@ def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False, offset
     def run():
         with pytest.MonkeyPatch.context() as patch:
             if offset is not None:
-                patch.setattr(gpu_roi_align, "offset_type", lambda _: offset)
-            return gpu_roi_align.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
+                patch.setattr(roi_align_triton, "offset_type", lambda _: offset)
+            return roi_align_triton.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
 
     def check(out):
         wide = [f.double() for f in features]
@@ -48,7 +54,7 @@ def border_case(x1, x2, width, num_bins, last):
         wrong = close("out", out, reference.multilevel_roi_align([features.double()], *rest), 1e-5)
         return wrong + ([] if (out[0, 0, 0] - 0.5).abs().min() < 1e-5 else ["no bin has one of two columns"])
 
-    return Case(lambda: gpu_roi_align.multilevel_roi_align([features], *rest), check)
+    return Case(lambda: roi_align_triton.multilevel_roi_align([features], *rest), check)
 
 
 def roi_align_backward_case(
@@ -77,16 +83,16 @@ def roi_align_backward_case(
     def run():
         with pytest.MonkeyPatch.context() as patch:
             if not counted:
-                patch.setattr(gpu_roi_bins, "COUNTED", 0)
+                patch.setattr(roi_bins_triton, "COUNTED", 0)
             return differentiate()
 
     def differentiate():
-        return gpu_roi_align_backward.multilevel_roi_align_backward(
+        return roi_align_backward_triton.multilevel_roi_align_backward(
             grad, rois, batch, heights, widths, scales, limits, ratio, aligned
         )
 
     def check(outs):
-        expected = cpu_roi.multilevel_roi_align_backward(
+        expected = roi_fallback.multilevel_roi_align_backward(
             grad.double(), rois.double(), batch, heights, widths, scales, limits, ratio, aligned
         )
         pairs = enumerate(zip(outs, expected, strict=True))
@@ -246,22 +252,22 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
 def bugs() -> Iterator[tuple[str, Bug]]:
     six = some_rois(6, 2)
     tap = "row0 + offs1", "row1 + offs1", roi_align_case(pyramid(4, 2, 32, FP32, True), six)
-    yield "RoIAlign, a tap of the wrong row", Bug("gpu_roi_align", *tap)
+    yield "RoIAlign, a tap of the wrong row", Bug("triton.roi_align", *tap)
     channel = "offs_c < channels", "offs_c <= channels", roi_align_case(pyramid(2, 2, 33, BF16, False), six)
-    yield "RoIAlign, one channel beyond the last", Bug("gpu_roi_align", *channel)
+    yield "RoIAlign, one channel beyond the last", Bug("triton.roi_align", *channel)
     inner = "samples_x - 1, samples_x", "samples_x - 4, samples_x"
     beyond = torch.tensor([[0, 40.0, 10, 96, 30]])  # by three samples
-    bug = Bug("gpu_roi_align", *inner, roi_align_case(pyramid(4, 2, 32, FP32, True), beyond))
+    bug = Bug("triton.roi_align", *inner, roi_align_case(pyramid(4, 2, 32, FP32, True), beyond))
     yield "RoIAlign, all samples count although the last does not", bug
     border = "place <= high", "place < high", border_case(*BORDERS[0], True)
-    yield "RoIAlign, the border does not count", Bug("gpu_roi_geometry", *border)
+    yield "RoIAlign, the border does not count", Bug("triton.roi_geometry", *border)
     pixel = "offs_pixel < height * width", "offs_pixel <= height * width"
-    bug = Bug("gpu_channels_last", *pixel, roi_align_case(pyramid(2, 1, 32, FP32, False), six * OF_ONE_IMAGE))
+    bug = Bug("triton.channels_last", *pixel, roi_align_case(pyramid(2, 1, 32, FP32, False), six * OF_ONE_IMAGE))
     yield "channels-last copies, one pixel beyond the last", bug
     last = "offs_bin < POOLED_H * POOLED_W", "offs_bin <= POOLED_H * POOLED_W"
-    bug = Bug("gpu_roi_align_apart", *last, roi_align_case(pyramid(4, 2, 24, FP32, False), six[:1], (3, 5)))
+    bug = Bug("triton.roi_align_apart", *last, roi_align_case(pyramid(4, 2, 24, FP32, False), six[:1], (3, 5)))
     yield "RoIAlign, NCHW, one bin beyond the last", bug
     roi = "offs_k < end", "offs_k <= end", roi_align_backward_case(FP32, 32, 4, some_rois(40, 2), 2, (3, 3))
-    yield "RoIAlign backward, one RoI of the next map", Bug("gpu_roi_align_backward", *roi)
+    yield "RoIAlign backward, one RoI of the next map", Bug("triton.roi_align_backward", *roi)
     rank = "others[:, None] < own", "others[:, None] <= own", roi_align_backward_case(FP32, 16, 2, some_rois(9, 2), 2)
-    yield "RoIAlign backward, RoIs that count themselves", Bug("gpu_roi_bins", *rank)
+    yield "RoIAlign backward, RoIs that count themselves", Bug("triton.roi_bins", *rank)

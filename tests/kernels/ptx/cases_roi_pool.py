@@ -6,12 +6,13 @@ import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN, pyramid, some_rois
 from helpers.ptx import Bug, Case, close, same
 
-from fastmask.kernels import gpu_roi_pool, reference
+from fastmask.kernels import reference
+from fastmask.kernels.triton import roi_pool as roi_pool_triton
 
 
 def roi_pool_case(features, rois, pooled=(5, 5), scale=0.25):
     def run():
-        return gpu_roi_pool.roi_pool(features, rois, scale, *pooled)
+        return roi_pool_triton.roi_pool(features, rois, scale, *pooled)
 
     def check(out):
         expected, argmax = reference.roi_pool(features, rois, scale, *pooled)
@@ -26,7 +27,7 @@ def roi_pool_backward_case(dtype, channels, rois, batch, pooled=(5, 5), size=(16
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
 
     def run():
-        return gpu_roi_pool.roi_pool_backward(grad, rois, argmax, scale, batch, *size)
+        return roi_pool_triton.roi_pool_backward(grad, rois, argmax, scale, batch, *size)
 
     def check(out):
         expected = torch.zeros(batch, channels, size[0] * size[1], dtype=torch.float64)
@@ -71,7 +72,7 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     features, six = pyramid(1, 2, 33, FP32, True)[0], some_rois(6, 2)
     yield (
         "RoIPool, the last of equal values",
-        Bug("gpu_roi_pool", "value > best", "value >= best", roi_pool_case(features.round(), six)),
+        Bug("triton.roi_pool", "value > best", "value >= best", roi_pool_case(features.round(), six)),
     )
     roi = "block + lanes < end", "block + lanes <= end", roi_pool_backward_case(FP32, 32, some_rois(40, 2), 2)
-    yield "RoIPool backward, one RoI of the next map", Bug("gpu_roi_pool", *roi)
+    yield "RoIPool backward, one RoI of the next map", Bug("triton.roi_pool", *roi)

@@ -13,7 +13,9 @@ import triton
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
-from fastmask.kernels import cpu_stem, gpu_max_pool2d, gpu_stem_conv, reference_layers
+from fastmask.kernels import reference_layers
+from fastmask.kernels.fallback import stem as stem_fallback
+from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 
 TOLERANCE = {FP32: 1e-6, FP16: 1e-3, BF16: 8e-3}
 
@@ -24,13 +26,13 @@ def conv_case(batch, height, width, kernel_size, padding, outputs, dtype, hostil
         x[0, 0, 5, 8], x[0, 2, -1, -1], x[0, 1, 0, 0] = NAN, INF, -INF
     images = F.pad(x, (0, 0, 0, 0, 0, 1), value=NAN).contiguous(memory_format=torch.channels_last)[:, :3]
     weight = (torch.randn(outputs, 3, kernel_size, kernel_size) / 12).to(dtype)
-    arranged = cpu_stem.arrange_weight(weight, padding)
+    arranged = stem_fallback.arrange_weight(weight, padding)
 
     def run():
         new = triton.runtime.driver.active.get_current_target().arch >= 90
-        rows, columns = (2, 16) if new else (gpu_stem_conv.ROWS, gpu_stem_conv.COLUMNS)
-        with mock.patch.multiple(gpu_stem_conv, ROWS=rows, COLUMNS=columns):
-            return gpu_stem_conv.stem_conv(images, arranged, padding)
+        rows, columns = (2, 16) if new else (stem_conv_triton.ROWS, stem_conv_triton.COLUMNS)
+        with mock.patch.multiple(stem_conv_triton, ROWS=rows, COLUMNS=columns):
+            return stem_conv_triton.stem_conv(images, arranged, padding)
 
     def check(out):
         return close("maps", out, reference_layers.stem_conv(x, weight, padding), 4 * TOLERANCE[dtype])
@@ -44,8 +46,8 @@ def pool_case(shape, geometry, dtype, bias=False, elements=512):
     added = torch.randn(shape[1]).to(dtype) if bias else None
 
     def run():
-        with mock.patch.object(gpu_max_pool2d, "ELEMENTS", elements):
-            return gpu_max_pool2d.max_pool2d(x, added, *geometry)
+        with mock.patch.object(max_pool2d_triton, "ELEMENTS", elements):
+            return max_pool2d_triton.max_pool2d(x, added, *geometry)
 
     def check(out):
         expected = reference_layers.max_pool2d(x, added, *geometry)
@@ -71,11 +73,11 @@ def cases() -> Iterator[tuple[str, Case]]:
 def bugs() -> Iterator[tuple[str, Bug]]:
     case = conv_case(1, 9, 20, 7, 3, 64, BF16, hostile=True)
     gap = "window = tl.load", "counts = pixel >= 0\n        window = tl.load", case
-    yield "stem's convolution, what lies between pixels", Bug("gpu_stem_conv", *gap)
+    yield "stem's convolution, what lies between pixels", Bug("triton.stem_conv", *gap)
     border = "(pair < pairs)", "(pair <= pairs)", conv_case(1, 9, 20, 7, 3, 64, BF16)
-    yield "stem's convolution, a pair of the next row", Bug("gpu_stem_conv", *border)
+    yield "stem's convolution, a pair of the next row", Bug("triton.stem_conv", *border)
     case = pool_case((1, 32, 9, 11), (3, 2, 1), FP32)
     column = "(column < width)", "(column <= width)", case
-    yield "max pooling, a column beyond the row", Bug("gpu_max_pool2d", *column)
+    yield "max pooling, a column beyond the row", Bug("triton.max_pool2d", *column)
     rows = "mask=mask & (y + i < rows)", "mask=mask & (y + i <= rows)", case
-    yield "max pooling, a row beyond the image", Bug("gpu_max_pool2d", *rows)
+    yield "max pooling, a row beyond the image", Bug("triton.max_pool2d", *rows)

@@ -7,14 +7,15 @@ import torch
 from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN
 from helpers.ptx import Bug, Case, same
 
-from fastmask.kernels import gpu_top_anchors, reference_layers
+from fastmask.kernels import reference_layers
+from fastmask.kernels.triton import top_anchors as top_anchors_triton
 
 
 def choice_case(logits, number, chunk=512) -> Case:
     def choose():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gpu_top_anchors, "CHUNK", chunk)
-            return gpu_top_anchors.top_anchors(logits, number)
+            patch.setattr(top_anchors_triton, "CHUNK", chunk)
+            return top_anchors_triton.top_anchors(logits, number)
 
     def check(out):
         best, places = reference_layers.top_anchors(logits, number)
@@ -50,8 +51,8 @@ def cases() -> Iterator[tuple[str, Case]]:
 def bugs() -> Iterator[tuple[str, Bug]]:
     ties = choice_case([level * 0 for level in maps(BF16, (20, 32))], 600)
     order = "ties += tl.load(", "ties += 0 * tl.load(", ties
-    yield "best anchors, ties of earlier chunks are forgotten", Bug("gpu_top_anchors", *order)
+    yield "best anchors, ties of earlier chunks are forgotten", Bug("triton.top_anchors", *order)
     beyond = "mask = index < num", "mask = index <= num", choice_case(maps(FP32, (20, 32)), 100)
-    yield "best anchors, a logit beyond the last", Bug("gpu_top_anchors", *beyond)
+    yield "best anchors, a logit beyond the last", Bug("triton.top_anchors", *beyond)
     prefix = "== prefix)", ">= prefix)", choice_case(maps(FP32, (20, 32), scale=50.0), 100)
-    yield "best anchors, digits of other prefixes count", Bug("gpu_top_anchors", *prefix)
+    yield "best anchors, digits of other prefixes count", Bug("triton.top_anchors", *prefix)

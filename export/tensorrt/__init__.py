@@ -1,0 +1,1 @@
+"""Files for TensorRT: a bounded NMS, rewriting and checking of graphs, and the engine."""

@@ -1,0 +1,1 @@
+"""A reversible patch that puts fastmask's kernels under torchvision."""

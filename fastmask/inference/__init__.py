@@ -1,0 +1,1 @@
+"""Prediction with a model made ready once: from images in files, memory or streams to detections on the host."""

@@ -1,0 +1,334 @@
+"""Predictor: a model made ready once, for pictures of any kind and size, as fast as the device allows."""
+
+import collections
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastmask.checks import check_at_least, check_choice, check_pair
+from fastmask.inference.prefetch import Picture, batches
+from fastmask.inference.program import Program, Runner
+from fastmask.inference.resize import Fitting
+from fastmask.inference.unpack import Found, Pending, answers, forget_frames, naming_bytes
+from fastmask.kernels.launch import is_capturable
+from fastmask.kernels.preprocess import preprocess_op
+from fastmask.kernels.tuning import tuned_at
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+
+MASKS = ("rle", "bool", "packed", "soft", "float")
+BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
+BUCKETS = (8, 16, 32, 64)  # of detections, see mask_buckets; then all of them
+
+
+class Predictor:
+    """What a model finds in pictures.
+
+    The model is copied and prepared once: norms folded, channels last, ``dtype``. Pictures are resized, normalised and
+    padded on its device; then, on CUDA, one graph replay does everything up to boxes and masks, and one copy brings the
+    answer to the host. On other devices the same program is called.
+
+    Args:
+        model: any of ``fastmask.models.detection``; stays as it is.
+        size: (height, width) that pictures are padded to, or, for those that stand, that turned; a picture is resized
+            as the model would and, where that is larger, into it. "exact" pads as the model does, which captures a
+            graph for each size.
+        batch: pictures at once, fewer where standing ones follow lying ones; with "exact", padded together, as the
+            model pads a list of that many.
+        dtype: of weights and maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else the
+            model's own.
+        masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
+            :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
+            probabilities [n, 1, 28, 28] over the boxes.
+        threshold: what counts as mask is above it.
+        detections: of a picture at most; None: as many as the model keeps.
+        mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
+            for all in any case, without a wait. On CUDA each shape is then captured as six graphs, and keeps its
+            feature maps. None: as ``fastmask tune`` found it faster on this GPU, for this size, batch and dtype, or
+            else False.
+        graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
+        fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
+            which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
+            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
+            ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
+        compile: let ``torch.compile`` fuse what is left; once for each shape, which takes a minute.
+
+    Raises:
+        ValueError: an argument does not fit, or a weight is NaN or infinite.
+
+    Safe to use from several threads: one lock, which they take in turns. While a new shape is captured, a
+    ``torch.cuda.synchronize()`` of another thread breaks the capture, as CUDA has it.
+    """
+
+    def __init__(
+        self,
+        model: GeneralizedRCNN,
+        size: tuple[int, int] | Literal["exact"] = (800, 1344),
+        batch: int = 1,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        masks: str = "rle",
+        *,
+        threshold: float = 0.5,
+        detections: int | None = None,
+        mask_buckets: bool | None = None,
+        graphs: int = 8,
+        fuse: Fuse | Literal["auto"] = "auto",
+        compile: bool = False,
+    ) -> None:
+        check_choice("masks", masks, MASKS)
+        check_choice("fuse", fuse, ("auto", *FUSED))
+        for name, number in (("batch", batch), ("graphs", graphs)):
+            if not isinstance(number, int):
+                raise ValueError(f"{name} must be an int, got {number!r}")
+            check_at_least(name, number, 1)
+        if not isinstance(model, GeneralizedRCNN):
+            kind = type(model).__name__
+            raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
+        if type(model.transform) is not GeneralizedRCNNTransform:
+            raise ValueError(f"model.transform must be GeneralizedRCNNTransform, got {type(model.transform).__name__}")
+        own = next(model.parameters())
+        self.device = own.device
+        if dtype == "auto":
+            dtype = torch.bfloat16 if self.device.type == "cuda" else own.dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
+        if size != "exact" and (isinstance(size, str) or not isinstance(size, Sequence)):
+            raise ValueError(f"size must be (height, width) or 'exact', got {size!r}")
+        kept = model.roi_heads.detections_per_img
+        detections = kept if detections is None else detections
+        if not isinstance(detections, int) or not 0 <= detections <= kept:
+            raise ValueError(
+                f"detections must be in [0, {kept}], as box_detections_per_img of the model keeps no more, "
+                f"got {detections}"
+            )
+        self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
+        usual: Fuse = choose_fuse(self.device)
+        asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
+        self.fuse, self.compile = asked, compile
+        ready = prepared(model, dtype, self.fuse)
+        ready.roi_heads.detections_per_img = detections
+        if mask_buckets is None:
+            mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
+        wanted = mask_buckets and ready.roi_heads.has_mask()
+        self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
+        self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
+        assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
+        self.anchors: KnownAnchors = ready.rpn.anchor_generator
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (ready.transform.image_mean, ready.transform.image_std)
+        )
+        self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
+        self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
+        on_cuda = self.device.type == "cuda"
+        self._capture = torch.cuda.Stream(self.device) if on_cuda and is_capturable() else None
+        self._uploads = torch.cuda.Stream(self.device) if on_cuda else None
+        self._pool: Any = None
+        self._last: torch.cuda.Event | None = None  # of the batch launched last
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Sequence[Picture]) -> list[dict[str, Any]]:
+        """Find what is in pictures.
+
+        Args:
+            images: of any sizes, each one a path, a PIL image, or a tensor or array [3, h, w] or [h, w, 3], uint8 or
+                float in [0, 1]. (Of [3, h, 3], a tensor is taken for the former, an array for the latter.)
+
+        Returns:
+            For each one, in order, boxes [n, 4] in its pixels, labels [n] and scores [n], best first, on the host, and
+            masks: those that are pasted on the model's device, others on the host.
+
+        Raises:
+            ValueError: a picture is broken, has no pixels, or is of no such shape.
+            RuntimeError: it is too large for the device's memory.
+        """
+        check_is_list(images)
+        unchanged = isinstance(images, list | tuple)  # whose pictures nobody changes while this waits for the answers
+        return list(self._stream(images, False, None, 2, True, unchanged))
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = ...,
+        total: int | None = ...,
+        ahead: int = ...,
+        errors: Literal["raise"] = ...,
+    ) -> Iterator[Found]: ...
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = ...,
+        total: int | None = ...,
+        ahead: int = ...,
+        errors: Literal["yield"],
+    ) -> Iterator[Found | Exception]: ...
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        progress: bool = True,
+        total: int | None = None,
+        ahead: int = 2,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Any]:
+        """As :meth:`__call__`, for any number of pictures: answers come in order, one by one.
+
+        While the device works on a batch, the next one is read, in threads, and put behind it.
+
+        Args:
+            images: their number need not be known.
+            progress: show a bar.
+            total: of the bar, where ``images`` has no length.
+            ahead: batches that are asked for before they are needed. With 0 a picture's answer is given before the
+                next one is asked for, as a camera wants it.
+            errors: "raise" the first one, after the answers before it; or "yield" it in its picture's place and go on.
+                What ``images`` itself raises is raised.
+        """
+        check_is_list(images)
+        check_at_least("ahead", ahead, 0)
+        check_choice("errors", errors, ("raise", "yield"))
+        if total is None and isinstance(images, Sized):
+            total = len(images)
+        return self._stream(images, progress, total, ahead, errors == "raise")
+
+    def _stream(
+        self,
+        images: Iterable[Picture],
+        progress: bool,
+        total: int | None,
+        ahead: int,
+        raising: bool,
+        unchanged: bool = False,
+    ) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        pending: list[Pending | Exception] = []
+        pin = self.device.type == "cuda"
+        with (
+            tqdm(total=total, unit="img", disable=not progress) as bar,
+            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, unchanged)) as chunks,
+        ):
+            ended, failure = False, None
+            while not ended:
+                launched: list[Pending | Exception] = []
+                try:
+                    chunk = next(chunks, None)
+                except Exception as error:  # of the pictures' source: after the answers that are there
+                    chunk, failure = None, error
+                if chunk is None:
+                    ended = True
+                else:
+                    launched = [chunk] if isinstance(chunk, Exception) else self._started(chunk)
+                for result in self._answers(pending if ahead else launched):
+                    if isinstance(result, Exception):
+                        if raising:
+                            raise result
+                        forget_frames(result)
+                    bar.update()
+                    yield result
+                pending = launched
+            if failure is not None:
+                raise failure
+
+    def _started(self, chunk: list[Tensor]) -> list[Pending | Exception]:
+        """A batch on its way; where that fails, its pictures one by one, and the errors of those that fail alone."""
+        try:
+            return [self._launch(chunk)]
+        except Exception as error:
+            if len(chunk) == 1:
+                return [error]
+        return [one for picture in chunk for one in self._started([picture])]
+
+    def _answers(self, launched: Iterable[Pending | Exception]) -> Iterator[Found | Exception]:
+        for one in launched:
+            if isinstance(one, Exception):
+                yield one
+            else:
+                yield from answers(one, self.masks, self.threshold)
+
+    @torch.inference_mode()
+    def _launch(self, chunk: list[Tensor]) -> Pending:
+        """Put a batch on the device and start the program; its answer is on its way to the host."""
+        originals = [(image.shape[1], image.shape[2]) for image in chunk]
+        with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
+            shapes, size = self.fitting.batch(originals)
+            if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
+                torch.cuda.current_stream().wait_event(self._last)
+            wanted = self.program.elements_a_pixel * self.batch * size[0] * size[1] * self.dtype.itemsize
+            with naming_bytes(f"images of {originals}", f"the padded pixels {size}", wanted):
+                runner = self._runner(size)
+                uploaded = [self._uploaded(image) for image in chunk]
+                heights, widths = map(list, zip(*shapes, strict=True))
+                mean, std = self._mean.flatten(), self._std.flatten()
+                preprocess_op(uploaded, heights, widths, mean, std, runner.inputs.pixels)
+                runner.write_sizes(shapes, originals)
+                packed = runner.run()
+            masks = None if self.masks == "soft" else packed.masks
+            if self.device.type != "cuda":
+                return Pending(packed.data, packed.fields, masks, originals, None)
+            try:
+                data = torch.empty(packed.data.shape, dtype=torch.uint8, pin_memory=True)
+                data.copy_(packed.data, non_blocking=True)
+                masks = None if masks is None else masks.clone()
+            finally:  # the graph runs, whatever fails here
+                done = self._last = torch.cuda.Event()
+                done.record()
+            return Pending(data, packed.fields, masks, originals, done)
+
+    def _uploaded(self, image: Tensor) -> Tensor:
+        """On the device, without waiting for what it is doing: over a stream of its own."""
+        if self._uploads is None or image.device == self.device:
+            return image.to(self.device)
+        with torch.cuda.stream(self._uploads):
+            uploaded = image.to(self.device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._uploads)
+        uploaded.record_stream(torch.cuda.current_stream())
+        return uploaded
+
+    def _runner(self, size: tuple[int, int]) -> Runner:
+        """The program on a padded size; made when it is first asked for."""
+        if size not in self._runners:
+            while len(self._runners) >= self.graphs:
+                if self._last is not None:
+                    self._last.synchronize()  # what is dropped may be running
+                dropped, _ = self._runners.popitem(last=False)
+                self.anchors.forget(dropped)
+            if not self._runners and self._capture is not None:
+                self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
+            options = (
+                self.batch,
+                size,
+                self.dtype,
+                self.device,
+                self._pool,
+                self._capture,
+                self._buckets,
+                self.compile,
+            )
+            runner = Runner(self.program, *options)
+            self._runners[size] = runner
+        self._runners.move_to_end(size)
+        return self._runners[size]
+
+
+def check_is_list(images: object) -> None:
+    if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
+        raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

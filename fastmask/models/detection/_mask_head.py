@@ -1,0 +1,113 @@
+"""The mask branch after pooling: its convolutions, its predictor, and the masks of the predicted classes alone."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.checks import NotScriptable, upcast
+from fastmask.kernels.class_masks import class_masks_op
+from fastmask.ops.misc import Conv2dNormActivation
+
+
+class MaskRCNNHeads(NotScriptable, nn.Sequential):
+    """3x3 convolutions of the given widths on RoI features [N, in_channels, 14, 14]."""
+
+    _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
+
+    def __init__(
+        self,
+        in_channels: int,
+        layers: Sequence[int],
+        dilation: int,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        blocks = []
+        for channels in layers:
+            blocks.append(
+                Conv2dNormActivation(in_channels, channels, padding=dilation, dilation=dilation, norm_layer=norm_layer)
+            )
+            in_channels = channels
+        super().__init__(*blocks)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if (local_metadata.get("version") or 1) < 2:
+            for i in range(len(self)):
+                for kind in ("weight", "bias"):
+                    old = f"{prefix}mask_fcn{i + 1}.{kind}"
+                    if old in state_dict:
+                        state_dict[f"{prefix}{i}.0.{kind}"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class MaskRCNNPredictor(NotScriptable, nn.Sequential):
+    """Mask features [N, in_channels, 14, 14] upsampled twofold -> mask logits of each class [N, C, 28, 28]."""
+
+    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
+        super().__init__(
+            OrderedDict(
+                conv5_mask=nn.ConvTranspose2d(in_channels, dim_reduced, 2, 2),
+                relu=nn.ReLU(inplace=True),
+                mask_fcn_logits=nn.Conv2d(dim_reduced, num_classes, 1),
+            )
+        )
+        for name, parameter in self.named_parameters():
+            if "weight" in name:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+
+def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """Masks [B, D, 2h, 2w] of each detection's class, from hidden [B * D, C, h, w], labels [B, D] and count [B].
+
+    Probabilities, zeros in padding. Where no gradient is wanted, all of it is one op.
+    """
+    if is_plain(predictor, hidden):
+        layers: Any = predictor
+        deconv, _, last = layers
+        weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
+        plain: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
+        return plain.view(*labels.shape, *plain.shape[1:])
+    logits = class_masks(predictor, hidden, labels.flatten())
+    real = torch.arange(labels.shape[1], device=logits.device) < count[:, None]
+    masks = upcast(logits).sigmoid().view(*labels.shape, *logits.shape[1:])
+    return masks.masked_fill(~real[:, :, None, None], 0)
+
+
+def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
+    """Whether ``fastmask::class_masks`` gives what a predictor would: unchanged layers, no gradient, no export."""
+    if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
+        return False
+    layers: Any = predictor
+    deconv, relu, last = layers
+    kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    if not kinds or hooked or deconv.bias is None or last.bias is None:
+        return False
+    sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
+    usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (1, 1)) and deconv.groups == last.groups == 1
+    parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
+    same = all(parameter.dtype == hidden.dtype for parameter in parameters)
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
+    return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
+
+
+def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
+    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the one
+        every: Tensor = predictor(hidden)
+        return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
+    deconv, relu, last = predictor
+    assert isinstance(last, nn.Conv2d)
+    up = relu(deconv(hidden))  # [N, D, 2h, 2w]
+    weight = last.weight.flatten(1)[labels]  # [N, D]: one dot product a pixel instead of one for every class
+    logits = torch.einsum("nd,ndhw->nhw", weight, up)
+    return logits if last.bias is None else logits + last.bias[labels, None, None]

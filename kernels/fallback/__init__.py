@@ -1,0 +1,1 @@
+"""The fast plain-PyTorch and NumPy paths, used wherever no kernel is registered for a device."""

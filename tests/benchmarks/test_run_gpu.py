@@ -1,0 +1,201 @@
+"""benchmarks/run_gpu.sh: set up by itself, parts that are cut at their time, saved as they go, not begun twice."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmask.benchmarks import gpu_parts
+from fastmask.benchmarks.gpu_parts import PARTS, Part, Setting
+from fastmask.cli import bench
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(root / "benchmarks" / "run_gpu.sh"), *arguments],
+        env=os.environ | {"PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_tests(tmp_path: Path) -> None:
+    """Two at a time where xdist is; without a GPU each one that needs it fails, by name."""
+    chosen = {"TESTS": "tests/kernels/test_paste.py", "SELECTION": "the_threshold_itself"}
+    done = run(str(tmp_path), "tests-kernels", **chosen)
+    result = json.loads((tmp_path / "tests.json").read_text())["tests-kernels"]
+    assert result["tests"] == 1, done.stdout
+    assert result["finished"]
+    assert (result["status"] == 0) == (done.returncode == 0) == torch.cuda.is_available()
+    assert [name.partition("::")[2] for name in result["failed"]] == (
+        [] if torch.cuda.is_available() else ["test_the_threshold_itself[cuda]"]
+    )
+    assert result["torch"] == torch.__version__
+    assert "test_the_threshold_itself[cuda]" in (tmp_path / "log.txt").read_text() or torch.cuda.is_available()
+
+
+def test_wrong_arguments() -> None:
+    done = run("somewhere", "fly")
+    assert done.returncode == 2
+    assert "the part must be one of selftest, tests-kernels, timeline, kernels, ops, model, tests" in done.stderr
+    assert "got fly" in done.stderr
+    assert "usage: benchmarks/run_gpu.sh" in run().stderr
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="it is git that must not see the links")
+def test_links_where_nothing_can_be_installed(tmp_path: Path) -> None:
+    """A bare checkout, and a Python without pip: fastmask's folders are linked into it, which git ignores."""
+    for folder in ("fastmask", "kernels", "export", "benchmarks"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(ROOT / folder / "__init__.py", tmp_path / folder)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    for name in ("run_gpu.sh", "gpu_parts.py"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    python = tmp_path.parent / f"{tmp_path.name}-python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -B "$@"\n')  # -S: no site-packages, hence no pip
+    python.chmod(0o755)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    environment = {"PYTHON": str(python), "PYTHONPATH": ""}
+    done = run("--help", root=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("run_gpu.sh: fastmask was linked (fastmask/kernels, fastmask/benchmarks,")
+    assert run("--help", root=tmp_path, **environment).stdout.startswith("usage: ")
+    assert subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True).stdout == b""
+    (tmp_path / "export" / "__init__.py").unlink()
+    done = run("--help", root=tmp_path, **environment)
+    assert done.returncode == 2
+    assert "fastmask cannot be imported, neither installed by pip nor linked:" in done.stderr
+
+
+def stand_in(name: str, code: str, limit: float = 30) -> Part:
+    """A part that is a few lines of Python, with its file as ``path``."""
+
+    def command(setting: Setting, limit: float) -> list[str]:
+        start = "import json, pathlib, sys, time\npath = pathlib.Path(sys.argv[1])\n"
+        return [sys.executable, "-S", "-c", start + code, str(setting.folder / f"{name}.json")]
+
+    return Part(f"{name}.json", limit, command)
+
+
+GOOD = "path.write_text(json.dumps({'finished': True})); print('good was here')"
+ROW = "path.write_text(json.dumps({'finished': True, 'no row': ['NMS: it is wrong']}))"
+SLOW = """
+path.write_text(json.dumps({"finished": False}))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    path.write_text(json.dumps({"finished": False, "left": 1}))
+"""
+STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
+    found = {"good": stand_in("good", GOOD), "row": stand_in("row", ROW), "slow": stand_in("slow", SLOW, 4)}
+    monkeypatch.setattr(gpu_parts, "PARTS", found)
+    for name in ("LIMIT", "CALL", "DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def test_parts_are_cut_saved_and_not_begun_twice(
+    parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALL", "100")
+    arguments = [str(tmp_path), "good", "row", "slow"]
+    assert gpu_parts.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "good was here" in printed
+    assert printed == (tmp_path / "log.txt").read_text()
+    assert "row            0.0 min, finished, 1 without success" in printed
+    assert "slow           0.1 min, cut" in printed
+    assert json.loads((tmp_path / "slow.json").read_text())["left"] == 1  # told in time to write down what there is
+    parts["slow"] = stand_in("slow", "assert path.exists();" + GOOD)
+    assert gpu_parts.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "good           finished before\nrow            finished before, 1 without success\nslow " in printed
+    assert "slow           0.0 min, finished" in printed
+    parts["row"] = stand_in("row", "assert not path.exists();" + GOOD)
+    assert gpu_parts.main([*arguments, "--again"]) == 1  # slow's is gone as well
+    assert "row            0.0 min, finished\n" in capsys.readouterr().out
+
+
+def test_no_part_outlasts_the_call(
+    parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one that does not listen, nor what it started."""
+    monkeypatch.setenv("CALL", "1")
+    monkeypatch.setattr(gpu_parts, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_parts, "GRACE", 2)
+    parts["deaf"] = stand_in("deaf", STUBBORN, 100)
+    begun = time.monotonic()
+    assert gpu_parts.main([str(tmp_path), "deaf", "good"]) == 1
+    assert time.monotonic() - begun < 20
+    printed = capsys.readouterr().out
+    assert "deaf, at most 1 seconds" in printed
+    assert "good           not begun: 0 seconds are left; call again" in printed
+
+
+def setting_of(folder: Path, **environment: str) -> Setting:
+    return Setting(folder, "cpu", False, False, environment)
+
+
+def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options exist; all parts together leave eight files, the log among them."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    for name, part in PARTS.items():
+        command = part.command(setting_of(tmp_path), 10)
+        if "bench" in command:
+            args = parser.parse_args(command[4:])
+            assert args.json == tmp_path / part.file
+            assert args.limit == 8
+        elif "pytest" in command:
+            assert (command[0] == "compute-sanitizer") == (name in gpu_parts.TOOLS)
+            assert all((ROOT / word).exists() for word in command if word.startswith("tests"))
+    usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ASKED_FOR}
+    assert len(usual | {"log.txt"}) <= 8
+    assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "kernels", "ops"]
+
+
+REPORT = """<testsuites><testsuite errors="0" failures="1" skipped="2" tests="9" time="3.5">
+<testcase classname="tests.test_nms" name="test_ties[cuda]"><failure message="assert 1 == 2">trace</failure></testcase>
+<testcase classname="tests.test_nms" name="test_other[cuda]"/></testsuite></testsuites>"""
+
+
+def test_what_tests_leave(tmp_path: Path) -> None:
+    """Each part its section; a process that died is told from one that ended."""
+    setting = setting_of(tmp_path)
+    for name, status, text in (("memcheck", 9, REPORT), ("initcheck", -11, None)):
+        command = PARTS[name].command(setting, 10)
+        (report,) = (Path(word.partition("=")[2]) for word in command if word.startswith("--junitxml="))
+        if text is not None:
+            report.write_text(text)
+        PARTS[name].finish(setting, status)
+        assert not report.exists()
+    result: dict[str, Any] = json.loads((tmp_path / "tests.json").read_text())
+    assert result["memcheck"]["failed"] == {"tests.test_nms::test_ties[cuda]": "assert 1 == 2"}
+    assert (result["memcheck"]["tests"], result["memcheck"]["finished"]) == (9, True)
+    assert (result["initcheck"]["crashed"], result["initcheck"]["finished"]) == (True, False)
+    assert gpu_parts.outcome(PARTS["memcheck"], setting) == (True, ", 1 without success")
+    assert gpu_parts.outcome(PARTS["initcheck"], setting) == (False, "")
+    if shutil.which("compute-sanitizer") is None:
+        assert gpu_parts.main([str(tmp_path), "racecheck"]) == 0
+        result = json.loads((tmp_path / "tests.json").read_text())
+        assert result["racecheck"] == {"skipped": "compute-sanitizer is not installed", "finished": True}
+        assert "memcheck" in result

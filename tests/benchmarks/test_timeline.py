@@ -1,0 +1,89 @@
+"""Where the milliseconds of a picture go: every stage, whatever of it is known so far."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.slim import slim_pair
+
+import fastmask
+from fastmask.benchmarks import kernel_times, stages, timeline
+from fastmask.benchmarks.kernel_times import Span
+
+
+def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the slim model."""
+    model = slim_pair()[1]
+    monkeypatch.setattr(timeline, "settled_model", lambda *_: model)
+    monkeypatch.setattr(timeline, "IMAGE", (128, 160))
+    monkeypatch.setattr(timeline, "PICTURE", (120, 150))
+    assert timeline.main([str(tmp_path / "time.json"), "--rounds", "2"]) == 0
+    times = json.loads((tmp_path / "time.json").read_text())["milliseconds"]
+    assert next(iter(times["stages"])) == "backbone"
+    assert len(times["stages"]) == 10
+    assert all(value > 0 for part in times.values() for value in part.values())
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (tmp_path / "time.png").stat().st_size > 1000
+    assert "| RoIAlign 14 x 14 |" in capsys.readouterr().out
+    command = [str(tmp_path / "two.json"), "--rounds", "1", "--dtype", "float64", "float32", "--no-plot"]
+    monkeypatch.setattr(timeline, "selections", lambda device: {})
+    monkeypatch.setattr(timeline, "calls", cut)
+    with pytest.raises(KeyboardInterrupt):  # once in each type's choices
+        timeline.main(command)
+    left = json.loads((tmp_path / "two.json").read_text())
+    assert list(left) == ["float64"]
+    assert not left["float64"]["finished"]
+    assert left["float64"]["milliseconds"]["stages"].keys() == times["stages"].keys()
+    monkeypatch.setattr(timeline, "calls", lambda *_: {})
+    assert timeline.main(command) == 0
+    left = json.loads((tmp_path / "two.json").read_text())
+    assert [one["finished"] for one in left.values()] == [True, True]
+    assert not (tmp_path / "two-float64.png").exists()
+
+
+def test_kernel_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the slim model and a CPU: operations in order, and their sums by name."""
+    model = slim_pair()[1]
+    monkeypatch.setattr(kernel_times, "settled_model", lambda *_: model)
+    monkeypatch.setattr(kernel_times, "IMAGE", (128, 160))
+    monkeypatch.setattr(kernel_times, "PICTURE", (120, 150))
+    monkeypatch.setattr(kernel_times, "CALLS", 2)
+    path = tmp_path / "kernels.json"
+    assert kernel_times.main([str(path), "--device", "cpu", "--batch", "1", "--fuse", "auto", "kernel"]) == 0
+    found = json.loads(path.read_text())
+    assert found["finished"]
+    for form in ("off", "kernel"):
+        part = found[f"batch 1, bfloat16, {form}"]
+        starts = [start for _, start, _ in part["in order"]]
+        assert starts == sorted(starts)
+        assert starts[0] == 0
+        assert part["by name"]["aten::convolution"][0] >= 10
+        assert f"batch 1, {form}: " in capsys.readouterr().out or form == "kernel"
+    assert "fastmask::bias_act_" in found["batch 1, bfloat16, kernel"]["by name"]
+
+
+def test_sums_of_kernels_by_hand() -> None:
+    calls = [[Span("a", 0, 3), Span("b", 4, 5), Span("a", 5, 6)], [Span("a", 0, 4), Span("b", 4, 6), Span("a", 6, 8)]]
+    found = kernel_times.summarize(calls)
+    assert found["by name"] == {"a": [2, 5.0], "b": [1, 1.5]}
+    assert (found["kernels a call"], found["busy"], found["from first to last"]) == (3, 6.5, 7.0)
+
+
+def cut(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_stages_give_what_the_program_gives(trim: bool) -> None:
+    model = fastmask.models.prepare.prepared(slim_pair()[1], torch.float32)
+    program = fastmask.inference.program.Program(model, "rle", 0.5, 2048, trim=trim)
+    sizes = torch.tensor([[120, 150]])
+    inputs = fastmask.inference.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())
+    with torch.no_grad():
+        left: dict[str, Any] = {}
+        for stage in stages.stages(program, inputs, left).values():
+            stage()
+        assert torch.equal(left["packed"].data, program(inputs).data)

@@ -1,0 +1,66 @@
+"""``fastmask compare`` on the slim model: its table, its picture, what it refuses; and the IoU of masks it quotes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.images import picture_file
+from PIL import Image
+from torch import nn
+
+from fastmask.cli import main
+from fastmask.evaluation.agreement import mask_ious
+
+
+def compare(weights: Path, *arguments: Any) -> int:
+    return main(["compare", "--model", "slim", "--weights", str(weights), "--score", "0.06", *map(str, arguments)])
+
+
+def test_table_and_picture(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padded as the model does, everything matches; where the size is the model's own, so it does there."""
+    pictures = [picture_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
+    out = tmp_path / "comparison.png"
+    assert compare(slim_file[0], *pictures, "--size", 128, 160, "--out", out) == 0
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["detections", "matched", "mask", "IoU"]
+    assert [row[:24].strip() for row in rows] == [
+        "exact, float32",
+        "128 x 160, float32",
+        "exact, bfloat16",
+        "128 x 160, bfloat16",
+    ]
+    numbers = [row[24:].split() for row in rows]
+    for number, share, iou in numbers[:2]:
+        assert int(number) > 10
+        assert float(share.rstrip("%")) >= 100 - 100 / int(number) - 0.1  # all but one, which may be on a border
+        assert float(iou) > 0.999
+    for _, share, iou in numbers[2:]:
+        assert 0 <= float(share.rstrip("%")) < 100
+        assert 0.5 < float(iou) < 1
+    assert last.endswith(str(out))
+    with Image.open(out) as sheet:
+        assert sheet.width == 5 * 160
+        assert sheet.height > 128
+
+
+def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_text("no picture")
+    assert compare(slim_file[0], torn) == 2
+    assert "torn.png cannot be read as a picture" in capsys.readouterr().err
+    assert compare(slim_file[0], picture_file(tmp_path / "good.png"), "--size", 0, 5) == 2
+    assert "size must be at least 1, got (0, 5)" in capsys.readouterr().err
+
+
+def test_mask_ious() -> None:
+    masks = torch.zeros(4, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, :1], masks[2, :, :2] = True, True, True
+    expected = {"labels": torch.tensor([1, 1, 2, 3]), "masks": masks}
+    actual = {"labels": torch.tensor([1, 2, 3]), "masks": masks[[1, 0, 3]]}
+    assert mask_ious(actual, expected).tolist() == [0.5, 1, pytest.approx(1 / 3), 1]
+    nothing = {"labels": torch.zeros(0), "masks": masks[:0]}
+    assert mask_ious(nothing, expected).tolist() == [0, 0, 0, 0]
+    assert mask_ious(actual, nothing).tolist() == []

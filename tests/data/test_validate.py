@@ -1,0 +1,142 @@
+"""``fastmask data check``: each kind of problem is named, none is invented, and the contact sheet shows the masks."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import picture_file
+from PIL import ExifTags, Image
+
+from fastmask import data
+from fastmask.cli import main
+from fastmask.data.contact_sheet import contact_sheet
+from fastmask.data.records import box_polygon, ellipse_polygon
+from fastmask.data.validate import examine, first_crossing
+
+coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
+SQUARE = box_polygon(10, 10, 30, 30)
+
+
+def dataset_of(record: data.Record, *more: data.Record) -> data.Dataset:
+    return data.Dataset([record, *more], {"cat": 1, "dog": 2}, [])
+
+
+def record_of(folder: Path, *objects: data.Object) -> data.Record:
+    return data.Record(picture_file(folder / "a.png", 60, 80), (60, 80), objects)
+
+
+def test_nothing_is_invented(tmp_path: Path) -> None:
+    rle = dict(coco_mask.encode(np.asfortranarray(np.ones((60, 80), np.uint8))))
+    objects = [
+        data.Object("cat", (SQUARE,)),
+        data.Object("cat", (np.concatenate([SQUARE, SQUARE[:1]]) + 1,)),  # closed, as some tools write it
+        data.Object("dog", (box_polygon(-0.5, 0, 80.5, 60.5),)),
+        data.Object("dog", (ellipse_polygon(40, 30, 20, 10, 1.0), SQUARE)),
+        data.Object("dog", rle=rle),
+        data.Object("cat", box=(1, 2, 3, 4), crowd=True),
+    ]
+    assert examine(dataset_of(record_of(tmp_path, *objects))) == []
+
+
+BOWTIE = np.array([[10, 10], [30, 30], [30, 10], [10, 30]], float)
+
+
+@pytest.mark.parametrize(
+    ("one", "kind", "text"),
+    [
+        (data.Object("cat", box=(30, 10, 20, 20)), "inverted box", "its box is (30, 10, 20, 20)"),
+        (data.Object("cat", box=(20, 10, 20, 20)), "empty box", "its box is (20, 10, 20, 20)"),
+        (data.Object("cat", (SQUARE + 60,)), "outside", "to (90.0, 90.0) in a picture of (60, 80)"),
+        (data.Object("cat", (SQUARE - 12,)), "outside", "it reaches from (-2.0, -2.0)"),
+        (data.Object("cat", (BOWTIE,)), "self-crossing", "sides 0 and 2 of a polygon cross"),
+        (
+            data.Object("cat", rle=dict(coco_mask.encode(np.asfortranarray(np.ones((50, 80), np.uint8))))),
+            "mask of another size",
+            "its mask is [50, 80], the picture [60, 80]",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 25 else "",
+)
+def test_objects(one: data.Object, kind: str, text: str, tmp_path: Path) -> None:
+    (problem,) = examine(dataset_of(record_of(tmp_path, data.Object("dog", (SQUARE,)), one)))
+    assert problem.kind == kind
+    assert problem.where.endswith("a.png: object 1 (cat)")
+    assert text in problem.text
+
+
+def test_pictures(tmp_path: Path) -> None:
+    whole = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("cat", (SQUARE,)))
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(whole.file.read_bytes()[:300])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (80, 60)).save(tmp_path / "turned.jpg", exif=exif)
+    records = [
+        whole,
+        data.Record(tmp_path / "none.png", None, ()),
+        data.Record(torn, None, ()),
+        data.Record(whole.file, (61, 80), ()),
+        data.Record(tmp_path / "turned.jpg", (60, 80), ()),
+        data.Record(tmp_path / "turned.jpg", (80, 60), ()),
+    ]
+    problems = examine(data.Dataset(records, {"cat": 1}, [data.Problem("broken annotation", "x", "y")]))
+    assert [problem.kind for problem in problems] == [
+        "broken annotation",
+        "twice",
+        "twice",
+        "twice",
+        "missing picture",
+        "broken picture",
+        "wrong size",
+        "EXIF trap",
+    ]
+    assert problems[3].text == "2 objects cat have the same box"
+
+
+def test_crossings() -> None:
+    """Against every pair of sides, one by one."""
+
+    def cross(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
+        matrix = np.stack([b - a, c - d], axis=1)
+        if abs(np.linalg.det(matrix)) < 1e-12:
+            return False
+        s, t = np.linalg.solve(matrix, c - a)
+        return 0 < s < 1 and 0 < t < 1
+
+    for number in (3, 4, 5, 6, 9):
+        for _ in range(20):
+            polygon = torch.rand(number, 2).double().numpy()
+            sides = list(zip(polygon, np.roll(polygon, -1, axis=0), strict=True))
+            pairs = [(i, j) for i, j in itertools.combinations(range(number), 2) if j - i not in (1, number - 1)]
+            expected = next(((i, j) for i, j in pairs if cross(*sides[i], *sides[j])), None)
+            assert first_crossing(polygon) == expected
+    assert first_crossing(ellipse_polygon(0, 0, 500, 300)) is None
+    assert first_crossing(np.zeros((5, 2))) is None
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    """Pictures with their masks; broken ones are left out."""
+    records = [record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (SQUARE + 20,)))]
+    records += [data.Record(tmp_path / "none.png", None, ()), data.Record(records[0].file, (60, 80), ())]
+    sheet = np.asarray(contact_sheet(dataset_of(*records), columns=3, side=90)).astype(int)
+    assert sheet.shape == (64, 252, 3)  # as large as the pictures
+    drawn, plain = sheet[2:62, 2:82], sheet[2:62, 86:166]
+    assert (sheet[:, 168:] == 255).all()
+    changed = (drawn != plain).any(2)
+    assert changed[12:28, 12:28].mean() > 0.9
+    assert not changed[52:58, 2:28].any()
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (BOWTIE,)))
+    data.write_dataset(dataset_of(record), tmp_path / "coco.json", "coco")
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "check", str(tmp_path / "coco.json"), "--sheet", str(sheet)]) == 1
+    printed = capsys.readouterr()
+    assert "1 pictures (0 without objects), 2 objects" in printed.out
+    assert "classes: cat 1, dog 1" in printed.out
+    assert "problems: self-crossing 1" in printed.out
+    assert "fastmask data: self-crossing: " in printed.err
+    assert sheet.exists()

@@ -1,0 +1,45 @@
+"""The rule by which float32 paths are compared."""
+
+import pytest
+import torch
+
+from fastmask.evaluation.agreement import matched_share
+
+
+def detections(num: int) -> dict[str, torch.Tensor]:
+    boxes = torch.arange(num)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    masks = torch.zeros(num, 1, 20, 20)
+    masks[..., 5:15, 5:15] = 0.9
+    return {"boxes": boxes, "labels": torch.ones(num), "scores": torch.full((num,), 0.5), "masks": masks}
+
+
+def test_equal_and_empty() -> None:
+    assert matched_share(detections(5), detections(5)) == 1.0
+    assert matched_share(detections(0), detections(0)) == 1.0
+    assert matched_share(detections(3), detections(0)) == 0.0
+    assert matched_share(detections(3), detections(1)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "share"),
+    [("boxes", 0.9, 1), ("boxes", 1.1, 0.8), ("scores", 9e-4, 1), ("scores", 2e-3, 0.8), ("labels", 1, 0.8)],
+)
+def test_what_a_twin_may_differ_by(name: str, change: float, share: float) -> None:
+    other = detections(5)
+    other[name][2] += change
+    assert matched_share(detections(5), other) == pytest.approx(share)
+
+
+def test_masks_must_overlap() -> None:
+    other = detections(5)
+    other["masks"][1, 0, 5, 5] = 0  # 99 of 100 pixels
+    assert matched_share(detections(5), other) == pytest.approx(0.8)
+    other["masks"][1] = 0
+    mine = detections(5)
+    mine["masks"][1] = 0
+    assert matched_share(mine, other) == 1.0
+
+
+def test_duplicates_have_no_twin() -> None:
+    copies = {name: value.repeat_interleave(10, 0) for name, value in detections(1).items()}
+    assert matched_share(copies, detections(1)) == pytest.approx(2 / 11)

@@ -1,0 +1,36 @@
+"""``python tests/helpers/prefill.py DIR``: what README's first command needs where nothing can be downloaded.
+
+DIR/photo.jpg, a drawn picture, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastmask.benchmarks.calibrate import settle
+from fastmask.models import detection
+from fastmask.ops import FrozenBatchNorm2d
+from helpers.images import draw_picture
+
+
+def prefill(folder: Path, picture: Tensor) -> None:
+    """Write a picture [3, H, W] in [0, 1] and weights that find something on it into the folder, which is made."""
+    cache = folder / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    backbone = detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
+    )
+    model = detection.MaskRCNN(backbone, num_classes=91).eval()
+    detection._utils.overwrite_eps(model, 0.0)  # as COCO_V1 is built
+    settle(model, [picture])
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight *= 2  # so that something scores above 0.5
+    torch.save(model.state_dict(), cache / detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url.rpartition("/")[2])
+    Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(folder / "photo.jpg")
+
+
+if __name__ == "__main__":
+    prefill(Path(sys.argv[1]), draw_picture(480, 640)[0])

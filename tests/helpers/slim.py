@@ -1,0 +1,88 @@
+"""The slim model of all tests: a Mask R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+import fastmask.models
+import fastmask.ops
+from fastmask.benchmarks.calibrate import settle
+from fastmask.models.detection._weights import load_weights
+from helpers.images import draw_picture
+
+NUM_CLASSES = 5
+CHANNELS = 32
+
+
+def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: Any) -> nn.Module:
+    """``library``: torchvision or fastmask. ``norm``: of the backbone, FrozenBatchNorm2d or BatchNorm2d."""
+    detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
+    norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    stages, inplanes = OrderedDict(), 16
+    for i, planes in enumerate((16, 32, 64, 128)):
+        downsample = None
+        if planes != inplanes:
+            downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), norm_layer(planes))
+        stages[f"layer{i + 1}"] = nn.Sequential(
+            resnet.BasicBlock(inplanes, planes, 1 if i == 0 else 2, downsample, norm_layer=norm_layer)
+        )
+        inplanes = planes
+    body = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 16, 7, 2, 3, bias=False),
+            bn1=norm_layer(16),
+            relu=nn.ReLU(),
+            maxpool=nn.MaxPool2d(3, 2, 1),
+            **stages,
+        )
+    )
+    names = {f"layer{i + 1}": str(i) for i in range(4)}
+    backbone = detection.backbone_utils.BackboneWithFPN(body, names, [16, 32, 64, 128], CHANNELS)
+    backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
+    settings = {
+        "min_size": 128,
+        "max_size": 200,
+        "box_detections_per_img": 30,
+        "rpn_post_nms_top_n_test": 200,
+    } | options
+    return detection.mask_rcnn.MaskRCNN(
+        backbone,
+        box_head=detection.faster_rcnn.TwoMLPHead(CHANNELS * 49, 64),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
+        mask_head=detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1),
+        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
+        **settings,
+    )
+
+
+def settle_on_pictures(model: nn.Module) -> None:
+    """See :func:`settle`."""
+    settle(model, [draw_picture(128, 160)[0] for _ in range(4)])
+
+
+def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
+    """torchvision's and ours, with the same settled weights, in eval mode."""
+    import torchvision  # seconds that programs which need ours alone are spared
+
+    theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
+    settle_on_pictures(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def builder() -> Callable[..., nn.Module]:
+    """What builds ours under the name slim, as fastmask.models' own builders do."""
+
+    def build(weights: Any = None, num_classes: int = NUM_CLASSES, **options: Any) -> nn.Module:
+        assert num_classes == NUM_CLASSES
+        options.pop("weights_backbone", None)
+        new_predictors = options.pop("new_predictors", False)
+        model = slim_model(fastmask, **options)
+        load_weights(model, weights, progress=False, new_predictors=new_predictors)
+        return model
+
+    build.__name__, build.__module__ = "slim", fastmask.models.detection.mask_rcnn.__name__
+    return build

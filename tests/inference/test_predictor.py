@@ -1,0 +1,377 @@
+"""fastmask.Predictor: the answers of the model in every form, from every kind of picture, in streams and threads."""
+
+import gc
+import itertools
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from helpers.exact import assert_matched, pair_masks
+from helpers.images import draw_picture
+from helpers.slim import slim_model, slim_pair
+from helpers.static import NoDataDependence
+from torch import Tensor, nn
+
+import fastmask
+from fastmask import Predictor, ops
+from fastmask.benchmarks.baselines import decode_masks
+from fastmask.inference import predictor
+from fastmask.inference.program import Inputs, Program, Runner, unpacked
+from fastmask.models.prepare import prepared
+
+CPU = torch.device("cpu")
+SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(7)
+    return slim_pair()[1]
+
+
+@pytest.fixture
+def pictures() -> list[Tensor]:
+    """uint8 [3, h, w]."""
+    return [(draw_picture(*size)[0] * 255).to(torch.uint8) for size in SIZES]
+
+
+def answers(model: nn.Module, pictures: list[Tensor]) -> list[dict[str, Any]]:
+    """The model's own, one picture at a time."""
+    with torch.no_grad():
+        return [model([picture.float() / 255])[0] for picture in pictures]
+
+
+def check(actual: list[dict[str, Any]], expected: list[dict[str, Any]], *left_out: str) -> None:
+    kept = [{name: value for name, value in one.items() if name not in left_out} for one in expected]
+    assert assert_matched(actual, kept) > 20
+
+
+@pytest.mark.parametrize("masks", predictor.MASKS)
+def test_exact_is_the_model(masks: str, model: nn.Module, pictures: list[Tensor]) -> None:
+    expected = answers(model, pictures)
+    found = Predictor(model, "exact", masks=masks)(pictures)
+    check(found, expected, *(() if masks == "float" else ("masks",)))
+    with torch.no_grad():
+        soft = [model.detect([picture.float() / 255])[0] for picture in pictures]
+    for one, detected, size in zip(found, soft, SIZES, strict=True):
+        assert {value.device.type for value in one.values() if isinstance(value, Tensor)} == {"cpu"}
+        ours, theirs = pair_masks(one, detected)
+        probabilities = detected["masks"][theirs]
+        if masks == "soft":
+            torch.testing.assert_close(one["masks"][ours], probabilities, rtol=0, atol=1e-3)
+        elif masks in ("bool", "packed"):
+            pasted = ops.paste_masks(probabilities, one["boxes"][ours], size, output=masks)
+            assert one["masks"][ours].shape == pasted.shape
+            assert (one["masks"][ours] != pasted).float().mean() < 1e-3
+        elif masks == "rle":
+            pasted = ops.paste_masks(probabilities, one["boxes"][ours], size)
+            inside = torch.from_numpy(decode_masks(one["masks"]))[ours]
+            assert (inside.bool() != pasted).float().mean() < 1e-3
+            assert [mask["size"] for mask in one["masks"]] == [list(size)] * len(one["boxes"])
+
+
+def test_exact_batches_are_the_models(model: nn.Module, pictures: list[Tensor]) -> None:
+    """Padded together, as the model pads a list; the last batch is not full."""
+    with torch.no_grad():
+        images = [picture.float() / 255 for picture in pictures]
+        expected = [one for start in (0, 2, 4) for one in model(images[start : start + 2])]
+    check(Predictor(model, "exact", batch=2, masks="float")(pictures), expected)
+
+
+def test_sizes(model: nn.Module, pictures: list[Tensor]) -> None:
+    """Where the padded size is the model's own, so are the answers; standing pictures get it turned."""
+    lying = [pictures[0], pictures[3]]
+    expected = answers(model, lying)
+    found = Predictor(model, (120, 150), batch=3, masks="float")  # rounded to 128 x 160
+    check(found([lying[0], pictures[2], lying[1]])[::2], expected)
+    assert list(found._runners) == [(160, 128), (128, 160)]
+    square = Predictor(model, (160, 160), batch=5)
+    square(pictures)
+    assert list(square._runners) == [(160, 160)]
+    for one, (height, width) in zip(found(pictures), SIZES, strict=True):
+        assert (one["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
+        assert one["masks"].shape[2:] == (height, width)
+
+
+def test_shapes_are_forgotten(model: nn.Module, pictures: list[Tensor]) -> None:
+    found = Predictor(model, "exact", graphs=2)
+    found(pictures)
+    assert len(found._runners) == 2
+    assert {key[:2] for key in found.anchors.known} == set(found._runners)
+
+
+def test_autocast_around_it_changes_nothing(model: nn.Module, pictures: list[Tensor]) -> None:
+    found = Predictor(model, "exact", masks="soft")
+    expected = found(pictures[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = found(pictures[:1])
+    assert torch.equal(actual[0]["scores"], expected[0]["scores"])
+
+
+def test_nothing_is_found(pictures: list[Tensor]) -> None:
+    for options in ({"rpn_score_thresh": 1.1}, {"box_score_thresh": 1.0}, {"box_detections_per_img": 0}):
+        quiet = slim_model(fastmask, **options).eval()
+        for masks in predictor.MASKS:
+            (found,) = Predictor(quiet, "exact", masks=masks)(pictures[:1])
+            assert len(found["boxes"]) == len(found["masks"]) == 0
+
+
+def test_a_fixed_size_is_never_turned(pictures: list[Tensor]) -> None:
+    fixed = slim_model(fastmask, fixed_size=(160, 128)).eval()
+    found = Predictor(fixed, (128, 160), masks="soft")
+    found(pictures)
+    assert list(found._runners) == [(128, 160)]
+
+
+RANGES = ((17, 30, 30), (9, 17, 16), (1, 9, 8))  # of detections, and the rows that are made for so many
+
+
+@pytest.mark.parametrize("masks", predictor.MASKS)
+def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are made for the first of 8, 16 and all 30 rows that hold what was found; answers are those of all rows."""
+    (found,) = Predictor(model, "exact")(pictures[:1])
+    assert len(found["scores"]) == 30
+    gaps = (found["scores"][:-1] - found["scores"][1:]).tolist()  # a threshold between equal scores is none
+    widest = {rows: max(range(first, past), key=lambda most: gaps[most - 1]) for first, past, rows in RANGES}
+    for most, rows in ((30, 30), *((most, rows) for rows, most in widest.items()), (0, 8)):
+        if most < 30:
+            above, below = found["scores"][most - 1] if most else 1.0, found["scores"][most]
+            monkeypatch.setattr(model.roi_heads, "score_thresh", float((above + below) / 2))
+        expected = Predictor(model, "exact", masks=masks)(pictures[:1])
+        bucketed = Predictor(model, "exact", masks=masks, mask_buckets=True)
+        monkeypatch.setattr(bucketed.program, "trim", False)  # as on a GPU
+        pending = bucketed._launch(pictures[:1])
+        assert {name: shape for name, shape, _ in pending.fields}["labels"] == (1, rows)
+        actual = list(bucketed._answers([pending]))
+        assert len(actual[0]["boxes"]) == most
+        left_out = () if masks == "float" else ("masks",)
+        assert_matched(actual, [{k: v for k, v in expected[0].items() if k not in left_out}])
+        if masks == "soft":
+            ours, theirs = pair_masks(actual[0], expected[0])
+            torch.testing.assert_close(actual[0]["masks"][ours], expected[0]["masks"][theirs], rtol=0, atol=1e-3)
+
+
+def test_fewer_detections(model: nn.Module, pictures: list[Tensor]) -> None:
+    expected = Predictor(model, "exact", masks="soft")(pictures)
+    for one, other in zip(Predictor(model, "exact", masks="soft", detections=7)(pictures), expected, strict=True):
+        assert len(one["boxes"]) == 7
+        for name in one:
+            torch.testing.assert_close(one[name], other[name][:7], rtol=1e-4, atol=1e-3)
+
+
+def test_too_much_for_memory(model: nn.Module, pictures: list[Tensor]) -> None:
+    """The bytes are named, of pixels and of pasted masks."""
+    large = Predictor(model, (2**29, 2**29))
+    with pytest.raises(RuntimeError, match=r"images of \[\(128, 160\)\] need .* are 3458764513820540928 bytes"):
+        large(pictures[:1])
+    found = Predictor(model, "exact", masks="bool")
+    pending = found._launch(pictures[:1])
+    (error,) = found._answers([pending._replace(originals=[(2**22, 2**22)])])
+    assert isinstance(error, RuntimeError)
+    assert "masks of an image of (4194304, 4194304) need more memory than there is: 30 of them" in str(error)
+    assert f"{30 * 2**44} bytes" in str(error)
+
+
+def test_threads_take_turns(model: nn.Module, pictures: list[Tensor]) -> None:
+    shared = Predictor(model, (128, 160), masks="soft", graphs=1)
+    expected = [shared([picture])[0]["boxes"] for picture in pictures]
+    found: dict[int, list[Tensor]] = {}
+
+    def work(number: int) -> None:
+        found[number] = [shared([picture])[0]["boxes"] for picture in pictures]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for boxes in found.values():
+        assert all(torch.equal(one, other) for one, other in zip(boxes, expected, strict=True))
+
+
+def test_rle_that_does_not_fit(model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Predictor(model, "exact")(pictures)
+    monkeypatch.setattr(predictor, "BYTES_A_MASK", 1)
+    for one, other in zip(Predictor(model, "exact")(pictures), expected, strict=True):
+        assert one["masks"] == other["masks"]
+
+
+def test_other_models(pictures: list[Tensor]) -> None:
+    """Without a mask branch; the second versions with their other heads and norms."""
+    options = {"weights": None, "weights_backbone": None, "min_size": 64, "box_detections_per_img": 5}
+    (found,) = Predictor(fastmask.models.detection.fasterrcnn_resnet50_fpn(**options), "exact")(pictures[:1])
+    assert set(found) == {"boxes", "labels", "scores"}
+
+
+def test_half_types(model: nn.Module, pictures: list[Tensor]) -> None:
+    for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(pictures):
+        assert one["boxes"].dtype == one["scores"].dtype == torch.float32
+        assert len(one["masks"]) == len(one["boxes"]) > 0
+
+
+@pytest.mark.parametrize("masks", ["rle", "soft", "bool"])
+def test_the_program_is_static(masks: str, model: nn.Module) -> None:
+    """Padded batch to packed answer: nothing depends on values, and trimming changes nothing but padding."""
+    pixels, sizes = torch.randn(2, 3, 128, 160), torch.tensor([[120, 160], [128, 150]])
+    inputs = Inputs(pixels, sizes, sizes * 2)
+    ready = prepared(model, torch.float32)
+    with torch.no_grad():
+        with NoDataDependence():
+            packed = Program(ready, masks, 0.5, 2048)(inputs)
+        trimmed = Program(ready, masks, 0.5, 2048, trim=True)(inputs)
+    whole, cut = unpacked(packed.data, packed.fields), unpacked(trimmed.data, trimmed.fields)
+    assert whole["boxes"].shape == (2, 30, 4)
+    assert torch.equal(whole["count"], cut["count"])
+    for i, count in enumerate(whole["count"].tolist()):
+        assert count > 0
+        torch.testing.assert_close(whole["boxes"][i, :count], cut["boxes"][i, :count], rtol=1e-4, atol=1e-3)
+
+
+def test_memory_stays_where_it_is(model: nn.Module) -> None:
+    """600 pictures of 32 to 160 pixels: what is resident after 200 of them is what is after all."""
+
+    def drawn() -> Iterator[Tensor]:
+        for _ in range(600):
+            height, width = (int(side) for side in torch.randint(32, 161, (2,)))
+            yield torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+    small = slim_model(fastmask, min_size=48, max_size=64, rpn_post_nms_top_n_test=50, box_detections_per_img=5).eval()
+    resident = {}
+    for i, _ in enumerate(Predictor(small, (64, 64)).stream(drawn(), progress=False), 1):
+        if i in (200, 600):
+            gc.collect()
+            resident[i] = resident_bytes()
+    assert resident[600] - resident[200] < 10e6
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("how much is resident is read from Linux's /proc")
+    return int(status.read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"masks": "polygons"}, "masks must be one of rle, bool, packed, soft, float, got 'polygons'"),
+        ({"size": "large"}, r"size must be \(height, width\) or 'exact', got 'large'"),
+        ({"size": 800}, r"size must be \(height, width\) or 'exact', got 800"),
+        ({"size": (0, 5)}, r"size must be at least 1, got \(0, 5\)"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 2.0}, "batch must be an int, got 2.0"),
+        ({"graphs": 0}, "graphs must be at least 1, got 0"),
+        ({"detections": 31}, r"detections must be in \[0, 30\], as box_detections_per_img .* keeps no more, got 31"),
+        ({"detections": 2.5}, r"detections must be in \[0, 30\], .* got 2.5"),
+        ({"dtype": "bfloat16"}, "dtype must be 'auto' or a floating torch.dtype, got 'bfloat16'"),
+        ({"dtype": torch.int8}, "dtype must be 'auto' or a floating torch.dtype, got torch.int8"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], message: str, model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(model, **options)
+
+
+def test_wrong_models() -> None:
+    with pytest.raises(ValueError, match=r"model must be one of fastmask.models.detection, .* got MaskRCNN"):
+        Predictor(slim_model(torchvision))
+    broken = slim_model(fastmask)
+    broken.roi_heads.box_predictor.cls_score.weight.data[2, 3] = float("nan")
+    name = "roi_heads.box_predictor.cls_score.weight"
+    with pytest.raises(ValueError, match=f"weights must be finite in torch.float32, got NaN or infinity in {name}"):
+        Predictor(broken)
+    broken.roi_heads.box_predictor.cls_score.weight.data[2, 3] = 1e5
+    with pytest.raises(ValueError, match=f"weights must be finite in torch.float16, got NaN or infinity in {name}"):
+        Predictor(broken, dtype=torch.float16)
+    broken.transform = type("Own", (type(broken.transform),), {})(64, 64, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match=r"model.transform must be GeneralizedRCNNTransform, got Own"):
+        Predictor(broken)
+
+
+@pytest.mark.gpu
+def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's answers in float32; the same bits at every replay; nothing waits before the answer is asked for."""
+    expected = Predictor(model, (128, 160), masks="float")(pictures)
+    found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
+    try:
+        first = found(pictures)
+        assert_matched([{k: v.cpu() for k, v in ours.items()} for ours in first], expected, 0.95)
+        for _ in range(20):
+            for one, other in zip(found(pictures), first, strict=True):
+                assert all(torch.equal(one[name], other[name]) for name in one)
+        planes = [pictures[0].cuda()]
+        found._launch(planes)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        pending = found._launch(planes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()
+    (last,) = found._answers([pending])
+    assert torch.equal(last["boxes"], first[0]["boxes"])
+
+
+def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
+    runner = Runner(
+        Program(prepared(model, torch.float32), "rle", 0.5, 2048), 2, (64, 96), torch.float32, CPU, None, None
+    )
+    assert runner.inputs.sizes.tolist() == runner.inputs.originals.tolist() == [[64, 96]] * 2
+    runner.write_sizes([(60, 90), (64, 80)], [(30, 45), (32, 40)])
+    assert runner.inputs.sizes.tolist() == [[60, 90], [64, 80]]
+    assert runner.inputs.originals.tolist() == [[30, 45], [32, 40]]
+    runner.inputs.sizes.zero_()
+    runner.write_sizes([(60, 90), (64, 80)], [(30, 45), (32, 40)])
+    assert not runner.inputs.sizes.any()  # they are there already, as far as it knows
+    runner.write_sizes([(60, 90)], [(30, 45)])
+    assert runner.inputs.sizes.tolist() == [[60, 90], [1, 1]]
+    assert runner.inputs.originals.tolist() == [[30, 45], [1, 1]]
+
+
+@pytest.mark.gpu
+def test_a_call_waits_for_its_answer_alone(model: nn.Module, pictures: list[Tensor]) -> None:
+    """From pictures on the device to RLE, nothing is copied from memory that is not pinned."""
+    try:
+        found = Predictor(model.cuda(), (128, 160))
+        images = [picture.cuda() for picture in pictures[:2]]
+        expected = found(images)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        actual = found(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one["boxes"], other["boxes"])
+        assert one["masks"] == other["masks"]
+
+
+@pytest.mark.gpu
+def test_modes_on_a_gpu(model: nn.Module, pictures: list[Tensor]) -> None:
+    """bfloat16, batches, several shapes of which few are kept, from two threads with streams of their own."""
+    try:
+        for masks, mask_buckets in itertools.product(predictor.MASKS, (False, True)):
+            found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2, mask_buckets=mask_buckets)
+            expected = [one["boxes"] for one in found(pictures)]
+            results: list[list[Tensor]] = []
+
+            def work(found: Predictor, results: list[list[Tensor]]) -> None:
+                with torch.cuda.stream(torch.cuda.Stream()):
+                    results.append([one["boxes"] for one in found(pictures)])
+
+            threads = [threading.Thread(target=work, args=(found, results)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(results) == 2
+            for boxes in results:
+                assert all(torch.equal(one, other) for one, other in zip(boxes, expected, strict=True))
+    finally:
+        model.cpu()

@@ -1,0 +1,117 @@
+"""Pictures of every kind as a model sees them, and files that are none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmask.image_io import read_image
+
+KINDS = {
+    "RGB": "png",
+    "L": "png",
+    "1": "png",
+    "LA": "png",
+    "RGBA": "png",
+    "P": "gif",
+    "CMYK": "tif",
+    "YCbCr": "tif",
+}
+
+
+def noise(height: int = 40, width: int = 60) -> Image.Image:
+    return Image.fromarray(np.random.randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("mode", KINDS)
+def test_lossless_kinds(mode: str, tmp_path: Path) -> None:
+    """As Pillow converts them; alpha dropped, whatever it is."""
+    picture = noise().convert(mode)
+    if mode.endswith("A"):
+        picture.putalpha(Image.fromarray(np.random.randint(0, 256, (40, 60), dtype=np.uint8)))
+    picture.save(tmp_path / f"a.{KINDS[mode]}")
+    read = read_image(tmp_path / f"a.{KINDS[mode]}")
+    assert read.mode == "RGB"
+    assert np.array_equal(np.array(read), np.array(picture.convert("RGB")))
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    picture = noise().convert("P")
+    picture.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg(mode: str, tmp_path: Path) -> None:
+    gradient = Image.fromarray(np.linspace(0, 255, 4800).reshape(40, 120).astype(np.uint8)).convert("RGB")
+    gradient.convert(mode).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(np.array(read_image(str(tmp_path / "a.jpg"))).astype(int) - np.array(gradient)).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
+    """The top left quarter is white in the file; where a viewer shows it is what EXIF 2.32 (4.6.4) says."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / f"a.{suffix}", exif=exif)
+    read = np.array(read_image(tmp_path / f"a.{suffix}"))
+    assert read.shape == ((40, 60, 3) if orientation < 5 else (60, 40, 3))
+    height, width = read.shape[:2]
+    bottom, right = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[
+        orientation
+    ]
+    expected = np.zeros_like(read)
+    expected[bottom * height // 2 :][: height // 2, right * width // 2 :][:, : width // 2] = 255
+    assert np.array_equal(read, expected)
+
+
+def test_broken_metadata_says_nothing(tmp_path: Path) -> None:
+    picture = noise()
+    picture.save(tmp_path / "a.png", exif=b"Exif\0\0" + b"\xff" * 50)
+    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(picture))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
+    deep = np.random.randint(0, 65536, (40, 60)).astype(np.uint16)
+    deep[0, :2] = (0, 65535)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    read = np.array(read_image(tmp_path / f"a.{suffix}"))
+    assert np.array_equal(read, np.repeat((deep >> 8)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "its pixels are floats"),
+        (np.full((4, 4), 200, np.int32), "its pixels are 32-bit integers"),
+    ],
+)
+def test_pixels_without_a_scale(pixels: np.ndarray, message: str, tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=rf"a.tif cannot be read as a picture: {message}"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_torn_file_is_named(suffix: str, tmp_path: Path) -> None:
+    noise(200, 300).save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    for share in (0.02, 0.5, 0.95):
+        (tmp_path / f"torn.{suffix}").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match=f"torn.{suffix} cannot be read as a picture"):
+            read_image(tmp_path / f"torn.{suffix}")
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    for name in ("text.jpg", "empty.png", "."):
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        read_image(tmp_path / "none.jpg")
