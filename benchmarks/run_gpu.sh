@@ -16,21 +16,15 @@ for name in ("kernels", "benchmarks", "export"):
         sys.exit(1)' "$root" 2>/dev/null
 }
 
-if ! usable; then
-  how="installed (pip install -e .)"
-  "$python" -m pip show -q fastmask-rcnn >/dev/null 2>&1 || # another checkout's stays what it is
-    "$python" -m pip install -q --no-deps --no-index --no-build-isolation -e . >/dev/null 2>&1 || true
-  if ! usable; then # no pip, an old setuptools, or an environment that nothing may be installed in
-    for folder in kernels benchmarks export; do ln -sfn "../$folder" "fastmask/$folder"; done # which git ignores
-    how="linked (fastmask/kernels, fastmask/benchmarks, fastmask/export)"
-  fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # also for tests that start Python elsewhere
+if ! usable; then # links that a transfer lost
+  for folder in kernels benchmarks export; do ln -sfn "../$folder" "fastmask/$folder"; done
   if ! usable; then
-    echo "run_gpu.sh: fastmask cannot be imported, neither installed by pip nor linked:" >&2
+    echo "run_gpu.sh: fastmask cannot be imported from $root:" >&2
     "$python" -c 'import fastmask.kernels, fastmask.benchmarks, fastmask.export' >&2 || true
     exit 2
   fi
-  echo "run_gpu.sh: fastmask was $how, as $python did not find this checkout's"
+  echo "run_gpu.sh: fastmask/kernels, fastmask/benchmarks and fastmask/export were linked again"
 fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # for tests that start Python elsewhere
 case ${1-} in "" | /* | -*) ;; *) set -- "$caller/$1" "${@:2}" ;; esac # DIR, from where it was typed
 exec "$python" -m fastmask.benchmarks.gpu_parts "$@"

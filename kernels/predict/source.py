@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import triton
+
 from fastmask.kernels.predict.assembly import Stack
 
 
@@ -60,7 +62,7 @@ def _last(node: ast.stmt) -> int:
 
 def is_ours(file: str) -> bool:
     """Not Triton's own library, whose loops are unrolled, nor a line that no file has."""
-    return Path(file).is_file() and "triton" not in Path(file).parts
+    return Path(file).is_file() and not Path(file).is_relative_to(Path(triton.__file__).parent)
 
 
 @functools.cache

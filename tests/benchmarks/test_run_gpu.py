@@ -54,31 +54,26 @@ def test_wrong_arguments() -> None:
     assert "usage: benchmarks/run_gpu.sh" in run().stderr
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="it is git that must not see the links")
-def test_links_where_nothing_can_be_installed(tmp_path: Path) -> None:
-    """A bare checkout, and a Python without pip: fastmask's folders are linked into it, which git ignores."""
+def test_lost_links_are_made_again(tmp_path: Path) -> None:
+    """A copy of the checkout without its links, and a Python without site-packages."""
     for folder in ("fastmask", "kernels", "export", "benchmarks"):
         (tmp_path / folder).mkdir()
         shutil.copy(ROOT / folder / "__init__.py", tmp_path / folder)
-    shutil.copy(ROOT / ".gitignore", tmp_path)
+    shutil.copy(ROOT / "fastmask" / "_version.py", tmp_path / "fastmask")
     for name in ("run_gpu.sh", "gpu_parts.py"):
         shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
     python = tmp_path.parent / f"{tmp_path.name}-python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -B "$@"\n')  # -S: no site-packages, hence no pip
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -B "$@"\n')
     python.chmod(0o755)
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
-        subprocess.run([*git, *command], check=True)
     environment = {"PYTHON": str(python), "PYTHONPATH": ""}
     done = run("--help", root=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("run_gpu.sh: fastmask was linked (fastmask/kernels, fastmask/benchmarks,")
+    assert done.stdout.startswith("run_gpu.sh: fastmask/kernels, fastmask/benchmarks and fastmask/export were linked")
     assert run("--help", root=tmp_path, **environment).stdout.startswith("usage: ")
-    assert subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True).stdout == b""
     (tmp_path / "export" / "__init__.py").unlink()
     done = run("--help", root=tmp_path, **environment)
     assert done.returncode == 2
-    assert "fastmask cannot be imported, neither installed by pip nor linked:" in done.stderr
+    assert f"fastmask cannot be imported from {tmp_path}:" in done.stderr
 
 
 def stand_in(name: str, code: str, limit: float = 30) -> Part:

@@ -226,7 +226,11 @@ def test_two_ranks_give_the_union_of_one(
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums in the same order, hence equal
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "PYTHONPATH": str(Path(script).parent.parent),
+        },  # sums in the same order, hence equal
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("skipped") == 1

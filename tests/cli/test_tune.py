@@ -10,7 +10,7 @@ import torch
 from helpers.slim import slim_pair
 
 from fastmask import cli
-from fastmask.benchmarks import measure, report, tune
+from fastmask.benchmarks import measure, results_io, tune
 from fastmask.benchmarks.tune import Outcome, Trial
 from fastmask.benchmarks.tune_cases import Shapes
 from fastmask.kernels import launch, tuning
@@ -94,7 +94,7 @@ def test_env_and_bench_say_what_is_in_use(
     assert ", paste.programs 16384. " in capsys.readouterr().out
     (row, *_) = json.loads(results.read_text())["benchmarks"]
     assert row["extra_info"]["tuned"] == {"paste.programs": 16384}
-    assert report.tuned_values({}) == ""
+    assert results_io.tuned_values({}) == ""
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""``python tests/helpers/prefill.py DIR``: what README's first command needs where nothing can be downloaded.
+"""``PYTHONPATH=tests python -m helpers.prefill DIR``: what the first command of README needs where nothing downloads.
 
 DIR/photo.jpg, a drawn picture, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
 """

@@ -1,5 +1,10 @@
 """``fastmask`` with ``--model slim``, as a program of its own: what torchrun starts in tests."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # where helpers/ lies
+
 import fastmask
 from fastmask.cli import main
 from fastmask.models import _api
