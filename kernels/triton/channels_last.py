@@ -41,16 +41,8 @@ MOST_BYTES = 2**30  # of all copies together: larger maps are read where they ar
 @jit(do_not_specialize=VARYING)
 def _copy_kernel(
     # tensors
-    map0_ptr,  # [B, C, H_0, W_0] of any strides
-    map1_ptr,
-    map2_ptr,
-    map3_ptr,
-    map4_ptr,
-    out0_ptr,  # [B, H_0, W_0, C] out
-    out1_ptr,
-    out2_ptr,
-    out3_ptr,
-    out4_ptr,
+    map0_ptr, map1_ptr, map2_ptr, map3_ptr, map4_ptr,  # [B, C, H_l, W_l] of any strides
+    out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr,  # [B, H_l, W_l, C] out
     # sizes
     batch,
     channels,

@@ -37,11 +37,7 @@ NUM_WARPS = 4
 @jit(do_not_specialize=VARYING)
 def _apart_kernel(
     # tensors
-    map0_ptr,  # [B, C, H_0, W_0] of any strides
-    map1_ptr,
-    map2_ptr,
-    map3_ptr,
-    map4_ptr,
+    map0_ptr, map1_ptr, map2_ptr, map3_ptr, map4_ptr,  # [B, C, H_l, W_l] of any strides
     rois_ptr,  # [K, 5] (image, x1, y1, x2, y2)
     out_ptr,  # [K, POOLED_H, POOLED_W, C] out
     # sizes

@@ -166,11 +166,7 @@ def _backward_kernel(
     lines_ptr,  # [6, columns] triton/roi_bins.py's table
     words_ptr,  # [columns, 16]
     starts_ptr,  # [LEVELS * batch + 1] where each (level, image) begins there
-    out0_ptr,  # [B, H_0, W_0, C] out
-    out1_ptr,
-    out2_ptr,
-    out3_ptr,
-    out4_ptr,
+    out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr,  # [B, H_l, W_l, C] out
     # sizes
     batch,
     channels,
