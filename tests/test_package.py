@@ -1,6 +1,7 @@
 """The package as it is installed: its folders, its light import, its command, its metadata."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -36,6 +37,33 @@ def test_metadata() -> None:
     assert requires is not None
     assert not [line for line in requires if line.startswith("torchvision") and "extra ==" not in line]
     assert (Path(fastmask.__file__).parent / "py.typed").exists()
+
+
+def test_pins_are_the_same_everywhere() -> None:
+    """Ruff's version and Python's stand in several files."""
+    project = CONFIG["project"]
+    pins = re.findall(r'"ruff==([\d.]+)"', (ROOT / ".pre-commit-config.yaml").read_text())
+    assert pins
+    assert {f"ruff=={pin}" for pin in pins} <= set(project["optional-dependencies"]["lint"])
+
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (python,) = re.findall(r'python-version: "([\d.]+)"', workflow)
+    assert project["requires-python"] == f">={python}"
+    assert f"Programming Language :: Python :: {python}" in project["classifiers"]
+    assert CONFIG["tool"]["ruff"]["target-version"] == f"py{python.replace('.', '')}"
+
+
+def test_parts_of_continuous_integration() -> None:
+    """A part that ``.ci/run`` does not have is an error before anything runs, and the message lists those it has."""
+    done = run(str(ROOT / ".ci" / "run"), "ruff", "fly")
+    assert done.returncode == 2
+    assert not done.stdout
+    assert done.stderr.startswith("unknown part: fly; parts are\n")
+    script = (ROOT / ".ci" / "run").read_text()
+    listed = [line.split()[0] for line in done.stderr.splitlines()[1:]]
+    assert listed == re.findall(r"^    (\w+)\)", script, re.MULTILINE)
+    everything = "main " + " ".join(re.findall(r"\blane ((?:[a-z]+ ?)+)", script))
+    assert sorted(listed) == sorted(everything.split())
 
 
 HIDE_TRITON = """

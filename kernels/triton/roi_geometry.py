@@ -15,7 +15,7 @@ MAX_LEVELS = 5
 KEYS = 256  # RoIs that a program finds the map of
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
-# change from call to call: never part of a compiled variant's key, as members of a tuple would be (gpu_roi_align.py)
+# change from call to call: never part of a compiled variant's key, as members of a tuple would be (roi_align.py)
 VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for level in range(MAX_LEVELS))]
 
 # the values of all levels stand on one line
