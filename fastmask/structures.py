@@ -1,6 +1,6 @@
 """What flows through a model: padded tensors of fixed shape. B images; P proposals, D detections, G objects in each."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -52,6 +52,25 @@ class Batch(NamedTuple):
     targets: Targets  # boxes in pixels of the batch
     indices: Tensor  # [B] int64, of the pictures among the data set's records
     problems: tuple[str, ...]  # pictures that could not be looked at; others are in their place
+
+
+class Prediction(TypedDict):
+    """Detections of one image, best first, as torchvision's models return them."""
+
+    boxes: Tensor  # [n, 4] float32 (x1, y1, x2, y2) in pixels of the image
+    labels: Tensor  # [n] int64, 1 and up
+    scores: Tensor  # [n] in [0, 1], descending
+    masks: NotRequired[Any]  # [n, 1, h, w] or another form that was asked for; missing without a mask branch
+
+
+class CocoResult(TypedDict):
+    """One detection in COCO's results format."""
+
+    image_id: Any
+    category_id: int
+    bbox: NotRequired[list[float]]  # [x, y, width, height] in pixels of the image
+    score: float
+    segmentation: NotRequired[Any]  # RLE with text counts, or polygons
 
 
 def padded_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -> Targets:
