@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastmask.benchmarks.cases import nms, roi_align
 from fastmask.benchmarks.device_time import time_graph
-from fastmask.benchmarks.inputs import IMAGE, PICTURE, STRIDES, blob_masks
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, STRIDES, blob_masks
 from fastmask.benchmarks.measure import name_of, said, versions
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.fallback.stem import arrange_weight
@@ -94,8 +94,8 @@ def _masks(batch: int, device: torch.device) -> Run:
 
 def _text(batch: int, device: torch.device) -> Run:
     num = 100 * batch
-    masks, boxes = blob_masks(torch.Generator().manual_seed(0), device, num, PICTURE)
-    sizes, capacity = torch.tensor([PICTURE] * num, device=device), choose_capacity(num, PICTURE[1])
+    masks, boxes = blob_masks(torch.Generator().manual_seed(0), device, num, IMAGE_SIZE)
+    sizes, capacity = torch.tensor([IMAGE_SIZE] * num, device=device), choose_capacity(num, IMAGE_SIZE[1])
     return lambda: encode_masks_op(masks[:, 0], boxes, sizes, capacity, 0.5, False, False, 1)[1]
 
 

@@ -1,4 +1,4 @@
-"""What peers do beyond one call: masks encoded, and algorithms of projects that are not to be had, written anew."""
+"""What baselines do beyond one call: masks encoded, and algorithms of projects that are not to be had, written anew."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""``pytest benchmarks --benchmark-only``: ops and a whole model beside their peers, on the same inputs, in one run.
+"""``pytest benchmarks --benchmark-only``: ops and a whole model beside their baselines, on the same inputs, in one run.
 
 Agreement is checked before anything is timed; a provider that disagrees is an error, not a row.
 """

@@ -11,13 +11,13 @@ RPN_LOGIT = 8.0  # the largest: no sigmoid may reach 1.0, since tied scores make
 CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no softmax reaches 1.0
 
 
-def settle(model: Any, pictures: Sequence[Tensor]) -> None:
-    """Give an R-CNN what trained ones have: norms with the statistics of pictures, features of about 1, predictors
+def settle(model: Any, images: Sequence[Tensor]) -> None:
+    """Give an R-CNN what trained ones have: norms with the statistics of images, features of about 1, predictors
     that decide, and masks that fill most of their boxes.
 
     Args:
         model: torchvision's or ours, in eval mode, with its random weights, which are changed in place.
-        pictures: [3, h, w] in [0, 1], as the model takes them.
+        images: [3, h, w] in [0, 1], as the model takes them.
     """
     factors: dict[Any, list[float]] = {}  # what a layer's weights are multiplied by, call by call
 
@@ -51,7 +51,7 @@ def settle(model: Any, pictures: Sequence[Tensor]) -> None:
     if model.roi_heads.has_mask():
         hooks.append(model.roi_heads.mask_predictor.mask_fcn_logits.register_forward_hook(fill))
     with torch.no_grad():
-        model(list(pictures))
+        model(list(images))
         for hook in hooks:
             hook.remove()
         for module, values in factors.items():

@@ -98,7 +98,7 @@ def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str])
     if setting.again and part.section is None:
         (setting.folder / part.file).unlink(missing_ok=True)
     variables: dict[str, str] = {}
-    if name in TOOLS:  # one allocation a tensor, or overruns into a neighbour are not seen
+    if name in TOOLS:  # one allocation a tensor, or overruns into a neighbor are not seen
         variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     elif part.section is not None and "OMP_NUM_THREADS" not in setting.environment:  # workers share the cores
         variables["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))

@@ -1,18 +1,18 @@
-"""What the cases are measured on: pictures, boxes, masks and pyramids, drawn from a generator."""
+"""What the cases are measured on: images, boxes, masks and pyramids, drawn from a generator."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask.kernels.predict import inputs
-from fastmask.kernels.predict.inputs import IMAGE, PICTURE, STRIDES, boxes_in
+from fastmask.kernels.predict.inputs import IMAGE, IMAGE_SIZE, STRIDES, boxes_in
 
-__all__ = ["IMAGE", "PICTURE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured"]
+__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured"]
 
 
 def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
     """Boxes in heaps of about 80, of which NMS keeps few."""
-    centers = boxes_in(generator, max(num // 80, 1), PICTURE)
+    centers = boxes_in(generator, max(num // 80, 1), IMAGE_SIZE)
     which = torch.randint(len(centers), (num,), generator=generator)
     return centers[which] + 4 * torch.randn(num, 4, generator=generator)
 
@@ -35,12 +35,12 @@ def pyramid(
 
 
 def textured(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
-    """A picture [3, H, W] in [0, 1] of rectangles on coarse and fine noise."""
+    """An image [3, H, W] in [0, 1] of rectangles on coarse and fine noise."""
     coarse = torch.rand(1, 3, size[0] // 16, size[1] // 16, generator=generator)
-    picture = F.interpolate(coarse, size, mode="bilinear")[0] * 0.6 + 0.1 * torch.rand(3, *size, generator=generator)
+    image = F.interpolate(coarse, size, mode="bilinear")[0] * 0.6 + 0.1 * torch.rand(3, *size, generator=generator)
     for x1, y1, x2, y2 in boxes_in(generator, 40, size).int().tolist():
-        picture[:, y1:y2, x1:x2] = 0.3 * picture[:, y1:y2, x1:x2] + 0.7 * torch.rand(3, 1, 1, generator=generator)
-    return picture
+        image[:, y1:y2, x1:x2] = 0.3 * image[:, y1:y2, x1:x2] + 0.7 * torch.rand(3, 1, 1, generator=generator)
+    return image
 
 
 def blob_masks(

@@ -18,7 +18,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastmask.benchmarks.cases.model import settled_model
-from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = settled_model("fastmask", device)
     generator = torch.Generator().manual_seed(0)
     for batch in args.batch:
-        images = [(textured(generator, PICTURE) * 255).byte().to(device) for _ in range(batch)]
+        images = [(textured(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
         for fuse in args.fuse:
             predictor = Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse)
             found = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))

@@ -68,23 +68,23 @@ def compared(name: str, case: Case, device: torch.device, failed: dict[str, str]
             failed[provider] = f"failed: {said(error)}"
             continue
         first_call[provider] = time.perf_counter() - start
-    (peer, expected), *others = answers.items() if answers else [("nobody", None)]
+    (baseline, expected), *others = answers.items() if answers else [("nobody", None)]
     for provider, answer in others:
         rule = case.rules.get(provider, case.agree)
-        check(provider, peer, functools.partial(rule, answer, expected), failed)
+        check(provider, baseline, functools.partial(rule, answer, expected), failed)
     if "torchvision" not in answers and case.sample is not None:
         check("fastmask", "the reference", case.sample, failed)
     return {provider: seconds for provider, seconds in first_call.items() if provider not in failed}
 
 
-def check(provider: str, peer: str, rule: Run, failed: dict[str, str]) -> None:
+def check(provider: str, baseline: str, rule: Run, failed: dict[str, str]) -> None:
     """A provider that a rule does not pass goes into ``failed``; the others of its case keep their rows."""
     try:
         rule()
     except AssertionError as error:
-        failed[provider] = f"does not agree with {peer}: {str(error).partition(chr(10))[0]}"
+        failed[provider] = f"does not agree with {baseline}: {str(error).partition(chr(10))[0]}"
     except Exception as error:
-        failed[provider] = f"cannot be compared with {peer}: {said(error)}"
+        failed[provider] = f"cannot be compared with {baseline}: {said(error)}"
 
 
 def said(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of benchmark results: bars beside the peers, how near to a copy's speed, how times grow."""
+"""Images of benchmark results: bars beside the baselines, how near to a copy's speed, how times grow."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PEERS = ("#b8b8b8", "#8c8c8c", "#666666", "#404040")
+BASELINES = ("#b8b8b8", "#8c8c8c", "#666666", "#404040")
 OURS = ("#0b6e4f", "#3fa34d", "#8cc152")
 
 
@@ -44,7 +44,7 @@ def bars(figure: "Figure", found: dict[str, Any]) -> bool:
     axes, y, labels = figure.add_subplot(), 0.0, []
     for name, rows in found.items():
         first = y
-        colors = {True: iter(OURS), False: iter(PEERS)}
+        colors = {True: iter(OURS), False: iter(BASELINES)}
         for provider, row in rows.items():
             time = 1e3 * row["stats"]["median"]
             axes.barh(y, time, height=0.8, color=next(colors[is_ours(provider)]))
@@ -76,14 +76,14 @@ def bandwidth(figure: "Figure", found: dict[str, Any]) -> bool:
                 continue
             speed = info["copy_bandwidth"]
             rate = info["least_bytes"] / row["stats"]["median"]
-            axes.scatter(info["least_bytes"], rate, s=18, color=OURS[0] if is_ours(provider) else PEERS[0])
+            axes.scatter(info["least_bytes"], rate, s=18, color=OURS[0] if is_ours(provider) else BASELINES[0])
             if is_ours(provider):
                 axes.annotate(name, (info["least_bytes"], rate), fontsize=5, xytext=(3, 2), textcoords="offset points")
     if not speed:
         return False
     axes.axhline(speed, color="#c0392b", linewidth=1.2)
     axes.set(xscale="log", yscale="log", xlabel="bytes that must be moved", ylabel="bytes a second")
-    axes.set_title("green: fastmask, grey: its first peer, red: a copy", fontsize=8)
+    axes.set_title("green: fastmask, gray: its first baseline, red: a copy", fontsize=8)
     return True
 
 
@@ -102,7 +102,7 @@ def growth_curves(figure: "Figure", found: dict[str, Any]) -> bool:
 
 
 def curve_panel(axes: "Axes", operation: str, what: str, providers: dict[str, Any]) -> None:
-    colors = {True: iter(OURS), False: iter(PEERS)}
+    colors = {True: iter(OURS), False: iter(BASELINES)}
     for provider, one in providers.items():
         times = [1e3 * time for time in one.seconds]
         label = f"{provider}, power {one.exponent:.2f}"

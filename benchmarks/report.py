@@ -16,9 +16,9 @@ from fastmask.benchmarks.results_io import Row, groups, is_ours, where
 from fastmask.benchmarks.scaling import growth
 
 SLOT = re.compile(r"(<!-- report: (.*?) -->\n).*?(<!-- /report -->)", re.DOTALL)
-NAMES = "| | peer | fastmask | times faster | than the best peer | of a copy's speed |"
+NAMES = "| | baseline | fastmask | times faster | than the best baseline | of a copy's speed |"
 
-PATCHED = "torchvision patched"  # runs our kernels: shown, but no peer
+PATCHED = "torchvision patched"  # runs our kernels: shown, but no baseline
 
 
 def report(results: dict[str, Any]) -> str:
@@ -28,18 +28,18 @@ def report(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A row for each of ours: beside the first peer, and beside the best one where there are several."""
+    """A row for each of ours: beside the first baseline, and beside the best one where there are several."""
     lines = [NAMES, "|---|---|---|---|---|---|"]
     on_device = device_times(results)
     if on_device:
         lines = [lines[0] + " on the device, L2 warm (flushed) |", lines[1] + "---|"]
     for name, rows in groups(results).items():
-        peers = {provider: row for provider, row in rows.items() if not is_ours(provider)}
+        baselines = {provider: row for provider, row in rows.items() if not is_ours(provider)}
         for provider, row in rows.items():
             if is_ours(provider):
                 title = name + provider.removeprefix("fastmask").replace(" Predictor", ", Predictor")
                 last = f" {on_device.get((name, provider), '')} |" if on_device else ""
-                lines.append(line(title, peers, row) + last)
+                lines.append(line(title, baselines, row) + last)
     return "\n".join(lines) + "\n"
 
 
@@ -56,12 +56,12 @@ def device_times(results: dict[str, Any]) -> dict[tuple[str, str], str]:
     return found
 
 
-def line(title: str, peers: dict[str, Row], ours: Row) -> str:
+def line(title: str, baselines: dict[str, Row], ours: Row) -> str:
     info, time = ours["extra_info"], ours["stats"]["median"]
     cells = [f"{title}<br><sub>{info['inputs']}</sub>"]
-    cells.append("<br>".join(f"{peer}: {milliseconds(row['stats'])}" for peer, row in peers.items()))
+    cells.append("<br>".join(f"{baseline}: {milliseconds(row['stats'])}" for baseline, row in baselines.items()))
     cells.append(milliseconds(ours["stats"]))
-    times = [row["stats"]["median"] for peer, row in peers.items() if peer != PATCHED]
+    times = [row["stats"]["median"] for baseline, row in baselines.items() if baseline != PATCHED]
     cells.append(ratio(times[0] / time) if times else "")
     cells.append(ratio(min(times) / time) if len(times) > 1 else "")
     moved = info["least_bytes"]

@@ -117,21 +117,21 @@ def spread(times: list[float]) -> dict[str, float]:
 
 
 def plain(results: dict[str, Any]) -> str:
-    """For the screen: medians in milliseconds, and how many times faster ours are than the first peer."""
+    """For the screen: medians in milliseconds, and how many times faster ours are than the first baseline."""
     lines = [
         where(results).partition(" Milliseconds")[0] + " Milliseconds, medians.",
         "",
-        f"{'':44} {'peer':>10} {'fastmask':>10}  times faster",
+        f"{'':44} {'baseline':>10} {'fastmask':>10}  times faster",
     ]
     if on_device := device_times(results):
         lines[-1] += "  on the device (L2 flushed)"
     for name, rows in groups(results).items():
-        peers = [row["stats"]["median"] for provider, row in rows.items() if not is_ours(provider)]
+        baselines = [row["stats"]["median"] for provider, row in rows.items() if not is_ours(provider)]
         for provider, row in rows.items():
             if is_ours(provider):
                 time, title = row["stats"]["median"], name + provider.removeprefix("fastmask").replace(" P", ", P")
-                beside = f"{1e3 * peers[0]:10.3f}" if peers else f"{'':10}"
-                faster = f"{peers[0] / time:12.2f}" if peers else ""
+                beside = f"{1e3 * baselines[0]:10.3f}" if baselines else f"{'':10}"
+                faster = f"{baselines[0] / time:12.2f}" if baselines else ""
                 shown = on_device.get((name, provider), "")
                 lines.append(f"{title:44} {beside} {1e3 * time:10.3f}  {faster:12}  {shown}".rstrip())
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""``python -m fastmask.benchmarks.timeline FILE.json``: where the milliseconds of one picture go, stage by stage.
+"""``python -m fastmask.benchmarks.timeline FILE.json``: where the milliseconds of one image go, stage by stage.
 
 The file is written whenever something more is known, so that a run that is cut leaves what it has.
 
 Each stage of a Predictor's program is timed on what the one before it left; on a GPU each is a CUDA graph of its own,
 so that launches do not count. Beside them: the whole program, a whole call, and choices that only a measurement can
-make. With matplotlib, a picture lies beside the file.
+make. With matplotlib, an image lies beside the file.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastmask
 from fastmask.benchmarks.cases.model import settled_model
-from fastmask.benchmarks.inputs import IMAGE, PICTURE, textured
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
 from fastmask.inference.program import Inputs, Program
@@ -30,17 +30,17 @@ from fastmask.models.prepare import choose_fuse, prepared
 Save = Callable[[dict[str, Any]], None]
 
 
-def calls(model: Any, picture: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
+def calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
     """Whole calls, with and without mask_buckets, where all and few detections are found."""
     runs: dict[str, Stage] = {}
-    (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([picture])
+    (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([image])
     before = model.roi_heads.score_thresh
     for number in (len(found["scores"]), 7):
         model.roi_heads.score_thresh = before if number != 7 else float(found["scores"][7])
         for buckets in (False, True):
             predictor = fastmask.Predictor(model, IMAGE, dtype=dtype, mask_buckets=buckets)
             name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
-            runs[name] = functools.partial(predictor, [picture])
+            runs[name] = functools.partial(predictor, [image])
     model.roi_heads.score_thresh = before
     return runs
 
@@ -63,7 +63,7 @@ def selections(device: torch.device) -> dict[str, Stage]:
 
 @torch.inference_mode()
 def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
-    """The times of one picture of 800 x 1333 pixels, R50-FPN with settled weights, RLE out.
+    """The times of one image of 800 x 1333 pixels, R50-FPN with settled weights, RLE out.
 
     ``save`` is given the result whenever more of it is known; only the last one says ``"finished": True``.
     """
@@ -77,14 +77,14 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
 
     model = settled_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
-    picture = (textured(torch.Generator().manual_seed(0), PICTURE) * 255).byte()
+    image = (textured(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
-    original = torch.tensor([PICTURE], device=device)
+    original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
     parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))
     add("stages", parts)
     add("whole", {"program": whole})
-    for choices in (functools.partial(selections, device), functools.partial(calls, model, picture, dtype)):
+    for choices in (functools.partial(selections, device), functools.partial(calls, model, image, dtype)):
         add("choices", milliseconds(choices(), device, rounds))
     wait_for(device)
     result["finished"] = True
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, ... [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
-    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="a picture beside the file")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="an image beside the file")
     args = parser.parse_args(argv)
     results: dict[str, dict[str, Any]] = {}
 
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 draw(result, args.file.with_name(f"{stem}.png"))
             except ImportError:
-                print("the picture needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
+                print("the image needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
     return 0
 
 

@@ -120,7 +120,7 @@ def predictor(shapes: Shapes, device: torch.device) -> list[Workload]:
     if shapes.model is None:
         return []
     model, generator = shapes.model(), _generator()
-    pictures = [(textured(generator, shapes.size) * 255).byte().to(device) for _ in range(2 * shapes.batch)]
+    images = [(textured(generator, shapes.size) * 255).byte().to(device) for _ in range(2 * shapes.batch)]
 
     def make(threshold: float) -> Callable[[], Any]:
         before, model.roi_heads.score_thresh = model.roi_heads.score_thresh, threshold
@@ -128,13 +128,13 @@ def predictor(shapes: Shapes, device: torch.device) -> list[Workload]:
             made = fastmask.Predictor(model, shapes.size, shapes.batch, shapes.dtype)
         finally:
             model.roi_heads.score_thresh = before
-        return lambda: made(pictures)
+        return lambda: made(images)
 
     usual = float(model.roi_heads.score_thresh)
     scores = torch.cat([found["scores"] for found in make(usual)()]).sort(descending=True).values
     workloads = [Workload("call, usual detections", lambda: make(usual), False)]
-    if len(scores) > FEW * len(pictures):
-        few = float(scores[FEW * len(pictures)])
+    if len(scores) > FEW * len(images):
+        few = float(scores[FEW * len(images)])
         workloads.append(Workload(f"call, {FEW} detections", lambda: make(few), False))
     return workloads
 

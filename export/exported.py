@@ -1,4 +1,4 @@
-"""What a file that was exported says of itself, and pictures made ready for it; whoever runs it."""
+"""What a file that was exported says of itself, and images made ready for it; whoever runs it."""
 
 import abc
 import json
@@ -50,7 +50,7 @@ class Exported(abc.ABC):
         """Arrays as :meth:`fastmask.export.Deployed.forward` takes and gives tensors, by name."""
 
     def resized(self, original: Size) -> Size:
-        """The size that a picture is resized to: as the model would and, where that is larger, into a fixed size."""
+        """The size that an image is resized to: as the model would and, where that is larger, into a fixed size."""
         scale = min(self.told["min_size"] / min(original), self.told["max_size"] / max(original))
         if self.size is not None:
             scale = min(scale, self.size[0] / original[0], self.size[1] / original[1])
@@ -60,21 +60,21 @@ class Exported(abc.ABC):
         return shape
 
     @torch.inference_mode()
-    def prepared(self, pictures: Sequence[Tensor]) -> tuple[Array, Array]:
-        """Pictures [3, h, w], uint8 or in [0, 1] -> images and sizes as the file takes them."""
-        if self.batch is not None and len(pictures) > self.batch:
-            raise ValueError(f"pictures must be at most {self.batch}, got {len(pictures)}")
-        shapes = [self.resized((picture.shape[1], picture.shape[2])) for picture in pictures]
+    def prepared(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
+        """Images [3, h, w], uint8 or in [0, 1] -> images and sizes as the file takes them."""
+        if self.batch is not None and len(images) > self.batch:
+            raise ValueError(f"images must be at most {self.batch}, got {len(images)}")
+        shapes = [self.resized((image.shape[1], image.shape[2])) for image in images]
         step = self.told["size_divisible"]
         height, width = self.size or tuple(-(-max(one[axis] for one in shapes) // step) * step for axis in (0, 1))
-        batch = torch.zeros(self.batch or len(pictures), 3, height, width)
+        batch = torch.zeros(self.batch or len(images), 3, height, width)
         mean, std = (torch.tensor(self.told[name])[:, None, None] for name in ("image_mean", "image_std"))
-        for place, picture, shape in zip(batch, pictures, shapes, strict=False):
-            planes = to_float(picture.cpu())
+        for place, image, shape in zip(batch, images, shapes, strict=False):
+            planes = to_float(image.cpu())
             planes = planes * 255 if self.raw else (planes - mean) / std
             resized = F.interpolate(planes[None], size=shape, mode="bilinear", align_corners=False)[0]
             place[:, : shape[0], : shape[1]] = resized
-        sizes = np.array(shapes + [(1, 1)] * (len(batch) - len(pictures)), np.int64)
+        sizes = np.array(shapes + [(1, 1)] * (len(batch) - len(images)), np.int64)
         if self.raw:
             return batch.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy(), sizes
         return batch.numpy(), sizes

@@ -1,4 +1,4 @@
-"""What is exported: a model as one function of padded pictures, with fixed-size answers."""
+"""What is exported: a model as one function of padded images, with fixed-size answers."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from fastmask.structures import Detections
 
 MASKS = ("raw28", "paste")
 INPUTS = ("images", "sizes")
-BATCHES = 64  # pictures at once in a dynamic graph, at most
+BATCHES = 64  # images at once in a dynamic graph, at most
 TRACED = (2, 7, 9)  # what it is traced with: no side of any map is 1, and none like another, or it would be a constant
 
 
@@ -38,7 +38,7 @@ class Deployed(nn.Module):
         model: of ``fastmask.models.detection``.
         dtype: of weights and maps; boxes and scores are float32 at least.
         masks: "raw28": probabilities [B, D, 28, 28] over the boxes; "paste": bool [B, D, H, W].
-        raw: take pictures as uint8 [B, H, W, 3] and normalise them.
+        raw: take images as uint8 [B, H, W, 3] and normalize them.
 
     Raises:
         ValueError: ``masks`` is neither of these, the transform is another, or a weight is NaN or infinite.
@@ -76,15 +76,15 @@ class Deployed(nn.Module):
         """Detections, best first, zeros from ``count`` on.
 
         Args:
-            images: [B, 3, H, W] normalised, zeros beyond each picture; or, ``raw``, uint8 [B, H, W, 3].
-            sizes: [B, 2] int64 (height, width) of each picture in there, which begins in the top left corner.
+            images: [B, 3, H, W] normalized, zeros beyond each image; or, ``raw``, uint8 [B, H, W, 3].
+            sizes: [B, 2] int64 (height, width) of each image in there, which begins in the top left corner.
 
         Returns:
             boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks (where there are such),
             count [B], and what ``more`` names.
         """
         height, width = (images.shape[1], images.shape[2]) if self.raw else (images.shape[2], images.shape[3])
-        pixels = self._normalised(images, sizes) if self.raw else images
+        pixels = self._normalized(images, sizes) if self.raw else images
         found, more = self.detections(pixels.to(self.dtype), sizes)
         masks = found.masks
         if masks is None:
@@ -95,10 +95,10 @@ class Deployed(nn.Module):
         return found.boxes, found.labels, found.scores, masks, found.count, *more
 
     def detections(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
-        """What is found in normalised pictures, and outputs of the names in ``more``."""
+        """What is found in normalized images, and outputs of the names in ``more``."""
         return self.model.infer(pixels, sizes), ()
 
-    def _normalised(self, images: Tensor, sizes: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor, sizes: Tensor) -> Tensor:
         pixels = images.to(self.image_mean.dtype).permute(0, 3, 1, 2) / 255
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
         columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
@@ -118,7 +118,7 @@ class Deployed(nn.Module):
         return images, torch.tensor([[height, width]] * batch, device=device)
 
     def most(self) -> int:
-        """The largest side of a dynamic graph's pictures."""
+        """The largest side of a dynamic graph's images."""
         step = self.model.transform.size_divisible
         return step * max(-(-int(self.model.transform.max_size) // step), TRACED[2] + 1)
 
@@ -144,7 +144,7 @@ class Deployed(nn.Module):
             if side < step or side % step:
                 raise ValueError(f"{name} must be a multiple of {step}, as the model pads, got {side}")
             if shape.dynamic and side > self.most():
-                raise ValueError(f"{name} must be at most {self.most()}, as the model's pictures, got {side}")
+                raise ValueError(f"{name} must be at most {self.most()}, as the model's images, got {side}")
         most = BATCHES if shape.dynamic else sys.maxsize
         if not 1 <= shape.batch <= most:
             raise ValueError(f"batch must be {f'in [1, {most}]' if shape.dynamic else 'at least 1'}, got {shape.batch}")
@@ -163,7 +163,7 @@ class Deployed(nn.Module):
             "batch": BATCHES if shape.dynamic else shape.batch,
             "size": [self.most()] * 2 if shape.dynamic else [shape.height, shape.width],
             "dynamic": shape.dynamic,  # batch and size are then the largest
-            "images": "uint8 [B, H, W, 3]" if self.raw else "normalised [B, 3, H, W]",
+            "images": "uint8 [B, H, W, 3]" if self.raw else "normalized [B, 3, H, W]",
             "masks": self.masks if self.has_mask else None,
             "outputs": self.outputs(),
             "dtype": str(self.dtype).removeprefix("torch."),

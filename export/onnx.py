@@ -14,7 +14,7 @@ from fastmask.export.module import INPUTS, Deployed, Shape
 from fastmask.export.tensorrt.module import ForTensorRT
 
 OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
-FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in a picture
+FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in an image
 
 
 class Written(NamedTuple):

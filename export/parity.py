@@ -23,29 +23,29 @@ Reference = Callable[[Array, Array], dict[str, Array]]  # images and sizes -> wh
 class Parity(NamedTuple):
     """How much two sets of answers agree."""
 
-    pictures: int
+    images: int
     detections: int  # of the model
     share: float  # of both sides' detections that have a twin on the other side
     differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between twins
-    left_out: int  # the most candidates of a picture that NMS did not look at
+    left_out: int  # the most candidates of an image that NMS did not look at
 
 
-def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) -> Parity:
-    """Ask both about pictures [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
+def parity(reference: Reference, session: Exported, images: Sequence[Tensor]) -> Parity:
+    """Ask both about images [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
 
     Args:
         reference: such as a model's :meth:`fastmask.export.Deployed.answers`, or another session.
         session: what is compared with it.
-        pictures: of any sizes.
+        images: of any sizes.
     """
     number, total, matched, left_out = 0, 0.0, 0.0, 0
     largest: dict[str, float] = {}
     step = session.batch or 2  # a dynamic file is asked about two at once and, of an odd number, one
-    for start in range(0, len(pictures), step):
-        chunk = pictures[start : start + step]
-        images, sizes = session.prepared(chunk)
-        theirs, ours = session(images, sizes), reference(images, sizes)
-        canvas = (images.shape[1], images.shape[2]) if session.raw else (images.shape[2], images.shape[3])
+    for start in range(0, len(images), step):
+        chunk = images[start : start + step]
+        inputs, sizes = session.prepared(chunk)
+        theirs, ours = session(inputs, sizes), reference(inputs, sizes)
+        canvas = (inputs.shape[1], inputs.shape[2]) if session.raw else (inputs.shape[2], inputs.shape[3])
         left_out = max(left_out, *theirs.get("left_out", [0])[: len(chunk)])
         for i in range(len(chunk)):
             expected, actual = (_one(answer, i, canvas) for answer in (ours, theirs))
@@ -55,29 +55,27 @@ def parity(reference: Reference, session: Exported, pictures: Sequence[Tensor]) 
             matched += weight * matched_share(actual, expected)
             for name, most in _differences(actual, expected).items():
                 largest[name] = max(largest.get(name, 0.0), most)
-    return Parity(len(pictures), number, matched / total if total else 1.0, largest, int(left_out))
+    return Parity(len(images), number, matched / total if total else 1.0, largest, int(left_out))
 
 
-def drawn_pictures(size: tuple[int, int]) -> list[Tensor]:
+def drawn_images(size: tuple[int, int]) -> list[Tensor]:
     """A few that fit into a size, smaller ones among them, to compare on; the same at each call."""
     generator = np.random.default_rng(0)
     sizes = [tuple(max(32, round(side * part)) for side, part in zip(size, parts, strict=True)) for parts in DRAWN]
-    return [
-        torch.from_numpy(draw_scene(generator, (height, width)).picture).permute(2, 0, 1) for height, width in sizes
-    ]
+    return [torch.from_numpy(draw_scene(generator, (height, width)).image).permute(2, 0, 1) for height, width in sizes]
 
 
 def said(found: Parity, who: str) -> str:
     """A line for people."""
     most = ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items())
     return (
-        f"{who} on {found.pictures} pictures: {found.share:.1%} of {found.detections} detections match "
+        f"{who} on {found.images} images: {found.share:.1%} of {found.detections} detections match "
         f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {most or 'none'}"
     )
 
 
 def _one(found: dict[str, Array], index: int, canvas: tuple[int, int]) -> Answer:
-    """A picture's answer without padding, its masks pasted, with what they were as "soft"."""
+    """An image's answer without padding, its masks pasted, with what they were as "soft"."""
     count = int(found["count"][index])
     one = {name: torch.from_numpy(found[name][index, :count]) for name in ROWS if name in found}
     if "masks" in one and one["masks"].is_floating_point():

@@ -1,4 +1,4 @@
-"""An exported model on pictures of any kind and size."""
+"""An exported model on images of any kind and size."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from fastmask.checks import check_choice
 from fastmask.export.aot import Package
 from fastmask.export.exported import ROWS, Exported
 from fastmask.export.runtime import Session
-from fastmask.inference.prefetch import Picture, batches
+from fastmask.inference.prefetch import ImageLike, batches
 from fastmask.inference.unpack import Found
 from fastmask.ops.masks import encode_masks
 
@@ -28,7 +28,7 @@ class ExportedPredictor:
     Args:
         path, device: see :class:`Session` and :class:`Package`.
         score: what is kept scores above it, and above what the model was exported with.
-        batch: pictures at once, where the file does not say; all of one call are padded alike.
+        batch: images at once, where the file does not say; all of one call are padded alike.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -45,14 +45,14 @@ class ExportedPredictor:
             raise ValueError(f"batch must be in [1, {self.session.told['batch']}], got {batch}")
         self.score, self.batch = score, self.session.batch or batch
 
-    def __call__(self, images: Sequence[Picture]) -> list[Found]:
-        """For each picture boxes [n, 4] in its pixels, labels [n], scores [n] and masks; errors are raised."""
+    def __call__(self, images: Sequence[ImageLike]) -> list[Found]:
+        """For each image boxes [n, 4] in its pixels, labels [n], scores [n] and masks; errors are raised."""
         return [found for found in self.stream(images, progress=False) if isinstance(found, dict)]
 
     def stream(
-        self, images: Iterable[Picture], *, progress: bool = True, total: int | None = None, errors: str = "raise"
+        self, images: Iterable[ImageLike], *, progress: bool = True, total: int | None = None, errors: str = "raise"
     ) -> Iterator[Found | Exception]:
-        """Any number of pictures, in order, each with its answer; an error is raised or, with "yield", given."""
+        """Any number of images, in order, each with its answer; an error is raised or, with "yield", given."""
         from tqdm import tqdm
 
         check_choice("errors", errors, ("raise", "yield"))
@@ -69,24 +69,24 @@ class ExportedPredictor:
                     bar.update()
                     yield answer
 
-    def _answers(self, pictures: list[Tensor]) -> Iterator[Found | Exception]:
+    def _answers(self, images: list[Tensor]) -> Iterator[Found | Exception]:
         try:
-            images, sizes = self.session.prepared(pictures)
-            found = {name: torch.from_numpy(values) for name, values in self.session(images, sizes).items()}
+            inputs, sizes = self.session.prepared(images)
+            found = {name: torch.from_numpy(values) for name, values in self.session(inputs, sizes).items()}
         except ValueError as error:
-            if len(pictures) == 1:
+            if len(images) == 1:
                 yield error
             else:  # those that can be looked at alone
-                for picture in pictures:
-                    yield from self._answers([picture])
+                for image in images:
+                    yield from self._answers([image])
             return
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             count = int(found["count"][i])
             kept = found["scores"][i, :count] > self.score
             one = {name: found[name][i, :count][kept] for name in ROWS if name in found}
-            ratios = torch.tensor(picture.shape[1:]) / torch.from_numpy(sizes[i])
+            ratios = torch.tensor(image.shape[1:]) / torch.from_numpy(sizes[i])
             one["boxes"] = one["boxes"] * ratios.flip(0).repeat(2).to(one["boxes"].dtype)
             if "masks" in one:
-                rle: Any = encode_masks(one["masks"], one["boxes"], (picture.shape[1], picture.shape[2]))
+                rle: Any = encode_masks(one["masks"], one["boxes"], (image.shape[1], image.shape[2]))
                 one["masks"] = rle
             yield one

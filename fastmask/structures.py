@@ -45,13 +45,13 @@ class Targets(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures and their objects, as training's loader gives them."""
+    """Images and their objects, as training's loader gives them."""
 
     pixels: Tensor  # [B, 3, H, W] uint8, zeros at the right and the bottom
-    sizes: Tensor  # [B, 2] int64 (height, width) of the pictures inside
+    sizes: Tensor  # [B, 2] int64 (height, width) of the images inside
     targets: Targets  # boxes in pixels of the batch
-    indices: Tensor  # [B] int64, of the pictures among the data set's records
-    problems: tuple[str, ...]  # pictures that could not be looked at; others are in their place
+    indices: Tensor  # [B] int64, of the images among the data set's records
+    problems: tuple[str, ...]  # images that could not be looked at; others are in their place
 
 
 class Prediction(TypedDict):

@@ -1,4 +1,4 @@
-"""Detections drawn on their picture: masks, boxes, labels and scores."""
+"""Detections drawn on their image: masks, boxes, labels and scores."""
 
 import colorsys
 import os
@@ -21,29 +21,29 @@ Mask = npt.NDArray[np.bool_]
 
 
 def draw_detections(
-    picture: Image.Image,
+    image: Image.Image,
     detections: Mapping[str, Any],
     categories: Sequence[str] | None = None,
     colors: Sequence[int] | None = None,
 ) -> Image.Image:
-    """A copy of the picture with each detection in a colour of its own, the smallest on top.
+    """A copy of the image with each detection in a color of its own, the smallest on top.
 
     Args:
-        picture: what the detections are of; boxes are in its pixels.
+        image: what the detections are of; boxes are in its pixels.
         detections: boxes [N, 4], labels [N], optionally scores [N], optionally masks: [N, H, W] or [N, 1, H, W] bool or
             probabilities (cut at 0.5), or N COCO RLEs.
         categories: names by label; without one a label is its number.
-        colors: the number of each one's colour; None: 0, 1, 2, ...
+        colors: the number of each one's color; None: 0, 1, 2, ...
 
     Returns:
-        RGB, of the picture's size.
+        RGB, of the image's size.
     """
     boxes = _array(detections["boxes"]).reshape(-1, 4)
     paints = [_color(number) for number in (range(len(boxes)) if colors is None else colors)]
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     order = order[np.isfinite(boxes[order]).all(1)]  # what has no place is not drawn
-    stroke = max(1, round(max(picture.size) / 500))
-    pixels = np.array(picture.convert("RGB"))
+    stroke = max(1, round(max(image.size) / 500))
+    pixels = np.array(image.convert("RGB"))
     if "masks" in detections:
         for i in order:
             _paint(pixels, _mask(detections["masks"][i]), paints[i], stroke)
@@ -52,12 +52,12 @@ def draw_detections(
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=paints[i], width=stroke)
-    font = ImageFont.load_default(max(10.0, max(picture.size) / 60))
+    font = ImageFont.load_default(max(10.0, max(image.size) / 60))
     taken: list[Rectangle] = []
     for i in order[::-1]:
         text = _caption(detections, int(i), categories)
         x1, y1, x2, y2 = canvas.textbbox((0, 0), text, font=font)
-        place = _free_place(boxes[i], (x2 - x1 + 2 * stroke, y2 - y1 + 2 * stroke), picture.size, taken)
+        place = _free_place(boxes[i], (x2 - x1 + 2 * stroke, y2 - y1 + 2 * stroke), image.size, taken)
         taken.append(place)
         canvas.rectangle(place, fill=paints[i])
         canvas.text((place[0] + stroke - x1, place[1] + stroke - y1), text, fill=_ink(paints[i]), font=font)
@@ -65,7 +65,7 @@ def draw_detections(
 
 
 def _color(index: int) -> Color:
-    """Distinct from its neighbours': hues a golden section apart, in turns of two brightnesses."""
+    """Distinct from its neighbors': hues a golden section apart, in turns of two brightnesses."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.618034 * index) % 1.0, 0.85, (1.0, 0.8)[index % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -91,7 +91,7 @@ def _array(values: Any) -> npt.NDArray[Any]:
 
 
 def _paint(pixels: Pixels, mask: Mask, color: Color, stroke: int) -> None:
-    """Tint the mask's pixels in place, its rim in the full colour."""
+    """Tint the mask's pixels in place, its rim in the full color."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if len(rows) == 0:
         return
@@ -122,7 +122,7 @@ def _caption(detections: Mapping[str, Any], index: int, categories: Sequence[str
 
 
 def _free_place(
-    box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
+    box: Sequence[float], size: tuple[float, float], image: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
     """Where a caption goes: above its box, else in, below, beside or farther off it, where no other caption is."""
     (width, height), (x1, y1, x2, y2) = size, box
@@ -130,8 +130,8 @@ def _free_place(
     corners += [(x1, y) for step in range(1, 5) for y in (y1 - (step + 1) * height, y2 + step * height)]
     places = []
     for x, y in corners:
-        x = min(max(x, 0.0), max(picture[0] - 1 - width, 0.0))
-        y = min(max(y, 0.0), max(picture[1] - 1 - height, 0.0))
+        x = min(max(x, 0.0), max(image[0] - 1 - width, 0.0))
+        y = min(max(y, 0.0), max(image[1] - 1 - height, 0.0))
         places.append((x, y, x + width, y + height))
     for place in places:
         if not any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken):
@@ -139,6 +139,6 @@ def _free_place(
     return places[0]
 
 
-def save_overlay(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Save a picture, as PNG with little compression: with the usual one, saving takes longer than predicting."""
-    picture.save(path, format="PNG", compress_level=1)
+def save_overlay(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Save an image, as PNG with little compression: with the usual one, saving takes longer than predicting."""
+    image.save(path, format="PNG", compress_level=1)

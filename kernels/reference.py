@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels. Float32 cannot tell neighbouring pixels apart beyond it: a RoI or box that reaches further (or is NaN or inf)
+# Pixels. Float32 cannot tell neighboring pixels apart beyond it: a RoI or box that reaches further (or is NaN or inf)
 # is invalid, and gives zeros. It also keeps every path's integer arithmetic far from overflow.
 COORDINATE_LIMIT = 2.0**24
 

@@ -1,7 +1,7 @@
 """``fastmask::roi_pool``: RoI max pooling, with its backward.
 
 Pixel model: corners are rounded (halves away from zero) to whole pixels, both belonging to the RoI; a bin is every
-pixel that it touches, so neighbouring bins may share one.
+pixel that it touches, so neighboring bins may share one.
 Source: Fast R-CNN section 2.1; torchvision/csrc/ops/cpu/roi_pool_kernel.cpp.
 Differs from torchvision: int64 argmaxima, channels-last output, zeros for RoIs that are NaN, inf or of no image.
 """

@@ -1,4 +1,4 @@
-"""Pictures of every kind as a model sees them, and files that are none."""
+"""Images of every kind as a model sees them, and files that are none."""
 
 from pathlib import Path
 
@@ -27,19 +27,19 @@ def noise(height: int = 40, width: int = 60) -> Image.Image:
 @pytest.mark.parametrize("mode", KINDS)
 def test_lossless_kinds(mode: str, tmp_path: Path) -> None:
     """As Pillow converts them; alpha dropped, whatever it is."""
-    picture = noise().convert(mode)
+    image = noise().convert(mode)
     if mode.endswith("A"):
-        picture.putalpha(Image.fromarray(np.random.randint(0, 256, (40, 60), dtype=np.uint8)))
-    picture.save(tmp_path / f"a.{KINDS[mode]}")
+        image.putalpha(Image.fromarray(np.random.randint(0, 256, (40, 60), dtype=np.uint8)))
+    image.save(tmp_path / f"a.{KINDS[mode]}")
     read = read_image(tmp_path / f"a.{KINDS[mode]}")
     assert read.mode == "RGB"
-    assert np.array_equal(np.array(read), np.array(picture.convert("RGB")))
+    assert np.array_equal(np.array(read), np.array(image.convert("RGB")))
 
 
-def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
-    picture = noise().convert("P")
-    picture.save(tmp_path / "a.png", transparency=bytes(range(256)))
-    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(picture.convert("RGB")))
+def test_a_palette_with_transparency_keeps_its_colors(tmp_path: Path) -> None:
+    image = noise().convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -70,9 +70,9 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
 
 
 def test_broken_metadata_says_nothing(tmp_path: Path) -> None:
-    picture = noise()
-    picture.save(tmp_path / "a.png", exif=b"Exif\0\0" + b"\xff" * 50)
-    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(picture))
+    image = noise()
+    image.save(tmp_path / "a.png", exif=b"Exif\0\0" + b"\xff" * 50)
+    assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(image))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -93,7 +93,7 @@ def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
 )
 def test_pixels_without_a_scale(pixels: np.ndarray, message: str, tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=rf"a.tif cannot be read as a picture: {message}"):
+    with pytest.raises(ValueError, match=rf"a.tif cannot be read as an image: {message}"):
         read_image(tmp_path / "a.tif")
 
 
@@ -103,15 +103,15 @@ def test_a_torn_file_is_named(suffix: str, tmp_path: Path) -> None:
     content = (tmp_path / f"whole.{suffix}").read_bytes()
     for share in (0.02, 0.5, 0.95):
         (tmp_path / f"torn.{suffix}").write_bytes(content[: int(share * len(content))])
-        with pytest.raises(ValueError, match=f"torn.{suffix} cannot be read as a picture"):
+        with pytest.raises(ValueError, match=f"torn.{suffix} cannot be read as an image"):
             read_image(tmp_path / f"torn.{suffix}")
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("not a picture")
+def test_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     for name in ("text.jpg", "empty.png", "."):
-        with pytest.raises(ValueError, match="cannot be read as a picture"):
+        with pytest.raises(ValueError, match="cannot be read as an image"):
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         read_image(tmp_path / "none.jpg")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.prefill import prefill
 from PIL import Image
 
@@ -54,7 +54,7 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
     said = run(MAIN_JOB, tmp_path, CUDA_VISIBLE_DEVICES="")
     told = json.loads((tmp_path / "demo.json").read_text())
     mask = told["figures"]["mask"]
-    assert told["pictures"] == 200
+    assert told["images"] == 200
     assert mask["ap"] >= 0.80
     assert mask["ap50"] >= 0.95
     assert f"{mask['ap']:.3f}  {mask['ap50']:.3f}" in said
@@ -64,19 +64,19 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
 def test_predict_runs_as_printed(tmp_path: Path) -> None:
     """With the weights in torch.hub's cache, as nothing can be downloaded here."""
     assert PREDICT in COMMANDS
-    prefill(tmp_path, draw_picture(480, 640)[0])
+    prefill(tmp_path, draw_image(480, 640)[0])
     said = run(PREDICT, tmp_path, TORCH_HOME=str(tmp_path))
     drawn, photo = (np.array(Image.open(tmp_path / name)) for name in ("predictions/photo.predicted.png", "photo.jpg"))
     assert drawn.shape == photo.shape
     assert not np.array_equal(drawn, photo)
     results = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
-    assert f"{len(results)} detections in 1 picture" in said
+    assert f"{len(results)} detections in 1 image" in said
     assert results
     assert coco_mask.decode([entry["segmentation"] for entry in results]).shape == (480, 640, len(results))
 
 
 def test_training_runs_as_printed(tmp_path: Path) -> None:
-    """On drawn pictures, from nothing to weights."""
+    """On synthetic images, from nothing to weights."""
     commands = [command for command in COMMANDS if "shapes" in command]
     assert [command.split()[1] for command in commands] == ["data", "data", "train"]
     for command in commands:
@@ -92,7 +92,7 @@ def test_continuous_integration_calls_the_same_commands() -> None:
         assert command in script
 
 
-def test_pictures_are_there() -> None:
+def test_images_are_there() -> None:
     links = re.findall(r"!\[.*?\]\((.*?)\)", README)
     assert links
     for link in links:

@@ -1,4 +1,4 @@
-"""What is drawn on a picture, and what is left as it was."""
+"""What is drawn on an image, and what is left as it was."""
 
 import numpy as np
 import pytest
@@ -37,17 +37,17 @@ def test_masks_are_tinted_and_rimmed() -> None:
     assert np.abs(drawn[150, 200] - (0.55 * 128 + 0.45 * color)).max() <= 1  # inside
     assert (drawn[150, 100] == color).all()  # its rim
     assert (drawn[150, 20] == 128).all()  # outside
-    assert (np.array(grey) == 128).all()  # the caller's own picture
+    assert (np.array(grey) == 128).all()  # the caller's own image
 
 
 def test_kinds_of_masks_are_drawn_alike() -> None:
     masks = torch.stack([disc(120, 160, 60, 50, 30), disc(120, 160, 70, 100, 20)])
     detections = detections_in(masks)
     rles = [coco.encode(np.asfortranarray(mask.numpy().view(np.uint8))) for mask in masks]
-    picture = Image.fromarray(np.random.randint(0, 256, (120, 160, 3), dtype=np.uint8))
-    expected = np.array(draw_detections(picture, detections))
+    image = Image.fromarray(np.random.randint(0, 256, (120, 160, 3), dtype=np.uint8))
+    expected = np.array(draw_detections(image, detections))
     for other in (masks[:, None].float() * 0.9, rles):
-        assert np.array_equal(np.array(draw_detections(picture, detections | {"masks": other})), expected)
+        assert np.array_equal(np.array(draw_detections(image, detections | {"masks": other})), expected)
 
 
 def test_the_smallest_is_on_top() -> None:
@@ -58,21 +58,21 @@ def test_the_smallest_is_on_top() -> None:
 
 
 def test_nothing_found_changes_nothing() -> None:
-    picture = Image.fromarray(np.random.randint(0, 256, (30, 40, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.randint(0, 256, (30, 40, 3), dtype=np.uint8))
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     for detections in (nothing, nothing | {"masks": torch.zeros(0, 1, 30, 40)}):
-        assert np.array_equal(np.array(draw_detections(picture, detections)), np.array(picture))
+        assert np.array_equal(np.array(draw_detections(image, detections)), np.array(image))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_pictures_of_any_mode(mode: str) -> None:
+def test_images_of_any_mode(mode: str) -> None:
     detections = detections_in(disc(60, 80, 30, 40, 10)[None])
     drawn = draw_detections(Image.new(mode, (80, 60)), detections)
     assert (drawn.mode, drawn.size) == ("RGB", (80, 60))
 
 
 def test_odd_boxes_labels_and_sizes() -> None:
-    """Inverted, outside, of no area, larger than the picture, NaN; labels without a name; a picture of one pixel."""
+    """Inverted, outside, of no area, larger than the image, NaN; labels without a name; an image of one pixel."""
     detections = {
         "boxes": torch.tensor(
             [[50.0, 50, 10, 10], [-90, -90, -50, -50], [9, 9, 9, 9], [-1e4, -1e4, 1e4, 1e4], [0, 0, NAN, 9]]
@@ -111,6 +111,6 @@ def test_erosion(steps: int) -> None:
     assert np.array_equal(_eroded(mask, steps), expected)
 
 
-def test_neighbours_differ_in_colour() -> None:
+def test_neighbours_differ_in_color() -> None:
     for i in range(30):
         assert max(abs(a - b) for a, b in zip(_color(i), _color(i + 1), strict=True)) > 80

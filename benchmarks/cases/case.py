@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None  # a peer here, never needed to run
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None  # a baseline here, never needed to run
 HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None  # what encodes a baseline's masks
 
 Rule = Callable[[Any, Any], None]  # raises AssertionError unless an answer agrees with the first provider's

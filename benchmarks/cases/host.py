@@ -1,4 +1,4 @@
-"""What a CPU core does for each picture while GPUs work: reading it, drawing what was found, or a training sample."""
+"""What a CPU core does for each image while GPUs work: reading it, drawing what was found, or a training sample."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastmask import ops
 from fastmask.benchmarks.cases.case import Case, Entry
-from fastmask.benchmarks.inputs import PICTURE, blob_masks, textured
+from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks, textured
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import Key, Samples
 from fastmask.data.records import Object, Record, ellipse_polygon
@@ -18,7 +18,7 @@ from fastmask.image_io import read_image
 from fastmask.visualize import draw_detections, save_overlay
 
 OBJECTS = 20
-LEARNED = 7  # objects of a picture, as COCO has on average
+LEARNED = 7  # objects of an image, as COCO has on average
 
 
 def alone(ours: object, theirs: object) -> None:
@@ -26,8 +26,8 @@ def alone(ours: object, theirs: object) -> None:
 
 
 def saved(generator: torch.Generator, folder: str) -> Path:
-    path = Path(folder) / "picture.jpg"
-    pixels = (textured(generator, PICTURE) * 255).byte().permute(1, 2, 0).numpy()
+    path = Path(folder) / "image.jpg"
+    pixels = (textured(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path, quality=90)
     return path
 
@@ -39,45 +39,47 @@ def read(generator: torch.Generator, device: torch.device) -> Case:
     def run(folder: object = folder) -> object:  # which lives as long as this
         return read_image(path)
 
-    return Case({"fastmask": run}, alone, f"JPEG of {PICTURE}, quality 90, one core")
+    return Case({"fastmask": run}, alone, f"JPEG of {IMAGE_SIZE}, quality 90, one core")
 
 
 def draw(generator: torch.Generator, device: torch.device) -> Case:
     folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name) / "picture.png"
-    picture = Image.fromarray((textured(generator, PICTURE) * 255).byte().permute(1, 2, 0).numpy())
-    masks, boxes = blob_masks(generator, torch.device("cpu"), OBJECTS, PICTURE)
+    path = Path(folder.name) / "image.png"
+    image = Image.fromarray((textured(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy())
+    masks, boxes = blob_masks(generator, torch.device("cpu"), OBJECTS, IMAGE_SIZE)
     found: dict[str, Any] = {
         "boxes": boxes,
         "labels": torch.ones(OBJECTS, dtype=torch.int64),
         "scores": torch.rand(OBJECTS, generator=generator),
     }
-    found["masks"] = ops.encode_masks(masks, boxes, PICTURE)
+    found["masks"] = ops.encode_masks(masks, boxes, IMAGE_SIZE)
 
     def run(folder: object = folder) -> None:
-        save_overlay(draw_detections(picture, found, None), path)
+        save_overlay(draw_detections(image, found, None), path)
 
-    return Case({"fastmask": run}, alone, f"{OBJECTS} masks on {PICTURE}, saved as PNG, one core")
+    return Case({"fastmask": run}, alone, f"{OBJECTS} masks on {IMAGE_SIZE}, saved as PNG, one core")
 
 
 def sample(generator: torch.Generator, device: torch.device) -> Case:
     """What the loader's workers do, by the paper's augmentation."""
     folder = tempfile.TemporaryDirectory()
-    _, boxes = blob_masks(generator, torch.device("cpu"), LEARNED, PICTURE)
+    _, boxes = blob_masks(generator, torch.device("cpu"), LEARNED, IMAGE_SIZE)
     outlines = [
         ellipse_polygon((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2) for x1, y1, x2, y2 in boxes.tolist()
     ]
-    record = Record(saved(generator, folder.name), PICTURE, tuple(Object("thing", (one,)) for one in outlines))
+    record = Record(saved(generator, folder.name), IMAGE_SIZE, tuple(Object("thing", (one,)) for one in outlines))
     samples = Samples([record], np.zeros(1, np.int64), {"thing": 1}, Augmentation(), 0, True, None)
 
     def run(folder: object = folder) -> object:
         return samples[Key(0, 0)]
 
-    return Case({"fastmask": run}, alone, f"JPEG of {PICTURE} and {LEARNED} polygons, resized, masks painted, one core")
+    return Case(
+        {"fastmask": run}, alone, f"JPEG of {IMAGE_SIZE} and {LEARNED} polygons, resized, masks painted, one core"
+    )
 
 
 ENTRIES: dict[str, Entry] = {
-    "host: read a picture": Entry(read, sets=1, providers=("fastmask",)),
+    "host: read an image": Entry(read, sets=1, providers=("fastmask",)),
     "host: draw and save an overlay": Entry(draw, sets=1, providers=("fastmask",)),
     "host: a training sample": Entry(sample, sets=1, providers=("fastmask",)),
 }

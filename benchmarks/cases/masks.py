@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmask import ops
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, detectron2_paste, encode_pasted
 from fastmask.benchmarks.cases.case import HAS_PYCOCOTOOLS, HAS_TORCHVISION, Case, Entry
-from fastmask.benchmarks.inputs import PICTURE, blob_masks
+from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks
 from fastmask.kernels import reference
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
@@ -28,7 +28,7 @@ def paste(
     *,
     output: str,
     num: int = 100,
-    size: tuple[int, int] = PICTURE,
+    size: tuple[int, int] = IMAGE_SIZE,
     continuous: bool = False,
 ) -> Case:
     """``continuous``: as detectron2 does it, beside its algorithm; else beside torchvision's."""
@@ -69,7 +69,7 @@ def paste(
         actual = ops.paste_masks(*few, output="float", mode=mode).cpu()
         torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4)
 
-    kind = {"float": "probabilities", "bool": "> 0.5, bool", "packed": "> 0.5, 8 pixels a byte; peer: bool"}[output]
+    kind = {"float": "probabilities", "bool": "> 0.5, bool", "packed": "> 0.5, 8 pixels a byte; baseline: bool"}[output]
     inputs = f"{num} masks of 28 x 28 float32 on {size}, {kind}"
     args = (masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
     capturable = {"fastmask": lambda: paste_masks_op(*args)}
@@ -77,7 +77,7 @@ def paste(
 
 
 def encode(
-    generator: torch.Generator, device: torch.device, *, num: int = 100, size: tuple[int, int] = PICTURE
+    generator: torch.Generator, device: torch.device, *, num: int = 100, size: tuple[int, int] = IMAGE_SIZE
 ) -> Case:
     """Beside torchvision's paste and pycocotools.encode."""
     masks, boxes = blob_masks(generator, device, num, size)
@@ -102,7 +102,7 @@ def encode(
         actual = [rle["counts"] for rle in ops.encode_masks(masks[:SAMPLE], boxes[:SAMPLE], size)]
         assert actual == expected, "RLE differs"
 
-    inputs = f"{num} masks of 28 x 28 float32 on {size}; peer: paste, then {ENCODER}"
+    inputs = f"{num} masks of 28 x 28 float32 on {size}; baseline: paste, then {ENCODER}"
     sizes = torch.tensor([size] * num, device=device)
     options = (0.5, False, False, 1)
     moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
@@ -111,12 +111,12 @@ def encode(
     return Case(providers, agree, inputs, moved, sample=sample, capturable=capturable)
 
 
-SIZES = {"480 x 640": (480, 640), "800 x 1333": PICTURE, "1080 x 1920": (1080, 1920), "2160 x 3840": (2160, 3840)}
+SIZES = {"480 x 640": (480, 640), "800 x 1333": IMAGE_SIZE, "1080 x 1920": (1080, 1920), "2160 x 3840": (2160, 3840)}
 
 
 def paste_entry(output: str, chosen: bool = True, **options: Any) -> Entry:
-    peer = "detectron2's algorithm" if options.get("continuous") else "torchvision"
-    return Entry(functools.partial(paste, output=output, **options), chosen, providers=(peer, "fastmask"))
+    baseline = "detectron2's algorithm" if options.get("continuous") else "torchvision"
+    return Entry(functools.partial(paste, output=output, **options), chosen, providers=(baseline, "fastmask"))
 
 
 ENTRIES: dict[str, Entry] = {
@@ -125,7 +125,7 @@ ENTRIES: dict[str, Entry] = {
     "paste 100 masks as detectron2, bool": paste_entry("bool", continuous=True),
 }
 for name, size in SIZES.items():
-    usual, pixels = size == PICTURE, size[0] * size[1]
+    usual, pixels = size == IMAGE_SIZE, size[0] * size[1]
     for num in (20, 100, 500):
         title = f"{num} masks{'' if usual else f' on {name}'}"
         points = [(f"of {num} masks", "pixels", pixels)] if num == 100 else []

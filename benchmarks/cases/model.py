@@ -14,7 +14,7 @@ from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
 from fastmask.benchmarks.calibrate import settle
 from fastmask.benchmarks.cases.case import HAS_TORCHVISION, Case, Entry, Rule
-from fastmask.benchmarks.inputs import IMAGE, PICTURE, boxes_in, textured
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured
 from fastmask.evaluation.agreement import matched_share
 
 ROUNDS = 5
@@ -33,16 +33,16 @@ def settled_model(library: str, device: torch.device) -> Any:
             model.load_state_dict(settled_model("fastmask", torch.device("cpu")).state_dict())
         else:
             model = models.get_model("maskrcnn_resnet50_fpn", **options).eval()
-            settle(model, [textured(torch.Generator().manual_seed(0), PICTURE)])
+            settle(model, [textured(torch.Generator().manual_seed(0), IMAGE_SIZE)])
     return model.eval().to(device)
 
 
 def inference(generator: torch.Generator, device: torch.device, *, batch: int = 1, rle: bool = False) -> Case:
-    """Pictures to pasted masks, or to COCO's RLE.
+    """Images to pasted masks, or to COCO's RLE.
 
     On a GPU torchvision at its best is bfloat16 autocast on channels-last; on a CPU, channels-last.
     """
-    pictures = [textured(generator, PICTURE).to(device) for _ in range(batch)]
+    images = [textured(generator, IMAGE_SIZE).to(device) for _ in range(batch)]
     on_cuda = device.type == "cuda"
 
     def encoded(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
     def runner(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
         def run() -> list[dict[str, Any]]:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                found: list[dict[str, Any]] = model(pictures)
+                found: list[dict[str, Any]] = model(images)
             return encoded(found) if rle else found
 
         return run
@@ -78,7 +78,7 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
         providers["fastmask"] = runner(settled_model("fastmask", device))
     for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
         name = f"fastmask Predictor, {str(dtype).removeprefix('torch.')}"
-        providers[name] = predicting(device, batch, dtype, rle, pictures)
+        providers[name] = predicting(device, batch, dtype, rle, images)
         if dtype == torch.bfloat16:
             rules[name] = half_rule
     if HAS_TORCHVISION and on_cuda:  # last: its ops stay a Python call slower afterwards
@@ -92,8 +92,8 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
             assert share >= (0.85 if on_cuda else 0.99), f"only {share:.3f} of the detections match"
 
     kind = "float32 (TF32 convolutions)" if on_cuda else "float32"
-    what = f"RLE; peers: {ENCODER}" if rle else "masks pasted"
-    inputs = f"{batch} of {PICTURE}, {kind} unless said, ResNet-50 with FPN, 100 detections each, {what}"
+    what = f"RLE; baselines: {ENCODER}" if rle else "masks pasted"
+    inputs = f"{batch} of {IMAGE_SIZE}, {kind} unless said, ResNet-50 with FPN, 100 detections each, {what}"
     return Case(providers, agree, inputs, rules=rules)
 
 
@@ -114,11 +114,11 @@ def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, 
 
 
 def predicting(
-    device: torch.device, batch: int, dtype: torch.dtype, rle: bool, pictures: list[Tensor]
+    device: torch.device, batch: int, dtype: torch.dtype, rle: bool, images: list[Tensor]
 ) -> Callable[[], Any]:
     def run() -> Any:
         made = predictor(device, batch, dtype, "rle" if rle else "float", torch.backends.cudnn.allow_tf32)
-        return made(pictures)
+        return made(images)
 
     return run
 
@@ -146,7 +146,7 @@ def half_rule(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
 
 
 def training_step(generator: torch.Generator, device: torch.device, *, frozen: bool = False) -> Case:
-    """Forward, backward and SGD: on a GPU 12 pictures under bfloat16 autocast, on a CPU two small ones in float32.
+    """Forward, backward and SGD: on a GPU 12 images under bfloat16 autocast, on a CPU two small ones in float32.
 
     ``frozen`` is what both libraries train from a pretrained backbone: norms fixed, the first two stages too.
     """
@@ -224,7 +224,7 @@ def inference_entry(chosen: bool = True, *, batch: int = 1, rle: bool = False) -
 ENTRIES: dict[str, Entry] = {
     "Mask R-CNN": inference_entry(),
     "Mask R-CNN, encoded": inference_entry(rle=True),
-    "Mask R-CNN, encoded, 8 pictures": inference_entry(chosen=False, rle=True, batch=8),
+    "Mask R-CNN, encoded, 8 images": inference_entry(chosen=False, rle=True, batch=8),
     "training step": Entry(training_step, rounds=ROUNDS),
     "fine-tuning step": Entry(functools.partial(training_step, frozen=True), rounds=ROUNDS),
 }

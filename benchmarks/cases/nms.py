@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks.cases.case import HAS_TORCHVISION, Case, Entry
-from fastmask.benchmarks.inputs import PICTURE, boxes_in, clustered_boxes
+from fastmask.benchmarks.inputs import IMAGE_SIZE, boxes_in, clustered_boxes
 from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.roofline import least_bytes
@@ -21,7 +21,7 @@ LEVELS = [1000, 1000, 1000, 1000, 819]  # candidates that an RPN keeps of each l
 def batched_nms(
     generator: torch.Generator, device: torch.device, *, num: int, groups: int, threshold: float, clustered: bool
 ) -> Case:
-    boxes = clustered_boxes(generator, num) if clustered else boxes_in(generator, num, PICTURE)
+    boxes = clustered_boxes(generator, num) if clustered else boxes_in(generator, num, IMAGE_SIZE)
     boxes, scores = boxes.to(device), torch.rand(num, generator=generator).to(device)
     labels = torch.randint(groups, (num,), generator=generator).to(device)
     providers: dict[str, Callable[[], Any]] = {}
@@ -55,7 +55,7 @@ def batched_nms(
 def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None = None) -> Case:
     """What an RPN does for a batch, level after level by score: torchvision image after image, ours in one call."""
     batch, num = batch or (8 if device.type == "cuda" else 2), sum(LEVELS)
-    boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)]).to(device)
+    boxes = torch.stack([boxes_in(generator, num, IMAGE_SIZE) for _ in range(batch)]).to(device)
     runs = torch.rand(batch, num, generator=generator).split(LEVELS, dim=1)
     scores = torch.cat([run.sort(dim=1, descending=True).values for run in runs], 1).to(device)
     levels = torch.arange(len(LEVELS)).repeat_interleave(torch.tensor(LEVELS)).expand(batch, -1).to(device)

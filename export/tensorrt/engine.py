@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastmask.export.exported import Array, Exported
-from fastmask.export.parity import LEAST, drawn_pictures, parity, said
+from fastmask.export.parity import LEAST, drawn_images, parity, said
 from fastmask.export.runtime import Session
 
 
@@ -69,7 +69,7 @@ class Engine(Exported):
         return {name: self.tensors[name].cpu().numpy() for name in self.told["outputs"]}
 
     def milliseconds(self, runs: int = 50, warm_up: int = 10) -> float:
-        """The median of so many runs, by CUDA's own clock, pictures on the device already."""
+        """The median of so many runs, by CUDA's own clock, images on the device already."""
         marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
         for _ in range(warm_up):
             self.run()
@@ -140,14 +140,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"TensorRT {trt.__version__}, {torch.cuda.get_device_name()}: building takes minutes", flush=True)
         plan = build(args.file, args.tf32)
         engine = Engine(args.file, plan)
-        found = parity(session, engine, drawn_pictures(tuple(engine.told["size"])))
+        found = parity(session, engine, drawn_images(tuple(engine.told["size"])))
         print(said(found, "TensorRT"))
         least = LEAST[getattr(torch, engine.told["dtype"])]
         if not found.detections or found.share < least:
             print(f"fastmask.export.tensorrt.engine: {least:.0%} of them, and any at all, must match", file=sys.stderr)
             return 1
         precision = "TF32" if args.tf32 else engine.told["dtype"]
-        print(f"{engine.milliseconds():.2f} ms for {engine.batch} pictures of {engine.size}, {precision}")
+        print(f"{engine.milliseconds():.2f} ms for {engine.batch} images of {engine.size}, {precision}")
         if args.save:
             args.save.write_bytes(plan)
     except (ImportError, OSError, ValueError, RuntimeError) as error:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from fastmask._version import __version__
 
 COMMANDS = {
-    "demo": "draw pictures, find what is on them, and show it: no network, no data, under a minute",
+    "demo": "draw images, find what is on them, and show it: no network, no data, under a minute",
     "export": "a model as an ONNX file, checked against the model itself",
-    "predict": "find objects in pictures: overlays and one COCO-results file",
-    "compare": "how much of a model's answers each of Predictor's settings keeps, on pictures of yours",
-    "train": "a model on annotated pictures, from weights or from scratch",
-    "evaluate": "COCO's average precision of boxes and masks on annotated pictures",
-    "data": "annotations of pictures: what is wrong with them, and from one format to another",
+    "predict": "find objects in images: overlays and one COCO-results file",
+    "compare": "how much of a model's answers each of Predictor's settings keeps, on images of yours",
+    "train": "a model on annotated images, from weights or from scratch",
+    "evaluate": "COCO's average precision of boxes and masks on annotated images",
+    "data": "annotations of images: what is wrong with them, and from one format to another",
     "bench": "how fast ops and a model are here, beside torchvision where it is installed",
     "selftest": "whether every op and a model give the right values on this machine",
     "tune": "try block sizes and settings on this GPU, and keep what is faster for later runs",

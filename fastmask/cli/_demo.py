@@ -24,14 +24,14 @@ from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float
 
 MODEL, WEIGHTS = "maskrcnn_slim_fpn", "SHAPES_V1"
-SIZE = (192, 192)  # of drawn pictures
+SIZE = (192, 192)  # of synthetic images
 SHOWN = 8
 ROUNDS = 20
 Told = dict[str, Any]  # for demo.json
 
 
-def on_drawn_pictures(number: int, seed: int, score: float, device: str) -> tuple[Image.Image, Told]:
-    """Average precision on drawn pictures; some of them beside their annotations and what was found."""
+def on_drawn_images(number: int, seed: int, score: float, device: str) -> tuple[Image.Image, Told]:
+    """Average precision on synthetic images; some of them beside their annotations and what was found."""
     check_at_least("--number", number, 1)
     if not 0 <= score <= 1:
         raise ValueError(f"--score must be in [0, 1], got {score}")
@@ -44,17 +44,17 @@ def on_drawn_pictures(number: int, seed: int, score: float, device: str) -> tupl
     evaluation = evaluate(predictor, dataset._replace(records=records), names=names, keep=entries)
     evaluation.seconds["draw"] = drawn
     seen = "which the weights were trained or chosen on" if seed in (1, 2) else "never seen in training"
-    print(f"\nPictures drawn with seed {seed}, {seen}: {number}\n\n{as_text(evaluation)}\n")
+    print(f"\nImages drawn with seed {seed}, {seen}: {number}\n\n{as_text(evaluation)}\n")
     seconds = evaluation.seconds["look"] + evaluation.seconds["wait"]
-    print(f"{number / seconds:.1f} pictures a second, read and matched\n")
+    print(f"{number / seconds:.1f} images a second, read and matched\n")
     shown = records[:SHOWN]
     found = [[one for one in entries if one["image_id"] == record.id and one["score"] >= score] for record in shown]
     sheet = comparison(shown, found, names, columns=min(2, number), side=320)
     return sheet, {"seed": seed, **as_json(evaluation), **times(predictor, shown[0], min(score, 0.05))}
 
 
-def on_own_pictures(paths: Sequence[Path], score: float, device: str) -> tuple[Image.Image, Told]:
-    """Shapes on pictures of anything."""
+def on_own_images(paths: Sequence[Path], score: float, device: str) -> tuple[Image.Image, Told]:
+    """Shapes on images of anything."""
     predictor, names = ready(device, score)
     records = [Record(path, None, (), number) for number, path in enumerate(paths, 1)]
     found = []
@@ -64,8 +64,8 @@ def on_own_pictures(paths: Sequence[Path], score: float, device: str) -> tuple[I
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")
         found.append(coco_results(int(record.id or 0), answer))
         print(f"{record.file}: {len(found[-1])} shapes")
-    print("These weights know drawn shapes; for photographs: fastmask predict FILE --weights COCO_V1\n")
-    told = {"pictures": [str(path) for path in paths], "detections": [one for each in found for one in each]}
+    print("These weights know drawn shapes; for photos: fastmask predict FILE --weights COCO_V1\n")
+    told = {"images": [str(path) for path in paths], "detections": [one for each in found for one in each]}
     return comparison(records, found, names), told | times(predictor, records[0], score)
 
 
@@ -76,26 +76,26 @@ def ready(device: str, score: float) -> tuple[Predictor, Sequence[str]]:
 
 
 def times(predictor: Predictor, record: Record, score: float) -> Told:
-    """Print where the milliseconds of a picture go, here, and on the CPU beside a GPU; with what they are of."""
+    """Print where the milliseconds of an image go, here, and on the CPU beside a GPU; with what they are of."""
     predictors = {str(predictor.device): predictor}
     if predictor.device.type != "cpu":
         predictors["cpu"], _ = ready("cpu", score)
-    picture = record.load()
-    columns = {place: stages_of(one, picture) for place, one in predictors.items()}
-    print(f"{'milliseconds of a picture':26}" + "".join(f"{place:>10}" for place in columns))
+    image = record.load()
+    columns = {place: stages_of(one, image) for place, one in predictors.items()}
+    print(f"{'milliseconds of an image':26}" + "".join(f"{place:>10}" for place in columns))
     for stage in next(iter(columns.values())):
         print(f"{stage:26}" + "".join(f"{column[stage]:10.2f}" for column in columns.values()))
     devices = {place: name_of(torch.device(place)) for place in columns}
     return {"milliseconds": columns, "devices": devices, "weights": f"{MODEL}, {WEIGHTS}", **versions()}
 
 
-def stages_of(predictor: Predictor, picture: Image.Image) -> dict[str, float]:
+def stages_of(predictor: Predictor, image: Image.Image) -> dict[str, float]:
     """Median milliseconds of the model's stages, of all of it, and of a call with a PIL image."""
-    original = (picture.height, picture.width)
+    original = (image.height, image.width)
     (shape,), size = predictor.fitting.batch([original])
     device = predictor.device
     pixels = predictor.program.empty_pixels(1, size, predictor.dtype, device)
-    resized = to_float(picture.resize((shape[1], shape[0])))
+    resized = to_float(image.resize((shape[1], shape[0])))
     normalized = (resized - predictor._mean.cpu()) / predictor._std.cpu()
     pixels[0, :, : shape[0], : shape[1]] = normalized.to(device, predictor.dtype)
     inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
@@ -104,6 +104,6 @@ def stages_of(predictor: Predictor, picture: Image.Image) -> dict[str, float]:
     calls = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        predictor([picture])
+        predictor([image])
         calls.append(1e3 * (time.perf_counter() - start))
-    return parts | {"all of it": whole, "a call, picture to RLE": sorted(calls[1:])[ROUNDS // 2]}
+    return parts | {"all of it": whole, "a call, image to RLE": sorted(calls[1:])[ROUNDS // 2]}

@@ -1,4 +1,4 @@
-"""Pictures through a Predictor, drawn and written down while the next ones are looked at."""
+"""Images through a Predictor, drawn and written down while the next ones are looked at."""
 
 import collections
 import sys
@@ -16,7 +16,7 @@ from fastmask.inference.unpack import Found
 from fastmask.visualize import draw_detections, save_overlay
 
 THREADS = 2
-WAITING = 8  # pictures that are being drawn, at most
+WAITING = 8  # images that are being drawn, at most
 
 
 class Streaming(Protocol):
@@ -34,23 +34,23 @@ def predict(
     journal: Journal,
     progress: bool,
 ) -> int:
-    """Find, draw and write down what is in pictures -> how many were skipped, each of which is named.
+    """Find, draw and write down what is in images -> how many were skipped, each of which is named.
 
     Args:
         predictor: with masks as RLE.
-        todo: the pictures.
+        todo: the images.
         categories: their names, if they are known.
         journal: of the answers.
         progress: show a bar where there are several.
     """
     skipped = 0
-    paths = [one.picture for one in todo]
+    paths = [one.image for one in todo]
     answers = predictor.stream(paths, progress=progress and len(paths) > 1, errors="yield")
     waiting: collections.deque[tuple[Todo, Future[Entries]]] = collections.deque()
     with ThreadPoolExecutor(THREADS) as threads:
         for one, found in zip(todo, answers, strict=True):
             if isinstance(found, Exception):
-                skipped += _skip(one.picture, found)
+                skipped += _skip(one.image, found)
                 continue
             waiting.append((one, threads.submit(_drawn, one, found, categories)))
             while len(waiting) > WAITING or (waiting and waiting[0][1].done()):
@@ -61,24 +61,24 @@ def predict(
 
 
 def _drawn(one: Todo, found: Found, categories: Sequence[str] | None) -> Entries:
-    """A picture's entries for the results file, once its overlay is written."""
+    """An image's entries for the results file, once its overlay is written."""
     if one.overlay is not None:
-        save_overlay(draw_detections(read_image(one.picture), found, categories), one.overlay)
+        save_overlay(draw_detections(read_image(one.image), found, categories), one.overlay)
     return coco_results(0, found)
 
 
 def _write_down(one: Todo, drawn: Future[Entries], journal: Journal) -> int:
-    """-> 1 if the picture is skipped."""
+    """-> 1 if the image is skipped."""
     try:
         entries = drawn.result()
     except (OSError, ValueError, MemoryError) as error:
-        return _skip(one.picture, error)
+        return _skip(one.image, error)
     journal.add(one, entries)
     return 0
 
 
-def _skip(picture: Path, error: Exception) -> int:
+def _skip(image: Path, error: Exception) -> int:
     text = str(error) or type(error).__name__
-    reason = text if str(picture) in text else f"{picture}: {text}"
+    reason = text if str(image) in text else f"{image}: {text}"
     tqdm.write(f"fastmask predict: skipped: {reason}", file=sys.stderr)
     return 1

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fastmask.cli._device import find_device
-from fastmask.cli._images import find_pictures
+from fastmask.cli._images import find_images
 from fastmask.cli._model import load_model
 from fastmask.export.aot import write_package
 from fastmask.export.module import Deployed, Shape
 from fastmask.export.onnx import OPSETS, Written, write_onnx
-from fastmask.export.parity import LEAST, drawn_pictures, parity, said
+from fastmask.export.parity import LEAST, drawn_images, parity, said
 from fastmask.export.predictor import opened
 from fastmask.export.runtime import chosen
 from fastmask.export.tensorrt.module import CANDIDATES, ForTensorRT
@@ -56,7 +56,7 @@ def exported(args: argparse.Namespace) -> None:
     deployed = ForTensorRT(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
-    pictures = pictures_of(args.check, shape)
+    images = images_of(args.check, shape)
     with tempfile.TemporaryDirectory(prefix=".part.", dir=args.file.parent) as folder:
         part = Path(folder) / args.file.name
         if package:
@@ -68,12 +68,12 @@ def exported(args: argparse.Namespace) -> None:
             written = write_onnx(deployed, part, shape, opset=args.opset or OPSETS[0], categories=categories)
             print(f"{said_of(written)}, checked by onnx{' and the table of TensorRT' if args.target else ''}")
         session = opened(part, device)
-        found = parity(every.answers, session, pictures)
+        found = parity(every.answers, session, images)
         print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if args.target:
-            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of a picture")
+            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of an image")
         if not found.detections:
-            raise DisagreesError("nothing was found to compare: name other pictures with --check, or lower --score")
+            raise DisagreesError("nothing was found to compare: name other images with --check, or lower --score")
         least = LEAST[deployed.dtype]
         if found.share < least:
             raise DisagreesError(f"{found.share:.1%} match, {least:.0%} must: {args.file} is not kept")
@@ -81,11 +81,11 @@ def exported(args: argparse.Namespace) -> None:
     print(args.file)
 
 
-def pictures_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
+def images_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
     """Those that are named, or drawn ones of a few sizes."""
     if paths is not None:
-        return [to_planes(path, number) for number, path in enumerate(find_pictures(paths))]
-    return drawn_pictures((shape.height, shape.width))
+        return [to_planes(path, number) for number, path in enumerate(find_images(paths))]
+    return drawn_images((shape.height, shape.width))
 
 
 def said_of(written: Written) -> str:

@@ -1,4 +1,4 @@
-"""Which pictures a command line means, and what is called after them."""
+"""Which images a command line means, and what is called after them."""
 
 import os
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 # what is taken from a folder; a file that is named may be of any kind
 KINDS = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-MADE = ".predicted.png"  # what a picture's overlay ends in
+MADE = ".predicted.png"  # what an image's overlay ends in
 
 
-def find_pictures(arguments: Sequence[Path]) -> list[Path]:
-    """Files as given, each once; a folder stands for the pictures directly in it, by name, overlays left out.
+def find_images(arguments: Sequence[Path]) -> list[Path]:
+    """Files as given, each once; a folder stands for the images directly in it, by name, overlays left out.
 
     Raises:
-        ValueError: a folder holds no pictures.
+        ValueError: a folder holds no images.
     """
     found: dict[str, Path] = {}
     for path in arguments:
@@ -23,11 +23,11 @@ def find_pictures(arguments: Sequence[Path]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The pictures in a folder."""
+    """The images in a folder."""
     inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS and path.is_file())
     inside = [path for path in inside if not path.name.startswith(".") and not path.name.endswith(MADE)]
     if not inside:
-        raise ValueError(f"{folder} must hold pictures, got none")
+        raise ValueError(f"{folder} must hold images, got none")
     return inside
 
 
@@ -39,7 +39,7 @@ def image_ids(paths: Sequence[Path]) -> list[int]:
 
 
 def overlays_of(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A file in ``folder`` for each picture, named after it; never a picture itself, and no two alike."""
+    """A file in ``folder`` for each image, named after it; never an image itself, and no two alike."""
     taken = {os.path.realpath(path) for path in paths}
     overlays = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""What is found in each picture, written down as it is found, by any number of ranks, so that a run can be taken up."""
+"""What is found in each image, written down as it is found, by any number of ranks, so that a run can be taken up."""
 
 import contextlib
 import errno
@@ -19,15 +19,15 @@ Entries = list[dict[str, Any]]
 
 
 class Todo(NamedTuple):
-    """A picture that is still to be looked at."""
+    """An image that is still to be looked at."""
 
-    picture: Path
+    image: Path
     state: str  # as it was before
     overlay: Path | None
 
 
 class Journal:
-    """One file of a rank in one run: a line of settings, then a line a picture.
+    """One file of a rank in one run: a line of settings, then a line an image.
 
     Args:
         folder: of the results; on a disk that all ranks see.
@@ -40,8 +40,8 @@ class Journal:
         self._write(settings)
 
     def add(self, one: Todo, entries: Entries) -> None:
-        """A picture is done."""
-        self._write([str(one.picture), one.state, one.overlay and one.overlay.name, entries])
+        """An image is done."""
+        self._write([str(one.image), one.state, one.overlay and one.overlay.name, entries])
 
     def _write(self, value: Any) -> None:
         self.file.write(json.dumps(value) + "\n")
@@ -93,16 +93,16 @@ def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any], res
 
     With ``restart``, everything.
 
-    A finished run of which pictures were skipped counts only for the same pictures and settings.
+    A finished run of which images were skipped counts only for the same images and settings.
 
     Raises:
-        ValueError: an unfinished run is of other settings or pictures, or broken.
+        ValueError: an unfinished run is of other settings or images, or broken.
     """
     if restart:
         _forget_parts(folder)
     try:
         done = _found(folder, settings)
-        _check_pictures(folder, todo, done)
+        _check_images(folder, todo, done)
     except ValueError:
         if not (folder / PARTS / FINISHED).exists():
             raise
@@ -114,25 +114,25 @@ def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any], res
 
 
 def merge(folder: Path, todo: Sequence[Todo], ids: Sequence[int], settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Write what is found as COCO's results, in the pictures' order, not yet final -> how many pictures, detections."""
+    """Write what is found as COCO's results, in the images' order, not yet final -> how many images, detections."""
     done = _found(folder, settings)
-    pictures = detections = 0
+    images = detections = 0
     with open(folder / PARTIAL, "w") as file:
         file.write("[")
         for one, image_id in zip(todo, ids, strict=True):
             if not _is_done(one, done):
                 continue
-            pictures += 1
-            for entry in done[str(one.picture)].entries():
+            images += 1
+            for entry in done[str(one.image)].entries():
                 file.write(",\n" if detections else "\n")
-                json.dump(entry | {"image_id": image_id, "file_name": str(one.picture)}, file)
+                json.dump(entry | {"image_id": image_id, "file_name": str(one.image)}, file)
                 detections += 1
         file.write("\n]\n")
-    return pictures, detections
+    return images, detections
 
 
 def finish(folder: Path, skipped: bool) -> None:
-    """The results are complete: forget the journals, or, where pictures were skipped, keep them for another try."""
+    """The results are complete: forget the journals, or, where images were skipped, keep them for another try."""
     os.replace(folder / PARTIAL, folder / RESULTS)
     if skipped:
         (folder / PARTS / FINISHED).touch()
@@ -141,7 +141,7 @@ def finish(folder: Path, skipped: bool) -> None:
 
 
 class Done(NamedTuple):
-    """Where a picture's line is."""
+    """Where an image's line is."""
 
     part: Path
     offset: int
@@ -156,14 +156,14 @@ class Done(NamedTuple):
 
 
 def _is_done(one: Todo, done: Mapping[str, Done]) -> bool:
-    before = done.get(str(one.picture))
+    before = done.get(str(one.image))
     if before is None or before.state != one.state:
         return False
     return one.overlay is None or (before.overlay == one.overlay.name and one.overlay.exists())
 
 
 def _found(folder: Path, settings: Mapping[str, Any]) -> dict[str, Done]:
-    """What the journals hold, the last line of a picture first; a line that was cut off does not count."""
+    """What the journals hold, the last line of an image first; a line that was cut off does not count."""
     settings = json.loads(json.dumps(settings))  # as they come back
     done = {}
     for part in _parts(folder):
@@ -195,12 +195,12 @@ def _check_settings(folder: Path, before: dict[str, Any], settings: Mapping[str,
         )
 
 
-def _check_pictures(folder: Path, todo: Sequence[Todo], done: Mapping[str, Done]) -> None:
-    known = {str(one.picture) for one in todo}
+def _check_images(folder: Path, todo: Sequence[Todo], done: Mapping[str, Done]) -> None:
+    known = {str(one.image) for one in todo}
     others = [name for name in done if name not in known and os.path.exists(name)]
     if others:
         raise ValueError(
-            f"{folder / PARTS} must be an unfinished run on these pictures, got one on others ({others[0]}, ...): run "
+            f"{folder / PARTS} must be an unfinished run on these images, got one on others ({others[0]}, ...): run "
             "it as it was, or with --restart"
         )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5) -> None:
-    """For every command that looks at pictures."""
+    """For every command that looks at images."""
     parser.add_argument("--weights", default="COCO_V1", help="COCO_V1 (downloaded once) or a file [%(default)s]")
     parser.add_argument("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
     parser.add_argument("--score", type=float, default=score, help="what is kept scores above it [%(default)s]")
@@ -30,7 +30,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="to pad to [800 1344 on CUDA]")
     sizes.add_argument("--exact", action="store_true", help="pad as the model does [where there is no CUDA]")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 [%(default)s]")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once [%(default)s]")
 
 
 def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
@@ -46,7 +46,7 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
     where = find_device(device)
     source = find_weights(models.get_model_weights(name), weights)
     assert source is not None
-    options = source.meta.get("options", {})  # such as the size of pictures that it was trained on
+    options = source.meta.get("options", {})  # such as the size of images that it was trained on
     model = (
         models.get_model(name, weights=source, box_score_thresh=score, **options).eval().requires_grad_(False).to(where)
     )

@@ -50,15 +50,15 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     board = args.tensorboard
     training = Run(model, loader, settings, args.out, names, parts.valid, own, args.resume, tensorboard=board)
     if own.rank == 0:
-        rate, pictures = settings.top_rate(own.world), settings.batch * own.world
-        steps = f"{training.steps} steps of {pictures} pictures on {own.world} x {training.device}"
-        print(f"{len(training.sampler.stand)} pictures, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
+        rate, images = settings.top_rate(own.world), settings.batch * own.world
+        steps = f"{training.steps} steps of {images} images on {own.world} x {training.device}"
+        print(f"{len(training.sampler.stand)} images, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
         write_settings(args.out, settings, {"arguments": {k: str(v) for k, v in vars(args).items()}, "rate": rate})
     return training
 
 
 def read(args: argparse.Namespace) -> tuple[Settings, Parts]:
-    """What was asked for, and the pictures."""
+    """What was asked for, and the images."""
     if not args.resume and (args.out / LAST).exists():
         raise ValueError(f"--out must be a new folder, or --resume given, got {args.out} with {LAST} in it")
     given = {"epochs": args.epochs, "batch": args.batch_size, "rate": args.lr, "decay": args.weight_decay}
@@ -109,7 +109,7 @@ def built(args: argparse.Namespace, names: list[str], own: Ranks) -> Generalized
 def augmentation(args: argparse.Namespace, model: GeneralizedRCNN) -> Augmentation:
     sizes = tuple(args.min_size or model.transform.min_size)
     if args.zoom and args.size is None:
-        raise ValueError("--size must be given with --zoom, which cuts pictures to it")
+        raise ValueError("--size must be given with --zoom, which cuts images to it")
     canvas = tuple(args.size) if args.zoom else (1024, 1024)
     zoom = tuple(args.zoom) if args.zoom else None
     return Augmentation(sizes, int(model.transform.max_size), args.flip, zoom, canvas, args.color, args.paste)

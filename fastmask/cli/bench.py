@@ -1,4 +1,4 @@
-"""``fastmask bench``: how fast the ops and a whole model are on this machine, beside their peers."""
+"""``fastmask bench``: how fast the ops and a whole model are on this machine, beside their baselines."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if a case has no row, as it disagrees with its peer, fails or is late; 2 on a wrong argument."""
+    """Exit code 1 if a case has no row, as it does not match, fails or is late; 2 if an argument is wrong."""
     from fastmask.benchmarks.cases import CASES
     from fastmask.benchmarks.runner import measured, plain, without
 

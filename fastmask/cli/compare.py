@@ -1,4 +1,4 @@
-"""``fastmask compare``: how faithful Predictor's settings are to the model itself, as a table and a picture."""
+"""``fastmask compare``: how faithful Predictor's settings are to the model itself, as a table and an image."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmask.cli._images import find_pictures
+from fastmask.cli._images import find_images
 from fastmask.cli._model import add_model_arguments, load_model
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ Found = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is looked at, by which model, in which size, and where the picture goes."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    """What is looked at, by which model, in which size, and where the image goes."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
     add_model_arguments(parser)
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"), help="[800 1344]")
     parser.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE", help="[%(default)s]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 2 if an argument is wrong, a picture is broken or the weights cannot be had."""
+    """Exit code 0; 2 if an argument is wrong, an image is broken or the weights cannot be had."""
     try:
-        rows, picture = compare(args)
-        picture.save(args.out)
+        rows, image = compare(args)
+        image.save(args.out)
     except (OSError, ValueError) as error:
         print(f"fastmask compare: {error}", file=sys.stderr)
         return 2
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, float]], Image.Image]":
-    """(setting, detections, share that match, mean IoU of masks) of each, and the picture that changes most."""
+    """(setting, detections, share that match, mean IoU of masks) of each, and the image that changes most."""
     import torch
 
     from fastmask.evaluation.agreement import mask_ious, matched_share
@@ -48,21 +48,21 @@ def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, floa
     from fastmask.models._presets import to_float
     from fastmask.ops import paste_masks
 
-    paths = find_pictures(args.images)
+    paths = find_images(args.images)
     model, categories = load_model(args.model, args.weights, args.device, args.score)
     if not model.roi_heads.has_mask():
         raise ValueError(f"--model must have masks, got {args.model}")
     device = next(model.parameters()).device
     originals = []
     for path in paths:
-        picture = read_image(path)
-        (found,) = model.detect([to_float(picture).to(device)])
-        found["masks"] = paste_masks(found["masks"], found["boxes"], (picture.height, picture.width))
+        image = read_image(path)
+        (found,) = model.detect([to_float(image).to(device)])
+        found["masks"] = paste_masks(found["masks"], found["boxes"], (image.height, image.width))
         originals.append({name: value.cpu() for name, value in found.items()})
 
     sizes: tuple[Any, ...] = ("exact", (args.size[0], args.size[1]))
     rows, found_by = [], {"the model, float32": originals}
-    worst = (1.0, 0)  # (share, which picture)
+    worst = (1.0, 0)  # (share, which image)
     for where, dtype in ((w, d) for d in (torch.float32, torch.bfloat16) for w in sizes):
         name = f"{where if where == 'exact' else f'{where[0]} x {where[1]}'}, {str(dtype).removeprefix('torch.')}"
         answers = [
@@ -81,16 +81,16 @@ def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, floa
     return rows, side_by_side(read_image(paths[worst[1]]), shown, categories)
 
 
-def side_by_side(picture: "Image.Image", found: dict[str, Found], categories: Sequence[str] | None) -> "Image.Image":
-    """The picture once for each answer, with its name above."""
+def side_by_side(image: "Image.Image", found: dict[str, Found], categories: Sequence[str] | None) -> "Image.Image":
+    """The image once for each answer, with its name above."""
     from PIL import Image, ImageDraw, ImageFont
 
     from fastmask.visualize import draw_detections
 
-    height = max(12.0, picture.width / 25)
+    height = max(12.0, image.width / 25)
     font, bar = ImageFont.load_default(height), round(height * 1.6)
-    sheet = Image.new("RGB", (len(found) * picture.width, bar + picture.height), "white")
+    sheet = Image.new("RGB", (len(found) * image.width, bar + image.height), "white")
     for i, (name, detections) in enumerate(found.items()):
-        sheet.paste(draw_detections(picture, detections, categories), (i * picture.width, bar))
-        ImageDraw.Draw(sheet).text((i * picture.width + bar // 4, bar // 6), name, "black", font)
+        sheet.paste(draw_detections(image, detections, categories), (i * image.width, bar))
+        ImageDraw.Draw(sheet).text((i * image.width + bar // 4, bar // 6), name, "black", font)
     return sheet

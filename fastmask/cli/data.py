@@ -1,4 +1,4 @@
-"""``fastmask data``: what is wrong with annotated pictures, annotations from format to format, and drawn pictures."""
+"""``fastmask data``: what is wrong with annotated images, annotations from format to format, and synthetic images."""
 
 import argparse
 import collections
@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("source", type=Path, help="a JSON file, or a folder with JSON files or mask images")
     convert.add_argument("target", type=Path, help="a JSON file, or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=KNOWN, help="the target's format")
-    check = commands.add_parser("check", help="what is wrong with annotated pictures, and how they look")
+    check = commands.add_parser("check", help="what is wrong with annotated images, and how they look")
     check.add_argument("source", type=Path, help="a JSON file, or a folder with JSON files or mask images")
     check.add_argument("--sheet", type=Path, metavar="FILE", help="draw some of them there [not at all]")
-    draw = commands.add_parser("draw", help="pictures the package draws itself, with COCO annotations")
+    draw = commands.add_parser("draw", help="images the package draws itself, with COCO annotations")
     draw.add_argument("target", type=Path, metavar="DIR", help="a folder that is made")
-    draw.add_argument("--number", type=int, default=100, metavar="N", help="of pictures [%(default)s]")
-    draw.add_argument("--seed", type=int, default=0, help="others give other pictures [%(default)s]")
+    draw.add_argument("--number", type=int, default=100, metavar="N", help="of images [%(default)s]")
+    draw.add_argument("--seed", type=int, default=0, help="others give other images [%(default)s]")
     draw.add_argument("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="[192 192]")
     draw.add_argument("--scene", default="shapes", help="shapes, grains or mixed [%(default)s]")
     for parser in (convert, check):
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """For every command that reads annotations."""
     parser.add_argument("--format", default="auto", choices=("auto", *KNOWN), help="the annotations' [%(default)s]")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are [as the annotations say]")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the images are [as the annotations say]")
     parser.add_argument("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     objects = collections.Counter(one.category for record in dataset.records for one in record.objects)
     empty = sum(not record.objects for record in dataset.records)
     where = args.target if args.what == "draw" else args.source
-    print(f"{len(dataset.records)} pictures ({empty} without objects), {objects.total()} objects: {where}")
+    print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")

@@ -1,4 +1,4 @@
-"""``fastmask demo``: what the package does, on pictures that it draws itself, with weights that come with it."""
+"""``fastmask demo``: what the package does, on images that it draws itself, with weights that come with it."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many pictures, or which, and where the sheet goes."""
+    """How many images, or which, and where the sheet goes."""
     add = parser.add_argument
     add(
         "--image",
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=Path,
         metavar="FILE",
-        help="look for shapes on these instead of drawn pictures",
+        help="look for shapes on these instead of synthetic images",
     )
-    add("--number", type=int, default=200, metavar="N", help="of pictures that are drawn [%(default)s]")
+    add("--number", type=int, default=200, metavar="N", help="of images that are drawn [%(default)s]")
     add("--seed", type=int, default=3, help="of these; the weights have seen those of 1 and 2 [%(default)s]")
     add("--score", type=float, default=0.5, help="what is shown scores above it [%(default)s]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 2 if an argument is wrong, or a picture cannot be read, or nothing can be written."""
-    from fastmask.cli._demo import on_drawn_pictures, on_own_pictures
+    """Exit code 0; 2 if an argument is wrong, or an image cannot be read, or nothing can be written."""
+    from fastmask.cli._demo import on_drawn_images, on_own_images
 
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.image:
-            sheet, told = on_own_pictures(args.image, args.score, args.device)
+            sheet, told = on_own_images(args.image, args.score, args.device)
         else:
-            sheet, told = on_drawn_pictures(args.number, args.seed, args.score, args.device)
+            sheet, told = on_drawn_images(args.number, args.seed, args.score, args.device)
         sheet.save(args.out / "demo.png")
         (args.out / "demo.json").write_text(json.dumps(told, indent=1))
     except (OSError, ValueError, RuntimeError) as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated, on which pictures, and where the figures go."""
+    """What is evaluated, on which images, and where the figures go."""
     parser.add_argument("annotations", type=Path, help="a JSON file, or a folder with JSON files or mask images")
     add_source_arguments(parser)
     parser.add_argument("--results", type=Path, metavar="FILE", help="evaluate this COCO-results file, and no model")
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if a picture could not be looked at; 2 if an argument is wrong, or something cannot be had.
+    """Exit code 0; 1 if an image could not be looked at; 2 if an argument is wrong, or something cannot be had.
 
-    Under torchrun every rank looks at its share of the pictures.
+    Under torchrun every rank looks at its share of the images.
     """
     from fastmask.data import read_dataset
     from fastmask.distributed import ranks
@@ -92,4 +92,4 @@ def said(folder: Path, dataset: "Dataset", evaluation: "Evaluation") -> None:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
     print(as_text(evaluation))
     seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
-    print(f"\n{evaluation.pictures} pictures, {evaluation.detections} detections: {folder} (seconds: {seconds})")
+    print(f"\n{evaluation.images} images, {evaluation.detections} detections: {folder} (seconds: {seconds})")

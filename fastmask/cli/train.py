@@ -1,4 +1,4 @@
-"""``fastmask train``: from annotated pictures to weights, on any number of ranks."""
+"""``fastmask train``: from annotated images to weights, on any number of ranks."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is trained, on which pictures, how, and where the weights go."""
+    """What is trained, on which images, how, and where the weights go."""
     add = parser.add_argument
     add("--data-path", type=Path, required=True, metavar="DIR", help="with train and val, or COCO's, or annotations")
     add("--valid", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
     add("--epochs", type=int, required=True, metavar="N")
-    add("--batch-size", type=int, default=2, metavar="B", help="pictures of a step on each GPU [%(default)s]")
+    add("--batch-size", type=int, default=2, metavar="B", help="images of a step on each GPU [%(default)s]")
     add("--optimizer", default="sgd", help="sgd or adamw [%(default)s]")
-    add("--lr", type=float, help="learning rate [0.02 for 16 pictures with sgd, 0.0002 with adamw]")
+    add("--lr", type=float, help="learning rate [0.02 for 16 images with sgd, 0.0002 with adamw]")
     add("--schedule", default="step", help="step or cosine [%(default)s]")
     add("--warmup", type=int, default=500, metavar="STEPS", help="[%(default)s, at most a tenth]")
     add("--weight-decay", type=float, default=1e-4, help="[%(default)s]")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile the losses")
     add("--nan", default="stop", help="stop or skip, where a gradient is not finite [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
-    add("--workers", type=int, default=2, metavar="N", help="processes that read pictures [%(default)s]")
+    add("--workers", type=int, default=2, metavar="N", help="processes that read images [%(default)s]")
     add("--save-steps", type=int, default=0, metavar="N", help="save within epochs, too [0: after each]")
     add("--tensorboard", action="store_true", help="write for it, too")
     add("--min-size", type=int, nargs="+", metavar="PIXELS", help="shorter sides to draw from [the model's]")
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="that all batches are padded to [as they need]")
     add("--flip", type=float, default=0.5, help="how likely left becomes right [%(default)s]")
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
-    add("--color", type=float, default=0.0, help="how much colours vary, up to 1 [%(default)s]")
-    add("--paste", type=float, default=0.0, help="how likely objects of other pictures are pasted [%(default)s]")
+    add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
+    add("--paste", type=float, default=0.0, help="how likely objects of other images are pasted [%(default)s]")
 
 
 def run(args: argparse.Namespace) -> int:

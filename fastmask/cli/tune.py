@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, score=0.05)
     parser.set_defaults(weights="synthetic")  # which need no download, and find as much as a model may
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"), help="[800 1344]")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once [%(default)s]")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once [%(default)s]")
     parser.add_argument("--only", default="", metavar="PATTERN", help="knobs whose names it is found in")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin no knob after M minutes")
     parser.add_argument("--output", type=Path, metavar="FILE", help="[this device's in the user's cache]")

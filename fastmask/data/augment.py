@@ -1,4 +1,4 @@
-"""What training does to a picture and its objects, beside resizing."""
+"""What training does to an image and its objects, beside resizing."""
 
 import dataclasses
 import math
@@ -15,29 +15,29 @@ LEAST = 1.0  # pixels of a box's sides; what is smaller is left out
 
 
 class Sample(NamedTuple):
-    """A picture as training sees it. Of a crowd nothing is learned."""
+    """An image as training sees it. Of a crowd nothing is learned."""
 
     pixels: NDArray[np.uint8]  # [h, w, 3]
     boxes: NDArray[np.float32]  # [n, 4] (x1, y1, x2, y2)
     labels: NDArray[np.int64]  # [n] from 1
     masks: NDArray[np.bool_] | None  # [n, h, w]
     record: int  # its number
-    problem: str | None = None  # what was wrong with the picture that should have been here
+    problem: str | None = None  # what was wrong with the image that should have been here
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How pictures are varied; as it is, as the paper does it: 800 pixels, mirrored every other time.
+    """How images are varied; as it is, as the paper does it: 800 pixels, mirrored every other time.
 
     Args:
-        sizes: shorter sides in pixels, of which one is drawn for each picture (multi-scale: ``range(640, 801, 32)``).
+        sizes: shorter sides in pixels, of which one is drawn for each image (multi-scale: ``range(640, 801, 32)``).
         longest: the longer side's limit.
         mirror: how likely left becomes right.
-        zoom: (least, most) of large-scale jitter, which replaces ``sizes``: how large a picture becomes, 1 being what
+        zoom: (least, most) of large-scale jitter, which replaces ``sizes``: how large an image becomes, 1 being what
             just fits into the canvas; (0.1, 2) in Ghiasi et al., 2021.
         canvas: (height, width) that those are cut to.
         color: how much brightness, contrast, saturation and hue vary, up to 1; 0: not at all.
-        paste: how likely objects of another picture are pasted onto one, each of them every other time.
+        paste: how likely objects of another image are pasted onto one, each of them every other time.
 
     Raises:
         ValueError: something is out of its range.
@@ -69,7 +69,7 @@ class Augmentation:
             raise ValueError(f"zoom must be (least, most), above 0, got {self.zoom}")
 
     def view(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> View:
-        """Where one picture's pixels go; with ``sizes``, into the room (height, width)."""
+        """Where one image's pixels go; with ``sizes``, into the room (height, width)."""
         mirrored = bool(generator.random() < self.mirror)
         if self.zoom is None:
             return scaled_view(original, int(generator.choice(self.sizes)), self.longest, mirrored, room)
@@ -77,11 +77,11 @@ class Augmentation:
         return jittered_view(original, self.canvas, zoom, (generator.random(), generator.random()), mirrored)
 
 
-def seen(record: Record, picture: Image.Image, view: View, labels: dict[str, int], number: int, masks: bool) -> Sample:
-    """A picture and its objects in a view; boxes of those that are cut are drawn around what is left of them.
+def seen(record: Record, image: Image.Image, view: View, labels: dict[str, int], number: int, masks: bool) -> Sample:
+    """An image and its objects in a view; boxes of those that are cut are drawn around what is left of them.
 
     Raises:
-        ValueError: an object's mask is not of the picture's size.
+        ValueError: an object's mask is not of the image's size.
     """
     height, width = view.size
     boxes, numbers, found = [], [], []
@@ -101,7 +101,7 @@ def seen(record: Record, picture: Image.Image, view: View, labels: dict[str, int
         numbers.append(labels[one.category])
         found.append(mask)
     stacked = None if not masks else np.array(found, bool).reshape(-1, height, width)
-    pixels = np.asarray(view.picture(picture))
+    pixels = np.asarray(view.image(image))
     return Sample(pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(numbers, np.int64), stacked, number)
 
 
@@ -114,7 +114,7 @@ def bounds_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def pasted(onto: Sample, other: Sample, chosen: NDArray[np.bool_]) -> Sample:
-    """With the chosen [n] objects of another picture on top; what they hide is cut out of what was there.
+    """With the chosen [n] objects of another image on top; what they hide is cut out of what was there.
 
     Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method, 2021, section 3.
     """
@@ -140,10 +140,10 @@ def pasted(onto: Sample, other: Sample, chosen: NDArray[np.bool_]) -> Sample:
 
 def recolored(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
     """Brighter or darker, with more or less contrast and saturation, and of other hues, by at most the strength."""
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = enhance(picture).enhance(1 + strength * generator.uniform(-0.6, 0.6))
+        image = enhance(image).enhance(1 + strength * generator.uniform(-0.6, 0.6))
     turn = round(strength * generator.uniform(-12, 12))  # of 256 steps around the circle of hues
-    planes = np.array(picture.convert("HSV"))
+    planes = np.array(image.convert("HSV"))
     planes[:, :, 0] += np.uint8(turn % 256)
     return np.asarray(Image.fromarray(planes, "HSV").convert("RGB"))

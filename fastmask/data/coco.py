@@ -31,8 +31,8 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
 
     Args:
         content: of the file.
-        path: the file, for messages and for where pictures may lie.
-        images: the pictures' folder; None: beside the file, in ``images`` there, or where COCO itself has them.
+        path: the file, for messages and for where images may lie.
+        images: the images' folder; None: beside the file, in ``images`` there, or where COCO itself has them.
     """
     problems: list[Problem] = []
     names: dict[int, str] = {}
@@ -115,7 +115,7 @@ def _object(annotation: Any, names: Mapping[int, str]) -> tuple[int, Object]:
 
 
 def _located(name: str, path: Path, images: Path | None) -> Path:
-    """Where the picture is, or, if nowhere, where it is looked for first."""
+    """Where the image is, or, if nowhere, where it is looked for first."""
     split = path.stem.partition("_")[2]  # instances_val2017.json lies beside val2017's folder
     folders = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images" / split]
     places = [folder / name for folder in ([images] if images is not None else folders)]

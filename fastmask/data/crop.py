@@ -1,4 +1,4 @@
-"""Where the pixels of a picture go: resized, cut, mirrored; polygons and masks follow."""
+"""Where the pixels of an image go: resized, cut, mirrored; polygons and masks follow."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ Size = tuple[int, int]  # (height, width)
 
 
 class View(NamedTuple):
-    """The whole picture is resized, then a part of it is cut out, then that is mirrored or not."""
+    """The whole image is resized, then a part of it is cut out, then that is mirrored or not."""
 
     original: Size
     resized: Size
@@ -23,7 +23,7 @@ class View(NamedTuple):
     size: Size  # of what is cut out
     mirrored: bool
 
-    def picture(self, picture: Image.Image) -> Image.Image:
+    def image(self, image: Image.Image) -> Image.Image:
         """Bilinear, and smoothed where it shrinks, of the part alone."""
         down, across = (resized / original for resized, original in zip(self.resized, self.original, strict=True))
         part = (
@@ -32,11 +32,11 @@ class View(NamedTuple):
             min((self.left + self.size[1]) / across, self.original[1]),
             min((self.top + self.size[0]) / down, self.original[0]),
         )
-        seen = picture.resize(self.size[::-1], Image.Resampling.BILINEAR, box=part)
+        seen = image.resize(self.size[::-1], Image.Resampling.BILINEAR, box=part)
         return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else seen
 
     def points(self, points: Polygon) -> Polygon:
-        """Points [n, 2] (x, y) of the picture, wherever they land."""
+        """Points [n, 2] (x, y) of the image, wherever they land."""
         scale = np.array([self.resized[1] / self.original[1], self.resized[0] / self.original[0]])
         moved: Polygon = points * scale - (self.left, self.top)
         if self.mirrored:
@@ -52,13 +52,13 @@ class View(NamedTuple):
         """What of an object is in the view: polygons are moved, then painted; RLE goes as the pixels do.
 
         Raises:
-            ValueError: its mask is not of the picture's size.
+            ValueError: its mask is not of the image's size.
         """
         if one.rle is not None:
             mask = one.mask(*self.original)
             if mask.shape != self.original:
-                raise ValueError(f"a mask must be {list(self.original)} as its picture, got {list(mask.shape)}")
-            return np.asarray(self.picture(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))) > 127
+                raise ValueError(f"a mask must be {list(self.original)} as its image, got {list(mask.shape)}")
+            return np.asarray(self.image(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))) > 127
         polygons = [self.points(polygon) for polygon in one.polygons or (box_polygon(*one.bounds()),)]
         return np.asarray(coco.decode(encoded(polygons, *self.size)), bool)
 
@@ -66,7 +66,7 @@ class View(NamedTuple):
 def scaled_view(
     original: Size, shorter: int, longest: int, mirrored: bool = False, room: tuple[float, float] = (math.inf, math.inf)
 ) -> View:
-    """All of a picture, its shorter side resized to ``shorter``; smaller if the other one got beyond ``longest``.
+    """All of an image, its shorter side resized to ``shorter``; smaller if the other one got beyond ``longest``.
 
     Args:
         room: (height, width) that it has to fit into as well.
@@ -77,7 +77,7 @@ def scaled_view(
 
 
 def jittered_view(original: Size, canvas: Size, zoom: float, place: tuple[float, float], mirrored: bool) -> View:
-    """Large-scale jitter: a picture that would just fit into the canvas, ``zoom`` times as large, cut to the canvas.
+    """Large-scale jitter: an image that would just fit into the canvas, ``zoom`` times as large, cut to the canvas.
 
     Args:
         place: in [0, 1], of the part among all that could be cut, from the top and the left.

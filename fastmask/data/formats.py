@@ -38,12 +38,12 @@ def find_format(path: str | Path) -> str:
 def read_dataset(
     path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
 ) -> Dataset:
-    """Annotated pictures; what is broken in them is left out and told in ``problems``.
+    """Annotated images; what is broken in them is left out and told in ``problems``.
 
     Args:
-        path: a JSON file; or a folder with one (COCO, VIA), with one for each picture (labelme), or with mask images.
+        path: a JSON file; or a folder with one (COCO, VIA), with one for each image (labelme), or with mask images.
         format: one of FORMATS; "auto" finds it.
-        images: the folder of the pictures; None: where the format has them.
+        images: the folder of the images; None: where the format has them.
         attribute: VIA's region attribute that is the class; None: the usual ones are tried.
 
     Raises:

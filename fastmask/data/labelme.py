@@ -1,4 +1,4 @@
-"""labelme's files, one JSON a picture: https://github.com/wkentaro/labelme."""
+"""labelme's files, one JSON an image: https://github.com/wkentaro/labelme."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None
 
     Args:
         contents: of the files.
-        images: the pictures' folder; None: where each file says, seen from itself.
+        images: the images' folder; None: where each file says, seen from itself.
     """
     records, problems, names = [], [], []
     for path, content in contents.items():
@@ -77,18 +77,18 @@ def _object(shape: Any, size: tuple[int, int] | None) -> Object:
         return Object(label, (ellipse_polygon(x, y, radius, radius),))
     if kind == "mask" and len(corners) == 2 and size is not None:
         return Object(label, rle=_mask(shape, corners, size))
-    raise ValueError(f"a {kind} must have two points{' and the picture a size' if kind == 'mask' else ''}")
+    raise ValueError(f"a {kind} must have two points{' and the image a size' if kind == 'mask' else ''}")
 
 
 def _mask(shape: Mapping[str, Any], corners: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """A picture in base64 that lies at its first corner."""
+    """An image in base64 that lies at its first corner."""
     try:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape.get("mask", "")))).convert("L")) > 0
     except Exception as error:  # Pillow's readers raise whatever they trip over
-        raise ValueError(f"a mask must be a picture in base64, got one that cannot be read ({error})") from error
+        raise ValueError(f"a mask must be an image in base64, got one that cannot be read ({error})") from error
     left, top = (round(float(side)) for side in corners[0])
     if left < 0 or top < 0 or top + pixels.shape[0] > size[0] or left + pixels.shape[1] > size[1]:
-        raise ValueError(f"a mask must lie in the picture {size}, got {pixels.shape} at {(top, left)}")
+        raise ValueError(f"a mask must lie in the image {size}, got {pixels.shape} at {(top, left)}")
     whole = np.zeros(size, np.uint8, order="F")
     whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     rle: dict[str, Any] = coco_mask.encode(whole)
@@ -103,7 +103,7 @@ def _merged(parts: list[Object]) -> Object:
 
 
 def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
-    """One JSON a picture, named after it -> what it cannot hold."""
+    """One JSON an image, named after it -> what it cannot hold."""
     import os
 
     folder.mkdir(parents=True, exist_ok=True)

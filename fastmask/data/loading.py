@@ -17,7 +17,7 @@ from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.structures import Batch, padded_targets
 
-TRIES = 10  # pictures that may be broken one after the other
+TRIES = 10  # images that may be broken one after the other
 
 
 class Key(NamedTuple):
@@ -46,16 +46,16 @@ class Packed(LazyRecords):
 class Samples(TorchDataset[Sample]):
     """Records, looked at in a way that depends on the seed, the epoch and the record alone.
 
-    A picture that cannot be looked at is replaced by the next one that can, and named in ``problem``.
+    An image that cannot be looked at is replaced by the next one that can, and named in ``problem``.
 
     Args:
-        records: the pictures.
+        records: the images.
         places: where each of them is in the data set.
         labels: of their categories.
         augmentation: what is done to them.
         seed: not negative.
         masks: paint them.
-        size: (height, width) that a picture has to fit into, turned if it stands.
+        size: (height, width) that an image has to fit into, turned if it stands.
     """
 
     def __init__(
@@ -91,19 +91,19 @@ class Samples(TorchDataset[Sample]):
             number = (first + step) % len(self)
             record = self.records[number]
             try:
-                picture = record.load()
-                original = (picture.height, picture.width)
+                image = record.load()
+                original = (image.height, image.width)
                 if record.size not in (None, original):
                     raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
                 view = self.augmentation.view(original, generator, self._room(original))
-                sample = seen(record, picture, view, self.labels, int(self.places[number]), self.masks)
+                sample = seen(record, image, view, self.labels, int(self.places[number]), self.masks)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 problem = problem or str(error)
-        raise ValueError(f"{TRIES} pictures in a row cannot be looked at; the first one: {problem}")
+        raise ValueError(f"{TRIES} images in a row cannot be looked at; the first one: {problem}")
 
     def file(self, place: int) -> Path:
-        """Of the picture at a place in the data set."""
+        """Of the image at a place in the data set."""
         return self.records[int(np.searchsorted(self.places, place))].file
 
     def _room(self, original: Size) -> tuple[float, float]:
@@ -117,15 +117,15 @@ def turned(size: Size) -> Size:
 
 
 class GroupedBatches(Sampler[list[Key]]):
-    """Batches of pictures that all lie or all stand, in another order each epoch; this rank's share of them.
+    """Batches of images that all lie or all stand, in another order each epoch; this rank's share of them.
 
-    Every picture comes once in an epoch. Where the last batches lack some, a few come again, or, if pictures lie that
+    Every image comes once in an epoch. Where the last batches lack some, a few come again, or, if images lie that
     should stand, the batch is mixed. All ranks have equally many batches.
 
     Args:
-        sizes: (height, width) of each picture; None: all alike.
-        number: of pictures.
-        batch: pictures of a batch of one rank.
+        sizes: (height, width) of each image; None: all alike.
+        number: of images.
+        batch: images of a batch of one rank.
         seed: of the order.
         rank, world: which share.
     """
@@ -169,7 +169,7 @@ class Collate:
     """Samples -> a Batch.
 
     Args:
-        size: (height, width) to pad to, turned where all pictures stand, and to a square of the longer side where some
+        size: (height, width) to pad to, turned where all images stand, and to a square of the longer side where some
             do; None: as little as there must be.
         divisible: what the padded sides are then multiples of.
     """
@@ -215,20 +215,20 @@ def training_loader(
     """A loader of :class:`fastmask.structures.Batch`; ``loader.batch_sampler.set_epoch`` says what comes next.
 
     Args:
-        dataset: annotated pictures; objects that are crowds are left out.
-        batch: pictures of a batch.
+        dataset: annotated images; objects that are crowds are left out.
+        batch: images of a batch.
         augmentation: None: the paper's.
-        size: (height, width), multiples of 32, that batches are padded to: turned where pictures stand, and a square of
-            the longer side for the one or two batches of an epoch that are mixed. Pictures that would not fit are made
+        size: (height, width), multiples of 32, that batches are padded to: turned where images stand, and a square of
+            the longer side for the one or two batches of an epoch that are mixed. Images that would not fit are made
             smaller. None: each batch as it needs.
         masks: paint them.
-        empty: keep pictures without objects.
-        seed: of the order and of what is done to each picture.
+        empty: keep images without objects.
+        seed: of the order and of what is done to each image.
         workers: processes; 0: this one.
-        rank, world: which share of each batch of ``batch * world`` pictures.
+        rank, world: which share of each batch of ``batch * world`` images.
 
     Raises:
-        ValueError: there are no pictures, or an argument does not fit.
+        ValueError: there are no images, or an argument does not fit.
     """
     augmentation = augmentation or Augmentation()
     if batch < 1:
@@ -238,7 +238,7 @@ def training_loader(
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and augmentation.zoom is not None:
-        raise ValueError(f"size must be None where pictures are cut to augmentation.canvas, got {size}")
+        raise ValueError(f"size must be None where images are cut to augmentation.canvas, got {size}")
     for name, sides in (("size", size), ("augmentation.canvas", augmentation.zoom and augmentation.canvas)):
         if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
@@ -252,7 +252,7 @@ def training_loader(
         kept = [sized[i] for i in places.tolist()]
         records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
     if not len(records):
-        raise ValueError("dataset must have pictures with objects, got none")
+        raise ValueError("dataset must have images with objects, got none")
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # which all are cut to
     samples = Samples(records, places, labels_of(dataset.categories), augmentation, seed, masks, size)

@@ -1,4 +1,4 @@
-"""Mask images as Pascal VOC has them: a picture of object numbers and one of class numbers for each photograph.
+"""Mask images as Pascal VOC has them: an image of object numbers and one of class numbers for each photo.
 
 ``SegmentationObject/NAME.png`` (0 is background, 255 in 8 bits is a border that belongs to nobody),
 ``SegmentationClass/NAME.png``, ``JPEGImages/NAME.*``, and ``labels.txt`` with a class a line, from class 1 on.
@@ -15,7 +15,7 @@ from PIL import Image
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.records import Dataset, Object, Problem, Record
 
-OBJECTS, CLASSES, PICTURES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
+OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
 BORDER = 255
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
 VOC += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -26,11 +26,11 @@ def is_masks(path: Path) -> bool:
 
 
 def read_masks(path: Path, images: Path | None) -> Dataset:
-    """Objects as RLE; the class of each is the one that most of its pixels have, ``object`` without class pictures.
+    """Objects as RLE; the class of each is the one that most of its pixels have, ``object`` without class images.
 
     Args:
         path: the folder that holds the others.
-        images: the pictures' folder; None: ``JPEGImages``, or the folder itself.
+        images: the images' folder; None: ``JPEGImages``, or the folder itself.
     """
     labels = path / LABELS
     names = labels.read_text().split("\n") if labels.exists() else VOC if path.name.startswith("VOC2") else []
@@ -42,13 +42,13 @@ def read_masks(path: Path, images: Path | None) -> Dataset:
             beside = path / CLASSES / file.name
             classes = _numbers(beside) if beside.exists() else np.zeros_like(numbers)
             if classes.shape != numbers.shape:
-                raise ValueError(f"its class picture must be {numbers.shape}, got {classes.shape}")
+                raise ValueError(f"its class image must be {numbers.shape}, got {classes.shape}")
         except ValueError as error:
             problems.append(Problem("broken file", file.name, str(error)))
             continue
         ids = [number for number in np.unique(numbers).tolist() if number not in (0, BORDER)]
         objects = tuple(_object(numbers == number, classes, names) for number in ids)
-        records.append(Record(_picture(path, images, file.stem), (numbers.shape[0], numbers.shape[1]), objects))
+        records.append(Record(_image(path, images, file.stem), (numbers.shape[0], numbers.shape[1]), objects))
     found = dict.fromkeys(one.category for record in records for one in record.objects)
     order = [*names, *(name for name in found if name not in names)]
     return Dataset(records, {name: number for number, name in enumerate(order, 1)}, problems)
@@ -56,14 +56,14 @@ def read_masks(path: Path, images: Path | None) -> Dataset:
 
 def _numbers(file: Path) -> NDArray[np.int64]:
     try:
-        with Image.open(file) as picture:
-            if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
-                raise ValueError(f"it must be a palette or grey picture of numbers, got {picture.mode}")
-            return np.asarray(picture).astype(np.int64)
+        with Image.open(file) as image:
+            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+                raise ValueError(f"it must be a palette or gray image of numbers, got {image.mode}")
+            return np.asarray(image).astype(np.int64)
     except ValueError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they trip over
-        raise ValueError(f"it cannot be read as a picture: {error}") from error
+        raise ValueError(f"it cannot be read as an image: {error}") from error
 
 
 def _object(mask: NDArray[np.bool_], classes: NDArray[np.int64], names: list[str]) -> Object:
@@ -74,15 +74,15 @@ def _object(mask: NDArray[np.bool_], classes: NDArray[np.int64], names: list[str
     return Object(name, rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
 
 
-def _picture(path: Path, images: Path | None, stem: str) -> Path:
-    folders = [images] if images is not None else [path / PICTURES, path]
+def _image(path: Path, images: Path | None, stem: str) -> Path:
+    folders = [images] if images is not None else [path / IMAGES, path]
     found = [file for folder in folders for file in sorted(folder.glob(f"{stem}.*")) if file.suffix.lower() != ".json"]
     return found[0] if found else folders[0] / f"{stem}.jpg"
 
 
 def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
-    """Mask images with copies of the pictures -> what they cannot hold: what is hidden behind later objects, crowds."""
-    for name in (OBJECTS, CLASSES, PICTURES):
+    """Mask images with copies of the images -> what they cannot hold: what is hidden behind later objects, crowds."""
+    for name in (OBJECTS, CLASSES, IMAGES):
         (path / name).mkdir(parents=True, exist_ok=True)
     problems, taken = [], set()
     order = {name: number for number, name in enumerate(dataset.categories, 1)}
@@ -109,17 +109,17 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
             )
         _save(numbers, path / OBJECTS / f"{stem}.png")
         _save(classes, path / CLASSES / f"{stem}.png")
-        copy = path / PICTURES / f"{stem}{record.file.suffix}"
+        copy = path / IMAGES / f"{stem}{record.file.suffix}"
         if record.file.exists() and record.file.resolve() != copy.resolve():
             shutil.copyfile(record.file, copy)
     return problems
 
 
 def _save(numbers: NDArray[np.int64], file: Path) -> None:
-    """In a palette that tells neighbours apart, or in 16 bits of grey."""
+    """In a palette that tells neighbors apart, or in 16 bits of gray."""
     if numbers.max(initial=0) > BORDER:
         Image.fromarray(numbers.astype(np.uint16)).save(file)
         return
-    picture = Image.fromarray(numbers.astype(np.uint8))
-    picture.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
-    picture.save(file)
+    image = Image.fromarray(numbers.astype(np.uint8))
+    image.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
+    image.save(file)

@@ -1,4 +1,4 @@
-"""One record a picture, whatever its annotations came from."""
+"""One record an image, whatever its annotations came from."""
 
 import abc
 import math
@@ -54,17 +54,17 @@ class Object(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A picture and what is on it."""
+    """An image and what is on it."""
 
     file: Path
     size: tuple[int, int] | None  # (height, width) as the annotations say; None where they do not
     objects: tuple[Object, ...]
     id: int | None = None
-    picture: Image.Image | None = None  # RGB, where there is no file
+    image: Image.Image | None = None  # RGB, where there is no file
 
     def load(self) -> Image.Image:
-        """The picture, RGB and upright; errors as of :func:`fastmask.image_io.read_image`."""
-        return read_image(self.file) if self.picture is None else self.picture
+        """The image, RGB and upright; errors as of :func:`fastmask.image_io.read_image`."""
+        return read_image(self.file) if self.image is None else self.image
 
 
 class LazyRecords(Sequence[Record]):
@@ -112,7 +112,7 @@ def compressed(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def encoded(polygons: Sequence[Polygon], height: int, width: int) -> dict[str, Any]:
-    """All of them as one RLE; what is outside of the picture is cut off."""
+    """All of them as one RLE; what is outside of the image is cut off."""
     parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
     found: dict[str, Any] = coco.merge(parts)
     return found
@@ -221,15 +221,15 @@ def labels_of(categories: Mapping[str, int]) -> dict[str, int]:
 
 
 def with_sizes(dataset: Dataset) -> Dataset:
-    """With the size of each picture that the annotations do not say, from its file; a problem where there is none."""
+    """With the size of each image that the annotations do not say, from its file; a problem where there is none."""
     records, problems = [], list(dataset.problems)
     for record in dataset.records:
-        if record.size is None and record.picture is not None:
-            record = record._replace(size=(record.picture.height, record.picture.width))
+        if record.size is None and record.image is not None:
+            record = record._replace(size=(record.image.height, record.image.width))
         if record.size is None:
             try:
                 record = record._replace(size=upright_size(record.file))
             except (OSError, ValueError) as error:
-                problems.append(Problem("missing picture", str(record.file), str(error)))
+                problems.append(Problem("missing image", str(record.file), str(error)))
         records.append(record)
     return dataset._replace(records=records, problems=problems)

@@ -1,4 +1,4 @@
-"""What is wrong with annotated pictures, beyond what their format already told."""
+"""What is wrong with annotated images, beyond what their format already told."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -10,13 +10,13 @@ from PIL import Image
 from fastmask.data.records import Dataset, Object, Polygon, Problem, Record
 
 THREADS = 4
-OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the picture: tools count edges in their own ways
+OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the image: tools count edges in their own ways
 
 
 def examine(dataset: Dataset, progress: bool = False) -> list[Problem]:
-    """All problems, those of reading first; every picture is decoded.
+    """All problems, those of reading first; every image is decoded.
 
-    Kinds: "missing picture", "broken picture", "wrong size", "EXIF trap" (annotated as the picture is stored, not as
+    Kinds: "missing image", "broken image", "wrong size", "EXIF trap" (annotated as the image is stored, not as
     it is shown), "empty box", "inverted box", "outside", "self-crossing", "mask of another size", "twice".
     """
     from tqdm import tqdm
@@ -33,19 +33,19 @@ def examine(dataset: Dataset, progress: bool = False) -> list[Problem]:
 def _twice(names: Iterable[str]) -> Iterator[Problem]:
     for name, number in collections.Counter(names).items():
         if number > 1:
-            yield Problem("twice", name, f"the picture is there {number} times")
+            yield Problem("twice", name, f"the image is there {number} times")
 
 
 def _examined(record: Record) -> list[Problem]:
-    """One picture's."""
+    """One image's."""
     where = str(record.file)
     try:
-        picture = record.load()
+        image = record.load()
     except FileNotFoundError:
-        return [Problem("missing picture", where, "there is no such file")]
+        return [Problem("missing image", where, "there is no such file")]
     except (OSError, ValueError) as error:
-        return [Problem("broken picture", where, str(error))]
-    size = (picture.height, picture.width)
+        return [Problem("broken image", where, str(error))]
+    size = (image.height, image.width)
     problems = []
     if record.size not in (None, size):
         problems.append(Problem(*_other_size(record, size)))
@@ -60,9 +60,9 @@ def _examined(record: Record) -> list[Problem]:
 
 
 def _other_size(record: Record, size: tuple[int, int]) -> tuple[str, str, str]:
-    text = f"annotated as {record.size}, the picture is {size}"
+    text = f"annotated as {record.size}, the image is {size}"
     stored_size = None
-    if record.picture is None:
+    if record.image is None:
         with Image.open(record.file) as stored:
             stored_size = (stored.height, stored.width)
     if record.size == stored_size:
@@ -80,13 +80,13 @@ def _of_object(one: Object, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     corners = [(x1, y1), (x2, y2), *(corner for polygon in one.polygons for corner in polygon.tolist())]
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     if (low < -OUTSIDE).any() or high[0] > size[1] + OUTSIDE or high[1] > size[0] + OUTSIDE:
-        yield "outside", f"it reaches from {tuple(low.tolist())} to {tuple(high.tolist())} in a picture of {size}"
+        yield "outside", f"it reaches from {tuple(low.tolist())} to {tuple(high.tolist())} in an image of {size}"
     for polygon in one.polygons:
         crossing = first_crossing(polygon)
         if crossing is not None:
             yield "self-crossing", f"sides {crossing[0]} and {crossing[1]} of a polygon cross"
     if one.rle is not None and list(one.rle["size"]) != list(size):
-        yield "mask of another size", f"its mask is {list(one.rle['size'])}, the picture {list(size)}"
+        yield "mask of another size", f"its mask is {list(one.rle['size'])}, the image {list(size)}"
 
 
 def first_crossing(polygon: Polygon) -> tuple[int, int] | None:

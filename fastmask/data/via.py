@@ -39,7 +39,7 @@ def read_via(content: Mapping[str, Any], path: Path, images: Path | None, attrib
     Args:
         content: of the file.
         path: the file, for messages.
-        images: the pictures' folder; None: the file's own.
+        images: the images' folder; None: the file's own.
         attribute: the region attribute that is the class; None: ``class``, ``category``, ``label``, ``name`` or
             ``type``, else the only one there is.
     """

@@ -1,4 +1,4 @@
-"""Pictures the package draws itself, for tests, benchmarks and demonstrations that need no download."""
+"""Images the package draws itself, for tests, benchmarks and demonstrations that need no download."""
 
 from fastmask.demo.drawing import SCENES, Scene, Scenes, draw_scene, drawn_dataset, save_drawn
 from fastmask.demo.shapes import CLASSES

@@ -1,4 +1,4 @@
-"""A picture beside what is on it and what a model finds."""
+"""An image beside what is on it and what a model finds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,28 +18,28 @@ Entry = dict[str, Any]  # of COCO's results
 def comparison(
     records: Sequence[Record], found: Sequence[Sequence[Entry]], names: Sequence[str], columns: int = 1, side: int = 384
 ) -> Image.Image:
-    """Pictures in rows of ``columns``, each beside its annotations, if it has any, and beside what was found.
+    """Images in rows of ``columns``, each beside its annotations, if it has any, and beside what was found.
 
     Args:
-        records: the pictures.
+        records: the images.
         found: of each one, in COCO's results format, what is to be shown.
         names: by label, from 0, the background.
-        columns: pictures in a row.
-        side: of a picture on the sheet, the shorter one in pixels; the longer one is at most twice that.
+        columns: images in a row.
+        side: of an image on the sheet, the shorter one in pixels; the longer one is at most twice that.
     """
     annotated = any(record.objects for record in records)
     panels = []
     for record, entries in zip(records, found, strict=True):
-        picture = record.load()
-        view = scaled_view((picture.height, picture.width), side, 2 * side)
-        panels.append(view.picture(picture))
+        image = record.load()
+        view = scaled_view((image.height, image.width), side, 2 * side)
+        panels.append(view.image(image))
         if annotated:
-            panels.append(draw_record(record, picture, names, view, colors=range(len(record.objects))))
+            panels.append(draw_record(record, image, names, view, colors=range(len(record.objects))))
         objects = tuple(_object(entry, names) for entry in entries)
         scores = [entry["score"] for entry in entries]
         colors = _colors(record.objects, objects, scores, view.original)
-        panels.append(draw_record(record._replace(objects=objects), picture, names, view, scores, colors))
-    headings = ["picture", "truth", "prediction"] if annotated else ["picture", "prediction"]
+        panels.append(draw_record(record._replace(objects=objects), image, names, view, scores, colors))
+    headings = ["image", "truth", "prediction"] if annotated else ["image", "prediction"]
     return _under(headings * columns, tiled(panels, len(headings) * columns))
 
 
@@ -51,7 +51,7 @@ def _object(entry: Entry, names: Sequence[str]) -> Object:
 def _colors(
     truth: Sequence[Object], found: Sequence[Object], scores: Sequence[float], size: tuple[int, int]
 ) -> list[int]:
-    """Of each detection, the number of the annotated object that it covers best, and shares a colour with."""
+    """Of each detection, the number of the annotated object that it covers best, and shares a color with."""
     colors = list(range(len(truth), len(truth) + len(found)))
     if not truth or not found:
         return colors

@@ -1,4 +1,4 @@
-"""Pictures that the package draws itself: overlapping shapes, or grains in a matrix, on textured noise."""
+"""Images that the package draws itself: overlapping shapes, or grains in a matrix, on textured noise."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +20,9 @@ LEAST = 24  # visible pixels of an object
 
 
 class Scene(NamedTuple):
-    """A picture and what is on it."""
+    """An image and what is on it."""
 
-    picture: NDArray[np.uint8]  # [h, w, 3]
+    image: NDArray[np.uint8]  # [h, w, 3]
     masks: NDArray[np.bool_]  # [n, h, w] what is seen of each object, to the pixel; they do not overlap
     labels: NDArray[np.int64]  # [n] from 1, of CLASSES
 
@@ -46,13 +46,13 @@ MINERALS = np.array(
 
 
 def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str = "shapes") -> Scene:
-    """One picture.
+    """One image.
 
     Args:
         generator: all that is drawn comes from it.
         size: (height, width) in pixels.
         scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals, which hide parts of one another; "grains": up
-            to 28 mineral grains in a fine matrix; "mixed": either. Small pictures have room for fewer.
+            to 28 mineral grains in a fine matrix; "mixed": either. Small images have room for fewer.
 
     Raises:
         ValueError: the scene is none of these, or a side is below 32.
@@ -64,7 +64,7 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
     look = LOOKS[scene]
     pixels = _ground(generator, (height, width), scene)
     masks: list[NDArray[np.bool_]] = []
-    whole: list[int] = []  # pixels of each object in the picture, hidden or not
+    whole: list[int] = []  # pixels of each object in the image, hidden or not
     seen: list[int] = []
     labels = []
     wanted = int(generator.integers(look.number[0], look.number[1] + 1))
@@ -97,7 +97,7 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
 def _placed(
     shape: Distance, reach: float, place: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
-    """The part of a picture around a shape at a place in [0, 1), and the distances of its pixels' middles."""
+    """The part of an image around a shape at a place in [0, 1), and the distances of its pixels' middles."""
     axes, slices = [], []
     for centre, side in zip(place * size, size, strict=True):
         first, last = max(0, int(centre - reach) - 2), min(side, int(centre + reach) + 3)
@@ -114,7 +114,7 @@ def _paint(pixels: Pixels, distance: NDArray[np.float32], generator: np.random.G
 
 
 def _ground(generator: np.random.Generator, size: tuple[int, int], scene: str) -> Pixels:
-    """What objects lie on: two colours mixed by noise."""
+    """What objects lie on: two colors mixed by noise."""
     if scene == "grains":
         light, dark = np.array([[0.50, 0.44, 0.36], [0.24, 0.20, 0.17]]) * generator.uniform(0.8, 1.2)
         share = 0.4 * _noise(generator, size, 24) + 0.6 * _noise(generator, size, 2)
@@ -128,9 +128,9 @@ def _ground(generator: np.random.Generator, size: tuple[int, int], scene: str) -
 def _surface(
     generator: np.random.Generator, depth: NDArray[np.float32], scene: str, around: NDArray[np.float32]
 ) -> Pixels:
-    """An object's own look: a colour, shaded, with noise; grains have rims, and some of them lamellae.
+    """An object's own look: a color, shaded, with noise; grains have rims, and some of them lamellae.
 
-    Of a few colours it has the one that is farthest from what is there, so that it can be seen.
+    Of a few colors it has the one that is farthest from what is there, so that it can be seen.
     """
     size = (depth.shape[0], depth.shape[1])
     colors = generator.uniform(0.05, 0.95, (4, 3))
@@ -181,18 +181,18 @@ class Scenes(LazyRecords):
 
 
 def record_of(drawn: Scene, index: int) -> Record:
-    """A scene as the readers of annotations give pictures, with its masks as RLE, its boxes around what is seen."""
+    """A scene as the readers of annotations give images, with its masks as RLE, its boxes around what is seen."""
     encoded = coco.encode(np.asfortranarray(drawn.masks.transpose(1, 2, 0).astype(np.uint8)))
     objects = []
     for rle, label in zip(encoded, drawn.labels, strict=True):
         x, y, width, height = (float(side) for side in coco.toBbox(rle))
         objects.append(Object(CLASSES[label - 1], rle=rle, box=(x, y, x + width, y + height)))
-    size = (drawn.picture.shape[0], drawn.picture.shape[1])
-    return Record(Path(f"{index:06}.png"), size, tuple(objects), index + 1, Image.fromarray(drawn.picture))
+    size = (drawn.image.shape[0], drawn.image.shape[1])
+    return Record(Path(f"{index:06}.png"), size, tuple(objects), index + 1, Image.fromarray(drawn.image))
 
 
 def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
-    """Any number of drawn pictures, as :func:`fastmask.data.read_dataset` gives photographs; see :class:`Scenes`.
+    """Any number of synthetic images, as :func:`fastmask.data.read_dataset` gives photos; see :class:`Scenes`.
 
     Its categories are those that the scene can have.
     """
@@ -202,7 +202,7 @@ def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192)
 
 
 def save_drawn(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
-    """Pictures as PNG into ``images``, and COCO's ``annotations.json`` beside it -> the same, with files.
+    """Images as PNG into ``images``, and COCO's ``annotations.json`` beside it -> the same, with files.
 
     Raises:
         OSError: they cannot be written.
@@ -214,7 +214,7 @@ def save_drawn(dataset: Dataset, folder: Path, progress: bool = False) -> Datase
     for record in tqdm(dataset.records, unit="img", disable=not progress):
         file = folder / "images" / record.file.name
         record.load().save(file, compress_level=1)
-        saved.append(record._replace(file=file, picture=None))
+        saved.append(record._replace(file=file, image=None))
     saved_dataset = dataset._replace(records=saved)
     write_coco(saved_dataset, folder / "annotations.json")
     return saved_dataset

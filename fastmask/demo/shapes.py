@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
-Distance = Callable[[Plane, Plane], Plane]  # of pixels' (x, y) from a shape's centre
+Distance = Callable[[Plane, Plane], Plane]  # of pixels' (x, y) from a shape's center
 
 REACH = 1.25  # of a radius, which no shape exceeds
 CLASSES = ("ellipse", "triangle", "quadrilateral", "grain")  # labels from 1
@@ -44,7 +44,7 @@ def ellipse(long: float, short: float, angle: float) -> Distance:
 
 
 def convex(turns: NDArray[np.float64], offsets: NDArray[np.float64], limit: float, wear: float = 0.0) -> Distance:
-    """The part inside all lines, each by the angle of its normal and its distance from the centre, and in a circle.
+    """The part inside all lines, each by the angle of its normal and its distance from the center, and in a circle.
 
     Args:
         turns: [n] radians.

@@ -21,7 +21,7 @@ class Figures(NamedTuple):
     ap_small: float  # objects of fewer than 32 x 32 pixels
     ap_medium: float
     ap_large: float  # of more than 96 x 96
-    ar_1: float  # recall with one detection of a category in a picture
+    ar_1: float  # recall with one detection of a category in an image
     ar_10: float
     ar_100: float
     ar_small: float
@@ -37,7 +37,7 @@ class Curves(NamedTuple):
 
 
 def accumulated(categories: Sequence[Sequence[Matches]]) -> Curves:
-    """Of each category's matches, picture by picture in the order of their ids; pictures without any are left out."""
+    """Of each category's matches, image by image in the order of their ids; images without any are left out."""
     each = [_of_category(matches) for matches in categories]
     precision = np.concatenate([_nothing()[0], *(one.precision for one in each)], axis=2)
     return Curves(precision, np.concatenate([_nothing()[1], *(one.recall for one in each)], axis=1))

@@ -11,7 +11,7 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
     Args:
         actual, expected: boxes [N, 4], labels [N], scores [N] and, if ``expected`` has them, masks [N, 1, H, W] as
-            probabilities, of one picture.
+            probabilities, of one image.
 
     Returns:
         From 0 to 1; 1 if both are empty.
@@ -43,7 +43,7 @@ def mask_ious(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> T
     """For each expected detection the IoU of its mask with the likest actual one of its label -> [N]; 0 without one.
 
     Args:
-        actual, expected: labels [N] and masks [N, H, W] bool, of one picture.
+        actual, expected: labels [N] and masks [N, H, W] bool, of one image.
     """
     ours, theirs = (found["masks"].flatten(1).float() for found in (actual, expected))  # float32 counts to 2^24 exactly
     inter = theirs @ ours.T

@@ -8,7 +8,7 @@ def coco_results(image_id: int, detections: Mapping[str, Any]) -> list[dict[str,
     """One entry a detection, ready for JSON and for ``pycocotools.coco.COCO.loadRes``.
 
     Args:
-        image_id: of the picture.
+        image_id: of the image.
         detections: boxes [N, 4] (x1, y1, x2, y2) in its pixels, labels [N] (the category ids), scores [N], optionally
             masks: N COCO RLEs.
     """

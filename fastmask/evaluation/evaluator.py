@@ -1,4 +1,4 @@
-"""Pictures' matches, collected in any order and by any number of ranks, and the figures at the end."""
+"""Images' matches, collected in any order and by any number of ranks, and the figures at the end."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fastmask.data.records import Record
 from fastmask.evaluation.accumulating import Curves, Figures, accumulated, figures, of_category
-from fastmask.evaluation.matching import KINDS, Entry, Matches, match_picture, truth_of
+from fastmask.evaluation.matching import KINDS, Entry, Matches, match_image, truth_of
 
 Part = tuple[dict[int, dict[str, dict[int, Matches]]], int]
 NAMES = {"bbox": "box", "segm": "mask"}
@@ -26,14 +26,14 @@ class Evaluation(NamedTuple):
     figures: dict[str, Figures]  # by "box" and, where there are masks, "mask"
     categories: list[Category]  # of which there are objects or detections
     curves: dict[str, Curves]  # all precisions and recalls, for plots
-    pictures: int
+    images: int
     detections: int
-    problems: tuple[str, ...]  # pictures that could not be looked at; their objects count as missed
+    problems: tuple[str, ...]  # images that could not be looked at; their objects count as missed
     seconds: dict[str, float]  # on the slowest rank
 
 
 class Evaluator:
-    """Matches of pictures, which are added in any order, each once.
+    """Matches of images, which are added in any order, each once.
 
     Args:
         categories: ids by name.
@@ -42,29 +42,29 @@ class Evaluator:
 
     def __init__(self, categories: Mapping[str, int], kinds: Sequence[str] = KINDS) -> None:
         self.categories, self.kinds = categories, tuple(kinds)
-        self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by picture, kind and category id
+        self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by image, kind and category id
         self.detections = 0
         self.seconds = 0.0  # spent on matching
 
     def add(self, number: int, record: Record, entries: Sequence[Entry]) -> None:
-        """A picture's detections as COCO's results format has them.
+        """An image's detections as COCO's results format has them.
 
         Args:
-            number: of the picture, which says where among others it stands; pycocotools goes by their ids.
+            number: of the image, which says where among others it stands; pycocotools goes by their ids.
             record: its objects.
             entries: with category ids of the dataset; of others, they are nobody's.
 
         Raises:
-            ValueError: the picture is there already.
+            ValueError: the image is there already.
         """
         if number in self.matches:
-            raise ValueError(f"pictures must be added once, got number {number} again")
+            raise ValueError(f"images must be added once, got number {number} again")
         start = time.perf_counter()
         known = [entry["segmentation"]["size"] for entry in entries[:1] if entry.get("segmentation") is not None]
         if record.size is None and known:
             record = record._replace(size=(known[0][0], known[0][1]))
         truth = truth_of(record, self.categories, "segm" in self.kinds)
-        self.matches[number] = {kind: match_picture(truth, entries, kind) for kind in self.kinds}
+        self.matches[number] = {kind: match_image(truth, entries, kind) for kind in self.kinds}
         self.detections += len(entries)
         self.seconds += time.perf_counter() - start
 
@@ -76,14 +76,14 @@ class Evaluator:
         """With what other ranks have added.
 
         Raises:
-            ValueError: a picture is in two parts.
+            ValueError: an image is in two parts.
         """
         for part in parts:
             if part is None:
                 continue
             twice = sorted(self.matches.keys() & part[0].keys())
             if twice:
-                raise ValueError(f"pictures must be added once, got numbers {twice[:5]} on two ranks")
+                raise ValueError(f"images must be added once, got numbers {twice[:5]} on two ranks")
             self.matches |= part[0]
             self.detections += part[1]
         return self

@@ -1,4 +1,4 @@
-"""Which detections of a picture are which of its objects, by pycocotools' rule; all thresholds and sizes at once."""
+"""Which detections of an image are which of its objects, by pycocotools' rule; all thresholds and sizes at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ KINDS = ("bbox", "segm")  # pycocotools' names
 # of pycocotools.cocoeval.Params: T thresholds of IoU; A pairs of areas, all, small, medium and large
 THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 SIZES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
-MOST = 100  # detections of a category in a picture
+MOST = 100  # detections of a category in an image
 
 Entry = Mapping[str, Any]  # of COCO's results format
 
 
 class Truth(NamedTuple):
-    """The objects of a picture, G of them."""
+    """The objects of an image, G of them."""
 
     categories: NDArray[np.int64]  # [G] ids
     boxes: NDArray[np.float64]  # [G, 4] (x, y, width, height)
@@ -30,7 +30,7 @@ class Truth(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Of one category in one picture: D detections, best first, and G objects, for each size and threshold."""
+    """Of one category in one image: D detections, best first, and G objects, for each size and threshold."""
 
     scores: NDArray[np.float64]  # [D]
     matched: NDArray[np.bool_]  # [A, T, D]
@@ -39,9 +39,9 @@ class Matches(NamedTuple):
 
 
 def truth_of(record: Record, categories: Mapping[str, int], masks: bool) -> Truth:
-    """A picture's objects as COCO's evaluation sees them; a box alone is a mask where masks are asked for.
+    """An image's objects as COCO's evaluation sees them; a box alone is a mask where masks are asked for.
 
-    Where the picture's size is not known they have no masks, and are nobody's.
+    Where the image's size is not known they have no masks, and are nobody's.
     """
     objects = record.objects
     corners = np.array([one.bounds() for one in objects], np.float64).reshape(-1, 4)
@@ -54,8 +54,8 @@ def truth_of(record: Record, categories: Mapping[str, int], masks: bool) -> Trut
     )
 
 
-def match_picture(truth: Truth, entries: Sequence[Entry], kind: str) -> dict[int, Matches]:
-    """A picture's matches by category id; of a mask where ``kind`` is "segm", else of boxes.
+def match_image(truth: Truth, entries: Sequence[Entry], kind: str) -> dict[int, Matches]:
+    """An image's matches by category id; of a mask where ``kind`` is "segm", else of boxes.
 
     Where entries have no bbox it is drawn around their masks.
     """

@@ -1,4 +1,4 @@
-"""A model's, or anybody's, detections against annotated pictures."""
+"""A model's, or anybody's, detections against annotated images."""
 
 import collections
 import contextlib
@@ -14,11 +14,11 @@ from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
 from fastmask.image_io import upright_size
 from fastmask.inference.predictor import Predictor
-from fastmask.inference.prefetch import Picture
+from fastmask.inference.prefetch import ImageLike
 from fastmask.inference.unpack import Found
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 
-WAITING = 64  # pictures that are still to be matched, at most
+WAITING = 64  # images that are still to be matched, at most
 
 
 def evaluate(
@@ -32,13 +32,13 @@ def evaluate(
 ) -> Evaluation:
     """COCO's average precision of a model's boxes and masks.
 
-    Pictures are matched while the next ones are looked at. Under ``torchrun`` each rank looks at its share, all call
+    Images are matched while the next ones are looked at. Under ``torchrun`` each rank looks at its share, all call
     this, and all get the same answer, but for the curves, which only the first rank has.
 
     Args:
         model: of ``fastmask.models.detection``, which is asked as it is, in its own dtype; or a Predictor with masks as
             RLE. What scores below its ``box_score_thresh`` is not found.
-        dataset: annotated pictures.
+        dataset: annotated images.
         names: what the model's labels are called, from 0, the background; its labels are then matched by name. None:
             by number, see :func:`fastmask.data.labels_of`.
         progress: show a bar, on the first rank.
@@ -46,7 +46,7 @@ def evaluate(
         keep: a list that detections of this rank are put into, as COCO's results format has them.
 
     Raises:
-        ValueError: there are no pictures, or none of the names is a category's, or masks are no RLE.
+        ValueError: there are no images, or none of the names is a category's, or masks are no RLE.
     """
     predictor = _predictor(model)
     labels = ids_of(names, dataset.categories)
@@ -61,9 +61,9 @@ def evaluate(
             start = time.perf_counter()
             with matching:
                 waiting: collections.deque[tuple[int, Record, str | None]] = collections.deque()
-                pictures = _pictures(records, ids, share, waiting)
+                images = _images(records, ids, share, waiting)
                 bar = progress and own.rank == 0
-                for found in predictor.stream(pictures, progress=bar, total=len(share), errors="yield"):
+                for found in predictor.stream(images, progress=bar, total=len(share), errors="yield"):
                     matching.add(*waiting.popleft(), found)
                 looked = time.perf_counter() - start
             return {"look": looked, "match": evaluator.seconds, "wait": time.perf_counter() - start - looked}
@@ -83,7 +83,7 @@ def evaluate(
 
 
 class _Matching:
-    """Matches pictures in a thread of its own; leaving the block waits for it."""
+    """Matches images in a thread of its own; leaving the block waits for it."""
 
     def __init__(self, evaluator: Evaluator, labels: Mapping[int, int], keep: list[Entry] | None) -> None:
         self.evaluator, self.labels, self.keep = evaluator, labels, keep
@@ -123,22 +123,22 @@ class _Matching:
                 one.result()
 
 
-def _pictures(
+def _images(
     records: Sequence[Record],
     ids: Sequence[int],
     share: Iterable[int],
     waiting: collections.deque[tuple[int, Record, str | None]],
-) -> Iterator[Picture]:
-    """The share's pictures, each of whose records is put behind those that wait, with what is wrong with its size."""
+) -> Iterator[ImageLike]:
+    """The share's images, each of whose records is put behind those that wait, with what is wrong with its size."""
     for i in share:
         record = records[i]
         problem = None
-        with contextlib.suppress(OSError, ValueError):  # whoever looks at the picture tells
-            size = upright_size(record.file) if record.picture is None else record.picture.size[::-1]
+        with contextlib.suppress(OSError, ValueError):  # whoever looks at the image tells
+            size = upright_size(record.file) if record.image is None else record.image.size[::-1]
             if size != record.size:
                 problem = f"{record.file} must be of {record.size} as annotated, got {size}"
-        waiting.append((ids[i], record._replace(picture=None), problem))
-        yield record.file if record.picture is None else record.picture
+        waiting.append((ids[i], record._replace(image=None), problem))
+        yield record.file if record.image is None else record.image
 
 
 def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
@@ -157,7 +157,7 @@ def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
     """
     records = dataset.records
     if not len(records):
-        raise ValueError("dataset must have pictures, got none")
+        raise ValueError("dataset must have images, got none")
     if isinstance(records, LazyRecords):
         return records, list(range(1, len(records) + 1))
     records = with_sizes(dataset).records
@@ -166,7 +166,7 @@ def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
         return records, list(range(1, len(records) + 1))
     twice = [number for number, times in collections.Counter(ids).items() if times > 1]
     if twice:
-        raise ValueError(f"dataset must have ids of one picture each, got several of {twice[:5]}")
+        raise ValueError(f"dataset must have ids of one image each, got several of {twice[:5]}")
     return records, ids
 
 

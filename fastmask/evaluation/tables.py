@@ -57,7 +57,7 @@ def as_json(evaluation: Evaluation) -> dict[str, object]:
             kind: {name: None if one < 0 else one for name, one in each._asdict().items()}
             for kind, each in evaluation.figures.items()
         },
-        "pictures": evaluation.pictures,
+        "images": evaluation.images,
         "detections": evaluation.detections,
         "problems": list(evaluation.problems),
         "seconds": evaluation.seconds,

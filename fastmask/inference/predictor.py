@@ -1,4 +1,4 @@
-"""Predictor: a model made ready once, for pictures of any kind and size, as fast as the device allows."""
+"""Predictor: a model made ready once, for images of any kind and size, as fast as the device allows."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
-from fastmask.inference.prefetch import Picture, batches
+from fastmask.inference.prefetch import ImageLike, batches
 from fastmask.inference.program import Program, Runner
 from fastmask.inference.resize import Fitting
 from fastmask.inference.unpack import Found, Pending, answers, forget_frames, naming_bytes
@@ -30,18 +30,18 @@ BUCKETS = (8, 16, 32, 64)  # of detections, see mask_buckets; then all of them
 
 
 class Predictor:
-    """What a model finds in pictures.
+    """What a model finds in images.
 
-    The model is copied and prepared once: norms folded, channels last, ``dtype``. Pictures are resized, normalised and
+    The model is copied and prepared once: norms folded, channels last, ``dtype``. Images are resized, normalized and
     padded on its device; then, on CUDA, one graph replay does everything up to boxes and masks, and one copy brings the
     answer to the host. On other devices the same program is called.
 
     Args:
         model: any of ``fastmask.models.detection``; stays as it is.
-        size: (height, width) that pictures are padded to, or, for those that stand, that turned; a picture is resized
+        size: (height, width) that images are padded to, or, for those that stand, that turned; an image is resized
             as the model would and, where that is larger, into it. "exact" pads as the model does, which captures a
             graph for each size.
-        batch: pictures at once, fewer where standing ones follow lying ones; with "exact", padded together, as the
+        batch: images at once, fewer where standing ones follow lying ones; with "exact", padded together, as the
             model pads a list of that many.
         dtype: of weights and maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else the
             model's own.
@@ -49,7 +49,7 @@ class Predictor:
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
             probabilities [n, 1, 28, 28] over the boxes.
         threshold: what counts as mask is above it.
-        detections: of a picture at most; None: as many as the model keeps.
+        detections: of an image at most; None: as many as the model keeps.
         mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
             for all in any case, without a wait. On CUDA each shape is then captured as six graphs, and keeps its
             feature maps. None: as ``fastmask tune`` found it faster on this GPU, for this size, batch and dtype, or
@@ -135,8 +135,8 @@ class Predictor:
         self._last: torch.cuda.Event | None = None  # of the batch launched last
         self._lock = threading.Lock()
 
-    def __call__(self, images: Sequence[Picture]) -> list[dict[str, Any]]:
-        """Find what is in pictures.
+    def __call__(self, images: Sequence[ImageLike]) -> list[dict[str, Any]]:
+        """Find what is in images.
 
         Args:
             images: of any sizes, each one a path, a PIL image, or a tensor or array [3, h, w] or [h, w, 3], uint8 or
@@ -147,17 +147,17 @@ class Predictor:
             masks: those that are pasted on the model's device, others on the host.
 
         Raises:
-            ValueError: a picture is broken, has no pixels, or is of no such shape.
+            ValueError: an image is broken, has no pixels, or is of no such shape.
             RuntimeError: it is too large for the device's memory.
         """
         check_is_list(images)
-        unchanged = isinstance(images, list | tuple)  # whose pictures nobody changes while this waits for the answers
+        unchanged = isinstance(images, list | tuple)  # whose images nobody changes while this waits for the answers
         return list(self._stream(images, False, None, 2, True, unchanged))
 
     @overload
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         progress: bool = ...,
         total: int | None = ...,
@@ -168,7 +168,7 @@ class Predictor:
     @overload
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         progress: bool = ...,
         total: int | None = ...,
@@ -178,14 +178,14 @@ class Predictor:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         progress: bool = True,
         total: int | None = None,
         ahead: int = 2,
         errors: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Any]:
-        """As :meth:`__call__`, for any number of pictures: answers come in order, one by one.
+        """As :meth:`__call__`, for any number of images: answers come in order, one by one.
 
         While the device works on a batch, the next one is read, in threads, and put behind it.
 
@@ -193,9 +193,9 @@ class Predictor:
             images: their number need not be known.
             progress: show a bar.
             total: of the bar, where ``images`` has no length.
-            ahead: batches that are asked for before they are needed. With 0 a picture's answer is given before the
+            ahead: batches that are asked for before they are needed. With 0 an image's answer is given before the
                 next one is asked for, as a camera wants it.
-            errors: "raise" the first one, after the answers before it; or "yield" it in its picture's place and go on.
+            errors: "raise" the first one, after the answers before it; or "yield" it in its image's place and go on.
                 What ``images`` itself raises is raised.
         """
         check_is_list(images)
@@ -207,7 +207,7 @@ class Predictor:
 
     def _stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         progress: bool,
         total: int | None,
         ahead: int,
@@ -227,7 +227,7 @@ class Predictor:
                 launched: list[Pending | Exception] = []
                 try:
                     chunk = next(chunks, None)
-                except Exception as error:  # of the pictures' source: after the answers that are there
+                except Exception as error:  # of the images' source: after the answers that are there
                     chunk, failure = None, error
                 if chunk is None:
                     ended = True
@@ -245,13 +245,13 @@ class Predictor:
                 raise failure
 
     def _started(self, chunk: list[Tensor]) -> list[Pending | Exception]:
-        """A batch on its way; where that fails, its pictures one by one, and the errors of those that fail alone."""
+        """A batch on its way; where that fails, its images one by one, and the errors of those that fail alone."""
         try:
             return [self._launch(chunk)]
         except Exception as error:
             if len(chunk) == 1:
                 return [error]
-        return [one for picture in chunk for one in self._started([picture])]
+        return [one for image in chunk for one in self._started([image])]
 
     def _answers(self, launched: Iterable[Pending | Exception]) -> Iterator[Found | Exception]:
         for one in launched:
@@ -327,7 +327,7 @@ class Predictor:
 
 def check_is_list(images: object) -> None:
     if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
-        raise ValueError(f"images must be a list of pictures, got one {type(images).__name__}")
+        raise ValueError(f"images must be a list of images, got one {type(images).__name__}")
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

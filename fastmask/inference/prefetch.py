@@ -1,4 +1,4 @@
-"""Pictures of any kind as planes, in batches, read ahead in threads."""
+"""Images of any kind as planes, in batches, read ahead in threads."""
 
 import collections
 import contextlib
@@ -16,27 +16,27 @@ from torch import Tensor
 
 from fastmask.image_io import read_image, upright_rgb
 
-Picture = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
+ImageLike = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 THREADS = 4
 
 
 def batches(
-    images: Iterable[Picture],
+    images: Iterable[ImageLike],
     size: int,
     kind: Callable[[tuple[int, int]], Hashable],
     ahead: int,
     pin: bool,
     unchanged: bool = False,
 ) -> Generator[list[Tensor] | Exception, None, None]:
-    """Pictures as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
+    """Images as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
 
     In the place of one that cannot be looked at there is its error; one of ``images`` itself is raised when it is due.
 
     Args:
         images: of which ``ahead`` batches are asked for before they are needed.
-        size: pictures of a batch.
-        kind: what all pictures of a batch have in common; a picture of which it raises cannot be looked at.
-        ahead: 0 reads each picture when it is due.
+        size: images of a batch.
+        kind: what all images of a batch have in common; an image of which it raises cannot be looked at.
+        ahead: 0 reads each image when it is due.
         pin: in memory that a GPU can fetch from by itself.
         unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
     """
@@ -57,14 +57,14 @@ def batches(
             if isinstance(item, Exception):
                 ended = item
                 break
-            picture, own = _looked_at(item, kind)
+            image, own = _looked_at(item, kind)
             if chunk and own != before:
                 yield chunk
                 chunk = []
-            if isinstance(picture, Exception):
-                yield picture
+            if isinstance(image, Exception):
+                yield image
                 continue
-            chunk.append(picture)
+            chunk.append(image)
             before = own
             if len(chunk) == size:
                 yield chunk
@@ -76,24 +76,24 @@ def batches(
 
 
 def _looked_at(
-    picture: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]
+    image: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]
 ) -> tuple[Tensor | Exception, Hashable]:
-    """A picture and its kind, or the error of either, which is of a kind of its own."""
+    """An image and its kind, or the error of either, which is of a kind of its own."""
     try:
-        planes = picture.result()
+        planes = image.result()
         return planes, kind((planes.shape[1], planes.shape[2]))
     except Exception as error:
         return error, error
 
 
 def _submitted(
-    images: Iterable[Picture], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
+    images: Iterable[ImageLike], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
 ) -> Iterator[Future[Tensor] | Exception]:
-    """Pictures being read; last, perhaps, an error of their source."""
+    """Images being read; last, perhaps, an error of their source."""
     source = enumerate(images)
     while True:
         try:
-            number, image = next(source)
+            number, tensor = next(source)
         except StopIteration:
             return
         except Exception as error:
@@ -101,20 +101,20 @@ def _submitted(
             return
         future: Future[Tensor] = Future()
         try:  # taken in the caller's thread, who may use its memory again
-            kept = unchanged and isinstance(image, Tensor | np.ndarray)
-            picture = image if kept else taken(image, number, pin)
-            picture = picture.detach() if isinstance(picture, Tensor) else picture
-            if isinstance(picture, Tensor) and (not pin or picture.device.type != "cpu" or picture.is_pinned()):
-                future.set_result(to_planes(picture, number))  # a thread would take longer to begin
+            kept = unchanged and isinstance(tensor, Tensor | np.ndarray)
+            image = tensor if kept else taken(tensor, number, pin)
+            image = image.detach() if isinstance(image, Tensor) else image
+            if isinstance(image, Tensor) and (not pin or image.device.type != "cpu" or image.is_pinned()):
+                future.set_result(to_planes(image, number))  # a thread would take longer to begin
             else:
-                future = threads.submit(to_planes, picture, number, pin)
+                future = threads.submit(to_planes, image, number, pin)
         except Exception as error:
             future.set_exception(error)
         yield future
 
 
-def taken(image: Picture, number: int, pin: bool = False) -> Picture:
-    """A picture that stays as it is, whatever its owner does next; Pillow's are not for several threads at once.
+def taken(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
+    """An image that stays as it is, whatever its owner does next; Pillow's are not for several threads at once.
 
     With ``pin`` the copy is at once where a GPU can fetch it from: PyTorch keeps such memory, while memory of the
     system's own costs as much to get as to copy.
@@ -142,8 +142,8 @@ def empty_pinned(image: NDArray[Any]) -> Tensor:
     return torch.empty(image.shape, dtype=dtype, pin_memory=True)
 
 
-def to_planes(image: Picture, number: int, pin: bool = False) -> Tensor:
-    """A picture of any kind -> [3, h, w], uint8 or floating; ``number`` is what an error calls it."""
+def to_planes(image: ImageLike, number: int, pin: bool = False) -> Tensor:
+    """An image of any kind -> [3, h, w], uint8 or floating; ``number`` is what an error calls it."""
     if isinstance(image, str | os.PathLike):
         image = read_image(image)
     if isinstance(image, Image.Image):

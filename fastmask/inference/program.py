@@ -25,7 +25,7 @@ Field = tuple[str, torch.Size, torch.dtype]
 class Inputs(NamedTuple):
     """What a program reads, of fixed shapes and, where it is captured, at fixed addresses."""
 
-    pixels: Tensor  # [B, 3, H, W] normalised, zeros beyond each image; see empty_pixels
+    pixels: Tensor  # [B, 3, H, W] normalized, zeros beyond each image; see empty_pixels
     sizes: Tensor  # [B, 2] int64 (height, width) of each image in there
     originals: Tensor  # [B, 2] int64 (height, width) of each image before it was resized
 

@@ -1,4 +1,4 @@
-"""Which size pictures are resized to, and which padded size they are put into."""
+"""Which size images are resized to, and which padded size they are put into."""
 
 import math
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ class Fitting:
         self.size = size if isinstance(size, str) else self._padded([size])
 
     def room(self, original: Size) -> Size | None:
-        """The padded size that a picture of that size gets, turned if it stands; None: any.
+        """The padded size that an image of that size gets, turned if it stands; None: any.
 
         Raises:
-            ValueError: the picture cannot be resized to fit.
+            ValueError: the image cannot be resized to fit.
         """
         room = self._room(original)
         self.resized(original)
         return room
 
     def resized(self, original: Size) -> Size:
-        """The size a picture is resized to: as the model would and, where that is larger, into its room.
+        """The size an image is resized to: as the model would and, where that is larger, into its room.
 
         Raises:
             ValueError: not a pixel of it would be left, or a fixed size does not fit.
@@ -49,7 +49,7 @@ class Fitting:
         return shape
 
     def batch(self, originals: Sequence[Size]) -> tuple[list[Size], Size]:
-        """The sizes to resize a batch's pictures to, and the padded one that all of them fit."""
+        """The sizes to resize a batch's images to, and the padded one that all of them fit."""
         shapes = [self.resized(original) for original in originals]
         return shapes, self._room(originals[0]) or self._padded(shapes)
 

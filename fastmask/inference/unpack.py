@@ -1,4 +1,4 @@
-"""From a batch's packed answer on the host to a dict a picture, with masks in the form that was asked for."""
+"""From a batch's packed answer on the host to a dict an image, with masks in the form that was asked for."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ class Pending(NamedTuple):
 
 
 def answers(pending: Pending, form: str, threshold: float) -> Iterator[Found | Exception]:
-    """A batch's answers, once its data is here; an error for a picture whose masks are too much for memory.
+    """A batch's answers, once its data is here; an error for an image whose masks are too much for memory.
 
     Args:
         pending: the batch.
@@ -64,7 +64,7 @@ def _masks(
     form: str,
     threshold: float,
 ) -> Any:
-    """One picture's masks from their probabilities [n, M, M], or from the RLE that came with the answer."""
+    """One image's masks from their probabilities [n, M, M], or from the RLE that came with the answer."""
     if form == "float":
         return paste_masks_in_image(masks[:, None], boxes.to(masks.device), original)
     if form != "rle":
@@ -91,7 +91,7 @@ def naming_bytes(what: str, part: str, size: int) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Let go of what the functions held that an error and its causes came through: pictures, tensors."""
+    """Let go of what the functions held that an error and its causes came through: images, tensors."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def to_float(image: Tensor | Image.Image) -> Tensor:
-    """A picture as float32 [C, H, W] in [0, 1]; integer tensors are divided by their type's largest value."""
+    """An image as float32 [C, H, W] in [0, 1]; integer tensors are divided by their type's largest value."""
     if not isinstance(image, Tensor):
         array = np.array(image)
         image = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
@@ -18,7 +18,7 @@ def to_float(image: Tensor | Image.Image) -> Tensor:
 
 
 class ObjectDetection(nn.Module):
-    """PIL image or tensor [..., C, H, W] -> float32 in [0, 1]; the model resizes and normalises."""
+    """PIL image or tensor [..., C, H, W] -> float32 in [0, 1]; the model resizes and normalizes."""
 
     def forward(self, img: Tensor | Image.Image) -> Tensor:
         return to_float(img)

@@ -1,6 +1,6 @@
 """Conversions between box formats: each is to and from corners, or between the rotated forms.
 
-Rotated boxes: w and h are the sides, r is in degrees counter-clockwise as the picture is seen (y points down); their
+Rotated boxes: w and h are the sides, r is in degrees counter-clockwise as the image is seen (y points down); their
 corner (x1, y1) is the one at the top left before the rotation. Source: torchvision/ops/_box_convert.py.
 """
 

@@ -25,7 +25,7 @@ class ModelCase:
     def __init__(self, seed: int) -> None:
         self.model = maskrcnn_slim_fpn(weights="SHAPES_V1", progress=False).eval().requires_grad_(False)
         generator = np.random.default_rng(seed)
-        scenes = [draw_scene(generator, SIZE).picture for _ in range(IMAGES)]
+        scenes = [draw_scene(generator, SIZE).image for _ in range(IMAGES)]
         self.images = [torch.from_numpy(scene).permute(2, 0, 1) for scene in scenes]
         self.expected = self.model([image / 255 for image in self.images])
 

@@ -4,19 +4,19 @@ import dataclasses
 import math
 from typing import Any
 
-BATCH = 16  # pictures that the paper's learning rate is for
+BATCH = 16  # images that the paper's learning rate is for
 RATES = {"sgd": 0.02, "adamw": 2e-4}  # for that many; Mask R-CNN, section 3.1, and what AdamW usually takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything but the model and the pictures that a run depends on.
+    """Everything but the model and the images that a run depends on.
 
     Args:
-        epochs: times that each picture is seen.
-        batch: pictures of a step, on each rank.
+        epochs: times that each image is seen.
+        batch: images of a step, on each rank.
         optimizer: "sgd" (momentum 0.9) or "adamw".
-        rate: learning rate; None: 0.02 (sgd) or 0.0002 (adamw) for 16 pictures, in proportion to all ranks' pictures
+        rate: learning rate; None: 0.02 (sgd) or 0.0002 (adamw) for 16 images, in proportion to all ranks' images
             (sgd) or to their square root (adamw).
         schedule: "step": a tenth from two thirds of the steps on, a hundredth from eight ninths on, as the paper;
             "cosine": down to zero.
@@ -29,7 +29,7 @@ class Settings:
         compile: torch.compile the losses.
         nan: "stop" or "skip", where a gradient is not finite.
         seed: of everything random, from 0.
-        workers: processes that read pictures, on each rank.
+        workers: processes that read images, on each rank.
         save: also after this many steps within an epoch; 0: after epochs only.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a run leaves beside its weights: losses step by step, figures epoch by epoch, and curves to look at.
 
-With several ranks, losses are those of the first one's pictures, divided as all ranks' are.
+With several ranks, losses are those of the first one's images, divided as all ranks' are.
 """
 
 import collections
@@ -108,7 +108,7 @@ def _line(epoch: dict[str, Any], figures: Sequence[float]) -> str:
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Losses by step, the learning rate, and average precision by epoch, as a picture.
+    """Losses by step, the learning rate, and average precision by epoch, as an image.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -126,8 +126,8 @@ def draw_curves(history: History, path: Path) -> None:
     left.set(xlabel="step", ylabel="loss (running mean)", ylim=(0, None))
     left.legend(fontsize=8)
     rate = left.twinx()
-    rate.plot(steps, [row.rate for row in history.rows], color="grey", linestyle=":", linewidth=1)
-    rate.set_ylabel("learning rate", color="grey")
+    rate.plot(steps, [row.rate for row in history.rows], color="gray", linestyle=":", linewidth=1)
+    rate.set_ylabel("learning rate", color="gray")
     rate.set_ylim(0, None)
     for kind, style in (("box", "--"), ("mask", "-")):
         rows = [one for one in history.epochs if kind in one]

@@ -40,7 +40,7 @@ class Learner(nn.Module):
             return self.model.losses(self.normalized(pixels, sizes), sizes, targets, **over)
 
     def normalized(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 -> floating, zero where there is no picture."""
+        """[B, 3, H, W] uint8 -> floating, zero where there is no image."""
         rows, columns = (torch.arange(pixels.shape[axis], device=pixels.device) for axis in (2, 3))
         inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [B, H, W]
         return torch.where(inside[:, None], (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std, 0)

@@ -120,7 +120,7 @@ class Run:
         Raises:
             DivergedError: a gradient was not finite, and the settings say to stop; it has changed no weights.
             MemoryError: a batch does not fit into the device's memory.
-            ValueError: no picture could be looked at.
+            ValueError: no image could be looked at.
             OSError: the folder cannot be written to.
         """
         try:
@@ -141,10 +141,10 @@ class Run:
         from tqdm import tqdm
 
         self.sampler.set_epoch(self.epoch, self.batch)
-        pictures = self.settings.batch * self.own.world
+        images = self.settings.batch * self.own.world
         bar = tqdm(
-            total=self.length * pictures,
-            initial=self.batch * pictures,
+            total=self.length * images,
+            initial=self.batch * images,
             desc=f"epoch {self.epoch + 1}/{self.settings.epochs}",
             unit="img",
             disable=not self.progress,
@@ -157,7 +157,7 @@ class Run:
                 row = Row(number, self.epoch, self.batch, rate, [])
                 self._look_at(row, values, batch)
                 self.batch += 1
-                bar.update(pictures)
+                bar.update(images)
                 for loss in self._arrived(LAG if self.device.type == "cuda" else 0):
                     bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
                 if self.settings.save and self.batch % self.settings.save == 0 and self.batch < self.length:
@@ -172,7 +172,7 @@ class Run:
         except torch.OutOfMemoryError as error:
             objects = batch.targets.labels.shape[1]
             raise MemoryError(
-                f"pictures {list(batch.pixels.shape)} with up to {objects} objects need more memory than {self.device} "
+                f"images {list(batch.pixels.shape)} with up to {objects} objects need more memory than {self.device} "
                 f"has: lower the batch or the size, or use bfloat16 ({str(error).splitlines()[0]})"
             ) from error
 
@@ -195,7 +195,7 @@ class Run:
                 one.done.synchronize()
             values = one.values.tolist()
             for problem in one.problems:
-                tqdm.write(f"fastmask train: replaced by another picture: {problem}")
+                tqdm.write(f"fastmask train: replaced by another image: {problem}")
             if not math.isfinite(values[-1]):
                 self._say_diverged(one, values)
             row = one.row._replace(values=values)
@@ -219,7 +219,7 @@ class Run:
         if self.valid is None:
             return None
         model = self.model if self.average is None else self.average.model
-        if self.own.world > 1:  # each rank has norms' statistics of its own pictures; the first one's are kept
+        if self.own.world > 1:  # each rank has norms' statistics of its own images; the first one's are kept
             for buffer in (*self.model.buffers(), *model.buffers()):
                 dist.broadcast(buffer, 0)
         evaluation = evaluate(model, self.valid, names=self.names, progress=self.progress, own=self.own)  # type: ignore[arg-type]
@@ -274,14 +274,14 @@ class Run:
         return {"categories": self.names, "options": options}
 
     def _known(self) -> dict[str, Any]:
-        """What the losses depend on, beside the pictures."""
+        """What the losses depend on, beside the images."""
         own = {name: value for name, value in self.settings.as_dict().items() if name not in FREE}
         return own | {
             "world": self.own.world,
             "names": self.names,
             "size": str(self.samples.size),
             "masks": self.samples.masks,
-            "pictures": len(self.samples),
+            "images": len(self.samples),
             "augmentation": str(self.samples.augmentation),
         }
 

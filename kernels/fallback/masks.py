@@ -163,7 +163,7 @@ class Axis(NamedTuple):
         return (pixel + 0.5 - self.low) / (self.high - self.low) * self.side - 0.5
 
     def taps(self, first: int, last: int, continuous: bool, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both neighbouring cells of pixels first..last-1 and their weights [2, pixels]."""
+        """Both neighboring cells of pixels first..last-1 and their weights [2, pixels]."""
         if continuous:
             position = self.positions(first, last)
         else:

@@ -64,7 +64,7 @@ def multilevel_roi_align(
 
 
 def empty_channels_last(like: Tensor, num: int, channels: int, height: int, width: int) -> Tensor:
-    """An uninitialised [num, channels, height, width], channels-last whatever its sizes, and no view of anything."""
+    """An uninitialized [num, channels, height, width], channels-last whatever its sizes, and no view of anything."""
     strides = (height * width * channels, 1, width * channels, channels)
     return like.new_empty_strided((num, channels, height, width), strides)
 
@@ -250,7 +250,7 @@ def _axis(
     near, far = torch.where(inside, (1 - share) / grid, 0), torch.where(inside, share / grid, 0)
     if sampling_ratio > 0:
         return _filled(torch.cat([low, high], 2), torch.cat([near, far], 2), inside.repeat(1, 1, 2))
-    # adaptive samples are at most a pixel apart: a bin's taps are neighbours, and samples that share one are added up
+    # adaptive samples are at most a pixel apart: a bin's taps are neighbors, and samples that share one are added up
     base = torch.where(inside, low, size).amin(2, keepdim=True)
     length = min(low.shape[2] + 1, size)
     weight = near.new_zeros(*near.shape[:2], length)

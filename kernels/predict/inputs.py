@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 IMAGE = (800, 1344)  # padded; pixels
-PICTURE = (800, 1333)
+IMAGE_SIZE = (800, 1333)
 STRIDES = (4, 8, 16, 32)
 CHANNELS = 256
 LIMITS = (112.0, 224.0, 448.0, 896.0)  # largest sides of the levels' RoIs

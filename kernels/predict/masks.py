@@ -13,7 +13,7 @@ from fastmask.kernels import reference
 from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import PICTURE, blob_masks
+from fastmask.kernels.predict.inputs import IMAGE_SIZE, blob_masks
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.triton import paste as paste_triton, rle as rle_triton
 
@@ -24,7 +24,7 @@ Size = tuple[int, int]
 Array = NDArray[Any]
 
 
-def build_paste(generator: torch.Generator, *, num: int, size: Size = PICTURE) -> Built:
+def build_paste(generator: torch.Generator, *, num: int, size: Size = IMAGE_SIZE) -> Built:
     masks, boxes = blob_masks(generator, num, size)
     run = functools.partial(paste_triton.paste_masks, masks[:, 0], boxes, *size, "bool", 0.5, False, False, 1)
     return run, functools.partial(paste_works, boxes, size)
@@ -57,7 +57,7 @@ def paste_works(boxes: Tensor, size: Size) -> list[Work]:
     ]
 
 
-def build_encode(generator: torch.Generator, *, num: int, size: Size = PICTURE) -> Built:
+def build_encode(generator: torch.Generator, *, num: int, size: Size = IMAGE_SIZE) -> Built:
     masks, boxes = blob_masks(generator, num, size)
     sizes = torch.tensor([size] * num)
     capacity = num * max(4096, 8 * size[1])  # what ops.encode_masks tries first
@@ -160,7 +160,9 @@ def _cells(pixels: Array, low: float, high: float) -> Array:
 
 
 # 1.3 times what zero_() of as many bytes takes by the same model
-PASTE_TARGET = 1.3 * (100 * PICTURE[0] * PICTURE[1] / (machine.HBM * machine.HBM_EFFICIENCY) * 1e6 + machine.LAUNCH)
+PASTE_TARGET = 1.3 * (
+    100 * IMAGE_SIZE[0] * IMAGE_SIZE[1] / (machine.HBM * machine.HBM_EFFICIENCY) * 1e6 + machine.LAUNCH
+)
 CASES = {
     "paste 100 masks, 800 x 1333, bool": Case(functools.partial(build_paste, num=100), 24.8, PASTE_TARGET),
     "RLE of 100 masks, 800 x 1333, on the device": Case(functools.partial(build_encode, num=100), 10, 150),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import PICTURE, boxes_in
+from fastmask.kernels.predict.inputs import IMAGE_SIZE, boxes_in
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.triton import (
     nms as nms_triton,
@@ -42,7 +42,7 @@ def build(
     runs: list[int] | None = None,
 ) -> Built:
     """``runs``: lengths of presorted runs, in place of groups."""
-    boxes = torch.stack([boxes_in(generator, num, PICTURE) for _ in range(batch)])
+    boxes = torch.stack([boxes_in(generator, num, IMAGE_SIZE) for _ in range(batch)])
     scores = torch.rand(batch, num, generator=generator)
     labels = torch.randint(groups, (batch, num), generator=generator) if groups > 1 and not runs else None
     if runs:

@@ -30,7 +30,7 @@ def levels_of(rois: Tensor) -> Tensor:
 
 
 def taps(rois: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows and columns of the maps that RoIs take: [K, POOLED * RATIO, 2], from both neighbours of each sample."""
+    """Rows and columns of the maps that RoIs take: [K, POOLED * RATIO, 2], from both neighbors of each sample."""
     scale = torch.tensor(SCALES)[levels_of(rois)]
     sizes = torch.tensor([[IMAGE[0] // s, IMAGE[1] // s] for s in STRIDES])[levels_of(rois)]
     axes = []
@@ -44,7 +44,7 @@ def taps(rois: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def footprint(rois: Tensor, bins: int) -> int:
-    """Pixels that programs of ``bins`` neighbouring bins take, each once a program."""
+    """Pixels that programs of ``bins`` neighboring bins take, each once a program."""
     rows, columns = taps(rois)
     shape = (len(rois), POOLED, 1, RATIO, 1, 2, 1), (len(rois), 1, POOLED, 1, RATIO, 1, 2)
     place = rows.reshape(shape[0]) * 4096 + columns.reshape(shape[1])

@@ -25,7 +25,7 @@ COUNT_WARPS = 8
 PLACED = 128  # boxes of a program of the small kernels
 RUN = 1024  # scores of a step of a running minimum
 MOST_RUNS = 8  # that binary searches go through side by side
-HASH_MULTIPLIER = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio: neighbours fall far apart
+HASH_MULTIPLIER = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio: neighbors fall far apart
 
 
 @triton.jit

@@ -27,7 +27,7 @@ def test_choices_are_of_constants_and_no_defaults(name: str) -> None:
 def test_every_case_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small image, by a CPU, where no constant of a kernel matters: the first choice stands for all."""
     monkeypatch.setattr(alternatives, "IMAGE", (64, 96))
-    monkeypatch.setattr(alternatives, "PICTURE", (60, 90))
+    monkeypatch.setattr(alternatives, "IMAGE_SIZE", (60, 90))
     case = alternatives.CASES[name]
     case = case._replace(choices=case.choices[:1])
     assert list(alternatives.try_case(case, 1, torch.device("cpu"), lambda run: 1e-6).values()) == [1.0, 1.0]

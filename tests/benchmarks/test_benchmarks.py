@@ -48,9 +48,9 @@ def test_a_wrong_kernel_has_no_row(
         assert {(name, "torchvision") for name in wrong} <= rows or not has_torchvision
         assert results["finished"]
         printed = capsys.readouterr().err
-        peer = "torchvision" if has_torchvision else "the reference"
+        baseline = "torchvision" if has_torchvision else "the reference"
         for name in wrong:
-            assert f"no row: {name}: fastmask does not agree with {peer}: " in printed
+            assert f"no row: {name}: fastmask does not agree with {baseline}: " in printed
 
 
 def test_pytest_refuses_as_well(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_without_torchvision(name: str, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The peer's masks are copied and compared, not encoded; a wrong RLE still has no row."""
+    """The baseline's masks are copied and compared, not encoded; a wrong RLE still has no row."""
     monkeypatch.setattr(baselines, "HAS_PYCOCOTOOLS", False)
     monkeypatch.setattr(masks, "HAS_PYCOCOTOOLS", False)
     for name in ("pycocotools", "pycocotools.mask"):
@@ -110,7 +110,7 @@ def test_rle_is_decoded_as_pycocotools_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*SMALL, "RoIAlign, NCHW", "paste 100 masks as detectron2, bool", "host: read a picture"]
+    "name", [*SMALL, "RoIAlign, NCHW", "paste 100 masks as detectron2, bool", "host: read an image"]
 )
 def test_providers_are_those_declared(name: str) -> None:
     case = CASES[name].build(torch.Generator().manual_seed(0), CPU)
@@ -239,7 +239,7 @@ def results() -> dict[str, Any]:
 def test_report(results: dict[str, Any]) -> None:
     lines = report.report(results).split("\n")
     (one,) = (line for line in lines if line.startswith("| one<br>"))
-    assert one.endswith("| 5 (2.5-10) | 2.00 | **0.80** | 20.0% |")  # a loss beside the best peer is bold
+    assert one.endswith("| 5 (2.5-10) | 2.00 | **0.80** | 20.0% |")  # a loss beside the best baseline is bold
     (model,) = (line for line in lines if line.startswith("| model, Predictor, float32<br>"))
     assert model.endswith("| 500 (250-1e+03) | 2.00 |  |  |")
     assert "| model | torchvision 1024, fastmask Predictor, float32 512 |" in lines

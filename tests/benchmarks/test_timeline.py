@@ -1,4 +1,4 @@
-"""Where the milliseconds of a picture go: every stage, whatever of it is known so far."""
+"""Where the milliseconds of an image go: every stage, whatever of it is known so far."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     model = slim_pair()[1]
     monkeypatch.setattr(timeline, "settled_model", lambda *_: model)
     monkeypatch.setattr(timeline, "IMAGE", (128, 160))
-    monkeypatch.setattr(timeline, "PICTURE", (120, 150))
+    monkeypatch.setattr(timeline, "IMAGE_SIZE", (120, 150))
     assert timeline.main([str(tmp_path / "time.json"), "--rounds", "2"]) == 0
     times = json.loads((tmp_path / "time.json").read_text())["milliseconds"]
     assert next(iter(times["stages"])) == "backbone"
@@ -49,7 +49,7 @@ def test_kernel_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     model = slim_pair()[1]
     monkeypatch.setattr(kernel_times, "settled_model", lambda *_: model)
     monkeypatch.setattr(kernel_times, "IMAGE", (128, 160))
-    monkeypatch.setattr(kernel_times, "PICTURE", (120, 150))
+    monkeypatch.setattr(kernel_times, "IMAGE_SIZE", (120, 150))
     monkeypatch.setattr(kernel_times, "CALLS", 2)
     path = tmp_path / "kernels.json"
     assert kernel_times.main([str(path), "--device", "cpu", "--batch", "1", "--fuse", "auto", "kernel"]) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.slim import slim_pair
 from torch import Tensor
 
@@ -296,9 +296,9 @@ def test_a_predictors_setting_is_kept_for_its_shape(tmp_path: Path, monkeypatch:
         fastmask.Predictor(model, "exact"),
     ):
         assert other._buckets is None
-    pictures = [(draw_picture(128, 160)[0] * 255).byte() for _ in range(3)]
-    found = tuned(pictures)
+    images = [(draw_image(128, 160)[0] * 255).byte() for _ in range(3)]
+    found = tuned(images)
     assert sum(len(one["boxes"]) for one in found) > 20
-    tune_cases.same_detections(found, usual(pictures))
+    tune_cases.same_detections(found, usual(images))
     assert [*tmp_path.iterdir()] == [path]
     assert path.stat().st_mtime_ns == before

@@ -1,11 +1,11 @@
-"""``fastmask compare`` on the slim model: its table, its picture, what it refuses; and the IoU of masks it quotes."""
+"""``fastmask compare`` on the slim model: its table, its image, what it refuses; and the IoU of masks it quotes."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.images import picture_file
+from helpers.images import image_file
 from PIL import Image
 from torch import nn
 
@@ -17,13 +17,11 @@ def compare(weights: Path, *arguments: Any) -> int:
     return main(["compare", "--model", "slim", "--weights", str(weights), "--score", "0.06", *map(str, arguments)])
 
 
-def test_table_and_picture(
-    slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_and_image(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Padded as the model does, everything matches; where the size is the model's own, so it does there."""
-    pictures = [picture_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
+    images = [image_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
     out = tmp_path / "comparison.png"
-    assert compare(slim_file[0], *pictures, "--size", 128, 160, "--out", out) == 0
+    assert compare(slim_file[0], *images, "--size", 128, 160, "--out", out) == 0
     header, *rows, last = capsys.readouterr().out.splitlines()
     assert header.split() == ["detections", "matched", "mask", "IoU"]
     assert [row[:24].strip() for row in rows] == [
@@ -48,10 +46,10 @@ def test_table_and_picture(
 
 def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torn = tmp_path / "torn.png"
-    torn.write_text("no picture")
+    torn.write_text("no image")
     assert compare(slim_file[0], torn) == 2
-    assert "torn.png cannot be read as a picture" in capsys.readouterr().err
-    assert compare(slim_file[0], picture_file(tmp_path / "good.png"), "--size", 0, 5) == 2
+    assert "torn.png cannot be read as an image" in capsys.readouterr().err
+    assert compare(slim_file[0], image_file(tmp_path / "good.png"), "--size", 0, 5) == 2
     assert "size must be at least 1, got (0, 5)" in capsys.readouterr().err
 
 

@@ -23,15 +23,15 @@ STAGES = 12  # the model's ten, all of it, a whole call
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Few pictures; test_readme has all of them."""
+    """Few images; test_readme has all of them."""
     assert main(["demo", "--number", "9", "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "Pictures drawn with seed 5, never seen in training: 9" in said
+    assert "Images drawn with seed 5, never seen in training: 9" in said
     assert "quadrilateral" in said
     assert "RoIAlign 14 x 14" in said
     told = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert told["figures"]["mask"]["ap50"] > 0.5
-    assert (told["pictures"], told["seed"], list(told["devices"])) == (9, 5, ["cpu"])
+    assert (told["images"], told["seed"], list(told["devices"])) == (9, 5, ["cpu"])
     times = told["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
@@ -49,7 +49,7 @@ def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert set(told["milliseconds"]) == {"cuda:0", "cpu"}
 
 
-def test_demo_on_own_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = Scenes(1, 7, (200, 300))[0]
     drawn.load().save(tmp_path / "shapes.png")
     files = [str(tmp_path / "shapes.png")]

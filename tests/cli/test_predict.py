@@ -1,4 +1,4 @@
-"""``fastmask predict`` on the slim model: pictures, results, what is skipped, what is refused."""
+"""``fastmask predict`` on the slim model: images, results, what is skipped, what is refused."""
 
 import json
 import os
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.exact import assert_matched
-from helpers.images import picture_file
+from helpers.images import image_file
 from PIL import Image
 from torch import nn
 
 from fastmask.cli import main
-from fastmask.cli._images import find_pictures, image_ids, overlays_of
+from fastmask.cli._images import find_images, image_ids, overlays_of
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.image_io import read_image
 from fastmask.models._presets import to_float
@@ -29,7 +29,7 @@ def predict(weights: Path, folder: Path, *arguments: Any) -> int:
 def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
     """The JSON, loaded by pycocotools, holds what torchvision's model finds above the score."""
     weights, theirs = slim_file
-    paths = [picture_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
+    paths = [image_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
     assert predict(weights, tmp_path / "out", "--score", 0.06, *paths) == 0
     truth = COCO()
     truth.dataset = {"images": [{"id": i} for i in range(3)], "annotations": [], "categories": []}
@@ -38,9 +38,9 @@ def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: P
     theirs.roi_heads.score_thresh = 0.06
     actual, expected = [], []
     for i, path in enumerate(paths):
-        picture = to_float(read_image(path))
+        image = to_float(read_image(path))
         with torch.no_grad():
-            expected += theirs([picture])
+            expected += theirs([image])
         found = results.loadAnns(results.getAnnIds(imgIds=[i]))
         assert len(found)
         assert {entry["file_name"] for entry in found} == {str(path)}
@@ -55,7 +55,7 @@ def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: P
             }
         )
         overlay = Image.open(tmp_path / "out" / f"{i}.predicted.png")
-        assert overlay.size == (picture.shape[2], picture.shape[1])
+        assert overlay.size == (image.shape[2], image.shape[1])
         assert not np.array_equal(np.array(overlay), np.array(read_image(path)))
     assert_matched(actual, expected)
 
@@ -64,11 +64,11 @@ def test_broken_files_are_named_and_the_rest_go_on(
     slim_file: tuple[Path, nn.Module], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     weights, _ = slim_file
-    whole = [picture_file(tmp_path / name) for name in ("a.jpg", "z.png")]
+    whole = [image_file(tmp_path / name) for name in ("a.jpg", "z.png")]
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(whole[0].read_bytes()[:2000])
     text = tmp_path / "text.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     strip = tmp_path / "strip.png"  # of which resizing leaves no rows
     Image.new("RGB", (1400, 1)).save(strip)
     odd = (torn, text, tmp_path / "none.png", strip, tmp_path / ("long" * 80))
@@ -76,12 +76,12 @@ def test_broken_files_are_named_and_the_rest_go_on(
     printed = capfd.readouterr()
     for name in ("torn.jpg", "text.jpg", "none.png", "strip.png", "longlong"):
         assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
-    assert "in 2 pictures" in printed.out
+    assert "in 2 images" in printed.out
     assert "7/7" in printed.err  # the progress bar's end
     made = ["a.predicted.png", "predictions.json", "predictions.parts", "z.predicted.png"]
     assert sorted(os.listdir(tmp_path / "out")) == made
     assert "5 skipped, which the same command tries again" in printed.out
-    other = picture_file(tmp_path / "other.png")  # what was skipped keeps no other command out
+    other = image_file(tmp_path / "other.png")  # what was skipped keeps no other command out
     assert predict(weights, tmp_path / "out", "--score", 0.9, other) == 0
     assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -91,14 +91,14 @@ def test_broken_files_are_named_and_the_rest_go_on(
 
 
 def test_a_score_of_one_keeps_nothing(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    path = picture_file(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     assert predict(slim_file[0], tmp_path / "out", "--score", 1, path) == 0
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.predicted.png")), np.array(Image.open(path)))
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
 def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = picture_file(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     taken = tmp_path / "taken"
     (taken / "predictions.json").mkdir(parents=True)
     for arguments, message in {
@@ -112,7 +112,7 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
         ("--model", "maskrcnn_resnet50_fpn_v2"): "slim.pth is not of this model",
         ("--out", str(path / "out")): "Not a directory",
         ("--out", str(taken)): "Is a directory",
-        (str(taken),): "taken must hold pictures, got none",
+        (str(taken),): "taken must hold images, got none",
     }.items():
         assert predict(slim_file[0], tmp_path / "out", path, *arguments) == 2
         printed = capsys.readouterr().err
@@ -121,14 +121,14 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
         assert printed.count("\n") == 1
 
 
-def test_which_pictures_are_meant(tmp_path: Path) -> None:
+def test_which_images_are_meant(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt", "paper.pdf", "._a.jpg", "a.predicted.png"):
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     a, b = tmp_path / "a.png", tmp_path / "b.JPG"
-    assert find_pictures([tmp_path]) == [a, b]
+    assert find_images([tmp_path]) == [a, b]
     again = tmp_path / "folder.jpg" / ".." / "a.png"
-    assert find_pictures([b, tmp_path, tmp_path / "notes.txt", b, again]) == [b, a, tmp_path / "notes.txt"]
+    assert find_images([b, tmp_path, tmp_path / "notes.txt", b, again]) == [b, a, tmp_path / "notes.txt"]
 
 
 def test_image_ids() -> None:
@@ -138,7 +138,7 @@ def test_image_ids() -> None:
     assert image_ids([]) == []
 
 
-def test_no_output_hides_a_picture_or_another_output(tmp_path: Path) -> None:
+def test_no_output_hides_a_image_or_another_output(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "c" * 250)]
     names = [path.name.removesuffix(".predicted.png") for path in overlays_of(paths, tmp_path)]
     assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "c" * 200]

@@ -1,4 +1,4 @@
-"""``fastmask predict`` on many pictures: interrupted and taken up again, alone and by two ranks."""
+"""``fastmask predict`` on many images: interrupted and taken up again, alone and by two ranks."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import picture_file
+from helpers.images import image_file
 from PIL import Image
 from torch import nn
 
@@ -33,16 +33,16 @@ def results(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    (tmp_path / "pictures").mkdir()
-    return [picture_file(tmp_path / "pictures" / f"p{i:02}.png", 60, 80 + i) for i in range(14)]
+def images(tmp_path: Path) -> list[Path]:
+    (tmp_path / "images").mkdir()
+    return [image_file(tmp_path / "images" / f"p{i:02}.png", 60, 80 + i) for i in range(14)]
 
 
 @pytest.fixture
 def stop_at(slim_file: SlimFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Run on pictures, stopped at one of them -> the folder."""
+    """Run on images, stopped at one of them -> the folder."""
 
-    def stopped(at: Path, *pictures: Any) -> Path:
+    def stopped(at: Path, *images: Any) -> Path:
         def read(path: Path) -> Image.Image:
             if path == at:
                 raise KeyboardInterrupt
@@ -50,22 +50,22 @@ def stop_at(slim_file: SlimFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         with monkeypatch.context() as patch:
             patch.setattr(prefetch, "read_image", read)
-            assert main(arguments(slim_file, tmp_path / "out", *pictures)) == 130
+            assert main(arguments(slim_file, tmp_path / "out", *images)) == 130
         return tmp_path / "out"
 
     return stopped
 
 
 @pytest.fixture
-def interrupted(stop_at: Callable[..., Path], pictures: list[Path]) -> Path:
-    """The folder of a run that was stopped at its tenth picture."""
-    return stop_at(pictures[9], *pictures)
+def interrupted(stop_at: Callable[..., Path], images: list[Path]) -> Path:
+    """The folder of a run that was stopped at its tenth image."""
+    return stop_at(images[9], *images)
 
 
 @pytest.fixture
-def whole(slim_file: SlimFile, pictures: list[Path], tmp_path: Path) -> list[dict[str, Any]]:
+def whole(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> list[dict[str, Any]]:
     """What one run without an interruption finds."""
-    assert main(arguments(slim_file, tmp_path / "whole", *pictures)) == 0
+    assert main(arguments(slim_file, tmp_path / "whole", *images)) == 0
     assert not (tmp_path / "whole" / _journal.PARTS).exists()
     return results(tmp_path / "whole")
 
@@ -85,7 +85,7 @@ def journal_of(folder: Path) -> Path:
 
 def test_a_run_is_taken_up(
     slim_file: SlimFile,
-    pictures: list[Path],
+    images: list[Path],
     interrupted: Path,
     whole: list[dict[str, Any]],
     read: list[Path],
@@ -99,59 +99,59 @@ def test_a_run_is_taken_up(
     assert 3 < len(done) < 10
     part = journal_of(interrupted)
     part.write_text(part.read_text()[:-5])
-    pictures[0].touch()
+    images[0].touch()
     (interrupted / "p01.predicted.png").unlink()
-    assert main(arguments(slim_file, interrupted, *pictures)) == 0
-    assert sorted(read) == [*pictures[:2], *pictures[len(done) - 1 :]]
+    assert main(arguments(slim_file, interrupted, *images)) == 0
+    assert sorted(read) == [*images[:2], *images[len(done) - 1 :]]
     assert results(interrupted) == whole
     assert not (interrupted / _journal.PARTS).exists()
     assert not (interrupted / _journal.PARTIAL).exists()
-    assert "in 14 pictures" in capsys.readouterr().out
+    assert "in 14 images" in capsys.readouterr().out
 
 
 def test_an_interruption_leaves_complete_results_alone(
-    slim_file: SlimFile, pictures: list[Path], stop_at: Callable[..., Path], tmp_path: Path
+    slim_file: SlimFile, images: list[Path], stop_at: Callable[..., Path], tmp_path: Path
 ) -> None:
-    assert main(arguments(slim_file, tmp_path / "out", *pictures[:3])) == 0
+    assert main(arguments(slim_file, tmp_path / "out", *images[:3])) == 0
     before = results(tmp_path / "out")
-    stop_at(pictures[0], *pictures[:3])
+    stop_at(images[0], *images[:3])
     assert results(tmp_path / "out") == before
 
 
-def test_another_picture_of_the_same_name(
-    slim_file: SlimFile, pictures: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
+def test_another_image_of_the_same_name(
+    slim_file: SlimFile, images: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Overlays that are called otherwise than before are drawn again."""
-    other = pictures[0].with_suffix(".bmp")
-    Image.open(pictures[1]).save(other)
-    assert main(arguments(slim_file, interrupted, other, *pictures)) == 0
+    other = images[0].with_suffix(".bmp")
+    Image.open(images[1]).save(other)
+    assert main(arguments(slim_file, interrupted, other, *images)) == 0
     assert len(list(interrupted.glob("*.predicted.png"))) == 15
-    for overlay, picture in (("p00", other), ("p00-2", pictures[0])):
-        assert Image.open(interrupted / f"{overlay}.predicted.png").size == Image.open(picture).size
+    for overlay, image in (("p00", other), ("p00-2", images[0])):
+        assert Image.open(interrupted / f"{overlay}.predicted.png").size == Image.open(image).size
 
 
-def test_other_settings_and_pictures_are_refused(
-    slim_file: SlimFile, pictures: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
+def test_other_settings_and_images_are_refused(
+    slim_file: SlimFile, images: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = journal_of(interrupted).read_text()
-    other = arguments(slim_file, interrupted, "--score", "0.5", pictures[0])
+    other = arguments(slim_file, interrupted, "--score", "0.5", images[0])
     assert main(other) == 2
     printed = capsys.readouterr().err
     assert "must be an unfinished run with these settings, got one with score 0.06: run it as it was" in printed
-    assert main(arguments(slim_file, interrupted, *pictures[1:])) == 2
-    assert f"run on these pictures, got one on others ({pictures[0]}, ...)" in capsys.readouterr().err
+    assert main(arguments(slim_file, interrupted, *images[1:])) == 2
+    assert f"run on these images, got one on others ({images[0]}, ...)" in capsys.readouterr().err
     assert journal_of(interrupted).read_text() == before
-    pictures[0].unlink()  # what is gone is no reason
-    assert main(arguments(slim_file, interrupted, *pictures[1:])) == 0
-    assert main([*other[:-1], str(pictures[1]), "--restart"]) == 0
+    images[0].unlink()  # what is gone is no reason
+    assert main(arguments(slim_file, interrupted, *images[1:])) == 0
+    assert main([*other[:-1], str(images[1]), "--restart"]) == 0
     assert not (interrupted / _journal.PARTS).exists()
 
 
 def test_nothing_seen_leaves_results_alone(
-    slim_file: SlimFile, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slim_file: SlimFile, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a disk or a device fails, the answers of an earlier run are still there."""
-    command = arguments(slim_file, tmp_path / "out", *pictures[:2])
+    command = arguments(slim_file, tmp_path / "out", *images[:2])
     assert main(command) == 0
     before = results(tmp_path / "out")
     with monkeypatch.context() as patch:
@@ -161,37 +161,37 @@ def test_nothing_seen_leaves_results_alone(
     assert main(command) == 0
 
 
-def test_wrong_arguments_restart_nothing(slim_file: SlimFile, pictures: list[Path], interrupted: Path) -> None:
+def test_wrong_arguments_restart_nothing(slim_file: SlimFile, images: list[Path], interrupted: Path) -> None:
     before = journal_of(interrupted).read_text()
-    assert main([*arguments(slim_file, interrupted, *pictures), "--restart", "--batch", "0"]) == 2
+    assert main([*arguments(slim_file, interrupted, *images), "--restart", "--batch", "0"]) == 2
     assert journal_of(interrupted).read_text() == before
 
 
 def test_two_runs_at_once(
-    slim_file: SlimFile, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slim_file: SlimFile, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with _journal.locked(tmp_path / "out"):
-        assert main(arguments(slim_file, tmp_path / "out", pictures[0])) == 2
+        assert main(arguments(slim_file, tmp_path / "out", images[0])) == 2
     assert "out must be free, got another run in it" in capsys.readouterr().err
-    assert main(arguments(slim_file, tmp_path / "out", pictures[0])) == 0
+    assert main(arguments(slim_file, tmp_path / "out", images[0])) == 0
 
 
-def test_skipped_pictures_are_tried_again(
-    slim_file: SlimFile, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_skipped_images_are_tried_again(
+    slim_file: SlimFile, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the same command, without the rest."""
-    broken = [pictures[1], pictures[4]]
+    broken = [images[1], images[4]]
 
     def reading(path: Path) -> Image.Image:
         tried.append(path)
         if path in broken:
-            raise MemoryError if path == pictures[1] else OSError("unplugged")
+            raise MemoryError if path == images[1] else OSError("unplugged")
         return read_image(path)
 
     monkeypatch.setattr(prefetch, "read_image", reading)
-    command = arguments(slim_file, tmp_path / "out", *pictures[:6])
+    command = arguments(slim_file, tmp_path / "out", *images[:6])
     tried: list[Path] = []
-    for expected in (pictures[:6], broken):
+    for expected in (images[:6], broken):
         tried.clear()
         assert main(command) == 1
         assert sorted(tried) == expected
@@ -199,30 +199,30 @@ def test_skipped_pictures_are_tried_again(
     mended, broken = broken, []
     assert main(command) == 0
     assert sorted(tried) == mended
-    assert main(arguments(slim_file, tmp_path / "whole", *pictures[:6])) == 0
+    assert main(arguments(slim_file, tmp_path / "whole", *images[:6])) == 0
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 def test_a_broken_journal_is_named(
-    slim_file: SlimFile, pictures: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
+    slim_file: SlimFile, images: list[Path], interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = journal_of(interrupted)
     lines = part.read_text().split("\n")
     part.write_text("\n".join([lines[0], "{oops", *lines[2:]]))
-    assert main(arguments(slim_file, interrupted, *pictures)) == 2
+    assert main(arguments(slim_file, interrupted, *images)) == 2
     assert "0000-00000.jsonl must hold JSON, got b'{oops" in capsys.readouterr().err
 
 
 def test_two_ranks_give_the_union_of_one(
-    slim_file: SlimFile, pictures: list[Path], interrupted: Path, whole: list[dict[str, Any]], tmp_path: Path
+    slim_file: SlimFile, images: list[Path], interrupted: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """They go on from where one process was stopped; a broken picture is named once, the rest is complete."""
-    torn = pictures[0].parent / "torn.png"
-    torn.write_bytes(pictures[0].read_bytes()[:300])
+    """They go on from where one process was stopped; a broken image is named once, the rest is complete."""
+    torn = images[0].parent / "torn.png"
+    torn.write_bytes(images[0].read_bytes()[:300])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(Path(__file__).parent.parent / "helpers" / "slim_command.py")
     done = subprocess.run(
-        [*launcher, script, *arguments(slim_file, interrupted, pictures[0].parent)],
+        [*launcher, script, *arguments(slim_file, interrupted, images[0].parent)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -234,12 +234,12 @@ def test_two_ranks_give_the_union_of_one(
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("skipped") == 1
-    assert done.stdout.count("in 14 pictures") == 1
+    assert done.stdout.count("in 14 images") == 1
     assert results(interrupted) == whole
     assert len(list(interrupted.glob("*.predicted.png"))) == 14
     assert (interrupted / _journal.PARTS / _journal.FINISHED).exists()
     wrong = subprocess.run(
-        [*launcher, script, *arguments(slim_file, interrupted, "--batch", 0, pictures[0])],
+        [*launcher, script, *arguments(slim_file, interrupted, "--batch", 0, images[0])],
         capture_output=True,
         text=True,
         timeout=120,
@@ -249,10 +249,10 @@ def test_two_ranks_give_the_union_of_one(
     assert "Connection" not in wrong.stderr  # of a rank that another one left alone
 
 
-def test_results_only(slim_file: SlimFile, pictures: list[Path], tmp_path: Path) -> None:
+def test_results_only(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> None:
     """Fixed sizes and batches have the same kind of answers."""
     out = tmp_path / "out"
-    assert main(arguments(slim_file, out, "--no-pictures", "--size", 128, 160, "--batch", 4, *pictures)) == 0
+    assert main(arguments(slim_file, out, "--no-images", "--size", 128, 160, "--batch", 4, *images)) == 0
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
     assert {entry["image_id"] for entry in results(out)} <= set(range(1, 15))
     for wrong, message in {
@@ -260,4 +260,4 @@ def test_results_only(slim_file: SlimFile, pictures: list[Path], tmp_path: Path)
         ("--batch", "0"): "batch must be at least 1, got 0",
         ("--size", "0", "5"): "size must be at least 1, got",
     }.items():
-        assert main(arguments(slim_file, out, *wrong, pictures[0])) == 2, message
+        assert main(arguments(slim_file, out, *wrong, images[0])) == 2, message

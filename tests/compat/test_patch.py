@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision
 from helpers.exact import assert_exact
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.inputs import draw_boxes, draw_pyramid, with_images
-from helpers.slim import settle_on_pictures, slim_model
+from helpers.slim import settle_on_images, slim_model
 from torch import Tensor
 from torchvision.models.detection import roi_heads, transform
 from torchvision.ops import batched_nms, poolers, roi_align
@@ -216,18 +216,18 @@ def test_autocast_leaves_features_half_and_boxes_full(device: torch.device) -> N
 def test_a_model_answers_the_same(calls: collections.Counter[str], device: torch.device) -> None:
     """float64: detections and all losses' gradients of torchvision's own model, patched and not."""
     model = slim_model(torchvision).eval()
-    settle_on_pictures(model)
+    settle_on_images(model)
     model.double().to(device)
-    drawn = [draw_picture(128, 160) for _ in range(2)]
-    pictures = [picture.double().to(device) for picture, _ in drawn]
+    drawn = [draw_image(128, 160) for _ in range(2)]
+    images = [image.double().to(device) for image, _ in drawn]
     targets = [{key: value.to(device) for key, value in target.items()} for _, target in drawn]
     targets = [target | {"boxes": target["boxes"].double()} for target in targets]
 
     def run() -> tuple[Any, Any, list[Tensor]]:
         with torch.no_grad():
-            detections = model.eval()(pictures)
+            detections = model.eval()(images)
         torch.manual_seed(0)  # torchvision draws which proposals to train on
-        losses = model.train()(pictures, targets)
+        losses = model.train()(images, targets)
         wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return detections, losses, list(torch.autograd.grad(sum(losses.values()), wanted))
 

@@ -56,7 +56,7 @@ HOSTILE: list[tuple[dict[str, Any], str, str]] = [
             "shapes": [{"label": "a", "shape_type": "mask", "points": SQUARE[:2], "mask": "x"}],
         },
         "shape 0",
-        "picture in base64",
+        "image in base64",
     ),
 ]
 
@@ -109,9 +109,9 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(found.records) == 1
     assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
     printed = capsys.readouterr()
-    assert "1 pictures (0 without objects), 2 objects" in printed.out
+    assert "1 images (0 without objects), 2 objects" in printed.out
     assert "problems: broken annotation 9, duplicate id 2, broken image entry 2, broken category 1" in printed.out
-    assert "missing picture" in printed.err
+    assert "missing image" in printed.err
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,7 @@ def test_broken_via(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"_via_img_metadata": [1]}, "must have an object as its _via_img_metadata, got list"),
         (
             via(({"name": "circle", "cx": 1, "cy": 2, "r": 1e17}, {"fastmask_object": {"a": 1}})),
-            "missing picture",
+            "missing image",
         ),
     ):
         (tmp_path / "via.json").write_text(json.dumps(content))

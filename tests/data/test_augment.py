@@ -1,4 +1,4 @@
-"""What training does to pictures: boxes of what is cut, objects pasted on others, colours; bad settings."""
+"""What training does to images: boxes of what is cut, objects pasted on others, colors; bad settings."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_what_is_seen(seed: int) -> None:
     record = Scenes(1, seed, (96, 128))[0]
     sample = drawn_sample(seed, 0)
     assert sample.masks is not None
-    np.testing.assert_array_equal(sample.pixels, np.array(record.picture))
+    np.testing.assert_array_equal(sample.pixels, np.array(record.image))
     assert sample.labels.tolist() == [LABELS[one.category] for one in record.objects]
     for one, box, mask in zip(record.objects, sample.boxes, sample.masks, strict=True):
         np.testing.assert_array_equal(mask, one.mask(96, 128))
@@ -105,7 +105,7 @@ def test_pasting_nothing_and_everything(seed: int) -> None:
     assert len(pasted(none, none, np.zeros(0, bool)).labels) == 0
 
 
-def test_colours(seed: int) -> None:
+def test_colors(seed: int) -> None:
     pixels = drawn_sample(seed, 0).pixels
     weak = recolored(pixels, 1e-9, np.random.default_rng(seed)).astype(int)
     assert np.abs(weak - pixels).mean() < 4  # by way of HSV in bytes

@@ -30,13 +30,13 @@ def grown(mask: np.ndarray) -> np.ndarray:
 
 
 def test_masks_go_as_pixels_do(seed: int) -> None:
-    """A picture that is white where an object of a drawn scene is."""
+    """An image that is white where an object of a drawn scene is."""
     for record in Scenes(8, seed, (120, 90)):
         for one in record.objects:
             mask = one.mask(120, 90)
             white = Image.fromarray(np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2))
             view = draw_view((120, 90))
-            moved = np.array(view.picture(white))
+            moved = np.array(view.image(white))
             assert moved.shape == (*view.size, 3)
             np.testing.assert_array_equal(view.mask(one), moved[:, :, 1] > 127)
 
@@ -71,7 +71,7 @@ def test_an_edge_is_where_its_points_are() -> None:
     pixels = np.zeros((64, 80, 3), np.uint8)
     pixels[16:48, 24:56] = 255
     view = jittered_view((64, 80), (96, 96), 2.4, (0.4, 0.3), mirrored=True)
-    seen = np.array(view.picture(Image.fromarray(pixels)))[:, :, 0] > 127
+    seen = np.array(view.image(Image.fromarray(pixels)))[:, :, 0] > 127
     x1, y1, x2, y2 = view.box(Object("thing", box=(24, 16, 56, 48)))
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
@@ -79,16 +79,16 @@ def test_an_edge_is_where_its_points_are() -> None:
 
 
 @pytest.mark.parametrize("original", [(1, 1), (1, 300), (300, 1), (2, 2)])
-def test_slight_pictures(original: tuple[int, int]) -> None:
+def test_slight_images(original: tuple[int, int]) -> None:
     for zoom in (0.01, 1.0, 5.0):
         view = jittered_view(original, (64, 96), zoom, (1.0, 0.0), True)
         assert 1 <= view.size[0] <= 64
         assert 1 <= view.size[1] <= 96
-        assert view.picture(Image.new("RGB", original[::-1])).size == view.size[::-1]
+        assert view.image(Image.new("RGB", original[::-1])).size == view.size[::-1]
     assert min(scaled_view(original, 800, 1333).resized) >= 1
 
 
 def test_a_mask_of_another_size() -> None:
     view = scaled_view((10, 12), 20, 30)
-    with pytest.raises(ValueError, match=r"a mask must be \[10, 12\] as its picture, got \[12, 10\]"):
+    with pytest.raises(ValueError, match=r"a mask must be \[10, 12\] as its image, got \[12, 10\]"):
         view.mask(as_rle(np.ones((12, 10), bool)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import picture_file
+from helpers.images import image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
@@ -20,13 +20,13 @@ COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written"
 FORMATS = data.FORMATS
 
 
-def drawn(folder: Path, number: int = 4, per_picture: int = 5) -> data.Dataset:
-    """Pictures with polygons of random corners, some of several parts, one picture without any."""
+def drawn(folder: Path, number: int = 4, per_image: int = 5) -> data.Dataset:
+    """Images with polygons of random corners, some of several parts, one image without any."""
     records = []
     for i in range(number):
-        file = picture_file(folder / f"p{i}.png", 90 + i, 120)
+        file = image_file(folder / f"p{i}.png", 90 + i, 120)
         objects = []
-        for k in range(0 if i == 1 else per_picture):
+        for k in range(0 if i == 1 else per_image):
             parts = tuple(torch.rand(3 + k, 2).double().numpy() * [120, 90] for _ in range(1 + (k == 2)))
             objects.append(data.Object(["cat", "dog", "Zürich tram"][k % 3], parts))
         records.append(data.Record(file, (90 + i, 120), tuple(objects)))
@@ -91,7 +91,7 @@ def test_round_trips(first: str, second: str, tmp_path: Path) -> None:
 
 def test_coco_keeps_what_it_has(tmp_path: Path) -> None:
     """Ids, crowds, RLE in its three forms; pycocotools reads it, and paints the masks that we do."""
-    file = picture_file(tmp_path / "a.png", 40, 50)
+    file = image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     rle = coco_mask.encode(mask)
@@ -131,14 +131,14 @@ def test_rle_is_looked_at() -> None:
             check_rle({"size": size, "counts": [9]})
 
 
-def test_where_coco_has_its_pictures(tmp_path: Path) -> None:
+def test_where_coco_has_its_images(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val2017").mkdir()
     content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
     path = tmp_path / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(content))
     assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
-    picture_file(tmp_path / "val2017" / "a.png")
+    image_file(tmp_path / "val2017" / "a.png")
     assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
     assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
 
@@ -174,7 +174,7 @@ def test_ellipses_are_round() -> None:
 
 
 def test_labelme_shapes(tmp_path: Path) -> None:
-    picture_file(tmp_path / "a.png", 40, 50)
+    image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     mask[9, 9] = 0
@@ -210,8 +210,8 @@ def test_a_torn_file_among_labelmes(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
-    """Is named; 500 objects and a picture of one pixel are no problem."""
-    file = picture_file(tmp_path / "a.png", 1, 1)
+    """Is named; 500 objects and an image of one pixel are no problem."""
+    file = image_file(tmp_path / "a.png", 1, 1)
     rle = coco_mask.encode(np.ones((1, 1), np.uint8, order="F"))
     objects = [data.Object("a", (box_polygon(0, 0, 1, 1),))] * 500
     objects += [data.Object("b", rle=rle), data.Object("c", (box_polygon(0, 0, 1, 1),), crowd=True)]
@@ -222,12 +222,12 @@ def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
         assert len(data.read_dataset(target(tmp_path, format)).records[0].objects) == 502 - lost
 
 
-@pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photographs are not part of the repository")
+@pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
 def test_balloons(tmp_path: Path) -> None:
-    for part, (pictures, objects) in {"train": (61, 255), "val": (13, 50)}.items():
+    for part, (images, objects) in {"train": (61, 255), "val": (13, 50)}.items():
         found = data.with_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / part))
         assert found.problems == []
-        assert (len(found.records), sum(len(record.objects) for record in found.records)) == (pictures, objects)
+        assert (len(found.records), sum(len(record.objects) for record in found.records)) == (images, objects)
         for record in found.records:
             height, width = record.size
             for one in record.objects:

@@ -1,4 +1,4 @@
-"""A picture of 8k with 500 objects, and one of a single pixel: checked, converted, drawn, loaded, evaluated."""
+"""An image of 8k with 500 objects, and one of a single pixel: checked, converted, drawn, loaded, evaluated."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def large(tmp_path: Path) -> Dataset:
 def test_from_end_to_end(large: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset(large, tmp_path / "coco.json", "coco")
     assert main(["data", "check", str(tmp_path / "coco.json"), "--sheet", str(tmp_path / "sheet.png")]) == 0
-    assert "2 pictures (0 without objects), 501 objects" in capsys.readouterr().out
+    assert "2 images (0 without objects), 501 objects" in capsys.readouterr().out
     for name, to in (("via.json", "via"), ("labels", "labelme")):
         assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / name), "--to", to]) == 0
         assert sum(len(record.objects) for record in read_dataset(tmp_path / name).records) == 501

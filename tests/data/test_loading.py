@@ -1,4 +1,4 @@
-"""The loader: every picture once, alike for any number of workers and ranks; what is in a batch; broken pictures."""
+"""The loader: every image once, alike for any number of workers and ranks; what is in a batch; broken images."""
 
 import collections
 from pathlib import Path
@@ -32,7 +32,7 @@ def sampler_of(loader: DataLoader) -> GroupedBatches:
 
 
 @pytest.mark.parametrize(("number", "batch", "world"), [(37, 4, 1), (37, 3, 4), (1, 4, 2), (24, 4, 3), (5, 1, 1)])
-def test_every_picture_once(number: int, batch: int, world: int, seed: int) -> None:
+def test_every_image_once(number: int, batch: int, world: int, seed: int) -> None:
     sizes = np.random.randint(1, 5, (number, 2))
     shares = [GroupedBatches(sizes, number, batch, seed, rank, world) for rank in range(world)]
     for epoch in (0, 1):
@@ -90,7 +90,7 @@ def test_what_is_in_a_batch(seed: int) -> None:
         assert batch.targets.masks is not None
         for i, number in enumerate(batch.indices.tolist()):
             record = dataset.records[number]
-            np.testing.assert_array_equal(batch.pixels[i, :, :, :130].permute(1, 2, 0), np.array(record.picture))
+            np.testing.assert_array_equal(batch.pixels[i, :, :, :130].permute(1, 2, 0), np.array(record.image))
             count = int(batch.targets.count[i])
             assert count == len(record.objects)
             for j, one in enumerate(record.objects):
@@ -101,7 +101,7 @@ def test_what_is_in_a_batch(seed: int) -> None:
 
 
 def test_losses_are_those_of_lists(seed: int) -> None:
-    """The padded batch, normalised, is what the model itself makes of pictures and targets."""
+    """The padded batch, normalized, is what the model itself makes of images and targets."""
     dataset = drawn_dataset(3, seed, (96, 128))
     (batch,) = training_loader(dataset, 3, AS_THEY_ARE, seed=seed)
     model = slim_model(fastmask, min_size=96).eval().double()
@@ -126,13 +126,13 @@ def test_losses_are_those_of_lists(seed: int) -> None:
 
 
 def on_disk(folder: Path, sizes: list[tuple[int, int]], seed: int) -> Dataset:
-    """Drawn pictures of these sizes as files."""
+    """Synthetic images of these sizes as files."""
     records = []
     for i, size in enumerate(sizes):
         record = drawn_dataset(1, seed + i, size).records[0]
         file = folder / f"{i}.png"
         record.load().save(file)
-        records.append(record._replace(file=file, picture=None, id=i))
+        records.append(record._replace(file=file, image=None, id=i))
     return Dataset(records, drawn_dataset(0).categories, [])
 
 
@@ -149,14 +149,14 @@ def test_sizes_and_groups(tmp_path: Path, seed: int) -> None:
     assert set(map(tuple, batch.sizes.tolist())) == {(32, 45), (45, 32)}
 
 
-def test_broken_pictures_are_replaced_and_named(tmp_path: Path, seed: int) -> None:
+def test_broken_images_are_replaced_and_named(tmp_path: Path, seed: int) -> None:
     dataset = on_disk(tmp_path, [(64, 90)] * 4, seed)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:300])
     dataset.records[3].load().rotate(90, expand=True).save(tmp_path / "3.png")
     (batch,) = training_loader(dataset, 4, AS_THEY_ARE, seed=seed)
     assert sorted(batch.indices.tolist()) == [0, 0, 2, 2]
     assert len(batch.problems) == 2
-    assert any("1.png cannot be read as a picture" in problem for problem in batch.problems)
+    assert any("1.png cannot be read as an image" in problem for problem in batch.problems)
     assert any("3.png must be of (64, 90) as annotated, got (90, 64)" in problem for problem in batch.problems)
     pasting = training_loader(dataset, 4, Augmentation(sizes=(64,), paste=1.0), seed=seed)
     sampler_of(pasting).set_epoch(99, 99)
@@ -168,11 +168,11 @@ def test_broken_pictures_are_replaced_and_named(tmp_path: Path, seed: int) -> No
     assert len(problems) == 2
     for i in (0, 2):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match="10 pictures in a row cannot be looked at; the first one: "):
+    with pytest.raises(ValueError, match="10 images in a row cannot be looked at; the first one: "):
         list(training_loader(dataset, 4, AS_THEY_ARE, seed=seed))
 
 
-def test_pictures_without_objects(tmp_path: Path, seed: int) -> None:
+def test_images_without_objects(tmp_path: Path, seed: int) -> None:
     dataset = on_disk(tmp_path, [(64, 90)] * 3, seed)
     crowd = tuple(one._replace(crowd=True) for one in dataset.records[1].objects)
     records = [dataset.records[0]._replace(objects=()), dataset.records[1]._replace(objects=crowd), dataset.records[2]]
@@ -183,7 +183,7 @@ def test_pictures_without_objects(tmp_path: Path, seed: int) -> None:
         assert batch.indices.tolist() == [2]
     batches = list(training_loader(dataset, 1, AS_THEY_ARE, seed=seed, empty=True))
     assert sorted(int(batch.targets.count) for batch in batches) == [0, 0, len(records[2].objects)]
-    with pytest.raises(ValueError, match="dataset must have pictures with objects, got none"):
+    with pytest.raises(ValueError, match="dataset must have images with objects, got none"):
         training_loader(dataset._replace(records=records[:2]), 1)
 
 
@@ -217,7 +217,7 @@ def test_labels() -> None:
         ({"size": (100, 64)}, r"size must be \(height, width\), multiples of 32, got \(100, 64\)"),
         ({"masks": False, "augmentation": Augmentation(paste=1)}, "augmentation must not paste objects without masks"),
         ({"augmentation": Augmentation(zoom=(1, 1), canvas=(100, 100))}, r"augmentation.canvas must be \(height"),
-        ({"augmentation": Augmentation(zoom=(1, 1)), "size": (64, 64)}, "size must be None where pictures are cut"),
+        ({"augmentation": Augmentation(zoom=(1, 1)), "size": (64, 64)}, "size must be None where images are cut"),
     ],
 )
 def test_bad_requests(options: dict, message: str) -> None:

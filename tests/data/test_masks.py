@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import picture_file
+from helpers.images import image_file
 from PIL import Image
 
 from fastmask import data
@@ -45,7 +45,7 @@ def folder_of(path: Path, objects: np.ndarray, classes: np.ndarray | None, names
     Image.fromarray(objects).save(path / "SegmentationObject" / "a.png")
     if classes is not None:
         Image.fromarray(classes).save(path / "SegmentationClass" / "a.png")
-    picture_file(path / "JPEGImages" / "a.jpg", *objects.shape)
+    image_file(path / "JPEGImages" / "a.jpg", *objects.shape)
     return path
 
 
@@ -67,7 +67,7 @@ def test_classes_and_borders(tmp_path: Path) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    """Pascal VOC's own in its own folders; ``object`` without class pictures."""
+    """Pascal VOC's own in its own folders; ``object`` without class images."""
     ones = np.ones((4, 4), np.uint8)
     voc = folder_of(tmp_path / "VOC2012", ones, ones * 20)
     (voc / "labels.txt").unlink()
@@ -77,7 +77,7 @@ def test_names(tmp_path: Path) -> None:
 
 def test_more_than_255_objects(tmp_path: Path) -> None:
     """In 16 bits; what is hidden behind others is told."""
-    file = picture_file(tmp_path / "a.png", 30, 30)
+    file = image_file(tmp_path / "a.png", 30, 30)
     spots = [np.array([[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], float) for y in range(20) for x in range(20)]
     objects = tuple(data.Object("spot", (spot,)) for spot in spots)
     hidden = data.Object("spot", (spots[0],))

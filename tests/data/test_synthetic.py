@@ -1,4 +1,4 @@
-"""Drawn pictures: their masks are what is seen, exactly; the same for the same seed; on disk and back."""
+"""Synthetic images: their masks are what is seen, exactly; the same for the same seed; on disk and back."""
 
 import itertools
 from pathlib import Path
@@ -77,24 +77,24 @@ def test_masks_are_what_is_on_top(scene: str, seed: int, monkeypatch: pytest.Mon
         assert mask.sum() >= drawing.LEAST
 
 
-def test_objects_are_seen_in_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_seen_in_the_image(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A white object on a black ground is where its mask is: smooth rims leave pixels of its middle more than half."""
     monkeypatch.setattr(drawing, "_ground", lambda generator, size, scene: np.zeros((*size, 3), np.float32))
     monkeypatch.setattr(drawing, "_surface", lambda generator, depth, *rest: np.ones((*depth.shape, 3), np.float32))
     drawn = draw_scene(np.random.default_rng(seed), (96, 128))
-    bright, seen = drawn.picture[:, :, 0] / 255, drawn.masks.any(0)
+    bright, seen = drawn.image[:, :, 0] / 255, drawn.masks.any(0)
     noise = 0.12
     assert bright[seen].min() > 0.5 - noise
     assert bright[~seen].max() < 0.875 + noise  # where the rims of three meet
     assert (bright[~seen] < 0.5 + noise).mean() > 0.98
 
 
-def test_same_seed_same_pictures(seed: int) -> None:
+def test_same_seed_same_images(seed: int) -> None:
     scenes, again = Scenes(10**9, seed), Scenes(7, seed)
     for number in (0, 3, 6):
         first, second = scenes[number], again[number]
-        assert first.picture is not None
-        np.testing.assert_array_equal(np.array(first.picture), np.array(second.picture))
+        assert first.image is not None
+        np.testing.assert_array_equal(np.array(first.image), np.array(second.image))
         assert first.objects == second.objects
     assert scenes[10**9 - 1].objects
     assert again[-1].objects == again[6].objects
@@ -134,13 +134,13 @@ def test_bad_requests() -> None:
 def test_drawn_to_disk_and_back(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--number", "4", "--seed", str(seed), "--size", "64", "96", "--scene", "grains"]
     assert main(["data", "draw", str(tmp_path / "set"), *options]) == 0
-    assert "4 pictures" in capsys.readouterr().out
+    assert "4 images" in capsys.readouterr().out
     read = read_dataset(tmp_path / "set")
     assert not read.problems
     assert read.categories == drawn_dataset(0, scene="grains").categories == {"grain": 4}
     for there, drawn in zip(read.records, Scenes(4, seed, (64, 96), "grains"), strict=True):
-        assert drawn.picture is not None
-        np.testing.assert_array_equal(np.array(Image.open(there.file)), np.array(drawn.picture))
+        assert drawn.image is not None
+        np.testing.assert_array_equal(np.array(Image.open(there.file)), np.array(drawn.image))
         assert there.id == drawn.id
         for one, other in zip(there.objects, drawn.objects, strict=True):
             assert (one.category, one.bounds()) == (other.category, other.bounds())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import picture_file
+from helpers.images import image_file
 from PIL import ExifTags, Image
 
 from fastmask import data
@@ -24,7 +24,7 @@ def dataset_of(record: data.Record, *more: data.Record) -> data.Dataset:
 
 
 def record_of(folder: Path, *objects: data.Object) -> data.Record:
-    return data.Record(picture_file(folder / "a.png", 60, 80), (60, 80), objects)
+    return data.Record(image_file(folder / "a.png", 60, 80), (60, 80), objects)
 
 
 def test_nothing_is_invented(tmp_path: Path) -> None:
@@ -48,13 +48,13 @@ BOWTIE = np.array([[10, 10], [30, 30], [30, 10], [10, 30]], float)
     [
         (data.Object("cat", box=(30, 10, 20, 20)), "inverted box", "its box is (30, 10, 20, 20)"),
         (data.Object("cat", box=(20, 10, 20, 20)), "empty box", "its box is (20, 10, 20, 20)"),
-        (data.Object("cat", (SQUARE + 60,)), "outside", "to (90.0, 90.0) in a picture of (60, 80)"),
+        (data.Object("cat", (SQUARE + 60,)), "outside", "to (90.0, 90.0) in an image of (60, 80)"),
         (data.Object("cat", (SQUARE - 12,)), "outside", "it reaches from (-2.0, -2.0)"),
         (data.Object("cat", (BOWTIE,)), "self-crossing", "sides 0 and 2 of a polygon cross"),
         (
             data.Object("cat", rle=dict(coco_mask.encode(np.asfortranarray(np.ones((50, 80), np.uint8))))),
             "mask of another size",
-            "its mask is [50, 80], the picture [60, 80]",
+            "its mask is [50, 80], the image [60, 80]",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 25 else "",
@@ -66,7 +66,7 @@ def test_objects(one: data.Object, kind: str, text: str, tmp_path: Path) -> None
     assert text in problem.text
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_images(tmp_path: Path) -> None:
     whole = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("cat", (SQUARE,)))
     torn = tmp_path / "torn.png"
     torn.write_bytes(whole.file.read_bytes()[:300])
@@ -87,8 +87,8 @@ def test_pictures(tmp_path: Path) -> None:
         "twice",
         "twice",
         "twice",
-        "missing picture",
-        "broken picture",
+        "missing image",
+        "broken image",
         "wrong size",
         "EXIF trap",
     ]
@@ -117,11 +117,11 @@ def test_crossings() -> None:
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
-    """Pictures with their masks; broken ones are left out."""
+    """Images with their masks; broken ones are left out."""
     records = [record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (SQUARE + 20,)))]
     records += [data.Record(tmp_path / "none.png", None, ()), data.Record(records[0].file, (60, 80), ())]
     sheet = np.asarray(contact_sheet(dataset_of(*records), columns=3, side=90)).astype(int)
-    assert sheet.shape == (64, 252, 3)  # as large as the pictures
+    assert sheet.shape == (64, 252, 3)  # as large as the images
     drawn, plain = sheet[2:62, 2:82], sheet[2:62, 86:166]
     assert (sheet[:, 168:] == 255).all()
     changed = (drawn != plain).any(2)
@@ -135,7 +135,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     assert main(["data", "check", str(tmp_path / "coco.json"), "--sheet", str(sheet)]) == 1
     printed = capsys.readouterr()
-    assert "1 pictures (0 without objects), 2 objects" in printed.out
+    assert "1 images (0 without objects), 2 objects" in printed.out
     assert "classes: cat 1, dog 1" in printed.out
     assert "problems: self-crossing 1" in printed.out
     assert "fastmask data: self-crossing: " in printed.err

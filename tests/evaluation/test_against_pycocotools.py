@@ -49,7 +49,7 @@ def compared(annotations: dict[str, Any], entries: list[dict[str, Any]], folder:
 def test_figures_are_pycocotools(name: str, tmp_path: Path) -> None:
     annotations, entries = draw_case(*CASES[name])
     found = compared(annotations, entries, tmp_path)
-    assert found.pictures == len(annotations["images"])
+    assert found.images == len(annotations["images"])
     assert found.detections == len(entries)
     if name == "many objects":  # of the others a draw may leave nothing to find
         assert found.figures["box"].ap50 > 0

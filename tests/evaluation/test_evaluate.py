@@ -1,4 +1,4 @@
-"""A model on annotated pictures: the figures its detections have by hand; broken pictures; ranks; the command."""
+"""A model on annotated images: the figures its detections have by hand; broken images; ranks; the command."""
 
 import copy
 import csv
@@ -43,7 +43,7 @@ def test_a_model_gets_the_figures_of_its_detections(model: nn.Module, tmp_path: 
     entries: list = []
     found = evaluate(model, dataset, progress=False, keep=entries)
     assert found.detections == len(entries) > 20
-    assert found.pictures == 6
+    assert found.images == 6
     assert not found.problems
     assert set(found.seconds) == {"look", "match", "wait", "accumulate"}
     annotations = annotations_of(dataset, tmp_path)
@@ -79,7 +79,7 @@ def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
-def test_broken_pictures_count_as_missed(masks: bool, model: nn.Module, tmp_path: Path, seed: int) -> None:
+def test_broken_images_count_as_missed(masks: bool, model: nn.Module, tmp_path: Path, seed: int) -> None:
     """Those that cannot be read and those of another size; known sizes or not."""
     if not masks:
         model = copy.deepcopy(model)
@@ -89,7 +89,7 @@ def test_broken_pictures_count_as_missed(masks: bool, model: nn.Module, tmp_path
     dataset.records[2].load().resize((64, 64)).save(tmp_path / "images" / "000002.png")
     entries: list = []
     found = evaluate(model, dataset, progress=False, keep=entries)
-    assert found.pictures == 4
+    assert found.images == 4
     assert len(found.problems) == 2
     assert any("000001.png" in one for one in found.problems)
     assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in one for one in found.problems)
@@ -100,13 +100,13 @@ def test_broken_pictures_count_as_missed(masks: bool, model: nn.Module, tmp_path
     unknown = dataset._replace(records=[one._replace(size=None) for one in dataset.records])
     dataset.records[2].load().resize((128, 96)).save(tmp_path / "images" / "000002.png")
     again = evaluate(model, unknown, progress=False)
-    assert again.pictures == 4
+    assert again.images == 4
     assert len(again.problems) == 1
     objects = [sum(one.objects for one in each.categories) for each in (found, again)]
     assert objects[0] == objects[1] == len(annotations["annotations"])
 
 
-def test_results_of_pictures_that_are_not_there(tmp_path: Path, seed: int) -> None:
+def test_results_of_images_that_are_not_there(tmp_path: Path, seed: int) -> None:
     """Nor their sizes: numbers stay, and masks are compared at their own size."""
     dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
     records = [one._replace(id=None, size=None) for one in dataset.records]
@@ -121,8 +121,8 @@ def test_results_of_pictures_that_are_not_there(tmp_path: Path, seed: int) -> No
     for given in (records, tuple(records)):
         found = evaluate_results(entries, dataset._replace(records=given), progress=False)
         assert found.figures["box"].ap == found.figures["mask"].ap == pytest.approx(1)
-        assert found.pictures == 4
-    with pytest.raises(ValueError, match=r"dataset must have ids of one picture each, got several of \[7\]"):
+        assert found.images == 4
+    with pytest.raises(ValueError, match=r"dataset must have ids of one image each, got several of \[7\]"):
         evaluate_results([], dataset._replace(records=[one._replace(id=7) for one in records]), progress=False)
 
 
@@ -140,32 +140,32 @@ def test_names_of_labels(model: nn.Module, seed: int) -> None:
 
 
 def test_bad_requests(model: nn.Module, seed: int) -> None:
-    with pytest.raises(ValueError, match="dataset must have pictures, got none"):
+    with pytest.raises(ValueError, match="dataset must have images, got none"):
         evaluate(model, drawn_dataset(0))
-    with pytest.raises(ValueError, match="dataset must have pictures, got none"):
+    with pytest.raises(ValueError, match="dataset must have images, got none"):
         evaluate_results([], drawn_dataset(0)._replace(records=[]))
     with pytest.raises(ValueError, match="model must be a Predictor with masks='rle', got 'bool'"):
         evaluate(Predictor(model, "exact", masks="bool"), drawn_dataset(1, seed))
     dataset = drawn_dataset(2, seed, (64, 64))
     evaluator = Evaluator(dataset.categories)
     evaluator.add(1, dataset.records[0], [])
-    with pytest.raises(ValueError, match="pictures must be added once, got number 1 again"):
+    with pytest.raises(ValueError, match="images must be added once, got number 1 again"):
         evaluator.add(1, dataset.records[0], [])
-    with pytest.raises(ValueError, match=r"pictures must be added once, got numbers \[1\] on two ranks"):
+    with pytest.raises(ValueError, match=r"images must be added once, got numbers \[1\] on two ranks"):
         evaluator.merged([evaluator.part()])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 99}, "must have the image_id of one of the 2 pictures, got 99"),
-        ({"image_id": [1]}, r"must have the image_id of one of the 2 pictures, got \[1\]"),
+        ({"image_id": 99}, "must have the image_id of one of the 2 images, got 99"),
+        ({"image_id": [1]}, r"must have the image_id of one of the 2 images, got \[1\]"),
         ({"category_id": None}, "must have a category_id, got None"),
         ({"score": float("nan")}, "score must be a finite number, got nan"),
         ({"bbox": [1, 2, 3]}, "must have x, y, width, height as its bbox"),
         ({"bbox": None, "segmentation": None}, "must have a bbox or a segmentation"),
         ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's runs must"),
-        ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its picture"),
+        ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its image"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must have an RLE as its segmentation"),
         ({"category_id": 10**20}, "must have a category_id"),
         ({"score": 10**400}, "score must be a finite number, got 1000"),
@@ -193,7 +193,7 @@ def test_the_command(
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "AP50" in said
-    assert "3 pictures" in said
+    assert "3 images" in said
     assert "accumulate" in said
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     entries = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -221,7 +221,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
         ("a.json", "{", "must be JSON, got a broken file"),
         ("d.json", "[" * 100_000, "must be JSON of few levels"),
         ("b.json", "{}", "must be a list of detections, got dict"),
-        ("c.json", "[{}]", r"entries[0] must have the image_id of one of the 1 pictures, got None"),
+        ("c.json", "[{}]", r"entries[0] must have the image_id of one of the 1 images, got None"),
     ):
         (tmp_path / name).write_text(content)
         out = str(tmp_path / "out")
@@ -232,7 +232,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
-    """torchrun with gloo on seven pictures, which two ranks cannot share evenly, one of them broken."""
+    """torchrun with gloo on seven images, which two ranks cannot share evenly, one of them broken."""
     save_drawn(drawn_dataset(7, seed, (96, 128)), tmp_path / "set")
     (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
     program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
@@ -251,13 +251,13 @@ def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tm
         ]
     (one, first), (two, second) = answers.values()
     assert one["figures"] == two["figures"]
-    assert one["pictures"] == two["pictures"] == 7
+    assert one["images"] == two["images"] == 7
     assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)
 
 
 @pytest.mark.slow  # only as two times are compared
 def test_many_categories_are_quick() -> None:
-    """1,203 categories of which few are in each picture, as LVIS has them; pycocotools looks at each pair of them."""
+    """1,203 categories of which few are in each image, as LVIS has them; pycocotools looks at each pair of them."""
     import time
 
     annotations, entries = draw_case(20, 15, 25, list(range(1, 1204)), (40, 40))

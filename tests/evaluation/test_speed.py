@@ -1,4 +1,4 @@
-"""How long evaluation takes beside inference, for as many pictures as COCO's validation set has."""
+"""How long evaluation takes beside inference, for as many images as COCO's validation set has."""
 
 import time
 
@@ -13,21 +13,21 @@ from fastmask.demo import Scenes, drawn_dataset
 from fastmask.evaluation import Evaluator
 from fastmask.evaluation.coco_results import coco_results
 
-PICTURES = 5000
+IMAGES = 5000
 DETECTIONS = 100
-SIZES = [(192, 192), (480, 640)]  # what the demo draws; what COCO's photographs have
+SIZES = [(192, 192), (480, 640)]  # what the demo draws; what COCO's photos have
 LIMIT = 180.0  # seconds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=["192", "480 x 640"])
-def test_five_thousand_pictures(size: tuple[int, int], seed: int) -> None:
+def test_five_thousand_images(size: tuple[int, int], seed: int) -> None:
     """100 detections each, of which some are objects a little off: RLE, matching, accumulation."""
     categories = drawn_dataset(0).categories
     evaluator = Evaluator(categories)
     seconds = dict.fromkeys(("encode", "match"), 0.0)
     masks = draw_masks(DETECTIONS)
-    for number, record in enumerate(tqdm(Scenes(PICTURES, seed, size), unit="img")):
+    for number, record in enumerate(tqdm(Scenes(IMAGES, seed, size), unit="img")):
         corner = torch.rand(DETECTIONS, 2) * torch.tensor([size[1], size[0]]) * 0.8
         boxes = torch.cat([corner, corner + 8 + 0.3 * size[0] * torch.rand(DETECTIONS, 2) ** 2], dim=1)
         known = torch.tensor([one.bounds() for one in record.objects])
@@ -44,8 +44,8 @@ def test_five_thousand_pictures(size: tuple[int, int], seed: int) -> None:
         seconds["match"] += time.perf_counter() - start
     evaluation = evaluator.result((), seconds)
     split = ", ".join(f"{name} {spent:.1f}" for name, spent in evaluation.seconds.items())
-    print(f"\n{PICTURES} pictures of {size}, {DETECTIONS} detections each, on 2 cores; seconds: {split}")
-    assert evaluation.detections == PICTURES * DETECTIONS
+    print(f"\n{IMAGES} images of {size}, {DETECTIONS} detections each, on 2 cores; seconds: {split}")
+    assert evaluation.detections == IMAGES * DETECTIONS
     assert evaluation.figures["box"].ar_100 > 0.5
     assert np.isfinite(evaluation.figures["mask"]).all()
     assert sum(evaluation.seconds.values()) < LIMIT

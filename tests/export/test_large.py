@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.images import draw_picture
+from helpers.images import draw_image
 
 from fastmask.benchmarks.calibrate import settle
 from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
@@ -20,13 +20,13 @@ MOST = {False: 700, True: 900}  # nodes of a static and a dynamic graph
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
-    """Three sizes of pictures; all detections that are kept, few, and none."""
+    """Three sizes of images; all detections that are kept, few, and none."""
     model = BUILDERS[name](weights=None, weights_backbone=None, min_size=320, max_size=448).eval()
     sizes = ((320, 448), (200, 300), (300, 200))
-    pictures = [draw_picture(*size)[0] for size in sizes]
-    settle(model, pictures)
+    images = [draw_image(*size)[0] for size in sizes]
+    settle(model, images)
     with torch.no_grad():
-        found = model.detect(pictures)
+        found = model.detect(images)
     scores = torch.cat([one["scores"] for one in found]).sort(descending=True).values
     assert len(scores) > 20
     gap = 5 + int((scores[5:20] - scores[6:21]).argmax())  # far from every score, as they differ by rounding
@@ -37,7 +37,7 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         written = write_onnx(deployed, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
         assert written.nodes < MOST[dynamic]
         session = Session(tmp_path / "model.onnx")
-        told = parity(deployed.answers, session, pictures)
+        told = parity(deployed.answers, session, images)
         print(f"\n{name}, {written.nodes} nodes, {told}")
         assert told.share >= LEAST[torch.float32]
         assert (told.detections > 0) == (most > 0)
@@ -50,11 +50,11 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
 def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     """At the size of COCO's weights: 4819 boxes for the RPN's NMS, 19,000 candidates of 90 classes for the other."""
     model = BUILDERS[name](weights=None, weights_backbone=None).eval()
-    pictures = [draw_picture(800, 1066)[0]]
-    settle(model, pictures)
+    images = [draw_image(800, 1066)[0]]
+    settle(model, images)
     written = write_onnx(ForTensorRT(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
-    told = parity(Deployed(model).answers, Session(tmp_path / "model.onnx", "cpu"), pictures)
+    told = parity(Deployed(model).answers, Session(tmp_path / "model.onnx", "cpu"), images)
     print(f"\n{name}, {written.nodes} nodes, {told}")
     assert told.share >= LEAST[torch.float32]
     assert told.detections > 0

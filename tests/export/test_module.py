@@ -1,4 +1,4 @@
-"""README's deployment example as printed: on an exported file and a picture, without PyTorch and fastmask."""
+"""README's deployment example as printed: on an exported file and an image, without PyTorch and fastmask."""
 
 import json
 import re

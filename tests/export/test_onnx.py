@@ -30,13 +30,13 @@ def model(score: float = 0.05, **options: int) -> nn.Module:
 
 
 def scenes(number: int, size: tuple[int, int], seed: int) -> list[Tensor]:
-    """Drawn pictures [3, h, w] uint8."""
+    """Synthetic images [3, h, w] uint8."""
     generator = np.random.default_rng(seed)
-    return [torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1) for _ in range(number)]
+    return [torch.from_numpy(draw_scene(generator, size).image).permute(2, 0, 1) for _ in range(number)]
 
 
 def crowd(seed: int) -> Tensor:
-    """Sixteen scenes on one picture: more than are kept are found."""
+    """Sixteen scenes on one image: more than are kept are found."""
     parts = scenes(16, (48, 48), seed)
     return torch.cat([torch.cat(parts[i : i + 4], dim=2) for i in range(0, 16, 4)], dim=1)
 
@@ -59,16 +59,16 @@ def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
     write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 96, 128))
     graph = ReferenceEvaluator(str(tmp_path / "model.onnx"), new_ops=[GatherElements])
     counts = []
-    for pictures in (scenes(2, (90, 120), seed), [crowd(seed)[:, :96, :128]] * 2, [blank((50, 100)), blank((96, 128))]):
-        images = torch.zeros(2, 3, 96, 128, dtype=torch.float64)
-        for place, picture in zip(images, pictures, strict=True):
-            normal = (picture / 255 - deployed.image_mean[0]) / deployed.image_std[0]
-            place[:, : picture.shape[1], : picture.shape[2]] = normal
-        sizes = torch.tensor([picture.shape[1:] for picture in pictures])
-        answers = graph.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+    for images in (scenes(2, (90, 120), seed), [crowd(seed)[:, :96, :128]] * 2, [blank((50, 100)), blank((96, 128))]):
+        inputs = torch.zeros(2, 3, 96, 128, dtype=torch.float64)
+        for place, image in zip(inputs, images, strict=True):
+            normal = (image / 255 - deployed.image_mean[0]) / deployed.image_std[0]
+            place[:, : image.shape[1], : image.shape[2]] = normal
+        sizes = torch.tensor([image.shape[1:] for image in images])
+        answers = graph.run(None, {"images": inputs.numpy(), "sizes": sizes.numpy()})
         found = dict(zip(deployed.outputs(), map(torch.from_numpy, answers), strict=True))
         with torch.no_grad():
-            expected = dict(zip(deployed.outputs(), deployed(images, sizes), strict=True))
+            expected = dict(zip(deployed.outputs(), deployed(inputs, sizes), strict=True))
         counts += expected["count"].tolist()
         assert torch.equal(found.pop("count"), expected.pop("count"))
         assert_exact_masks(found.pop("masks"), expected.pop("masks"))
@@ -84,11 +84,11 @@ def test_dynamic(tmp_path: Path, seed: int) -> None:
     assert written.nodes < MOST["dynamic"]
     session = Session(tmp_path / "model.onnx")
     assert (session.batch, session.size) == (None, None)
-    for pictures in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
-        found = parity(deployed.answers, session, pictures)
+    for images in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
+        found = parity(deployed.answers, session, images)
         assert_parity(found)
-        images, sizes = session.prepared(pictures)
-        assert session(images, sizes)["boxes"].shape == (len(pictures), 100, 4)
+        inputs, sizes = session.prepared(images)
+        assert session(inputs, sizes)["boxes"].shape == (len(images), 100, 4)
 
 
 def test_what_is_in_a_file(tmp_path: Path) -> None:
@@ -120,21 +120,21 @@ def exported(path: Path, *options: str) -> int:
 def test_the_command_compares_and_predict_runs_it(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pictures are of other sizes than the graph's; what the file finds is what the Predictor finds."""
-    pictures = scenes(3, (200, 300), seed)
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    """Images are of other sizes than the graph's; what the file finds is what the Predictor finds."""
+    images = scenes(3, (200, 300), seed)
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
     file = tmp_path / "model.onnx"
     assert exported(file, "--check", str(tmp_path)) == 0
     said = capsys.readouterr().out
     assert "checked by onnx" in said
-    assert "ONNX Runtime (cpu) on 3 pictures" in said
+    assert "ONNX Runtime (cpu) on 3 images" in said
     assert [one.name for one in tmp_path.iterdir() if one.suffix not in (".png",)] == ["model.onnx"]
     out = tmp_path / "out"
     assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--out", str(out), "--device", "cpu"]) == 0
     entries = json.loads((out / "predictions.json").read_text())
     predictor = Predictor(model(0.5), (192, 224))
-    (expected,) = predictor([pictures[1]])
+    (expected,) = predictor([images[1]])
     assert len(entries) == len(expected["boxes"]) > 0
     for entry, box, score, mask in zip(
         entries, *(expected[name] for name in ("boxes", "scores", "masks")), strict=True
@@ -144,7 +144,7 @@ def test_the_command_compares_and_predict_runs_it(
         assert entry["score"] == pytest.approx(float(score), abs=1e-3)
         assert coco_mask.iou([entry["segmentation"]], [mask], [0])[0, 0] > 0.98
     assert Image.open(out / "1.predicted.png").size == (300, 200)
-    found = ExportedPredictor(file, score=0.5)(pictures)
+    found = ExportedPredictor(file, score=0.5)(images)
     assert len(found[1]["boxes"]) == len(entries)
     # what is asked for wrongly
     for options, message in (

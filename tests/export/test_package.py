@@ -31,7 +31,7 @@ def deployed_model(**options: bool) -> Deployed:
 
 def scenes(number: int, size: tuple[int, int], seed: int) -> list[Tensor]:
     generator = np.random.default_rng(seed)
-    return [torch.from_numpy(draw_scene(generator, size).picture).permute(2, 0, 1) for _ in range(number)]
+    return [torch.from_numpy(draw_scene(generator, size).image).permute(2, 0, 1) for _ in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +47,30 @@ def test_in_a_process_without_models(file: Path, seed: int) -> None:
     """README's example as printed finds, bit by bit, what the package finds here; and that is what the model finds."""
     package, deployed = Package(file), deployed_model(raw=True)
     assert (package.batch, package.size, package.kind) == (1, (192, 224), "cpu")
-    pictures = scenes(4, (180, 220), seed)
-    found = parity(deployed.answers, package, pictures)
+    images = scenes(4, (180, 220), seed)
+    found = parity(deployed.answers, package, images)
     assert_parity(found)
-    images, sizes = package.prepared(pictures[:1])
-    np.savez(file.with_name("inputs.npz"), images=images, sizes=sizes)
+    inputs, sizes = package.prepared(images[:1])
+    np.savez(file.with_name("inputs.npz"), images=inputs, sizes=sizes)
     command = [sys.executable, "-c", HIDDEN + EXAMPLE + SHOWN]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(file.with_name("found.npz")) as elsewhere:
-        for (name, here), there in zip(package(images, sizes).items(), elsewhere.values(), strict=True):
+        for (name, here), there in zip(package(inputs, sizes).items(), elsewhere.values(), strict=True):
             np.testing.assert_array_equal(here, there, name)
 
 
 def test_predict_runs_it(file: Path, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    (picture,) = scenes(1, (200, 300), seed)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    (image,) = scenes(1, (200, 300), seed)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     command = ["predict", str(tmp_path / "a.png"), "--exported", str(file), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     expected = Package(file)
-    images, sizes = expected.prepared([picture])
+    images, sizes = expected.prepared([image])
     number = int((expected(images, sizes)["scores"] > 0.5).sum())
-    assert f"{number} detections in 1 picture" in capsys.readouterr().out
+    assert f"{number} detections in 1 image" in capsys.readouterr().out
     assert main([*command, "--restart", "--device", "cuda"]) == 2
     assert "device must be cpu, as the package was compiled for, got 'cuda'" in capsys.readouterr().err
     for device, message in (("cuda:1", "must be cpu, as the"), ("gpu", "must be one of PyTorch's, got 'gpu'")):
@@ -159,10 +159,10 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
     deployed = deployed_model().cuda()
     write_package(deployed, tmp_path / "model.pt2", Shape(2, 192, 224))
     package = Package(tmp_path / "model.pt2", "cuda:0")
-    pictures = scenes(4, (180, 220), seed)
-    found = parity(deployed.answers, package, pictures)
+    images = scenes(4, (180, 220), seed)
+    found = parity(deployed.answers, package, images)
     assert_parity(found)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        package(*package.prepared(pictures[:2]))
+        package(*package.prepared(images[:2]))
     names = {one.key for one in profiled.key_averages()}
     assert {"_resolve_kernel", "_forward_kernel"} <= names

@@ -32,7 +32,7 @@ def model(score: float = 0.05, **options: int) -> detection.MaskRCNN:
 
 def scenes(number: int, seed: int) -> list[Tensor]:
     generator = np.random.default_rng(seed)
-    return [torch.from_numpy(draw_scene(generator, (180, 220)).picture).permute(2, 0, 1) for _ in range(number)]
+    return [torch.from_numpy(draw_scene(generator, (180, 220)).image).permute(2, 0, 1) for _ in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +51,30 @@ def graph(written: Path) -> Graph:
 
 def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
-    session, pictures = Session(written, "cpu"), scenes(60, seed)
+    session, images = Session(written, "cpu"), scenes(60, seed)
     assert session.told["outputs"][-1] == "left_out"
     bounded, every = ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
-    found = parity(bounded.answers, session, pictures)
+    found = parity(bounded.answers, session, images)
     assert found.share >= LEAST[torch.float32]
     assert found.detections >= 200  # a share of fewer is no rule
     assert found.left_out > 0
-    images, sizes = session.prepared(pictures[:2])
+    inputs, sizes = session.prepared(images[:2])
     with torch.no_grad():
-        candidates = candidates_of(bounded, torch.from_numpy(images), torch.from_numpy(sizes))
+        candidates = candidates_of(bounded, torch.from_numpy(inputs), torch.from_numpy(sizes))
     left_out = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
-    ours, theirs = every.answers(images, sizes), session(images, sizes)
+    ours, theirs = every.answers(inputs, sizes), session(inputs, sizes)
     assert all(abs(a - b) <= 1 for a, b in zip(theirs["left_out"], left_out, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
         assert 1 <= number <= ours["count"][i]
         np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
     blank = session(np.full((2, *SIZE, 3), 100, np.uint8), np.array([SIZE] * 2))
-    assert blank["count"].tolist() == every.answers(images * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
+    assert blank["count"].tolist() == every.answers(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
 
 
 def candidates_of(bounded: ForTensorRT, images: Tensor, sizes: Tensor) -> Candidates:
     """All that NMS would choose from."""
     model = bounded.model
-    pixels = bounded._normalised(images, sizes)
+    pixels = bounded._normalized(images, sizes)
     features, scales = model.extract(pixels)
     proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
     logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
@@ -301,7 +301,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main([*command, "--target", "tensorrt"]) == 0
     said = capsys.readouterr().out
     assert "checked by onnx and the table of TensorRT" in said
-    assert "left out of NMS, which looks at 3840 boxes: at most 0 of a picture" in said
+    assert "left out of NMS, which looks at 3840 boxes: at most 0 of an image" in said
     file.unlink()
     monkeypatch.setattr("fastmask.export.tensorrt.graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
     assert main([*command, "--target", "tensorrt"]) == 2

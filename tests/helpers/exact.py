@@ -28,7 +28,7 @@ def assert_exact_masks(actual: Tensor, expected: Tensor) -> None:
 
 
 def assert_matched(actual: Iterable[Detections], expected: Iterable[Detections], least: float = 0.99) -> float:
-    """float32: that share of all pictures' detections has a twin, or all of them but one -> how many there are.
+    """float32: that share of all images' detections has a twin, or all of them but one -> how many there are.
 
     That one may lie where rounding decides: a corner on a whole pixel, which moves its pasted mask by one; an overlap
     or a score on its threshold. Seen: none of 22,680 on the slim models, one of 2,530 of exports.

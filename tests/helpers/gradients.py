@@ -1,4 +1,4 @@
-"""A program that torchrun starts: the gradients of four drawn pictures, half of them on each of two ranks, or all here.
+"""A program that torchrun starts: the gradients of four synthetic images, half of them on each rank, or all here.
 
 Usage: gradients.py OUT SEED. float64; every candidate is a sample, as ranks would draw others.
 """

@@ -1,4 +1,4 @@
-"""Pictures that tests draw: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
+"""Images that tests draw: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from PIL import Image
 from torch import Tensor
 
 
-def draw_picture(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str, Tensor]]:
-    """A picture [3, H, W] in [0, 1] and its target: boxes [n, 4], labels [n] (1 ellipse, 2 rectangle), masks [n, H, W].
+def draw_image(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str, Tensor]]:
+    """An image [3, H, W] in [0, 1] and its target: boxes [n, 4], labels [n] (1 ellipse, 2 rectangle), masks [n, H, W].
 
     Later shapes hide earlier ones; a shape of which under 20 pixels are left is left out.
     """
     coarse = torch.rand(1, 3, height // 8 + 1, width // 8 + 1)
-    picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0] * 0.5
-    picture = picture + 0.1 * torch.rand(3, height, width)
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0] * 0.5
+    image = image + 0.1 * torch.rand(3, height, width)
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     visible, labels = [], []
     for _ in range(num):
@@ -27,7 +27,7 @@ def draw_picture(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[st
         visible.append(shape)
         labels.append(label)
         color = torch.rand(3, 1)
-        picture[:, shape] = 0.8 * color + 0.2 * picture[:, shape]
+        image[:, shape] = 0.8 * color + 0.2 * image[:, shape]
     kept = [i for i, mask in enumerate(visible) if mask.sum() >= 20 and min(mask.any(0).sum(), mask.any(1).sum()) > 2]
     masks = torch.stack([visible[i] for i in kept]) if kept else torch.zeros(0, height, width, dtype=torch.bool)
     boxes = torch.zeros(len(kept), 4)
@@ -35,11 +35,11 @@ def draw_picture(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[st
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         boxes[i] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     target = {"boxes": boxes, "labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64)}
-    return picture.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}
+    return image.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}
 
 
-def picture_file(path: Path, height: int = 128, width: int = 170) -> Path:
+def image_file(path: Path, height: int = 128, width: int = 170) -> Path:
     """One of these as a file."""
-    pixels = (draw_picture(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
+    pixels = (draw_image(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)
     return path

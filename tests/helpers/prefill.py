@@ -1,6 +1,6 @@
 """``PYTHONPATH=tests python -m helpers.prefill DIR``: what the first command of README needs where nothing downloads.
 
-DIR/photo.jpg, a drawn picture, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
+DIR/photo.jpg, a synthetic image, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
 """
 
 import sys
@@ -13,11 +13,11 @@ from torch import Tensor
 from fastmask.benchmarks.calibrate import settle
 from fastmask.models import detection
 from fastmask.ops import FrozenBatchNorm2d
-from helpers.images import draw_picture
+from helpers.images import draw_image
 
 
-def prefill(folder: Path, picture: Tensor) -> None:
-    """Write a picture [3, H, W] in [0, 1] and weights that find something on it into the folder, which is made."""
+def prefill(folder: Path, image: Tensor) -> None:
+    """Write an image [3, H, W] in [0, 1] and weights that find something on it into the folder, which is made."""
     cache = folder / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     backbone = detection.backbone_utils.resnet_fpn_backbone(
@@ -25,12 +25,12 @@ def prefill(folder: Path, picture: Tensor) -> None:
     )
     model = detection.MaskRCNN(backbone, num_classes=91).eval()
     detection._utils.overwrite_eps(model, 0.0)  # as COCO_V1 is built
-    settle(model, [picture])
+    settle(model, [image])
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight *= 2  # so that something scores above 0.5
     torch.save(model.state_dict(), cache / detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url.rpartition("/")[2])
-    Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(folder / "photo.jpg")
+    Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(folder / "photo.jpg")
 
 
 if __name__ == "__main__":
-    prefill(Path(sys.argv[1]), draw_picture(480, 640)[0])
+    prefill(Path(sys.argv[1]), draw_image(480, 640)[0])

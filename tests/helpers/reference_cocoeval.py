@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def draw_blob(height: int, width: int) -> tuple[np.ndarray, list[float]]:
-    """A mask and its box (x, y, width, height), of any size, the whole picture's at most."""
+    """A mask and its box (x, y, width, height), of any size, the whole image's at most."""
     y, x = np.mgrid[:height, :width]
     radius = np.exp(np.random.uniform(0.5, np.log(max(height, width) / 1.5)))
     cy, cx = np.random.uniform(0, height), np.random.uniform(0, width)
@@ -34,16 +34,16 @@ def as_rle(mask: np.ndarray) -> Json:
 
 
 def draw_case(
-    pictures: int, objects: int, detections: int, categories: list[int], size: tuple[int, int], crowd: float = 0.15
+    images: int, objects: int, detections: int, categories: list[int], size: tuple[int, int], crowd: float = 0.15
 ) -> tuple[Json, list[Json]]:
     """Annotations, and detections: shifted objects, some of them of another category, and some of nothing; with ties.
 
     Ids of images are neither sorted nor without gaps.
     """
     height, width = size
-    images, annotations, entries = [], [], []
-    for number in (np.random.permutation(3 * pictures)[:pictures] + 5).tolist():
-        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+    inputs, annotations, entries = [], [], []
+    for number in (np.random.permutation(3 * images)[:images] + 5).tolist():
+        inputs.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
         own = []
         for _ in range(int(np.random.randint(objects + 1))):
             mask, box = draw_blob(height, width)
@@ -65,7 +65,7 @@ def draw_case(
             entry = {"image_id": number, "category_id": category, "bbox": box, "score": score}
             entries.append(entry | {"segmentation": as_rle(mask)})
     names = [{"id": number, "name": f"c{number}"} for number in categories]
-    return {"images": images, "annotations": annotations, "categories": names}, entries
+    return {"images": inputs, "annotations": annotations, "categories": names}, entries
 
 
 def by_hand(annotations: Json, entries: list[Json], kind: str) -> COCOeval:

@@ -11,7 +11,7 @@ import fastmask.models
 import fastmask.ops
 from fastmask.benchmarks.calibrate import settle
 from fastmask.models.detection._weights import load_weights
-from helpers.images import draw_picture
+from helpers.images import draw_image
 
 NUM_CLASSES = 5
 CHANNELS = 32
@@ -58,9 +58,9 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
     )
 
 
-def settle_on_pictures(model: nn.Module) -> None:
+def settle_on_images(model: nn.Module) -> None:
     """See :func:`settle`."""
-    settle(model, [draw_picture(128, 160)[0] for _ in range(4)])
+    settle(model, [draw_image(128, 160)[0] for _ in range(4)])
 
 
 def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
@@ -68,7 +68,7 @@ def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Modul
     import torchvision  # seconds that programs which need ours alone are spared
 
     theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
-    settle_on_pictures(theirs)
+    settle_on_images(theirs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

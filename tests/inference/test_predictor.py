@@ -1,4 +1,4 @@
-"""fastmask.Predictor: the answers of the model in every form, from every kind of picture, in streams and threads."""
+"""fastmask.Predictor: the answers of the model in every form, from every kind of image, in streams and threads."""
 
 import gc
 import itertools
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from helpers.exact import assert_matched, pair_masks
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.slim import slim_model, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
@@ -35,15 +35,15 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     """uint8 [3, h, w]."""
-    return [(draw_picture(*size)[0] * 255).to(torch.uint8) for size in SIZES]
+    return [(draw_image(*size)[0] * 255).to(torch.uint8) for size in SIZES]
 
 
-def answers(model: nn.Module, pictures: list[Tensor]) -> list[dict[str, Any]]:
-    """The model's own, one picture at a time."""
+def answers(model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
+    """The model's own, one image at a time."""
     with torch.no_grad():
-        return [model([picture.float() / 255])[0] for picture in pictures]
+        return [model([image.float() / 255])[0] for image in images]
 
 
 def check(actual: list[dict[str, Any]], expected: list[dict[str, Any]], *left_out: str) -> None:
@@ -52,12 +52,12 @@ def check(actual: list[dict[str, Any]], expected: list[dict[str, Any]], *left_ou
 
 
 @pytest.mark.parametrize("masks", predictor.MASKS)
-def test_exact_is_the_model(masks: str, model: nn.Module, pictures: list[Tensor]) -> None:
-    expected = answers(model, pictures)
-    found = Predictor(model, "exact", masks=masks)(pictures)
+def test_exact_is_the_model(masks: str, model: nn.Module, images: list[Tensor]) -> None:
+    expected = answers(model, images)
+    found = Predictor(model, "exact", masks=masks)(images)
     check(found, expected, *(() if masks == "float" else ("masks",)))
     with torch.no_grad():
-        soft = [model.detect([picture.float() / 255])[0] for picture in pictures]
+        soft = [model.detect([image.float() / 255])[0] for image in images]
     for one, detected, size in zip(found, soft, SIZES, strict=True):
         assert {value.device.type for value in one.values() if isinstance(value, Tensor)} == {"cpu"}
         ours, theirs = pair_masks(one, detected)
@@ -75,56 +75,56 @@ def test_exact_is_the_model(masks: str, model: nn.Module, pictures: list[Tensor]
             assert [mask["size"] for mask in one["masks"]] == [list(size)] * len(one["boxes"])
 
 
-def test_exact_batches_are_the_models(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_exact_batches_are_the_models(model: nn.Module, images: list[Tensor]) -> None:
     """Padded together, as the model pads a list; the last batch is not full."""
     with torch.no_grad():
-        images = [picture.float() / 255 for picture in pictures]
-        expected = [one for start in (0, 2, 4) for one in model(images[start : start + 2])]
-    check(Predictor(model, "exact", batch=2, masks="float")(pictures), expected)
+        inputs = [image.float() / 255 for image in images]
+        expected = [one for start in (0, 2, 4) for one in model(inputs[start : start + 2])]
+    check(Predictor(model, "exact", batch=2, masks="float")(images), expected)
 
 
-def test_sizes(model: nn.Module, pictures: list[Tensor]) -> None:
-    """Where the padded size is the model's own, so are the answers; standing pictures get it turned."""
-    lying = [pictures[0], pictures[3]]
+def test_sizes(model: nn.Module, images: list[Tensor]) -> None:
+    """Where the padded size is the model's own, so are the answers; standing images get it turned."""
+    lying = [images[0], images[3]]
     expected = answers(model, lying)
     found = Predictor(model, (120, 150), batch=3, masks="float")  # rounded to 128 x 160
-    check(found([lying[0], pictures[2], lying[1]])[::2], expected)
+    check(found([lying[0], images[2], lying[1]])[::2], expected)
     assert list(found._runners) == [(160, 128), (128, 160)]
     square = Predictor(model, (160, 160), batch=5)
-    square(pictures)
+    square(images)
     assert list(square._runners) == [(160, 160)]
-    for one, (height, width) in zip(found(pictures), SIZES, strict=True):
+    for one, (height, width) in zip(found(images), SIZES, strict=True):
         assert (one["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
         assert one["masks"].shape[2:] == (height, width)
 
 
-def test_shapes_are_forgotten(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_shapes_are_forgotten(model: nn.Module, images: list[Tensor]) -> None:
     found = Predictor(model, "exact", graphs=2)
-    found(pictures)
+    found(images)
     assert len(found._runners) == 2
     assert {key[:2] for key in found.anchors.known} == set(found._runners)
 
 
-def test_autocast_around_it_changes_nothing(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_autocast_around_it_changes_nothing(model: nn.Module, images: list[Tensor]) -> None:
     found = Predictor(model, "exact", masks="soft")
-    expected = found(pictures[:1])
+    expected = found(images[:1])
     with torch.autocast("cpu", torch.bfloat16):
-        actual = found(pictures[:1])
+        actual = found(images[:1])
     assert torch.equal(actual[0]["scores"], expected[0]["scores"])
 
 
-def test_nothing_is_found(pictures: list[Tensor]) -> None:
+def test_nothing_is_found(images: list[Tensor]) -> None:
     for options in ({"rpn_score_thresh": 1.1}, {"box_score_thresh": 1.0}, {"box_detections_per_img": 0}):
         quiet = slim_model(fastmask, **options).eval()
         for masks in predictor.MASKS:
-            (found,) = Predictor(quiet, "exact", masks=masks)(pictures[:1])
+            (found,) = Predictor(quiet, "exact", masks=masks)(images[:1])
             assert len(found["boxes"]) == len(found["masks"]) == 0
 
 
-def test_a_fixed_size_is_never_turned(pictures: list[Tensor]) -> None:
+def test_a_fixed_size_is_never_turned(images: list[Tensor]) -> None:
     fixed = slim_model(fastmask, fixed_size=(160, 128)).eval()
     found = Predictor(fixed, (128, 160), masks="soft")
-    found(pictures)
+    found(images)
     assert list(found._runners) == [(128, 160)]
 
 
@@ -132,9 +132,9 @@ RANGES = ((17, 30, 30), (9, 17, 16), (1, 9, 8))  # of detections, and the rows t
 
 
 @pytest.mark.parametrize("masks", predictor.MASKS)
-def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_buckets(masks: str, model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks are made for the first of 8, 16 and all 30 rows that hold what was found; answers are those of all rows."""
-    (found,) = Predictor(model, "exact")(pictures[:1])
+    (found,) = Predictor(model, "exact")(images[:1])
     assert len(found["scores"]) == 30
     gaps = (found["scores"][:-1] - found["scores"][1:]).tolist()  # a threshold between equal scores is none
     widest = {rows: max(range(first, past), key=lambda most: gaps[most - 1]) for first, past, rows in RANGES}
@@ -142,10 +142,10 @@ def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monk
         if most < 30:
             above, below = found["scores"][most - 1] if most else 1.0, found["scores"][most]
             monkeypatch.setattr(model.roi_heads, "score_thresh", float((above + below) / 2))
-        expected = Predictor(model, "exact", masks=masks)(pictures[:1])
+        expected = Predictor(model, "exact", masks=masks)(images[:1])
         bucketed = Predictor(model, "exact", masks=masks, mask_buckets=True)
         monkeypatch.setattr(bucketed.program, "trim", False)  # as on a GPU
-        pending = bucketed._launch(pictures[:1])
+        pending = bucketed._launch(images[:1])
         assert {name: shape for name, shape, _ in pending.fields}["labels"] == (1, rows)
         actual = list(bucketed._answers([pending]))
         assert len(actual[0]["boxes"]) == most
@@ -156,34 +156,34 @@ def test_mask_buckets(masks: str, model: nn.Module, pictures: list[Tensor], monk
             torch.testing.assert_close(actual[0]["masks"][ours], expected[0]["masks"][theirs], rtol=0, atol=1e-3)
 
 
-def test_fewer_detections(model: nn.Module, pictures: list[Tensor]) -> None:
-    expected = Predictor(model, "exact", masks="soft")(pictures)
-    for one, other in zip(Predictor(model, "exact", masks="soft", detections=7)(pictures), expected, strict=True):
+def test_fewer_detections(model: nn.Module, images: list[Tensor]) -> None:
+    expected = Predictor(model, "exact", masks="soft")(images)
+    for one, other in zip(Predictor(model, "exact", masks="soft", detections=7)(images), expected, strict=True):
         assert len(one["boxes"]) == 7
         for name in one:
             torch.testing.assert_close(one[name], other[name][:7], rtol=1e-4, atol=1e-3)
 
 
-def test_too_much_for_memory(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_too_much_for_memory(model: nn.Module, images: list[Tensor]) -> None:
     """The bytes are named, of pixels and of pasted masks."""
     large = Predictor(model, (2**29, 2**29))
     with pytest.raises(RuntimeError, match=r"images of \[\(128, 160\)\] need .* are 3458764513820540928 bytes"):
-        large(pictures[:1])
+        large(images[:1])
     found = Predictor(model, "exact", masks="bool")
-    pending = found._launch(pictures[:1])
+    pending = found._launch(images[:1])
     (error,) = found._answers([pending._replace(originals=[(2**22, 2**22)])])
     assert isinstance(error, RuntimeError)
     assert "masks of an image of (4194304, 4194304) need more memory than there is: 30 of them" in str(error)
     assert f"{30 * 2**44} bytes" in str(error)
 
 
-def test_threads_take_turns(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_threads_take_turns(model: nn.Module, images: list[Tensor]) -> None:
     shared = Predictor(model, (128, 160), masks="soft", graphs=1)
-    expected = [shared([picture])[0]["boxes"] for picture in pictures]
+    expected = [shared([image])[0]["boxes"] for image in images]
     found: dict[int, list[Tensor]] = {}
 
     def work(number: int) -> None:
-        found[number] = [shared([picture])[0]["boxes"] for picture in pictures]
+        found[number] = [shared([image])[0]["boxes"] for image in images]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -195,22 +195,22 @@ def test_threads_take_turns(model: nn.Module, pictures: list[Tensor]) -> None:
         assert all(torch.equal(one, other) for one, other in zip(boxes, expected, strict=True))
 
 
-def test_rle_that_does_not_fit(model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = Predictor(model, "exact")(pictures)
+def test_rle_that_does_not_fit(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Predictor(model, "exact")(images)
     monkeypatch.setattr(predictor, "BYTES_A_MASK", 1)
-    for one, other in zip(Predictor(model, "exact")(pictures), expected, strict=True):
+    for one, other in zip(Predictor(model, "exact")(images), expected, strict=True):
         assert one["masks"] == other["masks"]
 
 
-def test_other_models(pictures: list[Tensor]) -> None:
+def test_other_models(images: list[Tensor]) -> None:
     """Without a mask branch; the second versions with their other heads and norms."""
     options = {"weights": None, "weights_backbone": None, "min_size": 64, "box_detections_per_img": 5}
-    (found,) = Predictor(fastmask.models.detection.fasterrcnn_resnet50_fpn(**options), "exact")(pictures[:1])
+    (found,) = Predictor(fastmask.models.detection.fasterrcnn_resnet50_fpn(**options), "exact")(images[:1])
     assert set(found) == {"boxes", "labels", "scores"}
 
 
-def test_half_types(model: nn.Module, pictures: list[Tensor]) -> None:
-    for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(pictures):
+def test_half_types(model: nn.Module, images: list[Tensor]) -> None:
+    for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(images):
         assert one["boxes"].dtype == one["scores"].dtype == torch.float32
         assert len(one["masks"]) == len(one["boxes"]) > 0
 
@@ -234,7 +234,7 @@ def test_the_program_is_static(masks: str, model: nn.Module) -> None:
 
 
 def test_memory_stays_where_it_is(model: nn.Module) -> None:
-    """600 pictures of 32 to 160 pixels: what is resident after 200 of them is what is after all."""
+    """600 images of 32 to 160 pixels: what is resident after 200 of them is what is after all."""
 
     def drawn() -> Iterator[Tensor]:
         for _ in range(600):
@@ -295,18 +295,18 @@ def test_wrong_models() -> None:
 
 
 @pytest.mark.gpu
-def test_replays_on_a_gpu(model: nn.Module, pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's answers in float32; the same bits at every replay; nothing waits before the answer is asked for."""
-    expected = Predictor(model, (128, 160), masks="float")(pictures)
+    expected = Predictor(model, (128, 160), masks="float")(images)
     found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
     try:
-        first = found(pictures)
+        first = found(images)
         assert_matched([{k: v.cpu() for k, v in ours.items()} for ours in first], expected, 0.95)
         for _ in range(20):
-            for one, other in zip(found(pictures), first, strict=True):
+            for one, other in zip(found(images), first, strict=True):
                 assert all(torch.equal(one[name], other[name]) for name in one)
-        planes = [pictures[0].cuda()]
+        planes = [images[0].cuda()]
         found._launch(planes)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -335,15 +335,15 @@ def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
 
 
 @pytest.mark.gpu
-def test_a_call_waits_for_its_answer_alone(model: nn.Module, pictures: list[Tensor]) -> None:
-    """From pictures on the device to RLE, nothing is copied from memory that is not pinned."""
+def test_a_call_waits_for_its_answer_alone(model: nn.Module, images: list[Tensor]) -> None:
+    """From images on the device to RLE, nothing is copied from memory that is not pinned."""
     try:
         found = Predictor(model.cuda(), (128, 160))
-        images = [picture.cuda() for picture in pictures[:2]]
-        expected = found(images)
+        inputs = [image.cuda() for image in images[:2]]
+        expected = found(inputs)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
-        actual = found(images)
+        actual = found(inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         model.cpu()
@@ -353,17 +353,17 @@ def test_a_call_waits_for_its_answer_alone(model: nn.Module, pictures: list[Tens
 
 
 @pytest.mark.gpu
-def test_modes_on_a_gpu(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_modes_on_a_gpu(model: nn.Module, images: list[Tensor]) -> None:
     """bfloat16, batches, several shapes of which few are kept, from two threads with streams of their own."""
     try:
         for masks, mask_buckets in itertools.product(predictor.MASKS, (False, True)):
             found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2, mask_buckets=mask_buckets)
-            expected = [one["boxes"] for one in found(pictures)]
+            expected = [one["boxes"] for one in found(images)]
             results: list[list[Tensor]] = []
 
             def work(found: Predictor, results: list[list[Tensor]]) -> None:
                 with torch.cuda.stream(torch.cuda.Stream()):
-                    results.append([one["boxes"] for one in found(pictures)])
+                    results.append([one["boxes"] for one in found(images)])
 
             threads = [threading.Thread(target=work, args=(found, results)) for _ in range(2)]
             for thread in threads:

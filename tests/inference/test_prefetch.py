@@ -1,4 +1,4 @@
-"""What a Predictor is fed with: pictures of every kind, streams and cameras, and what cannot be looked at."""
+"""What a Predictor is fed with: images of every kind, streams and cameras, and what cannot be looked at."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import draw_picture, picture_file
+from helpers.images import draw_image, image_file
 from helpers.slim import slim_pair
 from PIL import ExifTags, Image
 from torch import Tensor, nn
@@ -25,25 +25,25 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     """uint8 [3, h, w]."""
-    return [(draw_picture(*size)[0] * 255).to(torch.uint8) for size in SIZES]
+    return [(draw_image(*size)[0] * 255).to(torch.uint8) for size in SIZES]
 
 
-def test_pictures_of_every_kind(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
-    rows = pictures[0].permute(1, 2, 0).contiguous()
-    Image.fromarray(rows.numpy()).save(tmp_path / "picture.png")
+def test_images_of_every_kind(model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
+    rows = images[0].permute(1, 2, 0).contiguous()
+    Image.fromarray(rows.numpy()).save(tmp_path / "image.png")
     kinds = [
-        pictures[0],
-        pictures[0].float() / 255,
-        (pictures[0].double() / 255),
+        images[0],
+        images[0].float() / 255,
+        (images[0].double() / 255),
         rows,
         rows.numpy(),
-        pictures[0].numpy(),
+        images[0].numpy(),
         rows.numpy()[::-1][::-1].astype(np.float32) / 255,
         Image.fromarray(rows.numpy()),
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
     ]
     first, *others = Predictor(model, "exact", masks="soft")(kinds)
     for other in others:
@@ -54,15 +54,15 @@ def test_pictures_of_every_kind(model: nn.Module, pictures: list[Tensor], tmp_pa
 
 
 def test_a_stream_keeps_order_and_reads_only_ahead(
-    model: nn.Module, pictures: list[Tensor], capsys: pytest.CaptureFixture[str]
+    model: nn.Module, images: list[Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = Predictor(model, "exact", masks="soft")(pictures * 3)
+    expected = Predictor(model, "exact", masks="soft")(images * 3)
     read = []
 
     def reading() -> Iterator[Tensor]:
-        for i, picture in enumerate(pictures * 3):
+        for i, image in enumerate(images * 3):
             read.append(i)
-            yield picture
+            yield image
 
     stream = Predictor(model, "exact", masks="soft").stream(reading())
     first = next(stream)
@@ -73,15 +73,15 @@ def test_a_stream_keeps_order_and_reads_only_ahead(
     assert Predictor(model)([]) == []
 
 
-def test_a_camera_gets_its_answer_before_the_next_picture(model: nn.Module, pictures: list[Tensor]) -> None:
+def test_a_camera_gets_its_answer_before_the_next_image(model: nn.Module, images: list[Tensor]) -> None:
     """And may fill the same memory again."""
-    expected = Predictor(model, "exact", masks="soft")(pictures[::3])
-    read, frame = [], torch.zeros_like(pictures[0])
+    expected = Predictor(model, "exact", masks="soft")(images[::3])
+    read, frame = [], torch.zeros_like(images[0])
 
     def reading() -> Iterator[Tensor]:
-        for i, picture in enumerate(pictures[::3]):
+        for i, image in enumerate(images[::3]):
             read.append(i)
-            yield frame.copy_(picture)
+            yield frame.copy_(image)
 
     for ahead in (0, 2):
         read.clear()
@@ -95,9 +95,9 @@ def test_a_camera_gets_its_answer_before_the_next_picture(model: nn.Module, pict
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["tensors", "arrays", "on the device"])
-def test_a_camera_on_a_gpu(kind: str, model: nn.Module, pictures: list[Tensor]) -> None:
+def test_a_camera_on_a_gpu(kind: str, model: nn.Module, images: list[Tensor]) -> None:
     """Its one frame is filled again while the one before is still on its way."""
-    frames = [pictures[i] for i in (0, 3)] * 20
+    frames = [images[i] for i in (0, 3)] * 20
     frame = torch.zeros_like(frames[0], device="cuda" if kind == "on the device" else "cpu")
 
     def reading() -> Iterator[Any]:
@@ -131,25 +131,25 @@ def test_pinned_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         prefetch.taken(rows.astype(">f4"), 0, pin=True)
 
 
-def test_an_error_comes_after_the_answers_before_it(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
+def test_an_error_comes_after_the_answers_before_it(model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
     def source() -> Iterator[Tensor]:
-        yield from pictures[:2]
+        yield from images[:2]
         raise FileNotFoundError
 
-    for images in ([*pictures[:2], tmp_path / "none.png"], source()):
+    for inputs in ([*images[:2], tmp_path / "none.png"], source()):
         found = []
         with pytest.raises(FileNotFoundError):  # noqa: PT012  # what comes before it is what is tested
-            for one in Predictor(model).stream(images, progress=False):
+            for one in Predictor(model).stream(inputs, progress=False):
                 found.append(one)
         assert len(found) == 2
 
 
-def test_pil_images_are_what_their_files_are(model: nn.Module, pictures: list[Tensor], tmp_path: Path) -> None:
+def test_pil_images_are_what_their_files_are(model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
     """Turned by their EXIF; lazily read ones may be given several times."""
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(pictures[0].permute(1, 2, 0).numpy()).save(path, exif=exif, quality=95)
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(path, exif=exif, quality=95)
     with Image.open(path) as image:
         first, *others = Predictor(model, "exact", masks="soft")([path, *[image] * 4])
     for other in others:
@@ -161,40 +161,38 @@ def test_pil_images_are_what_their_files_are(model: nn.Module, pictures: list[Te
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, _: p(torch.zeros(3, 4, 4)), "images must be a list of pictures, got one Tensor"),
-        (lambda p, _: p.stream("picture.png"), "images must be a list of pictures, got one str"),
+        (lambda p, _: p(torch.zeros(3, 4, 4)), "images must be a list of images, got one Tensor"),
+        (lambda p, _: p.stream("image.png"), "images must be a list of images, got one str"),
         (lambda p, good: p([good, torch.zeros(3, 0, 5)]), r"images\[1\] must have pixels, got \(3, 0, 5\)"),
         (lambda p, _: p([torch.zeros(4, 4)]), r"images\[0\] must be \[3, H, W\] or \[H, W, 3\], got \(4, 4\)"),
         (lambda p, _: p([torch.zeros(3, 4, 4).int()]), r"images\[0\] must be uint8 or floating point, got torch.int32"),
         (lambda p, _: p([17]), r"images\[0\] must be a path, a PIL image, a tensor or an array, got int"),
         (lambda p, _: p([torch.zeros(3, 1, 5000)]), r"images of \(1, 5000\) pixels cannot be resized to \(0, 160\)"),
-        (lambda p, _: p([Path(__file__)]), "test_prefetch.py cannot be read as a picture"),
+        (lambda p, _: p([Path(__file__)]), "test_prefetch.py cannot be read as an image"),
     ],
 )
-def test_pictures_that_cannot_be_looked_at(
-    call: Callable[[Predictor, Tensor], Any], message: str, model: nn.Module, pictures: list[Tensor]
+def test_images_that_cannot_be_looked_at(
+    call: Callable[[Predictor, Tensor], Any], message: str, model: nn.Module, images: list[Tensor]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        call(Predictor(model, (128, 160)), pictures[0])
+        call(Predictor(model, (128, 160)), images[0])
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_errors_in_their_place(
-    batch: int, ahead: int, model: nn.Module, pictures: list[Tensor], tmp_path: Path
-) -> None:
-    """With errors="yield", pictures that cannot be looked at have an error for an answer, and the rest go on."""
+def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
+    """With errors="yield", images that cannot be looked at have an error for an answer, and the rest go on."""
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n")
     strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
-    odd = [tmp_path / "none.png", torn, strip, "text", torch.zeros(2, 5, 5), Image.open(picture_file(torn))]
+    odd = [tmp_path / "none.png", torn, strip, "text", torch.zeros(2, 5, 5), Image.open(image_file(torn))]
     torn.write_bytes(torn.read_bytes()[:500])
-    mixed = [pictures[0], odd[0], *pictures[1:3], *odd[1:], *pictures[3:]]
+    mixed = [images[0], odd[0], *images[1:3], *odd[1:], *images[3:]]
     found = Predictor(model, "exact", batch=batch, masks="soft")
     answers = list(found.stream(mixed, progress=False, ahead=ahead, errors="yield"))
     wrong = [i for i, one in enumerate(answers) if isinstance(one, Exception)]
     assert wrong == [1, *range(4, 9)]
-    expected = iter(found.stream(pictures, progress=False))
+    expected = iter(found.stream(images, progress=False))
     for one in answers:
         if not isinstance(one, Exception):
             assert len(next(expected)["boxes"]) == len(one["boxes"])

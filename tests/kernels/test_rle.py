@@ -141,8 +141,8 @@ def test_capacity(device: torch.device) -> None:
         assert buffer.cpu().numpy().tobytes() == b"".join(texts)[:fits].ljust(capacity, b"\0")
 
 
-def test_pictures_of_over_two_to_the_31_pixels(device: torch.device) -> None:
-    """The full-size mask never exists: a picture of 65,536 x 65,536 costs what its box does."""
+def test_images_of_over_two_to_the_31_pixels(device: torch.device) -> None:
+    """The full-size mask never exists: an image of 65,536 x 65,536 costs what its box does."""
     masks = draw_masks(1).to(device)
     boxes = torch.tensor([[65000.0, 65100, 65400, 65500]], device=device)
     (text,) = encode(masks, boxes, torch.tensor([[2**16, 2**16]], device=device), 0.5, False, False, 1)

@@ -80,7 +80,7 @@ def test_more_maps_than_a_byte_counts(device: torch.device) -> None:
 def test_what_is_not_finite_reaches_the_pixels_that_are_sampled(
     value: float, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """The tile's other pixels keep their sums, and the channel's neighbours theirs."""
+    """The tile's other pixels keep their sums, and the channel's neighbors theirs."""
     rois = with_images(draw_boxes(12, (24, 24), 16), 1)
     grad = torch.randn(12, 5, 3, 3).to(dtype)
     grad[3, 2, 1, 1] = grad[7, 4, 0, 2] = value

@@ -1,6 +1,6 @@
 """How many variants of each kernel get compiled as numbers of RoIs, boxes and masks change from call to call.
 
-The launchers run on a driver that compiles for a GPU and launches nothing, so that Triton's own rules of specialisation
+The launchers run on a driver that compiles for a GPU and launches nothing, so that Triton's own rules of specialization
 decide; in a process of its own, whose kernels are good for nothing else.
 """
 
@@ -94,7 +94,7 @@ def masks_of(num):
     paste_triton.paste_masks(masks, boxes, 60, 90, "bool", 0.5, False, True, 1)
     rle_triton.encode_masks(masks, boxes, sizes, 1000 * num, 0.5, False, True, 1)
 
-def pictures_of(num):
+def images_of(num):
     paste_triton.paste_masks(torch.rand(1, 28, 28), torch.rand(1, 4), 3 * num, num, "bool", 0.5, False, True, 1)
 
 def maps_of(num):
@@ -127,7 +127,7 @@ def stems_of(num):
     max_pool2d_triton.max_pool2d(maps, None, 1, 2, 0)
 
 for num in [*range(34), *range(34, 2001, 61), 2000]:
-    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "pictures": pictures_of,
+    {"rois": rois_of, "boxes": boxes_of, "masks": masks_of, "images": images_of,
      "maps": maps_of, "heads": heads_of, "frames": frames_of, "stems": stems_of}[sys.argv[1]](num)
 print(json.dumps({name: [len(found), launches[name]] for name, found in variants.items()}))
 """
@@ -157,7 +157,7 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         # RLE's changes and positions; its text counted and written
         ("masks", {"_paste_kernel": 1, "_changes_kernel": 2, "_text_kernel": 2, "_sigmoid_kernel": 1}),
         # the sigmoid of one mask, whatever it is pasted on
-        ("pictures", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
+        ("images", {"_paste_kernel": 1, "_sigmoid_kernel": 1}),
         # without a residual, with one, with a coarser one; two digits
         (
             "maps",
@@ -171,7 +171,7 @@ print(json.dumps({name: [len(found), launches[name]] for name, found in variants
         # the convolution; the stem's pooling and the pyramid's
         ("stems", {"_stem_conv_kernel": 1, "_max_pool2d_kernel": 2}),
     ],
-    ids=["RoIs", "boxes", "masks", "pictures", "maps", "mask heads", "frames", "stems"],
+    ids=["RoIs", "boxes", "masks", "images", "maps", "mask heads", "frames", "stems"],
 )
 def test_what_changes_from_call_to_call_compiles_nothing_new(
     what: str, expected: dict[str, int], tmp_path: Path

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.slim import slim_pair
 from torch import Tensor, nn
 
@@ -20,8 +20,8 @@ def nothing_compiled() -> None:
 
 
 def drawn(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    pairs = [draw_picture(*size, num=4) for size in sizes]
-    return [picture.double() for picture, _ in pairs], [target for _, target in pairs]
+    pairs = [draw_image(*size, num=4) for size in sizes]
+    return [image.double() for image, _ in pairs], [target for _, target in pairs]
 
 
 def check_same(compiled: nn.Module, model: nn.Module, sizes: list[tuple[int, int]]) -> int:
@@ -38,7 +38,7 @@ def check_same(compiled: nn.Module, model: nn.Module, sizes: list[tuple[int, int
 
 
 @pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
-def test_inference_on_pictures_of_any_sizes(dynamic: bool | None) -> None:
+def test_inference_on_images_of_any_sizes(dynamic: bool | None) -> None:
     """Other sizes are compiled anew, as constants, also where torch.compile would rather have them symbolic."""
     model = slim_pair()[1].double()
     compiled = torch.compile(model, fullgraph=True, backend="eager" if dynamic else "aot_eager", dynamic=dynamic)
@@ -72,10 +72,10 @@ def test_training_step() -> None:
 
 
 def check_predictors(model: nn.Module, **options: Any) -> None:
-    """On pictures of two padded sizes, with 200 detections or more."""
-    pictures = [draw_picture(*size)[0] for size in [(128, 160), (100, 130)] * 4]
-    expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(pictures)
-    actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(pictures)
+    """On images of two padded sizes, with 200 detections or more."""
+    images = [draw_image(*size)[0] for size in [(128, 160), (100, 130)] * 4]
+    expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(images)
+    actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(images)
     total = sum(len(found["boxes"]) for found in expected)
     assert total >= 200
     pairs = zip(actual, expected, strict=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fusing import FORMS, NEW, close, kinds, unsettle
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.slim import slim_model, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
@@ -97,8 +97,8 @@ def settled() -> nn.Module:
 @FORMS
 def test_predictor_meets_the_model(form: Any, settled: nn.Module) -> None:
     """By the matched rule, float32; where there are masks, of 300 detections."""
-    pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
-    pairs = [Predictor(settled, (128, 160), batch=5, masks="float", fuse=one)(pictures) for one in ("off", form)]
+    images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
+    pairs = [Predictor(settled, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
     total = sum(len(found["boxes"]) for found in pairs[0])
     assert total >= 200
@@ -220,7 +220,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    pictures = [(draw_picture(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
+    images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:
         settled.cuda()
         plain, other = (
@@ -228,7 +228,7 @@ def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch
             for one in ("off", form)
         )
         assert other.fuse == ("cudnn" if form == "auto" else form)
-        pairs = list(zip(other(pictures), plain(pictures), strict=True))
+        pairs = list(zip(other(images), plain(images), strict=True))
     finally:
         settled.cpu()
     total = sum(len(theirs["boxes"]) for _, theirs in pairs)

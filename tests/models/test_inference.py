@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 from helpers.exact import assert_exact, assert_exact_masks, assert_matched
-from helpers.images import draw_picture
-from helpers.slim import settle_on_pictures, slim_pair
+from helpers.images import draw_image
+from helpers.slim import settle_on_images, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ SIZES = {"one": [(100, 140)], "several": [(100, 140), (150, 90), (64, 200)], "ti
 THRESHOLDS = [0.0, 0.001, 0.05, 0.5, 1.0]
 
 
-def pictures(sizes: list[tuple[int, int]]) -> list[Tensor]:
-    return [draw_picture(*size)[0] for size in sizes]
+def images(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [draw_image(*size)[0] for size in sizes]
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def check_exact(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> lis
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_exact_in_float64(sizes: str, threshold: float) -> None:
     theirs, ours = slim_pair(box_score_thresh=threshold)
-    found = check_exact(theirs, ours, pictures(SIZES[sizes]))
+    found = check_exact(theirs, ours, images(SIZES[sizes]))
     assert threshold > 0.05 or all(len(one["boxes"]) for one in found)  # an empty answer would prove nothing
     assert threshold < 1 or not any(len(one["boxes"]) for one in found)
 
@@ -80,31 +80,31 @@ def test_exact_in_float64(sizes: str, threshold: float) -> None:
 )
 def test_settings_in_float64(options: dict[str, object]) -> None:
     theirs, ours = slim_pair(**options)
-    check_exact(theirs, ours, pictures(SIZES["several"]))
+    check_exact(theirs, ours, images(SIZES["several"]))
 
 
 def test_float32_matches() -> None:
     actual, expected = [], []
     for _ in range(4):
         theirs, ours = slim_pair()
-        images = pictures(SIZES["several"])
+        inputs = images(SIZES["several"])
         with torch.no_grad():
-            actual += ours(images)
-            expected += theirs(images)
+            actual += ours(inputs)
+            expected += theirs(inputs)
     assert assert_matched(actual, expected) >= 200
 
 
 def test_infer_is_forward() -> None:
     """The static program on the whole padding gives what forward, which cuts it off, gives."""
     _, ours = slim_pair()
-    images = pictures(SIZES["several"])
+    inputs = images(SIZES["several"])
     with torch.no_grad():
-        batch, _ = ours.transform(images)
+        batch, _ = ours.transform(inputs)
         sizes = torch.tensor(batch.image_sizes)
         detections = ours.infer(batch.tensors, sizes)
-        original = [tuple(image.shape[1:]) for image in images]
+        original = [tuple(image.shape[1:]) for image in inputs]
         static = ours.transform.postprocess(split(detections), batch.image_sizes, original)
-        assert_matched(static, ours(images))
+        assert_matched(static, ours(inputs))
     padding = torch.arange(30) >= detections.count[:, None]
     for field in (detections.boxes, detections.scores, detections.labels, detections.masks):
         assert not field[padding].any()
@@ -113,9 +113,9 @@ def test_infer_is_forward() -> None:
 def test_a_users_own_predictor() -> None:
     """Any module in the mask predictor's place is asked for all classes; only ours is known to need one."""
     _, ours = slim_pair()
-    images = pictures(SIZES["one"])
+    inputs = images(SIZES["one"])
     with torch.no_grad():
-        expected = ours(images)
+        expected = ours(inputs)
 
         class Own(MaskRCNNPredictor):
             pass
@@ -123,7 +123,7 @@ def test_a_users_own_predictor() -> None:
         own = Own(32, 32, 5)
         own.load_state_dict(ours.roi_heads.mask_predictor.state_dict())
         ours.roi_heads.mask_predictor = own
-        for actual, wanted in zip(ours(images), expected, strict=True):
+        for actual, wanted in zip(ours(inputs), expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -152,18 +152,18 @@ def test_a_users_own_backbone(names: list[str]) -> None:
             ).eval()
         )
     theirs, ours = models
-    images = pictures([(128, 160)])
+    inputs = images([(128, 160)])
     with torch.no_grad():
-        maps = theirs.backbone(theirs.transform(images)[0].tensors)
+        maps = theirs.backbone(theirs.transform(inputs)[0].tensors)
         logits = theirs.rpn.head([maps] if isinstance(maps, Tensor) else list(maps.values()))[0]
         # logits up to 6: apart from each other, and no sigmoid of 1.0, whose ties torchvision orders as it pleases
         theirs.rpn.head.cls_logits.weight *= 6 / max(float(logit.abs().max()) for logit in logits)
         theirs.roi_heads.box_predictor.cls_score.weight *= 8
     ours.load_state_dict(theirs.state_dict())
     theirs.double(), ours.double()
-    images = [image.double() for image in images]
+    inputs = [image.double() for image in inputs]
     with torch.no_grad():
-        (actual,), (expected,) = ours(images), theirs(images)
+        (actual,), (expected,) = ours(inputs), theirs(inputs)
     # not in order: two proposals smaller than a cell are one RoI of a cell, and tied
     assert len(actual["boxes"]) == len(expected["boxes"]) > 0
     assert matched_share(actual, expected) == 1.0
@@ -283,11 +283,11 @@ def test_infer_has_no_data_dependent_op() -> None:
     ],
 )
 def test_resnet50_in_float64(name: str) -> None:
-    """The real architectures, small pictures, few classes."""
+    """The real architectures, small images, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
     theirs = torchvision.models.get_model(name, **options).eval()
-    settle_on_pictures(theirs)
+    settle_on_images(theirs)
     ours = fastmask.models.get_model(name, **options).eval()
     ours.load_state_dict(theirs.state_dict())
-    found = check_exact(theirs, ours, pictures([(100, 130)]))
+    found = check_exact(theirs, ours, images([(100, 130)]))
     assert len(found[0]["boxes"])

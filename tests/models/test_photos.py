@@ -1,4 +1,4 @@
-"""The models on photographs, which are not part of the repository: FASTMASK_BALLOON names their folder."""
+"""The models on photos, which are not part of the repository: FASTMASK_BALLOON names their folder."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from fastmask.models._presets import to_float
 FOLDER = os.environ.get("FASTMASK_BALLOON", "")
 
 
-def photographs(number: int, part: str = "val") -> dict[str, Tensor]:
-    """The first photographs [3, H, W] in [0, 1], by name."""
+def photos(number: int, part: str = "val") -> dict[str, Tensor]:
+    """The first photos [3, H, W] in [0, 1], by name."""
     if not FOLDER:
         pytest.skip("NO PHOTOGRAPHS: set FASTMASK_BALLOON to the folder of the balloon data set to run this test")
     paths = sorted(Path(FOLDER, part).glob("*.jpg"))[:number]
@@ -32,8 +32,8 @@ def photographs(number: int, part: str = "val") -> dict[str, Tensor]:
     return {path.name: to_float(read_image(path)) for path in paths}
 
 
-def test_photographs_in_both_precisions() -> None:
-    images = list(photographs(2).values())
+def test_photos_in_both_precisions() -> None:
+    images = list(photos(2).values())
     theirs, ours = slim_pair()
     with torch.no_grad():
         assert assert_matched(ours(images), theirs(images)) > 20
@@ -46,8 +46,8 @@ def test_photographs_in_both_precisions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
-def test_all_photographs_in_float32(name: str) -> None:
-    images = photographs(13)
+def test_all_photos_in_float32(name: str) -> None:
+    images = photos(13)
     theirs, ours = (
         library.models.get_model(name, weights=None, weights_backbone=None).eval()
         for library in (torchvision, fastmask)
@@ -56,20 +56,20 @@ def test_all_photographs_in_float32(name: str) -> None:
     ours.load_state_dict(theirs.state_dict())
     matched = total = 0.0
     with torch.no_grad():
-        for photograph, image in images.items():
+        for photo, image in images.items():
             (actual,), (expected,) = ours([image]), theirs([image])
             number = len(actual["boxes"]) + len(expected["boxes"])
-            assert number, photograph
+            assert number, photo
             share = matched_share(actual, expected)
-            print(f"{photograph}: {share:.4f} of {number // 2} detections")
+            print(f"{photo}: {share:.4f} of {number // 2} detections")
             matched, total = matched + share * number, total + number
     assert matched / total >= 0.99
 
 
 @pytest.mark.slow
-def test_all_photographs_in_float64() -> None:
+def test_all_photos_in_float64() -> None:
     """On the slim model, whose float64 is affordable."""
-    images = [image.double() for image in photographs(13).values()]
+    images = [image.double() for image in photos(13).values()]
     theirs, ours = (model.double() for model in slim_pair(min_size=400, max_size=600))
     with torch.no_grad():
         for image in images:
@@ -79,13 +79,13 @@ def test_all_photographs_in_float64() -> None:
 
 
 @pytest.mark.slow
-def test_the_fine_tuning_tutorial_on_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fine_tuning_tutorial_on_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's, with only the import and the learning rate changed: the COCO weights in the cache are random."""
     from fastmask.models.detection import maskrcnn_resnet50_fpn
     from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
     from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 
-    images = photographs(4, "train")
+    images = photos(4, "train")
     prefill(tmp_path, next(iter(images.values())))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     model = maskrcnn_resnet50_fpn(weights="DEFAULT", min_size=320)
@@ -114,7 +114,7 @@ def test_the_fine_tuning_tutorial_on_photographs(tmp_path: Path, monkeypatch: py
     assert history[-1] < 0.8 * history[0]
     model.eval()
     with torch.no_grad():
-        for image in photographs(2).values():
+        for image in photos(2).values():
             (prediction,) = model([image])
             assert sorted(prediction) == ["boxes", "labels", "masks", "scores"]
             assert prediction["masks"].shape == (len(prediction["boxes"]), 1, *image.shape[1:])
@@ -122,7 +122,7 @@ def test_the_fine_tuning_tutorial_on_photographs(tmp_path: Path, monkeypatch: py
 
 
 def balloons(name: str, image: Tensor) -> dict[str, Tensor]:
-    """The target of a training photograph: its polygons, as VIA wrote them."""
+    """The target of a training photo: its polygons, as VIA wrote them."""
     entries = json.loads(Path(FOLDER, "train", "via_region_data.json").read_text()).values()
     (regions,) = (entry["regions"] for entry in entries if entry["filename"] == name)
     masks = []

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 import torchvision
-from helpers.images import draw_picture
+from helpers.images import draw_image
 from helpers.slim import slim_model, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
@@ -20,12 +20,12 @@ SIZES = [(100, 140), (150, 90), (64, 128)]
 
 
 def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
-    """Pictures and targets, the first of which may have no objects."""
+    """Images and targets, the first of which may have no objects."""
     images, targets = [], []
     for i, (height, width) in enumerate(SIZES):
-        image, target = draw_picture(height, width)
+        image, target = draw_image(height, width)
         while len(target["labels"]) == 0:
-            image, target = draw_picture(height, width)
+            image, target = draw_image(height, width)
         if empty and i == 0:
             target = {key: value[:0] for key, value in target.items()}
         images.append(image.to(dtype))

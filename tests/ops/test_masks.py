@@ -109,7 +109,7 @@ def test_encode_masks_of_several_image_sizes() -> None:
 
 
 def test_encode_masks_that_need_more_room() -> None:
-    """Noise over a tall picture: more bytes than the usual mask's."""
+    """Noise over a tall image: more bytes than the usual mask's."""
     masks, boxes = torch.rand(2, 28, 28), torch.tensor([[0.0, 0, 300, 2000]] * 2)
     encoded = ops.encode_masks(masks, boxes, (2000, 300), threshold=0.5)
     assert min(len(rle["counts"]) for rle in encoded) > ops.masks.CAPACITY

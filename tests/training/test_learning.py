@@ -1,4 +1,4 @@
-"""That models learn: drawn pictures from scratch, and a few photographs by heart."""
+"""That models learn: synthetic images from scratch, and a few photos by heart."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from fastmask.demo import drawn_dataset, save_drawn
 
 SHAPES = ["--model", "maskrcnn_slim_fpn", "--weights", "none", "--device", "cpu", "--batch-size", "8"]
 SHAPES += ["--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine", "--warmup", "50", "--clip", "5"]
-PICTURES_A_MINUTE = 1350  # on two cores, nothing else running
+IMAGES_A_MINUTE = 1350  # on two cores, nothing else running
 
 
 def figures_of(folder: Path) -> dict[str, list[float]]:
@@ -21,8 +21,8 @@ def figures_of(folder: Path) -> dict[str, list[float]]:
 
 
 def learn_shapes(folder: Path, minutes: float, seed: int, validation: int) -> tuple[list[float], float]:
-    """Drawn pictures of 192 pixels, each seen once -> COCO's figures of masks, and minutes without evaluation."""
-    save_drawn(drawn_dataset(round(minutes * PICTURES_A_MINUTE), seed), folder / "set" / "train")
+    """Synthetic images of 192 pixels, each seen once -> COCO's figures of masks, and minutes without evaluation."""
+    save_drawn(drawn_dataset(round(minutes * IMAGES_A_MINUTE), seed), folder / "set" / "train")
     save_drawn(drawn_dataset(validation, seed + 1), folder / "set" / "val")
     start = time.perf_counter()
     options = ["--data-path", str(folder / "set"), "--out", str(folder / "out"), "--epochs", "1", "--seed", str(seed)]
@@ -39,8 +39,8 @@ def test_shapes_from_scratch(minutes: float, least: float, tmp_path: Path, seed:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photographs are not part of the repository")
-def test_four_photographs_by_heart(tmp_path: Path, seed: int) -> None:
+@pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
+def test_four_photos_by_heart(tmp_path: Path, seed: int) -> None:
     """The slim model overfits them."""
     balloons = read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / "train")
     four = balloons._replace(records=list(balloons.records)[:4])
@@ -50,5 +50,5 @@ def test_four_photographs_by_heart(tmp_path: Path, seed: int) -> None:
     options += ["--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine", "--clip", "5", "--min-size", "256"]
     assert main(["train", *options, "--flip", "0", "--seed", str(seed), "--out", str(tmp_path / "out")]) == 0
     figures = figures_of(tmp_path / "out")
-    print(f"\nfour photographs: box AP50 {figures['box'][1]:.3f}, mask AP50 {figures['mask'][1]:.3f}")
+    print(f"\nfour photos: box AP50 {figures['box'][1]:.3f}, mask AP50 {figures['mask'][1]:.3f}")
     assert figures["mask"][1] >= 0.9

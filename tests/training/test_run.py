@@ -29,7 +29,7 @@ NAMES = ["__background__", "ellipse", "triangle", "quadrilateral", "grain"]
 
 
 def made(folder: Path, seed: int, resume: bool = False, valid: bool = False, **options: Any) -> Run:
-    """Six drawn pictures, two at once: three steps an epoch."""
+    """Six synthetic images, two at once: three steps an epoch."""
     torch.manual_seed(seed)
     model = slim_model(fastmask, "BatchNorm2d", **SMALL)
     folder.mkdir(exist_ok=True)
@@ -133,8 +133,8 @@ def test_what_a_run_leaves(tmp_path: Path, seed: int) -> None:
         slim_model(library, "BatchNorm2d").load_state_dict(best["model"])
     load_checkpoint(slim_model(fastmask, "BatchNorm2d"), tmp_path / "last.pth")
     pytest.importorskip("matplotlib")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.width > 600
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width > 600
 
 
 class Poisoned(nn.Module):
@@ -203,7 +203,7 @@ def test_validation_is_looked_at_first(tmp_path: Path, seed: int) -> None:
 
 
 def test_gradients_that_are_not_finite(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """The pictures are named; the run stops, or goes on."""
+    """The images are named; the run stops, or goes on."""
     run = made(tmp_path / "stop", seed)
     run.step.learner = Poisoned(run.step.learner, 2)
     with pytest.raises(DivergedError, match=r"a gradient is not finite at step 1 .* with 00000\d.png, 00000\d.png:"):
@@ -226,9 +226,7 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, seed: int, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
     monkeypatch.setattr(run.step, "learner", full)
-    with pytest.raises(
-        MemoryError, match=r"pictures \[2, 3, 96, 96\] with up to \d+ objects need more memory than cpu"
-    ):
+    with pytest.raises(MemoryError, match=r"images \[2, 3, 96, 96\] with up to \d+ objects need more memory than cpu"):
         run.finish()
 
 
@@ -243,7 +241,7 @@ def environment() -> dict[str, str]:
 
 
 def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
-    """float64, gloo; pictures with other numbers of objects on each rank."""
+    """float64, gloo; images with other numbers of objects on each rank."""
     found = {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):

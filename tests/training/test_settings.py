@@ -8,7 +8,7 @@ from fastmask.training import Settings
 
 
 def test_rates() -> None:
-    """The paper's: 0.02 for 16 pictures, a tenth from two thirds on, a hundredth from eight ninths on."""
+    """The paper's: 0.02 for 16 images, a tenth from two thirds on, a hundredth from eight ninths on."""
     settings = Settings(12, 2, warmup=90)
     assert settings.top_rate(8) == pytest.approx(0.02)
     assert settings.top_rate(1) == pytest.approx(0.0025)

@@ -1,4 +1,4 @@
-"""The step: normalisation, optimizer, average, gradients that are not finite; static, without a graph break."""
+"""The step: normalization, optimizer, average, gradients that are not finite; static, without a graph break."""
 
 import copy
 

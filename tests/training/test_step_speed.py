@@ -27,7 +27,7 @@ def as_lists(seed: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 @pytest.mark.slow
 def test_step_is_faster_than_torchvisions(seed: int) -> None:
-    """Eight drawn pictures of 192 pixels, SGD; rounds in turns; medians."""
+    """Eight synthetic images of 192 pixels, SGD; rounds in turns; medians."""
     models = slim_pair("BatchNorm2d", min_size=192, max_size=320)
     images, targets = as_lists(seed)
     seconds: list[list[float]] = [[], []]

@@ -69,7 +69,7 @@ def test_from_a_file_to_better_weights(
     """From torchvision's weights, to a file that ``predict`` and ``evaluate`` take, with names of its own."""
     assert main(command(drawn, tmp_path / "out", "--weights", str(slim_file[0]), "--lr", "1e-9", *BOARD)) == 0
     printed = capsys.readouterr()
-    assert "4 pictures, 4 classes, 2 steps of 2 pictures on 1 x cpu, learning rate 1e-09" in printed.out
+    assert "4 images, 4 classes, 2 steps of 2 images on 1 x cpu, learning rate 1e-09" in printed.out
     assert "mask AP" in printed.out
     last = torch.load(tmp_path / "out" / "last.pth")
     assert last["categories"] == NAMES
@@ -103,7 +103,7 @@ def test_from_a_file_to_better_weights(
 def test_from_the_shipped_weights(
     scene: str, same: bool, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the same classes, all of them are loaded; of others, all but the predictors. So is the size of pictures."""
+    """Of the same classes, all of them are loaded; of others, all but the predictors. So is the size of images."""
     save_drawn(drawn_dataset(2, seed, (96, 128), scene), tmp_path / "set")
     options = [
         "--data-path",
@@ -182,21 +182,21 @@ def test_what_is_wrong_is_said(
     assert printed.err.count("\n") == 1
 
 
-def test_pictures_that_are_all_broken(
+def test_images_that_are_all_broken(
     drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for file in (drawn / "train" / "images").iterdir():
         file.write_bytes(b"torn")
     assert main(command(drawn, tmp_path / "out", "--weights", "none", "--workers", "1")) == 1
     printed = capsys.readouterr().err
-    assert "pictures in a row cannot be looked at" in printed
+    assert "images in a row cannot be looked at" in printed
     assert "Traceback" not in printed
 
 
 def test_a_run_that_must_stop(
     drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights that overflow: exit code 1, the pictures are named; no traceback."""
+    """Weights that overflow: exit code 1, the images are named; no traceback."""
     model = slim_model(fastmask)
     with torch.no_grad():
         model.roi_heads.box_head.fc6.weight.fill_(3e38)  # of every step, whether a mask is learned in it or not

@@ -26,7 +26,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     Args:
         backbone: padded images [B, 3, H, W] -> feature map, or feature maps by name, finest first.
         rpn, roi_heads: what finds and what names.
-        transform: what resizes, normalises and pads.
+        transform: what resizes, normalizes and pads.
 
     Source: torchvision/models/detection/generalized_rcnn.py.
     """
@@ -50,7 +50,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         """The static program: fixed shapes, no host sync, nothing data-dependent.
 
         Args:
-            pixels (Tensor[B, 3, H, W]): normalised and padded, as the transform makes them.
+            pixels (Tensor[B, 3, H, W]): normalized and padded, as the transform makes them.
             sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
             trim: on the CPU, where it costs nothing to look, leave out rows that are padding in every image.
 

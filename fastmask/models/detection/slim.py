@@ -1,4 +1,4 @@
-"""A Mask R-CNN of three million parameters, for small pictures, small data and CPUs."""
+"""A Mask R-CNN of three million parameters, for small images, small data and CPUs."""
 
 import os
 from collections import OrderedDict
@@ -60,11 +60,11 @@ def maskrcnn_slim_fpn(
     """Mask R-CNN with half a ResNet-10, norms and all trained, and a pyramid of 64 channels; not in torchvision.
 
     Args:
-        weights: "SHAPES_V1" (trained on drawn pictures, see :func:`fastmask.demo.draw_scene`), a file, or None.
+        weights: "SHAPES_V1" (trained on synthetic images, see :func:`fastmask.demo.draw_scene`), a file, or None.
         progress: show one.
         num_classes: background included; None: the weights', else COCO's 91.
         new_predictors: load all but the predictors.
-        kwargs: see :class:`MaskRCNN`; pictures are resized to 192 pixels by default.
+        kwargs: see :class:`MaskRCNN`; images are resized to 192 pixels by default.
     """
     trained = find_weights(MaskRCNN_Slim_FPN_Weights, weights)
     classes = classes_for(num_classes, trained, new_predictors)

@@ -1,4 +1,4 @@
-"""Resizing, normalising and padding of images, and the way back; torchvision.models.detection.transform's names."""
+"""Resizing, normalizing and padding of images, and the way back; torchvision.models.detection.transform's names."""
 
 import math
 from collections.abc import Sequence

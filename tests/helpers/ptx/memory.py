@@ -35,7 +35,7 @@ def _differ(old, new):
 
 
 class Space:
-    """What global and shared memory have in common. An access is of ``count`` neighbouring values of ``size`` bytes."""
+    """What global and shared memory have in common. An access is of ``count`` neighboring values of ``size`` bytes."""
 
     name: str
 
@@ -218,7 +218,7 @@ class Shared(Space):
 
     def check_read(self, threads, size, index, units):
         if self.run.options.races:
-            self.run.uninitialised += int((self.shadow.writer[units] == 0).sum()) * self.granule
+            self.run.uninitialized += int((self.shadow.writer[units] == 0).sum()) * self.granule
         if self.pending and self.in_flight[units].any():
             self.run.error(f"read of what cp.async still copies: {threads.line}")
 

@@ -36,7 +36,7 @@ class Run:
     longest: int = 0  # instructions of the longest warp
     barriers: int = 0
     divergent: int = 0  # times that a block was run with lanes of a warp missing
-    uninitialised: int = 0  # bytes read from shared memory that this CTA has not written
+    uninitialized: int = 0  # bytes read from shared memory that this CTA has not written
     opcodes: Counter[str] = dataclasses.field(default_factory=Counter)
     traffic: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The kernels as Triton compiles them, executed from their PTX: results, bounds, races, uninitialised reads, barriers.
+"""The kernels as Triton compiles them, executed from their PTX: results, bounds, races, uninitialized reads, barriers.
 
 `pytest -m "ptx and not slow"`: each case in two modes; with slow: in all. See helpers/ptx.
 """

@@ -274,7 +274,7 @@ def test_finds_access_out_of_bounds() -> None:
     assert "misaligned" in errors
 
 
-def test_finds_uninitialised_reads() -> None:
+def test_finds_uninitialized_reads() -> None:
     out = torch.empty(256)
     with launched(90, Options()) as runs:
         small_kernels.copy[(2,)](torch.empty(256), out, 256, BLOCK=128)
