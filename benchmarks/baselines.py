@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmask.benchmarks.cases.case import HAS_PYCOCOTOOLS
+from fastmask.benchmarks.case import HAS_PYCOCOTOOLS
 from fastmask.cocoapi import mask as coco
 from fastmask.data.records import runs_of
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmask._version import __version__
-from fastmask.benchmarks.cases.case import Case, Entry
+from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.device_time import measure_device_time
 from fastmask.kernels.tuning import values_on
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastmask.benchmarks.cases.case import Case, Entry
+from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.measure import Checked, checked, facts, name_of, rounds_of, said, turns, versions
 from fastmask.benchmarks.report import device_times
 from fastmask.benchmarks.results_io import groups, is_ours, where

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import fastmask
+from fastmask.benchmarks.case import Rule
 from fastmask.benchmarks.cases import nms as nms_cases, roi_align as roi_cases
-from fastmask.benchmarks.cases.case import Rule
 from fastmask.benchmarks.cases.model import comparable, half_rule
 from fastmask.benchmarks.inputs import IMAGE, blob_masks, textured
 from fastmask.evaluation.agreement import matched_share

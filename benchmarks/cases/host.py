@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastmask import ops
-from fastmask.benchmarks.cases.case import Case, Entry
+from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks, textured
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import Key, Samples

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, detectron2_paste, encode_pasted
-from fastmask.benchmarks.cases.case import HAS_PYCOCOTOOLS, HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_PYCOCOTOOLS, HAS_TORCHVISION, Case, Entry
 from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks
 from fastmask.kernels import reference
 from fastmask.kernels.paste import paste_masks_op

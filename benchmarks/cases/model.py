@@ -13,7 +13,7 @@ import fastmask
 from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
 from fastmask.benchmarks.calibrate import settle
-from fastmask.benchmarks.cases.case import HAS_TORCHVISION, Case, Entry, Rule
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry, Rule
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured
 from fastmask.evaluation.agreement import matched_share
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.benchmarks.cases.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
 from fastmask.benchmarks.inputs import IMAGE_SIZE, boxes_in, clustered_boxes
 from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.benchmarks.cases.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
 from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
 from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op

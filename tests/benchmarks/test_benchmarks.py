@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks import baselines, cases, measure, report, results_io, runner
+from fastmask.benchmarks.case import Case, Entry
 from fastmask.benchmarks.cases import CASES, masks, model, nms, roi_align
-from fastmask.benchmarks.cases.case import Case, Entry
 from fastmask.benchmarks.device_time import measure_device_time
 from fastmask.benchmarks.scaling import grown
 from fastmask.cli import main
