@@ -17,8 +17,8 @@ from fastmask.data.records import Record
 from fastmask.demo import drawn_dataset
 from fastmask.demo.comparison import comparison
 from fastmask.evaluation import evaluate
-from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.tables import as_json, as_text
+from fastmask.inference.coco_results import coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float

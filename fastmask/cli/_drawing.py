@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 from tqdm import tqdm
 
 from fastmask.cli._journal import Entries, Journal, Todo
-from fastmask.evaluation.coco_results import coco_results
 from fastmask.image_io import read_image
+from fastmask.inference.coco_results import coco_results
 from fastmask.inference.unpack import Found
 from fastmask.visualize import draw_detections, save_overlay
 

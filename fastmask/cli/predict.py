@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exported", "--onnx", type=Path, metavar="FILE", help="what fastmask export wrote, in place of --weights"
     )
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="[%(default)s]")
-    parser.add_argument("--no-images", action="store_true", help="write the results file only")
+    parser.add_argument("--no-overlays", action="store_true", help="write the results file only")
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run found")
 
 
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
             predictor, categories, settings = own.all_or_none(
                 lambda: make_exported_predictor(args, own) if args.exported else make_predictor(args, own)
             )
-            settings["images"] = not args.no_images
-            images = own.from_first(lambda: todo_of(paths, None if args.no_images else args.out))
+            settings["images"] = not args.no_overlays
+            images = own.from_first(lambda: todo_of(paths, None if args.no_overlays else args.out))
             number, todo = own.from_first(lambda: _journal.take_up(args.out, images, settings, args.restart))
             journal = own.all_or_none(lambda: _journal.Journal(args.out, number, own.rank, settings))
         except ValueError as error:
@@ -83,7 +83,7 @@ def concluded(args: argparse.Namespace, images: list[_journal.Todo], found: tupl
         print(f"fastmask predict: no image could be looked at: {args.out} stays as it was", file=sys.stderr)
         return 1
     _journal.finish(args.out, skipped > 0)
-    drawn = "" if args.no_images else f"{images[0].overlay if len(images) == 1 else args.out / f'*{MADE}'}, "
+    drawn = "" if args.no_overlays else f"{images[0].overlay if len(images) == 1 else args.out / f'*{MADE}'}, "
     number = f"{seen} images" if seen != 1 else "1 image"
     again = f" ({skipped} skipped, which the same command tries again)" if skipped else ""
     print(f"{detections} detections in {number}: {drawn}{args.out / _journal.RESULTS}{again}", flush=True)

@@ -9,10 +9,10 @@ from types import TracebackType
 
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.distributed import Ranks, ranks
-from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
 from fastmask.image_io import upright_size
+from fastmask.inference.coco_results import coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
 from fastmask.inference.unpack import Found

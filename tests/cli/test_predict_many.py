@@ -252,7 +252,7 @@ def test_two_ranks_give_the_union_of_one(
 def test_results_only(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> None:
     """Fixed sizes and batches have the same kind of answers."""
     out = tmp_path / "out"
-    assert main(arguments(slim_file, out, "--no-images", "--size", 128, 160, "--batch", 4, *images)) == 0
+    assert main(arguments(slim_file, out, "--no-overlays", "--size", 128, 160, "--batch", 4, *images)) == 0
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
     assert {entry["image_id"] for entry in results(out)} <= set(range(1, 15))
     for wrong, message in {

@@ -19,8 +19,8 @@ from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
 from fastmask.demo import CLASSES, drawn_dataset, save_drawn
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
-from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.run import ids_of
+from fastmask.inference.coco_results import coco_results
 
 NAMES = {"box": "bbox", "mask": "segm"}
 
