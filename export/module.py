@@ -14,6 +14,7 @@ from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import KnownAnchors, prepared
 from fastmask.ops.masks import paste_masks
+from fastmask.preprocess import normalize_padded
 from fastmask.structures import Detections
 
 MASKS = ("raw28", "paste")
@@ -65,7 +66,7 @@ class Deployed(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(model.transform, name), dtype=wide)
-            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, values, persistent=False)
         self.eval()
 
     def outputs(self) -> tuple[str, ...]:
@@ -84,8 +85,10 @@ class Deployed(nn.Module):
             count [B], and what ``more`` names.
         """
         height, width = (images.shape[1], images.shape[2]) if self.raw else (images.shape[2], images.shape[3])
-        pixels = self._normalized(images, sizes) if self.raw else images
-        found, more = self.detections(pixels.to(self.dtype), sizes)
+        if self.raw:
+            wide = images.to(self.image_mean.dtype)  # first of all: TensorRT takes uint8 nowhere else
+            images = normalize_padded(wide.permute(0, 3, 1, 2), sizes, self.image_mean, self.image_std)
+        found, more = self.detections(images.to(self.dtype), sizes)
         masks = found.masks
         if masks is None:
             return found.boxes, found.labels, found.scores, found.count, *more
@@ -97,13 +100,6 @@ class Deployed(nn.Module):
     def detections(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
         """What is found in normalized images, and outputs of the names in ``more``."""
         return self.model.infer(pixels, sizes), ()
-
-    def _normalized(self, images: Tensor, sizes: Tensor) -> Tensor:
-        pixels = images.to(self.image_mean.dtype).permute(0, 3, 1, 2) / 255
-        rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
-        columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        return torch.where(inside, (pixels - self.image_mean) / self.image_std, 0.0)
 
     def example(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """Inputs of a shape, or what stands for all of them; noise."""

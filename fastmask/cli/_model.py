@@ -89,5 +89,9 @@ def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, 
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
     settings = {name: getattr(args, name) for name in ("model", "score", "batch")}
     settings |= {"weights": args.weights, "file": state_of(Path(args.weights)), "device": device}
-    settings |= {"size": predictor.fitting.size, "dtype": str(predictor.dtype), "fastmask": __version__}
+    settings |= {
+        "size": predictor.size,
+        "dtype": str(predictor.dtype),
+        "fastmask": __version__,
+    }
     return predictor, categories, settings

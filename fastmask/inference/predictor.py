@@ -15,7 +15,6 @@ from torch import Tensor
 from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.inference.prefetch import ImageLike, batches
 from fastmask.inference.program import Program, Runner
-from fastmask.inference.resize import Fitting
 from fastmask.inference.unpack import Found, Pending, answers, forget_frames, naming_bytes
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
@@ -23,6 +22,7 @@ from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+from fastmask.preprocess import Resizer, Size
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
 BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
@@ -119,11 +119,20 @@ class Predictor:
             mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
-        self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
+        transform = ready.transform
+        self.resizer = Resizer(
+            transform.min_size[-1],
+            transform.max_size,
+            transform.size_divisible,
+            fixed_size=None if transform.fixed_size is None else (transform.fixed_size[1], transform.fixed_size[0]),
+            padded_size=None if size == "exact" else check_pair("size", size, 1),
+            transpose=True,
+        )
+        self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
         assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
         self.anchors: KnownAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
-            torch.tensor(values, device=self.device)[:, None, None]
+            torch.tensor(values, device=self.device)
             for values in (ready.transform.image_mean, ready.transform.image_std)
         )
         self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
@@ -218,10 +227,8 @@ class Predictor:
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
-        with (
-            tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, unchanged)) as chunks,
-        ):
+        chunks = batches(images, self.batch, self.resizer.choose_padded_size, ahead, pin, unchanged)
+        with tqdm(total=total, unit="img", disable=not progress) as bar, contextlib.closing(chunks):
             ended, failure = False, None
             while not ended:
                 launched: list[Pending | Exception] = []
@@ -265,7 +272,7 @@ class Predictor:
         """Put a batch on the device and start the program; its answer is on its way to the host."""
         originals = [(image.shape[1], image.shape[2]) for image in chunk]
         with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
-            shapes, size = self.fitting.batch(originals)
+            shapes, size = self.resizer.resize_batch(originals)
             if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
                 torch.cuda.current_stream().wait_event(self._last)
             wanted = self.program.elements_a_pixel * self.batch * size[0] * size[1] * self.dtype.itemsize
@@ -273,8 +280,7 @@ class Predictor:
                 runner = self._runner(size)
                 uploaded = [self._uploaded(image) for image in chunk]
                 heights, widths = map(list, zip(*shapes, strict=True))
-                mean, std = self._mean.flatten(), self._std.flatten()
-                preprocess_op(uploaded, heights, widths, mean, std, runner.inputs.pixels)
+                preprocess_op(uploaded, heights, widths, self._mean, self._std, runner.inputs.pixels)
                 runner.write_sizes(shapes, originals)
                 packed = runner.run()
             masks = None if self.masks == "soft" else packed.masks

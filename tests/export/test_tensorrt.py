@@ -18,6 +18,7 @@ from fastmask.export.parity import LEAST
 from fastmask.export.tensorrt.graph import problems
 from fastmask.export.tensorrt.module import best_of
 from fastmask.models import detection
+from fastmask.preprocess import normalize_padded
 from fastmask.structures import Candidates
 
 SIZE = (192, 224)
@@ -74,7 +75,7 @@ def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
 def candidates_of(bounded: ForTensorRT, images: Tensor, sizes: Tensor) -> Candidates:
     """All that NMS would choose from."""
     model = bounded.model
-    pixels = bounded._normalized(images, sizes)
+    pixels = normalize_padded(images.permute(0, 3, 1, 2), sizes, bounded.image_mean, bounded.image_std)
     features, scales = model.extract(pixels)
     proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
     logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
@@ -314,7 +315,7 @@ def test_engines_say_what_is_missing(
 ) -> None:
     from types import ModuleType
 
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(tmp_path / "none.onnx")]) == 2
     assert "cannot be run" in capsys.readouterr().err
@@ -330,7 +331,7 @@ def test_engines_say_what_is_missing(
 @pytest.mark.gpu
 def test_an_engine(written: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(written), "--save", str(tmp_path / "model.engine")]) == 0
     assert (tmp_path / "model.engine").stat().st_size > 0
