@@ -1,4 +1,4 @@
-"""What a file that was exported says of itself, and images made ready for it; whoever runs it."""
+"""An exported file, whoever runs it: its metadata, and preprocessing of images for it."""
 
 import abc
 import json
@@ -21,12 +21,12 @@ NEEDED = (
 )
 
 
-class Exported(abc.ABC):
+class ExportedModel(abc.ABC):
     """A file that ``fastmask export`` wrote, ready to run.
 
     Args:
         path: of the file.
-        told: its metadata, each value JSON; see :meth:`fastmask.export.Deployed.told`.
+        metadata: its metadata, each value JSON; see :meth:`fastmask.export.ExportableModel.metadata`.
 
     Raises:
         ValueError: something is missing there.
@@ -34,29 +34,29 @@ class Exported(abc.ABC):
 
     kind: str  # of the device that runs it
 
-    def __init__(self, path: str, told: Mapping[str, str]) -> None:
-        if any(name not in told for name in NEEDED):
-            raise ValueError(f"{path} must be a file made by fastmask export, got one that does not say so")
+    def __init__(self, path: str, metadata: Mapping[str, str]) -> None:
+        if any(name not in metadata for name in NEEDED):
+            raise ValueError(f"{path} must be a file made by fastmask export, got one without its metadata")
         self.path = path
-        self.told: dict[str, Any] = {name: json.loads(told[name]) for name in NEEDED}
-        self.raw = self.told["images"].startswith("uint8")
-        fixed = not self.told["dynamic"]
-        self.batch: int | None = self.told["batch"] if fixed else None
-        self.size: Size | None = tuple(self.told["size"]) if fixed else None
-        limits = (self.told[name] for name in ("min_size", "max_size", "size_divisible"))
+        self.metadata: dict[str, Any] = {name: json.loads(metadata[name]) for name in NEEDED}
+        self.raw = self.metadata["images"].startswith("uint8")
+        fixed = not self.metadata["dynamic"]
+        self.batch: int | None = self.metadata["batch"] if fixed else None
+        self.size: Size | None = tuple(self.metadata["size"]) if fixed else None
+        limits = (self.metadata[name] for name in ("min_size", "max_size", "size_divisible"))
         self.resizer = Resizer(*limits, padded_size=self.size)
 
     @abc.abstractmethod
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """Arrays as :meth:`fastmask.export.Deployed.forward` takes and gives tensors, by name."""
+        """Run the file on arrays; inputs and outputs are those of :meth:`fastmask.export.ExportableModel.forward`."""
 
     @torch.inference_mode()
-    def prepared(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
-        """Images [3, h, w], uint8 or in [0, 1] -> images and sizes as the file takes them."""
+    def preprocess(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
+        """Resize, normalize and pad images [3, h, w], uint8 or in [0, 1], into the file's inputs images and sizes."""
         if self.batch is not None and len(images) > self.batch:
             raise ValueError(f"images must be at most {self.batch}, got {len(images)}")
         shapes, padded_size = self.resizer.resize_batch([(image.shape[1], image.shape[2]) for image in images])
-        mean, std = (torch.tensor(self.told[name]) for name in ("image_mean", "image_std"))
+        mean, std = (torch.tensor(self.metadata[name]) for name in ("image_mean", "image_std"))
         pixels = [to_float(image.cpu()) for image in images]
         scaled = [image * 255 if self.raw else normalize(image, mean, std) for image in pixels]
         batch = pad([resize(image, size) for image, size in zip(scaled, shapes, strict=True)], padded_size, self.batch)
@@ -66,6 +66,6 @@ class Exported(abc.ABC):
         return batch.numpy(), sizes
 
 
-def cannot(path: str, error: Exception) -> str:
-    """What is said of a file that cannot be loaded or run."""
+def format_load_error(path: str, error: Exception) -> str:
+    """Format the error of a file that cannot be loaded or run."""
     return f"{path} cannot be run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

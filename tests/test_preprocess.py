@@ -13,14 +13,14 @@ import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
 from fastmask.data.records import Dataset, Object, Record
-from fastmask.export.exported import Exported
-from fastmask.export.module import Deployed, Shape
+from fastmask.export.exported import ExportedModel
+from fastmask.export.module import ExportableModel, Shape
 from fastmask.inference.predictor import Predictor
 from fastmask.preprocess import Resizer, compute_padded_size, compute_resized_size
 from fastmask.training.loss_module import Learner
 
 
-class NotRun(Exported):
+class NotRun(ExportedModel):
     """A file that is prepared for and never run."""
 
     kind = "cpu"
@@ -43,8 +43,8 @@ def prepare_in_four_ways(image: Image.Image, folder: Path) -> dict[str, tuple[Te
     assert runner.inputs.pixels.shape[2:] == size
     found["Predictor"] = (runner.inputs.pixels, runner.inputs.sizes[0].tolist())
 
-    file = NotRun("a file", Deployed(model).told(Shape(1, 128, 160, dynamic=True), None))
-    inputs, sizes = file.prepared([pixels])
+    file = NotRun("a file", ExportableModel(model).format_metadata(Shape(1, 128, 160, dynamic=True), None))
+    inputs, sizes = file.preprocess([pixels])
     found["exported file"] = (torch.from_numpy(inputs), sizes[0].tolist())
 
     image.save(folder / "one.png")

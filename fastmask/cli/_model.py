@@ -72,7 +72,11 @@ def make_exported_predictor(
         raise ValueError(str(error)) from error
     settings = {"exported": str(args.exported), "file": state_of(args.exported), "fastmask": __version__}
     settings["device"] = predictor.session.kind
-    return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": predictor.batch}
+    return (
+        predictor,
+        predictor.session.metadata["categories"],
+        settings | {"score": args.score, "batch": predictor.batch},
+    )
 
 
 def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":

@@ -47,7 +47,7 @@ class Packed(LazyRecords):
 class Samples(TorchDataset[Sample]):
     """Records, looked at in a way that depends on the seed, the epoch and the record alone.
 
-    An image that cannot be looked at is replaced by the next one that can, and named in ``problem``.
+    An image that cannot be read is replaced by the next one that can, and named in ``problem``.
 
     Args:
         records: the images.
@@ -101,7 +101,7 @@ class Samples(TorchDataset[Sample]):
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 problem = problem or str(error)
-        raise ValueError(f"{TRIES} images in a row cannot be looked at; the first one: {problem}")
+        raise ValueError(f"{TRIES} images in a row cannot be read; the first one: {problem}")
 
     def file(self, place: int) -> Path:
         """Of the image at a place in the data set."""
