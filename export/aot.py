@@ -109,15 +109,15 @@ class AOTPackage(ExportedModel):
             if not 0 < actual <= limit or actual % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} in [{unit}, {limit}], got {actual}")
         try:
-            found = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
+            outputs = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
         except RuntimeError as error:
             raise ValueError(format_load_error(self.path, error)) from error
-        return dict(zip(self.metadata["outputs"], found, strict=True))
+        return dict(zip(self.metadata["outputs"], outputs, strict=True))
 
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
         """See :meth:`ExportedModel.__call__`."""
-        found = self.run(torch.from_numpy(images), torch.from_numpy(sizes))
-        return {name: values.cpu().numpy() for name, values in found.items()}
+        outputs = self.run(torch.from_numpy(images), torch.from_numpy(sizes))
+        return {name: values.cpu().numpy() for name, values in outputs.items()}
 
 
 def describe_ops() -> str:

@@ -121,8 +121,8 @@ class ExportableModel(nn.Module):
     @torch.no_grad()
     def predict_arrays(self, images: NDArray[Any], sizes: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Run :meth:`forward` on arrays; outputs by name, as arrays."""
-        found = self(*(torch.from_numpy(values).to(self.image_mean.device) for values in (images, sizes)))
-        return {name: values.cpu().numpy() for name, values in zip(self.outputs(), found, strict=True)}
+        outputs = self(*(torch.from_numpy(values).to(self.image_mean.device) for values in (images, sizes)))
+        return {name: values.cpu().numpy() for name, values in zip(self.outputs(), outputs, strict=True)}
 
     def dynamic_shapes(self) -> tuple[dict[int, object], dict[int, object]]:
         """Dimensions that vary, for ``torch.export``: the batch, and sides in multiples of the padding."""

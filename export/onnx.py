@@ -51,7 +51,7 @@ def write_onnx(
     import onnx
 
     from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
-    from fastmask.export.tensorrt.graph import problems, rewrite
+    from fastmask.export.tensorrt.graph import find_problems, rewrite
 
     for_tensorrt = isinstance(exportable, TensorRTExportableModel)
     exportable.check(shape)
@@ -89,23 +89,24 @@ def write_onnx(
     refused = operators.keys() & set(FORBIDDEN)
     if refused or others:
         raise ValueError(f"the graph must have standard operators without control flow, got {refused or others}")
-    wrong = problems(model) if for_tensorrt else []
-    if wrong:
-        raise ValueError(f"TensorRT refuses the graph: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+    problems = find_problems(model) if for_tensorrt else []
+    if problems:
+        more = " ..." if len(problems) > 3 else ""
+        raise ValueError(f"TensorRT refuses the graph: {'; '.join(problems[:3])}{more}")
     onnx.save(model, path)
     return OnnxSummary(sum(operators.values()), path.stat().st_size, opset, operators)
 
 
 def count_operators(model: Any) -> dict[str, int]:
     """Count the operators of a model, the most frequent first, those of functions and branches included."""
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     graphs = [model.graph, *model.functions]
     while graphs:
         for node in graphs.pop().node:
-            found[node.op_type] += 1
+            counts[node.op_type] += 1
             for attribute in node.attribute:
                 graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return dict(found.most_common())
+    return dict(counts.most_common())
 
 
 @contextlib.contextmanager

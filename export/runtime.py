@@ -41,10 +41,10 @@ class OnnxSession(ExportedModel):
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
         """See :meth:`ExportedModel.__call__`."""
         try:
-            found = self.session.run(None, dict(zip(INPUTS, (images, sizes), strict=True)))
+            outputs = self.session.run(None, dict(zip(INPUTS, (images, sizes), strict=True)))
         except Exception as error:  # its own kinds
             raise ValueError(format_load_error(self.path, error)) from error
-        return dict(zip(self.metadata["outputs"], found, strict=True))
+        return dict(zip(self.metadata["outputs"], outputs, strict=True))
 
 
 def import_runtime() -> Any:

@@ -124,7 +124,7 @@ def import_with_plugins() -> tuple[Any, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0; 1 if the engine does not answer as ONNX Runtime does; 2 if something is wrong."""
+    """Exit code 0; 1 if too few detections match those of ONNX Runtime; 2 if an argument is wrong."""
     parser = argparse.ArgumentParser(prog="python -m fastmask.export.tensorrt.engine", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.onnx", help="of fastmask export --target tensorrt")
     parser.add_argument("--save", type=Path, metavar="FILE.engine", help="where to keep the engine, if it is right")
@@ -140,11 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"TensorRT {trt.__version__}, {torch.cuda.get_device_name()}: building takes minutes", flush=True)
         plan = build(args.file, args.tf32)
         engine = TensorRTEngine(args.file, plan)
-        found = compare_outputs(session, engine, synthetic_images(tuple(engine.metadata["size"])))
-        print(format_parity(found, "TensorRT"))
-        least = MIN_SHARE[getattr(torch, engine.metadata["dtype"])]
-        if not found.detections or found.share < least:
-            print(f"fastmask.export.tensorrt.engine: {least:.0%} of them, and any at all, must match", file=sys.stderr)
+        parity = compare_outputs(session, engine, synthetic_images(tuple(engine.metadata["size"])))
+        print(format_parity(parity, "TensorRT"))
+        min_share = MIN_SHARE[getattr(torch, engine.metadata["dtype"])]
+        if not parity.detections or parity.share < min_share:
+            print(
+                f"fastmask.export.tensorrt.engine: {min_share:.0%} of them, and any at all, must match", file=sys.stderr
+            )
             return 1
         precision = "TF32" if args.tf32 else engine.metadata["dtype"]
         print(f"{engine.measure_milliseconds():.2f} ms for {engine.batch} images of {engine.size}, {precision}")

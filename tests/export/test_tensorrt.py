@@ -15,7 +15,7 @@ from fastmask.cli import main
 from fastmask.demo import draw_scene
 from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.export.parity import MIN_SHARE
-from fastmask.export.tensorrt.graph import problems
+from fastmask.export.tensorrt.graph import find_problems
 from fastmask.export.tensorrt.module import best_of
 from fastmask.models import detection
 from fastmask.preprocess import normalize_padded
@@ -286,9 +286,9 @@ def new_opset(graph: Graph) -> None:
     ],
 )
 def test_the_table_refuses(graph: Graph, plant: Callable[[Graph], None], message: str) -> None:
-    assert problems(graph) == []
+    assert find_problems(graph) == []
     plant(graph)
-    found = problems(graph)
+    found = find_problems(graph)
     assert any(message in one for one in found), found
 
 
