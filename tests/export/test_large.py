@@ -27,7 +27,7 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
     settle(model, images)
     with torch.no_grad():
         found = model.detect(images)
-    scores = torch.cat([one["scores"] for one in found]).sort(descending=True).values
+    scores = torch.cat([prediction["scores"] for prediction in found]).sort(descending=True).values
     assert len(scores) > 20
     gap = 5 + int((scores[5:20] - scores[6:21]).argmax())  # far from every score, as they differ by rounding
     few = float(scores[gap] + scores[gap + 1]) / 2
@@ -37,11 +37,11 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         written = write_onnx(exportable, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
         assert written.nodes < MOST[dynamic]
         session = OnnxSession(tmp_path / "model.onnx")
-        told = compare_outputs(exportable.predict_arrays, session, images)
-        print(f"\n{name}, {written.nodes} nodes, {told}")
-        assert told.share >= MIN_SHARE[torch.float32]
-        assert (told.detections > 0) == (most > 0)
-        assert told.detections <= most
+        parity = compare_outputs(exportable.predict_arrays, session, images)
+        print(f"\n{name}, {written.nodes} nodes, {parity}")
+        assert parity.share >= MIN_SHARE[torch.float32]
+        assert (parity.detections > 0) == (most > 0)
+        assert parity.detections <= most
         assert session.batch == (None if dynamic else batch)
 
 
@@ -54,7 +54,7 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     settle(model, images)
     written = write_onnx(TensorRTExportableModel(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
-    told = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)
-    print(f"\n{name}, {written.nodes} nodes, {told}")
-    assert told.share >= MIN_SHARE[torch.float32]
-    assert told.detections > 0
+    parity = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)
+    print(f"\n{name}, {written.nodes} nodes, {parity}")
+    assert parity.share >= MIN_SHARE[torch.float32]
+    assert parity.detections > 0
