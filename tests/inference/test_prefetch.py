@@ -181,7 +181,7 @@ def test_images_that_cannot_be_looked_at(
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
-    """With errors="yield", images that cannot be read have an error in the place of a prediction, and the rest go on."""
+    """With errors="yield", an image that cannot be read has an error in its place, and the rest go on."""
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n")
     strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
