@@ -11,7 +11,7 @@ RPN_LOGIT = 8.0  # the largest: no sigmoid may reach 1.0, since tied scores make
 CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no softmax reaches 1.0
 
 
-def settle(model: Any, images: Sequence[Tensor]) -> None:
+def calibrate(model: Any, images: Sequence[Tensor]) -> None:
     """Give an R-CNN what trained ones have: norms with the statistics of images, features of about 1, predictors
     that decide, and masks that fill most of their boxes.
 

@@ -17,7 +17,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from fastmask.benchmarks.cases.model import settled_model
+from fastmask.benchmarks.cases.model import calibrated_model
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.inference.predictor import Predictor
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     device = with_index(torch.device(args.device))
     result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds", "finished": False}
-    model = settled_model("fastmask", device)
+    model = calibrated_model("fastmask", device)
     generator = torch.Generator().manual_seed(0)
     for batch in args.batch:
         images = [(textured(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]

@@ -88,7 +88,7 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def staged(
+def time_stages(
     program: Program, inputs: Inputs, rounds: int, save: Callable[[dict[str, float]], None] = lambda _: None
 ) -> tuple[dict[str, float], float]:
     """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own.

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import fastmask
-from fastmask.benchmarks.cases.model import settled_model
+from fastmask.benchmarks.cases.model import calibrated_model
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
-from fastmask.benchmarks.stages import Stage, milliseconds, staged
+from fastmask.benchmarks.stages import Stage, milliseconds, time_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import choose_fuse, prepared
@@ -63,7 +63,7 @@ def selections(device: torch.device) -> dict[str, Stage]:
 
 @torch.inference_mode()
 def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
-    """The times of one image of 800 x 1333 pixels, R50-FPN with settled weights, RLE out.
+    """The times of one image of 800 x 1333 pixels, R50-FPN with calibrated weights, RLE out.
 
     ``save`` is given the result whenever more of it is known; only the last one says ``"finished": True``.
     """
@@ -75,13 +75,13 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
         times[kind] |= values
         save(result)
 
-    model = settled_model("fastmask", device)
+    model = calibrated_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     image = (textured(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
-    parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))
+    parts, whole = time_stages(program, inputs, rounds, functools.partial(add, "stages"))
     add("stages", parts)
     add("whole", {"program": whole})
     for choices in (functools.partial(selections, device), functools.partial(calls, model, image, dtype)):

@@ -1,9 +1,9 @@
-"""``fastmask tune``'s work: time each choice of each knob beside the default, and keep what is the same and faster.
+"""``fastmask tune``: time each choice of each knob beside the default, and keep the fastest one that matches it.
 
-A choice is believed only after its result agrees with the default's (tune_cases.rule_of). Both are then timed in turns,
-so that a clock that drifts drifts for both. It is kept if it is faster by MARGIN on a workload, with quartiles that
-do not overlap, and slower on none; of several, the fastest. Values that are kept are in force while later knobs are
-timed. The file is replaced as a whole after each knob, so one that is read is never half written.
+A choice is timed only after its result matches the default's (tune_cases.choose_check). Both are then timed in turns,
+so that clock drift affects both alike. A choice is accepted if it is faster by MARGIN on some workload, with disjoint
+quartiles, and slower on none; of several, the fastest. Accepted values are in force while later knobs are timed. The
+file is replaced atomically after each knob, so a reader never sees half of it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fastmask.benchmarks.device_time import capture_calls, time_replays
 from fastmask.benchmarks.measure import said, seconds_of, versions
-from fastmask.benchmarks.tune_cases import WORKLOADS, Build, Shapes, Workload, rule_of
+from fastmask.benchmarks.tune_cases import WORKLOADS, Build, Shapes, Workload, choose_check
 from fastmask.kernels import tuning
 from fastmask.kernels.knobs import Knob, Value, name_at
 
@@ -113,7 +113,7 @@ def tune(
                 continue
             if outcome.kept is not None:
                 values[full] = outcome.kept.value
-            save(path, name, outcome, shapes)
+            save_outcome(path, name, outcome, shapes)
     return outcomes
 
 
@@ -127,7 +127,7 @@ def tune_knob(
     """Try a knob's choices; ``values`` are in force beside them. Raises what the default raises."""
     if not workloads:
         return Outcome(name, knob.default, [], None, "there is nothing to time it on")
-    rule, expected, defaults = rule_of(knob), [], []
+    rule, expected, defaults = choose_check(knob), [], []
     with tuning.overridden(device, values):
         for workload in workloads:
             run = workload.make()
@@ -201,7 +201,7 @@ def _known(path: Path, name: str) -> dict[str, Any]:
     return tuning.read_values(path, name)[0] if path.exists() else {}
 
 
-def save(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> None:
+def save_outcome(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> None:
     """Put a knob's outcome into the file, beside what is there by now."""
     found = tuning.read_tuning(path, name) if path.exists() else {"values": {}, "measured": {}}
     values, measured = dict(found["values"]), dict(found.get("measured", {}))

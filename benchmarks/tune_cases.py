@@ -149,7 +149,7 @@ WORKLOADS: dict[str, Build] = {
 } | {"predictor": predictor}
 
 
-def rule_of(knob: Knob) -> Rule:
+def choose_check(knob: Knob) -> Rule:
     """What a choice's results must have in common with the default's: all bits, or all but those of rounding."""
     if knob.name in RULES:
         return RULES[knob.name]

@@ -12,7 +12,7 @@ from torch import Tensor
 import fastmask
 from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry, Rule
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured
 from fastmask.evaluation.agreement import matched_share
@@ -21,8 +21,8 @@ ROUNDS = 5
 
 
 @functools.cache
-def settled_model(library: str, device: torch.device) -> Any:
-    """R50-FPN in eval mode, its weights settled, as trained ones are not to be had; the same of both libraries."""
+def calibrated_model(library: str, device: torch.device) -> Any:
+    """R50-FPN in eval mode, its weights calibrated, as trained ones are not to be had; the same of both libraries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {"weights": None, "weights_backbone": None}
@@ -30,10 +30,10 @@ def settled_model(library: str, device: torch.device) -> Any:
             import torchvision
 
             model = torchvision.models.get_model("maskrcnn_resnet50_fpn", **options)
-            model.load_state_dict(settled_model("fastmask", torch.device("cpu")).state_dict())
+            model.load_state_dict(calibrated_model("fastmask", torch.device("cpu")).state_dict())
         else:
             model = models.get_model("maskrcnn_resnet50_fpn", **options).eval()
-            settle(model, [textured(torch.Generator().manual_seed(0), IMAGE_SIZE)])
+            calibrate(model, [textured(torch.Generator().manual_seed(0), IMAGE_SIZE)])
     return model.eval().to(device)
 
 
@@ -68,14 +68,14 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
     providers: dict[str, Callable[[], Any]] = {}
     rules: dict[str, Rule] = {}
     if HAS_TORCHVISION:
-        theirs = settled_model("torchvision", device)
+        theirs = calibrated_model("torchvision", device)
         providers["torchvision"] = runner(theirs)
         providers["torchvision at its best"] = runner(channels_last(device), autocast=on_cuda)
         if on_cuda:
             providers["torchvision compiled"] = runner(compiled(device))
             rules["torchvision at its best"] = half_rule
     if not rle:
-        providers["fastmask"] = runner(settled_model("fastmask", device))
+        providers["fastmask"] = runner(calibrated_model("fastmask", device))
     for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
         name = f"fastmask Predictor, {str(dtype).removeprefix('torch.')}"
         providers[name] = predicting(device, batch, dtype, rle, images)
@@ -99,18 +99,18 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
 
 @functools.cache
 def channels_last(device: torch.device) -> Any:
-    return copy.deepcopy(settled_model("torchvision", device)).to(memory_format=torch.channels_last)
+    return copy.deepcopy(calibrated_model("torchvision", device)).to(memory_format=torch.channels_last)
 
 
 @functools.cache
 def compiled(device: torch.device) -> Any:
-    return torch.compile(settled_model("torchvision", device))
+    return torch.compile(calibrated_model("torchvision", device))
 
 
 @functools.cache
 def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, tf32: bool) -> fastmask.Predictor:
     """A Predictor for all sets of inputs; ``tf32``: what its graphs are captured with."""
-    return fastmask.Predictor(settled_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
+    return fastmask.Predictor(calibrated_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
 
 
 def predicting(
@@ -185,15 +185,15 @@ def training(
     library: str, device: torch.device, size: tuple[int, int], frozen: bool
 ) -> tuple[Any, torch.optim.Optimizer]:
     """A model in training mode and its optimizer, for all sets of inputs; steps so small that it stays what it is."""
-    model = copy.deepcopy(settled_model(library, device))
+    model = copy.deepcopy(calibrated_model(library, device))
     if frozen:
         detection = importlib.import_module(f"{library}.models.detection")
         backbone = detection.backbone_utils.resnet_fpn_backbone(
             backbone_name="resnet50", weights=None, trainable_layers=3
         )
-        settled = model.state_dict()
+        calibrated = model.state_dict()
         model = detection.MaskRCNN(backbone, 91).to(device)
-        model.load_state_dict(settled)
+        model.load_state_dict(calibrated)
     model.train()
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     parameters = [values for values in model.parameters() if values.requires_grad]

@@ -15,7 +15,7 @@ from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
 from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 
 GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
 SAMPLE = 4  # RoIs that are compared with the literal reference
@@ -104,7 +104,7 @@ def roi_align(
         calls.append((multilevel_roi_align_op, forward_args))
     if way != "forward":
         calls.append((multilevel_roi_align_backward_op, backward_args))
-    moved = sum(least_bytes(op, *args) for op, args in calls)
+    moved = sum(min_bytes(op, *args) for op, args in calls)
 
     def run_ops() -> list[Any]:
         return [op(*args) for op, args in calls]
@@ -138,7 +138,7 @@ def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500
     inputs = f"P3 of {IMAGE} x 256 float32, {num} RoIs, 7 x 7"
     args = (features, rois_of_images(boxes), 0.125, 7, 7)
     capturable = {"fastmask": lambda: roi_pool_op(*args)[0]}
-    return Case(providers, agree, inputs, least_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
+    return Case(providers, agree, inputs, min_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
 
 
 def entry(*, chosen: bool = True, rois: int | None = None, images: int | None = None, **options: Any) -> Entry:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace, device: Any) -> Any:
     if args.weights == "synthetic" and args.model == "maskrcnn_resnet50_fpn":
-        from fastmask.benchmarks.cases.model import settled_model
+        from fastmask.benchmarks.cases.model import calibrated_model
 
-        return settled_model("fastmask", device)
+        return calibrated_model("fastmask", device)
     return load_model(args.model, args.weights, str(device), args.score)[0]

@@ -192,7 +192,7 @@ def test_writers_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     outcomes = [
         Outcome(name, 1, [], Trial(KNOBS[name].choices[0], {}, "")) for name in ("paste.programs", "nms.splits")
     ]
-    tune.save(path, "cpu", outcomes[0], SMALL)
+    tune.save_outcome(path, "cpu", outcomes[0], SMALL)
 
     def read() -> None:
         while not stop.is_set():
@@ -203,7 +203,7 @@ def test_writers_at_once_leave_a_whole_file(tmp_path: Path) -> None:
 
     def write(outcome: Outcome) -> None:
         for _ in range(30):
-            tune.save(path, "cpu", outcome, SMALL)
+            tune.save_outcome(path, "cpu", outcome, SMALL)
 
     reader = threading.Thread(target=read)
     writers = [threading.Thread(target=write, args=(outcome,)) for outcome in outcomes]
@@ -232,7 +232,7 @@ def test_another_devices_file_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_rules() -> None:
-    exact, rounded = tune_cases.rule_of(PROGRAMS), tune_cases.rule_of(KNOBS["roi_align_backward.tile"])
+    exact, rounded = tune_cases.choose_check(PROGRAMS), tune_cases.choose_check(KNOBS["roi_align_backward.tile"])
     one = torch.rand(50) + 1
     exact([one, (one,)], [one.clone(), (one,)])
     with pytest.raises(AssertionError, match="1 of 50 elements differ"):
@@ -254,7 +254,7 @@ def test_workloads_run(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (knob, *_) = [knob for knob in KNOBS.values() if knob.op == op]
     for workload in built:
         run = workload.make()
-        tune_cases.rule_of(knob)(run(), run())
+        tune_cases.choose_check(knob)(run(), run())
     assert tune_cases.WORKLOADS[op].__doc__
 
 

@@ -81,7 +81,7 @@ def test_env_and_bench_say_what_is_in_use(
         return (line for line in capsys.readouterr().out.splitlines() if line.startswith("tuning "))
 
     assert [*lines()] == ["tuning         cpu: defaults: FASTMASK_TUNING is off"]
-    tune.save(path, "cpu", Outcome("paste.programs", 4096, [], Trial(16384, {}, "")), Shapes())
+    tune.save_outcome(path, "cpu", Outcome("paste.programs", 4096, [], Trial(16384, {}, "")), Shapes())
     monkeypatch.setenv("FASTMASK_TUNING", str(path))
     assert [*lines()] == [f"tuning         cpu: paste.programs 16384, from {path}"]
     monkeypatch.delenv("FASTMASK_TUNING")
