@@ -21,7 +21,7 @@ from torch import Tensor
 from fastmask.benchmarks.cases import nms, roi_align
 from fastmask.benchmarks.device_time import time_graph
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, STRIDES, blob_masks
-from fastmask.benchmarks.measure import name_of, said, versions
+from fastmask.benchmarks.measure import format_error, name_of, versions
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.fallback.stem import arrange_weight
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
@@ -173,7 +173,7 @@ CASES = {
 
 
 @contextmanager
-def constants(module: Any, values: dict[str, Any]) -> Iterator[None]:
+def override_constants(module: Any, values: dict[str, Any]) -> Iterator[None]:
     """Other constants of a module; launches that it keeps are made anew."""
     kept = [one for one in vars(module).values() if hasattr(one, "cache_clear")]
     try:
@@ -206,13 +206,13 @@ def try_case(case: Alternatives, batch: int, device: torch.device, timer: Callab
     for choice in case.choices:
         words = ", ".join(f"{name} {value}" for name, value in choice.items())
         try:
-            with constants(module, choice):
+            with override_constants(module, choice):
                 check_equal(run(), expected)
                 found[words] = round(1e6 * timer(run), 2)
         except AssertionError as error:
             found[words] = f"disagrees: {' '.join(str(error).split())[:120]}"
         except Exception as error:  # such as too much shared memory: the next one may fit
-            found[words] = f"fails: {said(error)}"
+            found[words] = f"fails: {format_error(error)}"
     return found
 
 
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None, timer: Callable[[Run], float] = time
                 try:
                     found: dict[str, Any] = try_case(case, batch, device, timer)
                 except Exception as error:  # of the default; other kernels go on
-                    found = {"default": f"fails: {said(error)}"}
+                    found = {"default": f"fails: {format_error(error)}"}
                 result[f"{name}, batch {batch}"] = found
                 args.file.write_text(json.dumps(result, indent=1))
                 print(

@@ -31,7 +31,7 @@ SORT_STEPS = 25  # of a block that sorts about a thousand pairs, in steps of tha
 # views are told by their schemas; these launch nothing either
 FREE = ("_unsafe_view", "device", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
 LOOKUPS = ("gather", "index", "index_select")  # which read of their input what they give
-WAITS = ("_local_scalar_dense", "nonzero", "equal")
+SYNCS = ("_local_scalar_dense", "nonzero", "equal")
 
 
 class Kernel(NamedTuple):
@@ -104,7 +104,7 @@ def _topk(name: str, args: Sequence[Any], moved: float) -> list[Kernel]:
     values, number = args[0], args[1]
     row = values.shape[-1]
     bits = values.element_size() * 8
-    if spreads(values.numel() // max(row, 1), row):
+    if uses_several_blocks(values.numel() // max(row, 1), row):
         small, read = Kernel(name, OTHER, 0), Kernel(name, OTHER, extent(values))
         # memsets and a fill; counts, sums and what is within k of each pass; two scans of two kernels; the selection
         kernels = [small] * 3 + [read, small, small] * (bits // RADIX_BITS) + [small] * 5 + [read]
@@ -119,7 +119,7 @@ def _sort_steps(number: int) -> int:
     return -(-SORT_STEPS * number // BLOCK_THREADS)
 
 
-def spreads(rows: int, row: int) -> bool:
+def uses_several_blocks(rows: int, row: int) -> bool:
     """Whether ATen's topk uses several blocks for each row: should_use_multiblock of TensorTopK.cu."""
     most_rows = (20, 40, 80, 199, 799, 4000)
     least = (20_000, 10_000, 8_000, 5_000, 3_000, 800, 400)

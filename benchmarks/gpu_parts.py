@@ -27,14 +27,14 @@ from typing import IO, Any, NamedTuple
 from xml.etree import ElementTree
 
 CALL = 570  # seconds of all parts of one call
-LEAST = 20  # seconds without which no part is begun
+MIN_SECONDS = 20  # seconds without which no part is begun
 GRACE = 15  # seconds to write down what there is, once a part's time is over
 WORKERS = 14  # of pytest: kernels compile on a core each; 735 tests took 114 seconds beside an H200
 TOOLS = ("memcheck", "initcheck", "racecheck")
 
 
 class Setting(NamedTuple):
-    """What a part is told."""
+    """What a part is outcomes."""
 
     folder: Path
     device: str
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="benchmarks/run_gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    usual = [name for name in PARTS if name not in ASKED_FOR]
+    usual = [name for name in PARTS if name not in ON_REQUEST]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none: {', '.join(usual)}")
     parser.add_argument("--again", action="store_true", help="what is finished as well")
     parser.add_argument("--full", action="store_true", help="the whole matrix of the benchmarks")
@@ -76,22 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with (setting.folder / "log.txt").open("a") as log:
         if not args.parts:
             tee([sys.executable, "-m", "fastmask", "env"], 60, log)
-        told = {name: run_part(name, setting, end, len(names) == 1, log) for name in names}
-        lines = ["", *(f"{name:14} {text}" for name, (_, text) in told.items())]
-        say("\n".join(lines), log)
-    return 0 if all(good for good, _ in told.values()) else 1
+        outcomes = {name: run_part(name, setting, end, len(names) == 1, log) for name in names}
+        lines = ["", *(f"{name:14} {text}" for name, (_, text) in outcomes.items())]
+        print_and_log("\n".join(lines), log)
+    return 0 if all(good for good, _ in outcomes.values()) else 1
 
 
 def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str]) -> tuple[bool, str]:
     """Whether all is well, and what became of it."""
     part, left = PARTS[name], end - time.monotonic()
-    if not setting.again and (found := outcome(part, setting))[0]:
+    if not setting.again and (found := read_outcome(part, setting))[0]:
         return not found[1], f"finished before{found[1]}"
-    if left < LEAST:
+    if left < MIN_SECONDS:
         return False, f"not begun: {max(left, 0):.0f} seconds are left; call again"
     begun = time.monotonic()
     limit = min(float(setting.environment.get("LIMIT", left if alone else part.limit)), left)
-    say(f"\n== {name}, at most {limit:.0f} seconds, {time.strftime('%H:%M:%S')}", log)
+    print_and_log(f"\n== {name}, at most {limit:.0f} seconds, {time.strftime('%H:%M:%S')}", log)
     if name in TOOLS and shutil.which("compute-sanitizer") is None:
         write_section(setting, part, {"skipped": "compute-sanitizer is not installed", "finished": True})
         return True, "skipped: compute-sanitizer is not installed"
@@ -104,14 +104,14 @@ def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str])
         variables["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
     status = tee(part.command(setting, limit), limit, log, variables)
     part.finish(setting, status)
-    finished, bad = outcome(part, setting)
+    finished, bad = read_outcome(part, setting)
     text = f"{(time.monotonic() - begun) / 60:.1f} min, {'finished' if finished else 'cut'}{bad}"
     return finished and not bad and status == 0, text + (f", exit code {status}" if status else "")
 
 
-def outcome(part: Part, setting: Setting) -> tuple[bool, str]:
+def read_outcome(part: Part, setting: Setting) -> tuple[bool, str]:
     """Whether its JSON is finished, and what is wrong in it."""
-    content = read(setting.folder / part.file)
+    content = read_json(setting.folder / part.file)
     if part.section is not None:
         content = content.get(part.section, {})
     results = list(content.values()) if part.file == "timeline.json" else [content]  # one of each type
@@ -132,7 +132,7 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
         stderr=subprocess.STDOUT,
         env=environment,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=reset_sigint,
     )
     assert process.stdout is not None
     try:
@@ -150,7 +150,7 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
                     if not text:
                         status = process.wait(timeout=GRACE)
                         break
-                    say(text.decode(errors="replace"), log, end="")
+                    print_and_log(text.decode(errors="replace"), log, end="")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and workers that it left
@@ -158,17 +158,17 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
     return None if hurried else status
 
 
-def listen() -> None:
+def reset_sigint() -> None:
     """To interrupts, which a shell turns off in what it runs in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def say(text: str, log: IO[str], end: str = "\n") -> None:
+def print_and_log(text: str, log: IO[str], end: str = "\n") -> None:
     for file in (sys.stdout, log):
         print(text, end=end, file=file, flush=True)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's content; nothing if it is not there, or was cut as it was written."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
@@ -180,10 +180,10 @@ def read(path: Path) -> dict[str, Any]:
 def write_section(setting: Setting, part: Part, content: dict[str, Any]) -> None:
     assert part.section is not None
     path = setting.folder / part.file
-    path.write_text(json.dumps(read(path) | {part.section: content}, indent=1))
+    path.write_text(json.dumps(read_json(path) | {part.section: content}, indent=1))
 
 
-def benchmark(file: str, pattern: str, limit: float, without: str = "compiled") -> Part:
+def make_benchmark_part(file: str, pattern: str, limit: float, without: str = "compiled") -> Part:
     """Cases; torchvision compiled takes minutes to compile, and is a part of its own."""
 
     def command(setting: Setting, limit: float) -> list[str]:
@@ -198,22 +198,22 @@ def benchmark(file: str, pattern: str, limit: float, without: str = "compiled") 
 TYPES = ("bfloat16", "float32")
 
 
-def take_timeline(setting: Setting, limit: float) -> list[str]:
+def timeline_command(setting: Setting, limit: float) -> list[str]:
     words = [sys.executable, "-m", "fastmask.benchmarks.timeline", str(setting.folder / "timeline.json"), "--no-plot"]
     return [*words, "--device", setting.device, "--rounds", setting.environment.get("ROUNDS", "50"), "--dtype", *TYPES]
 
 
-def take_kernels(setting: Setting, limit: float) -> list[str]:
+def kernels_command(setting: Setting, limit: float) -> list[str]:
     path = str(setting.folder / "kernels.json")
     return [sys.executable, "-m", "fastmask.benchmarks.kernel_times", path, "--device", setting.device]
 
 
-def self_test(setting: Setting, limit: float) -> list[str]:
+def selftest_command(setting: Setting, limit: float) -> list[str]:
     path = str(setting.folder / "selftest.json")
     return [sys.executable, "-m", "fastmask", "selftest", "--device", setting.device, "--json", path]
 
 
-def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
+def make_test_part(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
     """Tests, several at a time where pytest-xdist is installed; under a tool, one after the other."""
     report = Path(tempfile.gettempdir()) / f"fastmask-{os.getpid()}-{name}.xml"
 
@@ -233,7 +233,12 @@ def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = 
 
     def finish(setting: Setting, status: int | None) -> None:
         """The counts, and each failure with its message; ``"finished"`` if every test was run."""
-        content: dict[str, Any] = {"finished": status in (0, 1, 9), "status": status, "failed": {}, **measured_on()}
+        content: dict[str, Any] = {
+            "finished": status in (0, 1, 9),
+            "status": status,
+            "failed": {},
+            **describe_machine(),
+        }
         try:
             suite = next(ElementTree.parse(report).iter("testsuite"))
         except (OSError, ElementTree.ParseError):  # pytest itself died: a segmentation fault, no memory left, too late
@@ -249,7 +254,7 @@ def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = 
     return Part("tests.json", limit, command, finish, name)
 
 
-def measured_on() -> dict[str, str | None]:
+def describe_machine() -> dict[str, str | None]:
     import torch
 
     from fastmask.benchmarks.measure import versions
@@ -260,21 +265,21 @@ def measured_on() -> dict[str, str | None]:
 # hostile RoIs and boxes in one dtype, forward and backward: the tools are slow
 SMOKE = "(float32 and (meets_the or gradients_meet)) or suppression_chains or bytes_equal"
 PARTS: dict[str, Part] = {
-    "selftest": Part("selftest.json", 100, self_test),
-    "tests-kernels": run_tests("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
-    "timeline": Part("timeline.json", 120, take_timeline),
-    "kernels": Part("kernels.json", 60, take_kernels),
-    "ops": benchmark("ops.json", "^(?!Mask R-CNN|training|host)", 240),
-    "model": benchmark("model.json", "^Mask R-CNN", 240),
-    "tests": run_tests("tests", ["tests", "--ignore=tests/kernels"], 240),
-    "train": benchmark("train.json", "^(training|fine-tuning)", 150),
-    "memcheck": run_tests("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
-    "initcheck": run_tests("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
+    "selftest": Part("selftest.json", 100, selftest_command),
+    "tests-kernels": make_test_part("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
+    "timeline": Part("timeline.json", 120, timeline_command),
+    "kernels": Part("kernels.json", 60, kernels_command),
+    "ops": make_benchmark_part("ops.json", "^(?!Mask R-CNN|training|host)", 240),
+    "model": make_benchmark_part("model.json", "^Mask R-CNN", 240),
+    "tests": make_test_part("tests", ["tests", "--ignore=tests/kernels"], 240),
+    "train": make_benchmark_part("train.json", "^(training|fine-tuning)", 150),
+    "memcheck": make_test_part("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
+    "initcheck": make_test_part("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
     # racecheck looks at shared memory only, which no kernel here writes by itself
-    "racecheck": run_tests("racecheck", ["tests/kernels"], 240, "racecheck", SMOKE),
-    "compiled": benchmark("compiled.json", "^Mask R-CNN$", 400, without="best|patched"),
+    "racecheck": make_test_part("racecheck", ["tests/kernels"], 240, "racecheck", SMOKE),
+    "compiled": make_benchmark_part("compiled.json", "^Mask R-CNN$", 400, without="best|patched"),
 }
-ASKED_FOR = ("racecheck", "compiled")  # not among all
+ON_REQUEST = ("racecheck", "compiled")  # not among all
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastmask.kernels.predict import inputs
 from fastmask.kernels.predict.inputs import IMAGE, IMAGE_SIZE, STRIDES, boxes_in
 
-__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured"]
+__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured_image"]
 
 
 def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
@@ -34,7 +34,7 @@ def pyramid(
     return maps
 
 
-def textured(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
+def textured_image(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
     """An image [3, H, W] in [0, 1] of rectangles on coarse and fine noise."""
     coarse = torch.rand(1, 3, size[0] // 16, size[1] // 16, generator=generator)
     image = F.interpolate(coarse, size, mode="bilinear")[0] * 0.6 + 0.1 * torch.rand(3, *size, generator=generator)

@@ -18,8 +18,8 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastmask.benchmarks.cases.model import calibrated_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
-from fastmask.benchmarks.measure import name_of, versions, wait_for
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
 from fastmask.models.prepare import FUSED
@@ -42,10 +42,10 @@ def profile_calls(predictor: Predictor, images: list[torch.Tensor]) -> list[list
     for _ in range(3):  # the first ones compile, choose and capture
         predictor(images)
     for _ in range(CALLS):
-        wait_for(predictor.device)
+        synchronize(predictor.device)
         with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as profiler:
             predictor(images)
-            wait_for(predictor.device)
+            synchronize(predictor.device)
         calls.append(spans_of(profiler, DeviceType.CUDA if on_cuda else DeviceType.CPU))
     return calls
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = calibrated_model("fastmask", device)
     generator = torch.Generator().manual_seed(0)
     for batch in args.batch:
-        images = [(textured(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
+        images = [(textured_image(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
         for fuse in args.fuse:
             predictor = Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse)
             found = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))

@@ -24,11 +24,11 @@ from fastmask.benchmarks.trace import Call, trace
 from fastmask.models.prepare import FUSED, Fuse
 
 BATCHES = (1, 8)
-SAVED = Path(__file__).parent / "results" / "launches.json"
+RESULTS = Path(__file__).parent / "results" / "launches.json"
 README = Path(__file__).parent / "README.md"
 MARKERS = "<!-- launches: written by the command -->", "<!-- end of launches -->"
 NOTE = "kernels and bytes of a trace without a GPU, by python -m fastmask.benchmarks.launches: nothing is measured"
-MOST_KERNELS, MOST_MILLISECONDS, LEAST_RATE = 250, 2.0, 700  # the goals: of a frame, of batch 1, images a second at 8
+MAX_KERNELS, MAX_MILLISECONDS, MIN_RATE = 250, 2.0, 700  # the goals: of a frame, of batch 1, images a second at 8
 
 Frame = dict[str, Any]  # batch, dtype, fuse, stages: {name: {call: how often}}
 Stages = dict[str, "collections.Counter[Call]"]
@@ -41,7 +41,7 @@ def count(batch: int, dtype: str, fuse: Fuse = "kernel", size: tuple[int, int] =
     return {"batch": batch, "dtype": dtype, "fuse": fuse, "stages": stages}
 
 
-def kinds(calls: Mapping[Call, int]) -> dict[str, int]:
+def count_kinds(calls: Mapping[Call, int]) -> dict[str, int]:
     """How many kernels of each kind."""
     numbers = dict.fromkeys((*KINDS, PART), 0)
     for call, number in calls.items():
@@ -51,9 +51,9 @@ def kinds(calls: Mapping[Call, int]) -> dict[str, int]:
     return numbers
 
 
-def outside(calls: Mapping[Call, int]) -> int:
+def count_outside(calls: Mapping[Call, int]) -> int:
     """Kernels that are neither convolutions nor matrix products."""
-    numbers = kinds(calls)
+    numbers = count_kinds(calls)
     return numbers[TRITON] + numbers[OTHER]
 
 
@@ -62,18 +62,18 @@ def moved_bytes(calls: Mapping[Call, int]) -> float:
     return sum(number * kernel.moved_bytes for call, number in calls.items() for kernel in call.kernels)
 
 
-def total(frame: Frame) -> "collections.Counter[Call]":
+def sum_stages(frame: Frame) -> "collections.Counter[Call]":
     """All stages' calls."""
     return sum(frame["stages"].values(), collections.Counter())
 
 
-def stages_and_all(frame: Frame) -> Stages:
-    return {**frame["stages"], "**all**": total(frame)}
+def with_total(frame: Frame) -> Stages:
+    return {**frame["stages"], "**all**": sum_stages(frame)}
 
 
-def milliseconds(frame: Frame) -> float:
+def predict_milliseconds(frame: Frame) -> float:
     """Predicted, of a batch."""
-    return predict(total(frame), frame["dtype"]).total / 1e3
+    return predict(sum_stages(frame), frame["dtype"]).total / 1e3
 
 
 def format_frame(frame: Frame) -> str:
@@ -84,9 +84,12 @@ def format_frame(frame: Frame) -> str:
         f"| stage | {' | '.join(KINDS)} | MB | launches | products | own | other | predicted, us |",
         "| --- |" + " --: |" * (len(KINDS) + 6),
     ]
-    for name, calls in stages_and_all(frame).items():
+    for name, calls in with_total(frame).items():
         time = predict(calls, frame["dtype"])
-        cells = [*kinds(calls).values(), *(f"{value:,.0f}" for value in (moved_bytes(calls) / 1e6, *time, time.total))]
+        cells = [
+            *count_kinds(calls).values(),
+            *(f"{value:,.0f}" for value in (moved_bytes(calls) / 1e6, *time, time.total)),
+        ]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -97,10 +100,10 @@ def format_change(before: Frame, after: Frame) -> Iterator[str]:
     yield ""
     yield "| stage | kernels before | after | outside before | after | MB before | after | us before | after |"
     yield "| --- |" + " --: |" * 8
-    old, new = stages_and_all(before), stages_and_all(after)
+    old, new = with_total(before), with_total(after)
     for name, calls in new.items():
         both = (old.get(name, collections.Counter()), calls)
-        cells = [f"{sum(kinds(one).values())}" for one in both] + [f"{outside(one)}" for one in both]
+        cells = [f"{sum(count_kinds(one).values())}" for one in both] + [f"{count_outside(one)}" for one in both]
         cells += [f"{moved_bytes(one) / 1e6:,.0f}" for one in both]
         cells += [f"{predict(one, after['dtype']).total:,.0f}" for one in both]
         yield f"| {name} | {' | '.join(cells)} |"
@@ -110,17 +113,17 @@ def format_change(before: Frame, after: Frame) -> Iterator[str]:
 def format_goals(names: Sequence[str], versions: Sequence[Mapping[int, Frame]]) -> Iterator[str]:
     """Markdown lines: what was aimed at, and by how much it is missed; each version's frames by batch."""
     rows: dict[str, list[float]] = {
-        f"kernels outside, batch 1: <= {MOST_KERNELS}": [outside(total(frames[1])) for frames in versions],
-        f"ms, batch 1: <= {MOST_MILLISECONDS}": [milliseconds(frames[1]) for frames in versions],
-        f"images a second, batch 8: >= {LEAST_RATE}": [8e3 / milliseconds(frames[8]) for frames in versions],
+        f"kernels outside, batch 1: <= {MAX_KERNELS}": [count_outside(sum_stages(frames[1])) for frames in versions],
+        f"ms, batch 1: <= {MAX_MILLISECONDS}": [predict_milliseconds(frames[1]) for frames in versions],
+        f"images a second, batch 8: >= {MIN_RATE}": [8e3 / predict_milliseconds(frames[8]) for frames in versions],
     }
     yield f"| goal | {' | '.join(names)} |"
     yield "| --- |" + " --: |" * len(names)
-    for (name, values), goal in zip(rows.items(), (MOST_KERNELS, MOST_MILLISECONDS, LEAST_RATE), strict=True):
+    for (name, values), goal in zip(rows.items(), (MAX_KERNELS, MAX_MILLISECONDS, MIN_RATE), strict=True):
         cells = []
         for value in values:
             short = value - goal if "<=" in name else goal - value
-            text = f"{value:.2f}" if goal == MOST_MILLISECONDS else f"{value:.0f}"
+            text = f"{value:.2f}" if goal == MAX_MILLISECONDS else f"{value:.0f}"
             cells.append(f"{text}, met" if short <= 0 else f"{text}, missed by {short / goal:.0%}")
         yield f"| {name} | {' | '.join(cells)} |"
     yield ""
@@ -142,14 +145,14 @@ def format_versions(versions: Sequence[Mapping[str, Any]]) -> str:
 
 def load_versions(path: Path | None = None) -> list[dict[str, Any]]:
     """What launches.json holds."""
-    versions: list[dict[str, Any]] = json.loads((path or SAVED).read_text())["versions"]
+    versions: list[dict[str, Any]] = json.loads((path or RESULTS).read_text())["versions"]
     for version in versions:
         for frame in version["frames"]:
-            frame["stages"] = {name: _calls(rows) for name, rows in frame["stages"].items()}
+            frame["stages"] = {name: _parse_calls(rows) for name, rows in frame["stages"].items()}
     return versions
 
 
-def _calls(rows: list[Any]) -> "collections.Counter[Call]":
+def _parse_calls(rows: list[Any]) -> "collections.Counter[Call]":
     """Rows of a number, an operation, an amount and kernels."""
     return collections.Counter(
         {Call(name, tuple(Kernel(*one) for one in kernels), amount): number for number, name, amount, kernels in rows}
@@ -158,7 +161,7 @@ def _calls(rows: list[Any]) -> "collections.Counter[Call]":
 
 def save(version: str, frames: Sequence[Frame], commit: str | None) -> None:
     """Put frames into launches.json, in place of the version's old ones."""
-    versions = load_versions() if SAVED.exists() else []
+    versions = load_versions() if RESULTS.exists() else []
     new = {
         "version": version,
         "commit": commit or subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
@@ -168,12 +171,12 @@ def save(version: str, frames: Sequence[Frame], commit: str | None) -> None:
     }
     names = [one["version"] for one in versions]
     versions = [new if one["version"] == version else one for one in versions] + ([] if version in names else [new])
-    text = json.dumps({"note": NOTE, "versions": [_plain(one) for one in versions]}, indent=1)
+    text = json.dumps({"note": NOTE, "versions": [_to_json(one) for one in versions]}, indent=1)
     text = re.sub(r"\n {8,}|\n {7}(?=\])", " ", text)  # a call a line
-    SAVED.write_text(text + "\n")
+    RESULTS.write_text(text + "\n")
 
 
-def _plain(version: Mapping[str, Any]) -> dict[str, Any]:
+def _to_json(version: Mapping[str, Any]) -> dict[str, Any]:
     frames = []
     for frame in version["frames"]:
         stages = {
@@ -211,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if args.json:
-        print(json.dumps(_plain({"frames": frames})["frames"]))
+        print(json.dumps(_to_json({"frames": frames})["frames"]))
     else:
         print(*(format_frame(frame) for frame in frames), sep="\n\n")
     if args.save:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastmask.benchmarks.measure import wait_for
+from fastmask.benchmarks.measure import synchronize
 from fastmask.inference.program import Inputs, Program, captured
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
@@ -17,7 +17,7 @@ from fastmask.models.detection.roi_heads import pool, predict_masks
 Stage = Callable[[], Any]
 
 
-def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
+def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
     """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
     model: Any = program.model
     heads = model.roi_heads
@@ -68,7 +68,7 @@ def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, 
     }
 
 
-def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
+def time_in_turns(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
     """Median of each, all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
@@ -83,7 +83,7 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
             else:
                 begin = time.perf_counter()
                 run()
-                wait_for(device)
+                synchronize(device)
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
@@ -101,9 +101,9 @@ def time_stages(
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
-        for name, stage in stages(program, inputs, {}).items():
+        for name, stage in build_stages(program, inputs, {}).items():
             parts[name] = captured(stage, None, stream)
             parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
-            save(alone := alone | milliseconds({name: parts[name]}, device, min(rounds, 5)))
+            save(alone := alone | time_in_turns({name: parts[name]}, device, min(rounds, 5)))
         whole = {"program": captured(lambda: program(inputs), None, stream)}
-        return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]
+        return time_in_turns(parts, device, rounds), time_in_turns(whole, device, rounds)["program"]

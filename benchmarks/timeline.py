@@ -20,9 +20,9 @@ from torch import Tensor
 
 import fastmask
 from fastmask.benchmarks.cases.model import calibrated_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
-from fastmask.benchmarks.measure import name_of, versions, wait_for
-from fastmask.benchmarks.stages import Stage, milliseconds, time_stages
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.measure import name_of, synchronize, versions
+from fastmask.benchmarks.stages import Stage, time_in_turns, time_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import choose_fuse, prepared
@@ -77,7 +77,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
 
     model = calibrated_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
-    image = (textured(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
+    image = (textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
@@ -85,8 +85,8 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
     add("stages", parts)
     add("whole", {"program": whole})
     for choices in (functools.partial(selections, device), functools.partial(calls, model, image, dtype)):
-        add("choices", milliseconds(choices(), device, rounds))
-    wait_for(device)
+        add("choices", time_in_turns(choices(), device, rounds))
+    synchronize(device)
     result["finished"] = True
     save(result)
     return result

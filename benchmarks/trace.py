@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from fastmask import models
-from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
-from fastmask.benchmarks.stages import stages
+from fastmask.benchmarks.expansions import SYNCS, TRITON, Kernel, expand, extent, tensors_of
+from fastmask.benchmarks.stages import build_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.launch import KERNELS
 from fastmask.models.prepare import Fuse, prepared
@@ -60,12 +60,12 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
-        if name.removeprefix("aten::") in WAITS:
+        if name.removeprefix("aten::") in SYNCS:
             raise ValueError(f"operations must not wait for the device, got {name}")
         launcher = KERNELS.get(name) or (OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None)
         if launcher is not None and self._own is None:
-            return self._launched(name, func, launcher, args, kwargs)
-        out = _convolved(func, args) if name in JOINED else func(*args, **kwargs)
+            return self._trace_launch(name, func, launcher, args, kwargs)
+        out = _convolve(func, args) if name in JOINED else func(*args, **kwargs)
         if "convolution" in name:
             out = _as_cudnn(args, out)
         kernels = expand(func, [*args, *kwargs.values()], out)
@@ -75,7 +75,7 @@ class Trace(TorchDispatchMode):
             self.calls.append(Call(name, tuple(kernels)))
         return out
 
-    def _launched(self, name: str, func: Any, launcher: Any, args: Any, kwargs: Any) -> Any:
+    def _trace_launch(self, name: str, func: Any, launcher: Any, args: Any, kwargs: Any) -> Any:
         self._own = []
         try:
             with self:
@@ -84,7 +84,7 @@ class Trace(TorchDispatchMode):
             kernels, self._own = self._own, None
         if name not in AMOUNTS:
             kernels = self._with_flops(name, kernels, args, kwargs)
-        given = _named(func, args, kwargs)
+        given = _bind_arguments(func, args, kwargs)
         amount = AMOUNTS[name](given) if name in AMOUNTS else 0
         presorted = ", presorted" if given.get("presorted") else ""
         self.calls.append(Call(name + presorted, tuple(kernels), amount))
@@ -114,9 +114,9 @@ class Trace(TorchDispatchMode):
             yield
 
 
-def _convolved(func: Any, args: Any) -> Any:
+def _convolve(func: Any, args: Any) -> Any:
     """What cuDNN's fused convolutions give, of which PyTorch has no fakes."""
-    given = _named(func, args, {})
+    given = _bind_arguments(func, args, {})
     sides = (given[name] for name in ("stride", "padding", "dilation"))
     return torch.ops.aten.convolution.default(
         given["self"], given["weight"], given["bias"], *sides, False, [0, 0], given["groups"]
@@ -132,7 +132,7 @@ def _as_cudnn(args: Any, out: Any) -> Any:
     return out.contiguous(memory_format=last) if dense else out
 
 
-def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def _bind_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """An operation's arguments by their names."""
     names = (one.name for one in func._schema.arguments)
     return {**dict(zip(names, args, strict=False)), **kwargs}
@@ -185,7 +185,7 @@ def trace(
         sizes = torch.empty(batch, 2, dtype=torch.int64, device=DEVICE)
         inputs = Inputs(pixels, sizes, sizes.clone())
         program(inputs)  # what is worked out once for a shape is there from now on
-        for name, stage in stages(program, inputs, {}).items():
+        for name, stage in build_stages(program, inputs, {}).items():
             mode = Trace()
             with mode.tracing():
                 stage()

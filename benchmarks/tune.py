@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from fastmask.benchmarks.device_time import capture_calls, time_replays
-from fastmask.benchmarks.measure import said, seconds_of, versions
+from fastmask.benchmarks.measure import format_error, time_call, versions
 from fastmask.benchmarks.tune_cases import WORKLOADS, Build, Shapes, Workload, choose_check
 from fastmask.kernels import tuning
 from fastmask.kernels.knobs import Knob, Value, name_at
@@ -42,7 +42,7 @@ class Trial(NamedTuple):
 
     value: Value
     seconds: dict[str, tuple[Quartiles, Quartiles]]  # of the default and of the choice, by workload
-    refused: str  # why it was not believed, or not kept; empty if it may be
+    rejected: str  # why it was not believed, or not accepted; empty if it may be
 
 
 class Outcome(NamedTuple):
@@ -51,18 +51,18 @@ class Outcome(NamedTuple):
     name: str
     default: Value
     trials: list[Trial]
-    kept: Trial | None
+    accepted: Trial | None
     error: str = ""  # why it could not be tuned
 
 
-def on_device(run: Callable[[], Any], capturable: bool, device: torch.device) -> Callable[[], float]:
+def make_timer(run: Callable[[], Any], capturable: bool, device: torch.device) -> Callable[[], float]:
     """The Timer of a GPU: graphs without the host, or where the host waits, calls to their end."""
     if capturable:
         graph = capture_calls(run)
         return lambda: statistics.median(time_replays(graph, BURST))
     for _ in range(2):  # capture and choose
-        seconds_of(run, device)
-    return lambda: seconds_of(run, device)
+        time_call(run, device)
+    return lambda: time_call(run, device)
 
 
 def tune(
@@ -72,7 +72,7 @@ def tune(
     path: Path,
     *,
     limit: float = math.inf,
-    timer: Timer = on_device,
+    timer: Timer = make_timer,
     workloads: Mapping[str, Build] = WORKLOADS,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
@@ -88,7 +88,7 @@ def tune(
     """
     outcomes, begun = [], clock()
     name = tuning.name_of(device)
-    values = _known(path, name)
+    values = _load_values(path, name)
     for knob in knobs:
         values.pop(_full_name(knob, shapes), None)
     built: tuple[str, list[Workload]] = ("", [])
@@ -107,12 +107,12 @@ def tune(
                         built = (knob.op, workloads[knob.op](shapes, device))
                 outcome = tune_knob(knob, full, built[1], device, values, timer)
             except Exception as error:  # of the default; other knobs go on
-                outcome = Outcome(full, knob.default, [], None, said(error))
+                outcome = Outcome(full, knob.default, [], None, format_error(error))
             outcomes.append(outcome)
             if outcome.error:
                 continue
-            if outcome.kept is not None:
-                values[full] = outcome.kept.value
+            if outcome.accepted is not None:
+                values[full] = outcome.accepted.value
             save_outcome(path, name, outcome, shapes)
     return outcomes
 
@@ -136,26 +136,26 @@ def tune_knob(
 
     def attempt(choice: Value) -> Trial:
         seconds: dict[str, tuple[Quartiles, Quartiles]] = {}
-        refused = ""
+        rejected = ""
         try:
             with tuning.overridden(device, {**values, name: choice}):
                 runs = [workload.make() for workload in workloads]
                 for run, wanted in zip(runs, expected, strict=True):
                     rule(run(), wanted)
                 for workload, run, default in zip(workloads, runs, defaults, strict=True):
-                    seconds[workload.name] = in_turns(default, timer(run, workload.capturable, device))
+                    seconds[workload.name] = time_in_turns(default, timer(run, workload.capturable, device))
         except AssertionError as error:
-            refused = f"disagrees: {' '.join(str(error).split())[:200]}"
+            rejected = f"disagrees: {' '.join(str(error).split())[:200]}"
         except Exception as error:  # such as too much shared memory for this GPU
-            refused = f"fails: {said(error)}"
-        return Trial(choice, seconds, refused or verdict(seconds))
+            rejected = f"fails: {format_error(error)}"
+        return Trial(choice, seconds, rejected or find_rejection(seconds))
 
     trials = [attempt(choice) for choice in knob.choices if choice != knob.default]
-    accepted = [trial for trial in trials if not trial.refused]
+    accepted = [trial for trial in trials if not trial.rejected]
     return Outcome(name, knob.default, trials, min(accepted, key=ratio, default=None))
 
 
-def in_turns(default: Callable[[], float], choice: Callable[[], float]) -> tuple[Quartiles, Quartiles]:
+def time_in_turns(default: Callable[[], float], choice: Callable[[], float]) -> tuple[Quartiles, Quartiles]:
     """Quartiles of both; which one is first alternates, and the first round warms up."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS + 1):
@@ -169,8 +169,8 @@ def quartiles(times: Sequence[float]) -> Quartiles:
     return q1, median, q3
 
 
-def verdict(seconds: Mapping[str, tuple[Quartiles, Quartiles]]) -> str:
-    """Why a choice is not kept, or nothing."""
+def find_rejection(seconds: Mapping[str, tuple[Quartiles, Quartiles]]) -> str:
+    """Why a choice is not accepted, or nothing."""
     gains = False
     for name, (default, choice) in seconds.items():
         change = choice[1] / default[1] - 1
@@ -197,7 +197,7 @@ def check_file(path: Path, device: torch.device) -> None:
             raise ValueError(f"the tuning file must be new or this device's, got {path}: {error}") from None
 
 
-def _known(path: Path, name: str) -> dict[str, Any]:
+def _load_values(path: Path, name: str) -> dict[str, Any]:
     return tuning.read_values(path, name)[0] if path.exists() else {}
 
 
@@ -206,8 +206,8 @@ def save_outcome(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> Non
     found = tuning.read_tuning(path, name) if path.exists() else {"values": {}, "measured": {}}
     values, measured = dict(found["values"]), dict(found.get("measured", {}))
     values.pop(outcome.name, None)
-    if outcome.kept is not None:
-        values[outcome.name] = outcome.kept.value
+    if outcome.accepted is not None:
+        values[outcome.name] = outcome.accepted.value
     measured[outcome.name] = {
         "default": outcome.default,
         "trials": [trial._asdict() for trial in outcome.trials],
@@ -218,10 +218,10 @@ def save_outcome(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> Non
         **versions(),
     }
     facts = {"format": tuning.FORMAT, **versions(), **tuning.facts_of(name)}
-    write_whole(path, json.dumps(facts | {"values": values, "measured": measured}, indent=1) + "\n")
+    write_atomically(path, json.dumps(facts | {"values": values, "measured": measured}, indent=1) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Who reads the file meanwhile sees it as it was or as it is now."""
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -236,7 +236,7 @@ def write_whole(path: Path, text: str) -> None:
             raise
 
 
-def listing(knobs: Sequence[Knob]) -> str:
+def format_knobs(knobs: Sequence[Knob]) -> str:
     """What would be tried, for the screen."""
     lines = [
         f"{knob.name:24} {', '.join(map(str, knob.choices))} [{knob.default}]: {WORKLOADS[knob.op].__doc__}"
@@ -245,26 +245,26 @@ def listing(knobs: Sequence[Knob]) -> str:
     return "\n".join(lines)
 
 
-def rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, str, str]]:
-    """The table: knob, default, best choice, times of both, and whether it is kept."""
+def format_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, str, str]]:
+    """The table: knob, default, best choice, times of both, and whether it is accepted."""
     for outcome in outcomes:
-        timed = [trial for trial in outcome.trials if trial.seconds and not trial.refused.startswith(("fails", "dis"))]
-        best = outcome.kept or min(timed, key=ratio, default=None)
+        timed = [trial for trial in outcome.trials if trial.seconds and not trial.rejected.startswith(("fails", "dis"))]
+        best = outcome.accepted or min(timed, key=ratio, default=None)
         if best is None:
-            reasons = outcome.error or "; ".join(f"{trial.value} {trial.refused}" for trial in outcome.trials)
+            reasons = outcome.error or "; ".join(f"{trial.value} {trial.rejected}" for trial in outcome.trials)
             yield outcome.name, str(outcome.default), "", "", f"no: {reasons}"
             continue
         times = ", ".join(f"{1e6 * d[1]:.4g} -> {1e6 * c[1]:.4g}" for d, c in best.seconds.values())
         others = "; ".join(
-            f"{trial.value} {trial.refused}" for trial in outcome.trials if trial.refused and trial not in timed
+            f"{trial.value} {trial.rejected}" for trial in outcome.trials if trial.rejected and trial not in timed
         )
-        kept = "yes" if outcome.kept is not None else f"no: {best.refused}"
-        yield outcome.name, str(outcome.default), str(best.value), times, f"{kept}{'; ' if others else ''}{others}"
+        accepted = "yes" if outcome.accepted is not None else f"no: {best.rejected}"
+        yield outcome.name, str(outcome.default), str(best.value), times, f"{accepted}{'; ' if others else ''}{others}"
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def format_table(outcomes: Sequence[Outcome]) -> str:
     """For the screen."""
-    lines = [("knob", "default", "best", "microseconds", "kept"), *rows(outcomes)]
+    lines = [("knob", "default", "best", "microseconds", "accepted"), *format_rows(outcomes)]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]) for line in lines

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec
 from fastmask.benchmarks.inputs import IMAGE_SIZE, boxes_in, clustered_boxes
 from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op
@@ -31,7 +31,7 @@ def batched_nms(
         providers["torchvision"] = lambda: torchvision.ops.batched_nms(boxes, scores, labels, threshold)
     providers["fastmask"] = lambda: ops.batched_nms(boxes, scores, labels, threshold)
 
-    def agree(ours: Tensor, theirs: Tensor) -> None:
+    def check(ours: Tensor, theirs: Tensor) -> None:
         # torchvision's coordinate offsets round: a handful of boxes whose IoU is at the threshold may differ
         differing = len(set(ours.tolist()) ^ set(theirs.tolist()))
         assert differing <= max(2, num // 1000), f"{differing} of {num} boxes differ"
@@ -49,7 +49,7 @@ def batched_nms(
         return indices
 
     moved = min_bytes(nms_padded_op, *args)
-    return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": padded})
+    return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": padded})
 
 
 def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None = None) -> Case:
@@ -72,7 +72,7 @@ def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None 
 
     providers["fastmask"] = ours
 
-    def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
         for indices, count, expected in zip(*ours, theirs, strict=True):
             differing = len(set(indices[:count].tolist()) ^ set(expected.tolist()))
             assert differing <= 2, f"{differing} of {len(expected)} boxes differ"
@@ -86,28 +86,28 @@ def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None 
 
     inputs = f"{batch} x 4819 random boxes float32 in 5 levels, each by score, IoU 0.7, 1000 kept"
     moved = min_bytes(nms_padded_op, boxes, scores, None, None, 0.7, 1000, 0, LEVELS)
-    return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": ours})
+    return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": ours})
 
 
-def rpn(clustered: bool) -> Entry:
-    return Entry(functools.partial(batched_nms, num=4819, groups=5, threshold=0.7, clustered=clustered))
+def rpn(clustered: bool) -> CaseSpec:
+    return CaseSpec(functools.partial(batched_nms, num=4819, groups=5, threshold=0.7, clustered=clustered))
 
 
-def classes(num: int, clustered: bool, chosen: bool = True) -> Entry:
+def classes(num: int, clustered: bool, default: bool = True) -> CaseSpec:
     build = functools.partial(batched_nms, num=num, groups=80, threshold=0.5, clustered=clustered)
-    return Entry(build, chosen, (("NMS in 80 classes, " + ("clustered" if clustered else "random"), "boxes", num),))
+    return CaseSpec(build, default, (("NMS in 80 classes, " + ("clustered" if clustered else "random"), "boxes", num),))
 
 
-ENTRIES: dict[str, Entry] = {
+SPECS: dict[str, CaseSpec] = {
     "NMS, RPN, random": rpn(clustered=False),
     "NMS, RPN, clustered": rpn(clustered=True),
-    "NMS, RPN, a batch": Entry(rpn_nms),
+    "NMS, RPN, a batch": CaseSpec(rpn_nms),
     "NMS, 1k in 80 classes, random": classes(1_000, clustered=False),
-    "NMS, 4k in 80 classes, random": classes(4_000, clustered=False, chosen=False),
+    "NMS, 4k in 80 classes, random": classes(4_000, clustered=False, default=False),
     "NMS, 20k in 80 classes, random": classes(20_000, clustered=False),
     "NMS, 100k in 80 classes, random": classes(100_000, clustered=False),
-    "NMS, 1k in 80 classes, clustered": classes(1_000, clustered=True, chosen=False),
-    "NMS, 4k in 80 classes, clustered": classes(4_000, clustered=True, chosen=False),
+    "NMS, 1k in 80 classes, clustered": classes(1_000, clustered=True, default=False),
+    "NMS, 4k in 80 classes, clustered": classes(4_000, clustered=True, default=False),
     "NMS, 20k in 80 classes, clustered": classes(20_000, clustered=True),
     "NMS, 100k in 80 classes, clustered": classes(100_000, clustered=True),
 }

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if a knob could not be tuned; 2 on a wrong argument, or where there is no GPU to tune for."""
-    from fastmask.benchmarks.tune import check_file, listing, table, tune
+    from fastmask.benchmarks.tune import check_file, format_knobs, format_table, tune
     from fastmask.benchmarks.tune_cases import Shapes
     from fastmask.kernels import launch
     from fastmask.kernels.knobs import KNOBS
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if not launch.is_capturable():
             raise ValueError(f"there is nothing to tune, as ops take {launch.describe()}")
         if args.dry_run:
-            print(listing(knobs))
+            print(format_knobs(knobs))
             return 0
         device = find_device(args.device)
         if device.type != "cuda":
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, re.error) as error:
         print(f"fastmask tune: {error}", file=sys.stderr)
         return 2
-    print(table(outcomes))
+    print(format_table(outcomes))
     print(path if find_file(device) == path else f"{path}, which FASTMASK_TUNING={path} would use")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 

@@ -18,7 +18,7 @@ if INTERPRET or not HAS_TRITON:
 
 from fastmask import ops
 from fastmask.benchmarks import launches, predicted
-from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, spreads
+from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, uses_several_blocks
 from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, Trace, fake_cuda
 from fastmask.models.detection._utils import BoxCoder
@@ -94,10 +94,10 @@ def test_cudnns_joined_convolutions() -> None:
 
 def test_rows_that_topk_spreads() -> None:
     """TensorTopK.cu: one row of P2, not one of P4; two radix passes for bfloat16, four for float32."""
-    assert spreads(1, 201_600)
-    assert not spreads(8, 12_600)
-    assert spreads(40, 12_600)
-    assert not spreads(1000, 91)
+    assert uses_several_blocks(1, 201_600)
+    assert not uses_several_blocks(8, 12_600)
+    assert uses_several_blocks(40, 12_600)
+    assert not uses_several_blocks(1000, 91)
     for dtype, number in ((BF16, 16), (torch.float32, 22)):
         (call,) = traced(lambda x: x.topk(1000, dim=1), (1, 201_600), dtype=dtype)
         assert len(call.kernels) == number
@@ -152,13 +152,13 @@ def test_what_waits_is_refused() -> None:
 
 def test_any_model_can_be_counted() -> None:
     frame = launches.count(2, "float32", "off", (128, 160), slim_model(fastmask).eval())
-    numbers = launches.kinds(launches.total(frame))
+    numbers = launches.count_kinds(launches.sum_stages(frame))
     assert len(frame["stages"]) == 10
     layers = sum(isinstance(one, torch.nn.Conv2d) for one in slim_model(fastmask).modules())
     # the RPN's three run five times; the mask head's last one is a dot product, in a kernel of ours
     assert numbers[CONVOLUTION] == layers + 12 - 1
     assert numbers[TRITON] > 15
-    assert launches.milliseconds(frame) > 0.25
+    assert launches.predict_milliseconds(frame) > 0.25
 
 
 @pytest.mark.parametrize("batch", launches.BATCHES, ids="batch {}".format)
@@ -207,7 +207,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         *traced(convolved, (1, 3, 9, 9), (8, 3, 3, 3), (8,)),
     ]
     monkeypatch.setattr(launches, "trace", lambda *_: {"one": calls, "two": calls[:1] * 3})
-    monkeypatch.setattr(launches, "SAVED", tmp_path / "rows.json")
+    monkeypatch.setattr(launches, "RESULTS", tmp_path / "rows.json")
     monkeypatch.setattr(launches, "README", tmp_path / "README.md")
     launches.README.write_text("top\n" + "\nold\n".join(launches.MARKERS) + "\nbottom\n")
     assert launches.main(["--save", "before", "--commit", "abc"]) == 0

@@ -134,7 +134,7 @@ def test_no_part_outlasts_the_call(
 ) -> None:
     """Not even one that does not listen, nor what it started."""
     monkeypatch.setenv("CALL", "1")
-    monkeypatch.setattr(gpu_parts, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_parts, "MIN_SECONDS", 0.5)
     monkeypatch.setattr(gpu_parts, "GRACE", 2)
     parts["deaf"] = stand_in("deaf", STUBBORN, 100)
     begun = time.monotonic()
@@ -163,7 +163,7 @@ def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytes
         elif "pytest" in command:
             assert (command[0] == "compute-sanitizer") == (name in gpu_parts.TOOLS)
             assert all((ROOT / word).exists() for word in command if word.startswith("tests"))
-    usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ASKED_FOR}
+    usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ON_REQUEST}
     assert len(usual | {"log.txt"}) <= 8
     assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "kernels", "ops"]
 
@@ -187,8 +187,8 @@ def test_what_tests_leave(tmp_path: Path) -> None:
     assert result["memcheck"]["failed"] == {"tests.test_nms::test_ties[cuda]": "assert 1 == 2"}
     assert (result["memcheck"]["tests"], result["memcheck"]["finished"]) == (9, True)
     assert (result["initcheck"]["crashed"], result["initcheck"]["finished"]) == (True, False)
-    assert gpu_parts.outcome(PARTS["memcheck"], setting) == (True, ", 1 without success")
-    assert gpu_parts.outcome(PARTS["initcheck"], setting) == (False, "")
+    assert gpu_parts.read_outcome(PARTS["memcheck"], setting) == (True, ", 1 without success")
+    assert gpu_parts.read_outcome(PARTS["initcheck"], setting) == (False, "")
     if shutil.which("compute-sanitizer") is None:
         assert gpu_parts.main([str(tmp_path), "racecheck"]) == 0
         result = json.loads((tmp_path / "tests.json").read_text())

@@ -84,6 +84,6 @@ def test_stages_give_what_the_program_gives(trim: bool) -> None:
     inputs = fastmask.inference.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())
     with torch.no_grad():
         left: dict[str, Any] = {}
-        for stage in stages.stages(program, inputs, left).values():
+        for stage in stages.build_stages(program, inputs, left).values():
             stage()
         assert torch.equal(left["packed"].data, program(inputs).data)

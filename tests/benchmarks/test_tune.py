@@ -71,9 +71,9 @@ def test_the_fastest_choice_that_agrees_is_kept(tmp_path: Path, monkeypatch: pyt
         return torch.tensor([1.0, 1.0 + 2**-23 if wrong else 1.0])
 
     (outcome,) = tuned_by(path, clock(TIMES), workloads=workloads(result))
-    assert outcome.kept is not None
-    assert outcome.kept.value == 8192
-    assert [trial.refused.partition(":")[0] for trial in outcome.trials] == ["", "", "disagrees"]
+    assert outcome.accepted is not None
+    assert outcome.accepted.value == 8192
+    assert [trial.rejected.partition(":")[0] for trial in outcome.trials] == ["", "", "disagrees"]
     assert outcome.trials[2].seconds == {}  # not even timed
     assert tuning.tuned("paste.programs", 4096, CPU) == 4096  # this process goes on as it was
 
@@ -101,8 +101,8 @@ def test_the_fastest_choice_that_agrees_is_kept(tmp_path: Path, monkeypatch: pyt
 def test_noise_is_refused(choice: list[float], reason: str, tmp_path: Path) -> None:
     times = {value: [10.0, 10.0, 10.0] for value in PROGRAMS.choices} | {8192: choice}
     (outcome,) = tuned_by(tmp_path / "tuning.json", clock(times))
-    assert outcome.kept is None
-    assert outcome.trials[1].refused.startswith(reason)
+    assert outcome.accepted is None
+    assert outcome.trials[1].rejected.startswith(reason)
     assert values_in(tmp_path / "tuning.json") == {}
 
 
@@ -113,10 +113,10 @@ def test_the_verdict_on_several_workloads() -> None:
         return median * (1 - spread), median, median * (1 + spread)
 
     usual, gain = around(10), (around(10), around(8))
-    assert tune.verdict({"a": gain, "b": (usual, around(10.05))}) == ""
-    assert tune.verdict({"a": gain, "b": (usual, around(10.3, 0.1))}) == ""
-    assert tune.verdict({"a": gain, "b": (usual, around(10.3))}) == "slower by 3.0%: b"
-    assert tune.verdict({"a": (usual, usual), "b": (usual, usual)}).startswith("not faster")
+    assert tune.find_rejection({"a": gain, "b": (usual, around(10.05))}) == ""
+    assert tune.find_rejection({"a": gain, "b": (usual, around(10.3, 0.1))}) == ""
+    assert tune.find_rejection({"a": gain, "b": (usual, around(10.3))}) == "slower by 3.0%: b"
+    assert tune.find_rejection({"a": (usual, usual), "b": (usual, usual)}).startswith("not faster")
     assert tune.ratio(Trial(1, {"a": gain, "b": (usual, around(12.5))}, "")) == pytest.approx(1)
 
 
@@ -127,9 +127,9 @@ def test_a_choice_that_fails_is_refused_and_a_default_that_fails_is_told(tmp_pat
         return torch.ones(3)
 
     (outcome,) = tuned_by(tmp_path / "a.json", clock(TIMES), workloads=workloads(result))
-    assert outcome.kept is not None
-    assert outcome.kept.value == 8192
-    assert outcome.trials[2].refused == "fails: RuntimeError: out of resource: shared memory"
+    assert outcome.accepted is not None
+    assert outcome.accepted.value == 8192
+    assert outcome.trials[2].rejected == "fails: RuntimeError: out of resource: shared memory"
 
     def broken() -> Tensor:
         raise RuntimeError("an illegal memory access")
@@ -138,9 +138,9 @@ def test_a_choice_that_fails_is_refused_and_a_default_that_fails_is_told(tmp_pat
     knobs = (KNOBS["rle.programs"], PROGRAMS)
     first, second = tuned_by(tmp_path / "b.json", clock(TIMES), knobs, workloads=builds)
     assert first.error == "RuntimeError: an illegal memory access"
-    assert second.kept is not None
+    assert second.accepted is not None
     assert values_in(tmp_path / "b.json") == {"paste.programs": 16384}
-    printed = tune.table([first, second])
+    printed = tune.format_table([first, second])
     assert "rle.programs" in printed
     assert "no: RuntimeError: an illegal memory access" in printed
 
@@ -182,7 +182,7 @@ def test_no_knob_is_begun_after_the_limit(tmp_path: Path) -> None:
     first, second = tuned_by(
         tmp_path / "tuning.json", clock(TIMES), (PROGRAMS, LINES), limit=60, clock=lambda: next(now)
     )
-    assert first.kept is not None
+    assert first.accepted is not None
     assert second.error == "not begun after 60 seconds"
 
 
@@ -278,7 +278,7 @@ def test_a_predictors_setting_is_kept_for_its_shape(tmp_path: Path, monkeypatch:
 
     shapes = SMALL._replace(model=lambda: model)
     (outcome,) = tune.tune([knob], CPU, shapes, path, timer=timer)
-    assert outcome.kept is not None, outcome
+    assert outcome.accepted is not None, outcome
     assert values_in(path) == {name: True}
     assert made == [False] * (len(made) // 2) + [True] * (len(made) // 2)
 
@@ -299,6 +299,6 @@ def test_a_predictors_setting_is_kept_for_its_shape(tmp_path: Path, monkeypatch:
     images = [(draw_image(128, 160)[0] * 255).byte() for _ in range(3)]
     found = tuned(images)
     assert sum(len(one["boxes"]) for one in found) > 20
-    tune_cases.same_detections(found, usual(images))
+    tune_cases.check_detections(found, usual(images))
     assert [*tmp_path.iterdir()] == [path]
     assert path.stat().st_mtime_ns == before

@@ -126,5 +126,5 @@ def test_a_predictors_calls_are_timed_on_a_gpu(tmp_path: Path) -> None:
     (outcome,) = tune.tune([KNOBS["predictor.mask_buckets"]], device, shapes, tmp_path / "tuning.json")
     (trial,) = outcome.trials
     assert outcome.error == ""
-    assert not trial.refused.startswith(("fails", "disagrees")), trial.refused
+    assert not trial.rejected.startswith(("fails", "disagrees")), trial.rejected
     assert all(choice[1] > 0 for _, choice in trial.seconds.values())
