@@ -1,4 +1,4 @@
-"""A Predictor's program in parts, each of which is timed alone."""
+"""The stages of a Predictor's program, each timed alone."""
 
 import contextlib
 import statistics
@@ -17,8 +17,8 @@ from fastmask.models.detection.roi_heads import pool, predict_masks
 Stage = Callable[[], Any]
 
 
-def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
-    """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
+def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> dict[str, Stage]:
+    """The program's stages; each reads earlier outputs from ``outputs`` and adds its own; the last is "packed"."""
     model: Any = program.model
     heads = model.roi_heads
     _, scales = model.extract(inputs.pixels)
@@ -28,48 +28,58 @@ def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict
         return trimmed(padded) if program.trim else padded
 
     def box_head() -> None:
-        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
-        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
+        logits, deltas = heads.box_predictor(heads.box_head(outputs["pooled"]))
+        outputs["classes"] = logits, deltas.unflatten(1, (-1, 4))
 
     def masks() -> None:
-        hidden = heads.mask_head(left["pooled masks"])
-        found = left["found"]
-        left["masks"] = predict_masks(heads.mask_predictor, hidden, found.labels, found.count)
+        hidden = heads.mask_head(outputs["pooled masks"])
+        detections = outputs["detections"]
+        outputs["masks"] = predict_masks(heads.mask_predictor, hidden, detections.labels, detections.count)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
-            left[name] = function()
+            outputs[name] = function()
 
         return stage
 
     return {
         "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
-        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
-        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
-        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*left["looked"], inputs.sizes))),
+        "FPN": keep("features", lambda: model.backbone.fpn(outputs["body"])),
+        "RPN head": keep("rpn", lambda: model.rpn.look(list(outputs["features"].values()), size)),
+        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*outputs["rpn"], inputs.sizes))),
         "RoIAlign 7 x 7": keep(
             "pooled",
             lambda: pool(
                 heads.box_roi_pool,
-                left["features"],
+                outputs["features"],
                 scales,
-                left["proposals"].boxes,
-                rois=left["proposals"].rois,
+                outputs["proposals"].boxes,
+                rois=outputs["proposals"].rois,
             ),
         ),
         "box head": box_head,
-        "detections": keep("found", lambda: cut(heads.select(*left["classes"], left["proposals"], inputs.sizes))),
+        "detections": keep(
+            "detections", lambda: cut(heads.select(*outputs["classes"], outputs["proposals"], inputs.sizes))
+        ),
         "RoIAlign 14 x 14": keep(
             "pooled masks",
-            lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes, rois=left["found"].rois),
+            lambda: pool(
+                heads.mask_roi_pool,
+                outputs["features"],
+                scales,
+                outputs["detections"].boxes,
+                rois=outputs["detections"].rois,
+            ),
         ),
         "mask head": masks,
-        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
+        "RLE and packing": keep(
+            "packed", lambda: program.pack(inputs, outputs["detections"]._replace(masks=outputs["masks"]))
+        ),
     }
 
 
 def time_in_turns(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median of each, all of them in turns."""
+    """Median milliseconds of each call; all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
@@ -93,8 +103,8 @@ def time_stages(
 ) -> tuple[dict[str, float], float]:
     """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own.
 
-    ``save`` is given what is known whenever a stage has been captured (which may compile for long): each stage alone,
-    a few rounds. In the end all of them are timed in turns, so that each finds in the caches what the last one left.
+    ``save`` is called with the times so far whenever a stage has been captured (which may compile for long): each stage
+    alone, a few rounds. At the end all are timed in turns, so that each finds its predecessor's outputs in the caches.
     """
     device = inputs.pixels.device
     alone: dict[str, float] = {}
@@ -103,7 +113,7 @@ def time_stages(
         parts: dict[str, Stage] = {}
         for name, stage in build_stages(program, inputs, {}).items():
             parts[name] = captured(stage, None, stream)
-            parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
+            parts[name]()  # a graph that is only captured leaves no outputs for the next stage
             save(alone := alone | time_in_turns({name: parts[name]}, device, min(rounds, 5)))
         whole = {"program": captured(lambda: program(inputs), None, stream)}
         return time_in_turns(parts, device, rounds), time_in_turns(whole, device, rounds)["program"]

@@ -1,4 +1,4 @@
-"""All that is measured, by name.
+"""All benchmark cases, by name.
 
 Shapes are those of a Mask R-CNN on an image of 800 x 1344 pixels: P2 to P5 of 256 channels, 1000 RoIs, the 4819
 candidates that an RPN keeps of its five levels, 100 masks of 28 x 28.

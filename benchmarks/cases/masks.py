@@ -1,4 +1,4 @@
-"""Masks on images: pasted as probabilities, bool or packed bits, and encoded as COCO's RLE."""
+"""Masks pasted into images as probabilities, bool or packed bits, and encoded as COCO RLE."""
 
 import functools
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roofline import min_bytes
 from fastmask.ops.masks import LIKELY, choose_capacity
 
-SAMPLE = 2  # masks that are compared with the literal reference
-AT_THRESHOLD = 1e-4  # of pixels, whose probability is 0.5 but for rounding
+SAMPLE = 2  # masks compared with the literal reference
+AT_THRESHOLD = 1e-4  # maximum share of pixels whose probability is 0.5 but for rounding
 
 
 def paste(
@@ -31,7 +31,7 @@ def paste(
     size: tuple[int, int] = IMAGE_SIZE,
     continuous: bool = False,
 ) -> Case:
-    """``continuous``: as detectron2 does it, beside its algorithm; else beside torchvision's."""
+    """``continuous``: detectron2's pasting, beside its algorithm; else torchvision's."""
     masks, boxes = blob_masks(generator, device, num, size)
     mode = "continuous" if continuous else "torchvision"
 

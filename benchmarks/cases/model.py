@@ -1,4 +1,4 @@
-"""A whole Mask R-CNN: inference, as torchvision's model and as a Predictor, and a step of training."""
+"""A whole Mask R-CNN: inference, by the model and by a Predictor, and a training step."""
 
 import copy
 import functools
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 @functools.cache
 def calibrated_model(library: str, device: torch.device) -> Any:
-    """R50-FPN in eval mode, its weights calibrated, as trained ones are not to be had; the same of both libraries."""
+    """R50-FPN in eval mode with calibrated weights, as trained ones cannot be had; the same in both libraries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {"weights": None, "weights_backbone": None}
@@ -38,62 +38,62 @@ def calibrated_model(library: str, device: torch.device) -> Any:
 
 
 def inference(generator: torch.Generator, device: torch.device, *, batch: int = 1, rle: bool = False) -> Case:
-    """Images to pasted masks, or to COCO's RLE.
+    """Inference from images to pasted masks, or to COCO RLE.
 
     On a GPU torchvision at its best is bfloat16 autocast on channels-last; on a CPU, channels-last.
     """
     images = [textured_image(generator, IMAGE_SIZE).to(device) for _ in range(batch)]
     on_cuda = device.type == "cuda"
 
-    def encode(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for one in found:
-            one["masks"] = encode_pasted(one["masks"][:, 0] > 0.5)
-        return found
+    def encode(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for prediction in predictions:
+            prediction["masks"] = encode_pasted(prediction["masks"][:, 0] > 0.5)
+        return predictions
 
-    def runner(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
+    def make_run(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
         def run() -> list[dict[str, Any]]:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                found: list[dict[str, Any]] = model(images)
-            return encode(found) if rle else found
+                predictions: list[dict[str, Any]] = model(images)
+            return encode(predictions) if rle else predictions
 
         return run
 
     def patch(run: Callable[[], Any]) -> Callable[[], Any]:
-        def patched_run() -> Any:
+        def run_patched() -> Any:
             with fastmask.patch_torchvision():
                 return run()
 
-        return patched_run
+        return run_patched
 
     providers: dict[str, Callable[[], Any]] = {}
     checks: dict[str, Check] = {}
     if HAS_TORCHVISION:
         theirs = calibrated_model("torchvision", device)
-        providers["torchvision"] = runner(theirs)
-        providers["torchvision at its best"] = runner(channels_last_model(device), autocast=on_cuda)
+        providers["torchvision"] = make_run(theirs)
+        providers["torchvision at its best"] = make_run(channels_last_model(device), autocast=on_cuda)
         if on_cuda:
-            providers["torchvision compiled"] = runner(compiled_model(device))
+            providers["torchvision compiled"] = make_run(compiled_model(device))
             checks["torchvision at its best"] = check_bf16
     if not rle:
-        providers["fastmask"] = runner(calibrated_model("fastmask", device))
+        providers["fastmask"] = make_run(calibrated_model("fastmask", device))
     for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
         name = f"fastmask Predictor, {str(dtype).removeprefix('torch.')}"
         providers[name] = make_predictor_run(device, batch, dtype, rle, images)
         if dtype == torch.bfloat16:
             checks[name] = check_bf16
-    if HAS_TORCHVISION and on_cuda:  # last: its ops stay a Python call slower afterwards
-        providers["torchvision patched"] = patch(runner(theirs))
+    if HAS_TORCHVISION and on_cuda:  # last: torchvision's ops stay a Python call slower afterwards
+        providers["torchvision patched"] = patch(make_run(theirs))
 
     def check(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
         for mine, other in zip(decode_detections(ours), decode_detections(theirs), strict=True):
             assert len(mine["boxes"]) == 100, f"there must be 100 detections, got {len(mine['boxes'])}"
             share = matched_share(mine, other)
-            # random weights magnify rounding: another library's convolutions, off by 1e-5, move eight in a hundred
+            # random weights magnify rounding: other convolutions, off by 1e-5, move eight detections in a hundred
             assert share >= (0.85 if on_cuda else 0.99), f"only {share:.3f} of the detections match"
 
     kind = "float32 (TF32 convolutions)" if on_cuda else "float32"
     what = f"RLE; baselines: {ENCODER}" if rle else "masks pasted"
-    inputs = f"{batch} of {IMAGE_SIZE}, {kind} unless said, ResNet-50 with FPN, 100 detections each, {what}"
+    inputs = f"{batch} of {IMAGE_SIZE}, {kind} unless noted, ResNet-50 with FPN, 100 detections each, {what}"
     return Case(providers, check, inputs, checks=checks)
 
 
@@ -109,7 +109,7 @@ def compiled_model(device: torch.device) -> Any:
 
 @functools.cache
 def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, tf32: bool) -> fastmask.Predictor:
-    """A Predictor for all sets of inputs; ``tf32``: what its graphs are captured with."""
+    """A Predictor for all sets of inputs; ``tf32``: whether its graphs were captured with TF32."""
     return fastmask.Predictor(calibrated_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
 
 
@@ -117,38 +117,38 @@ def make_predictor_run(
     device: torch.device, batch: int, dtype: torch.dtype, rle: bool, images: list[Tensor]
 ) -> Callable[[], Any]:
     def run() -> Any:
-        made = predictor(device, batch, dtype, "rle" if rle else "float", torch.backends.cudnn.allow_tf32)
-        return made(images)
+        cached = predictor(device, batch, dtype, "rle" if rle else "float", torch.backends.cudnn.allow_tf32)
+        return cached(images)
 
     return run
 
 
-def decode_detections(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """On the CPU, RLE decoded."""
-    out = []
-    for one in found:
-        plain = {name: value.float().cpu() for name, value in one.items() if isinstance(value, Tensor)}
-        if not isinstance(one["masks"], Tensor):
-            plain["masks"] = torch.from_numpy(decode_masks(one["masks"]))[:, None].float()
-        out.append(plain)
-    return out
+def decode_detections(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copy predictions to the CPU as float32, and decode RLE."""
+    decoded = []
+    for prediction in predictions:
+        tensors = {name: value.float().cpu() for name, value in prediction.items() if isinstance(value, Tensor)}
+        if not isinstance(prediction["masks"], Tensor):
+            tensors["masks"] = torch.from_numpy(decode_masks(prediction["masks"]))[:, None].float()
+        decoded.append(tensors)
+    return decoded
 
 
 def check_bf16(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """bfloat16 on random weights, which magnify rounding: many boxes still lie where one of their class was."""
+    """Check that many boxes overlap one of their class: random weights magnify bfloat16's rounding."""
     from fastmask.ops import box_iou
 
     for mine, other in zip(decode_detections(ours), decode_detections(theirs), strict=True):
         near = box_iou(mine["boxes"], other["boxes"]) > 0.5
         near &= mine["labels"][:, None] == other["labels"]
         share = float(near.any(1).float().mean())
-        assert share >= 0.4, f"only {share:.3f} of the boxes have a near one of their class"
+        assert share >= 0.4, f"only {share:.3f} of the boxes overlap one of their class"
 
 
 def training_step(generator: torch.Generator, device: torch.device, *, frozen: bool = False) -> Case:
     """Forward, backward and SGD: on a GPU 12 images under bfloat16 autocast, on a CPU two small ones in float32.
 
-    ``frozen`` is what both libraries train from a pretrained backbone: norms fixed, the first two stages too.
+    With ``frozen``, norms and the first two stages are fixed, as both libraries train a pretrained backbone.
     """
     on_cuda = device.type == "cuda"
     batch, size = (12, IMAGE) if on_cuda else (2, (256, 320))
@@ -184,16 +184,16 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
 def training_setup(
     library: str, device: torch.device, size: tuple[int, int], frozen: bool
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """A model in training mode and its optimizer, for all sets of inputs; steps so small that it stays what it is."""
+    """A model in training mode and its optimizer, for all sets of inputs; lr is so small that weights barely change."""
     model = copy.deepcopy(calibrated_model(library, device))
     if frozen:
         detection = importlib.import_module(f"{library}.models.detection")
         backbone = detection.backbone_utils.resnet_fpn_backbone(
             backbone_name="resnet50", weights=None, trainable_layers=3
         )
-        calibrated = model.state_dict()
+        weights = model.state_dict()
         model = detection.MaskRCNN(backbone, 91).to(device)
-        model.load_state_dict(calibrated)
+        model.load_state_dict(weights)
     model.train()
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     parameters = [values for values in model.parameters() if values.requires_grad]
@@ -201,7 +201,7 @@ def training_setup(
 
 
 def draw_targets(generator: torch.Generator, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
-    """Eight boxes, their labels, and masks that fill half of them."""
+    """Targets of an image: eight boxes, their labels, and masks that fill half of them."""
     boxes = boxes_in(generator, 8, size, 2.0)
     masks = torch.zeros(8, *size, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""NMS in groups: an RPN's levels, and classes."""
+"""Non-maximum suppression in groups: the RPN's levels, and classes."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.roofline import min_bytes
 
-SAMPLE = 200  # boxes that are compared with the literal reference
-LEVELS = [1000, 1000, 1000, 1000, 819]  # candidates that an RPN keeps of each level of a padded image of 800 x 1344
+SAMPLE = 200  # boxes compared with the literal reference
+LEVELS = [1000, 1000, 1000, 1000, 819]  # an RPN's candidates per level, of a padded image of 800 x 1344
 
 
 def batched_nms(
@@ -44,16 +44,16 @@ def batched_nms(
     inputs = f"{num} {'clustered' if clustered else 'random'} boxes float32 in {groups} groups, IoU {threshold}"
     args = (boxes[None], scores[None], labels[None], None, threshold, num, groups)
 
-    def padded() -> Tensor:
+    def run_padded() -> Tensor:
         indices: Tensor = nms_padded_op(*args)[0][0]
         return indices
 
     moved = min_bytes(nms_padded_op, *args)
-    return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": padded})
+    return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": run_padded})
 
 
 def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None = None) -> Case:
-    """What an RPN does for a batch, level after level by score: torchvision image after image, ours in one call."""
+    """NMS of an RPN's batch, each level sorted by score: torchvision image by image, fastmask in one call."""
     batch, num = batch or (8 if device.type == "cuda" else 2), sum(LEVELS)
     boxes = torch.stack([boxes_in(generator, num, IMAGE_SIZE) for _ in range(batch)]).to(device)
     runs = torch.rand(batch, num, generator=generator).split(LEVELS, dim=1)
@@ -89,25 +89,25 @@ def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None 
     return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": ours})
 
 
-def rpn(clustered: bool) -> CaseSpec:
+def make_rpn_spec(clustered: bool) -> CaseSpec:
     return CaseSpec(functools.partial(batched_nms, num=4819, groups=5, threshold=0.7, clustered=clustered))
 
 
-def classes(num: int, clustered: bool, default: bool = True) -> CaseSpec:
+def make_class_spec(num: int, clustered: bool, default: bool = True) -> CaseSpec:
     build = functools.partial(batched_nms, num=num, groups=80, threshold=0.5, clustered=clustered)
     return CaseSpec(build, default, (("NMS in 80 classes, " + ("clustered" if clustered else "random"), "boxes", num),))
 
 
 SPECS: dict[str, CaseSpec] = {
-    "NMS, RPN, random": rpn(clustered=False),
-    "NMS, RPN, clustered": rpn(clustered=True),
+    "NMS, RPN, random": make_rpn_spec(clustered=False),
+    "NMS, RPN, clustered": make_rpn_spec(clustered=True),
     "NMS, RPN, a batch": CaseSpec(rpn_nms),
-    "NMS, 1k in 80 classes, random": classes(1_000, clustered=False),
-    "NMS, 4k in 80 classes, random": classes(4_000, clustered=False, default=False),
-    "NMS, 20k in 80 classes, random": classes(20_000, clustered=False),
-    "NMS, 100k in 80 classes, random": classes(100_000, clustered=False),
-    "NMS, 1k in 80 classes, clustered": classes(1_000, clustered=True, default=False),
-    "NMS, 4k in 80 classes, clustered": classes(4_000, clustered=True, default=False),
-    "NMS, 20k in 80 classes, clustered": classes(20_000, clustered=True),
-    "NMS, 100k in 80 classes, clustered": classes(100_000, clustered=True),
+    "NMS, 1k in 80 classes, random": make_class_spec(1_000, clustered=False),
+    "NMS, 4k in 80 classes, random": make_class_spec(4_000, clustered=False, default=False),
+    "NMS, 20k in 80 classes, random": make_class_spec(20_000, clustered=False),
+    "NMS, 100k in 80 classes, random": make_class_spec(100_000, clustered=False),
+    "NMS, 1k in 80 classes, clustered": make_class_spec(1_000, clustered=True, default=False),
+    "NMS, 4k in 80 classes, clustered": make_class_spec(4_000, clustered=True, default=False),
+    "NMS, 20k in 80 classes, clustered": make_class_spec(20_000, clustered=True),
+    "NMS, 100k in 80 classes, clustered": make_class_spec(100_000, clustered=True),
 }

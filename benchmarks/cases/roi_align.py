@@ -18,7 +18,7 @@ from fastmask.kernels.roi_pool import roi_pool_op
 from fastmask.kernels.roofline import min_bytes
 
 GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
-SAMPLE = 4  # RoIs that are compared with the literal reference
+SAMPLE = 4  # RoIs compared with the literal reference
 
 
 def roi_align(
@@ -34,11 +34,11 @@ def roi_align(
     way: str = "forward",
     size: tuple[int, int] = IMAGE,
 ) -> Case:
-    """``num``: RoIs an image; ``way``: "forward", "backward" alone, or "both"; ``size``: of padded images.
+    """RoIAlign of ``num`` RoIs an image.
 
-    In half types torchvision runs under autocast, which upcasts the maps.
-
-    torchvision copies channels-last maps; at its best it is given the same values in the layout it likes.
+    ``way`` is "forward", "backward" alone, or "both"; ``size`` is that of padded images. In half precision torchvision
+    runs under autocast, which upcasts the feature maps. It copies channels-last maps; "at its best" it has contiguous
+    ones.
     """
     maps = pyramid(generator, device, batch, dtype, channels_last, size)
     boxes = [boxes_in(generator, num, size).to(device) for _ in range(batch)]
@@ -113,7 +113,7 @@ def roi_align(
 
 
 def rois_of_images(boxes: list[Tensor]) -> Tensor:
-    """Boxes [N, 4] of each image -> RoIs [K, 5]."""
+    """Boxes [N, 4] of each image -> RoIs [K, 5] with image indices."""
     return torch.cat([F.pad(box, (1, 0), value=float(image)) for image, box in enumerate(boxes)])
 
 
@@ -151,7 +151,7 @@ def make_spec(*, default: bool = True, rois: int | None = None, images: int | No
 
 
 def make_batch_spec(**options: Any) -> CaseSpec:
-    """With the images, and RoIs of each, that a training step has on a GPU; on a CPU a few, that it may end."""
+    """As many images and RoIs as a training step has on a GPU; fewer on a CPU."""
 
     def build(generator: torch.Generator, device: torch.device) -> Case:
         size: dict[str, Any] = {"batch": 8, "num": 512} if device.type == "cuda" else {"batch": 2, "num": 100}
