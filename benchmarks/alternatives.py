@@ -74,11 +74,8 @@ def _product(batch: int, device: torch.device) -> Run:
 
 
 def _anchors(batch: int, device: torch.device) -> Run:
-    hidden, bias, weight = (
-        _levels(batch, device, 256),
-        _draw(256, device=device),
-        _draw(15, 256, device=device) / 16,
-    )
+    hidden, bias = _levels(batch, device, 256), _draw(256, device=device)
+    weight = _draw(15, 256, device=device) / 16
     return lambda: predict_anchors_op(hidden, bias, weight, bias[:15], 3)
 
 
@@ -240,11 +237,8 @@ def main(argv: Sequence[str] | None = None, timer: Callable[[Run], float] = time
                     times = {"default": f"fails: {format_error(error)}"}
                 result[f"{name}, batch {batch}"] = times
                 args.file.write_text(json.dumps(result, indent=1))
-                print(
-                    f"{name}, batch {batch}",
-                    *(f"\n  {time:>10} {choice}" for choice, time in times.items()),
-                    flush=True,
-                )
+                lines = [f"{name}, batch {batch}", *(f"  {time:>10} {choice}" for choice, time in times.items())]
+                print("\n".join(lines), flush=True)
     result["finished"] = True
     args.file.write_text(json.dumps(result, indent=1))
     return int(any(isinstance(times, dict) and isinstance(times["default"], str) for times in result.values()))

@@ -86,10 +86,8 @@ def format_frame(frame: Frame) -> str:
     ]
     for name, calls in with_total(frame).items():
         time = predict(calls, frame["dtype"])
-        cells = [
-            *count_kinds(calls).values(),
-            *(f"{value:,.0f}" for value in (moved_bytes(calls) / 1e6, *time, time.total)),
-        ]
+        numbers = moved_bytes(calls) / 1e6, *time, time.total
+        cells = [*count_kinds(calls).values(), *(f"{number:,.0f}" for number in numbers)]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -155,10 +153,7 @@ def load_versions(path: Path | None = None) -> list[dict[str, Any]]:
 def _parse_calls(rows: list[Any]) -> "collections.Counter[Call]":
     """Parse rows of a count, an operation, an amount and kernels."""
     return collections.Counter(
-        {
-            Call(name, tuple(Kernel(*kernel) for kernel in kernels), amount): number
-            for number, name, amount, kernels in rows
-        }
+        {Call(name, tuple(Kernel(*k) for k in kernels), amount): number for number, name, amount, kernels in rows}
     )
 
 

@@ -8,7 +8,7 @@ POINTS = 3  # that a fit needs at least
 
 
 class Scaling(NamedTuple):
-    """Median times of one operation of one provider, by what grows."""
+    """Median times of one operation of one provider, by the number of inputs."""
 
     numbers: list[int]
     seconds: list[float]
@@ -26,7 +26,7 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def fit_scaling(groups: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Scaling]]:
-    """Curves by (operation, what grows) and provider; only those with enough points."""
+    """Curves by (operation, inputs that are counted) and provider; only those with enough points."""
     curves: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for rows in groups.values():
         for provider, row in rows.items():

@@ -31,10 +31,14 @@ def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> d
         logits, deltas = heads.box_predictor(heads.box_head(outputs["pooled"]))
         outputs["classes"] = logits, deltas.unflatten(1, (-1, 4))
 
-    def masks() -> None:
+    def mask_head() -> None:
         hidden = heads.mask_head(outputs["pooled masks"])
-        detections = outputs["detections"]
-        outputs["masks"] = predict_masks(heads.mask_predictor, hidden, detections.labels, detections.count)
+        detections = outputs["detected"]
+        masks = predict_masks(heads.mask_predictor, hidden, detections.labels, detections.count)
+        outputs["detections"] = detections._replace(masks=masks)
+
+    def pool_boxes(pooler: Any, rows: Any) -> Any:
+        return pool(pooler, outputs["features"], scales, rows.boxes, rois=rows.rois)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
@@ -47,34 +51,14 @@ def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> d
         "FPN": keep("features", lambda: model.backbone.fpn(outputs["body"])),
         "RPN head": keep("rpn", lambda: model.rpn.look(list(outputs["features"].values()), size)),
         "proposals": keep("proposals", lambda: cut(model.rpn.propose(*outputs["rpn"], inputs.sizes))),
-        "RoIAlign 7 x 7": keep(
-            "pooled",
-            lambda: pool(
-                heads.box_roi_pool,
-                outputs["features"],
-                scales,
-                outputs["proposals"].boxes,
-                rois=outputs["proposals"].rois,
-            ),
-        ),
+        "RoIAlign 7 x 7": keep("pooled", lambda: pool_boxes(heads.box_roi_pool, outputs["proposals"])),
         "box head": box_head,
         "detections": keep(
-            "detections", lambda: cut(heads.select(*outputs["classes"], outputs["proposals"], inputs.sizes))
+            "detected", lambda: cut(heads.select(*outputs["classes"], outputs["proposals"], inputs.sizes))
         ),
-        "RoIAlign 14 x 14": keep(
-            "pooled masks",
-            lambda: pool(
-                heads.mask_roi_pool,
-                outputs["features"],
-                scales,
-                outputs["detections"].boxes,
-                rois=outputs["detections"].rois,
-            ),
-        ),
-        "mask head": masks,
-        "RLE and packing": keep(
-            "packed", lambda: program.pack(inputs, outputs["detections"]._replace(masks=outputs["masks"]))
-        ),
+        "RoIAlign 14 x 14": keep("pooled masks", lambda: pool_boxes(heads.mask_roi_pool, outputs["detected"])),
+        "mask head": mask_head,
+        "RLE and packing": keep("packed", lambda: program.pack(inputs, outputs["detections"])),
     }
 
 

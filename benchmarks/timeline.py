@@ -61,9 +61,7 @@ def build_selections(device: torch.device) -> dict[str, Stage]:
 
 
 @torch.inference_mode()
-def measure_timeline(
-    device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None
-) -> dict[str, Any]:
+def time_image(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
     """Time one image of 800 x 1333 pixels, R50-FPN with calibrated weights, RLE out.
 
     ``save`` is called with the result so far after each step; only the last one has ``"finished": True``.
@@ -97,10 +95,8 @@ def format_table(result: dict[str, Any]) -> str:
     times = result["milliseconds"]
     total = sum(times["stages"].values())
     lines = [f"{result['device']}, {result['dtype']}, fastmask at {result['commit']}", "", "| stage | ms | share |"]
-    lines += [
-        "|---|---|---|",
-        *(f"| {name} | {time:.3g} | {time / total:.0%} |" for name, time in times["stages"].items()),
-    ]
+    lines.append("|---|---|---|")
+    lines += [f"| {name} | {time:.3g} | {time / total:.0%} |" for name, time in times["stages"].items()]
     lines += [f"| {name} | {time:.3g} | |" for name, time in (times["whole"] | times["choices"]).items()]
     return "\n".join(lines)
 
@@ -129,9 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, ... [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
-    parser.add_argument(
-        "--plot", action=argparse.BooleanOptionalAction, default=True, help="save a plot beside the file"
-    )
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="a plot beside the file")
     args = parser.parse_args(argv)
     results: dict[str, dict[str, Any]] = {}
 
@@ -141,9 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.file.write_text(json.dumps(content, indent=1))
 
     for dtype in args.dtype:
-        result = measure_timeline(
-            torch.device(args.device), getattr(torch, dtype), args.rounds, functools.partial(save, dtype)
-        )
+        kind, save_result = getattr(torch, dtype), functools.partial(save, dtype)
+        result = time_image(torch.device(args.device), kind, args.rounds, save_result)
         print(format_table(result), flush=True)
         if args.plot:
             stem = args.file.stem if len(args.dtype) == 1 else f"{args.file.stem}-{dtype}"

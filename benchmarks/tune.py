@@ -27,12 +27,12 @@ from fastmask.benchmarks.tune_cases import WORKLOADS, Build, Shapes, Workload, c
 from fastmask.kernels import tuning
 from fastmask.kernels.knobs import Knob, Value, name_at
 
-MARGIN = 0.03  # that a choice must be faster by
-LOSS = 0.01  # that it may be slower by on another workload
-ROUNDS = 15  # in which the default and a choice are timed in turns
-BURST = 4  # replays of a graph in a round: launching one hides behind the one before
+MARGIN = 0.03  # minimum gain of a choice on some workload
+LOSS = 0.01  # maximum loss on another workload
+ROUNDS = 15  # of the default and a choice, timed in turns
+BURST = 4  # replays of a graph in a round; each launch overlaps with the replay before
 
-# prepares a call, on a device -> what times it, in seconds
+# prepares a call on a device -> a function that times it, in seconds
 Timer = Callable[[Callable[[], Any], bool, torch.device], Callable[[], float]]
 Quartiles = tuple[float, float, float]
 
@@ -42,11 +42,11 @@ class Trial(NamedTuple):
 
     value: Value
     seconds: dict[str, tuple[Quartiles, Quartiles]]  # of the default and of the choice, by workload
-    rejected: str  # why it was not believed, or not accepted; empty if it may be
+    rejected: str  # why it cannot be accepted; empty if it can
 
 
 class Outcome(NamedTuple):
-    """What became of a knob."""
+    """The result of tuning a knob."""
 
     name: str
     default: Value
@@ -56,11 +56,11 @@ class Outcome(NamedTuple):
 
 
 def make_timer(run: Callable[[], Any], capturable: bool, device: torch.device) -> Callable[[], float]:
-    """The Timer of a GPU: graphs without the host, or where the host waits, calls to their end."""
+    """The Timer of a GPU: CUDA graphs without the host; calls to their end where they have host syncs."""
     if capturable:
         graph = capture_calls(run)
         return lambda: statistics.median(time_replays(graph, BURST))
-    for _ in range(2):  # capture and choose
+    for _ in range(2):  # capture and tune
         time_call(run, device)
     return lambda: time_call(run, device)
 
@@ -76,17 +76,17 @@ def tune(
     workloads: Mapping[str, Build] = WORKLOADS,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
-    """Tune one knob after the other, and save each.
+    """Tune one knob after the other, and save each outcome.
 
     Args:
-        knobs: their values are chosen anew; others that are in the file stay in force.
+        knobs: the knobs to tune; the file's values of others stay in force.
         device: with its index.
-        shapes: that they are timed at.
-        path: the file, of this device and these versions, or none yet; see :func:`check_file`.
+        shapes: the model's.
+        path: a tuning file of this device and these versions, or a new one; see :func:`check_file`.
         limit: seconds, after which no knob is begun.
-        timer, workloads, clock: what is timed, and how; for tests.
+        timer, workloads, clock: replaced by tests.
     """
-    outcomes, begun = [], clock()
+    outcomes, start = [], clock()
     name = tuning.name_of(device)
     values = _load_values(path, name)
     for knob in knobs:
@@ -97,13 +97,13 @@ def tune(
         for knob in progress:
             progress.set_postfix_str(knob.name)
             full = _full_name(knob, shapes)
-            if clock() - begun > limit:
+            if clock() - start > limit:
                 outcomes.append(Outcome(full, knob.default, [], None, f"not begun after {limit:.0f} seconds"))
                 continue
             try:
                 with tuning.overridden(device, values):
                     if built[0] != knob.op:
-                        built = (knob.op, [])  # the inputs before are let go first
+                        built = (knob.op, [])  # frees the inputs before
                         built = (knob.op, workloads[knob.op](shapes, device))
                 outcome = tune_knob(knob, full, built[1], device, values, timer)
             except Exception as error:  # of the default; other knobs go on
@@ -124,10 +124,10 @@ def _full_name(knob: Knob, shapes: Shapes) -> str:
 def tune_knob(
     knob: Knob, name: str, workloads: Sequence[Workload], device: torch.device, values: Mapping[str, Any], timer: Timer
 ) -> Outcome:
-    """Try a knob's choices; ``values`` are in force beside them. Raises what the default raises."""
+    """Try a knob's choices with ``values`` in force; the default's exceptions are not caught."""
     if not workloads:
-        return Outcome(name, knob.default, [], None, "there is nothing to time it on")
-    rule, expected, defaults = choose_check(knob), [], []
+        return Outcome(name, knob.default, [], None, "no workload uses it")
+    check, expected, defaults = choose_check(knob), [], []
     with tuning.overridden(device, values):
         for workload in workloads:
             run = workload.make()
@@ -140,12 +140,12 @@ def tune_knob(
         try:
             with tuning.overridden(device, {**values, name: choice}):
                 runs = [workload.make() for workload in workloads]
-                for run, wanted in zip(runs, expected, strict=True):
-                    rule(run(), wanted)
+                for run, result in zip(runs, expected, strict=True):
+                    check(run(), result)
                 for workload, run, default in zip(workloads, runs, defaults, strict=True):
                     seconds[workload.name] = time_in_turns(default, timer(run, workload.capturable, device))
         except AssertionError as error:
-            rejected = f"disagrees: {' '.join(str(error).split())[:200]}"
+            rejected = f"does not match: {' '.join(str(error).split())[:200]}"
         except Exception as error:  # such as too much shared memory for this GPU
             rejected = f"fails: {format_error(error)}"
         return Trial(choice, seconds, rejected or find_rejection(seconds))
@@ -170,7 +170,7 @@ def quartiles(times: Sequence[float]) -> Quartiles:
 
 
 def find_rejection(seconds: Mapping[str, tuple[Quartiles, Quartiles]]) -> str:
-    """Why a choice is not accepted, or nothing."""
+    """Why a choice cannot be accepted; empty if it can."""
     gains = False
     for name, (default, choice) in seconds.items():
         change = choice[1] / default[1] - 1
@@ -181,12 +181,12 @@ def find_rejection(seconds: Mapping[str, tuple[Quartiles, Quartiles]]) -> str:
 
 
 def ratio(trial: Trial) -> float:
-    """Time over the default's, the geometric mean of workloads."""
+    """Geometric mean over workloads of the time over the default's."""
     return statistics.geometric_mean(choice[1] / default[1] for default, choice in trial.seconds.values())
 
 
 def check_file(path: Path, device: torch.device) -> None:
-    """Raises ValueError if a file is there that is not this device's, or OSError if it can't be written."""
+    """Raise ValueError if the file is another device's, or OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder of the tuning file must be writable, got {path.parent}")
@@ -202,9 +202,9 @@ def _load_values(path: Path, name: str) -> dict[str, Any]:
 
 
 def save_outcome(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> None:
-    """Put a knob's outcome into the file, beside what is there by now."""
-    found = tuning.read_tuning(path, name) if path.exists() else {"values": {}, "measured": {}}
-    values, measured = dict(found["values"]), dict(found.get("measured", {}))
+    """Add a knob's outcome to the file as it is now."""
+    content = tuning.read_tuning(path, name) if path.exists() else {"values": {}, "measured": {}}
+    values, measured = dict(content["values"]), dict(content.get("measured", {}))
     values.pop(outcome.name, None)
     if outcome.accepted is not None:
         values[outcome.name] = outcome.accepted.value
@@ -222,7 +222,7 @@ def save_outcome(path: Path, name: str, outcome: Outcome, shapes: Shapes) -> Non
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Who reads the file meanwhile sees it as it was or as it is now."""
+    """Replace a file atomically: a reader sees the old text or the new one."""
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
@@ -237,7 +237,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def format_knobs(knobs: Sequence[Knob]) -> str:
-    """What would be tried, for the screen."""
+    """A list of knobs and choices, for the screen."""
     lines = [
         f"{knob.name:24} {', '.join(map(str, knob.choices))} [{knob.default}]: {WORKLOADS[knob.op].__doc__}"
         for knob in knobs
@@ -246,9 +246,13 @@ def format_knobs(knobs: Sequence[Knob]) -> str:
 
 
 def format_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, str, str]]:
-    """The table: knob, default, best choice, times of both, and whether it is accepted."""
+    """Rows of knob, default, best choice, times of both, and whether it is accepted."""
     for outcome in outcomes:
-        timed = [trial for trial in outcome.trials if trial.seconds and not trial.rejected.startswith(("fails", "dis"))]
+        timed = [
+            trial
+            for trial in outcome.trials
+            if trial.seconds and not trial.rejected.startswith(("fails", "does not match"))
+        ]
         best = outcome.accepted or min(timed, key=ratio, default=None)
         if best is None:
             reasons = outcome.error or "; ".join(f"{trial.value} {trial.rejected}" for trial in outcome.trials)
@@ -263,7 +267,7 @@ def format_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, st
 
 
 def format_table(outcomes: Sequence[Outcome]) -> str:
-    """For the screen."""
+    """A table of outcomes, for the screen."""
     lines = [("knob", "default", "best", "microseconds", "accepted"), *format_rows(outcomes)]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(

@@ -58,14 +58,14 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(alternatives, "CASES", cases)
     arguments = [str(tmp_path / "a.json"), "--device", "cpu", "--batch", "1", "--only", "one|broken"]
     assert alternatives.main(arguments, lambda run: 1e-6 * module.CHUNK) == 1  # of the broken one
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["finished"]
-    times = found["one, batch 1"]
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["finished"]
+    times = content["one, batch 1"]
     assert (times["default"], times["CHUNK 1"]) == (before, 1.0)
     assert times["CHUNK 2"].startswith("does not match: Tensor-likes are not close!")
     assert times["CHUNK 3"] == "fails: RuntimeError: too much shared memory"
-    assert found["broken, batch 1"] == {"default": "fails: RuntimeError: no memory"}
-    assert "other, batch 1" not in found
+    assert content["broken, batch 1"] == {"default": "fails: RuntimeError: no memory"}
+    assert "other, batch 1" not in content
     assert before == module.CHUNK
     assert "CHUNK 2" in capsys.readouterr().out
     assert alternatives.main([*arguments[:-1], "one"], lambda run: 1e-6) == 0

@@ -54,7 +54,7 @@ def test_a_wrong_kernel_has_no_row(
 
 
 def test_a_wrong_kernel_has_no_row_in_pytest(tmp_path: Path) -> None:
-    """The same in ``pytest benchmarks``: an error, and nothing in its JSON."""
+    """An error in ``pytest benchmarks``, and no row in its JSON."""
     plugin = "from fastmask import ops\nright = ops.paste_masks\n"
     plugin += "ops.paste_masks = lambda *args, **options: right(*args, **options).roll(1, dims=-2)\n"
     (tmp_path / "wrong_kernel.py").write_text(plugin)
@@ -101,7 +101,7 @@ def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_rle_is_decoded_as_pycocotools_does() -> None:
-    coco = pytest.importorskip("pycocotools.mask", reason="what is decoded like it")
+    coco = pytest.importorskip("pycocotools.mask", reason="the decoder to compare with")
     masks = torch.rand(9, 13, 21) < torch.linspace(0, 1, 9)[:, None, None]
     encoded = baselines.encode_pasted(masks)
     assert isinstance(encoded[0], dict)

@@ -53,23 +53,23 @@ def test_kernel_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(kernel_times, "CALLS", 2)
     path = tmp_path / "kernels.json"
     assert kernel_times.main([str(path), "--device", "cpu", "--batch", "1", "--fuse", "auto", "kernel"]) == 0
-    found = json.loads(path.read_text())
-    assert found["finished"]
+    content = json.loads(path.read_text())
+    assert content["finished"]
     for form in ("off", "kernel"):
-        part = found[f"batch 1, bfloat16, {form}"]
+        part = content[f"batch 1, bfloat16, {form}"]
         starts = [start for _, start, _ in part["in order"]]
         assert starts == sorted(starts)
         assert starts[0] == 0
         assert part["by name"]["aten::convolution"][0] >= 10
         assert f"batch 1, {form}: " in capsys.readouterr().out or form == "kernel"
-    assert "fastmask::bias_act_" in found["batch 1, bfloat16, kernel"]["by name"]
+    assert "fastmask::bias_act_" in content["batch 1, bfloat16, kernel"]["by name"]
 
 
 def test_sums_of_kernels() -> None:
     calls = [[Span("a", 0, 3), Span("b", 4, 5), Span("a", 5, 6)], [Span("a", 0, 4), Span("b", 4, 6), Span("a", 6, 8)]]
-    found = kernel_times.summarize(calls)
-    assert found["by name"] == {"a": [2, 5.0], "b": [1, 1.5]}
-    assert (found["kernels a call"], found["busy"], found["from first to last"]) == (3, 6.5, 7.0)
+    summary = kernel_times.summarize(calls)
+    assert summary["by name"] == {"a": [2, 5.0], "b": [1, 1.5]}
+    assert (summary["kernels a call"], summary["busy"], summary["from first to last"]) == (3, 6.5, 7.0)
 
 
 def interrupt(*_: Any) -> Any:
@@ -77,7 +77,7 @@ def interrupt(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_stages_give_what_the_program_gives(trim: bool) -> None:
+def test_stages_match_the_program(trim: bool) -> None:
     model = fastmask.models.prepare.prepared(slim_pair()[1], torch.float32)
     program = fastmask.inference.program.Program(model, "rle", 0.5, 2048, trim=trim)
     sizes = torch.tensor([[120, 150]])
