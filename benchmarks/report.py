@@ -136,12 +136,9 @@ def format_memory(results: dict[str, Any]) -> str:
 def format_summary(results: dict[str, Any]) -> str:
     """For the screen: median times and the speedup over the first baseline."""
     on_device = device_times(results)
-    head = f"{'operation':44} {'baseline':>10} {'fastmask':>10}  {'speedup':>8}"
-    lines = [
-        f"{describe_run(results)} Median times.",
-        "",
-        head + ("  device time, L2 warm (flushed)" if on_device else ""),
-    ]
+    last = "  device time, L2 warm (flushed)" if on_device else ""
+    lines = [f"{describe_run(results)} Median times.", ""]
+    lines.append(f"{'operation':44} {'baseline':>10} {'fastmask':>10}  {'speedup':>8}{last}")
     for row in compare(results):
         baseline = next((format_time(other["stats"]["median"]) for other in row.baselines.values()), "")
         speedup = format_speedup(row.speedups[0]).strip("*") if row.speedups else ""
@@ -151,7 +148,7 @@ def format_summary(results: dict[str, Any]) -> str:
 
 
 def filled(path: Path) -> str:
-    """The text of a Markdown file with its reports made anew."""
+    """The text of a Markdown file with its reports regenerated."""
 
     def fill(slot: re.Match[str]) -> str:
         results = load_results(path.parent / slot[2])
