@@ -81,22 +81,21 @@ def label_log_axis(axis: "Axis", unit: str = "") -> None:
 
 def plot_roofline(figure: "Figure", results: dict[str, Any]) -> bool:
     """Min bytes against min bytes per second, of fastmask and its first baselines, below the copy bandwidth."""
-    axes, speed, names = figure.add_subplot(), 0.0, []
+    axes, speed = figure.add_subplot(), 0.0
+    names: list[str] = []
     labels: dict[tuple[float, float], list[str]] = {}  # by place, those of near dots together
     for name, rows in group_rows(results).items():
-        rates, info = {}, next(iter(rows.values()))["extra_info"]
+        info = next(iter(rows.values()))["extra_info"]
         if info["min_bytes"] is None:
             continue
         size, speed = info["min_bytes"], info["copy_bandwidth"]
-        for provider, row in rows.items():
-            if is_ours(provider) or not rates:
-                rates[provider] = size / row["stats"]["median"]
-                axes.plot(
-                    size, rates[provider], "o", markersize=4, color=OURS[0] if is_ours(provider) else BASELINES[0]
-                )
-        axes.plot([size] * len(rates), list(rates.values()), color=BASELINES[0], linewidth=0.5, zorder=0)
+        shown = [provider for number, provider in enumerate(rows) if is_ours(provider) or not number]
+        rates = [size / rows[provider]["stats"]["median"] for provider in shown]
+        colors = [OURS[0] if is_ours(provider) else BASELINES[0] for provider in shown]
+        axes.plot([size] * len(rates), rates, color=BASELINES[0], linewidth=0.5, zorder=0)
+        axes.scatter([size] * len(rates), rates, s=18, c=colors)
         names.append(f"{len(names) + 1} {name}")
-        dot = size, list(rates.values())[-1]
+        dot = size, rates[-1]
         place = next(place for place in [*labels, dot] if math.dist(map(math.log10, place), map(math.log10, dot)) < 0.1)
         labels.setdefault(place, []).append(str(len(names)))
     if not speed:

@@ -17,8 +17,8 @@ from fastmask.models.detection.roi_heads import pool, predict_masks
 Stage = Callable[[], Any]
 
 
-def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> dict[str, Stage]:
-    """The program's stages; each reads earlier outputs from ``outputs`` and adds its own; the last is "packed"."""
+def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
+    """The program's stages; each reads earlier outputs from ``left`` and adds its own; the last is "packed"."""
     model: Any = program.model
     heads = model.roi_heads
     _, scales = model.extract(inputs.pixels)
@@ -28,37 +28,43 @@ def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> d
         return trimmed(padded) if program.trim else padded
 
     def box_head() -> None:
-        logits, deltas = heads.box_predictor(heads.box_head(outputs["pooled"]))
-        outputs["classes"] = logits, deltas.unflatten(1, (-1, 4))
+        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
+        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
 
-    def mask_head() -> None:
-        hidden = heads.mask_head(outputs["pooled masks"])
-        detections = outputs["detected"]
-        masks = predict_masks(heads.mask_predictor, hidden, detections.labels, detections.count)
-        outputs["detections"] = detections._replace(masks=masks)
-
-    def pool_boxes(pooler: Any, rows: Any) -> Any:
-        return pool(pooler, outputs["features"], scales, rows.boxes, rois=rows.rois)
+    def masks() -> None:
+        hidden = heads.mask_head(left["pooled masks"])
+        found = left["found"]
+        left["masks"] = predict_masks(heads.mask_predictor, hidden, found.labels, found.count)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
-            outputs[name] = function()
+            left[name] = function()
 
         return stage
 
     return {
         "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
-        "FPN": keep("features", lambda: model.backbone.fpn(outputs["body"])),
-        "RPN head": keep("rpn", lambda: model.rpn.look(list(outputs["features"].values()), size)),
-        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*outputs["rpn"], inputs.sizes))),
-        "RoIAlign 7 x 7": keep("pooled", lambda: pool_boxes(heads.box_roi_pool, outputs["proposals"])),
-        "box head": box_head,
-        "detections": keep(
-            "detected", lambda: cut(heads.select(*outputs["classes"], outputs["proposals"], inputs.sizes))
+        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
+        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
+        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*left["looked"], inputs.sizes))),
+        "RoIAlign 7 x 7": keep(
+            "pooled",
+            lambda: pool(
+                heads.box_roi_pool,
+                left["features"],
+                scales,
+                left["proposals"].boxes,
+                rois=left["proposals"].rois,
+            ),
         ),
-        "RoIAlign 14 x 14": keep("pooled masks", lambda: pool_boxes(heads.mask_roi_pool, outputs["detected"])),
-        "mask head": mask_head,
-        "RLE and packing": keep("packed", lambda: program.pack(inputs, outputs["detections"])),
+        "box head": box_head,
+        "detections": keep("found", lambda: cut(heads.select(*left["classes"], left["proposals"], inputs.sizes))),
+        "RoIAlign 14 x 14": keep(
+            "pooled masks",
+            lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes, rois=left["found"].rois),
+        ),
+        "mask head": masks,
+        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
     }
 
 
