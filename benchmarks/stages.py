@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastmask.benchmarks.measure import synchronize
-from fastmask.inference.program import Inputs, Program, captured
+from fastmask.inference.program import Inputs, Program, capture_graph
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
 from fastmask.models.detection.roi_heads import pool, predict_masks
@@ -102,8 +102,8 @@ def time_stages(
         stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
         for name, stage in build_stages(program, inputs, {}).items():
-            parts[name] = captured(stage, None, stream)
+            parts[name] = capture_graph(stage, None, stream)
             parts[name]()  # a graph that is only captured leaves no outputs for the next stage
             save(alone := alone | time_in_turns({name: parts[name]}, device, min(rounds, 5)))
-        whole = {"program": captured(lambda: program(inputs), None, stream)}
+        whole = {"program": capture_graph(lambda: program(inputs), None, stream)}
         return time_in_turns(parts, device, rounds), time_in_turns(whole, device, rounds)["program"]
