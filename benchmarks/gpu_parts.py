@@ -105,7 +105,7 @@ def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str])
     status = tee(part.command(setting, limit), limit, log, variables)
     part.finish(setting, status)
     finished, bad = read_outcome(part, setting)
-    text = f"{(time.monotonic() - start) / 60:.1f} min, {'finished' if finished else 'cut'}{bad}"
+    text = f"{(time.monotonic() - start) / 60:.1f} min, {'finished' if finished else 'interrupted'}{bad}"
     return finished and not bad and status == 0, text + (f", exit code {status}" if status else "")
 
 

@@ -117,7 +117,7 @@ def test_parts_are_interrupted_saved_and_not_run_twice(
     assert "good was here" in printed
     assert printed == (tmp_path / "log.txt").read_text()
     assert "row            0.0 min, finished, 1 without success" in printed
-    assert "slow           0.1 min, cut" in printed
+    assert "slow           0.1 min, interrupted" in printed
     assert json.loads((tmp_path / "slow.json").read_text())["left"] == 1  # interrupted in time to save its results
     parts["slow"] = mock_part("slow", "assert path.exists();" + GOOD)
     assert gpu_parts.main(arguments) == 1
