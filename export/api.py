@@ -9,12 +9,12 @@ import torch
 
 from fastmask.checks import check_choice
 from fastmask.export.aot import write_package
-from fastmask.export.module import Deployed, Shape
-from fastmask.export.onnx import OPSETS, Written, write_onnx
-from fastmask.export.parity import LEAST, Parity, drawn_images, parity, said
-from fastmask.export.predictor import opened
-from fastmask.export.runtime import chosen
-from fastmask.export.tensorrt.module import CANDIDATES, ForTensorRT
+from fastmask.export.module import ExportableModel, Shape
+from fastmask.export.onnx import OPSETS, OnnxSummary, write_onnx
+from fastmask.export.parity import MIN_SHARE, Parity, compare_outputs, format_parity, synthetic_images
+from fastmask.export.predictor import load_exported
+from fastmask.export.runtime import choose_device
+from fastmask.export.tensorrt.module import CANDIDATES, TensorRTExportableModel
 from fastmask.inference.prefetch import ImageLike, to_planes
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 
@@ -34,7 +34,7 @@ def export_model(
     *,
     dynamic: bool = False,
     dtype: torch.dtype = torch.float32,
-    masks: str = "raw28",
+    masks: str = "soft",
     raw: bool = False,
     target: str | None = None,
     opset: int | None = None,
@@ -52,7 +52,7 @@ def export_model(
         batch: images at once.
         dynamic: accept any batch up to 64 and any size up to the model's largest.
         dtype: of weights and feature maps: float32 or float16.
-        masks, raw: see :class:`Deployed`.
+        masks, raw: see :class:`ExportableModel`.
         target: "tensorrt" checks the graph against what TensorRT parses, and bounds its NMS; None: any ONNX runtime.
         opset: of ONNX's operators, 18 to 20; None: 18.
         categories: names by label, for the file's metadata.
@@ -86,34 +86,34 @@ def export_model(
     if package:
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     else:
-        where = ":".join(map(str, chosen(device)))  # before minutes of work
-    reference = Deployed(model, dtype, masks, raw)
-    deployed = ForTensorRT(model, dtype, masks, raw) if target else reference
+        where = ":".join(map(str, choose_device(device)))  # before minutes of work
+    reference = ExportableModel(model, dtype, masks, raw)
+    exportable = TensorRTExportableModel(model, dtype, masks, raw) if target else reference
     shape = Shape(batch, *size, dynamic)
-    planes = drawn_images(size) if images is None else [to_planes(image, i) for i, image in enumerate(images)]
+    planes = synthetic_images(size) if images is None else [to_planes(image, i) for i, image in enumerate(images)]
     with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as folder:
         part = Path(folder) / path.name
         if package:
             reference.to(where)
             report("compiling takes a minute or more")
-            write_package(deployed, part, shape, categories=categories)
+            write_package(exportable, part, shape, categories=categories)
             report(f"a package for {where}, {part.stat().st_size / 1e6:.1f} MB")
         else:
-            written = write_onnx(deployed, part, shape, opset=opset or OPSETS[0], categories=categories)
-            report(f"{format_written(written)}, checked by onnx{' and the table of TensorRT' if target else ''}")
-        session = opened(part, where)
-        found = parity(reference.answers, session, planes)
-        report(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
+            summary = write_onnx(exportable, part, shape, opset=opset or OPSETS[0], categories=categories)
+            report(f"{format_summary(summary)}, checked by onnx{' and the table of TensorRT' if target else ''}")
+        session = load_exported(part, where)
+        found = compare_outputs(reference.predict_arrays, session, planes)
+        report(format_parity(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if target:
-            report(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of an image")
+            report(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.num_dropped} of an image")
         if not found.detections:
             raise MismatchError("nothing was found to compare: give other images, or lower the score")
-        if found.share < LEAST[dtype]:
-            raise MismatchError(f"{found.share:.1%} match, {LEAST[dtype]:.0%} must: {path} is not kept")
+        if found.share < MIN_SHARE[dtype]:
+            raise MismatchError(f"{found.share:.1%} match, {MIN_SHARE[dtype]:.0%} must: {path} is not kept")
         os.replace(part, path)
     return found
 
 
-def format_written(written: Written) -> str:
-    common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
-    return f"{written.nodes} nodes ({common}, ...), opset {written.opset}, {written.bytes / 1e6:.1f} MB"
+def format_summary(summary: OnnxSummary) -> str:
+    common = ", ".join(f"{number} {name}" for name, number in list(summary.operators.items())[:6])
+    return f"{summary.nodes} nodes ({common}, ...), opset {summary.opset}, {summary.bytes / 1e6:.1f} MB"

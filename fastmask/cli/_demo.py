@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from fastmask.benchmarks.measure import name_of, versions
-from fastmask.benchmarks.stages import staged
+from fastmask.benchmarks.stages import time_stages
 from fastmask.demo.run import MODEL, WEIGHTS, load_predictor
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float
+from fastmask.preprocess import normalize
 
 ROUNDS = 20
 
@@ -32,15 +33,15 @@ def print_times(predictor: Predictor, image: Image.Image, score: float) -> dict[
 def measure_stages(predictor: Predictor, image: Image.Image) -> dict[str, float]:
     """Median milliseconds of the model's stages, of all of it, and of a call with a PIL image."""
     original = (image.height, image.width)
-    (shape,), size = predictor.fitting.batch([original])
+    (shape,), size = predictor.resizer.resize_batch([original])
     device = predictor.device
     pixels = predictor.program.empty_pixels(1, size, predictor.dtype, device)
     resized = to_float(image.resize((shape[1], shape[0])))
-    normalized = (resized - predictor._mean.cpu()) / predictor._std.cpu()
+    normalized = normalize(resized, predictor._mean.cpu(), predictor._std.cpu())
     pixels[0, :, : shape[0], : shape[1]] = normalized.to(device, predictor.dtype)
     inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
     with torch.inference_mode():
-        parts, whole = staged(predictor.program, inputs, ROUNDS)
+        parts, whole = time_stages(predictor.program, inputs, ROUNDS)
     calls = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="padded size in pixels [800 1344]")
     add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
     add("--dynamic", action="store_true", help="accept any batch, and any size up to the model's, in multiples of 32")
-    add("--masks", default="raw28", choices=("raw28", "paste"), help="28 x 28 probabilities, or pixels [%(default)s]")
+    add("--masks", default="soft", choices=("soft", "paste"), help="28 x 28 probabilities, or pixels [%(default)s]")
     add("--raw", action="store_true", help="take uint8 images [B, H, W, 3], and normalize them inside")
     add("--dtype", default="float32", choices=("float32", "float16"), help="data type of weights [%(default)s]")
     add("--target", choices=("tensorrt",), help="check the graph against what TensorRT parses, and bound its NMS")

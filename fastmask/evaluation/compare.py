@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from fastmask.evaluation.agreement import mask_ious, matched_share
 from fastmask.image_io import read_image
@@ -58,7 +59,7 @@ def compare_settings(
     for where, dtype in ((w, d) for d in (torch.float32, torch.bfloat16) for w in sizes):
         name = f"{where if where == 'exact' else f'{where[0]} x {where[1]}'}, {str(dtype).removeprefix('torch.')}"
         predictions = [
-            {key: value.cpu() for key, value in prediction.items()}
+            {key: cast(Tensor, value).cpu() for key, value in prediction.items()}
             for prediction in Predictor(model, where, dtype=dtype, masks="bool").stream(paths)
         ]
         pairs = list(zip(predictions, originals, strict=True))

@@ -14,7 +14,7 @@ from fastmask.inference import journal
 from fastmask.inference.coco_results import coco_results
 from fastmask.inference.image_files import find_images, image_ids, overlay_paths
 from fastmask.inference.predictor import check_is_list
-from fastmask.structures import CocoResult
+from fastmask.structures import CocoResult, Prediction
 from fastmask.visualize import draw_detections, save_overlay
 
 THREADS = 2
@@ -26,7 +26,7 @@ class StreamingPredictor(Protocol):
 
     def stream(
         self, images: Sequence[Path], *, progress: bool, errors: Literal["yield"]
-    ) -> Iterator[Mapping[str, Any] | Exception]: ...  # Prediction
+    ) -> Iterator[Prediction | Exception]: ...
 
 
 class PredictedFiles(NamedTuple):
@@ -140,7 +140,7 @@ def _predict(
     return skipped
 
 
-def _draw(job: journal.Job, prediction: Mapping[str, Any], categories: Sequence[str] | None) -> list[CocoResult]:
+def _draw(job: journal.Job, prediction: Prediction, categories: Sequence[str] | None) -> list[CocoResult]:
     """Save an image's overlay, if there is to be one -> its results."""
     if job.overlay is not None:
         save_overlay(draw_detections(read_image(job.image), prediction, categories), job.overlay)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmask.demo import Scenes
-from fastmask.export import MismatchError, Session, export_model
+from fastmask.export import MismatchError, OnnxSession, export_model
 from fastmask.models import detection
 
 
@@ -22,10 +22,10 @@ def test_export_model(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
     assert found.detections > 0
     assert found.share >= 0.99
     assert ["checked by onnx" in lines[0], "ONNX Runtime" in lines[1], len(lines)] == [True, True, 2]
-    assert Session(path).told["categories"] == ["", "a", "b", "c"]
+    assert OnnxSession(path).metadata["categories"] == ["", "a", "b", "c"]
 
     before = path.read_bytes()
-    monkeypatch.setattr("fastmask.export.api.LEAST", {torch.float32: 1.1})
+    monkeypatch.setattr("fastmask.export.api.MIN_SHARE", {torch.float32: 1.1})
     with pytest.raises(MismatchError, match="match, 110% must"):
         export_model(model, path, (192, 224))
     assert path.read_bytes() == before
@@ -43,7 +43,7 @@ def test_export_model(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
             {"dtype": torch.float64},
             "dtype must be one of .*, got torch.float64",
         ),
-        ("model.onnx", {"masks": "28"}, "masks must be one of raw28, paste, got '28'"),
+        ("model.onnx", {"masks": "28"}, "masks must be one of soft, paste, got '28'"),
         ("none/model.onnx", {}, "file must be in a folder that is there"),
     ],
 )
