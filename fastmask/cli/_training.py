@@ -21,20 +21,20 @@ from fastmask.training.checkpoints import LAST
 from fastmask.training.trainer import write_settings
 
 
-def prepared(args: argparse.Namespace, own: Ranks) -> Run:
+def prepared(args: argparse.Namespace, ranks: Ranks) -> Run:
     """The run, with the model on this rank's device; a ValueError on all ranks if something is wrong on one."""
-    settings, parts = own.all_or_none(lambda: read(args))
-    for problem in parts.train.problems if own.rank == 0 else ():
+    settings, parts = ranks.run_on_all(lambda: read(args))
+    for problem in parts.train.problems if ranks.rank == 0 else ():
         print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     names = label_names(parts.train)
 
     def in_turn() -> GeneralizedRCNN:
         torch.manual_seed(settings.seed)  # what is not loaded is drawn
-        with own.first_alone():
-            return built(args, names, own)
+        with ranks.local_first():
+            return built(args, names, ranks)
 
-    model = own.all_or_none(in_turn)
-    loader = own.all_or_none(
+    model = ranks.run_on_all(in_turn)
+    loader = ranks.run_on_all(
         lambda: training_loader(
             parts.train,
             settings.batch,
@@ -43,15 +43,15 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
             masks=model.roi_heads.has_mask(),
             seed=settings.seed,
             workers=settings.workers,
-            rank=own.rank,
-            world=own.world,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
     )
     board = args.tensorboard
-    training = Run(model, loader, settings, args.out, names, parts.valid, own, args.resume, tensorboard=board)
-    if own.rank == 0:
-        rate, images = settings.top_rate(own.world), settings.batch * own.world
-        steps = f"{training.steps} steps of {images} images on {own.world} x {training.device}"
+    training = Run(model, loader, settings, args.out, names, parts.valid, ranks, args.resume, tensorboard=board)
+    if ranks.rank == 0:
+        rate, images = settings.top_rate(ranks.world_size), settings.batch * ranks.world_size
+        steps = f"{training.steps} steps of {images} images on {ranks.world_size} x {training.device}"
         print(f"{len(training.sampler.stand)} images, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
         write_settings(args.out, settings, {"arguments": {k: str(v) for k, v in vars(args).items()}, "rate": rate})
     return training
@@ -62,21 +62,27 @@ def read(args: argparse.Namespace) -> tuple[Settings, Parts]:
     if not args.resume and (args.out / LAST).exists():
         raise ValueError(f"--out must be a new folder, or --resume given, got {args.out} with {LAST} in it")
     given = {"epochs": args.epochs, "batch": args.batch_size, "rate": args.lr, "decay": args.weight_decay}
-    given |= {"average": args.ema, "half": args.bf16, "save": args.save_steps}
-    same = ("optimizer", "schedule", "warmup", "clip", "compile", "nan", "seed", "workers")
+    given |= {
+        "average": args.ema_decay,
+        "half": args.bf16,
+        "save": args.save_every,
+        "clip": args.max_grad_norm,
+        "nan": args.on_nonfinite,
+    }
+    same = ("optimizer", "schedule", "warmup", "compile", "seed", "workers")
     settings = Settings(**given, **{name: getattr(args, name) for name in same})
     parts = read_parts(args.data_path, args.class_attribute)
-    if args.valid is not None:
-        parts = Parts(parts.train, read_dataset(args.valid, attribute=args.class_attribute))
+    if args.val is not None:
+        parts = Parts(parts.train, read_dataset(args.val, attribute=args.class_attribute))
     return settings, parts
 
 
-def built(args: argparse.Namespace, names: list[str], own: Ranks) -> GeneralizedRCNN:
+def built(args: argparse.Namespace, names: list[str], ranks: Ranks) -> GeneralizedRCNN:
     """The model with weights to start from, on its device."""
     known = models.list_models(module=models.detection)
     if args.model not in known:
         raise ValueError(f"--model must be one of {', '.join(known)}, got {args.model!r}")
-    where = find_device(own.device(args.device))
+    where = find_device(ranks.device(args.device))
     options: dict[str, Any] = {"num_classes": len(names)}
     if args.min_size:
         options["min_size"] = args.min_size[-1]
@@ -95,7 +101,7 @@ def built(args: argparse.Namespace, names: list[str], own: Ranks) -> Generalized
         same = source.meta.get("num_classes") == len(names)
         if same and trained is not None:
             same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
-        if not same and own.rank == 0:
+        if not same and ranks.rank == 0:
             print(f"fastmask train: {source} is of other classes: the predictors start anew")
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
         if not slim and isinstance(source, Checkpoint):

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained, on which images, how, and where the weights go."""
     add = parser.add_argument
     add("--data-path", type=Path, required=True, metavar="DIR", help="with train and val, or COCO's, or annotations")
-    add("--valid", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
+    add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
     add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
     add(
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--schedule", default="step", help="step or cosine [%(default)s]")
     add("--warmup", type=int, default=500, metavar="STEPS", help="[%(default)s, at most a tenth]")
     add("--weight-decay", type=float, default=1e-4, help="[%(default)s]")
-    add("--clip", type=float, default=0.0, metavar="NORM", help="of the gradient; 0: as it is [%(default)s]")
-    add("--ema", type=float, default=0.0, metavar="DECAY", help="average the weights; 0: do not [%(default)s]")
+    add("--max-grad-norm", type=float, default=0.0, metavar="NORM", help="of the gradient; 0: as it is [%(default)s]")
+    add("--ema-decay", type=float, default=0.0, metavar="DECAY", help="average the weights; 0: do not [%(default)s]")
     add("--bf16", action="store_true", help="bfloat16 where autocast allows it")
     add("--compile", action="store_true", help="torch.compile the losses")
-    add("--nan", default="stop", help="stop or skip, where a gradient is not finite [%(default)s]")
+    add("--on-nonfinite", default="stop", help="stop or skip, where a gradient is not finite [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
     add("--workers", type=int, default=2, metavar="N", help="processes that read images [%(default)s]")
-    add("--save-steps", type=int, default=0, metavar="N", help="save within epochs, too [0: after each]")
+    add("--save-every", type=int, default=0, metavar="N", help="save within epochs, too [0: after each]")
     add("--tensorboard", action="store_true", help="write for it, too")
     add("--min-size", type=int, nargs="+", metavar="PIXELS", help="shorter sides to draw from [the model's]")
     add("--max-size", type=int, metavar="PIXELS", help="the longer side's limit [the model's]")
@@ -49,22 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if training had to stop; 2 if an argument is wrong, or something cannot be had."""
-    from fastmask.distributed import ranks
+    from fastmask.distributed import join_ranks
 
-    with ranks(nccl=True) as own:
-        return trained(args, own)
+    with join_ranks(nccl=True) as ranks:
+        return trained(args, ranks)
 
 
-def trained(args: argparse.Namespace, own: "Ranks") -> int:
+def trained(args: argparse.Namespace, ranks: "Ranks") -> int:
     """All that holds on to the ranks is gone when this returns."""
     from fastmask.cli._training import prepared
     from fastmask.training import DivergedError
 
     try:
-        own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-        training = prepared(args, own)
+        ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+        training = prepared(args, ranks)
     except ValueError as error:
-        if own.rank == 0:
+        if ranks.rank == 0:
             print(f"fastmask train: {error}", file=sys.stderr)
         return 2
     try:
@@ -74,6 +74,6 @@ def trained(args: argparse.Namespace, own: "Ranks") -> int:
         reason = text.splitlines()[-1]  # a worker's error has its traceback before it
         print(f"fastmask train: {reason}", file=sys.stderr)
         return 1
-    if own.rank == 0:
+    if ranks.rank == 0:
         print(f"weights, losses and figures: {args.out}", flush=True)
     return 0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from fastmask._version import __version__
 from fastmask.data.loading import GroupedBatches, Samples
 from fastmask.data.records import Dataset
-from fastmask.distributed import ALONE, Ranks
+from fastmask.distributed import SINGLE_RANK, Ranks
 from fastmask.evaluation import Evaluation, evaluate
 from fastmask.evaluation.run import ids_of, numbered_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -58,7 +58,7 @@ class Run:
         folder: for weights, losses and figures.
         names: of labels, from 0, the background.
         valid: evaluated after each epoch; None: nothing is.
-        own: the ranks.
+        ranks: the ranks.
         resume: go on from the folder's last checkpoint, if there is one.
         progress: show bars, on the first rank.
         tensorboard: write for it, into a folder of that name.
@@ -75,7 +75,7 @@ class Run:
         folder: Path,
         names: Sequence[str],
         valid: Dataset | None = None,
-        own: Ranks = ALONE,
+        ranks: Ranks = SINGLE_RANK,
         resume: bool = False,
         progress: bool = True,
         tensorboard: bool = False,
@@ -84,7 +84,7 @@ class Run:
         assert isinstance(loader.dataset, Samples)
         self.samples = loader.dataset
         self.loader, self.sampler, self.settings, self.folder = loader, loader.batch_sampler, settings, folder
-        self.names, self.valid, self.own, self.progress = list(names), valid, own, progress and own.rank == 0
+        self.names, self.valid, self.ranks, self.progress = list(names), valid, ranks, progress and ranks.rank == 0
         self.model = model.train()
         self.device = next(model.parameters()).device
         if self.device.type == "cuda":
@@ -98,19 +98,19 @@ class Run:
         self.average = Average(model, settings.average) if settings.average else None
         self.epoch, self.batch, self.best = 0, 0, -math.inf
         self.step = Step(model, model, settings, self.average)
-        content = own.from_first(lambda: load(folder / LAST) if resume and (folder / LAST).exists() else None)
+        content = ranks.run_on_first(lambda: load(folder / LAST) if resume and (folder / LAST).exists() else None)
         if content is not None:
             self._take_up(content)
         self.step.learner = self._learner()  # which, wrapped, waits for all ranks
         first = self.epoch * self.length + self.batch
-        self.history = History(folder, first, self.epoch) if own.rank == 0 else None
-        self.board = open_board(folder / "tensorboard", first) if tensorboard and own.rank == 0 else None
+        self.history = History(folder, first, self.epoch) if ranks.rank == 0 else None
+        self.board = open_board(folder / "tensorboard", first) if tensorboard and ranks.rank == 0 else None
         self.waiting: collections.deque[Waiting] = collections.deque()
 
     def _learner(self) -> nn.Module:
-        over = mean_over(self.own.world) if self.own.world > 1 else None
+        over = mean_over(self.ranks.world_size) if self.ranks.world_size > 1 else None
         learner: nn.Module = Learner(self.model, over, self.settings.half)
-        if self.own.world > 1:
+        if self.ranks.world_size > 1:
             learner = DistributedDataParallel(learner, [self.device] if self.device.type == "cuda" else None)
         return torch.compile(learner) if self.settings.compile else learner  # type: ignore[return-value]
 
@@ -141,7 +141,7 @@ class Run:
         from tqdm import tqdm
 
         self.sampler.set_epoch(self.epoch, self.batch)
-        images = self.settings.batch * self.own.world
+        images = self.settings.batch * self.ranks.world_size
         bar = tqdm(
             total=self.length * images,
             initial=self.batch * images,
@@ -152,7 +152,7 @@ class Run:
         with bar:
             for batch in self.loader:
                 number = self.epoch * self.length + self.batch
-                rate = self.settings.rate_at(number, self.steps, self.own.world)
+                rate = self.settings.rate_at(number, self.steps, self.ranks.world_size)
                 values = self._stepped(batch, rate, number)
                 row = Row(number, self.epoch, self.batch, rate, [])
                 self._look_at(row, values, batch)
@@ -167,7 +167,7 @@ class Run:
 
     def _stepped(self, batch: Batch, rate: float, number: int) -> Tensor:
         try:
-            seed = (self.settings.seed * 1_000_003 + number) * 4096 + self.own.rank
+            seed = (self.settings.seed * 1_000_003 + number) * 4096 + self.ranks.rank
             return self.step(moved(batch, self.device), rate, seed % 2**63)
         except torch.OutOfMemoryError as error:
             objects = batch.targets.labels.shape[1]
@@ -219,10 +219,10 @@ class Run:
         if self.valid is None:
             return None
         model = self.model if self.average is None else self.average.model
-        if self.own.world > 1:  # each rank has norms' statistics of its own images; the first one's are kept
+        if self.ranks.world_size > 1:  # each rank has norms' statistics of its own images; the first one's are kept
             for buffer in (*self.model.buffers(), *model.buffers()):
                 dist.broadcast(buffer, 0)
-        evaluation = evaluate(model, self.valid, names=self.names, progress=self.progress, own=self.own)  # type: ignore[arg-type]
+        evaluation = evaluate(model, self.valid, names=self.names, progress=self.progress, ranks=self.ranks)  # type: ignore[arg-type]
         self.model.train()
         return evaluation
 
@@ -252,7 +252,7 @@ class Run:
         """All that :meth:`_take_up` needs; losses that are still on their way are waited for."""
         for _ in self._arrived(0):
             pass
-        if self.own.rank > 0:
+        if self.ranks.rank > 0:
             return
         content = {
             "model": self.model.state_dict(),
@@ -277,7 +277,7 @@ class Run:
         """What the losses depend on, beside the images."""
         own = {name: value for name, value in self.settings.as_dict().items() if name not in FREE}
         return own | {
-            "world": self.own.world,
+            "world": self.ranks.world_size,
             "names": self.names,
             "size": str(self.samples.size),
             "masks": self.samples.masks,

@@ -265,7 +265,7 @@ def test_killed_and_taken_up(tmp_path: Path, seed: int) -> None:
     save_drawn(drawn_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
     options = ["train", "--data-path", str(tmp_path / "set"), "--model", "slim", "--weights", "none", "--device", "cpu"]
     options += ["--epochs", "3", "--batch-size", "1", "--workers", "1", "--optimizer", "adamw", "--seed", str(seed)]
-    options += ["--min-size", "64", "96", "--ema", "0.9", "--paste", "0.5", "--save-steps", "3"]
+    options += ["--min-size", "64", "96", "--ema-decay", "0.9", "--paste", "0.5", "--save-every", "3"]
     command = [sys.executable, program("slim_command.py"), *options, "--out"]
 
     def finished(folder: str, *more: str) -> None:
