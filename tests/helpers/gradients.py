@@ -13,8 +13,7 @@ from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
 from fastmask.demo import drawn_dataset
 from fastmask.distributed import Ranks, join_ranks
-from fastmask.training.loss_module import Learner
-from fastmask.training.trainer import mean_over
+from fastmask.training.loss_module import LossModule, mean_over_ranks
 from helpers.slim import slim_model
 
 
@@ -27,16 +26,16 @@ def compute(ranks: Ranks, out: str, seed: int) -> None:
     loader = training_loader(
         dataset, 4 // ranks.world_size, augmentation, seed=seed, rank=ranks.rank, world_size=ranks.world_size
     )
-    learner = Learner(model, mean_over(ranks.world_size) if ranks.world_size > 1 else None)
-    parallel = DistributedDataParallel(learner) if ranks.world_size > 1 else learner
+    loss_module = LossModule(model, mean_over_ranks(ranks.world_size) if ranks.world_size > 1 else None)
+    parallel = DistributedDataParallel(loss_module) if ranks.world_size > 1 else loss_module
     (batch,) = loader
     losses = parallel(batch.pixels, batch.sizes, batch.targets)
     torch.stack(list(losses.values())).sum().backward()
     records = ranks.all_gather(batch.indices.tolist())
     total = {name: sum(ranks.all_gather(float(loss))) / ranks.world_size for name, loss in losses.items()}
     if ranks.rank == 0:
-        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-        numbers = [one for each in records for one in each]
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        numbers = [number for share in records for number in share]
         torch.save({"gradients": gradients, "records": numbers, "losses": total}, out)
 
 

@@ -1,4 +1,4 @@
-"""That models learn: synthetic images from scratch, and a few photos by heart."""
+"""Models learn synthetic images from scratch, and overfit a few photos."""
 
 import json
 import os
@@ -40,8 +40,7 @@ def test_shapes_from_scratch(minutes: float, least: float, tmp_path: Path, seed:
 
 @pytest.mark.slow
 @pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
-def test_four_photos_by_heart(tmp_path: Path, seed: int) -> None:
-    """The slim model overfits them."""
+def test_four_photos_are_overfit(tmp_path: Path, seed: int) -> None:
     balloons = read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / "train")
     four = balloons._replace(records=list(balloons.records)[:4])
     write_dataset(four, tmp_path / "four.json", "coco")
