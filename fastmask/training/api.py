@@ -68,8 +68,8 @@ def train(
         DivergedError, MemoryError, OSError: see :meth:`Trainer.fit`.
     """
     folder = Path(out)
-    arguments = {"model": model, "data": data, "val": val, "class_attribute": class_attribute, "weights": weights}
-    arguments |= {"out": folder, "device": device, "resume": resume, "tensorboard": tensorboard}
+    arguments: dict[str, Any] = {"model": model, "data": data, "out": folder, "val": val, "weights": weights}
+    arguments |= {"class_attribute": class_attribute, "device": device, "resume": resume, "tensorboard": tensorboard}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         splits = job.run_on_all(lambda: _read_data(data, val, class_attribute, folder, resume))

@@ -25,7 +25,7 @@ from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, LAST, load, save
 from fastmask.training.config import TrainConfig
 from fastmask.training.ema import ModelEma
-from fastmask.training.history import CURVES, History, Row, draw_curves, score_epoch
+from fastmask.training.history import CURVES, RESULTS, History, Row, draw_curves, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
 from fastmask.training.step import TrainStep, move_batch
 from fastmask.training.tensorboard import open_writer, write_epoch, write_step
@@ -341,6 +341,6 @@ class Trainer:
         assert self.history is not None
         epochs = self.history.epochs
         best = max(epochs, key=score_epoch, default={})
-        metrics = {kind: Figures(*best[kind]) for kind in ("box", "mask") if kind in best}
+        metrics = {kind: Figures(*best[kind]) for kind in RESULTS if kind in best}
         weights = self.folder / BEST
         return TrainResult(weights if weights.exists() else self.folder / LAST, metrics, epochs)
