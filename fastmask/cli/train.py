@@ -1,6 +1,7 @@
 """``fastmask train``: from annotated images to weights, on any number of ranks."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
     add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    add(
-        "--weights", default="COCO_V1", help="to start from: COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]"
-    )
+    add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
     add("--resume", action="store_true", help="resume from the last checkpoint in --out")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
@@ -56,8 +55,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
-    import dataclasses
-
     from fastmask.cli._device import find_device
     from fastmask.training import DivergedError, TrainConfig, train
 

@@ -90,7 +90,7 @@ def train(
             steps = f"{trainer.steps} steps of {images} images on {job.world_size} x {trainer.device}"
             if progress:
                 print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
-            _write_settings(folder, config.as_dict() | {"lr": lr}, arguments)
+            _write_settings(folder, vars(config) | {"lr": lr}, arguments)
         return trainer.fit()
 
 

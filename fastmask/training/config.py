@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 from fastmask.checks import check_at_least, check_choice
 from fastmask.data.augment import Augmentation
@@ -122,6 +121,3 @@ class TrainConfig:
         canvas = self.size if self.zoom and self.size else (1024, 1024)
         sizes = self.min_size or tuple(transform.min_size)
         return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste)
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)

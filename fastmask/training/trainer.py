@@ -306,7 +306,7 @@ class Trainer:
 
     def _settings(self) -> dict[str, Any]:
         """All that the losses depend on, beside the images."""
-        settings = {name: value for name, value in self.config.as_dict().items() if name not in FREE}
+        settings = {name: value for name, value in vars(self.config).items() if name not in FREE}
         return (
             settings
             | vars(self.samples.augmentation)
