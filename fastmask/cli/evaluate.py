@@ -31,37 +31,37 @@ def run(args: argparse.Namespace) -> int:
     Under torchrun every rank evaluates its share of the images.
     """
     from fastmask.data import read_dataset
-    from fastmask.distributed import ranks
+    from fastmask.distributed import join_ranks
     from fastmask.evaluation.files import write_evaluation
 
     annotations = (args.annotations, args.format, args.images, args.class_attribute)
-    with ranks() as own:
+    with join_ranks() as ranks:
         try:
-            dataset = own.all_or_none(lambda: read_dataset(*annotations))
-            own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            evaluation, results = evaluate(args, dataset, own)
-            own.from_first(lambda: write_evaluation(evaluation, args.out, results))
+            dataset = ranks.run_on_all(lambda: read_dataset(*annotations))
+            ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+            evaluation, results = evaluate(args, dataset, ranks)
+            ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
         except ValueError as error:
-            if own.rank == 0:
+            if ranks.rank == 0:
                 print(f"fastmask evaluate: {error}", file=sys.stderr)
             return 2
-        if own.rank == 0:
+        if ranks.rank == 0:
             print_evaluation(evaluation, dataset, args.out)
         return 1 if evaluation.problems else 0
 
 
-def evaluate(args: argparse.Namespace, dataset: "Dataset", own: "Ranks") -> "tuple[Evaluation, list[Any] | None]":
+def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "tuple[Evaluation, list[Any] | None]":
     """The evaluation on every rank, and a model's detections on the first one."""
     from fastmask import evaluation
     from fastmask.evaluation.files import read_results
 
     if args.results is not None:
-        return own.from_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset)), None
-    predictor, categories, _ = own.all_or_none(lambda: make_predictor(args, own))
+        return ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset)), None
+    predictor, categories, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
     names = categories if set(categories or ()) & set(dataset.categories) else None  # else labels are category numbers
     results: list[Any] = []
-    evaluated = evaluation.evaluate(predictor, dataset, names=names, own=own, keep=results)
-    return evaluated, [result for each in own.to_first(results) for result in each]
+    evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, keep=results)
+    return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
 
 
 def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path) -> None:

@@ -28,27 +28,27 @@ def run(args: argparse.Namespace) -> int:
 
     Under torchrun every rank predicts its share of the images, and all end with one code (torchrun itself with 1).
     """
-    from fastmask.distributed import ranks
+    from fastmask.distributed import join_ranks
     from fastmask.inference import predict_files
     from fastmask.inference.image_files import find_images
 
     make = make_exported_predictor if args.exported else make_predictor
-    with ranks() as own:
+    with join_ranks() as ranks:
         try:
-            paths = own.from_first(lambda: find_images(args.images))
-            own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            predictor, categories, settings = own.all_or_none(lambda: make(args, own))
+            paths = ranks.run_on_first(lambda: find_images(args.images))
+            ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+            predictor, categories, settings = ranks.run_on_all(lambda: make(args, ranks))
             options = {"categories": categories, "overlays": not args.no_overlays, "restart": args.restart}
-            options |= {"settings": settings, "on_skip": print_skipped, "own": own}
+            options |= {"settings": settings, "on_skip": print_skipped, "ranks": ranks}
             predicted = predict_files(predictor, paths, args.out, **options)
         except ValueError as error:
-            if own.rank == 0:
+            if ranks.rank == 0:
                 print(f"fastmask predict: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("fastmask predict: interrupted; the same command goes on from here", file=sys.stderr)
             raise
-        if own.rank == 0:
+        if ranks.rank == 0:
             print_outcome(predicted, args.out)
         return 1 if predicted.skipped else 0
 

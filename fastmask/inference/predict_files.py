@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fastmask.distributed import Ranks, ranks
+from fastmask.distributed import Ranks, join_ranks
 from fastmask.image_io import read_image
 from fastmask.inference import journal
 from fastmask.inference.coco_results import coco_results
@@ -50,7 +50,7 @@ def predict_files(
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_skip: Callable[[str], object] = lambda reason: None,
-    own: Ranks | None = None,
+    ranks: Ranks | None = None,
 ) -> PredictedFiles:
     """Detect objects in image files; write ``predictions.json`` (COCO's results format) and overlays to a folder.
 
@@ -68,7 +68,7 @@ def predict_files(
             other settings is not resumed.
         progress: show a bar, on the first rank.
         on_skip: called with the reason for each image that is skipped, on its rank.
-        own: the ranks, where they are known already.
+        ranks: the ranks, where they are known already.
 
     Raises:
         ValueError: a folder holds no images or cannot be written to, another run uses it, or an unfinished run there
@@ -78,20 +78,20 @@ def predict_files(
     folder, settings = Path(folder), {**(settings or {}), "overlays": overlays}
     categories = getattr(predictor, "categories", None) if categories is None else categories
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(ranks(keep=True)) if own is None else own
-        paths = own.from_first(lambda: find_images(images))
-        own.from_first(lambda: stack.enter_context(journal.lock_folder(folder)))
-        jobs = own.from_first(lambda: _list_jobs(paths, folder if overlays else None))
-        run, rest = own.from_first(lambda: journal.resume(folder, jobs, settings, restart))
-        lines = own.all_or_none(lambda: journal.Journal(folder, run, own.rank, settings))
+        ranks = stack.enter_context(join_ranks(keep=True)) if ranks is None else ranks
+        paths = ranks.run_on_first(lambda: find_images(images))
+        ranks.run_on_first(lambda: stack.enter_context(journal.lock_folder(folder)))
+        jobs = ranks.run_on_first(lambda: _list_jobs(paths, folder if overlays else None))
+        run, rest = ranks.run_on_first(lambda: journal.resume(folder, jobs, settings, restart))
+        lines = ranks.run_on_all(lambda: journal.Journal(folder, run, ranks.rank, settings))
         try:
             with lines:
-                bar = progress and own.rank == 0
-                skipped = _predict(predictor, rest[own.rank :: own.world], categories, lines, bar, on_skip)
-            skipped = [reason for each in own.gather(skipped) for reason in each]
+                bar = progress and ranks.rank == 0
+                skipped = _predict(predictor, rest[ranks.rank :: ranks.world_size], categories, lines, bar, on_skip)
+            skipped = [reason for each in ranks.all_gather(skipped) for reason in each]
         finally:  # predictions before an interruption are kept
-            counts = journal.merge(folder, jobs, image_ids(paths), settings) if own.rank == 0 else (0, 0)
-        return own.from_first(lambda: _finish(folder, jobs, counts, skipped))
+            counts = journal.merge(folder, jobs, image_ids(paths), settings) if ranks.rank == 0 else (0, 0)
+        return ranks.run_on_first(lambda: _finish(folder, jobs, counts, skipped))
 
 
 def _list_jobs(paths: Sequence[Path], folder: Path | None) -> list[journal.Job]:
