@@ -1,11 +1,11 @@
 """Detection ops: torchvision.ops' names and semantics for everything an R-CNN uses, and the padded forms.
 
-The heavy ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
+The expensive ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
 """
 
 from typing import NoReturn
 
-from fastmask.checks import no_attribute
+from fastmask.checks import attribute_error
 from fastmask.ops.boxes import (
     batched_nms,
     box_area,
@@ -70,4 +70,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> NoReturn:
-    raise no_attribute(__name__, name)
+    raise attribute_error(__name__, name)
