@@ -6,16 +6,16 @@ from fastmask.export.onnx import Written, count_operators, write_onnx
 from fastmask.export.parity import Parity, parity
 from fastmask.export.predictor import ExportedPredictor
 from fastmask.export.runtime import Session
-from fastmask.export.tensorrt.module import ForTensorRT
+from fastmask.export.tensorrt.module import TensorRTModel
 
 __all__ = [
     "Deployed",
     "ExportedPredictor",
-    "ForTensorRT",
     "Package",
     "Parity",
     "Session",
     "Shape",
+    "TensorRTModel",
     "Written",
     "count_operators",
     "parity",

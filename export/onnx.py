@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmask.export.module import INPUTS, Deployed, Shape
-from fastmask.export.tensorrt.module import ForTensorRT
+from fastmask.export.tensorrt.module import TensorRTModel
 
 OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
 FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in an image
@@ -32,7 +32,7 @@ def write_onnx(
     """Export, check and write a model; a file that is there is replaced.
 
     Args:
-        deployed: the model; a :class:`ForTensorRT` makes a graph that is held against what TensorRT parses.
+        deployed: the model; a :class:`TensorRTModel` makes a graph that is held against what TensorRT parses.
         path: of the file.
         shape: of its inputs, or an example of it.
         opset: of ONNX's operators.
@@ -48,7 +48,7 @@ def write_onnx(
     from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
     from fastmask.export.tensorrt.graph import problems, rewrite
 
-    for_tensorrt = isinstance(deployed, ForTensorRT)
+    for_tensorrt = isinstance(deployed, TensorRTModel)
     deployed.check(shape)
     if for_tensorrt and shape.dynamic:
         raise ValueError("for TensorRT a graph must be of one batch and size, got a dynamic one")

@@ -27,7 +27,7 @@ class Parity(NamedTuple):
     detections: int  # of the model
     share: float  # of both sides' detections that have a twin on the other side
     differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between twins
-    left_out: int  # the most candidates of an image that NMS did not look at
+    num_dropped: int  # the most candidates of an image that NMS did not look at
 
 
 def parity(reference: Reference, session: Exported, images: Sequence[Tensor]) -> Parity:
@@ -38,7 +38,7 @@ def parity(reference: Reference, session: Exported, images: Sequence[Tensor]) ->
         session: what is compared with it.
         images: of any sizes.
     """
-    number, total, matched, left_out = 0, 0.0, 0.0, 0
+    number, total, matched, num_dropped = 0, 0.0, 0.0, 0
     largest: dict[str, float] = {}
     step = session.batch or 2  # a dynamic file is asked about two at once and, of an odd number, one
     for start in range(0, len(images), step):
@@ -46,7 +46,7 @@ def parity(reference: Reference, session: Exported, images: Sequence[Tensor]) ->
         inputs, sizes = session.prepared(chunk)
         theirs, ours = session(inputs, sizes), reference(inputs, sizes)
         canvas = (inputs.shape[1], inputs.shape[2]) if session.raw else (inputs.shape[2], inputs.shape[3])
-        left_out = max(left_out, *theirs.get("left_out", [0])[: len(chunk)])
+        num_dropped = max(num_dropped, *theirs.get("num_dropped", [0])[: len(chunk)])
         for i in range(len(chunk)):
             expected, actual = (_one(answer, i, canvas) for answer in (ours, theirs))
             weight = len(expected["scores"]) + len(actual["scores"])
@@ -55,7 +55,7 @@ def parity(reference: Reference, session: Exported, images: Sequence[Tensor]) ->
             matched += weight * matched_share(actual, expected)
             for name, most in _differences(actual, expected).items():
                 largest[name] = max(largest.get(name, 0.0), most)
-    return Parity(len(images), number, matched / total if total else 1.0, largest, int(left_out))
+    return Parity(len(images), number, matched / total if total else 1.0, largest, int(num_dropped))
 
 
 def drawn_images(size: tuple[int, int]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from fastmask.export.onnx import OPSETS, Written, write_onnx
 from fastmask.export.parity import LEAST, drawn_images, parity, said
 from fastmask.export.predictor import opened
 from fastmask.export.runtime import chosen
-from fastmask.export.tensorrt.module import CANDIDATES, ForTensorRT
+from fastmask.export.tensorrt.module import CANDIDATES, TensorRTModel
 from fastmask.inference.prefetch import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
@@ -53,7 +53,7 @@ def exported(args: argparse.Namespace) -> None:
     device = str(find_device(args.device)) if package else ":".join(map(str, chosen(args.device)))  # before minutes
     model, categories = load_model(args.model, args.weights, "cpu", args.score)
     every = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
-    deployed = ForTensorRT(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
+    deployed = TensorRTModel(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
     images = images_of(args.check, shape)
@@ -71,7 +71,7 @@ def exported(args: argparse.Namespace) -> None:
         found = parity(every.answers, session, images)
         print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if args.target:
-            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of an image")
+            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.num_dropped} of an image")
         if not found.detections:
             raise DisagreesError("nothing was found to compare: name other images with --check, or lower --score")
         least = LEAST[deployed.dtype]

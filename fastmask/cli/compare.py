@@ -56,7 +56,7 @@ def compare(args: argparse.Namespace) -> "tuple[list[tuple[str, int, float, floa
     originals = []
     for path in paths:
         image = read_image(path)
-        (found,) = model.detect([to_float(image).to(device)])
+        found: dict[str, Any] = {**model.detect([to_float(image).to(device)])[0]}
         found["masks"] = paste_masks(found["masks"], found["boxes"], (image.height, image.width))
         originals.append({name: value.cpu() for name, value in found.items()})
 

@@ -22,7 +22,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
 BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
@@ -84,7 +84,7 @@ class Predictor:
         compile: bool = False,
     ) -> None:
         check_choice("masks", masks, MASKS)
-        check_choice("fuse", fuse, ("auto", *FUSED))
+        check_choice("fuse", fuse, ("auto", *FUSE_MODES))
         for name, number in (("batch", batch), ("graphs", graphs)):
             if not isinstance(number, int):
                 raise ValueError(f"{name} must be an int, got {number!r}")
@@ -113,15 +113,15 @@ class Predictor:
         usual: Fuse = choose_fuse(self.device)
         asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
-        ready = prepared(model, dtype, self.fuse)
+        ready = prepare_for_inference(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
             mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
-        assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
-        self.anchors: KnownAnchors = ready.rpn.anchor_generator
+        assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
+        self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
             torch.tensor(values, device=self.device)[:, None, None]
             for values in (ready.transform.image_mean, ready.transform.image_std)
@@ -306,7 +306,7 @@ class Predictor:
                 if self._last is not None:
                     self._last.synchronize()  # what is dropped may be running
                 dropped, _ = self._runners.popitem(last=False)
-                self.anchors.forget(dropped)
+                self.anchors.evict(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
             options = (

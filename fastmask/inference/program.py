@@ -16,7 +16,7 @@ from fastmask.kernels.take import scale_boxes_op
 from fastmask.models.detection._utils import runs_as_kernel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
 from fastmask.models.fused import StemConv2d
-from fastmask.structures import Detections
+from fastmask.structures import Detections, Features
 
 Made = TypeVar("Made")
 Field = tuple[str, torch.Size, torch.dtype]
@@ -41,8 +41,7 @@ class Packed(NamedTuple):
 class Looked(NamedTuple):
     """What the first part of a program gives to the second."""
 
-    features: dict[str, Tensor]
-    scales: dict[str, float]
+    features: Features
     detections: Detections
     most: Tensor | None  # the largest number of detections in an image, where the host asks for it
 
@@ -51,7 +50,7 @@ class Program(nn.Module):
     """Padded images to boxes, labels and scores in pixels of the original images, with RLE or mask probabilities.
 
     Args:
-        model: see :func:`fastmask.models.prepare.prepared`.
+        model: see :func:`fastmask.models.prepare.prepare_for_inference`.
         masks: "rle" encodes them, "soft" packs them, anything else leaves them on the device.
         threshold: of RLE.
         bytes_a_mask: of the buffer for RLE.
@@ -80,14 +79,14 @@ class Program(nn.Module):
 
     def look(self, inputs: Inputs, counted: bool = True) -> Looked:
         """As far as the boxes; with the largest number of detections if that is ``counted``."""
-        features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return Looked(features, scales, detections, detections.count.max() if counted else None)
+        features, detections = self.model.detect_boxes(inputs.pixels, inputs.sizes, trim=self.trim)
+        return Looked(features, detections, detections.count.max() if counted else None)
 
     def finish(self, inputs: Inputs, looked: Looked, rows: int | None = None) -> Packed:
         """From there on, with the first ``rows`` detections of each image only."""
         found = looked.detections if rows is None else first_rows(looked.detections, rows)
         if self.model.roi_heads.has_mask():
-            found = self.model.roi_heads.segment(looked.features, looked.scales, found)
+            found = self.model.roi_heads.predict_masks(looked.features, found)
         return self.pack(inputs, found)
 
     def pack(self, inputs: Inputs, found: Detections) -> Packed:

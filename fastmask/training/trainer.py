@@ -21,7 +21,7 @@ from fastmask.distributed import ALONE, Ranks
 from fastmask.evaluation import Evaluation, evaluate
 from fastmask.evaluation.run import ids_of, numbered_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.models.detection.losses import Total
+from fastmask.models.detection.losses import Normalizer
 from fastmask.structures import Batch, Targets
 from fastmask.training.checkpoints import BEST, LAST, load, save
 from fastmask.training.config import Settings
@@ -305,7 +305,7 @@ class Run:
         self.epoch, self.batch, self.best = content["epoch"], content["batch"], content["best"]
 
 
-def mean_over(world: int) -> Total:
+def mean_over(world: int) -> Normalizer:
     """With it, the mean of all ranks' gradients is the gradient of all their samples' mean."""
 
     def over(number: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def test_shipped_weights() -> None:
         assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
         assert torch.equal(value, file.get_state_dict()[key].to(value.dtype))
     told = json.loads((SHIPPED.parent / "epochs.json").read_text())[-1]
-    assert told["mask"][0] == pytest.approx(weights.meta["_metrics"]["drawn-shapes"]["mask_map"] / 100, abs=1e-3)
+    assert told["mask"][0] == pytest.approx(weights.meta["_metrics"]["synthetic-shapes"]["mask_map"] / 100, abs=1e-3)
 
 
 def test_without_a_network(tmp_path: Path) -> None:

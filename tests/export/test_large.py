@@ -7,7 +7,7 @@ import torch
 from helpers.images import draw_image
 
 from fastmask.benchmarks.calibrate import settle
-from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
+from fastmask.export import Deployed, Session, Shape, TensorRTModel, parity, write_onnx
 from fastmask.export.parity import LEAST
 from fastmask.models import detection
 
@@ -52,7 +52,7 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     model = BUILDERS[name](weights=None, weights_backbone=None).eval()
     images = [draw_image(800, 1066)[0]]
     settle(model, images)
-    written = write_onnx(ForTensorRT(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
+    written = write_onnx(TensorRTModel(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
     told = parity(Deployed(model).answers, Session(tmp_path / "model.onnx", "cpu"), images)
     print(f"\n{name}, {written.nodes} nodes, {told}")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
+from fastmask.export import Deployed, Session, Shape, TensorRTModel, parity, write_onnx
 from fastmask.export.parity import LEAST
 from fastmask.export.tensorrt.graph import problems
-from fastmask.export.tensorrt.module import best_of
+from fastmask.export.tensorrt.module import keep_best
 from fastmask.models import detection
 from fastmask.structures import Candidates
 
@@ -39,7 +39,7 @@ def scenes(number: int, seed: int) -> list[Tensor]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So few candidates are looked at that some are left out."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
-    found = write_onnx(ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
+    found = write_onnx(TensorRTModel(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
     assert found.nodes < MOST
     return path
 
@@ -52,18 +52,18 @@ def graph(written: Path) -> Graph:
 def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
     session, images = Session(written, "cpu"), scenes(60, seed)
-    assert session.told["outputs"][-1] == "left_out"
-    bounded, every = ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
+    assert session.told["outputs"][-1] == "num_dropped"
+    bounded, every = TensorRTModel(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
     found = parity(bounded.answers, session, images)
     assert found.share >= LEAST[torch.float32]
     assert found.detections >= 200  # a share of fewer is no rule
-    assert found.left_out > 0
+    assert found.num_dropped > 0
     inputs, sizes = session.prepared(images[:2])
     with torch.no_grad():
         candidates = candidates_of(bounded, torch.from_numpy(inputs), torch.from_numpy(sizes))
-    left_out = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
+    num_dropped = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
     ours, theirs = every.answers(inputs, sizes), session(inputs, sizes)
-    assert all(abs(a - b) <= 1 for a, b in zip(theirs["left_out"], left_out, strict=True))  # at the least score
+    assert all(abs(a - b) <= 1 for a, b in zip(theirs["num_dropped"], num_dropped, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
         assert 1 <= number <= ours["count"][i]
         np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
@@ -71,14 +71,11 @@ def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     assert blank["count"].tolist() == every.answers(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
 
 
-def candidates_of(bounded: ForTensorRT, images: Tensor, sizes: Tensor) -> Candidates:
+def candidates_of(bounded: TensorRTModel, images: Tensor, sizes: Tensor) -> Candidates:
     """All that NMS would choose from."""
     model = bounded.model
     pixels = bounded._normalized(images, sizes)
-    features, scales = model.extract(pixels)
-    proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
-    logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
-    return model.roi_heads.candidates(logits, deltas, proposals, sizes)
+    return model.detect_candidates(pixels, sizes)[1]
 
 
 def test_the_best_in_their_order() -> None:
@@ -86,17 +83,17 @@ def test_the_best_in_their_order() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
     boxes = torch.arange(24.0).view(1, 6, 4)
     labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
-    found = best_of(Candidates(boxes, labels, scores, valid), 3)
+    found = keep_best(Candidates(boxes, labels, scores, valid), 3)
     assert found.labels.tolist() == [[1, 4, 5]]
     assert found.scores.tolist() == [pytest.approx([0.9, 0.7, 0.6])]
-    tied = best_of(Candidates(boxes, labels, torch.full((1, 6), 0.5), valid), 5)
+    tied = keep_best(Candidates(boxes, labels, torch.full((1, 6), 0.5), valid), 5)
     assert tied.labels.tolist() == [[0, 1, 2, 4, 5]]  # in their order, which decides between equals
     assert torch.equal(found.boxes[0], boxes[0, [1, 4, 5]])
     assert found.valid.all()
-    padded = best_of(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
+    padded = keep_best(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
     assert not padded.valid.any()
     same = Candidates(boxes, labels, scores, valid)
-    assert best_of(same, 6) is same
+    assert keep_best(same, 6) is same
 
 
 def efficient_nms(graph: Graph) -> None:
@@ -314,7 +311,7 @@ def test_engines_say_what_is_missing(
 ) -> None:
     from types import ModuleType
 
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(tmp_path / "none.onnx")]) == 2
     assert "cannot be run" in capsys.readouterr().err
@@ -330,7 +327,7 @@ def test_engines_say_what_is_missing(
 @pytest.mark.gpu
 def test_an_engine(written: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(written), "--save", str(tmp_path / "model.engine")]) == 0
     assert (tmp_path / "model.engine").stat().st_size > 0

@@ -15,7 +15,7 @@ from fastmask.models.detection import _utils, rpn
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.ops import nms_padded
-from fastmask.structures import Candidates, Detections, Proposals
+from fastmask.structures import Candidates, Detections, Proposals, RPNOutputs
 
 SIZES = torch.tensor([[200, 300], [150, 90]])
 SHAPES = [(40, 64), (20, 32), (10, 16), (5, 8), (3, 4)]
@@ -124,8 +124,8 @@ def test_proposals(dtype: torch.dtype, layout: str, weights: tuple[float, ...]) 
     net.score_thresh = 0.3
     logits, deltas = draw_outputs(layout, dtype)
     anchors = net.anchor_generator.anchors((240, 320), logits)
-    together = net.anchor_generator.together((240, 320), logits)
-    actual = net.propose(logits, deltas, together, SIZES)
+    anchors_of_all = net.anchor_generator.all_anchors((240, 320), logits)
+    actual = net.propose(RPNOutputs(logits, deltas, anchors_of_all), SIZES)
     assert int(actual.count.min()) > 0
     same(actual, propose(net, logits, deltas, anchors))
 
@@ -138,10 +138,10 @@ def test_candidates_and_detections(dtype: torch.dtype, threshold: float) -> None
     boxes[1, 40:] = 0
     proposals = Proposals(boxes, boxes[..., 0], torch.tensor([50, 40]))
     logits, deltas = (2 * torch.randn(100, NUM_CLASSES)).to(dtype), torch.randn(100, NUM_CLASSES, 4).to(dtype)
-    found = heads.candidates(logits, deltas, proposals, SIZES)
+    found = heads.select_candidates(logits, deltas, proposals, SIZES)
     assert 0 < int(found.valid.sum()) < found.valid.numel()
-    same(found, candidates(heads, logits, deltas, proposals))
-    chosen = heads.suppress(found, NUM_CLASSES)
+    same(found[:4], candidates(heads, logits, deltas, proposals))
+    chosen = heads.suppress(found)
     kept, count = nms_padded(
         *found[:1], found.scores, found.labels, found.valid, iou_threshold=heads.nms_thresh,
         max_output=heads.detections_per_img, num_groups=NUM_CLASSES,
@@ -168,12 +168,12 @@ def test_all_levels_at_once(layout: str, number: int, device: torch.device) -> N
     ranks = torch.randperm(sum(logit.numel() for logit in logits), device=device).float()
     logits = [part.view_as(logit) for part, logit in zip(ranks.split([x.numel() for x in logits]), logits, strict=True)]
     lengths = [min(number, logit[0].numel()) for logit in logits]
-    for ours, theirs in zip(rpn._best_at_once(logits, number), rpn._best_in_turn(logits, lengths), strict=True):
+    for ours, theirs in zip(rpn._top_k_padded(logits, number), rpn._top_k_each(logits, lengths), strict=True):
         same(tuple(ours), tuple(theirs))
     logits[-1][:, 1:] = -INF  # as what the levels are filled up with
-    best, places, _ = rpn.best_of_levels(logits, number)
+    best, places, _ = rpn.top_k_of_levels(logits, number)
     assert int(places.max()) < sum(logit[0].numel() for logit in logits)
-    values, _ = rpn._best_at_once(logits, number)
+    values, _ = rpn._top_k_padded(logits, number)
     assert torch.equal(best, torch.cat(values, 1))
 
 
@@ -182,12 +182,12 @@ def test_proposals_and_detections_on_a_gpu() -> None:
     """In bfloat16, with ties, of which the first anchors are candidates; boxes to the rounding of the kernel."""
     logits, deltas = draw_outputs("channels last", torch.bfloat16)
     net = slim_model(fastmask).eval().rpn
-    best, places, lengths = rpn.best_of_levels([logit.cuda() for logit in logits], 100)
+    best, places, lengths = rpn.top_k_of_levels([logit.cuda() for logit in logits], 100)
     rows = torch.cat([flatten(logit.contiguous(), 1).squeeze(2) for logit in logits], 1).cuda()
     assert torch.equal(rows.gather(1, places), best)
-    assert torch.equal(best.cpu(), torch.cat(rpn._best_in_turn(logits, lengths)[0], 1))
+    assert torch.equal(best.cpu(), torch.cat(rpn._top_k_each(logits, lengths)[0], 1))
     assert torch.equal(places.cpu(), reference_layers.top_anchors(logits, 100)[1])
-    coder, anchors = net.box_coder, net.anchor_generator.together((240, 320), logits)
+    coder, anchors = net.box_coder, net.anchor_generator.all_anchors((240, 320), logits)
     every = torch.cat([flatten(delta.contiguous(), 4) for delta in deltas], 1)
     chosen = every.gather(1, places.cpu()[:, :, None].expand(-1, -1, 4))
     inputs = (chosen, anchors[places.cpu()], SIZES, best.cpu().float())
@@ -209,22 +209,22 @@ def test_candidates_on_a_gpu(fused_rows: bool) -> None:
     rows = torch.randn(100, 5 * NUM_CLASSES + 3)
     rows[:, 4 * NUM_CLASSES :] *= 2
     logits, deltas = rows[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], rows[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))
-    theirs = heads.candidates(logits, deltas, proposals, SIZES)
+    theirs = heads.select_candidates(logits, deltas, proposals, SIZES)
     values = [one.cuda() if fused_rows else one.contiguous().cuda() for one in (logits, deltas)]
     if fused_rows:
         there = rows.cuda()
         values = [there[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], there[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))]
     on_gpu = Proposals(*(one.cuda() for one in proposals[:3]))
-    ours = heads.candidates(*values, on_gpu, SIZES.cuda())
+    ours = heads.select_candidates(*values, on_gpu, SIZES.cuda())
     for i in range(2):
         expected, actual = ([one[i][found.valid[i]].cpu() for one in found[:3]] for found in (theirs, ours))
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=5e-3)
-    on_cpu = Candidates(*(one.cpu() for one in ours))
-    kept, baseline = heads.suppress(ours, NUM_CLASSES), heads.suppress(on_cpu, NUM_CLASSES)
+    on_cpu = Candidates(*(values.cpu() for values in ours[:4]), NUM_CLASSES)
+    kept, baseline = heads.suppress(ours), heads.suppress(on_cpu)
     same(tuple(one.cpu() for one in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
     assert kept.rois is not None
-    assert torch.equal(kept.rois.flatten(0, 1), _utils.rois_of(kept.boxes))
+    assert torch.equal(kept.rois.flatten(0, 1), _utils.boxes_to_rois(kept.boxes))
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ import fastmask
 from fastmask.models import resnet
 from fastmask.models.detection import mask_rcnn, rpn
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 from fastmask.models.resnet import Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
 from fastmask.ops.misc import Conv2dNormActivation
@@ -78,7 +78,7 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_left_alone(name: str) -> None:
     model = put_in_body(LEFT_ALONE[name]()).double()
-    ready, plain = prepared(model, torch.float64, "kernel"), prepared(model, torch.float64)
+    ready, plain = prepare_for_inference(model, torch.float64, "kernel"), prepare_for_inference(model, torch.float64)
     assert not kinds(ready.roi_heads.mask_head[0]) & NEW
     assert kinds(ready.roi_heads.mask_head[1]) & NEW
     x = torch.randn(3, 32, 14, 14, dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_what_is_fused_in_part(name: str, form: Any) -> None:
     build, relus = PARTLY[name]
     model = put_in_body(build()).eval().double()
     unsettle(model)
-    ready, plain = prepared(model, torch.float64, form), prepared(model, torch.float64)
+    ready, plain = prepare_for_inference(model, torch.float64, form), prepare_for_inference(model, torch.float64)
     first = ready.roi_heads.mask_head[0]
     assert kinds(first) & NEW
     assert sum(type(module) is nn.ReLU for module in first.modules()) == relus
@@ -133,7 +133,7 @@ def test_what_is_taken_out_of_a_body(taken: str) -> None:
     model = slim_model(fastmask).eval().double()
     model.backbone.body = fastmask.models._utils.IntermediateLayerGetter(body, {taken: "a", "layer1": "b"})
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    ready, plain = (prepared(model, torch.float64, form).backbone.body for form in ("kernel", "off"))
+    ready, plain = (prepare_for_inference(model, torch.float64, form).backbone.body for form in ("kernel", "off"))
     with torch.no_grad():
         for ours, theirs in zip(ready(x).values(), plain(x).values(), strict=True):
             close(ours, theirs)
@@ -152,7 +152,7 @@ def test_users_sequences_are_left_alone() -> None:
             result: Tensor = self.layers[2](between) + between
             return result
 
-    assert not kinds(prepared(put_in_body(Own()), torch.float32, "kernel").roi_heads.mask_head[0]) & NEW
+    assert not kinds(prepare_for_inference(put_in_body(Own()), torch.float32, "kernel").roi_heads.mask_head[0]) & NEW
 
 
 def test_parts_of_a_users_are_left_alone() -> None:
@@ -165,7 +165,7 @@ def test_parts_of_a_users_are_left_alone() -> None:
 
     model = slim_model(fastmask).eval()
     model.backbone.fpn.__class__, model.rpn.head.__class__ = OwnPyramid, OwnHead
-    ready = prepared(model, torch.float32, "kernel")
+    ready = prepare_for_inference(model, torch.float32, "kernel")
     assert type(ready.backbone.fpn) is OwnPyramid
     assert type(ready.rpn.head) is OwnHead
     assert type(ready.roi_heads.mask_predictor) is mask_rcnn.MaskRCNNPredictor
@@ -200,4 +200,4 @@ PREDICTORS: dict[str, Callable[[], nn.Module]] = {
 def test_box_predictors_that_are_left_alone(name: str) -> None:
     model = slim_model(fastmask).eval()
     predictor = model.roi_heads.box_predictor = PREDICTORS[name]()
-    assert type(prepared(model, torch.float32, "kernel").roi_heads.box_predictor) is type(predictor)
+    assert type(prepare_for_inference(model, torch.float32, "kernel").roi_heads.box_predictor) is type(predictor)

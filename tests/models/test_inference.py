@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask.evaluation.agreement import matched_share
-from fastmask.models.detection.generalized_rcnn import split
+from fastmask.models.detection._unpad import unpad
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 
 SIZES = {"one": [(100, 140)], "several": [(100, 140), (150, 90), (64, 200)], "tiny": [(33, 40), (20, 24)]}
@@ -103,7 +103,7 @@ def test_infer_is_forward() -> None:
         sizes = torch.tensor(batch.image_sizes)
         detections = ours.infer(batch.tensors, sizes)
         original = [tuple(image.shape[1:]) for image in inputs]
-        static = ours.transform.postprocess(split(detections), batch.image_sizes, original)
+        static = ours.transform.postprocess(unpad(detections), batch.image_sizes, original)
         assert_matched(static, ours(inputs))
     padding = torch.arange(30) >= detections.count[:, None]
     for field in (detections.boxes, detections.scores, detections.labels, detections.masks):
@@ -235,11 +235,11 @@ def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         if how == "weights":
             ours, pixels = ours.bfloat16(), pixels.bfloat16()
-        looked = ours.rpn.look(list(ours.extract(pixels)[0].values()), (128, 160))
-        proposals, found = ours.rpn.propose(*looked, sizes), ours.infer(pixels, sizes)
-    assert {logit.dtype for logit in looked[0]} == {torch.bfloat16}
+        outputs = ours.rpn.predict(ours.extract_features(pixels), (128, 160))
+        proposals, found = ours.rpn.propose(outputs, sizes), ours.infer(pixels, sizes)
+    assert {logit.dtype for logit in outputs.logits} == {torch.bfloat16}
     for name, values in {
-        "anchors": looked[2][0],
+        "anchors": outputs.anchors,
         "proposals": proposals.boxes,
         "objectness": proposals.scores,
         "boxes": found.boxes,

@@ -11,9 +11,9 @@ from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
-from fastmask.models.detection.losses import valid_rows_in_turn
+from fastmask.models.detection.losses import repeat_valid_rows
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.structures import padded_targets
+from fastmask.structures import pad_targets
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]
@@ -148,7 +148,7 @@ def test_losses_in_eval_mode() -> None:
 
 def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
     batch, resized = model.transform(*draw_batch(torch.float32))
-    return batch.tensors, torch.tensor(batch.image_sizes), padded_targets(resized, batch.tensors, True)
+    return batch.tensors, torch.tensor(batch.image_sizes), pad_targets(resized, batch.tensors, True)
 
 
 def test_losses_compile_to_one_graph() -> None:
@@ -247,7 +247,7 @@ def test_bad_targets_say_so(message: str) -> None:
 def test_padding_repeats_what_counts(share: float, device: torch.device) -> None:
     """Where all rows are computed, norms in the heads must not see zeros; each valid row counts once."""
     valid = torch.rand(3, 64, device=device) < share
-    rows, counts = valid_rows_in_turn(valid)
+    rows, counts = repeat_valid_rows(valid)
     number = int(valid.sum())
     assert rows.shape == counts.shape == (192,)
     assert sorted(rows[counts].tolist()) == valid.flatten().nonzero().squeeze(1).tolist()

@@ -1,34 +1,35 @@
-"""From padded detections to a list of dicts: where the host waits for the counts, in eager and compiled programs."""
+"""Padded detections as one dict an image: the only host sync of inference, in eager and compiled programs."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmask.structures import Detections
+from fastmask.structures import Detections, Prediction
 
 
-def split(detections: Detections) -> list[dict[str, Tensor]]:
-    """Padded detections -> a dict an image, masks as [N, 1, M, M]; here alone the host waits for the counts."""
+def unpad(detections: Detections) -> list[Prediction]:
+    """Padded detections -> the valid rows of each image, masks as [n, 1, M, M]; a host sync reads the counts."""
     count, most = detections.count, detections.labels.shape[1]
     compiling = torch.compiler.is_compiling()
-    rows: list[Any] = real_rows(count, most) if compiling else [slice(number) for number in count.tolist()]
-    results = []
-    for i, real in enumerate(rows):
-        result = {name: getattr(detections, name)[i][real] for name in ("boxes", "labels", "scores")}
+    rows: list[Any] = valid_rows(count, most) if compiling else [slice(number) for number in count.tolist()]
+    predictions = []
+    for i, valid in enumerate(rows):
+        boxes, labels, scores = (values[i][valid] for values in detections[:3])
+        prediction: Prediction = {"boxes": boxes, "labels": labels, "scores": scores}
         if detections.masks is not None:
-            result["masks"] = detections.masks[i][real][:, None]
-        results.append(result)
-    return results
+            prediction["masks"] = detections.masks[i][valid][:, None]
+        predictions.append(prediction)
+    return predictions
 
 
-@torch.library.custom_op("fastmask::real_rows", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
-def real_rows(count: Tensor, most: int) -> list[Tensor]:
+@torch.library.custom_op("fastmask::valid_rows", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
+def valid_rows(count: Tensor, most: int) -> list[Tensor]:
     """Row numbers below each of the counts [B], which are at most ``most``."""
     return [torch.arange(number, device=count.device) for number in count.tolist()]
 
 
-@real_rows.register_fake
+@valid_rows.register_fake
 def _(count: Any, most: int) -> list[Tensor]:
     """Sizes known when the program runs, also where torch.compile is not asked for these: it would break the graph."""
     from torch._library.fake_impl import allocate_size  # private: not before it is needed

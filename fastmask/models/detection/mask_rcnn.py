@@ -9,7 +9,7 @@ from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
-from fastmask.models.detection._weights import classes_for, coco_weights, find_weights, load_weights
+from fastmask.models.detection._weights import choose_num_classes, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
@@ -161,7 +161,7 @@ def maskrcnn_resnet50_fpn(
     """Mask R-CNN with a ResNet-50 and a pyramid; arguments as :func:`fasterrcnn_resnet50_fpn`, and MaskRCNN's."""
     trained = find_weights(MaskRCNN_ResNet50_FPN_Weights, weights)
     backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = MaskRCNN(backbone, num_classes=classes_for(num_classes, trained, new_predictors), **kwargs)
+    model = MaskRCNN(backbone, num_classes=choose_num_classes(num_classes, trained, new_predictors), **kwargs)
     load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
 
@@ -186,6 +186,6 @@ def maskrcnn_resnet50_fpn_v2(
     parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     channels = parts["backbone"].out_channels
     parts["mask_head"] = MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
-    model = MaskRCNN(num_classes=classes_for(num_classes, trained, new_predictors), **parts, **kwargs)
+    model = MaskRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
     return model
