@@ -1,4 +1,4 @@
-"""What is worked out at once gives the bits of what was worked out in turn: the old formulas stand here, literally."""
+"""Fused decoding and selection are bitwise equal to the step-by-step formulas, which are written out here."""
 
 import math
 
@@ -89,9 +89,8 @@ def candidates(heads: RoIHeads, logits: Tensor, deltas: Tensor, proposals: Propo
     scores = scores.gather(2, classes)
     chosen = deltas[:, :, 1:].gather(2, classes[..., None].expand(-1, -1, -1, 4))
     boxes = clip(decode(chosen, proposals.boxes[:, :, None], heads.box_coder.weights), SIZES)
-    real = torch.arange(boxes.shape[1]) < proposals.count[:, None]
     large = (boxes[..., 2:] - boxes[..., :2] >= heads.min_size).all(3)
-    valid = real[:, :, None] & large & (scores > heads.score_thresh)
+    valid = proposals.valid[:, :, None] & large & (scores > heads.score_thresh)
     return boxes.flatten(1, 2), (classes + 1).flatten(1), scores.flatten(1), valid.flatten(1)
 
 
@@ -104,7 +103,7 @@ def same(actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...])
 
 
 def draw_outputs(layout: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """Of a head: logits and deltas of each level; "joined" in one tensor with a pitch of 16 channels."""
+    """Logits and deltas of each level; "joined" puts them in one tensor with a pitch of 16 channels."""
     logits, deltas = [], []
     for shape in SHAPES:
         values = torch.randn(2, 16, *shape).to(dtype)
@@ -163,7 +162,7 @@ def test_packed_boxes() -> None:
 @pytest.mark.parametrize("layout", ["planes", "channels last", "joined"])
 @pytest.mark.parametrize("number", [5, 100, 10_000])
 def test_all_levels_at_once(layout: str, number: int, device: torch.device) -> None:
-    """The top-k of a GPU; that of a CPU decides otherwise between equals, so there are none here."""
+    """The top-k for compiled programs; a CPU's breaks ties otherwise, so there are none here."""
     logits = [logit.to(device) for logit in draw_outputs(layout, torch.float32)[0]]
     ranks = torch.randperm(sum(logit.numel() for logit in logits), device=device).float()
     logits = [part.view_as(logit) for part, logit in zip(ranks.split([x.numel() for x in logits]), logits, strict=True)]
@@ -179,7 +178,7 @@ def test_all_levels_at_once(layout: str, number: int, device: torch.device) -> N
 
 @pytest.mark.gpu
 def test_proposals_and_detections_on_a_gpu() -> None:
-    """In bfloat16, with ties, of which the first anchors are candidates; boxes to the rounding of the kernel."""
+    """In bfloat16 the first anchors of a tie are candidates; boxes match to the rounding of the kernel."""
     logits, deltas = draw_outputs("channels last", torch.bfloat16)
     net = slim_model(fastmask).eval().rpn
     best, places, lengths = rpn.top_k_of_levels([logit.cuda() for logit in logits], 100)
@@ -193,7 +192,7 @@ def test_proposals_and_detections_on_a_gpu() -> None:
     inputs = (chosen, anchors[places.cpu()], SIZES, best.cpu().float())
     limits = {"min_size": 1.0, "min_score": 0.1, "above": True}
     (ours, valid), (theirs, expected) = (
-        coder.decode_candidates(*(one.to(where) for one in inputs), **limits) for where in ("cuda", "cpu")
+        coder.decode_candidates(*(values.to(where) for values in inputs), **limits) for where in ("cuda", "cpu")
     )
     torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=5e-3)
     assert (valid.cpu() != expected).float().mean() < 0.01
@@ -202,7 +201,7 @@ def test_proposals_and_detections_on_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused_rows", [False, True], ids=["two tensors", "views of one"])
 def test_candidates_on_a_gpu(fused_rows: bool) -> None:
-    """Those above the threshold, in the order of the CPU's, which has others between them; the same detections."""
+    """Candidates above the threshold in the CPU's order, which has others between them, and the same detections."""
     heads = slim_model(fastmask, box_score_thresh=0.05).eval().roi_heads
     boxes = torch.stack([draw_boxes(50), draw_boxes(50)])
     proposals = Proposals(boxes, boxes[..., 0], torch.tensor([50, 40]))
@@ -210,26 +209,26 @@ def test_candidates_on_a_gpu(fused_rows: bool) -> None:
     rows[:, 4 * NUM_CLASSES :] *= 2
     logits, deltas = rows[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], rows[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))
     theirs = heads.select_candidates(logits, deltas, proposals, SIZES)
-    values = [one.cuda() if fused_rows else one.contiguous().cuda() for one in (logits, deltas)]
+    values = [part.cuda() if fused_rows else part.contiguous().cuda() for part in (logits, deltas)]
     if fused_rows:
         there = rows.cuda()
         values = [there[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], there[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))]
-    on_gpu = Proposals(*(one.cuda() for one in proposals[:3]))
+    on_gpu = Proposals(*(values.cuda() for values in proposals[:3]))
     ours = heads.select_candidates(*values, on_gpu, SIZES.cuda())
     for i in range(2):
-        expected, actual = ([one[i][found.valid[i]].cpu() for one in found[:3]] for found in (theirs, ours))
+        expected, actual = ([values[i][found.valid[i]].cpu() for values in found[:3]] for found in (theirs, ours))
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=5e-3)
     on_cpu = Candidates(*(values.cpu() for values in ours[:4]), NUM_CLASSES)
     kept, baseline = heads.suppress(ours), heads.suppress(on_cpu)
-    same(tuple(one.cpu() for one in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
+    same(tuple(values.cpu() for values in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
     assert kept.rois is not None
     assert torch.equal(kept.rois.flatten(0, 1), _utils.boxes_to_rois(kept.boxes))
 
 
 @pytest.mark.gpu
 def test_packed_boxes_on_a_gpu() -> None:
-    """Bit for bit the CPU's."""
+    """They are bitwise equal to the CPU's."""
     sizes, originals = torch.tensor([[200, 300], [150, 90]]), torch.tensor([[427, 640], [999, 601]])
     boxes = torch.stack([draw_boxes(20), draw_boxes(20)])
     program = Program(slim_model(fastmask).eval(), "rle", 0.5, 100)

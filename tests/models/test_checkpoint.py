@@ -1,4 +1,4 @@
-"""Weights from files of every kind, and errors that say what is wrong with one."""
+"""Checkpoint files of every kind, and error messages that name the problem."""
 
 import argparse
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_categories_come_along(tmp_path: Path) -> None:
 
 
 def test_saved_weights_come_back(tmp_path: Path) -> None:
-    """As they were, or with halves where there is more than one dimension; with names and sizes, or without."""
+    """Saved as they are, or in half types where they have several dimensions; with metadata or without."""
     state = slim_model(fastmask, "BatchNorm2d").state_dict()
     save_weights(state, tmp_path / "whole.safetensors")
     whole = Checkpoint(tmp_path / "whole.safetensors")
@@ -89,8 +89,8 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
         save_weights(state, tmp_path / "no.safetensors", categories=["a"])
     with pytest.raises(OSError, match="cannot be written"):
         save_weights(state, tmp_path / "nowhere" / "no.safetensors")
-    told = {"categories": "no JSON", "options": '["neither"]'}
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", told)
+    metadata = {"categories": "no JSON", "options": '["neither"]'}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", metadata)
     assert Checkpoint(tmp_path / "odd.safetensors").meta == {"num_classes": NUM_CLASSES}
 
 
@@ -141,7 +141,7 @@ def test_of_another_model(tmp_path: Path) -> None:
 
 
 class Anything:
-    """What must not be unpickled."""
+    """A class that must not be unpickled."""
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``torch.compile(model)``, called as torchvision's models are: one graph, the same answers."""
+"""``torch.compile(model)``, called as torchvision's models are: one graph, the same predictions."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_training_step() -> None:
 
 
 def check_predictors(model: nn.Module, **options: Any) -> None:
-    """On images of two padded sizes, with 200 detections or more."""
+    """Predictors match on images of two padded sizes, with 200 detections or more."""
     images = [draw_image(*size)[0] for size in [(128, 160), (100, 130)] * 4]
     expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(images)
     actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(images)
@@ -84,7 +84,7 @@ def check_predictors(model: nn.Module, **options: Any) -> None:
 
 @pytest.mark.parametrize(("fuse", "mask_buckets"), [("off", False), ("kernel", True), ("cudnn", False)])
 def test_compiled_predictor(fuse: str, mask_buckets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One graph of the program, or of each part, for each size; without what the compiler does to it."""
+    """One graph of the program, or of each part, for each size; the backend is eager."""
     compiled: list[Any] = []
     compile = torch.compile
 
@@ -108,7 +108,7 @@ def test_predictor_compiled_by_inductor(fuse: str) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("fuse", ["off", "kernel", "cudnn"])
 def test_compiled_and_captured(fuse: str, mask_buckets: bool) -> None:
-    """By inductor, inside a CUDA graph; float32 without TF32, as the matched rule wants it."""
+    """Inductor's code runs inside a CUDA graph; float32 without TF32, as the matched rule requires."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

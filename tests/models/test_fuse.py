@@ -42,7 +42,7 @@ def with_body(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_in_float64(name: str) -> None:
-    """Maps, what the RPN says, both heads; the model stays as it was, and is fused but for the mask predictor."""
+    """Feature maps, RPN outputs and both heads are equal; all layers but the mask predictor's are fused in a copy."""
     model = MODELS[name]().eval().double()
     unsettle(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -96,7 +96,7 @@ def settled() -> nn.Module:
 
 @FORMS
 def test_predictor_meets_the_model(form: Any, settled: nn.Module) -> None:
-    """By the matched rule, float32; where there are masks, of 300 detections."""
+    """They match by the matched rule in float32, with masks of 300 detections where there are masks."""
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     pairs = [Predictor(settled, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
@@ -106,7 +106,7 @@ def test_predictor_meets_the_model(form: Any, settled: nn.Module) -> None:
 
 
 def test_forms_are_chosen(settled: nn.Module) -> None:
-    """The CPU keeps its path unless it is told not to."""
+    """The CPU keeps its path unless ``fuse`` names another."""
     assert Predictor(settled).fuse == "off"
     assert not kinds(Predictor(settled).program) & NEW
     assert Predictor(settled, fuse="kernel").fuse == "kernel"
@@ -123,7 +123,7 @@ def test_nothing_depends_on_data(form: Any, settled: nn.Module) -> None:
 
 
 def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
-    """Of batches too: matrix products work on views of the maps, and give such."""
+    """Matrix products read and return views of the feature maps, of batches too."""
     ready = prepare_for_inference(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
     seen = []
     for module in ready.backbone.modules():
@@ -141,7 +141,7 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
 
 
 def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
-    """Of rows that cuBLAS's aligned kernels can write; and the boxes' deltas are taken out without a copy."""
+    """Its rows fit cuBLAS's aligned kernels, and the deltas of the boxes are a view."""
     ready = prepare_for_inference(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
     with torch.no_grad():
         logits, deltas = ready.roi_heads.box_predictor(torch.randn(9, 1024, dtype=torch.bfloat16, device=device))
@@ -153,7 +153,7 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
 
 
 def test_exports_keep_convolutions(settled: nn.Module) -> None:
-    """What is exported has no layer of these, and so none of their ops."""
+    """An exported model has no fused layer, and so none of their ops."""
     pytest.importorskip("pycocotools")
     from fastmask.export.module import Deployed
 
@@ -165,7 +165,7 @@ def test_exports_keep_convolutions(settled: nn.Module) -> None:
 
 
 def test_float32_keeps_convolutions() -> None:
-    """Which may use TF32, where matrix products may not."""
+    """Convolutions may use TF32, where matrix products may not."""
     assert fused.Pointwise not in kinds(prepare_for_inference(slim_model(fastmask), torch.float32, "kernel"))
 
 
@@ -183,7 +183,7 @@ def test_anchors_are_flattened_without_a_copy(settled: nn.Module) -> None:
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
-    """Maps, logits, deltas and both heads' features are as near to float64's as those of the unfused model."""
+    """Feature maps, logits, deltas and both heads' features are as close to float64's as the unfused model's."""
     model = get("maskrcnn_resnet50_fpn").eval()
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -218,7 +218,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
 def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
+    """Predictors of each form match the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:

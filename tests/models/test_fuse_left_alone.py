@@ -1,4 +1,4 @@
-"""What fusing leaves as it is: whatever is not the plain layers that it knows, is watched, shared or a user's own."""
+"""Layers that fusing leaves as they are: unknown ones, subclasses, those with hooks, shared ones, a user's own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def bottleneck(**options: Any) -> Bottleneck:
 
 
 def put_in_body(module: nn.Module) -> nn.Module:
-    """A slim model whose mask head begins with a module of 32 channels; it is prepared as all others are."""
+    """A slim model whose mask head begins with a module of 32 channels."""
     model = slim_model(fastmask).eval()
     model.roi_heads.mask_head = nn.Sequential(module, *model.roi_heads.mask_head)
     return model
@@ -38,7 +38,7 @@ class OwnBlock(Bottleneck):
     pass
 
 
-def watched(module: nn.Module, name: str) -> nn.Module:
+def with_hook(module: nn.Module, name: str) -> nn.Module:
     module.get_submodule(name).register_forward_hook(lambda *_: None)
     return module
 
@@ -58,7 +58,7 @@ def shared() -> nn.Module:
 
 
 LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
-    "block with a hook": lambda: watched(bottleneck(), "conv2"),
+    "block with a hook": lambda: with_hook(bottleneck(), "conv2"),
     "block with another activation": lambda: set_on(bottleneck(), "relu", nn.SiLU()),
     "block of a subclass": lambda: OwnBlock(32, 8).eval(),
     "block with another norm": lambda: Bottleneck(32, 8, norm_layer=lambda c: nn.GroupNorm(2, c)).eval(),
@@ -67,10 +67,10 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
     ),
     "convolution of a subclass": lambda: sequence(OwnConv(32, 32, 1), nn.ReLU()),
     "convolution with a padding mode": lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular"), nn.ReLU()),
-    "convolution with a hook": lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.ReLU()), "0"),
+    "convolution with a hook": lambda: with_hook(sequence(nn.Conv2d(32, 32, 1), nn.ReLU()), "0"),
     "convolution without bias": lambda: sequence(nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()),
     "convolution used twice": shared,
-    "linear layer with a hook": lambda: watched(sequence(nn.Linear(14, 14), nn.ReLU()), "0"),
+    "linear layer with a hook": lambda: with_hook(sequence(nn.Linear(14, 14), nn.ReLU()), "0"),
     "linear layer without bias": lambda: sequence(nn.Linear(14, 14, bias=False), nn.ReLU()),
 }
 
@@ -88,15 +88,15 @@ def test_left_alone(name: str) -> None:
 
 PARTLY: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many ReLUs are left
     "another activation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.GELU(), nn.Conv2d(32, 32, 1)), 0),
-    "a ReLU with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()), "1"), 1),
-    "an identity with a hook": (lambda: watched(sequence(nn.Conv2d(32, 32, 1), nn.Identity(), nn.ReLU()), "1"), 1),
+    "a ReLU with a hook": (lambda: with_hook(sequence(nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()), "1"), 1),
+    "an identity with a hook": (lambda: with_hook(sequence(nn.Conv2d(32, 32, 1), nn.Identity(), nn.ReLU()), "1"), 1),
     "groups and dilation": (lambda: sequence(nn.Conv2d(32, 32, 3, 1, 2, 2, groups=4), nn.ReLU()), 0),
     "padding by name": (lambda: sequence(nn.Conv2d(32, 32, 3, padding="same"), nn.ReLU()), 0),
     "stride": (lambda: sequence(nn.Conv2d(32, 32, 1, 2), nn.ReLU()), 0),
     "1x1 with padding": (lambda: sequence(nn.Conv2d(32, 32, 1, padding=1), nn.ReLU()), 0),
     "pooling": (lambda: sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), 0),
     "pooling with a hook": (
-        lambda: watched(sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)), "2"),
+        lambda: with_hook(sequence(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)), "2"),
         0,
     ),
     "odd channels": (lambda: sequence(nn.Conv2d(32, 33, 3), nn.ReLU(), nn.Conv2d(33, 32, 1), nn.ReLU()), 0),
@@ -126,7 +126,7 @@ def test_what_is_fused_in_part(name: str, form: Any) -> None:
 
 @pytest.mark.parametrize("taken", ["conv1", "bn1", "relu", "maxpool"])
 def test_what_is_taken_out_of_a_body(taken: str) -> None:
-    """The output of each child that is asked for is what it was."""
+    """The output of each child that is taken out stays the same."""
     torch.manual_seed(0)
     body = resnet.resnet18(weights=None).eval().double()
     unsettle(body)
@@ -140,7 +140,7 @@ def test_what_is_taken_out_of_a_body(taken: str) -> None:
 
 
 def test_users_sequences_are_left_alone() -> None:
-    """Whoever calls the layers of a sequence one by one may look at what is between them."""
+    """A module that calls the layers of a sequence one by one may read what is between them."""
 
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -188,7 +188,7 @@ def shared_layer() -> nn.Module:
 
 PREDICTORS: dict[str, Callable[[], nn.Module]] = {
     "of a subclass": lambda: OwnPredictor(64, 3),
-    "with a hook": lambda: watched(FastRCNNPredictor(64, 3), "bbox_pred"),
+    "with a hook": lambda: with_hook(FastRCNNPredictor(64, 3), "bbox_pred"),
     "with another layer": lambda: set_on(FastRCNNPredictor(64, 3), "cls_score", OwnLinear(64, 3)),
     "without bias": lambda: set_on(FastRCNNPredictor(64, 3), "bbox_pred", nn.Linear(64, 12, bias=False)),
     "with one layer twice": shared_layer,

@@ -1,4 +1,4 @@
-"""A fused model's stem: which convolutions and poolings become our own, and how a program's pixels lie for them."""
+"""The stem of a fused model: which convolutions and poolings are fused, and the memory layout of its pixels."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_in_half_types(dtype: torch.dtype, form: Any) -> None:
     ("dtype", "form"), [(torch.bfloat16, "off"), (torch.float32, "kernel")], ids=["off", "float32"]
 )
 def test_not_otherwise(dtype: torch.dtype, form: Any) -> None:
-    """Pixels then lie side by side."""
+    """Pixels are then dense in memory."""
     ready = prepare_for_inference(slim_model(fastmask), dtype, form)
     assert not stems(ready)
     pixels = Program(ready, "rle", 0.5, 2048).empty_pixels(2, (32, 64), dtype, "cpu")
@@ -70,7 +70,7 @@ def test_not_otherwise(dtype: torch.dtype, form: Any) -> None:
     ids=str,
 )
 def test_which_convolutions(conv: nn.Conv2d, own: bool) -> None:
-    """The same maps in any case."""
+    """The feature maps are the same in any case."""
     head = prepare_for_inference(sequence(conv), torch.bfloat16, "kernel").roi_heads.mask_head
     assert (type(head[0]) is fused.StemConv2d) == own
     x = torch.randn(2, conv.in_channels, 34, 40).bfloat16().contiguous(memory_format=torch.channels_last)
@@ -100,7 +100,7 @@ def test_which_poolings(pool: nn.MaxPool2d, own: bool) -> None:
 
 
 def test_pixels_lie_four_apart_as_far_as_the_stem() -> None:
-    """Nothing copies them on the way there, and what lies between them does not count."""
+    """They are not copied on the way to the stem, and the elements between pixels are ignored."""
     model = slim_model(fastmask).eval()
     unsettle(model)
     program = Program(prepare_for_inference(model, torch.bfloat16, "kernel"), "rle", 0.5, 2048)
@@ -133,7 +133,7 @@ def test_predictor_writes_its_pixels_there() -> None:
 @FORMS
 @HALVES
 def test_program_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
-    """Maps of pixels that our kernel reads and of such that cuDNN does; what lies between pixels is NaN."""
+    """Our kernel and cuDNN give the same feature maps; elements between the pixels are NaN."""
     model = slim_model(fastmask).eval().cuda()
     program = Program(prepare_for_inference(model, dtype, form), "rle", 0.5, 2048)
     pixels = program.empty_pixels(2, (128, 160), dtype, "cuda")

@@ -1,4 +1,4 @@
-"""When the mask branch's last layers are one op, when they are layers, and that both give the same."""
+"""The last layers of the mask branch run as one op or as layers, with the same results."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def draw(dtype: torch.dtype = torch.float32) -> tuple[MaskRCNNPredictor, Tensor,
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One for each call of the op."""
+    """A list with one element for each call of the op."""
     found: list[int] = []
     op = _mask_head.class_masks_op
     monkeypatch.setattr(_mask_head, "class_masks_op", lambda *args: (found.append(1), op(*args))[1])
@@ -142,7 +142,7 @@ class Branch(nn.Module):
 
 
 def test_exports_keep_the_layers_and_compiled_programs_the_op() -> None:
-    """But with torch 2.11, whose compiler takes every program for one to export: there it sees the layers."""
+    """torch 2.11 is an exception: its compiler takes every program for one to export, and sees the layers."""
     predictor, *tensors = draw()
     exported = torch.export.export(Branch(predictor), tuple(tensors))
     assert "class_masks" not in str(exported.graph)

@@ -1,4 +1,4 @@
-"""fastmask.models.prepare: weights made ready once, for the same answers."""
+"""fastmask.models.prepare: weights are prepared once, for the same predictions."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ V2 = pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow)  # test_fu
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", V2])
 def test_prepared_weights(name: str) -> None:
-    """float64: the same answers from a copy without a single norm; the model is left as it was."""
+    """A copy without any norm gives the same in float64; the model stays as it was."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 3}
     model = fastmask.models.get_model(name, **options).eval().double()
     for module in model.modules():
@@ -27,11 +27,11 @@ def test_prepared_weights(name: str) -> None:
     pixels, sizes = torch.randn(1, 3, 64, 96, dtype=torch.float64), torch.tensor([[60, 90]])
     rois = torch.randn(7, 256, 7, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        maps, expected = (one.extract_features(pixels).maps for one in (ready, model))
+        maps, expected = (either.extract_features(pixels).maps for either in (ready, model))
         for level in expected:
             scale = expected[level].abs().max()
             torch.testing.assert_close(maps[level] / scale, expected[level] / scale, rtol=0, atol=1e-9)
-        heads = [one.roi_heads.box_head(rois) for one in (ready, model)]
+        heads = [either.roi_heads.box_head(rois) for either in (ready, model)]
         torch.testing.assert_close(*heads, rtol=1e-9, atol=1e-9)
         cached = ready.rpn.anchor_generator.all_anchors((64, 96), list(maps.values()))
         assert cached is ready.rpn.anchor_generator.all_anchors((64, 96), list(maps.values()))
@@ -40,19 +40,19 @@ def test_prepared_weights(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_norm_that_is_watched_stays() -> None:
-    watched = slim_model(fastmask, "BatchNorm2d").eval()
-    watched.backbone.body["bn1"].register_forward_hook(lambda *_: None)
+def test_a_norm_with_a_hook_stays() -> None:
+    hooked = slim_model(fastmask, "BatchNorm2d").eval()
+    hooked.backbone.body["bn1"].register_forward_hook(lambda *_: None)
     left = [
         name
-        for name, m in prepare_for_inference(watched, torch.float32).named_modules()
+        for name, m in prepare_for_inference(hooked, torch.float32).named_modules()
         if isinstance(m, nn.BatchNorm2d)
     ]
     assert left == ["backbone.body.bn1"]
 
 
 def test_shared_layers_are_not_folded() -> None:
-    """Of a convolution used twice, folding one norm would change the other."""
+    """Folding one norm into a convolution that is used twice would change the other use."""
     conv, norm, other = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
     other.running_mean.uniform_(1, 2)
     model = slim_model(fastmask).eval()
