@@ -171,9 +171,7 @@ def _read(path: str) -> dict[str, Any]:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
                 metadata = file.metadata() or {}
             if metadata.keys() & {"categories", "options"}:
-                content = {"model": content} | {
-                    name: _parse_json(metadata.get(name)) for name in ("categories", "options")
-                }
+                content = {"model": content} | {n: _parse_json(metadata.get(n)) for n in ("categories", "options")}
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)

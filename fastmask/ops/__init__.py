@@ -22,11 +22,7 @@ from fastmask.ops.boxes import (
 )
 from fastmask.ops.ciou_loss import complete_box_iou_loss
 from fastmask.ops.diou_loss import distance_box_iou_loss
-from fastmask.ops.feature_pyramid_network import (
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 from fastmask.ops.focal_loss import sigmoid_focal_loss
 from fastmask.ops.giou_loss import generalized_box_iou_loss
 from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image

@@ -17,14 +17,7 @@ from fastmask.checks import (
     upcast,
 )
 from fastmask.kernels.nms import nms_padded_op
-from fastmask.ops._box_convert import (
-    AXIS_ALIGNED,
-    COORDINATES,
-    ROTATED,
-    convert_rotated,
-    from_corners,
-    to_corners,
-)
+from fastmask.ops._box_convert import AXIS_ALIGNED, COORDINATES, ROTATED, convert_rotated, from_corners, to_corners
 from fastmask.ops._rotated_iou import rotated_box_iou
 
 

@@ -36,7 +36,7 @@ ORIGINALS = [getattr(module, name) for module, name in NAMES]
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
+def _restore() -> Iterator[None]:
     yield
     fastmask.unpatch_torchvision()
     assert [getattr(module, name) for module, name in NAMES] == ORIGINALS

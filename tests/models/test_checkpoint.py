@@ -17,19 +17,19 @@ from fastmask.ops import FrozenBatchNorm2d
 State = dict[str, Tensor]
 
 
-def prefixed(state: State, prefix: str) -> State:
+def add_prefix(state: State, prefix: str) -> State:
     return {prefix + key: value for key, value in state.items()}
 
 
 KINDS = {
     "bare.pth": lambda state: state,
     "reference.pth": lambda state: {"model": state, "epoch": 3, "optimizer": {}, "args": argparse.Namespace(lr=0.02)},
-    "lightning.ckpt": lambda state: {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 0.1}},
+    "lightning.ckpt": lambda state: {"state_dict": add_prefix(state, "model."), "hyper_parameters": {"lr": 0.1}},
     "tutorial.pt": lambda state: {"model_state_dict": state, "loss": 0.5},
-    "parallel.pth": lambda state: {"model": prefixed(state, "module.")},
-    "compiled.pth": lambda state: prefixed(state, "module._orig_mod."),
-    "parallel_compiled.pth": lambda state: {"state_dict": {"model": prefixed(state, "_orig_mod.module.")}},
-    "averaged.pth": lambda state: {"n_averaged": torch.tensor(3), **prefixed(state, "module.")},
+    "parallel.pth": lambda state: {"model": add_prefix(state, "module.")},
+    "compiled.pth": lambda state: add_prefix(state, "module._orig_mod."),
+    "parallel_compiled.pth": lambda state: {"state_dict": {"model": add_prefix(state, "_orig_mod.module.")}},
+    "averaged.pth": lambda state: {"n_averaged": torch.tensor(3), **add_prefix(state, "module.")},
     "plain.safetensors": lambda state: state,
 }
 

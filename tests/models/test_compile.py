@@ -15,18 +15,18 @@ SIZES = [[(100, 120), (90, 140)], [(80, 120), (90, 110)]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> None:
+def reset_compiler() -> None:
     torch._dynamo.reset()
 
 
-def drawn(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def draw_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     pairs = [draw_image(*size, num=4) for size in sizes]
     return [image.double() for image, _ in pairs], [target for _, target in pairs]
 
 
 def check_same(compiled: nn.Module, model: nn.Module, sizes: list[tuple[int, int]]) -> int:
     """-> detections."""
-    images, _ = drawn(*sizes)
+    images, _ = draw_batch(*sizes)
     with torch.no_grad():
         actual, expected = compiled(images), model(images)
     assert len(actual) == len(expected) == len(sizes)
@@ -53,7 +53,7 @@ def test_nothing_found() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_nothing_breaks_the_graph(training: bool) -> None:
     model = slim_pair()[1].double().train(training)
-    images, targets = drawn(*SIZES[0])
+    images, targets = draw_batch(*SIZES[0])
     explained = torch._dynamo.explain(model)(images, targets if training else None)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
@@ -64,7 +64,7 @@ def test_training_step() -> None:
         part.fg_bg_sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1]).expand(labels.shape)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for sizes in SIZES:
-        images, targets = drawn(*sizes)
+        images, targets = draw_batch(*sizes)
         actual, expected = compiled(images, targets), model(images, targets)
         assert actual.keys() == expected.keys()
         for name, loss in expected.items():

@@ -52,7 +52,7 @@ def sequence(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def shared() -> nn.Module:
+def share_conv() -> nn.Module:
     conv = nn.Conv2d(32, 32, 1)
     return nn.Sequential(conv, nn.ReLU(), conv)
 
@@ -69,7 +69,7 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
     "convolution with a padding mode": lambda: sequence(nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular"), nn.ReLU()),
     "convolution with a hook": lambda: with_hook(sequence(nn.Conv2d(32, 32, 1), nn.ReLU()), "0"),
     "convolution without bias": lambda: sequence(nn.Conv2d(32, 32, 1, bias=False), nn.ReLU()),
-    "convolution used twice": shared,
+    "convolution used twice": share_conv,
     "linear layer with a hook": lambda: with_hook(sequence(nn.Linear(14, 14), nn.ReLU()), "0"),
     "linear layer without bias": lambda: sequence(nn.Linear(14, 14, bias=False), nn.ReLU()),
 }
@@ -180,7 +180,7 @@ class OwnLinear(nn.Linear):
     pass
 
 
-def shared_layer() -> nn.Module:
+def share_linear() -> nn.Module:
     predictor = FastRCNNPredictor(64, 2)
     predictor.bbox_pred = predictor.cls_score
     return predictor
@@ -191,7 +191,7 @@ PREDICTORS: dict[str, Callable[[], nn.Module]] = {
     "with a hook": lambda: with_hook(FastRCNNPredictor(64, 3), "bbox_pred"),
     "with another layer": lambda: set_on(FastRCNNPredictor(64, 3), "cls_score", OwnLinear(64, 3)),
     "without bias": lambda: set_on(FastRCNNPredictor(64, 3), "bbox_pred", nn.Linear(64, 12, bias=False)),
-    "with one layer twice": shared_layer,
+    "with one layer twice": share_linear,
     "of unequal inputs": lambda: set_on(FastRCNNPredictor(64, 3), "bbox_pred", nn.Linear(32, 12)),
 }
 

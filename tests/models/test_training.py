@@ -33,7 +33,7 @@ def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple
     return images, targets
 
 
-def first_come(model: nn.Module) -> None:
+def draw_first(model: nn.Module) -> None:
     """Let both libraries draw the first candidates, positive and negative, instead of random ones."""
     for part in (model.rpn, model.roi_heads):
         sampler = part.fg_bg_sampler
@@ -85,7 +85,7 @@ def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
     theirs, ours = slim_pair(**small | options)
     for model in (theirs, ours):
         model.double().train()
-        first_come(model)
+        draw_first(model)
     assign = theirs.rpn.assign_targets_to_anchors
 
     def in_double(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
@@ -154,7 +154,7 @@ def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
 def test_losses_compile_to_one_graph() -> None:
     _, ours = slim_pair(rpn_post_nms_top_n_train=100)
     ours.train()
-    first_come(ours)
+    draw_first(ours)
     arguments = static_arguments(ours)
     expected = ours.losses(*arguments)
     compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")(*arguments)

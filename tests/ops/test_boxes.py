@@ -163,7 +163,7 @@ def rotated_boxes(num: int, far: float = 0.0) -> Tensor:
     return torch.cat([place, sides, torch.rand(num, 1, dtype=torch.float64) * 720 - 360], 1)
 
 
-def painted_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
+def sampled_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
     """IoU of two rotated boxes by counting sample points: a reference that shares nothing with polygon clipping."""
     y, x = torch.meshgrid(torch.linspace(-30, 80, side), torch.linspace(-30, 80, side), indexing="ij")
     inside = []
@@ -174,13 +174,13 @@ def painted_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
     return float((inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum())
 
 
-def test_rotated_iou_is_the_painted_one() -> None:
+def test_rotated_iou_is_the_sampled_one() -> None:
     boxes = rotated_boxes(4)
     iou = ops.box_iou(boxes, boxes, "cxcywhr")
     for i in range(4):
         assert iou[i, i] == pytest.approx(1)
         for j in range(i):
-            assert iou[i, j] == pytest.approx(painted_iou(boxes[i], boxes[j]), abs=5e-3)
+            assert iou[i, j] == pytest.approx(sampled_iou(boxes[i], boxes[j]), abs=5e-3)
 
 
 @pytest.mark.parametrize("fmt", ROTATED)

@@ -19,11 +19,7 @@ class MaskRCNNHeads(NotScriptable, nn.Sequential):
     _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
 
     def __init__(
-        self,
-        in_channels: int,
-        layers: Sequence[int],
-        dilation: int,
-        norm_layer: Callable[..., nn.Module] | None = None,
+        self, in_channels: int, layers: Sequence[int], dilation: int, norm_layer: Callable[..., nn.Module] | None = None
     ) -> None:
         blocks = []
         for channels in layers:

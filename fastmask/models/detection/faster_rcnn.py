@@ -238,11 +238,8 @@ class FasterRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
     DEFAULT = COCO_V1
 
 
-def v1_backbone(
-    weights: Source,
-    weights_backbone: ResNet50_Weights | None,
-    progress: bool,
-    trainable_layers: int | None,
+def make_v1_backbone(
+    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
 ) -> BackboneWithFPN:
     """ResNet-50 with the pyramid of the first models: norms are frozen if trained weights are loaded."""
     trained = weights is not None or weights_backbone is not None
@@ -252,11 +249,8 @@ def v1_backbone(
     return _resnet_fpn_extractor(body, layers)
 
 
-def v2_parts(
-    weights: Source,
-    weights_backbone: ResNet50_Weights | None,
-    progress: bool,
-    trainable_layers: int | None,
+def make_v2_parts(
+    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
 ) -> dict[str, Any]:
     """Backbone, RPN and box head of the second models: trained norms everywhere, deeper heads."""
     trained = weights is not None or weights_backbone is not None
@@ -301,7 +295,7 @@ def fasterrcnn_resnet50_fpn(
         **kwargs: :class:`FasterRCNN`'s.
     """
     trained = find_weights(FasterRCNN_ResNet50_FPN_Weights, weights)
-    backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    backbone = make_v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     model = FasterRCNN(backbone, num_classes=choose_num_classes(num_classes, trained, new_predictors), **kwargs)
     load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
@@ -324,7 +318,7 @@ def fasterrcnn_resnet50_fpn_v2(
 ) -> FasterRCNN:
     """The improved model (arXiv 2111.11429); arguments as :func:`fasterrcnn_resnet50_fpn`."""
     trained = find_weights(FasterRCNN_ResNet50_FPN_V2_Weights, weights)
-    parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    parts = make_v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     model = FasterRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
     return model

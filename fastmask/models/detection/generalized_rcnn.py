@@ -33,11 +33,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        rpn: RegionProposalNetwork,
-        roi_heads: RoIHeads,
-        transform: GeneralizedRCNNTransform,
+        self, backbone: nn.Module, rpn: RegionProposalNetwork, roi_heads: RoIHeads, transform: GeneralizedRCNNTransform
     ) -> None:
         super().__init__()
         self.transform = transform
@@ -72,8 +68,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         check_shape("pixels", pixels, "B", 3, "H", "W")
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features = self.extract_features(pixels)
-        outputs = self.rpn.predict(features, (pixels.shape[2], pixels.shape[3]))
-        proposals = self.rpn.propose(outputs, sizes)
+        proposals = self.rpn.propose(self.rpn.predict(features, (pixels.shape[2], pixels.shape[3])), sizes)
         proposals = drop_padding(proposals) if trim else proposals
         logits, deltas = self.roi_heads.classify(features, proposals.boxes, rois=proposals.rois)
         return features, self.roi_heads.select_candidates(logits, deltas, proposals, sizes)

@@ -21,16 +21,16 @@ WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one bloc
 CHANNELS = 64  # of the pyramid
 
 
-SHIPPED = (
+WEIGHTS_FILE = (
     Path(__file__).parent / "shapes_v1" / "weights.safetensors"
-)  # the README.md beside them tells how they were made
+)  # README.md beside them tells how they were made
 
 
 class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
     """Weights of :func:`maskrcnn_slim_fpn`, which come with the package."""
 
     SHAPES_V1 = Weights(
-        SHIPPED.as_uri(),
+        WEIGHTS_FILE.as_uri(),
         ObjectDetection,
         {
             "categories": ["__background__", "ellipse", "triangle", "quadrilateral"],
@@ -46,7 +46,7 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
         """Read them from the package; nothing is downloaded. The file holds float16, which becomes float32."""
-        state = Checkpoint(SHIPPED).get_state_dict()
+        state = Checkpoint(WEIGHTS_FILE).get_state_dict()
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
