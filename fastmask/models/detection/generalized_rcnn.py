@@ -98,7 +98,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         Args:
             pixels, sizes: see :meth:`infer`.
             targets: padded, in pixels of the batch.
-            normalizer: the number of samples that a loss is the mean of -> what its sum is divided by instead.
+            normalizer: number of samples of a loss -> divisor of its sum; the number itself makes the loss a mean.
         """
         features = self.extract_features(pixels)
         outputs = self.rpn.predict(features, (pixels.shape[2], pixels.shape[3]))

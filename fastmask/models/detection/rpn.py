@@ -109,7 +109,7 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         return RPNOutputs(logits, deltas, self.anchor_generator.all_anchors(image_size, maps))
 
     def propose(self, outputs: RPNOutputs, sizes: Tensor) -> Proposals:
-        """What :meth:`predict` gives, and image sizes [B, 2] -> proposals.
+        """Outputs of :meth:`predict` and image sizes [B, 2] -> proposals.
 
         The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
         """
