@@ -9,8 +9,7 @@ from PIL import Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Object, Polygon, box_polygon, encoded
-
-Size = tuple[int, int]  # (height, width)
+from fastmask.preprocess import Size, compute_resized_size
 
 
 class View(NamedTuple):
@@ -71,8 +70,8 @@ def scaled_view(
     Args:
         room: (height, width) that it has to fit into as well.
     """
-    scale = min(shorter / min(original), longest / max(original), room[0] / original[0], room[1] / original[1])
-    resized = (max(1, math.floor(original[0] * scale)), max(1, math.floor(original[1] * scale)))
+    height, width = compute_resized_size(original, shorter, longest, room)
+    resized = (max(1, height), max(1, width))
     return View(original, resized, 0, 0, resized, mirrored)
 
 

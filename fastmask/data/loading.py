@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
 from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
-from fastmask.structures import Batch, pad_targets
+from fastmask.preprocess import compute_padded_size, pad
+from fastmask.structures import Batch, padded_targets
 
 TRIES = 10  # images that may be broken one after the other
 
@@ -46,7 +47,7 @@ class Packed(LazyRecords):
 class Samples(TorchDataset[Sample]):
     """Records, looked at in a way that depends on the seed, the epoch and the record alone.
 
-    An image that cannot be looked at is replaced by the next one that can, and named in ``problem``.
+    An image that cannot be read is replaced by the next one that can, and named in ``problem``.
 
     Args:
         records: the images.
@@ -100,7 +101,7 @@ class Samples(TorchDataset[Sample]):
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 problem = problem or str(error)
-        raise ValueError(f"{TRIES} images in a row cannot be looked at; the first one: {problem}")
+        raise ValueError(f"{TRIES} images in a row cannot be read; the first one: {problem}")
 
     def file(self, place: int) -> Path:
         """Of the image at a place in the data set."""
@@ -181,15 +182,14 @@ class Collate:
         sizes = [sample.pixels.shape[:2] for sample in samples]
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         if self.size is None:
-            height, width = (-(-side // self.divisible) * self.divisible for side in (height, width))
+            height, width = compute_padded_size([(height, width)], self.divisible)
         else:
             fitting = [size for size in (self.size, turned(self.size)) if height <= size[0] and width <= size[1]]
             side = max(self.size)
             height, width = fitting[0] if fitting else (side, side)  # some lie, some stand
-        pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+        pixels = pad([torch.tensor(sample.pixels).permute(2, 0, 1) for sample in samples], (height, width))
         targets: list[dict[str, Tensor]] = []
-        for planes, sample in zip(pixels, samples, strict=True):
-            planes[:, : sample.pixels.shape[0], : sample.pixels.shape[1]] = torch.tensor(sample.pixels).permute(2, 0, 1)
+        for sample in samples:
             targets.append({"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)})
             if sample.masks is not None:
                 targets[-1]["masks"] = torch.from_numpy(sample.masks)

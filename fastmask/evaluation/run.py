@@ -15,8 +15,8 @@ from fastmask.evaluation.matching import KINDS, Entry
 from fastmask.image_io import upright_size
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
-from fastmask.inference.unpack import Found
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.structures import Prediction
 
 WAITING = 64  # images that are still to be matched, at most
 
@@ -91,12 +91,12 @@ class _Matching:
         self.thread = ThreadPoolExecutor(1)
         self.waiting: collections.deque[Future[None]] = collections.deque()
 
-    def add(self, number: int, record: Record, problem: str | None, found: Found | Exception) -> None:
+    def add(self, number: int, record: Record, problem: str | None, found: Prediction | Exception) -> None:
         while len(self.waiting) >= WAITING:
             self.waiting.popleft().result()
         self.waiting.append(self.thread.submit(self._add, number, record, problem, found))
 
-    def _add(self, number: int, record: Record, problem: str | None, found: Found | Exception) -> None:
+    def _add(self, number: int, record: Record, problem: str | None, found: Prediction | Exception) -> None:
         if isinstance(found, Exception):
             text = str(found) or type(found).__name__
             problem = text if str(record.file) in text else f"{record.file}: {text}"

@@ -168,7 +168,7 @@ def test_broken_images_are_replaced_and_named(tmp_path: Path, seed: int) -> None
     assert len(problems) == 2
     for i in (0, 2):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match="10 images in a row cannot be looked at; the first one: "):
+    with pytest.raises(ValueError, match="10 images in a row cannot be read; the first one: "):
         list(training_loader(dataset, 4, AS_THEY_ARE, seed=seed))
 
 

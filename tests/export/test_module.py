@@ -15,7 +15,7 @@ from fastmask.cli import main
 from fastmask.demo import CLASSES, Scenes
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-(EXAMPLE,) = (one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in one)
+(EXAMPLE,) = (example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in example)
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
 SIZE = ["--size", "192", "224"]
 HIDDEN = (
@@ -24,9 +24,9 @@ HIDDEN = (
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exportable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx and photo.jpg, a drawn one."""
-    folder = tmp_path_factory.mktemp("deployed")
+    folder = tmp_path_factory.mktemp("exportable")
     assert main(["export", str(folder / "model.onnx"), *MODEL, *SIZE, "--raw"]) == 0
     Scenes(5, 3)[4].load().resize((300, 300)).save(folder / "photo.jpg", quality=95)
     return folder
@@ -39,8 +39,10 @@ def check(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
         main(["predict", str(folder / "photo.jpg"), *MODEL, *SIZE, "--device", "cpu", "--out", str(folder / "out")])
         == 0
     )
-    certain = [one for one in json.loads((folder / "out" / "predictions.json").read_text()) if one["score"] > 0.9]
-    lines = [re.fullmatch(r"(\w+) ([0-9.]+) \((\d+), (\d+), (\d+), (\d+)\)", one) for one in done.stdout.splitlines()]
+    certain = [
+        result for result in json.loads((folder / "out" / "predictions.json").read_text()) if result["score"] > 0.9
+    ]
+    lines = [re.fullmatch(r"(\w+) ([0-9.]+) \((\d+), (\d+), (\d+), (\d+)\)", line) for line in done.stdout.splitlines()]
     found = [(line[1], float(line[2]), *(int(line[i]) for i in (3, 4, 5, 6))) for line in lines if line is not None]
     assert len(found) == len(lines) >= len(certain) >= 2
     for entry in certain:
@@ -54,16 +56,16 @@ def check(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
     assert (after[painted][:, 0] == 255).all()
 
 
-def test_example_runs_as_printed(deployed: Path) -> None:
+def test_example_runs_as_printed(exportable: Path) -> None:
     command = [sys.executable, "-c", HIDDEN + EXAMPLE]
-    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))
+    check(exportable, subprocess.run(command, cwd=exportable, capture_output=True, text=True, timeout=300, check=False))
 
 
 @pytest.mark.slow
-def test_in_an_environment_of_its_own(deployed: Path, tmp_path: Path) -> None:
+def test_in_an_environment_of_its_own(exportable: Path, tmp_path: Path) -> None:
     """With what README says is enough, and nothing else."""
     venv.create(tmp_path / "new", with_pip=True)
     python = str(tmp_path / "new" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", "pillow"], check=True, timeout=600)
     command = [python, "-c", EXAMPLE]
-    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))
+    check(exportable, subprocess.run(command, cwd=exportable, capture_output=True, text=True, timeout=300, check=False))

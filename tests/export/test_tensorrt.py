@@ -13,16 +13,17 @@ from torch import Tensor
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, Session, Shape, TensorRTModel, parity, write_onnx
-from fastmask.export.parity import LEAST
-from fastmask.export.tensorrt.graph import problems
-from fastmask.export.tensorrt.module import keep_best
+from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
+from fastmask.export.parity import MIN_SHARE
+from fastmask.export.tensorrt.graph import find_problems
+from fastmask.export.tensorrt.module import best_of
 from fastmask.models import detection
+from fastmask.preprocess import normalize_padded
 from fastmask.structures import Candidates
 
 SIZE = (192, 224)
 MOST = 700  # nodes
-FEW, LEAST_SCORE = 40, 1e-4  # candidates that are looked at; and what they score
+FEW, LEAST_SCORE = 40, 1e-4  # candidates that are considered; and what they score
 Graph = onnx.ModelProto
 
 
@@ -37,9 +38,9 @@ def scenes(number: int, seed: int) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So few candidates are looked at that some are left out."""
+    """So few candidates are considered that some are left out."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
-    found = write_onnx(TensorRTModel(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
+    found = write_onnx(TensorRTExportableModel(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
     assert found.nodes < MOST
     return path
 
@@ -51,35 +52,41 @@ def graph(written: Path) -> Graph:
 
 def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
-    session, images = Session(written, "cpu"), scenes(60, seed)
-    assert session.told["outputs"][-1] == "num_dropped"
-    bounded, every = TensorRTModel(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
-    found = parity(bounded.answers, session, images)
-    assert found.share >= LEAST[torch.float32]
+    session, images = OnnxSession(written, "cpu"), scenes(60, seed)
+    assert session.metadata["outputs"][-1] == "num_dropped"
+    bounded, every = (
+        TensorRTExportableModel(model(LEAST_SCORE), raw=True, candidates=FEW),
+        ExportableModel(model(LEAST_SCORE), raw=True),
+    )
+    found = compare_outputs(bounded.predict_arrays, session, images)
+    assert found.share >= MIN_SHARE[torch.float32]
     assert found.detections >= 200  # a share of fewer is no rule
     assert found.num_dropped > 0
-    inputs, sizes = session.prepared(images[:2])
+    inputs, sizes = session.preprocess(images[:2])
     with torch.no_grad():
         candidates = candidates_of(bounded, torch.from_numpy(inputs), torch.from_numpy(sizes))
-    num_dropped = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
-    ours, theirs = every.answers(inputs, sizes), session(inputs, sizes)
+    num_dropped = [max(int(valid.sum()) - FEW, 0) for valid in candidates.valid]
+    ours, theirs = every.predict_arrays(inputs, sizes), session(inputs, sizes)
     assert all(abs(a - b) <= 1 for a, b in zip(theirs["num_dropped"], num_dropped, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
         assert 1 <= number <= ours["count"][i]
         np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
     blank = session(np.full((2, *SIZE, 3), 100, np.uint8), np.array([SIZE] * 2))
-    assert blank["count"].tolist() == every.answers(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
+    assert blank["count"].tolist() == every.predict_arrays(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
 
 
-def candidates_of(bounded: TensorRTModel, images: Tensor, sizes: Tensor) -> Candidates:
+def candidates_of(bounded: TensorRTExportableModel, images: Tensor, sizes: Tensor) -> Candidates:
     """All that NMS would choose from."""
     model = bounded.model
-    pixels = bounded._normalized(images, sizes)
-    return model.detect_candidates(pixels, sizes)[1]
+    pixels = normalize_padded(images.permute(0, 3, 1, 2), sizes, bounded.image_mean, bounded.image_std)
+    features, scales = model.extract(pixels)
+    proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
+    logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
+    return model.roi_heads.candidates(logits, deltas, proposals, sizes)
 
 
 def test_the_best_in_their_order() -> None:
-    """By hand: of five candidates that count, three are looked at; none is dropped where there is room."""
+    """By hand: of five candidates that count, three are considered; none is dropped where there is room."""
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
     boxes = torch.arange(24.0).view(1, 6, 4)
     labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
@@ -118,7 +125,7 @@ def large_top_k(graph: Graph) -> None:
 
 def top_k_of_too_few(graph: Graph) -> None:
     """Of 100 detections: 40 candidates, padded."""
-    give(graph, [one for one in graph.graph.node if one.op_type == "TopK"][-1], 1, np.array([141]))
+    give(graph, [node for node in graph.graph.node if node.op_type == "TopK"][-1], 1, np.array([141]))
 
 
 def two_bounds(graph: Graph) -> None:
@@ -160,7 +167,7 @@ def resize_by_both(graph: Graph) -> None:
 
 
 def first(graph: Graph, kind: str) -> onnx.NodeProto:
-    return next(one for one in graph.graph.node if one.op_type == kind)
+    return next(node for node in graph.graph.node if node.op_type == kind)
 
 
 def give(graph: Graph, node: onnx.NodeProto, place: int, value: np.ndarray) -> None:
@@ -170,7 +177,7 @@ def give(graph: Graph, node: onnx.NodeProto, place: int, value: np.ndarray) -> N
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: int) -> None:
-    kept = [one for one in node.attribute if one.name != name]
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
@@ -195,7 +202,7 @@ def nms_of_too_many(graph: Graph) -> None:
 
 
 def uint8_inside(graph: Graph) -> None:
-    cast = next(one for one in graph.graph.node if one.input[0] == "images")
+    cast = next(node for node in graph.graph.node if node.input[0] == "images")
     graph.graph.node.insert(0, helper.make_node("Transpose", ["images"], ["turned"], perm=[0, 1, 2, 3]))
     cast.input[0] = "turned"
 
@@ -206,7 +213,7 @@ def int64_roots(graph: Graph) -> None:
 
 def silent_sampling_ratio(graph: Graph) -> None:
     node = first(graph, "RoiAlign")
-    kept = [one for one in node.attribute if one.name != "sampling_ratio"]
+    kept = [attribute for attribute in node.attribute if attribute.name != "sampling_ratio"]
     del node.attribute[:]
     node.attribute.extend(kept)
 
@@ -279,14 +286,14 @@ def new_opset(graph: Graph) -> None:
     ],
 )
 def test_the_table_refuses(graph: Graph, plant: Callable[[Graph], None], message: str) -> None:
-    assert problems(graph) == []
+    assert find_problems(graph) == []
     plant(graph)
-    found = problems(graph)
-    assert any(message in one for one in found), found
+    found = find_problems(graph)
+    assert any(message in problem for problem in found), found
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the table refuses is not written; what cannot be asked for is said."""
+    """What the table refuses is not written; what cannot be asked for is format_parity."""
     file = tmp_path / "model.onnx"
     command = ["export", str(file), "--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--size", "192", "224"]
     for options, message in (
@@ -296,9 +303,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err
     assert main([*command, "--target", "tensorrt"]) == 0
-    said = capsys.readouterr().out
-    assert "checked by onnx and the table of TensorRT" in said
-    assert "left out of NMS, which looks at 3840 boxes: at most 0 of an image" in said
+    format_parity = capsys.readouterr().out
+    assert "checked by onnx and the table of TensorRT" in format_parity
+    assert "left out of NMS, which looks at 3840 boxes: at most 0 of an image" in format_parity
     file.unlink()
     monkeypatch.setattr("fastmask.export.tensorrt.graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
     assert main([*command, "--target", "tensorrt"]) == 2
