@@ -13,11 +13,11 @@ CANDIDATES = 3840  # TensorRT's largest K of a TopK; its NMS takes the best 5000
 class TensorRTExportableModel(ExportableModel):
     """A model whose boxes' NMS chooses from the best candidates alone.
 
-    What that leaves out scores no more than any of them: where as many are kept as can be (100, say), nothing is lost.
-    The output ``num_dropped`` [B] is how many there were.
+    Dropped candidates score no more than any of these: where an image has its maximum of detections, nothing is lost.
+    The output ``num_dropped`` [B] is the number of candidates dropped.
 
     Args:
-        candidates: of an image, at most.
+        candidates: maximum number of an image.
         model, dtype, masks, raw: see :class:`ExportableModel`.
     """
 
@@ -37,16 +37,13 @@ class TensorRTExportableModel(ExportableModel):
         self.candidates = candidates
 
     def detect(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
-        """See :meth:`ExportableModel.detect`; :meth:`GeneralizedRCNN.infer` with a bound in the middle."""
-        rpn, heads = self.model.rpn, self.model.roi_heads
-        features, scales = self.model.extract(pixels)
-        proposals = rpn.propose(*rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
-        logits, deltas = heads.classify(features, scales, proposals.boxes)
-        found = heads.candidates(logits, deltas, proposals, sizes)
-        num_dropped = (found.valid.sum(1) - self.candidates).clamp(min=0)
-        detections = heads.suppress(best_of(found, self.candidates), logits.shape[1])
+        """See :meth:`ExportableModel.detect`; the stages of :meth:`GeneralizedRCNN.infer` with a bound before NMS."""
+        heads = self.model.roi_heads
+        features, candidates = self.model.detect_candidates(pixels, sizes)
+        num_dropped = (candidates.valid.sum(1) - self.candidates).clamp(min=0)
+        detections = heads.suppress(keep_best(candidates, self.candidates))
         if self.has_mask:
-            detections = heads.segment(features, scales, detections)
+            detections = heads.predict_masks(features, detections)
         return detections, (num_dropped,)
 
 

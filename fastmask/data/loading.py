@@ -16,7 +16,7 @@ from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
 from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.preprocess import compute_padded_size, pad
-from fastmask.structures import Batch, padded_targets
+from fastmask.structures import Batch, pad_targets
 
 TRIES = 10  # images that may be broken one after the other
 

@@ -21,7 +21,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
 from fastmask.structures import Prediction
 
@@ -129,8 +129,8 @@ class Predictor:
             transpose=True,
         )
         self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
-        assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
-        self.anchors: KnownAnchors = ready.rpn.anchor_generator
+        assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
+        self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
             torch.tensor(values, device=self.device)
             for values in (ready.transform.image_mean, ready.transform.image_std)

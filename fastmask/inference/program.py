@@ -79,14 +79,14 @@ class Program(nn.Module):
 
     def detect_boxes(self, inputs: Inputs, counted: bool = True) -> BoxOutputs:
         """Run the first part, up to the boxes; ``counted`` adds the largest number of detections."""
-        features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return BoxOutputs(features, scales, detections, detections.count.max() if counted else None)
+        features, detections = self.model.detect_boxes(inputs.pixels, inputs.sizes, trim=self.trim)
+        return BoxOutputs(features, detections, detections.count.max() if counted else None)
 
     def predict_masks(self, inputs: Inputs, outputs: BoxOutputs, rows: int | None = None) -> Packed:
         """Run the second part, on the first ``rows`` detections of each image."""
         detections = outputs.detections if rows is None else first_rows(outputs.detections, rows)
         if self.model.roi_heads.has_mask():
-            detections = self.model.roi_heads.segment(outputs.features, outputs.scales, detections)
+            detections = self.model.roi_heads.predict_masks(outputs.features, detections)
         return self.pack(inputs, detections)
 
     def pack(self, inputs: Inputs, detections: Detections) -> Packed:

@@ -36,7 +36,7 @@ class Learner(nn.Module):
     def forward(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
         """See :class:`fastmask.structures.Batch`."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.autocast):
-            over = {} if self.over is None else {"over": self.over}
+            over = {} if self.over is None else {"normalizer": self.over}
             return self.model.losses(normalize_padded(pixels, sizes, self.mean, self.std), sizes, targets, **over)
 
 

@@ -16,7 +16,7 @@ from fastmask.demo import draw_scene
 from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.export.parity import MIN_SHARE
 from fastmask.export.tensorrt.graph import find_problems
-from fastmask.export.tensorrt.module import best_of
+from fastmask.export.tensorrt.module import keep_best
 from fastmask.models import detection
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Candidates
@@ -79,10 +79,7 @@ def candidates_of(bounded: TensorRTExportableModel, images: Tensor, sizes: Tenso
     """All that NMS would choose from."""
     model = bounded.model
     pixels = normalize_padded(images.permute(0, 3, 1, 2), sizes, bounded.image_mean, bounded.image_std)
-    features, scales = model.extract(pixels)
-    proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
-    logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
-    return model.roi_heads.candidates(logits, deltas, proposals, sizes)
+    return model.detect_candidates(pixels, sizes)[1]
 
 
 def test_the_best_in_their_order() -> None:

@@ -22,7 +22,7 @@ from fastmask import Predictor, ops
 from fastmask.benchmarks.baselines import decode_masks
 from fastmask.inference import predictor
 from fastmask.inference.program import Inputs, Program, Runner, split_fields
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 
 CPU = torch.device("cpu")
 SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]

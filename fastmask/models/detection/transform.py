@@ -11,6 +11,7 @@ from fastmask.checks import NotScriptable
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
 from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
+from fastmask.structures import Prediction
 
 Target = dict[str, Tensor]
 
