@@ -128,14 +128,14 @@ class GroupedBatches(Sampler[list[Key]]):
         number: of images.
         batch: images of a batch of one rank.
         seed: of the order.
-        rank, world: which share.
+        rank, world_size: which share.
     """
 
     def __init__(
-        self, sizes: NDArray[np.int64] | None, number: int, batch: int, seed: int, rank: int = 0, world: int = 1
+        self, sizes: NDArray[np.int64] | None, number: int, batch: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.stand = np.zeros(number, bool) if sizes is None else sizes[:, 0] > sizes[:, 1]
-        self.batch, self.seed, self.rank, self.world = batch, seed, rank, world
+        self.batch, self.seed, self.rank, self.world_size = batch, seed, rank, world_size
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -143,12 +143,12 @@ class GroupedBatches(Sampler[list[Key]]):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, math.ceil(len(self.stand) / (self.batch * self.world)) - self.start)
+        return max(0, math.ceil(len(self.stand) / (self.batch * self.world_size)) - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.stand))
-        together = self.batch * self.world
+        together = self.batch * self.world_size
         groups: list[list[int]] = []
         waiting: dict[bool, list[int]] = {False: [], True: []}
         for index in order.tolist():
@@ -162,7 +162,7 @@ class GroupedBatches(Sampler[list[Key]]):
         rest += np.resize(order, missing).tolist()
         groups += [rest[i : i + together] for i in range(0, len(rest), together)]
         for i in range(self.start, len(groups)):
-            own = groups[i][self.rank :: self.world]
+            own = groups[i][self.rank :: self.world_size]
             yield [Key(self.epoch, record) for record in own]
 
 
@@ -210,7 +210,7 @@ def training_loader(
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
     """A loader of :class:`fastmask.structures.Batch`; ``loader.batch_sampler.set_epoch`` says what comes next.
 
@@ -225,7 +225,7 @@ def training_loader(
         empty: keep images without objects.
         seed: of the order and of what is done to each image.
         workers: processes; 0: this one.
-        rank, world: which share of each batch of ``batch * world`` images.
+        rank, world_size: which share of each batch of ``batch * world_size`` images.
 
     Raises:
         ValueError: there are no images, or an argument does not fit.
@@ -233,8 +233,8 @@ def training_loader(
     augmentation = augmentation or Augmentation()
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be in [0, {world}), got {rank}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and augmentation.zoom is not None:
@@ -256,7 +256,7 @@ def training_loader(
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # which all are cut to
     samples = Samples(records, places, labels_of(dataset.categories), augmentation, seed, masks, size)
-    sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world)
+    sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world_size)
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
-from fastmask.distributed import Ranks, ranks
+from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.coco_results import coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
@@ -27,7 +27,7 @@ def evaluate(
     *,
     names: Sequence[str] | None = None,
     progress: bool = True,
-    own: Ranks | None = None,
+    ranks: Ranks | None = None,
     keep: list[Entry] | None = None,
 ) -> Evaluation:
     """COCO's average precision of a model's boxes and masks.
@@ -42,7 +42,7 @@ def evaluate(
         names: what the model's labels are called, from 0, the background; its labels are then matched by name. None:
             by number, see :func:`fastmask.data.labels_of`.
         progress: show a bar, on the first rank.
-        own: the ranks, where they are known already.
+        ranks: the ranks, where they are known already.
         keep: a list that detections of this rank are put into, as COCO's results format has them.
 
     Raises:
@@ -53,8 +53,8 @@ def evaluate(
     records, ids = numbered_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
     evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
-    with ranks(keep=True) if own is None else contextlib.nullcontext(own) as own:
-        share = range(own.rank, len(records), own.world)
+    with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
+        share = range(ranks.rank, len(records), ranks.world_size)
         matching = _Matching(evaluator, labels, keep)
 
         def look() -> dict[str, float]:
@@ -62,23 +62,23 @@ def evaluate(
             with matching:
                 waiting: collections.deque[tuple[int, Record, str | None]] = collections.deque()
                 images = _images(records, ids, share, waiting)
-                bar = progress and own.rank == 0
+                bar = progress and ranks.rank == 0
                 for found in predictor.stream(images, progress=bar, total=len(share), errors="yield"):
                     matching.add(*waiting.popleft(), found)
                 looked = time.perf_counter() - start
             return {"look": looked, "match": evaluator.seconds, "wait": time.perf_counter() - start - looked}
 
-        seconds = own.gather(own.all_or_none(look))
+        seconds = ranks.all_gather(ranks.run_on_all(look))
         slowest = {name: max(each[name] for each in seconds) for name in seconds[0]}
-        problems = [one for each in own.gather(matching.problems) for one in each]
-        parts = own.to_first(evaluator.part() if own.rank else None)
+        problems = [one for each in ranks.all_gather(matching.problems) for one in each]
+        parts = ranks.gather_to_first(evaluator.part() if ranks.rank else None)
         merged: list[Evaluation] = []
 
         def concluded() -> Evaluation:
             merged.append(evaluator.merged(parts).result(problems, slowest))
             return merged[0]._replace(curves={})  # large, where there are many categories
 
-        shared = own.from_first(concluded)
+        shared = ranks.run_on_first(concluded)
         return merged[0] if merged else shared
 
 

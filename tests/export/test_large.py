@@ -1,4 +1,4 @@
-"""The models that people deploy, exported; with random weights that are settled to decide."""
+"""The models that people deploy, exported; with random weights that are calibrated to decide."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.images import draw_image
 
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.export.parity import MIN_SHARE
 from fastmask.models import detection
@@ -24,7 +24,7 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
     model = BUILDERS[name](weights=None, weights_backbone=None, min_size=320, max_size=448).eval()
     sizes = ((320, 448), (200, 300), (300, 200))
     images = [draw_image(*size)[0] for size in sizes]
-    settle(model, images)
+    calibrate(model, images)
     with torch.no_grad():
         found = model.detect(images)
     scores = torch.cat([prediction["scores"] for prediction in found]).sort(descending=True).values
@@ -51,7 +51,7 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     """At the size of COCO's weights: 4819 boxes for the RPN's NMS, 19,000 candidates of 90 classes for the other."""
     model = BUILDERS[name](weights=None, weights_backbone=None).eval()
     images = [draw_image(800, 1066)[0]]
-    settle(model, images)
+    calibrate(model, images)
     written = write_onnx(TensorRTExportableModel(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
     parity = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)

@@ -296,7 +296,7 @@ def test_wrong_models() -> None:
 
 @pytest.mark.gpu
 def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictions are those of the CPU in float32; replays are bitwise reproducible; no host sync before they are read."""
+    """The CPU's predictions in float32, bitwise reproducible at every replay; nothing syncs before they are read."""
     expected = Predictor(model, (128, 160), masks="float")(images)
     found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
