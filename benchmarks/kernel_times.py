@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes [1 8]")
-    parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSED))
+    parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSE_MODES))
     args = parser.parse_args(argv)
     device = with_index(torch.device(args.device))
     result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds", "finished": False}

@@ -177,7 +177,7 @@ def trace(
     """
     if model is None:
         model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
-    program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
+    program = Program(prepare_for_inference(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
     calls: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)

@@ -96,7 +96,7 @@ def calibrated() -> nn.Module:
 
 @FORMS
 def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
-    """By the matched rule, float32; where there are masks, of 300 detections."""
+    """They match by the matched rule in float32, with masks of 300 detections where there are masks."""
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     pairs = [Predictor(calibrated, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
@@ -106,7 +106,7 @@ def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
 
 
 def test_forms_are_chosen(calibrated: nn.Module) -> None:
-    """The CPU keeps its path unless it is told not to."""
+    """The CPU keeps its path unless ``fuse`` names another."""
     assert Predictor(calibrated).fuse == "off"
     assert not kinds(Predictor(calibrated).program) & NEW
     assert Predictor(calibrated, fuse="kernel").fuse == "kernel"
@@ -117,7 +117,7 @@ def test_forms_are_chosen(calibrated: nn.Module) -> None:
 @FORMS
 def test_nothing_depends_on_data(form: Any, calibrated: nn.Module) -> None:
     sizes = torch.tensor([[120, 160], [128, 150]])
-    program = Program(prepared(calibrated, torch.float32, form), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(calibrated, torch.float32, form), "rle", 0.5, 2048)
     with torch.no_grad(), NoDataDependence():
         program(Inputs(torch.randn(2, 3, 128, 160), sizes, sizes * 2))
 
@@ -153,7 +153,7 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
 
 
 def test_exports_keep_convolutions(calibrated: nn.Module) -> None:
-    """What is exported has no layer of these, and so none of their ops."""
+    """An exported model has no fused layer, and so none of their ops."""
     pytest.importorskip("pycocotools")
     from fastmask.export.module import ExportableModel
 
@@ -170,7 +170,7 @@ def test_float32_keeps_convolutions() -> None:
 
 
 def test_anchors_are_flattened_without_a_copy(calibrated: nn.Module) -> None:
-    ready = prepared(calibrated, torch.float32, "kernel")
+    ready = prepare_for_inference(calibrated, torch.float32, "kernel")
     with torch.no_grad():
         maps = list(ready.extract_features(torch.randn(2, 3, 64, 96)).maps.values())
         for values, channels in zip(ready.rpn.head(maps), (1, 4), strict=True):
@@ -218,7 +218,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
 def test_captured(form: Any, mask_buckets: bool, calibrated: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
+    """Predictors of each form match the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:
