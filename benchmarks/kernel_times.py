@@ -22,7 +22,7 @@ from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
 from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
-from fastmask.models.prepare import FUSED
+from fastmask.models.prepare import FUSE_MODES
 
 CALLS = 6  # profiled ones
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes [1 8]")
-    parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSED))
+    parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSE_MODES))
     args = parser.parse_args(argv)
     device = with_index(torch.device(args.device))
     result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds", "finished": False}

@@ -21,7 +21,7 @@ from fastmask.benchmarks.expansions import KINDS, OTHER, PART, TRITON, Kernel
 from fastmask.benchmarks.inputs import IMAGE
 from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, trace
-from fastmask.models.prepare import FUSED, Fuse
+from fastmask.models.prepare import FUSE_MODES, Fuse
 
 BATCHES = (1, 8)
 RESULTS = Path(__file__).parent / "results" / "launches.json"
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.launches", description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), help="batch sizes [1 8]")
     parser.add_argument("--dtype", default="bfloat16", help="of weights and feature maps [%(default)s]")
-    parser.add_argument("--fuse", choices=FUSED, default="kernel", help="as Predictor takes it [%(default)s]")
+    parser.add_argument("--fuse", choices=FUSE_MODES, default="kernel", help="as Predictor takes it [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--save", metavar="VERSION", help="save the rows in results/launches.json")
     parser.add_argument("--commit", help="of the code, if it is not the one checked out")

@@ -11,8 +11,10 @@ import torch
 from fastmask.benchmarks.measure import synchronize
 from fastmask.inference.program import Inputs, Program, capture_graph
 from fastmask.kernels.launch import is_capturable
-from fastmask.models.detection.generalized_rcnn import Padded, trimmed
-from fastmask.models.detection.roi_heads import pool, predict_masks
+from fastmask.models.detection._mask_head import predict_mask_probs
+from fastmask.models.detection.generalized_rcnn import Padded, drop_padding
+from fastmask.models.detection.roi_heads import pool
+from fastmask.structures import Features
 
 Stage = Callable[[], Any]
 
@@ -21,11 +23,11 @@ def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict
     """The program's stages; each reads earlier outputs from ``left`` and adds its own; the last is "packed"."""
     model: Any = program.model
     heads = model.roi_heads
-    _, scales = model.extract(inputs.pixels)
+    scales = model.extract_features(inputs.pixels).scales
     size = (inputs.pixels.shape[2], inputs.pixels.shape[3])
 
     def cut(padded: Padded) -> Padded:
-        return trimmed(padded) if program.trim else padded
+        return drop_padding(padded) if program.trim else padded
 
     def box_head() -> None:
         logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
@@ -34,7 +36,7 @@ def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict
     def masks() -> None:
         hidden = heads.mask_head(left["pooled masks"])
         found = left["found"]
-        left["masks"] = predict_masks(heads.mask_predictor, hidden, found.labels, found.count)
+        left["masks"] = predict_mask_probs(heads.mask_predictor, hidden, found.labels, found.count)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
@@ -44,24 +46,26 @@ def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict
 
     return {
         "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
-        "FPN": keep("features", lambda: model.backbone.fpn(left["body"])),
-        "RPN head": keep("looked", lambda: model.rpn.look(list(left["features"].values()), size)),
-        "proposals": keep("proposals", lambda: cut(model.rpn.propose(*left["looked"], inputs.sizes))),
+        "FPN": keep("features", lambda: Features(model.backbone.fpn(left["body"]), scales)),
+        "RPN head": keep("RPN outputs", lambda: model.rpn.predict(left["features"], size)),
+        "proposals": keep("proposals", lambda: cut(model.rpn.propose(left["RPN outputs"], inputs.sizes))),
         "RoIAlign 7 x 7": keep(
             "pooled",
             lambda: pool(
                 heads.box_roi_pool,
                 left["features"],
-                scales,
                 left["proposals"].boxes,
                 rois=left["proposals"].rois,
             ),
         ),
         "box head": box_head,
-        "detections": keep("found", lambda: cut(heads.select(*left["classes"], left["proposals"], inputs.sizes))),
+        "detections": keep(
+            "found",
+            lambda: cut(heads.suppress(heads.select_candidates(*left["classes"], left["proposals"], inputs.sizes))),
+        ),
         "RoIAlign 14 x 14": keep(
             "pooled masks",
-            lambda: pool(heads.mask_roi_pool, left["features"], scales, left["found"].boxes, rois=left["found"].rois),
+            lambda: pool(heads.mask_roi_pool, left["features"], left["found"].boxes, rois=left["found"].rois),
         ),
         "mask head": masks,
         "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),

@@ -24,7 +24,7 @@ from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.benchmarks.stages import Stage, time_in_turns, time_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.tuning import values_on
-from fastmask.models.prepare import choose_fuse, prepared
+from fastmask.models.prepare import choose_fuse, prepare_for_inference
 
 Save = Callable[[dict[str, Any]], None]
 
@@ -75,7 +75,7 @@ def time_image(device: torch.device, dtype: torch.dtype, rounds: int, save: Save
         save(result)
 
     model = calibrated_model("fastmask", device)
-    program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     image = (textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)

@@ -24,7 +24,7 @@ from fastmask.benchmarks.expansions import SYNCS, TRITON, Kernel, expand, extent
 from fastmask.benchmarks.stages import build_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.launch import KERNELS
-from fastmask.models.prepare import Fuse, prepared
+from fastmask.models.prepare import Fuse, prepare_for_inference
 
 DEVICE = "cuda"
 BYTES_PER_MASK = 2048  # the Predictor's default
@@ -177,7 +177,7 @@ def trace(
     """
     if model is None:
         model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
-    program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
+    program = Program(prepare_for_inference(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
     calls: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastmask._version import __version__
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import KnownAnchors, prepared
+from fastmask.models.prepare import CachedAnchors, prepare_for_inference
 from fastmask.ops.masks import paste_masks
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Detections
@@ -57,9 +57,9 @@ class ExportableModel(nn.Module):
             raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
         if type(model.transform) is not GeneralizedRCNNTransform or model.transform.fixed_size is not None:
             raise ValueError("model.transform must be GeneralizedRCNNTransform without fixed_size, to be exported")
-        self.model = prepared(model, dtype).cpu()
+        self.model = prepare_for_inference(model, dtype).cpu()
         anchors = self.model.rpn.anchor_generator
-        assert isinstance(anchors, KnownAnchors)
+        assert isinstance(anchors, CachedAnchors)
         self.model.rpn.anchor_generator = anchors.generator  # which keeps nothing between calls
         self.dtype, self.masks, self.raw = dtype, masks, raw
         self.has_mask = self.model.roi_heads.has_mask()

@@ -1,4 +1,4 @@
-"""What public ops share: checks (name, rule, actual; never of values), refusals, RoIs from boxes, wider dtypes."""
+"""Argument checks of public functions (name, rule, actual; never of values on a device), and helpers of the ops."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ def _refuse_scripting(*_: object) -> NoReturn:
 
 
 def not_scriptable(function: AnyCallable) -> AnyCallable:
-    """Make ``torch.jit.script(function)`` say what to use instead (also when it is called by scripted code)."""
+    """Let ``torch.jit.script(function)`` raise an error that names alternatives (also when scripted code calls it)."""
     function.__prepare_scriptable__ = _refuse_scripting  # type: ignore[attr-defined]
     return function
 
 
 class NotScriptable:
-    """The same for modules: a mixin."""
+    """A mixin for modules: :func:`not_scriptable`."""
 
     __prepare_scriptable__ = _refuse_scripting
 
@@ -48,15 +48,15 @@ NOT_PROVIDED = (
 )
 
 
-def no_attribute(module: str, name: str) -> AttributeError:
-    """The error of a module's ``__getattr__``, which knows torchvision's names."""
+def attribute_error(module: str, name: str) -> AttributeError:
+    """The error of a module's ``__getattr__``, which explains names of torchvision that are not provided."""
     if name in NOT_PROVIDED:
         return AttributeError(f"{module} does not provide {name}: no R-CNN uses it; it is in torchvision.ops")
     return AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Raise unless ``tensor`` has as many axes as ``shape`` and agrees with its integers (names stand for any size)."""
+    """Raise a ValueError unless ``tensor`` has the axes of ``shape``; names in it stand for any size."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     fits = tensor.ndim == len(shape)
@@ -95,25 +95,25 @@ def check_scale(name: str, scale: float) -> None:
 
 def check_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """An int or a pair (height, width), each at least ``least`` -> the pair."""
-    pair: Any = (value, value) if _whole(value) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_whole(side) for side in pair):
+    pair: Any = (value, value) if _is_integer(value) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_integer(side) for side in pair):
         raise ValueError(f"{name} must be an int or (height, width), got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {pair}")
     return pair[0], pair[1]
 
 
-def _whole(side: Any) -> bool:
-    """Whether it is an integer of any kind; older torch.compile cannot ask a symbolic one for its attributes."""
+def _is_integer(side: Any) -> bool:
+    """Whether it is an integer of any kind; older torch.compile cannot read attributes of a symbolic one."""
     return isinstance(side, int | torch.SymInt) or hasattr(side, "__index__")
 
 
 def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
-    """RoIs [K, 5] as they are, or boxes [L, 4] of each image with their image's index put before them.
+    """RoIs [K, 5] as they are, or boxes [L, 4] of each image as RoIs.
 
     Args:
         boxes: Tensor[K, 5] (image index, x1, y1, x2, y2), or a list of Tensor[L, 4], at most one for each image.
-        features (Tensor[B, ...]): of which B and the device are checked.
+        features (Tensor[B, ...]): the boxes must fit its B and its device.
     """
     if isinstance(boxes, Tensor):
         check_shape("rois", boxes, "K", 5)
@@ -136,14 +136,14 @@ def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tenso
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """The wider type of the same kind, so that areas do not overflow: half -> float32, small integers -> int32."""
+    """Convert half types to float32 and small integers to int32, so that areas do not overflow."""
     if tensor.is_floating_point():
         return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
     return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.int()
 
 
 def reduce_loss(loss: Tensor, reduction: str, empty_mean: float | None = None) -> Tensor:
-    """'none', 'mean' or 'sum' of a loss; with ``empty_mean``, the mean of nothing is that rather than NaN."""
+    """Apply the reduction 'none', 'mean' or 'sum'; ``empty_mean`` is the mean of an empty loss, in place of NaN."""
     check_choice("reduction", reduction, ("none", "mean", "sum"))
     if reduction == "mean":
         return loss.sum() * empty_mean if empty_mean is not None and loss.numel() == 0 else loss.mean()

@@ -1,4 +1,4 @@
-"""A model for TensorRT, whose NMS looks at so many candidates of an image and no more."""
+"""A model for TensorRT, whose NMS takes a bounded number of candidates of an image."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from fastmask.export.module import ExportableModel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Candidates, Detections
 
-CANDIDATES = 3840  # TensorRT's largest K of a TopK; its NMS looks at the best 5000 of an image, across classes
+CANDIDATES = 3840  # TensorRT's largest K of a TopK; its NMS takes the best 5000 of an image, across classes
 
 
 class TensorRTExportableModel(ExportableModel):
     """A model whose boxes' NMS chooses from the best candidates alone.
 
-    What that leaves out scores no more than any of them: where as many are kept as can be (100, say), nothing is lost.
-    The output ``num_dropped`` [B] is how many there were.
+    Dropped candidates score no more than any of these: where an image has its maximum of detections, nothing is lost.
+    The output ``num_dropped`` [B] is the number of candidates dropped.
 
     Args:
-        candidates: of an image, at most.
+        candidates: maximum number of an image.
         model, dtype, masks, raw: see :class:`ExportableModel`.
     """
 
@@ -37,24 +37,22 @@ class TensorRTExportableModel(ExportableModel):
         self.candidates = candidates
 
     def detect(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
-        """See :meth:`ExportableModel.detect`; :meth:`GeneralizedRCNN.infer` with a bound in the middle."""
-        rpn, heads = self.model.rpn, self.model.roi_heads
-        features, scales = self.model.extract(pixels)
-        proposals = rpn.propose(*rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
-        logits, deltas = heads.classify(features, scales, proposals.boxes)
-        found = heads.candidates(logits, deltas, proposals, sizes)
-        num_dropped = (found.valid.sum(1) - self.candidates).clamp(min=0)
-        detections = heads.suppress(best_of(found, self.candidates), logits.shape[1])
+        """See :meth:`ExportableModel.detect`; the stages of :meth:`GeneralizedRCNN.infer` with a bound before NMS."""
+        heads = self.model.roi_heads
+        features, candidates = self.model.detect_candidates(pixels, sizes)
+        num_dropped = (candidates.valid.sum(1) - self.candidates).clamp(min=0)
+        detections = heads.suppress(keep_best(candidates, self.candidates))
         if self.has_mask:
-            detections = heads.segment(features, scales, detections)
+            detections = heads.predict_masks(features, detections)
         return detections, (num_dropped,)
 
 
-def best_of(candidates: Candidates, number: int) -> Candidates:
-    """Those of each image that score most, in the order that they are in; all of them if they are no more."""
-    boxes, labels, scores, valid = candidates
+def keep_best(candidates: Candidates, number: int) -> Candidates:
+    """Keep those of each image that score most, in their order; all of them if they are no more."""
+    boxes, labels, scores, valid, num_classes = candidates
     if scores.shape[1] <= number:
         return candidates
     index = scores.masked_fill(~valid, -1).topk(number, dim=1).indices.sort(dim=1).values
-    best = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
-    return Candidates(best, labels.gather(1, index), scores.gather(1, index), valid.gather(1, index))
+    boxes = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
+    labels, scores, valid = (values.gather(1, index) for values in (labels, scores, valid))
+    return Candidates(boxes, labels, scores, valid, num_classes)

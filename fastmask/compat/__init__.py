@@ -1,1 +1,1 @@
-"""A reversible patch that puts fastmask's kernels under torchvision."""
+"""The reversible patch that runs torchvision on fastmask's kernels."""

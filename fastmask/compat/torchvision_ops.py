@@ -1,4 +1,4 @@
-"""Our ops in the signatures of torchvision's own, and where each of them may stand in: what patch.py puts in place."""
+"""fastmask's ops in the signatures of torchvision's, and the conditions under which patch.py replaces each of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def roi_align(
     aligned: bool,
 ) -> Tensor:
     pooled = ops.roi_align(input, rois, (pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned)
-    return pooled.contiguous()  # what torchvision's shape functions promise to torch.compile, here and below
+    return pooled.contiguous()  # torchvision's shape functions promise it to torch.compile, here and below
 
 
 def roi_align_backward(
@@ -105,7 +105,7 @@ def roi_align_backward_shape(
     return grad.new_empty((batch, channels, height, width))
 
 
-def anything(*_: Any) -> bool:
+def fits_any(*_: Any) -> bool:
     return True
 
 
@@ -116,7 +116,7 @@ def has_boxes(boxes: Tensor, *_: Any) -> bool:
 def has_usual_levels(
     features: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
 ) -> bool:
-    """torchvision's own mapper, over levels none of which is left out."""
+    """Whether the mapper is torchvision's own, over levels without a gap."""
     from torchvision.ops.poolers import LevelMapper
 
     if scales is None or type(mapper) is not LevelMapper or mapper.eps != 1e-6:

@@ -16,7 +16,7 @@ from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
 from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
 from fastmask.preprocess import compute_padded_size, pad
-from fastmask.structures import Batch, padded_targets
+from fastmask.structures import Batch, pad_targets
 
 TRIES = 10  # images that may be broken one after the other
 
@@ -196,7 +196,7 @@ class Collate:
         masks = samples[0].masks is not None
         indices = torch.tensor([sample.record for sample in samples])
         problems = tuple(sample.problem for sample in samples if sample.problem is not None)
-        return Batch(pixels, torch.tensor(sizes), padded_targets(targets, pixels, masks), indices, problems)
+        return Batch(pixels, torch.tensor(sizes), pad_targets(targets, pixels, masks), indices, problems)
 
 
 def training_loader(

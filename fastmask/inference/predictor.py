@@ -22,7 +22,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
 from fastmask.structures import Prediction
 
@@ -85,7 +85,7 @@ class Predictor:
         compile: bool = False,
     ) -> None:
         check_choice("masks", masks, MASKS)
-        check_choice("fuse", fuse, ("auto", *FUSED))
+        check_choice("fuse", fuse, ("auto", *FUSE_MODES))
         for name, number in (("batch", batch), ("graphs", graphs)):
             if not isinstance(number, int):
                 raise ValueError(f"{name} must be an int, got {number!r}")
@@ -114,7 +114,7 @@ class Predictor:
         usual: Fuse = choose_fuse(self.device)
         asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
-        ready = prepared(model, dtype, self.fuse)
+        ready = prepare_for_inference(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
             mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
@@ -130,8 +130,8 @@ class Predictor:
             transpose=True,
         )
         self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
-        assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
-        self.anchors: KnownAnchors = ready.rpn.anchor_generator
+        assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
+        self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
             torch.tensor(values, device=self.device)
             for values in (ready.transform.image_mean, ready.transform.image_std)
@@ -313,7 +313,7 @@ class Predictor:
                 if self._last is not None:
                     self._last.synchronize()  # what is dropped may be running
                 dropped, _ = self._runners.popitem(last=False)
-                self.anchors.forget(dropped)
+                self.anchors.evict(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
             options = (

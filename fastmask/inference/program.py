@@ -16,7 +16,7 @@ from fastmask.kernels.take import scale_boxes_op
 from fastmask.models.detection._utils import runs_as_kernel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
 from fastmask.models.fused import StemConv2d
-from fastmask.structures import Detections
+from fastmask.structures import Detections, Features
 
 Output = TypeVar("Output")
 Field = tuple[str, torch.Size, torch.dtype]
@@ -41,8 +41,7 @@ class Packed(NamedTuple):
 class BoxOutputs(NamedTuple):
     """Outputs of a program's first part, inputs of its second: what masks are predicted from."""
 
-    features: dict[str, Tensor]
-    scales: dict[str, float]
+    features: Features
     detections: Detections
     max_count: Tensor | None  # the largest number of detections in an image, where the host asks for it
 
@@ -51,7 +50,7 @@ class Program(nn.Module):
     """Padded images to boxes, labels and scores in pixels of the original images, with RLE or mask probabilities.
 
     Args:
-        model: see :func:`fastmask.models.prepare.prepared`.
+        model: see :func:`fastmask.models.prepare.prepare_for_inference`.
         masks: "rle" encodes them, "soft" packs them, anything else leaves them on the device.
         threshold: probability above which a pixel belongs to a mask, for RLE.
         bytes_per_mask: size of the buffer for RLE.
@@ -80,14 +79,14 @@ class Program(nn.Module):
 
     def detect_boxes(self, inputs: Inputs, counted: bool = True) -> BoxOutputs:
         """Run the first part, up to the boxes; ``counted`` adds the largest number of detections."""
-        features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return BoxOutputs(features, scales, detections, detections.count.max() if counted else None)
+        features, detections = self.model.detect_boxes(inputs.pixels, inputs.sizes, trim=self.trim)
+        return BoxOutputs(features, detections, detections.count.max() if counted else None)
 
     def predict_masks(self, inputs: Inputs, outputs: BoxOutputs, rows: int | None = None) -> Packed:
         """Run the second part, on the first ``rows`` detections of each image."""
         detections = outputs.detections if rows is None else first_rows(outputs.detections, rows)
         if self.model.roi_heads.has_mask():
-            detections = self.model.roi_heads.segment(outputs.features, outputs.scales, detections)
+            detections = self.model.roi_heads.predict_masks(outputs.features, detections)
         return self.pack(inputs, detections)
 
     def pack(self, inputs: Inputs, detections: Detections) -> Packed:

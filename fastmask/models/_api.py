@@ -1,4 +1,4 @@
-"""Weights that can be downloaded, and models by name; torchvision.models._api's names."""
+"""Downloadable weights, and models by name; torchvision.models._api's names."""
 
 import fnmatch
 import functools
@@ -18,7 +18,7 @@ from torch.hub import get_dir, load_state_dict_from_url
 
 @dataclass
 class Weights:
-    """Where weights lie, how images are prepared for them, and what is known of them."""
+    """URL, preprocessing and metadata of published weights."""
 
     url: str  # ends in -<sha256 prefix>.pth
     transforms: Callable[[], nn.Module]
@@ -82,7 +82,7 @@ _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 def register_model(
     weights: type[WeightsEnum], pretrained: WeightsEnum | None = None, pretrained_backbone: WeightsEnum | None = None
 ) -> Callable[[Builder], Builder]:
-    """Make a builder known by its name, and let it take torchvision's old ``pretrained`` arguments, with a warning."""
+    """Register a builder under its name, and let it take torchvision's old ``pretrained`` arguments, with a warning."""
 
     def register(builder: Builder) -> Builder:
         legacy = {
@@ -143,18 +143,18 @@ def list_models(
     """Names of all models, or of those in ``module``, sorted; ``include`` and ``exclude`` are shell patterns."""
     importlib.import_module("fastmask.models.detection")
 
-    def matching(patterns: Iterable[str] | str) -> set[str]:
+    def match(patterns: Iterable[str] | str) -> set[str]:
         patterns = [patterns] if isinstance(patterns, str) else patterns
         return {name for pattern in patterns for name in fnmatch.filter(_BUILDERS, pattern)}
 
-    names = matching(include) if include else set(_BUILDERS)
+    names = match(include) if include else set(_BUILDERS)
     if module is not None:
         names = {name for name in names if _BUILDERS[name].__module__.rpartition(".")[0] == module.__name__}
-    return sorted(names - matching(exclude) if exclude else names)
+    return sorted(names - match(exclude) if exclude else names)
 
 
 def overwrite_num_classes(num_classes: int | None, weights: WeightsEnum) -> int:
-    """The number of classes that weights were trained for; ValueError if another was asked for."""
+    """The number of classes that weights were trained for; ValueError if ``num_classes`` is another."""
     trained: int = weights.meta["num_classes"]
     if num_classes not in (None, trained):
         raise ValueError(f"num_classes must be {trained} with {weights!r}, got {num_classes}")

@@ -1,4 +1,4 @@
-"""Convolutions with the norm that follows folded in, at each call: state dicts stay as they are, weights may change.
+"""Folding of a norm into the convolution before it, at each call: state dicts stay as they are, weights may change.
 
 y = scale * conv(x, w) + shift = conv(x, scale * w) + shift. Folding costs one pass over the weights and saves one over
 the activations, hundreds of times larger; the gradient flows through it, so frozen norms are folded in training too.
@@ -16,15 +16,15 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     if not can_fold(conv, norm):
         result: Tensor = norm(conv(x))
         return result
-    weight, shift = folded(conv, norm)
+    weight, shift = fold_norm(conv, norm)
     assert isinstance(conv, nn.Conv2d)
     if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
         weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that a foldable pair is."""
+def fold_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution that equals a foldable pair."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -39,7 +39,7 @@ def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm is fixed, its convolution plain, and nobody watches either."""
+    """Whether a norm is fixed, its convolution plain, and neither has hooks."""
     fixed = type(norm) is FrozenBatchNorm2d or (
         type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
     )

@@ -1,7 +1,7 @@
-"""Which layers of a prepared model become fused ones (fused.py): those that are known, plain, and watched by nobody.
+"""Replacement of layers of a prepared model by fused ones (fused.py): those that are known, plain, and without hooks.
 
-Layers are replaced in their parents; a parent of a known type is replaced as a whole. All else stays as it is: layers
-with hooks, layers that are used twice, subclasses, other activations, other padding modes.
+Layers are replaced in their parents; a parent of a known type is replaced as a whole. All others stay as they are:
+layers with hooks, layers that are used twice, subclasses, other activations, other padding modes.
 """
 
 import collections
@@ -39,15 +39,15 @@ CUDNN_CHANNELS = 8  # cuDNN's fused convolutions take multiples of it
 
 
 def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> None:
-    """Fuse in place what can be.
+    """Fuse the layers of a model in place, where they can be fused.
 
     Args:
         model: in eval mode, its norms folded.
         form: "kernel": our kernel follows a convolution that is no matrix product; "cudnn": cuDNN's fused convolution
             where it has one.
-        dtype: that the model will have.
+        dtype: the dtype that the model will have.
     """
-    before = list(model.modules())  # kept, so that nothing new gets the id of something old
+    before = list(model.modules())  # kept alive, so that no new module gets the id of an old one
     fuser = _Fuser(before, form, dtype)
     for parent in before:
         for name, child in parent.named_children():
@@ -59,7 +59,7 @@ def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> No
 
 
 def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
-    """Modules that run their children one after the other, and whose children nobody else calls."""
+    """Modules that run their children one after the other, and whose children no other module calls."""
     heads = (model.roi_heads.box_head, model.roi_heads.mask_head)
     known = [m for m in model.modules() if type(m) in (Conv2dNormActivation, IntermediateLayerGetter)]
     pending = [*known, *(head for head in heads if head is not None)]
@@ -67,7 +67,7 @@ def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
         module = pending.pop()
         if type(module).forward in (nn.Sequential.forward, IntermediateLayerGetter.forward):
             pending += module.children()
-            if type(module) is not MaskRCNNPredictor:  # whose layers class_masks calls
+            if type(module) is not MaskRCNNPredictor:  # predict_mask_logits calls its layers
                 yield module
 
 
@@ -80,8 +80,8 @@ class _Fuser:
         self.uses = collections.Counter(id(child) for m in modules for child in m._modules.values())
 
     def fuse_whole(self, module: nn.Module) -> nn.Module | None:
-        """A fused module for one of a known type; None if there is none."""
-        if self.uses[id(module)] > 1 or any(map(_is_watched, module.modules())):
+        """A fused module for one of a known type, or None."""
+        if self.uses[id(module)] > 1 or any(map(_has_hooks, module.modules())):
             return None
         if type(module) in (BasicBlock, Bottleneck):
             return self._fuse_block(module)
@@ -106,10 +106,10 @@ class _Fuser:
         return FusedBlock(fused, self._fuse_conv(last, bias, residual=True), downsample)
 
     def _fuse_pyramid(self, pyramid: FeaturePyramidNetwork) -> nn.Module | None:
-        convs = [[self._only(one) for one in blocks] for blocks in (pyramid.inner_blocks, pyramid.layer_blocks)]
+        convs = [[self._only(block) for block in blocks] for blocks in (pyramid.inner_blocks, pyramid.layer_blocks)]
         if None in convs[0] + convs[1]:
             return None
-        inner, layers = ([self._fuse_conv(conv, conv.bias, relu=False) for conv in some] for some in convs)
+        inner, layers = ([self._fuse_conv(conv, conv.bias, relu=False) for conv in level] for level in convs)
         extra = FusedLastLevelMaxPool() if type(pyramid.extra_blocks) is LastLevelMaxPool else pyramid.extra_blocks
         return FusedPyramid(inner, layers, extra)
 
@@ -125,17 +125,17 @@ class _Fuser:
 
     def _fuse_predictor(self, predictor: Any) -> nn.Module | None:
         layers = [predictor.cls_score, predictor.bbox_pred]
-        plain = all(type(one) is nn.Linear and one.bias is not None and self._is_alone(one) for one in layers)
+        plain = all(type(layer) is nn.Linear and layer.bias is not None and self._is_alone(layer) for layer in layers)
         if not plain or layers[0].in_features != layers[1].in_features:
             return None
         return FusedBoxPredictor(*layers)
 
     def fuse_sequence(self, sequence: Any) -> None:
-        """Convolutions and linear layers, each with the ReLU, or the ReLU and the max pooling, behind it."""
+        """Fuse convolutions and linear layers, each with the ReLU, or the ReLU and the max pooling, behind it."""
         layers: dict[str, Any] = sequence._modules
         for name, layer in list(layers.items()):
             behind = _following(sequence, name)
-            kinds = [type(layers[other]) for other in behind[:2] if not _is_watched(layers[other])]
+            kinds = [type(layers[other]) for other in behind[:2] if not _has_hooks(layers[other])]
             relu = behind[0] if kinds[:1] == [nn.ReLU] else None
             if type(layer) is nn.Linear and relu and self._is_alone(layer) and layer.bias is not None:
                 layers[name], layers[relu] = FusedLinear(layer), nn.Identity()
@@ -152,13 +152,13 @@ class _Fuser:
     def _fuse_conv(
         self, conv: nn.Conv2d, bias: Tensor | None, relu: bool = True, residual: bool = False
     ) -> FusedConv2d:
-        cudnn = self.form == "cudnn" and relu and bias is not None and _is_cudnns(conv)
+        cudnn = self.form == "cudnn" and relu and bias is not None and _fits_cudnn(conv)
         if _is_pointwise(conv) and self.products and not (cudnn and residual):
             return Pointwise(conv, bias, relu)
         return (CudnnConv2d if cudnn else FusedConv2d)(conv, bias, relu)
 
     def _only(self, sequence: Any, *behind: type[nn.Module]) -> Any:
-        """The convolution of a sequence that has nothing else, but for what is ``behind`` it; None if there is none."""
+        """The only convolution of a sequence that ends with the types ``behind`` it, or None."""
         if type(sequence) not in (nn.Sequential, Conv2dNormActivation):
             return None
         conv, *others = (layer for layer in sequence if type(layer) is not nn.Identity)
@@ -169,20 +169,20 @@ class _Fuser:
         return plain and self._is_alone(conv)
 
     def _is_alone(self, layer: nn.Module) -> bool:
-        return self.uses[id(layer)] == 1 and not _is_watched(layer)
+        return self.uses[id(layer)] == 1 and not _has_hooks(layer)
 
 
 def _following(sequence: Any, name: str) -> list[str]:
-    """The layers behind one of a sequence, up to the first whose output is taken out; not those that do nothing."""
+    """Names of the layers behind one, up to the first whose output is taken out, without those that do nothing."""
     layers, taken_out = sequence._modules, getattr(sequence, "return_layers", ())
     names = list(layers)[list(layers).index(name) :]
     end = next((i for i, other in enumerate(names) if other in taken_out), len(names))
     return [
-        other for other in names[1 : end + 1] if type(layers[other]) is not nn.Identity or _is_watched(layers[other])
+        other for other in names[1 : end + 1] if type(layers[other]) is not nn.Identity or _has_hooks(layers[other])
     ]
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
@@ -201,6 +201,6 @@ def _is_stem(conv: nn.Conv2d) -> bool:
     )
 
 
-def _is_cudnns(conv: nn.Conv2d) -> bool:
+def _fits_cudnn(conv: nn.Conv2d) -> bool:
     even = conv.in_channels % CUDNN_CHANNELS == conv.out_channels % CUDNN_CHANNELS == 0
     return even and conv.groups == 1 and conv.dilation == (1, 1) and not isinstance(conv.padding, str)

@@ -1,4 +1,4 @@
-"""The classes of COCO by category id, 0 for background; ids that COCO left out are \"N/A\"."""
+"""Classes of COCO by category id, 0 for background; ids that COCO left out are \"N/A\"."""
 
 COCO_CATEGORIES = [
     "__background__",

@@ -1,4 +1,4 @@
-"""How images are prepared for a model: what ``weights.transforms()`` gives; torchvision.transforms._presets' names."""
+"""Preprocessing of ``weights.transforms()``; torchvision.transforms._presets' names."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Where torchvision's ImageNet weights lie, to start detection backbones from; torchvision.models.resnet's names."""
+"""URLs of torchvision's ImageNet weights, for detection backbones; torchvision.models.resnet's names."""
 
 from torch import nn
 

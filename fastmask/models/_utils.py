@@ -1,4 +1,4 @@
-"""Taking feature maps out of a classifier; torchvision.models._utils' names."""
+"""Feature maps of a classifier; torchvision.models._utils' names."""
 
 from collections import OrderedDict
 
@@ -9,10 +9,10 @@ from fastmask.models._fold import conv_norm
 
 
 class IntermediateLayerGetter(NotScriptable, nn.ModuleDict):
-    """The children of a model up to the last one asked for, run in order, and the outputs of those asked for.
+    """Runs the children of a model in order, up to the last one requested, and returns the outputs of those requested.
 
     Args:
-        model: whose direct children run one after the other.
+        model: its direct children run one after the other.
         return_layers: {child's name: name of its output}.
     """
 

@@ -1,4 +1,4 @@
-"""Weights from files: torchvision's checkpoints and users' own, bare or wrapped, pickled or safetensors."""
+"""Checkpoint files: torchvision's and users' own, bare or wrapped, pickled or safetensors."""
 
 import argparse
 import contextlib
@@ -22,11 +22,11 @@ CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_log
 
 
 class Checkpoint:
-    """A file's state dict, with what of a :class:`WeightsEnum` member the detection builders use.
+    """The state dict of a file, with those attributes of a :class:`WeightsEnum` member that detection builders use.
 
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
-            ``state_dict`` or ``model_state_dict`` (and, if it has, names by label as ``categories``, and the builder's
+            ``state_dict`` or ``model_state_dict`` (and optionally names by label as ``categories``, and the builder's
             ``min_size`` and ``max_size`` that it was trained with as ``options``; safetensors have these two as JSON in
             their metadata). Only tensors and plain values are ever unpickled. ``meta`` holds the number of classes and,
             where known, these two.
@@ -39,7 +39,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         content = _read(self.path)
-        self.published = False  # whether it is torchvision's own file, which find_weights of the detectors says
+        self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
@@ -53,12 +53,12 @@ class Checkpoint:
             self.meta["categories"] = COCO_CATEGORIES
 
     @property
-    def norms_frozen(self) -> bool:
-        """Whether the backbone's norms were frozen where it was trained: only trained ones count their batches."""
+    def has_frozen_norms(self) -> bool:
+        """Whether the backbone's norms were frozen in training: only trained ones count their batches."""
         return not any(key.startswith("backbone.body.") and key.endswith("num_batches_tracked") for key in self._state)
 
     def get_state_dict(self, progress: bool = True) -> dict[str, Tensor]:
-        """The state dict; ``progress`` is that of downloads."""
+        """The state dict; ``progress`` has no effect, as nothing is downloaded."""
         return dict(self._state)
 
     def __repr__(self) -> str:
@@ -69,13 +69,13 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
     """Load a model's weights from a file; see :class:`Checkpoint` for its kinds.
 
     Args:
-        model: any R-CNN of ours, its number of classes included.
-        path: of the file.
+        model: any R-CNN of fastmask with the file's number of classes.
+        path: path of the file.
         new_predictors: load all but the box and mask predictors, which stay as they are: to fine-tune on other classes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, or of another model; of another number of classes, both are named.
+        ValueError: it is not a checkpoint, or of another model; wrong numbers of classes are both named.
     """
     checkpoint = Checkpoint(path)
     load_state(model, checkpoint.get_state_dict(), checkpoint.path, new_predictors)
@@ -89,17 +89,17 @@ def save_weights(
     options: Mapping[str, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write weights as safetensors, which anything can read and nothing is executed by.
+    """Write weights as safetensors, a format without executable content that other tools read too.
 
     Args:
         state: a model's state dict.
-        path: of the file, named ``.safetensors``.
+        path: path of the file, which ends in ``.safetensors``.
         categories: names by label, from 0, the background.
         options: the builder's ``min_size`` and ``max_size``.
-        dtype: of floating weights of more than one dimension (norms and biases are few, and stay); None: as they are.
+        dtype: dtype of floating weights of more than one dimension (norms and biases are few, and stay); None: as is.
 
     Raises:
-        ValueError: the file is named otherwise, or something does not fit, such as a weight into ``dtype``.
+        ValueError: the path ends otherwise, or a value does not fit, such as a weight into ``dtype``.
         OSError: it cannot be written.
     """
     from safetensors import SafetensorError
@@ -120,10 +120,10 @@ def save_weights(
         tensors[key] = value.detach().cpu().to(kind or value.dtype, copy=True).contiguous()  # none shares its memory
         if kind is not None and bool((value.isfinite() & ~tensors[key].isfinite().to(value.device)).any()):
             raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
-    told = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
+    metadata = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
     try:
-        save_file(tensors, path, {name: json.dumps(value) for name, value in told.items() if value is not None})
-    except SafetensorError as error:  # which is no OSError
+        save_file(tensors, path, {name: json.dumps(value) for name, value in metadata.items() if value is not None})
+    except SafetensorError as error:  # it is no OSError
         raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
 
 
@@ -134,7 +134,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_p
     own = model.state_dict()
     for key in CLASSIFIERS:
         if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
-            raise wrong_num_classes(state[key].shape[:1].numel(), source, own[key].shape[0])
+            raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
     others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
     if others:
         shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
@@ -147,37 +147,37 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_p
     optional = PREDICTORS if new_predictors else ()
     missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
     if missing or unexpected:
-        found = (
+        problems = (
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
             if keys
         )
-        raise ValueError(f"{source} is not of this model: its keys must be the model's, got {' and '.join(found)}")
+        raise ValueError(f"{source} is not of this model: its keys must be the model's, got {' and '.join(problems)}")
 
 
-def wrong_num_classes(trained: int, source: str, actual: int) -> ValueError:
-    """For weights of another number of classes than the model's."""
+def num_classes_error(trained: int, source: str, actual: int) -> ValueError:
+    """The error for weights of another number of classes than the model's."""
     hint = "new_predictors=True loads all but the predictors"
     return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
 
 
 def _read(path: str) -> dict[str, Any]:
-    """The file's dict."""
+    """The dict in a file."""
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
-                told = file.metadata() or {}
-            if told.keys() & {"categories", "options"}:
-                content = {"model": content} | {name: _parsed(told.get(name)) for name in ("categories", "options")}
+                metadata = file.metadata() or {}
+            if metadata.keys() & {"categories", "options"}:
+                content = {"model": content} | {n: _parse_json(metadata.get(n)) for n in ("categories", "options")}
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose message recommends to unpickle anything at all
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = found[1] if found else "something else"
+    except pickle.UnpicklingError as error:  # its message recommends to unpickle anything at all
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        what = match[1] if match else "something else"
         raise ValueError(f"{path} must be a checkpoint of tensors and plain values, got {what}") from error
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -190,7 +190,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside, its keys without what wrappers put before them."""
+    """The state dict inside, its keys without the prefixes of wrappers."""
     while inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None):
         content = inner
     others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -202,8 +202,8 @@ def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
     return content
 
 
-def _parsed(text: str | None) -> Any:
-    """What safetensors' metadata say in JSON; None where they say something else."""
+def _parse_json(text: str | None) -> Any:
+    """The JSON value in safetensors' metadata; None for any other text."""
     with contextlib.suppress(ValueError, TypeError):
         return json.loads(text or "null")
     return None

@@ -1,9 +1,9 @@
-"""Layers with their epilogue: bias, residual and ReLU without a pass of their own over the activations.
+"""Fused layers: bias, residual and ReLU in a layer's epilogue, without a pass of their own over the activations.
 
 PyTorch's convolution on CUDA adds its bias in a second pass; ReLU and a residual are a third and a fourth. Here a 1x1
 convolution is a matrix product whose epilogue adds bias and ReLU, and any other is followed by one pass for all three.
-A stem's convolution, of half types, and its max pooling are kernels of our own.
-For inference: :func:`fastmask.models.prepare.prepared` puts these layers where plain ones were.
+A stem's convolution, of half types, and its max pooling are kernels of fastmask.
+For inference: :func:`fastmask.models.prepare.prepare_for_inference` puts these layers where plain ones were.
 """
 
 from collections import OrderedDict
@@ -29,8 +29,8 @@ class FusedConv2d(nn.Module):
     """``relu(conv(x) + bias + residual)``: a convolution without bias, then one pass in place for the rest.
 
     Args:
-        conv: a plain one.
-        bias: [C], its own or more; None leaves out all that follows the convolution.
+        conv: a plain convolution.
+        bias: [C], its own, or that and the shortcut's; None leaves out all that follows the convolution.
         relu: whether to clamp at 0.
     """
 
@@ -53,7 +53,7 @@ class FusedConv2d(nn.Module):
 
 
 class CudnnConv2d(FusedConv2d):
-    """The same with cuDNN's fused convolution, which adds bias and residual and clamps as it writes its output."""
+    """FusedConv2d with cuDNN's fused convolution, which adds bias and residual and clamps as it writes its output."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """See :class:`FusedConv2d`; the residual has the output's size."""
@@ -71,7 +71,7 @@ class CudnnConv2d(FusedConv2d):
 
 
 class Pointwise(FusedConv2d):
-    """The same for 1x1 convolutions of stride 1, as a matrix product over pixels, whose epilogue is bias and ReLU."""
+    """FusedConv2d for 1x1 and stride 1: a matrix product over pixels, whose epilogue is bias and ReLU."""
 
     def __init__(self, conv: nn.Conv2d, bias: Tensor | None, relu: bool) -> None:
         super().__init__(conv, bias, relu)
@@ -132,7 +132,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor
 class EpilogueAfterPool(nn.Module):
     """Max pooling of a convolution's output without bias, then bias and ReLU, on a quarter of the pixels.
 
-    Bit for bit the same as before it: rounding, adding a channel's bias and clamping are monotone.
+    Bitwise the same as before it: rounding, adding a channel's bias and clamping are monotone.
     """
 
     def __init__(self, pool: nn.MaxPool2d, bias: Tensor) -> None:
@@ -157,7 +157,7 @@ class EpilogueAfterPool(nn.Module):
 
 
 class FusedLastLevelMaxPool(ExtraFPNBlock):
-    """LastLevelMaxPool in our own kernel."""
+    """LastLevelMaxPool in one kernel."""
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """See :class:`LastLevelMaxPool`."""
@@ -188,7 +188,7 @@ class FusedBlock(nn.Module):
 
 
 class FusedPyramid(nn.Module):
-    """A FeaturePyramidNetwork that adds the coarser map in the lateral convolution's epilogue, without upsampling it.
+    """A FeaturePyramidNetwork that adds the coarser level in the lateral convolution's epilogue, without upsampling it.
 
     Args:
         inner, layers: lateral and output convolutions, finest first.
@@ -218,7 +218,7 @@ class FusedRPNHead(nn.Module):
 
     Args:
         convs: its 3x3 convolutions, fused, the last of them without its epilogue.
-        bias: that one's.
+        bias: bias of the last 3x3 convolution.
         logits, deltas: its 1x1 convolutions.
     """
 
@@ -233,7 +233,7 @@ class FusedRPNHead(nn.Module):
         self.bias = nn.Parameter(torch.cat([logits.bias.detach(), deltas.bias.detach()]), False)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`RPNHead.forward`; what it gives is channels-last, views of one tensor each."""
+        """See :meth:`RPNHead.forward`; logits and deltas are channels-last, views of one tensor each."""
         hidden = [self.convs(feature) for feature in x]
         outputs = predict_anchors_op(hidden, self.hidden_bias, self.weight, self.bias, self.num_anchors)
         pixels = [level.shape[0] * level.shape[2] * level.shape[3] for level in hidden]
@@ -268,7 +268,7 @@ class FusedBoxPredictor(nn.Module):
         self.bias = nn.Parameter(F.pad(bias, (0, padding)), False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`FastRCNNPredictor`; what it gives are views of one tensor."""
+        """See :class:`FastRCNNPredictor`; logits and deltas are views of one tensor."""
         y = linear(x.flatten(start_dim=1), self.weight, self.bias, relu=False)
         deltas, logits, _ = y.split([*self.sizes, len(self.weight) - sum(self.sizes)], dim=1)
         return logits, deltas

@@ -1,6 +1,6 @@
-"""A model's weights made ready for inference once: norms folded in, channels last, another dtype.
+"""Preparation of a model for inference, done once: norms folded in, channels last, another dtype.
 
-Answers are the model's, to the rounding of a sum in another order; the model itself stays as it is.
+Predictions are the model's, to the rounding of a sum in another order; the model itself stays as it is.
 """
 
 import collections
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastmask.models._fold import can_fold, folded
+from fastmask.models._fold import can_fold, fold_norm
 from fastmask.models._fuse import fuse_epilogues
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.anchor_utils import AnchorGenerator
@@ -21,15 +21,15 @@ from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
 Fuse = Literal["off", "kernel", "cudnn"]  # forms of convolutions' epilogues
-FUSED: tuple[Fuse, ...] = ("off", "kernel", "cudnn")
+FUSE_MODES: tuple[Fuse, ...] = ("off", "kernel", "cudnn")
 
 
-def prepared(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> GeneralizedRCNN:
+def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> GeneralizedRCNN:
     """A copy of the model in eval mode, without gradients, for inference in ``dtype``.
 
     Args:
         model: stays as it is.
-        dtype: of weights and maps.
+        dtype: of weights and feature maps.
         fuse: "off" leaves convolutions as they are. "kernel": 1x1 convolutions become matrix products with bias and
             ReLU in their epilogue, and after others one kernel adds bias and residual and clamps. "cudnn": the same,
             and where cuDNN has a fused convolution, that. See :mod:`fastmask.models.fused`.
@@ -42,12 +42,12 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> 
     for parent, conv_name, norm_name in list(_pairs(model)):
         conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
         if can_fold(conv, norm):
-            weight, bias = folded(conv, norm)
+            weight, bias = fold_norm(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
             parent.set_submodule(norm_name, nn.Identity())
     size = model.roi_heads.box_roi_pool.output_size
-    model.roi_heads.box_head = _on_pixel_rows(model.roi_heads.box_head, size[0] * size[1])
-    model.rpn.anchor_generator = KnownAnchors(model.rpn.anchor_generator)
+    model.roi_heads.box_head = _flatten_pixels_first(model.roi_heads.box_head, size[0] * size[1])
+    model.rpn.anchor_generator = CachedAnchors(model.rpn.anchor_generator)
     if fuse != "off":
         fuse_epilogues(model, fuse, dtype)
     model = model.to(dtype).to(memory_format=torch.channels_last)
@@ -56,31 +56,31 @@ def prepared(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> 
 
 
 def choose_fuse(device: torch.device) -> Fuse:
-    """The form that "auto" stands for: the CPU's convolutions have their bias, and its other passes cost little."""
+    """What "auto" stands for: convolutions on the CPU add their own bias, and its other passes cost little."""
     if device.type != "cuda":
         return "off"
     return "cudnn" if torch.version.hip is None and torch.backends.cudnn.is_available() else "kernel"
 
 
 def _check_finite(model: nn.Module) -> None:
-    """As they are, and again as they have become: a half type has fewer numbers."""
+    """Called before and after the conversion: a half type holds fewer numbers."""
     for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"weights must be finite in {values.dtype}, got NaN or infinity in {name}")
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Convolutions and the norms that follow them, where that is known: (parent, conv's name, norm's name).
+    """Convolutions and the norms that are known to follow them: (parent, conv's name, norm's name).
 
-    Each of them used in one place alone: of a shared one, folding would change the others.
+    Each is used in one place alone: folding a shared one would change its other uses.
     """
     uses = collections.Counter(id(child) for parent in model.modules() for child in parent._modules.values())
-    for parent, conv, norm in _neighbours(model):
+    for parent, conv, norm in _neighbors(model):
         if uses[id(parent.get_submodule(conv))] == uses[id(parent.get_submodule(norm))] == 1:
             yield parent, conv, norm
 
 
-def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     for parent in model.modules():
         if type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
@@ -95,8 +95,8 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
                     yield parent, name, following
 
 
-def _on_pixel_rows(head: nn.Module, pixels: int) -> nn.Module:
-    """A box head whose first linear layer takes RoI features as they lie in memory, channels last."""
+def _flatten_pixels_first(head: nn.Module, pixels: int) -> nn.Module:
+    """Let the first linear layer of a box head read RoI features in their memory order, channels last."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in head.modules()):
         return head
     if type(head) is TwoMLPHead:
@@ -120,25 +120,25 @@ class FlattenPixels(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-class KnownAnchors(AnchorGenerator):
-    """An anchor generator that works the anchors of each shape out once."""
+class CachedAnchors(AnchorGenerator):
+    """An anchor generator that computes the anchors of each shape once."""
 
     def __init__(self, generator: AnchorGenerator) -> None:
-        nn.Module.__init__(self)  # all else is the generator's
+        nn.Module.__init__(self)  # the generator has all attributes of its class
         self.generator = generator
-        self.known: dict[tuple[object, ...], Tensor] = {}
+        self.cache: dict[tuple[object, ...], Tensor] = {}
 
     def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`AnchorGenerator.anchors`."""
         return self.generator.anchors(image_size, maps)
 
-    def together(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
-        """See :meth:`AnchorGenerator.together`."""
+    def all_anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
+        """See :meth:`AnchorGenerator.all_anchors`."""
         key = (*image_size, *((*feature.shape[2:], feature.dtype, feature.device) for feature in maps))
-        if key not in self.known:
-            self.known[key] = self.generator.together(image_size, maps)
-        return self.known[key]
+        if key not in self.cache:
+            self.cache[key] = self.generator.all_anchors(image_size, maps)
+        return self.cache[key]
 
-    def forget(self, image_size: Sequence[int]) -> None:
-        """Leave out those of padded images of a (height, width)."""
-        self.known = {key: anchors for key, anchors in self.known.items() if key[:2] != tuple(image_size)}
+    def evict(self, image_size: Sequence[int]) -> None:
+        """Drop the anchors of padded images of a (height, width)."""
+        self.cache = {key: anchors for key, anchors in self.cache.items() if key[:2] != tuple(image_size)}

@@ -1,11 +1,11 @@
 """Detection ops: torchvision.ops' names and semantics for everything an R-CNN uses, and the padded forms.
 
-The heavy ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
+The expensive ones are custom ops under ``torch.ops.fastmask``; the functions here check their arguments and call them.
 """
 
 from typing import NoReturn
 
-from fastmask.checks import no_attribute
+from fastmask.checks import attribute_error
 from fastmask.ops.boxes import (
     batched_nms,
     box_area,
@@ -22,11 +22,7 @@ from fastmask.ops.boxes import (
 )
 from fastmask.ops.ciou_loss import complete_box_iou_loss
 from fastmask.ops.diou_loss import distance_box_iou_loss
-from fastmask.ops.feature_pyramid_network import (
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 from fastmask.ops.focal_loss import sigmoid_focal_loss
 from fastmask.ops.giou_loss import generalized_box_iou_loss
 from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
@@ -70,4 +66,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> NoReturn:
-    raise no_attribute(__name__, name)
+    raise attribute_error(__name__, name)

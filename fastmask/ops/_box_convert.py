@@ -1,6 +1,6 @@
-"""Conversions between box formats: each is to and from corners, or between the rotated forms.
+"""Box formats: conversion to and from corners, and between the rotated forms.
 
-Rotated boxes: w and h are the sides, r is in degrees counter-clockwise as the image is seen (y points down); their
+Rotated boxes: w and h are the sides, r is in degrees counter-clockwise on the screen (y points down); their
 corner (x1, y1) is the one at the top left before the rotation. Source: torchvision/ops/_box_convert.py.
 """
 
@@ -13,7 +13,7 @@ COORDINATES = {"xyxy": 4, "xywh": 4, "cxcywh": 4, "xywhr": 5, "cxcywhr": 5, "xyx
 
 
 def to_corners(boxes: Tensor, fmt: str) -> Tensor:
-    """xywh or cxcywh [..., 4] -> xyxy."""
+    """Boxes xywh or cxcywh [..., 4] -> xyxy."""
     a, b, w, h = boxes.unbind(-1)
     if fmt == "xywh":
         return torch.stack((a, b, a + w, b + h), dim=-1)
@@ -28,18 +28,18 @@ def from_corners(boxes: Tensor, fmt: str) -> Tensor:
     return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
 
 
-def rotated_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
-    """Between the rotated formats; integer boxes are rounded after each step, as torchvision does."""
+def convert_rotated(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
+    """Convert between the rotated formats; integer boxes are rounded after each step, as in torchvision."""
     if in_fmt == "xyxyxyxy":
-        boxes = _like(boxes, _quad_to_xywhr(boxes))
+        boxes = _restore_dtype(boxes, _quad_to_xywhr(boxes))
     elif in_fmt == "cxcywhr":
-        boxes = _like(boxes, _center_to_corner(boxes))
+        boxes = _restore_dtype(boxes, _center_to_corner(boxes))
     if out_fmt == "xyxyxyxy":
-        return _like(boxes, _xywhr_to_quad(boxes))
-    return _like(boxes, _corner_to_center(boxes)) if out_fmt == "cxcywhr" else boxes
+        return _restore_dtype(boxes, _xywhr_to_quad(boxes))
+    return _restore_dtype(boxes, _corner_to_center(boxes)) if out_fmt == "cxcywhr" else boxes
 
 
-def _like(boxes: Tensor, converted: Tensor) -> Tensor:
+def _restore_dtype(boxes: Tensor, converted: Tensor) -> Tensor:
     return converted if boxes.is_floating_point() else converted.round().to(boxes.dtype)
 
 

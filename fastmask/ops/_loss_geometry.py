@@ -1,11 +1,11 @@
-"""What the IoU losses share: overlap of box pairs [..., 4], taken row by row."""
+"""Overlap of box pairs [..., 4], row by row, for the IoU losses."""
 
 import torch
 from torch import Tensor
 
 
-def checked_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """Check a pair of box sets and bring everything but float64 to float32."""
+def check_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Check a pair of box sets and convert every dtype but float64 to float32."""
     shapes = tuple(boxes1.shape), tuple(boxes2.shape)
     together = all(a == b or 1 in (a, b) for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False))
     if not together or any(shape[-1:] != (4,) for shape in shapes):

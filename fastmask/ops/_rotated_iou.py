@@ -1,4 +1,4 @@
-"""Intersection over union of rotated boxes, as convex polygons, in plain PyTorch.
+"""Intersection over union (IoU) of rotated boxes, as convex polygons, in plain PyTorch.
 
 Sutherland-Hodgman clipping with fixed shapes: a quadrilateral cut by four half planes has at most eight corners; unused
 slots repeat the first one, which adds nothing to the area. Only pairs whose enclosing boxes meet are clipped.
@@ -30,7 +30,7 @@ def rotated_box_iou(quads1: Tensor, quads2: Tensor) -> Tensor:
 
 def _pairwise(a: Tensor, b: Tensor) -> Tensor:
     """IoU of quadrilaterals [K, 4, 2] pair by pair -> [K]."""
-    origin = a[:, :1]  # relative to it: far from (0, 0), areas would lose their digits
+    origin = a[:, :1]  # coordinates are relative to it: far from (0, 0), areas would lose their digits
     polygon, clip = _counter_clockwise(a - origin), _counter_clockwise(b - origin)
     area1, area2 = _area(polygon), _area(clip)
     for edge in range(4):
@@ -63,7 +63,7 @@ def _cut(polygon: Tensor, start: Tensor, end: Tensor) -> Tensor:
     crosses = (side >= 0) != (next_side >= 0)
     along = side / torch.where(crosses, side - next_side, 1)
     crossing = polygon + along[..., None] * (follower - polygon)
-    # corner v, then the crossing of the edge that leaves it, where they count
+    # corner v, then the crossing of the edge that leaves it, where they are inside
     points = torch.stack([polygon, crossing], 2).flatten(1, 2)  # [K, 2V, 2]
     counts = torch.stack([side >= 0, crosses], 2).flatten(1, 2)
     order = (~counts).to(torch.uint8).argsort(dim=1, stable=True)[:, : polygon.shape[1] + 1]

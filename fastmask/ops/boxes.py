@@ -1,4 +1,4 @@
-"""Box operations and NMS; torchvision.ops.boxes' names and semantics."""
+"""Non-maximum suppression (NMS), IoU, box areas and formats; torchvision.ops.boxes' names and semantics."""
 
 import math
 from collections.abc import Sequence
@@ -17,20 +17,13 @@ from fastmask.checks import (
     upcast,
 )
 from fastmask.kernels.nms import nms_padded_op
-from fastmask.ops._box_convert import (
-    AXIS_ALIGNED,
-    COORDINATES,
-    ROTATED,
-    from_corners,
-    rotated_convert,
-    to_corners,
-)
+from fastmask.ops._box_convert import AXIS_ALIGNED, COORDINATES, ROTATED, convert_rotated, from_corners, to_corners
 from fastmask.ops._rotated_iou import rotated_box_iou
 
 
 @not_scriptable
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Keep the best boxes: drop each box whose IoU with a kept one of higher score exceeds the threshold.
+    """Non-maximum suppression (NMS): drop each box whose IoU with a kept one of higher score exceeds the threshold.
 
     Args:
         boxes (Tensor[N, 4]): (x1, y1, x2, y2), any float dtype.
@@ -47,12 +40,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """
     check_shape("boxes", boxes, "N", 4)
     check_shape("scores", scores, boxes.shape[0])
-    return _kept(boxes, scores, None, iou_threshold)
+    return _nms(boxes, scores, None, iou_threshold)
 
 
 @not_scriptable
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """NMS inside each category: boxes of different categories never touch each other.
+    """Non-maximum suppression (NMS) within each category: boxes of different categories never suppress each other.
 
     Args:
         boxes, scores, iou_threshold: see :func:`nms`.
@@ -64,24 +57,24 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: a shape, dtype, device or the threshold does not fit.
 
-    Source: torchvision/ops/boxes.py, without its coordinate offsets, whose rounding changes some answers.
+    Source: torchvision/ops/boxes.py, without its coordinate offsets, whose rounding changes some results.
     """
     check_shape("boxes", boxes, "N", 4)
     check_shape("scores", scores, boxes.shape[0])
     check_shape("idxs", idxs, boxes.shape[0])
     check_device("idxs", idxs, boxes)
-    # floating categories are told apart by their bits; + 0.0 makes -0.0 equal to 0.0
+    # floating categories are compared by their bits; + 0.0 makes -0.0 equal to 0.0
     groups = (idxs.double() + 0.0).view(torch.int64) if idxs.is_floating_point() else idxs.to(torch.int64)
-    return _kept(boxes, scores, groups, iou_threshold)
+    return _nms(boxes, scores, groups, iou_threshold)
 
 
-def _kept(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
+def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
     batch = (boxes[None], scores[None], None if groups is None else groups[None])
     indices, count = nms_padded(*batch, iou_threshold=iou_threshold)
     if boxes.shape[0] == 0:
         return indices[0]
     num = count[0].item()
-    torch._check(num <= boxes.shape[0])  # what torch.export cannot know
+    torch._check(num <= boxes.shape[0])  # torch.export cannot know it
     return indices[0, :num]
 
 
@@ -97,17 +90,17 @@ def nms_padded(
     num_groups: int = 0,
     presorted: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """NMS of a batch of images in fixed shapes.
+    """Non-maximum suppression (NMS) of a batch of images in fixed shapes.
 
     Args:
         boxes (Tensor[B, N, 4]), scores (Tensor[B, N]), iou_threshold: see :func:`nms`.
-        groups (Tensor[B, N]): integers; boxes of different groups never touch each other. None: one group an image.
-        valid (Tensor[B, N]): bool; False for padding, which takes no part. None: all boxes are real.
-        max_output: indices an image, None for N; the best are kept.
-        num_groups: what groups are below, from 0 on. The export to ONNX needs it, and a GPU sorts faster with it.
-        presorted: lengths of the groups, in the place of ``groups``, where these stand one after the other in every
-            image, each with its scores descending (NaN first): nothing is sorted then. A score that is larger than one
-            before it in its group counts as that one.
+        groups (Tensor[B, N]): integers; boxes of different groups never suppress each other. None: one group an image.
+        valid (Tensor[B, N]): bool; False for padding, which takes no part. None: all boxes are valid.
+        max_output: maximum number of indices of an image, None for N; the best are kept.
+        num_groups: upper bound of groups, which start at 0. ONNX export needs it, and a GPU sorts faster with it.
+        presorted: lengths of the groups, in place of ``groups``, if they follow one another in every image, each with
+            its scores descending (NaN first): nothing is sorted then. A score that is larger than one before it in its
+            group counts as that one.
 
     Returns:
         indices (Tensor[B, max_output]): int64 into N, score descending, filled up with -1; count (Tensor[B]): int64.
@@ -149,7 +142,7 @@ def nms_padded(
 
 @not_scriptable
 def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
-    """Find the boxes (x1, y1, x2, y2) [N, 4] whose sides are both at least ``min_size`` pixels -> int64 indices [K]."""
+    """Indices int64 [K] of the boxes (x1, y1, x2, y2) [N, 4] whose sides are both at least ``min_size`` pixels."""
     _check_last("boxes", boxes, 4)
     sides = boxes[..., 2:] - boxes[..., :2]
     return torch.where((sides >= min_size).all(-1))[0]
@@ -178,7 +171,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     if in_fmt == out_fmt:
         return boxes.clone()
     if in_fmt in ROTATED and out_fmt in ROTATED:
-        return rotated_convert(boxes, in_fmt, out_fmt)
+        return convert_rotated(boxes, in_fmt, out_fmt)
     if in_fmt in ROTATED or out_fmt in ROTATED:
         raise NotImplementedError(f"boxes cannot be converted from {in_fmt} to {out_fmt}")
     corners = boxes if in_fmt == "xyxy" else to_corners(boxes, in_fmt)
@@ -187,7 +180,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
 
 @not_scriptable
 def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
-    """Areas of boxes [..., 4] in format 'xyxy', 'xywh' or 'cxcywh' -> [...], at least float32 or int32."""
+    """Area of boxes [..., 4] in format 'xyxy', 'xywh' or 'cxcywh' -> [...], at least float32 or int32."""
     check_choice("fmt", fmt, AXIS_ALIGNED)
     _check_last("boxes", boxes, 4)
     boxes = upcast(boxes)
@@ -197,10 +190,10 @@ def box_area(boxes: Tensor, fmt: str = "xyxy") -> Tensor:
 
 @not_scriptable
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
-    """Intersection over union of every pair of boxes [..., N, K] and [..., M, K] -> [..., N, M].
+    """Intersection over union (IoU) of every pair of boxes [..., N, K] and [..., M, K] -> [..., N, M].
 
     ``fmt`` is any of :func:`box_convert`'s formats; rotated boxes are [N, 5] or [M, 8], without batch dimensions.
-    Two boxes of no area give NaN, as 0 / 0 does, or 0 in the rotated formats.
+    Two boxes without area give NaN, as 0 / 0 does, or 0 in the rotated formats.
     """
     check_choice("fmt", fmt, tuple(COORDINATES))
     if fmt in ROTATED:
@@ -233,7 +226,7 @@ def _enclosing_sides(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 @not_scriptable
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU (arXiv 1902.09630) of every pair of boxes [..., N, 4] and [..., M, 4] -> [..., N, M]."""
+    """Generalized IoU (arXiv 1902.09630) of every pair of boxes [..., N, 4] and [..., M, 4] -> [..., N, M]."""
     _check_last("boxes1", boxes1, 4)
     _check_last("boxes2", boxes2, 4)
     inter, union = _inter_union(boxes1, boxes2)
@@ -276,9 +269,9 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
 @not_scriptable
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Find the box (x1, y1, x2, y2) float32 around the nonzero pixels, ends included, of masks [N, H, W] -> [N, 4].
+    """Bounding boxes (x1, y1, x2, y2) float32 [N, 4] of the nonzero pixels, ends included, of masks [N, H, W].
 
-    A mask without any gives zeros.
+    A mask without nonzero pixels gives zeros.
     """
     check_shape("masks", masks, "N", "H", "W")
     if masks.numel() == 0:

@@ -13,24 +13,24 @@ from fastmask.ops.misc import Conv2dNormActivation
 
 
 class ExtraFPNBlock(NotScriptable, nn.Module):
-    """Base of the blocks that add coarser levels: takes and returns lists of maps and names, which it may append to."""
+    """Base of the blocks that add coarser levels: they take and return lists of feature maps and names."""
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """``results``: the pyramid, ``x``: the maps it was made from, ``names``: of the maps; finest first."""
+        """``results``: the pyramid, ``x``: its input feature maps, ``names``: names of the maps; finest first."""
         raise NotImplementedError("subclasses of ExtraFPNBlock define forward")
 
 
 class FeaturePyramidNetwork(NotScriptable, nn.Module):
-    """Lateral 1x1 and output 3x3 convolutions over a top-down sum of feature maps.
+    """Feature pyramid (FPN): lateral 1x1 and output 3x3 convolutions over a top-down sum of feature maps.
 
     Args:
-        in_channels_list: channels of each input map, finest first.
-        out_channels: channels of every output map.
+        in_channels_list: channels of each input feature map, finest first.
+        out_channels: channels of every output feature map.
         extra_blocks: adds levels at the coarse end.
-        norm_layer: called with ``out_channels`` after each convolution.
+        norm_layer: called with ``out_channels`` for each convolution.
 
     Raises:
-        ValueError: a map has no channels.
+        ValueError: a feature map has no channels.
         TypeError: ``extra_blocks`` is no ExtraFPNBlock.
 
     Source: torchvision/ops/feature_pyramid_network.py.
@@ -90,7 +90,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
         return OrderedDict(zip(names, results, strict=False))  # a block may name fewer, as in torchvision
 
     def get_result_from_inner_blocks(self, x: Tensor, idx: int) -> Tensor:
-        """The lateral convolution of map ``idx``; subclasses may override it."""
+        """The lateral convolution of feature map ``idx``; subclasses may override it."""
         lateral: Tensor = self.inner_blocks[idx](x)
         return lateral
 
@@ -101,7 +101,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
 
 
 def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The nearest pixels, in x's dtype: autocast would have them in float32, although nothing is summed."""
+    """Nearest-neighbor upsampling in x's dtype: autocast would take float32, although nothing is summed."""
     if not torch.is_autocast_enabled(x.device.type):
         return F.interpolate(x, size=size, mode="nearest")
     with torch.autocast(x.device.type, enabled=False):
@@ -109,7 +109,7 @@ def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class LastLevelMaxPool(ExtraFPNBlock):
-    """Adds "pool": the coarsest level at every second pixel."""
+    """Adds the level "pool": the coarsest level at every second pixel."""
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         results.append(F.max_pool2d(results[-1], kernel_size=1, stride=2))
@@ -118,7 +118,7 @@ class LastLevelMaxPool(ExtraFPNBlock):
 
 
 class LastLevelP6P7(ExtraFPNBlock):
-    """Adds "p6" and "p7": strided convolutions on P5, or on C5 where its channels differ (RetinaNet)."""
+    """Adds the levels "p6" and "p7": strided convolutions on P5, or on C5 where its channels differ (RetinaNet)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from fastmask.checks import not_scriptable, reduce_loss
 def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
 ) -> Tensor:
-    """Focal loss for dense detection (arXiv 1708.02002).
+    """Focal loss on sigmoids, for dense detection (arXiv 1708.02002).
 
     Args:
         inputs (Tensor[...]): logits, any float dtype.

@@ -1,14 +1,14 @@
-"""Generalised IoU loss; torchvision.ops.giou_loss' names."""
+"""Generalized IoU loss; torchvision.ops.giou_loss' names."""
 
 from torch import Tensor
 
 from fastmask.checks import not_scriptable, reduce_loss
-from fastmask.ops._loss_geometry import checked_pairs, enclosing_sides, inter_union
+from fastmask.ops._loss_geometry import check_pairs, enclosing_sides, inter_union
 
 
 @not_scriptable
 def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """1 - GIoU of box pairs (arXiv 1902.09630), with a gradient where they do not overlap.
+    """Generalized IoU loss, 1 - GIoU of box pairs (arXiv 1902.09630); it has a gradient where they do not overlap.
 
     Args:
         boxes1, boxes2 (Tensor[..., 4]): (x1, y1, x2, y2), pair by pair; computed in float32 unless float64.
@@ -23,7 +23,7 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
 
     Source: torchvision/ops/giou_loss.py.
     """
-    boxes1, boxes2 = checked_pairs(boxes1, boxes2)
+    boxes1, boxes2 = check_pairs(boxes1, boxes2)
     inter, union = inter_union(boxes1, boxes2)
     around = enclosing_sides(boxes1, boxes2).prod(-1)
     loss = 1 - inter / (union + eps) + (around - union) / (around + eps)

@@ -1,4 +1,4 @@
-"""Masks of fixed size laid on images: pasted as probabilities, bool or bits, or encoded as COCO RLE."""
+"""Mask pasting and COCO RLE encoding of masks of fixed size: probabilities, bool, bits or run-length encoding."""
 
 import itertools
 from typing import TypedDict
@@ -20,12 +20,12 @@ from fastmask.kernels.rle import encode_masks_op
 
 OUTPUTS = ("bool", "packed", "float")
 MODES = ("torchvision", "continuous")
-CAPACITY = 4096  # bytes a mask, or some bytes a column; where they are not enough, the op runs again
-LIKELY = 1024  # bytes a mask that come to the host in the first copy
+CAPACITY = 4096  # bytes per mask, or 8 bytes per column; if they are not enough, the op runs again
+LIKELY = 1024  # bytes per mask in the first copy to the host
 
 
 class RLE(TypedDict):
-    """COCO's compressed run-length encoding, as pycocotools takes and gives it."""
+    """COCO's compressed run-length encoding, as in pycocotools."""
 
     size: list[int]  # [height, width]
     counts: bytes
@@ -33,13 +33,13 @@ class RLE(TypedDict):
 
 @not_scriptable
 def paste_masks_in_image(masks: Tensor, boxes: Tensor, img_shape: tuple[int, int], padding: int = 1) -> Tensor:
-    """Paste mask probabilities into images of zeros: torchvision's function, bitwise on the CPU.
+    """Mask pasting: probabilities into images of zeros; torchvision's function, bitwise on the CPU.
 
     Args:
         masks (Tensor[N, 1, M, M]): probabilities, any float dtype.
         boxes (Tensor[N, 4]): (x1, y1, x2, y2) in pixels of the image.
         img_shape: (height, width) in pixels.
-        padding: zeros put around each mask before it is stretched over its box, which grows alike.
+        padding: zeros around each mask before it is resized to its box, which grows in proportion.
 
     Returns:
         Tensor[N, 1, H, W]: dtype of the masks. A box that is NaN, inf, over 2^24 pixels away or out of the image gives
@@ -66,7 +66,7 @@ def paste_masks(
     logits: bool = False,
     padding: int = 1,
 ) -> Tensor:
-    """Paste masks into one image size.
+    """Mask pasting into images of one size, as bool, bits or probabilities.
 
     Args:
         masks (Tensor[N, M, M] or Tensor[N, 1, M, M]): probabilities, or logits if ``logits``; any float dtype.
@@ -74,10 +74,10 @@ def paste_masks(
         img_shape: (height, width) in pixels.
         output: "bool"; "packed", 8 pixels a byte, the first one in the highest bit, as
             ``numpy.unpackbits(packed, axis=-1, count=width)`` reads it; or "float", the probabilities.
-        threshold: what counts as mask: ``>`` it in torchvision's mode, ``>=`` it in the continuous one. Beyond the box
-            nothing does.
+        threshold: pixels of the mask are ``>`` it in torchvision's mode, ``>=`` it in the continuous one. There are
+            none outside the box.
         mode: "torchvision" (padded masks on boxes truncated to whole pixels) or "continuous" (detectron2's: pixel
-            centres sampled in the box as it is).
+            centers sampled in the exact box).
         logits: apply the sigmoid first.
         padding: torchvision's mode only; see :func:`paste_masks_in_image`.
 
@@ -110,7 +110,7 @@ def encode_masks(
     logits: bool = False,
     padding: int = 1,
 ) -> list[RLE]:
-    """COCO RLE of each mask as :func:`paste_masks` would paste it, without pasting it.
+    """COCO run-length encoding (RLE) of each mask as :func:`paste_masks` would paste it, without pasting it.
 
     Args:
         masks, boxes, threshold, mode, logits, padding: see :func:`paste_masks`.
@@ -132,7 +132,7 @@ def encode_masks(
     while True:
         options = (float(threshold), mode == "continuous", logits, padding)
         buffer, offsets = encode_masks_op(masks, boxes, sizes, capacity, *options)
-        # all that is usually needed in one copy from the device
+        # one copy from the device holds all that is usually needed
         numbers = offsets if shape is not None else torch.cat([offsets, sizes.flatten()])
         head = to_host(torch.cat([numbers.view(torch.uint8), buffer[: number * LIKELY]]))
         *ends, total = head[: 8 * (number + 1)].view(torch.int64).tolist()
@@ -163,12 +163,12 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def choose_capacity(number: int, columns: int) -> int:
-    """Bytes of the buffer that the first try gets, for masks on images of so many columns (0: not known)."""
+    """Bytes of the first buffer for a number of masks on images of so many columns (0: not known)."""
     return number * max(CAPACITY, 8 * columns)
 
 
 def _check_masks(masks: Tensor, boxes: Tensor, mode: str, padding: int) -> Tensor:
-    """The masks as [N, M, M], if everything fits."""
+    """Check masks and boxes -> masks [N, M, M]."""
     if isinstance(masks, Tensor) and masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     check_shape("masks", masks, "N", "M", "M")

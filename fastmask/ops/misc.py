@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable, no_attribute
+from fastmask.checks import NotScriptable, attribute_error
 
 
 class FrozenBatchNorm2d(NotScriptable, nn.Module):
@@ -46,11 +46,11 @@ class Conv2dNormActivation(NotScriptable, nn.Sequential):
     """Convolution, then norm, then activation, each of the last two if given.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, groups, dilation: of the convolution.
+        in_channels, out_channels, kernel_size, stride, groups, dilation: see :class:`torch.nn.Conv2d`.
         padding: None keeps the size at stride 1: ``(kernel_size - 1) // 2 * dilation`` per axis.
         norm_layer: called with ``out_channels``.
         activation_layer: called with ``inplace`` unless that is None.
-        bias: of the convolution; None: only without a norm.
+        bias: whether the convolution has a bias; None: only without a norm.
 
     Source: torchvision/ops/misc.py.
     """
@@ -90,4 +90,4 @@ def _pair(value: int | Sequence[int]) -> Sequence[int]:
 
 
 def __getattr__(name: str) -> NoReturn:
-    raise no_attribute(__name__, name)
+    raise attribute_error(__name__, name)

@@ -11,7 +11,7 @@ from fastmask.ops.roi_align import follow_format, multilevel_roi_align
 
 
 def infer_scale(feature: Tensor, image_height: int) -> float:
-    """The power of two nearest to a map's height over the tallest unpadded image's, as torchvision infers it."""
+    """The power of two nearest to a feature map's height over the tallest unpadded image's, as in torchvision."""
     if min(feature.shape[-2], image_height) < 1:
         raise ValueError(f"maps and images must have pixels, got heights {feature.shape[-2]} and {image_height}")
     return 2.0 ** round(math.log2(feature.shape[-2] / image_height))
@@ -29,7 +29,7 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
     Attributes:
         scales: feature pixels per image pixel of each map; None (the default) infers them at every call. torchvision
             infers them at its first call and keeps them, also for later images of another size. Set them to export with
-            dynamic sizes: inferring needs numbers.
+            dynamic sizes: symbolic sizes cannot be inferred from.
 
     Source: torchvision/ops/poolers.py.
     """
@@ -52,10 +52,10 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
         self.scales: list[float] | None = None
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Pool the boxes of each image.
+        """RoIAlign of the boxes of each image.
 
         Args:
-            x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps; those not in ``featmap_names`` are left out.
+            x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps; those not in ``featmap_names`` are ignored.
             boxes (list[Tensor[L, 4]]): (x1, y1, x2, y2) of each image, in pixels.
             image_shapes: (height, width) of each image before padding, from which the scales are inferred.
 
@@ -97,7 +97,7 @@ def _pool(
     canonical_scale: int,
     canonical_level: int,
 ) -> Tensor:
-    """The module's forward as a function, which torch.fx takes as one step."""
+    """The module's forward as a function, which torch.fx records as one node."""
     features = [feature for name, feature in x.items() if name in featmap_names]
     if not features:
         raise ValueError(f"x must have one of the maps {featmap_names}, got {list(x)}")

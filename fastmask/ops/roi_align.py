@@ -18,7 +18,7 @@ from fastmask.checks import (
 )
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 
-NEVER = float(torch.finfo(torch.float32).max)  # no box is as large; AOTInductor's packages cannot hold infinity
+NO_LIMIT = float(torch.finfo(torch.float32).max)  # no box is as large; AOTInductor's packages cannot hold infinity
 
 
 @torch.fx.wrap
@@ -31,7 +31,7 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """Average bilinear samples of the input in each bin of each RoI (Mask R-CNN, section 3).
+    """RoIAlign: the mean of bilinear samples of the input in each bin of each RoI (Mask R-CNN, section 3).
 
     Args:
         input (Tensor[N, C, H, W]): feature map, float16, bfloat16, float32 or float64, any strides.
@@ -89,7 +89,7 @@ def multilevel_roi_align(
         scales: feature pixels per image pixel, of each level.
         sampling_ratio, aligned: see :func:`roi_align`.
         canonical_scale, canonical_level: a RoI of sqrt(area) ``canonical_scale`` pixels goes to level
-            ``canonical_level``, where level k has the scale 2^-k; levels that are not there go to the nearest.
+            ``canonical_level``, where level k has the scale 2^-k; missing levels are replaced by the nearest.
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]: channels-last, in the order of the RoIs; with several levels, RoIs
@@ -129,7 +129,7 @@ def multilevel_roi_align(
 
 
 def _is_like(feature: Tensor, first: Tensor) -> bool:
-    """Whether what must be the same of a level and the first, which fits, is the same."""
+    """Whether a level has the batch, channels, dtype and device of the first, which is checked."""
     return (
         isinstance(feature, Tensor)
         and feature.ndim == 4
@@ -141,14 +141,14 @@ def _is_like(feature: Tensor, first: Tensor) -> bool:
 
 
 def level_limits(scales: Sequence[float], canonical_scale: float, canonical_level: float) -> list[float]:
-    """The sqrt(area), in image pixels, at which each level ends and the next begins; for the last, as good as none.
+    """The sqrt(area), in image pixels, at which each level ends and the next begins; the last has none.
 
     FPN's eq. 1 with torchvision's tolerance: floor(level + log2(size / scale) + 1e-6), as a bound on the size.
     """
     finest, coarsest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
     ends = range(finest + 1, coarsest + 1)[: len(scales) - 1]
     limits = [canonical_scale * 2.0 ** (level - canonical_level - 1e-6) for level in ends]
-    return limits + [NEVER] * (len(scales) - len(limits))
+    return limits + [NO_LIMIT] * (len(scales) - len(limits))
 
 
 class RoIAlign(NotScriptable, nn.Module):

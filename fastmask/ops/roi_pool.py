@@ -23,7 +23,7 @@ from fastmask.ops.roi_align import follow_format
 def roi_pool(
     input: Tensor, boxes: Tensor | list[Tensor], output_size: int | Sequence[int], spatial_scale: float = 1.0
 ) -> Tensor:
-    """Take the maximum of the input in each bin of each RoI (Fast R-CNN, section 2.1).
+    """RoIPool: the maximum of the input in each bin of each RoI (Fast R-CNN, section 2.1).
 
     Args:
         input (Tensor[N, C, H, W]): feature map, float16, bfloat16, float32 or float64, any strides.

@@ -36,7 +36,7 @@ class LossModule(nn.Module):
     def forward(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
         """Return the losses by name, each a scalar; the arguments are those of :class:`fastmask.structures.Batch`."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
-            options = {} if self.normalizer is None else {"over": self.normalizer}
+            options = {} if self.normalizer is None else {"normalizer": self.normalizer}
             return self.model.losses(normalize_padded(pixels, sizes, self.mean, self.std), sizes, targets, **options)
 
 

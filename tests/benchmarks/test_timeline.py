@@ -78,7 +78,7 @@ def interrupt(*_: Any) -> Any:
 
 @pytest.mark.parametrize("trim", [False, True])
 def test_stages_match_the_program(trim: bool) -> None:
-    model = fastmask.models.prepare.prepared(slim_pair()[1], torch.float32)
+    model = fastmask.models.prepare.prepare_for_inference(slim_pair()[1], torch.float32)
     program = fastmask.inference.program.Program(model, "rle", 0.5, 2048, trim=trim)
     sizes = torch.tensor([[120, 150]])
     inputs = fastmask.inference.program.Inputs(torch.randn(1, 3, 128, 160), sizes, sizes.clone())

@@ -17,7 +17,7 @@ from fastmask.data import Object, Record
 from fastmask.demo import CLASSES, Scenes, drawn_dataset
 from fastmask.demo.comparison import HEADING, comparison
 from fastmask.models import Checkpoint, detection, get_model_weights
-from fastmask.models.detection.slim import SHIPPED
+from fastmask.models.detection.slim import WEIGHTS_FILE
 
 STAGES = 12  # the model's ten, all of it, a whole call
 
@@ -108,8 +108,8 @@ def test_shipped_weights() -> None:
     """They are what the enum says, small, and of finite halves."""
     weights = detection.MaskRCNN_Slim_FPN_Weights.DEFAULT
     assert get_model_weights("maskrcnn_slim_fpn").SHAPES_V1 is weights
-    assert SHIPPED.stat().st_size <= 6e6
-    file = Checkpoint(SHIPPED)
+    assert WEIGHTS_FILE.stat().st_size <= 6e6
+    file = Checkpoint(WEIGHTS_FILE)
     assert {name: weights.meta[name] for name in file.meta} == file.meta
     assert weights.meta["categories"][1:] == list(CLASSES[:3])
     model = detection.maskrcnn_slim_fpn(weights="DEFAULT")
@@ -118,8 +118,8 @@ def test_shipped_weights() -> None:
         assert value.isfinite().all()
         assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
         assert torch.equal(value, file.get_state_dict()[key].to(value.dtype))
-    metrics = json.loads((SHIPPED.parent / "epochs.json").read_text())[-1]
-    assert metrics["mask"][0] == pytest.approx(weights.meta["_metrics"]["drawn-shapes"]["mask_map"] / 100, abs=1e-3)
+    metrics = json.loads((WEIGHTS_FILE.parent / "epochs.json").read_text())[-1]
+    assert metrics["mask"][0] == pytest.approx(weights.meta["_metrics"]["synthetic-shapes"]["mask_map"] / 100, abs=1e-3)
 
 
 def test_without_a_network(tmp_path: Path) -> None:

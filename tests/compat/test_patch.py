@@ -36,7 +36,7 @@ ORIGINALS = [getattr(module, name) for module, name in NAMES]
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
+def _restore() -> Iterator[None]:
     yield
     fastmask.unpatch_torchvision()
     assert [getattr(module, name) for module, name in NAMES] == ORIGINALS
@@ -44,7 +44,7 @@ def _restored() -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
-    """How often each of our ops is called."""
+    """Counts the calls of each of our ops."""
     counter: collections.Counter[str] = collections.Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ def test_argmaxima_are_torchvisions(device: torch.device) -> None:
 
 
 def test_names(calls: collections.Counter[str], device: torch.device) -> None:
-    """What torchvision does in Python around its ops; a pooler that was built before is patched too."""
+    """Python functions of torchvision around its ops; a pooler that was built before is patched too."""
     boxes, scores = draw_boxes(60, largest=80).to(device), torch.rand(60, device=device)
     idxs = torch.randint(3, (60,), device=device)
     masks = torch.rand(4, 1, 28, 28, device=device)
@@ -140,7 +140,7 @@ def test_names(calls: collections.Counter[str], device: torch.device) -> None:
 
 
 def test_other_devices_keep_torchvisions(calls: collections.Counter[str]) -> None:
-    """CUDA alone is the default: CPU tensors go where they always went, by name and by op."""
+    """CUDA alone is the default: CPU tensors stay with torchvision, by name and by op."""
     boxes, scores = draw_boxes(9), torch.rand(9)
     with fastmask.patch_torchvision():
         torchvision.ops.nms(boxes, scores, 0.5)
@@ -157,7 +157,7 @@ def is_patched(calls: collections.Counter[str]) -> bool:
 
 
 def test_patches_overlap(calls: collections.Counter[str]) -> None:
-    """Each patch holds until it is undone itself, in whatever order, however often; and can be taken up again."""
+    """Each patch holds until it is undone itself, in whatever order, however often; and can be applied again."""
     first = fastmask.patch_torchvision(("CPU",))
     with fastmask.patch_torchvision(("CPU", "CUDA")) as inner:
         first.undo()
@@ -175,7 +175,7 @@ def test_patches_overlap(calls: collections.Counter[str]) -> None:
 
 
 def test_threads_while_patches_come_and_go() -> None:
-    """A kernel that were taken out of the dispatcher would leave another thread in freed memory."""
+    """Removing a kernel from the dispatcher would leave another thread in freed memory."""
     boxes, scores = draw_boxes(20), torch.rand(20)
     expected = torchvision.ops.nms(boxes, scores, 0.5)
     wrong, stop = [], threading.Event()
@@ -214,7 +214,7 @@ def test_autocast_leaves_features_half_and_boxes_full(device: torch.device) -> N
 
 
 def test_a_model_answers_the_same(calls: collections.Counter[str], device: torch.device) -> None:
-    """float64: detections and all losses' gradients of torchvision's own model, patched and not."""
+    """Detections and gradients of all losses of torchvision's own model are the same in float64, patched and not."""
     model = slim_model(torchvision).eval()
     calibrate_on_images(model)
     model.double().to(device)
@@ -245,7 +245,7 @@ def test_a_model_answers_the_same(calls: collections.Counter[str], device: torch
 
 
 def test_deterministic_mode(device: torch.device, calls: collections.Counter[str]) -> None:
-    """There torchvision's roi_align takes a path of its own on a GPU, which never reaches its op."""
+    """In deterministic mode torchvision's roi_align takes another path on a GPU, which never reaches its op."""
     features, boxes = torch.randn(1, 2, 20, 20, device=device), [draw_boxes(3, (20, 20), 15).to(device)]
     expected = torchvision.ops.roi_align(features, boxes, 3)
     torch.use_deterministic_algorithms(True)

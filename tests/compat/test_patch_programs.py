@@ -12,7 +12,7 @@ KEYS = {"cpu": ("CPU",), "cuda": ("CUDA",)}
 
 
 def test_compiled_code(device: torch.device) -> None:
-    """Strides are what torchvision's shape functions promise, also of channels-last features."""
+    """Strides are those of torchvision's shape functions, also for channels-last features."""
     features = torch.randn(1, 4, 20, 20, device=device).to(memory_format=torch.channels_last)
     rois = with_images(draw_boxes(5, (20, 20), 15), 1).to(device)
 
@@ -26,7 +26,7 @@ def test_compiled_code(device: torch.device) -> None:
 
 
 def test_compiled_under_autocast(device: torch.device) -> None:
-    """While it is patched and after: torchvision's shape functions refuse half features with full boxes."""
+    """It works during and after the patch: torchvision's shape functions refuse half features with float32 boxes."""
     features = torch.randn(1, 4, 20, 20, device=device)
     weight = torch.randn(4, 4, 1, 1, device=device)
     rois = with_images(draw_boxes(5, (20, 20), 15), 1).to(device)
@@ -47,7 +47,7 @@ def test_compiled_under_autocast(device: torch.device) -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace). is deprecated", "ignore:Converting a tensor")
 def test_programs_hold_torchvisions_ops() -> None:
-    """Scripted, traced or exported, they are to be loaded where there is no fastmask."""
+    """Scripted, traced and exported programs must load where fastmask is not installed."""
     boxes, scores, idxs = draw_boxes(9), torch.rand(9), torch.randint(2, (9,))
     features = torch.randn(1, 2, 9, 9)
 

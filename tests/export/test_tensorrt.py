@@ -16,7 +16,7 @@ from fastmask.demo import draw_scene
 from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.export.parity import MIN_SHARE
 from fastmask.export.tensorrt.graph import find_problems
-from fastmask.export.tensorrt.module import best_of
+from fastmask.export.tensorrt.module import keep_best
 from fastmask.models import detection
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Candidates
@@ -79,10 +79,7 @@ def candidates_of(bounded: TensorRTExportableModel, images: Tensor, sizes: Tenso
     """All that NMS would choose from."""
     model = bounded.model
     pixels = normalize_padded(images.permute(0, 3, 1, 2), sizes, bounded.image_mean, bounded.image_std)
-    features, scales = model.extract(pixels)
-    proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
-    logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
-    return model.roi_heads.candidates(logits, deltas, proposals, sizes)
+    return model.detect_candidates(pixels, sizes)[1]
 
 
 def test_the_best_in_their_order() -> None:
@@ -90,17 +87,17 @@ def test_the_best_in_their_order() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
     boxes = torch.arange(24.0).view(1, 6, 4)
     labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
-    found = best_of(Candidates(boxes, labels, scores, valid), 3)
+    found = keep_best(Candidates(boxes, labels, scores, valid), 3)
     assert found.labels.tolist() == [[1, 4, 5]]
     assert found.scores.tolist() == [pytest.approx([0.9, 0.7, 0.6])]
-    tied = best_of(Candidates(boxes, labels, torch.full((1, 6), 0.5), valid), 5)
+    tied = keep_best(Candidates(boxes, labels, torch.full((1, 6), 0.5), valid), 5)
     assert tied.labels.tolist() == [[0, 1, 2, 4, 5]]  # in their order, which decides between equals
     assert torch.equal(found.boxes[0], boxes[0, [1, 4, 5]])
     assert found.valid.all()
-    padded = best_of(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
+    padded = keep_best(Candidates(boxes, labels, scores, torch.zeros_like(valid)), 5)
     assert not padded.valid.any()
     same = Candidates(boxes, labels, scores, valid)
-    assert best_of(same, 6) is same
+    assert keep_best(same, 6) is same
 
 
 def efficient_nms(graph: Graph) -> None:

@@ -22,7 +22,7 @@ from fastmask import Predictor, ops
 from fastmask.benchmarks.baselines import decode_masks
 from fastmask.inference import predictor
 from fastmask.inference.program import Inputs, Program, Runner, split_fields
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 
 CPU = torch.device("cpu")
 SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]
@@ -102,7 +102,7 @@ def test_shapes_are_forgotten(model: nn.Module, images: list[Tensor]) -> None:
     found = Predictor(model, "exact", graphs=2)
     found(images)
     assert len(found._runners) == 2
-    assert {key[:2] for key in found.anchors.known} == set(found._runners)
+    assert {key[:2] for key in found.anchors.cache} == set(found._runners)
 
 
 def test_autocast_around_it_changes_nothing(model: nn.Module, images: list[Tensor]) -> None:
@@ -220,7 +220,7 @@ def test_the_program_is_static(masks: str, model: nn.Module) -> None:
     """Padded batch to packed prediction: nothing depends on values, and trimming changes nothing but padding."""
     pixels, sizes = torch.randn(2, 3, 128, 160), torch.tensor([[120, 160], [128, 150]])
     inputs = Inputs(pixels, sizes, sizes * 2)
-    ready = prepared(model, torch.float32)
+    ready = prepare_for_inference(model, torch.float32)
     with torch.no_grad():
         with NoDataDependence():
             packed = Program(ready, masks, 0.5, 2048)(inputs)
@@ -320,7 +320,13 @@ def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: p
 
 def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
     runner = Runner(
-        Program(prepared(model, torch.float32), "rle", 0.5, 2048), 2, (64, 96), torch.float32, CPU, None, None
+        Program(prepare_for_inference(model, torch.float32), "rle", 0.5, 2048),
+        2,
+        (64, 96),
+        torch.float32,
+        CPU,
+        None,
+        None,
     )
     assert runner.inputs.sizes.tolist() == runner.inputs.originals.tolist() == [[64, 96]] * 2
     runner.write_sizes([(60, 90), (64, 80)], [(30, 45), (32, 40)])

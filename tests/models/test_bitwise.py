@@ -1,4 +1,4 @@
-"""What is worked out at once gives the bits of what was worked out in turn: the old formulas stand here, literally."""
+"""Fused decoding and selection are bitwise equal to the step-by-step formulas, which are written out here."""
 
 import math
 
@@ -15,7 +15,7 @@ from fastmask.models.detection import _utils, rpn
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.ops import nms_padded
-from fastmask.structures import Candidates, Detections, Proposals
+from fastmask.structures import Candidates, Detections, Proposals, RPNOutputs
 
 SIZES = torch.tensor([[200, 300], [150, 90]])
 SHAPES = [(40, 64), (20, 32), (10, 16), (5, 8), (3, 4)]
@@ -89,9 +89,8 @@ def candidates(heads: RoIHeads, logits: Tensor, deltas: Tensor, proposals: Propo
     scores = scores.gather(2, classes)
     chosen = deltas[:, :, 1:].gather(2, classes[..., None].expand(-1, -1, -1, 4))
     boxes = clip(decode(chosen, proposals.boxes[:, :, None], heads.box_coder.weights), SIZES)
-    real = torch.arange(boxes.shape[1]) < proposals.count[:, None]
     large = (boxes[..., 2:] - boxes[..., :2] >= heads.min_size).all(3)
-    valid = real[:, :, None] & large & (scores > heads.score_thresh)
+    valid = proposals.valid[:, :, None] & large & (scores > heads.score_thresh)
     return boxes.flatten(1, 2), (classes + 1).flatten(1), scores.flatten(1), valid.flatten(1)
 
 
@@ -104,7 +103,7 @@ def same(actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...])
 
 
 def draw_outputs(layout: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """Of a head: logits and deltas of each level; "joined" in one tensor with a pitch of 16 channels."""
+    """Logits and deltas of each level; "joined" puts them in one tensor with a pitch of 16 channels."""
     logits, deltas = [], []
     for shape in SHAPES:
         values = torch.randn(2, 16, *shape).to(dtype)
@@ -124,8 +123,8 @@ def test_proposals(dtype: torch.dtype, layout: str, weights: tuple[float, ...]) 
     net.score_thresh = 0.3
     logits, deltas = draw_outputs(layout, dtype)
     anchors = net.anchor_generator.anchors((240, 320), logits)
-    together = net.anchor_generator.together((240, 320), logits)
-    actual = net.propose(logits, deltas, together, SIZES)
+    anchors_of_all = net.anchor_generator.all_anchors((240, 320), logits)
+    actual = net.propose(RPNOutputs(logits, deltas, anchors_of_all), SIZES)
     assert int(actual.count.min()) > 0
     same(actual, propose(net, logits, deltas, anchors))
 
@@ -138,10 +137,10 @@ def test_candidates_and_detections(dtype: torch.dtype, threshold: float) -> None
     boxes[1, 40:] = 0
     proposals = Proposals(boxes, boxes[..., 0], torch.tensor([50, 40]))
     logits, deltas = (2 * torch.randn(100, NUM_CLASSES)).to(dtype), torch.randn(100, NUM_CLASSES, 4).to(dtype)
-    found = heads.candidates(logits, deltas, proposals, SIZES)
+    found = heads.select_candidates(logits, deltas, proposals, SIZES)
     assert 0 < int(found.valid.sum()) < found.valid.numel()
-    same(found, candidates(heads, logits, deltas, proposals))
-    chosen = heads.suppress(found, NUM_CLASSES)
+    same(found[:4], candidates(heads, logits, deltas, proposals))
+    chosen = heads.suppress(found)
     kept, count = nms_padded(
         *found[:1], found.scores, found.labels, found.valid, iou_threshold=heads.nms_thresh,
         max_output=heads.detections_per_img, num_groups=NUM_CLASSES,
@@ -163,37 +162,37 @@ def test_packed_boxes() -> None:
 @pytest.mark.parametrize("layout", ["planes", "channels last", "joined"])
 @pytest.mark.parametrize("number", [5, 100, 10_000])
 def test_all_levels_at_once(layout: str, number: int, device: torch.device) -> None:
-    """The top-k of a GPU; that of a CPU decides otherwise between equals, so there are none here."""
+    """The top-k for compiled programs; a CPU's breaks ties otherwise, so there are none here."""
     logits = [logit.to(device) for logit in draw_outputs(layout, torch.float32)[0]]
     ranks = torch.randperm(sum(logit.numel() for logit in logits), device=device).float()
     logits = [part.view_as(logit) for part, logit in zip(ranks.split([x.numel() for x in logits]), logits, strict=True)]
     lengths = [min(number, logit[0].numel()) for logit in logits]
-    for ours, theirs in zip(rpn._best_at_once(logits, number), rpn._best_in_turn(logits, lengths), strict=True):
+    for ours, theirs in zip(rpn._top_k_padded(logits, number), rpn._top_k_each(logits, lengths), strict=True):
         same(tuple(ours), tuple(theirs))
     logits[-1][:, 1:] = -INF  # as what the levels are filled up with
-    best, places, _ = rpn.best_of_levels(logits, number)
+    best, places, _ = rpn.top_k_of_levels(logits, number)
     assert int(places.max()) < sum(logit[0].numel() for logit in logits)
-    values, _ = rpn._best_at_once(logits, number)
+    values, _ = rpn._top_k_padded(logits, number)
     assert torch.equal(best, torch.cat(values, 1))
 
 
 @pytest.mark.gpu
 def test_proposals_and_detections_on_a_gpu() -> None:
-    """In bfloat16, with ties, of which the first anchors are candidates; boxes to the rounding of the kernel."""
+    """In bfloat16 the first anchors of a tie are candidates; boxes match to the rounding of the kernel."""
     logits, deltas = draw_outputs("channels last", torch.bfloat16)
     net = slim_model(fastmask).eval().rpn
-    best, places, lengths = rpn.best_of_levels([logit.cuda() for logit in logits], 100)
+    best, places, lengths = rpn.top_k_of_levels([logit.cuda() for logit in logits], 100)
     rows = torch.cat([flatten(logit.contiguous(), 1).squeeze(2) for logit in logits], 1).cuda()
     assert torch.equal(rows.gather(1, places), best)
-    assert torch.equal(best.cpu(), torch.cat(rpn._best_in_turn(logits, lengths)[0], 1))
+    assert torch.equal(best.cpu(), torch.cat(rpn._top_k_each(logits, lengths)[0], 1))
     assert torch.equal(places.cpu(), reference_layers.top_anchors(logits, 100)[1])
-    coder, anchors = net.box_coder, net.anchor_generator.together((240, 320), logits)
+    coder, anchors = net.box_coder, net.anchor_generator.all_anchors((240, 320), logits)
     every = torch.cat([flatten(delta.contiguous(), 4) for delta in deltas], 1)
     chosen = every.gather(1, places.cpu()[:, :, None].expand(-1, -1, 4))
     inputs = (chosen, anchors[places.cpu()], SIZES, best.cpu().float())
     limits = {"min_size": 1.0, "min_score": 0.1, "above": True}
     (ours, valid), (theirs, expected) = (
-        coder.decode_candidates(*(one.to(where) for one in inputs), **limits) for where in ("cuda", "cpu")
+        coder.decode_candidates(*(values.to(where) for values in inputs), **limits) for where in ("cuda", "cpu")
     )
     torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=5e-3)
     assert (valid.cpu() != expected).float().mean() < 0.01
@@ -202,34 +201,34 @@ def test_proposals_and_detections_on_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused_rows", [False, True], ids=["two tensors", "views of one"])
 def test_candidates_on_a_gpu(fused_rows: bool) -> None:
-    """Those above the threshold, in the order of the CPU's, which has others between them; the same detections."""
+    """Candidates above the threshold in the CPU's order, which has others between them, and the same detections."""
     heads = slim_model(fastmask, box_score_thresh=0.05).eval().roi_heads
     boxes = torch.stack([draw_boxes(50), draw_boxes(50)])
     proposals = Proposals(boxes, boxes[..., 0], torch.tensor([50, 40]))
     rows = torch.randn(100, 5 * NUM_CLASSES + 3)
     rows[:, 4 * NUM_CLASSES :] *= 2
     logits, deltas = rows[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], rows[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))
-    theirs = heads.candidates(logits, deltas, proposals, SIZES)
-    values = [one.cuda() if fused_rows else one.contiguous().cuda() for one in (logits, deltas)]
+    theirs = heads.select_candidates(logits, deltas, proposals, SIZES)
+    values = [part.cuda() if fused_rows else part.contiguous().cuda() for part in (logits, deltas)]
     if fused_rows:
         there = rows.cuda()
         values = [there[:, 4 * NUM_CLASSES : 5 * NUM_CLASSES], there[:, : 4 * NUM_CLASSES].unflatten(1, (-1, 4))]
-    on_gpu = Proposals(*(one.cuda() for one in proposals[:3]))
-    ours = heads.candidates(*values, on_gpu, SIZES.cuda())
+    on_gpu = Proposals(*(values.cuda() for values in proposals[:3]))
+    ours = heads.select_candidates(*values, on_gpu, SIZES.cuda())
     for i in range(2):
-        expected, actual = ([one[i][found.valid[i]].cpu() for one in found[:3]] for found in (theirs, ours))
+        expected, actual = ([values[i][found.valid[i]].cpu() for values in found[:3]] for found in (theirs, ours))
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=5e-3)
-    on_cpu = Candidates(*(one.cpu() for one in ours))
-    kept, baseline = heads.suppress(ours, NUM_CLASSES), heads.suppress(on_cpu, NUM_CLASSES)
-    same(tuple(one.cpu() for one in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
+    on_cpu = Candidates(*(values.cpu() for values in ours[:4]), NUM_CLASSES)
+    kept, baseline = heads.suppress(ours), heads.suppress(on_cpu)
+    same(tuple(values.cpu() for values in (*kept[:3], kept.count)), (*baseline[:3], baseline.count))
     assert kept.rois is not None
-    assert torch.equal(kept.rois.flatten(0, 1), _utils.rois_of(kept.boxes))
+    assert torch.equal(kept.rois.flatten(0, 1), _utils.boxes_to_rois(kept.boxes))
 
 
 @pytest.mark.gpu
 def test_packed_boxes_on_a_gpu() -> None:
-    """Bit for bit the CPU's."""
+    """They are bitwise equal to the CPU's."""
     sizes, originals = torch.tensor([[200, 300], [150, 90]]), torch.tensor([[427, 640], [999, 601]])
     boxes = torch.stack([draw_boxes(20), draw_boxes(20)])
     program = Program(slim_model(fastmask).eval(), "rle", 0.5, 100)

@@ -1,4 +1,4 @@
-"""Weights from files of every kind, and errors that say what is wrong with one."""
+"""Checkpoint files of every kind, and error messages that name the problem."""
 
 import argparse
 from pathlib import Path
@@ -17,19 +17,19 @@ from fastmask.ops import FrozenBatchNorm2d
 State = dict[str, Tensor]
 
 
-def prefixed(state: State, prefix: str) -> State:
+def add_prefix(state: State, prefix: str) -> State:
     return {prefix + key: value for key, value in state.items()}
 
 
 KINDS = {
     "bare.pth": lambda state: state,
     "reference.pth": lambda state: {"model": state, "epoch": 3, "optimizer": {}, "args": argparse.Namespace(lr=0.02)},
-    "lightning.ckpt": lambda state: {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 0.1}},
+    "lightning.ckpt": lambda state: {"state_dict": add_prefix(state, "model."), "hyper_parameters": {"lr": 0.1}},
     "tutorial.pt": lambda state: {"model_state_dict": state, "loss": 0.5},
-    "parallel.pth": lambda state: {"model": prefixed(state, "module.")},
-    "compiled.pth": lambda state: prefixed(state, "module._orig_mod."),
-    "parallel_compiled.pth": lambda state: {"state_dict": {"model": prefixed(state, "_orig_mod.module.")}},
-    "averaged.pth": lambda state: {"n_averaged": torch.tensor(3), **prefixed(state, "module.")},
+    "parallel.pth": lambda state: {"model": add_prefix(state, "module.")},
+    "compiled.pth": lambda state: add_prefix(state, "module._orig_mod."),
+    "parallel_compiled.pth": lambda state: {"state_dict": {"model": add_prefix(state, "_orig_mod.module.")}},
+    "averaged.pth": lambda state: {"n_averaged": torch.tensor(3), **add_prefix(state, "module.")},
     "plain.safetensors": lambda state: state,
 }
 
@@ -59,7 +59,7 @@ def test_categories_come_along(tmp_path: Path) -> None:
 
 
 def test_saved_weights_come_back(tmp_path: Path) -> None:
-    """As they were, or with halves where there is more than one dimension; with names and sizes, or without."""
+    """Saved as they are, or in half types where they have several dimensions; with metadata or without."""
     state = slim_model(fastmask, "BatchNorm2d").state_dict()
     save_weights(state, tmp_path / "whole.safetensors")
     whole = Checkpoint(tmp_path / "whole.safetensors")
@@ -89,8 +89,8 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
         save_weights(state, tmp_path / "no.safetensors", categories=["a"])
     with pytest.raises(OSError, match="cannot be written"):
         save_weights(state, tmp_path / "nowhere" / "no.safetensors")
-    told = {"categories": "no JSON", "options": '["neither"]'}
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", told)
+    metadata = {"categories": "no JSON", "options": '["neither"]'}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", metadata)
     assert Checkpoint(tmp_path / "odd.safetensors").meta == {"num_classes": NUM_CLASSES}
 
 
@@ -141,7 +141,7 @@ def test_of_another_model(tmp_path: Path) -> None:
 
 
 class Anything:
-    """What must not be unpickled."""
+    """A class that must not be unpickled."""
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

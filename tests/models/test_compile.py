@@ -1,4 +1,4 @@
-"""``torch.compile(model)``, called as torchvision's models are: one graph, the same answers."""
+"""``torch.compile(model)``, called as torchvision's models are: one graph, the same predictions."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ SIZES = [[(100, 120), (90, 140)], [(80, 120), (90, 110)]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> None:
+def reset_compiler() -> None:
     torch._dynamo.reset()
 
 
-def drawn(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def draw_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     pairs = [draw_image(*size, num=4) for size in sizes]
     return [image.double() for image, _ in pairs], [target for _, target in pairs]
 
 
 def check_same(compiled: nn.Module, model: nn.Module, sizes: list[tuple[int, int]]) -> int:
     """-> detections."""
-    images, _ = drawn(*sizes)
+    images, _ = draw_batch(*sizes)
     with torch.no_grad():
         actual, expected = compiled(images), model(images)
     assert len(actual) == len(expected) == len(sizes)
@@ -53,7 +53,7 @@ def test_nothing_found() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_nothing_breaks_the_graph(training: bool) -> None:
     model = slim_pair()[1].double().train(training)
-    images, targets = drawn(*SIZES[0])
+    images, targets = draw_batch(*SIZES[0])
     explained = torch._dynamo.explain(model)(images, targets if training else None)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
@@ -64,7 +64,7 @@ def test_training_step() -> None:
         part.fg_bg_sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1]).expand(labels.shape)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for sizes in SIZES:
-        images, targets = drawn(*sizes)
+        images, targets = draw_batch(*sizes)
         actual, expected = compiled(images, targets), model(images, targets)
         assert actual.keys() == expected.keys()
         for name, loss in expected.items():
@@ -72,7 +72,7 @@ def test_training_step() -> None:
 
 
 def check_predictors(model: nn.Module, **options: Any) -> None:
-    """On images of two padded sizes, with 200 detections or more."""
+    """Predictors match on images of two padded sizes, with 200 detections or more."""
     images = [draw_image(*size)[0] for size in [(128, 160), (100, 130)] * 4]
     expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(images)
     actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(images)
@@ -84,7 +84,7 @@ def check_predictors(model: nn.Module, **options: Any) -> None:
 
 @pytest.mark.parametrize(("fuse", "mask_buckets"), [("off", False), ("kernel", True), ("cudnn", False)])
 def test_compiled_predictor(fuse: str, mask_buckets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One graph of the program, or of each part, for each size; without what the compiler does to it."""
+    """One graph of the program, or of each part, for each size; the backend is eager."""
     compiled: list[Any] = []
     compile = torch.compile
 
@@ -108,7 +108,7 @@ def test_predictor_compiled_by_inductor(fuse: str) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("fuse", ["off", "kernel", "cudnn"])
 def test_compiled_and_captured(fuse: str, mask_buckets: bool) -> None:
-    """By inductor, inside a CUDA graph; float32 without TF32, as the matched rule wants it."""
+    """Inductor's code runs inside a CUDA graph; float32 without TF32, as the matched rule requires."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -16,7 +16,7 @@ from fastmask.evaluation.agreement import matched_share
 from fastmask.inference.program import Inputs, Program
 from fastmask.models import fused
 from fastmask.models.detection import faster_rcnn, rpn
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 from fastmask.models.resnet import BasicBlock, Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork
 
@@ -42,20 +42,20 @@ def with_body(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_in_float64(name: str) -> None:
-    """Maps, what the RPN says, both heads; the model stays as it was, and is fused but for the mask predictor."""
+    """Feature maps, RPN outputs and both heads are equal; all layers but the mask predictor's are fused in a copy."""
     model = MODELS[name]().eval().double()
     unsettle(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    plain = prepared(model, torch.float64)
+    plain = prepare_for_inference(model, torch.float64)
     pixels = torch.randn(2, 3, 72, 104, dtype=torch.float64)
     with torch.no_grad():
-        expected = list(plain.extract(pixels)[0].values())
+        expected = list(plain.extract_features(pixels).maps.values())
         for form in ("kernel", "cudnn"):
-            ready = prepared(model, torch.float64, form)
+            ready = prepare_for_inference(model, torch.float64, form)
             left = kinds(ready) & {BasicBlock, Bottleneck, FeaturePyramidNetwork, rpn.RPNHead, nn.ReLU, nn.Conv2d}
             assert left == ({nn.ReLU, nn.Conv2d} if ready.roi_heads.has_mask() else set())
             assert (fused.CudnnConv2d in kinds(ready)) == (form == "cudnn")
-            maps = list(ready.extract(pixels)[0].values())
+            maps = list(ready.extract_features(pixels).maps.values())
             assert len(maps) == 5
             for actual, level in zip(maps, expected, strict=True):
                 close(actual, level)
@@ -96,7 +96,7 @@ def calibrated() -> nn.Module:
 
 @FORMS
 def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
-    """By the matched rule, float32; where there are masks, of 300 detections."""
+    """They match by the matched rule in float32, with masks of 300 detections where there are masks."""
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     pairs = [Predictor(calibrated, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
@@ -106,7 +106,7 @@ def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
 
 
 def test_forms_are_chosen(calibrated: nn.Module) -> None:
-    """The CPU keeps its path unless it is told not to."""
+    """The CPU keeps its path unless ``fuse`` names another."""
     assert Predictor(calibrated).fuse == "off"
     assert not kinds(Predictor(calibrated).program) & NEW
     assert Predictor(calibrated, fuse="kernel").fuse == "kernel"
@@ -117,20 +117,20 @@ def test_forms_are_chosen(calibrated: nn.Module) -> None:
 @FORMS
 def test_nothing_depends_on_data(form: Any, calibrated: nn.Module) -> None:
     sizes = torch.tensor([[120, 160], [128, 150]])
-    program = Program(prepared(calibrated, torch.float32, form), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(calibrated, torch.float32, form), "rle", 0.5, 2048)
     with torch.no_grad(), NoDataDependence():
         program(Inputs(torch.randn(2, 3, 128, 160), sizes, sizes * 2))
 
 
 def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
-    """Of batches too: matrix products work on views of the maps, and give such."""
-    ready = prepared(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
+    """Matrix products read and return views of the feature maps, of batches too."""
+    ready = prepare_for_inference(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
     seen = []
     for module in ready.backbone.modules():
         if isinstance(module, fused.FusedConv2d):
             module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
     with torch.no_grad():
-        ready.extract(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device))
+        ready.extract_features(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device))
     assert len(seen) == 53 + 8
     for module, inputs, output in seen:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, output) if t is not None)
@@ -141,8 +141,8 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
 
 
 def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
-    """Of rows that cuBLAS's aligned kernels can write; and the boxes' deltas are taken out without a copy."""
-    ready = prepared(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
+    """Its rows fit cuBLAS's aligned kernels, and the deltas of the boxes are a view."""
+    ready = prepare_for_inference(get("maskrcnn_resnet50_fpn").to(device), torch.bfloat16, "kernel")
     with torch.no_grad():
         logits, deltas = ready.roi_heads.box_predictor(torch.randn(9, 1024, dtype=torch.bfloat16, device=device))
     assert logits.shape == (9, 3)
@@ -153,7 +153,7 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
 
 
 def test_exports_keep_convolutions(calibrated: nn.Module) -> None:
-    """What is exported has no layer of these, and so none of their ops."""
+    """An exported model has no fused layer, and so none of their ops."""
     pytest.importorskip("pycocotools")
     from fastmask.export.module import ExportableModel
 
@@ -165,14 +165,14 @@ def test_exports_keep_convolutions(calibrated: nn.Module) -> None:
 
 
 def test_float32_keeps_convolutions() -> None:
-    """Which may use TF32, where matrix products may not."""
-    assert fused.Pointwise not in kinds(prepared(slim_model(fastmask), torch.float32, "kernel"))
+    """Convolutions may use TF32, where matrix products may not."""
+    assert fused.Pointwise not in kinds(prepare_for_inference(slim_model(fastmask), torch.float32, "kernel"))
 
 
 def test_anchors_are_flattened_without_a_copy(calibrated: nn.Module) -> None:
-    ready = prepared(calibrated, torch.float32, "kernel")
+    ready = prepare_for_inference(calibrated, torch.float32, "kernel")
     with torch.no_grad():
-        maps = list(ready.extract(torch.randn(2, 3, 64, 96))[0].values())
+        maps = list(ready.extract_features(torch.randn(2, 3, 64, 96)).maps.values())
         for values, channels in zip(ready.rpn.head(maps), (1, 4), strict=True):
             for level in values:
                 flat = rpn.flatten_anchors(level, channels)
@@ -183,7 +183,7 @@ def test_anchors_are_flattened_without_a_copy(calibrated: nn.Module) -> None:
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
-    """Maps, logits, deltas and both heads' features are as near to float64's as those of the unfused model."""
+    """Feature maps, logits, deltas and both heads' features are as close to float64's as the unfused model's."""
     model = get("maskrcnn_resnet50_fpn").eval()
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -192,7 +192,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 
     def outputs(ready: nn.Module) -> list[Tensor]:
         own = next(ready.parameters())
-        maps = list(ready.extract(pixels.to(own))[0].values())
+        maps = list(ready.extract_features(pixels.to(own)).maps.values())
         found = [*maps, *(level for levels in ready.rpn.head(maps) for level in levels)]
         heads = (ready.roi_heads.box_head, 7), (ready.roi_heads.mask_head, 14)
         found += [
@@ -202,12 +202,12 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 
     pixels, rois = torch.randn(2, 3, 128, 192), torch.randn(9, 256, 14, 14)
     with torch.no_grad():
-        expected = outputs(prepared(model.double(), torch.float64))
+        expected = outputs(prepare_for_inference(model.double(), torch.float64))
         model.float().cuda()
         torch.cuda.empty_cache()
         filled = [torch.full((size,), float("nan"), device="cuda") for size in (2**12, 2**16, 2**20, 2**24, 2**26)]
         del filled  # what the allocator gives from now on is NaN
-        plain, fused_ones = (outputs(prepared(model, dtype, one)) for one in ("off", form))
+        plain, fused_ones = (outputs(prepare_for_inference(model, dtype, one)) for one in ("off", form))
     for actual, baseline, exact in zip(fused_ones, plain, expected, strict=True):
         assert actual.isfinite().all()
         scale = exact.abs().mean()
@@ -218,7 +218,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
 def test_captured(form: Any, mask_buckets: bool, calibrated: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
+    """Predictors of each form match the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:

@@ -1,4 +1,4 @@
-"""A fused model's stem: which convolutions and poolings become our own, and how a program's pixels lie for them."""
+"""The stem of a fused model: which convolutions and poolings are fused, and the memory layout of its pixels."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastmask import Predictor
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models import fused
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 from fastmask.ops.feature_pyramid_network import LastLevelMaxPool
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -34,7 +34,7 @@ def sequence(conv: nn.Conv2d, pool: nn.MaxPool2d | None = None) -> nn.Module:
 @FORMS
 @HALVES
 def test_in_half_types(dtype: torch.dtype, form: Any) -> None:
-    ready = prepared(slim_model(fastmask), dtype, form)
+    ready = prepare_for_inference(slim_model(fastmask), dtype, form)
     assert len(stems(ready)) == 1
     assert type(ready.backbone.body["conv1"]) is fused.StemConv2d
     assert fused.FusedLastLevelMaxPool in kinds(ready)
@@ -45,8 +45,8 @@ def test_in_half_types(dtype: torch.dtype, form: Any) -> None:
     ("dtype", "form"), [(torch.bfloat16, "off"), (torch.float32, "kernel")], ids=["off", "float32"]
 )
 def test_not_otherwise(dtype: torch.dtype, form: Any) -> None:
-    """Pixels then lie side by side."""
-    ready = prepared(slim_model(fastmask), dtype, form)
+    """Pixels are then dense in memory."""
+    ready = prepare_for_inference(slim_model(fastmask), dtype, form)
     assert not stems(ready)
     pixels = Program(ready, "rle", 0.5, 2048).empty_pixels(2, (32, 64), dtype, "cpu")
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -70,8 +70,8 @@ def test_not_otherwise(dtype: torch.dtype, form: Any) -> None:
     ids=str,
 )
 def test_which_convolutions(conv: nn.Conv2d, own: bool) -> None:
-    """The same maps in any case."""
-    head = prepared(sequence(conv), torch.bfloat16, "kernel").roi_heads.mask_head
+    """The feature maps are the same in any case."""
+    head = prepare_for_inference(sequence(conv), torch.bfloat16, "kernel").roi_heads.mask_head
     assert (type(head[0]) is fused.StemConv2d) == own
     x = torch.randn(2, conv.in_channels, 34, 40).bfloat16().contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_which_convolutions(conv: nn.Conv2d, own: bool) -> None:
 )
 def test_which_poolings(pool: nn.MaxPool2d, own: bool) -> None:
     conv = nn.Conv2d(3, 32, 3, 2, 1)
-    head = prepared(sequence(conv, pool).double(), torch.float64, "kernel").roi_heads.mask_head
+    head = prepare_for_inference(sequence(conv, pool).double(), torch.float64, "kernel").roi_heads.mask_head
     assert (head[2].geometry is not None) == own
     x = torch.randn(2, 3, 34, 41, dtype=torch.float64)
     with torch.no_grad():
@@ -100,10 +100,10 @@ def test_which_poolings(pool: nn.MaxPool2d, own: bool) -> None:
 
 
 def test_pixels_lie_four_apart_as_far_as_the_stem() -> None:
-    """Nothing copies them on the way there, and what lies between them does not count."""
+    """They are not copied on the way to the stem, and the elements between pixels are ignored."""
     model = slim_model(fastmask).eval()
     unsettle(model)
-    program = Program(prepared(model, torch.bfloat16, "kernel"), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(model, torch.bfloat16, "kernel"), "rle", 0.5, 2048)
     seen: list[Tensor] = []
     (stem,) = stems(program)
     stem.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
@@ -133,15 +133,15 @@ def test_predictor_writes_its_pixels_there() -> None:
 @FORMS
 @HALVES
 def test_program_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
-    """Maps of pixels that our kernel reads and of such that cuDNN does; what lies between pixels is NaN."""
+    """Our kernel and cuDNN give the same feature maps; elements between the pixels are NaN."""
     model = slim_model(fastmask).eval().cuda()
-    program = Program(prepared(model, dtype, form), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(model, dtype, form), "rle", 0.5, 2048)
     pixels = program.empty_pixels(2, (128, 160), dtype, "cuda")
     pixels.as_strided((2, 4, 128, 160), pixels.stride())[:, 3] = float("nan")
     pixels.normal_()
     with torch.no_grad():
-        ours = program.model.extract(pixels)[0]
-        theirs = program.model.extract(pixels.contiguous(memory_format=torch.channels_last))[0]
+        ours = program.model.extract_features(pixels).maps
+        theirs = program.model.extract_features(pixels.contiguous(memory_format=torch.channels_last)).maps
     for name, level in ours.items():
         assert level.isfinite().all()
         close(level.float(), theirs[name].float(), 5e-2)

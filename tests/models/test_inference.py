@@ -1,4 +1,4 @@
-"""The models' answers against torchvision's on the same weights: exact in float64, matched in float32, static."""
+"""Predictions of the models against torchvision's on the same weights: exact in float64, matched in float32, static."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask.evaluation.agreement import matched_share
-from fastmask.models.detection.generalized_rcnn import split
+from fastmask.models.detection._unpad import unpad
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 
 SIZES = {"one": [(100, 140)], "several": [(100, 140), (150, 90), (64, 200)], "tiny": [(33, 40), (20, 24)]}
@@ -24,7 +24,7 @@ def images(sizes: list[tuple[int, int]]) -> list[Tensor]:
 
 @torch.no_grad()
 def soft_masks(model: nn.Module, images: list[Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """The 28 x 28 probabilities before they are pasted, and the detections."""
+    """The 28 x 28 probabilities before pasting, and the detections."""
     pasted = []
     module = __import__(type(model.transform).__module__, fromlist=["_"])
     original = module.paste_masks_in_image
@@ -45,10 +45,10 @@ def check_exact(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> lis
     theirs.double(), ours.double()
     images = [image.double() for image in images]
     (expected_masks, expected), (actual_masks, actual) = (soft_masks(model, images) for model in (theirs, ours))
-    for one in zip(actual, expected, strict=True):
-        assert_exact(*one)
-    for one in zip(actual_masks, expected_masks, strict=True):
-        assert_exact_masks(*one)
+    for pair in zip(actual, expected, strict=True):
+        assert_exact(*pair)
+    for pair in zip(actual_masks, expected_masks, strict=True):
+        assert_exact_masks(*pair)
     return expected
 
 
@@ -57,8 +57,8 @@ def check_exact(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> lis
 def test_exact_in_float64(sizes: str, threshold: float) -> None:
     theirs, ours = slim_pair(box_score_thresh=threshold)
     found = check_exact(theirs, ours, images(SIZES[sizes]))
-    assert threshold > 0.05 or all(len(one["boxes"]) for one in found)  # an empty answer would prove nothing
-    assert threshold < 1 or not any(len(one["boxes"]) for one in found)
+    assert threshold > 0.05 or all(len(p["boxes"]) for p in found)  # no detections would prove nothing
+    assert threshold < 1 or not any(len(p["boxes"]) for p in found)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_float32_matches() -> None:
 
 
 def test_infer_is_forward() -> None:
-    """The static program on the whole padding gives what forward, which cuts it off, gives."""
+    """The static program with all padding gives the same as forward, which drops it."""
     _, ours = slim_pair()
     inputs = images(SIZES["several"])
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_infer_is_forward() -> None:
         sizes = torch.tensor(batch.image_sizes)
         detections = ours.infer(batch.tensors, sizes)
         original = [tuple(image.shape[1:]) for image in inputs]
-        static = ours.transform.postprocess(split(detections), batch.image_sizes, original)
+        static = ours.transform.postprocess(unpad(detections), batch.image_sizes, original)
         assert_matched(static, ours(inputs))
     padding = torch.arange(30) >= detections.count[:, None]
     for field in (detections.boxes, detections.scores, detections.labels, detections.masks):
@@ -111,7 +111,7 @@ def test_infer_is_forward() -> None:
 
 
 def test_a_users_own_predictor() -> None:
-    """Any module in the mask predictor's place is asked for all classes; only ours is known to need one."""
+    """A user's mask predictor computes all classes; only ours is known to need one."""
     _, ours = slim_pair()
     inputs = images(SIZES["one"])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_users_own_predictor() -> None:
 
 @pytest.mark.parametrize("names", [["0"], ["0", "pool"]], ids=["one map", "a map of unknown stride"])
 def test_a_users_own_backbone(names: list[str]) -> None:
-    """As torchvision's documentation builds one: any module with out_channels, its own anchors and poolers."""
+    """A backbone as in torchvision's documentation: any module with out_channels, its own anchors and poolers."""
     models = []
     for library in (torchvision, fastmask):
         detection, ops = library.models.detection, library.ops
@@ -170,14 +170,14 @@ def test_a_users_own_backbone(names: list[str]) -> None:
 
 
 class WithPool(nn.Module):
-    """A map and its half."""
+    """A feature map, and the same at half its size."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"0": x, "pool": nn.functional.max_pool2d(x, 2)}
 
 
 def test_norms_are_folded_without_a_trace() -> None:
-    """Hooks, other weights and training mode all see what they would see without folding."""
+    """Hooks, other weights and training mode have the same effect as without folding."""
     _, ours = slim_pair("BatchNorm2d")
     x = torch.randn(1, 3, 64, 64)
     seen = []
@@ -196,7 +196,7 @@ def test_norms_are_folded_without_a_trace() -> None:
 
 
 class Infer(nn.Module):
-    """What is exported."""
+    """The module to export."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -229,17 +229,17 @@ def test_exports_with_dynamic_sizes(strict: bool) -> None:
 
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
-    """Half maps are fine; half anchors, boxes or scores are not: bfloat16 has 8 bits for 200 pixels."""
+    """Feature maps may be half; anchors, boxes and scores may not: bfloat16 has 8 bits for 200 pixels."""
     _, ours = slim_pair(box_score_thresh=0.0)  # on noise, few scores may be above any other
     pixels, sizes = batch_of((120, 160), (128, 150), height=128, width=160)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         if how == "weights":
             ours, pixels = ours.bfloat16(), pixels.bfloat16()
-        looked = ours.rpn.look(list(ours.extract(pixels)[0].values()), (128, 160))
-        proposals, found = ours.rpn.propose(*looked, sizes), ours.infer(pixels, sizes)
-    assert {logit.dtype for logit in looked[0]} == {torch.bfloat16}
+        outputs = ours.rpn.predict(ours.extract_features(pixels), (128, 160))
+        proposals, found = ours.rpn.propose(outputs, sizes), ours.infer(pixels, sizes)
+    assert {logit.dtype for logit in outputs.logits} == {torch.bfloat16}
     for name, values in {
-        "anchors": looked[2][0],
+        "anchors": outputs.anchors,
         "proposals": proposals.boxes,
         "objectness": proposals.scores,
         "boxes": found.boxes,
@@ -283,7 +283,7 @@ def test_infer_has_no_data_dependent_op() -> None:
     ],
 )
 def test_resnet50_in_float64(name: str) -> None:
-    """The real architectures, small images, few classes."""
+    """The full architectures, small images, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
     theirs = torchvision.models.get_model(name, **options).eval()
     calibrate_on_images(theirs)

@@ -1,4 +1,4 @@
-"""When the mask branch's last layers are one op, when they are layers, and that both give the same."""
+"""The last layers of the mask branch run as one op or as layers, with the same results."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastmask.models.detection import roi_heads
+from fastmask.models.detection import _mask_head
 from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 
 
@@ -19,10 +19,10 @@ def draw(dtype: torch.dtype = torch.float32) -> tuple[MaskRCNNPredictor, Tensor,
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One for each call of the op."""
+    """A list with one element for each call of the op."""
     found: list[int] = []
-    op = roi_heads.class_masks_op
-    monkeypatch.setattr(roi_heads, "class_masks_op", lambda *args: (found.append(1), op(*args))[1])
+    op = _mask_head.class_masks_op
+    monkeypatch.setattr(_mask_head, "class_masks_op", lambda *args: (found.append(1), op(*args))[1])
     return found
 
 
@@ -33,10 +33,10 @@ def test_the_op_gives_what_the_layers_do(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     predictor, *tensors = draw(dtype)
     predictor, tensors = predictor.to(device), [tensor.to(device) for tensor in tensors]
-    masks = roi_heads.predict_masks(predictor, *tensors)
+    masks = _mask_head.predict_mask_probs(predictor, *tensors)
     assert len(calls) == 1
-    monkeypatch.setattr(roi_heads, "is_plain", lambda *_: False)
-    expected = roi_heads.predict_masks(predictor, *tensors)
+    monkeypatch.setattr(_mask_head, "is_plain", lambda *_: False)
+    expected = _mask_head.predict_mask_probs(predictor, *tensors)
     assert len(calls) == 1
     torch.testing.assert_close(masks, expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
     assert masks.shape == (2, 3, 28, 28)
@@ -100,31 +100,34 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_is_no_plain_predictor_stays_layers(change: Callable[[MaskRCNNPredictor], None]) -> None:
     predictor, hidden, _, _ = draw()
-    assert roi_heads.is_plain(predictor, hidden)
+    assert _mask_head.is_plain(predictor, hidden)
     change(predictor)
     if change is keep_gradients:
         with torch.no_grad():
-            assert roi_heads.is_plain(predictor, hidden)
+            assert _mask_head.is_plain(predictor, hidden)
     else:
         predictor.requires_grad_(False)
-    assert not roi_heads.is_plain(predictor, hidden)
+    assert not _mask_head.is_plain(predictor, hidden)
 
 
 def test_users_own_predictors_and_autocast_stay_layers(calls: list[int]) -> None:
     predictor, *tensors = draw()
     own = nn.Sequential(*predictor)
     torch.testing.assert_close(
-        roi_heads.predict_masks(own, *tensors), roi_heads.predict_masks(predictor, *tensors), rtol=0, atol=1e-5
+        _mask_head.predict_mask_probs(own, *tensors),
+        _mask_head.predict_mask_probs(predictor, *tensors),
+        rtol=0,
+        atol=1e-5,
     )
     assert len(calls) == 1
     with torch.autocast("cpu", torch.bfloat16):
-        roi_heads.predict_masks(predictor, *tensors)
+        _mask_head.predict_mask_probs(predictor, *tensors)
     assert len(calls) == 1
 
 
 def test_gradients_flow(calls: list[int]) -> None:
     predictor, hidden, labels, count = draw()
-    roi_heads.predict_masks(predictor, hidden.requires_grad_(), labels, count).sum().backward()
+    _mask_head.predict_mask_probs(predictor, hidden.requires_grad_(), labels, count).sum().backward()
     assert hidden.grad is not None
     assert not calls
 
@@ -135,11 +138,11 @@ class Branch(nn.Module):
         self.predictor = predictor
 
     def forward(self, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-        return roi_heads.predict_masks(self.predictor, hidden, labels, count)
+        return _mask_head.predict_mask_probs(self.predictor, hidden, labels, count)
 
 
 def test_exports_keep_the_layers_and_compiled_programs_the_op() -> None:
-    """But with torch 2.11, whose compiler takes every program for one to export: there it sees the layers."""
+    """torch 2.11 is an exception: its compiler takes every program for one to export, and sees the layers."""
     predictor, *tensors = draw()
     exported = torch.export.export(Branch(predictor), tuple(tensors))
     assert "class_masks" not in str(exported.graph)

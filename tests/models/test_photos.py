@@ -68,7 +68,7 @@ def test_all_photos_in_float32(name: str) -> None:
 
 @pytest.mark.slow
 def test_all_photos_in_float64() -> None:
-    """On the slim model, whose float64 is affordable."""
+    """The slim model is fast enough for float64."""
     images = [image.double() for image in photos(13).values()]
     theirs, ours = (model.double() for model in slim_pair(min_size=400, max_size=600))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_all_photos_in_float64() -> None:
 
 @pytest.mark.slow
 def test_the_fine_tuning_tutorial_on_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's, with only the import and the learning rate changed: the COCO weights in the cache are random."""
+    """torchvision's tutorial with another import and learning rate: the COCO weights in the cache are random."""
     from fastmask.models.detection import maskrcnn_resnet50_fpn
     from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
     from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -122,7 +122,7 @@ def test_the_fine_tuning_tutorial_on_photos(tmp_path: Path, monkeypatch: pytest.
 
 
 def balloons(name: str, image: Tensor) -> dict[str, Tensor]:
-    """The target of a training photo: its polygons, as VIA wrote them."""
+    """The target of a training photo, from its polygons in VIA's format."""
     entries = json.loads(Path(FOLDER, "train", "via_region_data.json").read_text()).values()
     (regions,) = (entry["regions"] for entry in entries if entry["filename"] == name)
     masks = []

@@ -1,4 +1,4 @@
-"""fastmask.models.prepare: weights made ready once, for the same answers."""
+"""fastmask.models.prepare: weights are prepared once, for the same predictions."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from torch import nn
 
 import fastmask
 from fastmask import ops
-from fastmask.models.prepare import prepared
+from fastmask.models.prepare import prepare_for_inference
 
 V2 = pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow)  # test_fuse.py has it as well
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", V2])
 def test_prepared_weights(name: str) -> None:
-    """float64: the same answers from a copy without a single norm; the model is left as it was."""
+    """A copy without any norm gives the same in float64; the model stays as it was."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 3}
     model = fastmask.models.get_model(name, **options).eval().double()
     for module in model.modules():
@@ -22,39 +22,43 @@ def test_prepared_weights(name: str) -> None:
             for values in (module.weight, module.bias, module.running_mean):
                 values.data.uniform_(0.5, 1.5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    ready = prepared(model, torch.float64)
+    ready = prepare_for_inference(model, torch.float64)
     assert not [m for m in ready.modules() if isinstance(m, nn.BatchNorm2d | ops.FrozenBatchNorm2d | nn.GroupNorm)]
     pixels, sizes = torch.randn(1, 3, 64, 96, dtype=torch.float64), torch.tensor([[60, 90]])
     rois = torch.randn(7, 256, 7, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        maps, expected = (one.extract(pixels)[0] for one in (ready, model))
+        maps, expected = (either.extract_features(pixels).maps for either in (ready, model))
         for level in expected:
             scale = expected[level].abs().max()
             torch.testing.assert_close(maps[level] / scale, expected[level] / scale, rtol=0, atol=1e-9)
-        heads = [one.roi_heads.box_head(rois) for one in (ready, model)]
+        heads = [either.roi_heads.box_head(rois) for either in (ready, model)]
         torch.testing.assert_close(*heads, rtol=1e-9, atol=1e-9)
-        known = ready.rpn.anchor_generator.together((64, 96), list(maps.values()))
-        assert known is ready.rpn.anchor_generator.together((64, 96), list(maps.values()))
-        assert torch.equal(known, torch.cat(ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))))
+        cached = ready.rpn.anchor_generator.all_anchors((64, 96), list(maps.values()))
+        assert cached is ready.rpn.anchor_generator.all_anchors((64, 96), list(maps.values()))
+        assert torch.equal(cached, torch.cat(ready.rpn.anchor_generator.anchors((64, 96), list(maps.values()))))
         ready.infer(pixels, sizes)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_norm_that_is_watched_stays() -> None:
-    watched = slim_model(fastmask, "BatchNorm2d").eval()
-    watched.backbone.body["bn1"].register_forward_hook(lambda *_: None)
-    left = [name for name, m in prepared(watched, torch.float32).named_modules() if isinstance(m, nn.BatchNorm2d)]
+def test_a_norm_with_a_hook_stays() -> None:
+    hooked = slim_model(fastmask, "BatchNorm2d").eval()
+    hooked.backbone.body["bn1"].register_forward_hook(lambda *_: None)
+    left = [
+        name
+        for name, m in prepare_for_inference(hooked, torch.float32).named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     assert left == ["backbone.body.bn1"]
 
 
 def test_shared_layers_are_not_folded() -> None:
-    """Of a convolution used twice, folding one norm would change the other."""
+    """Folding one norm into a convolution that is used twice would change the other use."""
     conv, norm, other = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
     other.running_mean.uniform_(1, 2)
     model = slim_model(fastmask).eval()
     model.roi_heads.mask_head.add_module("one", nn.Sequential(conv, norm, nn.ReLU(), conv, norm))
     model.roi_heads.mask_head.add_module("two", nn.Sequential(conv, other))
-    ready = prepared(model.eval(), torch.float32)
+    ready = prepare_for_inference(model.eval(), torch.float32)
     x = torch.randn(1, 4, 5, 5)
     for name in ("one", "two"):
         expected = model.roi_heads.mask_head.get_submodule(name)(x)

@@ -11,16 +11,16 @@ from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
 import fastmask
-from fastmask.models.detection.losses import valid_rows_in_turn
+from fastmask.models.detection.losses import repeat_valid_rows
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.structures import padded_targets
+from fastmask.structures import pad_targets
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]
 
 
 def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets, the first of which may have no objects."""
+    """Images and targets, the first of which may have no instances."""
     images, targets = [], []
     for i, (height, width) in enumerate(SIZES):
         image, target = draw_image(height, width)
@@ -33,7 +33,7 @@ def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple
     return images, targets
 
 
-def first_come(model: nn.Module) -> None:
+def draw_first(model: nn.Module) -> None:
     """Let both libraries draw the first candidates, positive and negative, instead of random ones."""
     for part in (model.rpn, model.roi_heads):
         sampler = part.fg_bg_sampler
@@ -57,26 +57,26 @@ def first_come(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("num", [9, 4], ids=["more than outputs", "fewer"])
-@pytest.mark.parametrize("watched", [False, True], ids=["plain", "watched"])
-def test_box_head_of_channels_last_features(num: int, watched: bool) -> None:
-    """The same values and gradients as of flat features, float64; hooks see the layer as it is."""
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain", "with a hook"])
+def test_box_head_of_channels_last_features(num: int, hooked: bool) -> None:
+    """Values and gradients are those of flat features in float64; a layer with hooks is called as it is."""
     head = fastmask.models.detection.faster_rcnn.TwoMLPHead(5 * 3 * 2, 6).double()
     theirs = torchvision.models.detection.faster_rcnn.TwoMLPHead(5 * 3 * 2, 6).double()
     theirs.load_state_dict(head.state_dict())
     calls: list[int] = []
-    if watched:
+    if hooked:
         head.fc6.register_forward_hook(lambda *_: calls.append(1))
     plain = torch.randn(num, 5, 3, 2, dtype=torch.float64, requires_grad=True)
     last = plain.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     ours, expected = head(last), theirs(plain)
-    assert len(calls) == watched
+    assert len(calls) == hooked
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     for outputs in (ours, expected):
         outputs.square().sum().backward()
     torch.testing.assert_close(last.grad, plain.grad, rtol=1e-12, atol=1e-12)
     for mine, other in zip(head.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
-    if num > 6 and not watched:
+    if num > 6 and not hooked:
         assert last.grad.is_contiguous(memory_format=torch.channels_last)  # nothing was put into another order
 
 
@@ -85,7 +85,7 @@ def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
     theirs, ours = slim_pair(**small | options)
     for model in (theirs, ours):
         model.double().train()
-        first_come(model)
+        draw_first(model)
     assign = theirs.rpn.assign_targets_to_anchors
 
     def in_double(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
@@ -136,7 +136,7 @@ def test_no_object_at_all() -> None:
 
 
 def test_losses_in_eval_mode() -> None:
-    """Asked for since vision #1574: validation losses, without touching any norm."""
+    """Validation losses, requested in vision #1574, leave all norms unchanged."""
     _, ours = slim_pair("BatchNorm2d")
     before = {name: buffer.clone() for name, buffer in ours.named_buffers()}
     with torch.no_grad():
@@ -148,13 +148,13 @@ def test_losses_in_eval_mode() -> None:
 
 def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
     batch, resized = model.transform(*draw_batch(torch.float32))
-    return batch.tensors, torch.tensor(batch.image_sizes), padded_targets(resized, batch.tensors, True)
+    return batch.tensors, torch.tensor(batch.image_sizes), pad_targets(resized, batch.tensors, True)
 
 
 def test_losses_compile_to_one_graph() -> None:
     _, ours = slim_pair(rpn_post_nms_top_n_train=100)
     ours.train()
-    first_come(ours)
+    draw_first(ours)
     arguments = static_arguments(ours)
     expected = ours.losses(*arguments)
     compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")(*arguments)
@@ -166,7 +166,7 @@ def test_losses_compile_to_one_graph() -> None:
 
 
 def test_losses_have_no_data_dependent_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it runs on a GPU: with nothing cut off."""
+    """The program as it runs on a GPU, with all padding."""
     _, ours = slim_pair(rpn_post_nms_top_n_train=100)
     arguments = static_arguments(ours.train())
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -177,7 +177,7 @@ def test_losses_have_no_data_dependent_op(monkeypatch: pytest.MonkeyPatch) -> No
 def test_matcher_is_torchvisions() -> None:
     theirs = torchvision.models.detection._utils.Matcher
     quality = (torch.rand(7, 300) * 10).round() / 10  # many ties
-    quality[3] = 0  # an object that nothing overlaps
+    quality[3] = 0  # an instance that nothing overlaps
     for low_quality in (False, True):
         for high, low in ((0.7, 0.3), (0.5, 0.5)):
             expected = theirs(high, low, low_quality)(quality)
@@ -190,7 +190,7 @@ def test_matcher_is_torchvisions() -> None:
 
 @pytest.mark.parametrize(("positives", "negatives"), [(0, 0), (0, 50), (3, 50), (50, 3), (50, 50), (50, 0), (2, 3)])
 def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -> None:
-    """How many of each, which are eligible, each once; and every candidate has the same chance."""
+    """The numbers of both kinds are torchvision's, samples are eligible and distinct, and each has the same chance."""
     labels = torch.tensor([1] * positives + [0] * negatives + [-1] * 7)
     labels = labels[torch.randperm(len(labels))][None]
     theirs = torchvision.models.detection._utils.BalancedPositiveNegativeSampler(20, 0.25)
@@ -245,9 +245,9 @@ def test_bad_targets_say_so(message: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 1.0])
 def test_padding_repeats_what_counts(share: float, device: torch.device) -> None:
-    """Where all rows are computed, norms in the heads must not see zeros; each valid row counts once."""
+    """Norms in the heads must not see zeros where all rows are computed; each valid row counts once."""
     valid = torch.rand(3, 64, device=device) < share
-    rows, counts = valid_rows_in_turn(valid)
+    rows, counts = repeat_valid_rows(valid)
     number = int(valid.sum())
     assert rows.shape == counts.shape == (192,)
     assert sorted(rows[counts].tolist()) == valid.flatten().nonzero().squeeze(1).tolist()
@@ -260,7 +260,7 @@ def test_padding_repeats_what_counts(share: float, device: torch.device) -> None
 
 
 def test_the_fine_tuning_tutorial() -> None:
-    """torchvision's, with only the import changed: other predictors, some steps, evaluation."""
+    """torchvision's tutorial with only the import changed: other predictors, some steps, evaluation."""
     from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
     from fastmask.models.detection.mask_rcnn import MaskRCNNPredictor
 

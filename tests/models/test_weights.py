@@ -69,7 +69,7 @@ def test_state_dicts_are_torchvisions(name: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights(seed: int) -> None:
-    """Modules are made in torchvision's order."""
+    """Modules are initialized in torchvision's order."""
     states = []
     for library in (fastmask, torchvision):
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def test_models_by_name() -> None:
 
 
 def put_in_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, state: dict[str, torch.Tensor]) -> None:
-    """As if it had been downloaded: a file made with torchvision in torch.hub's cache."""
+    """A file made with torchvision lies in torch.hub's cache, as if it had been downloaded."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(folder))
     path = folder / "checkpoints" / url.rpartition("/")[2]
     path.parent.mkdir()
@@ -128,7 +128,7 @@ def put_in_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, state:
 
 
 def test_coco_weights_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loading that a download ends in: norms frozen, eps 0, first stages not trained, as in torchvision."""
+    """Published weights load as in torchvision: norms frozen, eps 0, first stages not trained."""
     frozen = torchvision.ops.FrozenBatchNorm2d
     backbone = torchvision.models.resnet50(weights=None, norm_layer=frozen)
     backbone = torchvision.models.detection.backbone_utils._resnet_fpn_extractor(backbone, 3)
@@ -161,7 +161,7 @@ def test_offline_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through torch.hub itself, from a ``file:`` address: the right hash loads, a wrong one and a torn file do not."""
+    """torch.hub loads from a ``file:`` URL: the right hash loads, a wrong one and a truncated file do not."""
     torch.save({"a": torch.ones(2)}, tmp_path / "made.pth")
     content = (tmp_path / "made.pth").read_bytes()
     prefix = hashlib.sha256(content).hexdigest()[:8]
@@ -186,7 +186,7 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
 
 
 def test_old_checkpoints_load() -> None:
-    """Keys of torchvision's first versions: bare convolutions in the RPN head, the FPN and the mask head."""
+    """Old keys of torchvision load: bare convolutions in the RPN head, the FPN and the mask head."""
     with torch.device("meta"):
         model = build(fastmask, "maskrcnn_resnet50_fpn", weights_backbone=None)
     renamed = {}

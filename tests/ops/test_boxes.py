@@ -1,4 +1,4 @@
-"""NMS and box operations against torchvision."""
+"""Non-maximum suppression and box operations against torchvision."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_nms_at_exact_fractions(iou: tuple[int, int]) -> None:
 
 
 def away_from_threshold(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """The boundary band: which boxes have no other of their group with an IoU within 1e-4 of the threshold."""
+    """Whether boxes are outside the boundary band: no other of their group has an IoU within 1e-4 of the threshold."""
     iou = tv.box_iou(boxes.double(), boxes.double())
     near = ((iou - threshold).abs() < 1e-4) & (groups[:, None] == groups)
     return ~near.any(1)
@@ -83,8 +83,8 @@ def test_nms_padded_is_nms_of_each_image() -> None:
     indices, count = ops.nms_padded(boxes, scores, groups, valid, iou_threshold=0.4)
     assert indices.shape == (3, 100)
     for b in range(3):
-        real = valid[b].nonzero().squeeze(1)
-        expected = real[ops.batched_nms(boxes[b, real], scores[b, real], groups[b, real], 0.4)]
+        rows = valid[b].nonzero().squeeze(1)
+        expected = rows[ops.batched_nms(boxes[b, rows], scores[b, rows], groups[b, rows], 0.4)]
         assert torch.equal(indices[b, : count[b]], expected)
         assert (indices[b, count[b] :] == -1).all()
 
@@ -163,8 +163,8 @@ def rotated_boxes(num: int, far: float = 0.0) -> Tensor:
     return torch.cat([place, sides, torch.rand(num, 1, dtype=torch.float64) * 720 - 360], 1)
 
 
-def painted_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
-    """IoU of two rotated boxes by counting sample points: an oracle that shares nothing with polygon clipping."""
+def sampled_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
+    """IoU of two rotated boxes by counting sample points: a reference that shares nothing with polygon clipping."""
     y, x = torch.meshgrid(torch.linspace(-30, 80, side), torch.linspace(-30, 80, side), indexing="ij")
     inside = []
     for cx, cy, w, h, degrees in (a.tolist(), b.tolist()):
@@ -174,13 +174,13 @@ def painted_iou(a: Tensor, b: Tensor, side: int = 1500) -> float:
     return float((inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum())
 
 
-def test_rotated_iou_is_the_painted_one() -> None:
+def test_rotated_iou_is_the_sampled_one() -> None:
     boxes = rotated_boxes(4)
     iou = ops.box_iou(boxes, boxes, "cxcywhr")
     for i in range(4):
         assert iou[i, i] == pytest.approx(1)
         for j in range(i):
-            assert iou[i, j] == pytest.approx(painted_iou(boxes[i], boxes[j]), abs=5e-3)
+            assert iou[i, j] == pytest.approx(sampled_iou(boxes[i], boxes[j]), abs=5e-3)
 
 
 @pytest.mark.parametrize("fmt", ROTATED)
@@ -195,7 +195,7 @@ def test_rotated_iou_far_from_the_origin(fmt: str, far: float) -> None:
 @pytest.mark.skipif(not ROTATED_IOU, reason="this torchvision has no rotated IoU to compare with")
 @pytest.mark.parametrize("fmt", ROTATED)
 def test_rotated_iou_is_torchvisions(fmt: str) -> None:
-    """Of almost all pairs: now and then torchvision is off by up to 0.13 where edges nearly coincide."""
+    """Almost all pairs match: torchvision is off by up to 0.13 for a few whose edges nearly coincide."""
     a, b = (tv.box_convert(rotated_boxes(n), "cxcywhr", fmt).float() for n in (40, 30))
     equal = (ops.box_iou(a, b, fmt) - tv.box_iou(a, b, fmt)).abs() < 2e-3
     assert equal.sum() >= equal.numel() - 5
@@ -218,5 +218,5 @@ def test_masks_to_boxes(dtype: torch.dtype) -> None:
 
 
 def test_masks_to_boxes_keeps_masks_without_pixels() -> None:
-    """torchvision forgets how many there were."""
+    """torchvision loses the number of masks here."""
     assert torch.equal(ops.masks_to_boxes(torch.zeros(3, 0, 5)), torch.zeros(3, 4))

@@ -37,7 +37,7 @@ def test_iou_losses_widen(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", IOU_LOSSES)
 def test_iou_losses_have_gradients_apart(name: str) -> None:
-    """The point of these losses: boxes that do not touch are drawn together."""
+    """Boxes that do not overlap have gradients, which is the point of these losses."""
     near = torch.tensor([[0.0, 0, 10, 10]], dtype=torch.float64, requires_grad=True)
     far = torch.tensor([[50.0, 60, 62, 75]], dtype=torch.float64)
     getattr(ops, name)(near, far, reduction="sum").backward()

@@ -1,4 +1,4 @@
-"""The public mask functions: paste bitwise as torchvision, detectron2's algorithm, RLE dicts as pycocotools."""
+"""Mask functions: pasting is bitwise torchvision's or detectron2's algorithm, and RLE dicts are pycocotools'."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SIZE = (120, 170)
 
 
 def inside_boxes(num: int) -> Tensor:
-    """Boxes as torchvision's models paste them: clipped to the image."""
+    """Boxes clipped to the image, as torchvision's models paste them."""
     return ops.clip_boxes_to_image(draw_boxes(num, SIZE, 120), SIZE)
 
 
@@ -29,7 +29,7 @@ def test_paste_is_torchvisions_bitwise(dtype: torch.dtype, num: int, padding: in
 
 
 def test_paste_is_torchvisions_bitwise_on_degenerate_boxes() -> None:
-    """Those of no area, of the whole image and beyond it; not those out of the image, where torchvision raises."""
+    """Boxes without area, of the whole image and beyond it; torchvision raises for boxes outside the image."""
     boxes = hostile_boxes(SIZE)[[0, 1, 2, 3, 4, 7, 10, 11, 12]]
     masks = draw_masks(len(boxes))[:, None]
     assert torch.equal(ops.paste_masks_in_image(masks, boxes, SIZE), torchvision_paste(masks, boxes, SIZE))
@@ -55,7 +55,7 @@ def test_paste_gradient_is_torchvisions() -> None:
 
 
 def detectron2_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The algorithm of detectron2/layers/mask_ops.py: grid_sample at pixel centres, in float64 -> [N, H, W]."""
+    """The algorithm of detectron2/layers/mask_ops.py: grid_sample at pixel centers, in float64 -> [N, H, W]."""
     height, width = size
     x0, y0, x1, y1 = (corner[:, None] for corner in boxes.double().unbind(1))
     y = (torch.arange(height).double() + 0.5 - y0) / (y1 - y0) * 2 - 1  # [N, H]
@@ -109,7 +109,7 @@ def test_encode_masks_of_several_image_sizes() -> None:
 
 
 def test_encode_masks_that_need_more_room() -> None:
-    """Noise over a tall image: more bytes than the usual mask's."""
+    """Noise over a tall image takes more bytes than usual masks."""
     masks, boxes = torch.rand(2, 28, 28), torch.tensor([[0.0, 0, 300, 2000]] * 2)
     encoded = ops.encode_masks(masks, boxes, (2000, 300), threshold=0.5)
     assert min(len(rle["counts"]) for rle in encoded) > ops.masks.CAPACITY

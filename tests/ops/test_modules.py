@@ -48,7 +48,7 @@ def test_fpn(block: str, norm: type[nn.Module] | None, seed: int) -> None:
 
 
 def test_fpn_under_autocast_upsamples_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which copies values; the sums stay bfloat16, a rounding away from torchvision's."""
+    """Upsampling copies values; the sums stay bfloat16, a rounding away from torchvision's."""
     seen = []
 
     def interpolate(x: torch.Tensor, **options: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Names, signatures and submodules are torchvision's; what is not provided says so; TorchScript is refused clearly."""
+"""Names, signatures and submodules are torchvision's; errors name what is not provided, and refuse TorchScript."""
 
 import importlib
 import inspect
@@ -126,7 +126,7 @@ def test_scripting_a_function_that_calls_ours_is_refused() -> None:
 
 
 def test_the_ops_compile_and_export_without_breaks() -> None:
-    """The padded forms are static: one graph, no sync, the same answers."""
+    """The padded forms are static: one graph, no host sync, the same results."""
 
     def program(features: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
         indices, count = ops.nms_padded(boxes[None], scores[None], iou_threshold=0.5, max_output=8)
@@ -146,14 +146,14 @@ def test_the_ops_compile_and_export_without_breaks() -> None:
             return program(*arguments)
 
     exported = torch.export.export(Program(), arguments).module()(*arguments)
-    for answers in (compiled, exported):
-        for actual, wanted in zip(answers, expected, strict=True):
+    for results in (compiled, exported):
+        for actual, wanted in zip(results, expected, strict=True):
             torch.testing.assert_close(actual, wanted)
 
 
 @pytest.mark.parametrize("num", [2, 7, 20], ids="N{}".format)
 def test_nms_exports(num: int) -> None:
-    """How many are kept is only known at run time: the exported program serves any answer."""
+    """The number of kept boxes is only known at run time: the exported program serves any."""
 
     class Keep(nn.Module):
         def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from fastmask import ops
 
 
 def draw_rois(num: int = 30) -> Tensor:
-    """Every box that torchvision's CPU kernel survives."""
+    """Every box that does not crash torchvision's CPU kernel."""
     boxes = torch.cat([draw_boxes(num), hostile_boxes()])
     return with_images(boxes[finite(boxes)], 2)
 
@@ -55,7 +55,7 @@ def test_roi_align(dtype: torch.dtype, ratio: int, aligned: bool) -> None:
 @pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
 @pytest.mark.parametrize("scale", [0.25, 0.0625], ids="scale{}".format)
 def test_adaptive_boxes_of_whole_bins(scale: float, aligned: bool) -> None:
-    """In float32 a side of 7 bins may be 7.0000001 pixels: torchvision and we must see the same number of samples."""
+    """In float32 a side of 7 bins may be 7.0000001 pixels: both libraries must take the same number of samples."""
     corner = torch.rand(200, 2) * 300
     sides = torch.randint(1, 4, (200, 2)) * 7 / scale
     rois = torch.cat([torch.zeros(200, 1), corner, corner + sides], 1)
@@ -91,7 +91,7 @@ def test_list_of_boxes() -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("roi_dtype", FLOATS, ids="rois{}".format)
 def test_mixed_and_half_types(dtype: torch.dtype, roi_dtype: torch.dtype) -> None:
-    """What torchvision refuses, or computes in half types: ours equals float64 on the values given, rounded once."""
+    """Ours equals float64 on the given values, rounded once, where torchvision refuses or computes in half types."""
     features, rois = torch.randn(2, 4, 50, 75).to(dtype), draw_rois().to(roi_dtype)
     rois = rois[finite(rois)]  # rounding to half may have made inf of a corner
     tolerance = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
@@ -169,7 +169,7 @@ for name, rois in cases:
 
 
 def test_special_coordinates_give_zeros() -> None:
-    """Zeros for that RoI, and for the ordinary ones beside it what torchvision gives, where it lives to give it."""
+    """That RoI gives zeros, and the ordinary ones beside it torchvision's values, where it does not crash."""
     features = torch.randn(1, 2, 10, 10)
     names = [(name, corner) for name in ("roi_align", "roi_pool") for corner in SPECIAL]
     cases = [
@@ -180,27 +180,27 @@ def test_special_coordinates_give_zeros() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=stdin, capture_output=True, text=True, timeout=300, check=True
     )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(cases)
-    assert any(answer is not None for answer in answers)
-    for (name, rois), answer in zip(cases, answers, strict=True):
+    outputs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outputs) == len(cases)
+    assert any(output is not None for output in outputs)
+    for (name, rois), output in zip(cases, outputs, strict=True):
         options = {"sampling_ratio": 2} if name == "roi_align" else {}
         actual = getattr(ops, name)(features, rois, 2, **options)
         assert not actual[1].any()
-        if answer is not None:
-            expected = torch.tensor(answer)
+        if output is not None:
+            expected = torch.tensor(output)
             torch.testing.assert_close(actual[[0, 2]].flatten(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_adaptive_grids_of_a_million_pixels() -> None:
-    """torchvision lists every sample, and raises or runs out of memory; only those on the map cost us anything."""
+    """torchvision lists every sample, and raises or runs out of memory; ours computes only those on the feature map."""
     features, rois = torch.randn(1, 2, 10, 10), torch.tensor([[0, -1e6, -1e6, 1e6, 1e6]])
     assert ops.roi_align(features, rois, 2).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool"])
 def test_outputs_may_be_changed_in_place(name: str) -> None:
-    """As an inplace ReLU after pooling does in training: no output is a view of something hidden."""
+    """No output is a view of hidden memory, so that an in-place ReLU after pooling works in training."""
     features = torch.randn(2, 3, 16, 16, requires_grad=True)
     for maps in (features, features.to(memory_format=torch.channels_last)):
         pooled = getattr(ops, name)(maps, with_images(draw_boxes(5, (16, 16), 16), 2), 2)
@@ -211,7 +211,7 @@ def test_outputs_may_be_changed_in_place(name: str) -> None:
 
 
 def test_infinite_features_stay_infinite() -> None:
-    """A tap that only fills a row up must not meet them with weight 0."""
+    """A tap that only fills up a row must not multiply them by 0."""
     features = torch.randn(1, 1, 8, 8)
     features[0, 0, 3, 3] = float("inf")
     rois = torch.tensor([[0, 0.3, 0.2, 7, 7], [0, -3.3, -2.2, 5.1, 5.3], [0, 0.0, 0, 3.1, 3.3]])
@@ -233,7 +233,7 @@ def test_default_dtype_does_not_matter() -> None:
 
 
 def test_many_small_maps() -> None:
-    """One RoI on each of many maps, as in a mask loss: images apart and together give the same."""
+    """One RoI on each of many maps, as in a mask loss: images give the same apart and together."""
     masks = (torch.rand(150, 1, 30, 40) < 0.5).float()
     rois = torch.cat([torch.arange(150.0)[:, None], draw_boxes(150, (30, 40), 30)], 1)
     for maps in (masks, masks.expand(-1, 3, -1, -1)):
@@ -255,6 +255,6 @@ class Pools(torch.nn.Module):
 
 
 def test_symbolic_tracing() -> None:
-    """torch.fx takes each pooling as one step, as it does torchvision's."""
+    """torch.fx records each pooling as one node, as it does torchvision's."""
     x, boxes = torch.randn(1, 3, 16, 16), draw_boxes(4, (16, 16), 16)
     assert torch.equal(torch.fx.symbolic_trace(Pools())(x, boxes), Pools()(x, boxes))

@@ -1,4 +1,4 @@
-"""The mask branch after pooling: its convolutions, its predictor, and the masks of the predicted classes alone."""
+"""The mask head after pooling: its convolutions, its predictor, and the masks of the predicted classes alone."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastmask.checks import NotScriptable, upcast
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.ops.misc import Conv2dNormActivation
+from fastmask.structures import valid_mask
 
 
 class MaskRCNNHeads(NotScriptable, nn.Sequential):
@@ -18,11 +19,7 @@ class MaskRCNNHeads(NotScriptable, nn.Sequential):
     _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
 
     def __init__(
-        self,
-        in_channels: int,
-        layers: Sequence[int],
-        dilation: int,
-        norm_layer: Callable[..., nn.Module] | None = None,
+        self, in_channels: int, layers: Sequence[int], dilation: int, norm_layer: Callable[..., nn.Module] | None = None
     ) -> None:
         blocks = []
         for channels in layers:
@@ -65,10 +62,10 @@ class MaskRCNNPredictor(NotScriptable, nn.Sequential):
                 nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
 
-def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
-    """Masks [B, D, 2h, 2w] of each detection's class, from hidden [B * D, C, h, w], labels [B, D] and count [B].
+def predict_mask_probs(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    """Mask probabilities [B, D, 2h, 2w] of each detection's class, zeros in padding; one op without gradients.
 
-    Probabilities, zeros in padding. Where no gradient is wanted, all of it is one op.
+    From hidden [B * D, C, h, w], labels [B, D] and count [B].
     """
     if is_plain(predictor, hidden):
         layers: Any = predictor
@@ -76,14 +73,13 @@ def predict_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: T
         weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
         plain: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
         return plain.view(*labels.shape, *plain.shape[1:])
-    logits = class_masks(predictor, hidden, labels.flatten())
-    real = torch.arange(labels.shape[1], device=logits.device) < count[:, None]
+    logits = predict_mask_logits(predictor, hidden, labels.flatten())
     masks = upcast(logits).sigmoid().view(*labels.shape, *logits.shape[1:])
-    return masks.masked_fill(~real[:, :, None, None], 0)
+    return masks.masked_fill(~valid_mask(count, labels.shape[1])[:, :, None, None], 0)
 
 
 def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
-    """Whether ``fastmask::class_masks`` gives what a predictor would: unchanged layers, no gradient, no export."""
+    """Whether ``fastmask::class_masks`` can replace a predictor: unchanged layers, no gradient, no export."""
     if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
         return False
     layers: Any = predictor
@@ -100,9 +96,9 @@ def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
     return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
 
 
-def class_masks(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+def predict_mask_logits(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
-    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the one
+    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the predicted one
         every: Tensor = predictor(hidden)
         return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
     deconv, relu, last = predictor

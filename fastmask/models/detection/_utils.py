@@ -1,4 +1,4 @@
-"""Box coding and what builders share; torchvision.models.detection._utils' names."""
+"""Box coding, and helpers of the builders; torchvision.models.detection._utils' names."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class BoxCoder:
     """Boxes as regression deltas to reference boxes (Fast R-CNN, appendix C).
 
     Args:
-        weights: what (dx, dy, dw, dh) are multiplied by.
-        bbox_xform_clip: the largest dw and dh, after division by their weights.
+        weights: factors of (dx, dy, dw, dh).
+        bbox_xform_clip: largest dw and dh, after division by their weights.
 
     Source: torchvision/models/detection/_utils.py.
     """
@@ -46,11 +46,11 @@ class BoxCoder:
 
     def decode(self, rel_codes: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Deltas [N, C * 4] or [N, C, 4] on the boxes [N_i, 4] of each image, N in all -> boxes [N, C, 4]."""
-        together = torch.cat(tuple(boxes), dim=0)
-        if len(together) > 0:
-            rel_codes = rel_codes.reshape(len(together), -1)
-        decoded = self.decode_single(rel_codes, together)
-        return decoded.reshape(len(together), -1, 4) if len(together) > 0 else decoded
+        references = torch.cat(tuple(boxes), dim=0)
+        if len(references) > 0:
+            rel_codes = rel_codes.reshape(len(references), -1)
+        decoded = self.decode_single(rel_codes, references)
+        return decoded.reshape(len(references), -1, 4) if len(references) > 0 else decoded
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Deltas [N, C * 4] on boxes [N, 4] -> boxes [N, C * 4]."""
@@ -72,7 +72,7 @@ class BoxCoder:
         min_score: float,
         above: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Candidates' boxes [B, N, 4], clipped to the image sizes, and which of them count [B, N].
+        """Boxes of candidates [B, N, 4], clipped to the image sizes, and which of them are valid [B, N].
 
         On a GPU in one launch, but where PyTorch is to see the steps: for gradients, to compile or export them.
         Args and shapes: see :func:`fastmask.kernels.fallback.decode.decode_boxes`.
@@ -94,7 +94,7 @@ class BoxCoder:
         min_size: float,
         min_score: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """An RPN's candidates, from the logits that were chosen: boxes [B, N, 4], scores and which count [B, N].
+        """Candidates of an RPN, from its best logits: boxes [B, N, 4], scores and which are valid [B, N].
 
         Where it is one launch: see :meth:`decode_candidates`. Args and shapes: see
         :func:`fastmask.kernels.fallback.decode.decode_levels`.
@@ -116,7 +116,7 @@ class BoxCoder:
         min_size: float,
         min_score: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A box head's candidates in one launch: boxes [B, N, 4], labels, scores and which count [B, N].
+        """Candidates of a box head in one launch: boxes [B, N, 4], labels, scores and which are valid [B, N].
 
         Args and shapes: see :func:`fastmask.kernels.fallback.decode.select_candidates`.
         """
@@ -129,18 +129,18 @@ class BoxCoder:
 
 def runs_as_kernel(*tensors: Tensor) -> bool:
     """Whether an op that is not differentiable may be called: on a GPU, but where PyTorch is to see the steps."""
-    return tensors[0].is_cuda and not (any(one.requires_grad for one in tensors) or torch.compiler.is_compiling())
+    return tensors[0].is_cuda and not (any(tensor.requires_grad for tensor in tensors) or torch.compiler.is_compiling())
 
 
-def rois_of(boxes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] -> RoIs [B * N, 5], each with its image's index before it."""
+def boxes_to_rois(boxes: Tensor) -> Tensor:
+    """Boxes [B, N, 4] -> RoIs [B * N, 5] (image index, x1, y1, x2, y2)."""
     return with_image(boxes).flatten(0, 1)
 
 
 def take_kept(
     kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What NMS keeps [B, M] of boxes, scores and labels, and RoIs [B, M, 5] where they come in the same launch."""
+    """Boxes, scores and labels at the indices that NMS keeps [B, M], and RoIs [B, M, 5] if the launch gives them."""
     if runs_as_kernel(boxes, scores):
         rows: tuple[Tensor, Tensor, Tensor, Tensor] = take_kept_op(kept, boxes, scores, labels)
         return rows

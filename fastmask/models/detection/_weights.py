@@ -1,4 +1,4 @@
-"""What the builders do with their weights: those that can be downloaded, and those in a user's file."""
+"""Loading of a builder's weights: downloadable ones, and those in a user's file."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 from fastmask.models._api import Weights, WeightsEnum
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._presets import ObjectDetection
-from fastmask.models.checkpoint import Checkpoint, load_state, wrong_num_classes
+from fastmask.models.checkpoint import Checkpoint, load_state, num_classes_error
 from fastmask.models.detection._utils import overwrite_eps
 
 Source = WeightsEnum | Checkpoint | None
@@ -44,27 +44,27 @@ def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
     return member
 
 
-def norms_frozen(weights: Source, weights_backbone: WeightsEnum | None) -> bool:
-    """Whether the first models' norms are: wherever anything was trained before, unless a file says that they were."""
+def has_frozen_norms(weights: Source, weights_backbone: WeightsEnum | None) -> bool:
+    """Whether norms of the first models are frozen: with trained weights, but for a file whose norms were trained."""
     if isinstance(weights, Checkpoint):
-        return weights.norms_frozen
+        return weights.has_frozen_norms
     return weights is not None or weights_backbone is not None
 
 
-def classes_for(num_classes: int | None, weights: Source, new_predictors: bool) -> int:
-    """What was asked for, or as many as the weights have, or COCO's; ValueError if the first two differ."""
+def choose_num_classes(num_classes: int | None, weights: Source, new_predictors: bool) -> int:
+    """The given number, or else that of the weights, or else COCO's; ValueError if the first two differ."""
     trained = None if weights is None else weights.meta.get("num_classes")
     if num_classes is None:
         return len(COCO_CATEGORIES) if trained is None else int(trained)
     if trained not in (None, num_classes) and not new_predictors:
-        raise wrong_num_classes(trained, repr(weights), num_classes)
+        raise num_classes_error(trained, repr(weights), num_classes)
     return num_classes
 
 
 def load_weights(
     model: nn.Module, weights: Source, progress: bool, new_predictors: bool, eps: float | None = None
 ) -> None:
-    """Load them, if any; ``eps`` is that of the frozen norms which the published ones were trained with."""
+    """Load weights, if any; ``eps`` is that of frozen norms in the training of the published ones."""
     if weights is not None:
         load_state(model, weights.get_state_dict(progress=progress), repr(weights), new_predictors)
         if eps is not None and (not isinstance(weights, Checkpoint) or weights.published):

@@ -15,8 +15,8 @@ class AnchorGenerator(NotScriptable, nn.Module):
     """Boxes of given sizes and aspect ratios (height / width) at every cell of each feature map.
 
     Args:
-        sizes: for each map, the sizes in pixels; a flat tuple means one size a map.
-        aspect_ratios: for each map, its ratios; a flat tuple serves all maps.
+        sizes: sizes in pixels for each feature map; a flat tuple means one size a map.
+        aspect_ratios: ratios for each feature map; a flat tuple serves all of them.
 
     Source: torchvision/models/detection/anchor_utils.py. Strides are whole pixels, padded size // map size per axis.
     """
@@ -50,11 +50,11 @@ class AnchorGenerator(NotScriptable, nn.Module):
         return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).round()
 
     def num_anchors_per_location(self) -> list[int]:
-        """Anchors at a cell of each map."""
+        """Anchors at a cell of each feature map."""
         return [len(s) * len(a) for s, a in zip(self.sizes, self.aspect_ratios, strict=False)]  # type: ignore[arg-type]
 
     def anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors [H_l * W_l * A, 4] of each map [N, C, H_l, W_l] for padded images of (height, width).
+        """Anchors [H_l * W_l * A, 4] of each feature map [N, C, H_l, W_l] for padded images of (height, width).
 
         In the maps' dtype, but float32 for half types, which cannot count the pixels of an image.
         """
@@ -67,17 +67,16 @@ class AnchorGenerator(NotScriptable, nn.Module):
             height, width = feature.shape[-2:]
             x = torch.arange(width, device=feature.device) * (image_size[1] // width)
             y = torch.arange(height, device=feature.device) * (image_size[0] // height)
-            shift = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2).repeat(
-                1, 1, 2
-            )  # [H, W, 4]
+            corner = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2)
+            shift = corner.repeat(1, 1, 2)  # [H, W, 4]
             grids.append((shift[:, :, None] + cell.to(upcast(feature[:0]))).flatten(0, 2))
         return grids
 
-    def together(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
-        """:meth:`anchors` of all maps, one after the other, [A, 4]."""
+    def all_anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
+        """:meth:`anchors` of all feature maps, one after the other, [A, 4]."""
         return torch.cat(self.anchors(image_size, maps))
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """All anchors [A, 4] for each image of the list; they are the same for all."""
-        together = self.together(image_list.tensors.shape[-2:], feature_maps)
-        return [together] * len(image_list.image_sizes)
+        anchors = self.all_anchors(image_list.tensors.shape[-2:], feature_maps)
+        return [anchors] * len(image_list.image_sizes)

@@ -21,13 +21,13 @@ class BackboneWithFPN(NotScriptable, nn.Module):
     Args:
         backbone: a module whose children run one after the other.
         return_layers: {child's name: name of its feature map}.
-        in_channels_list: channels of these maps, finest first.
-        out_channels: of the pyramid.
-        extra_blocks: what adds coarser levels; None for LastLevelMaxPool.
-        norm_layer: in the pyramid.
+        in_channels_list: channels of these feature maps, finest first.
+        out_channels: channels of every level of the pyramid.
+        extra_blocks: adds coarser levels; None for LastLevelMaxPool.
+        norm_layer: norms of the pyramid.
 
     Attributes:
-        out_channels: of every level.
+        out_channels: channels of every level.
         strides: image pixels per feature pixel of each map, if known when it was built; else None, and the model infers
             them from each batch.
     """
@@ -66,11 +66,11 @@ def resnet_fpn_backbone(
 
     Args:
         backbone_name: any builder of :mod:`fastmask.models.resnet`.
-        weights: the ResNet's.
-        norm_layer: in the ResNet.
+        weights: weights of the ResNet.
+        norm_layer: norms of the ResNet.
         trainable_layers: how many of layer4, layer3, layer2, layer1, conv1 are trained, in this order; 5 adds bn1.
-        returned_layers: stages that the pyramid stands on, of 1 to 4; None for all.
-        extra_blocks: what adds coarser levels; None for LastLevelMaxPool.
+        returned_layers: input stages of the pyramid, in [1, 4]; None for all.
+        extra_blocks: adds coarser levels; None for LastLevelMaxPool.
 
     Source: torchvision/models/detection/backbone_utils.py.
     """
@@ -111,7 +111,7 @@ def _resnet_fpn_extractor(
 def _validate_trainable_layers(
     is_trained: bool, trainable_backbone_layers: int | None, max_value: int, default_value: int
 ) -> int:
-    """How many stages are trained: all of them from scratch, else what was asked for."""
+    """Number of stages to train: all of them from scratch, or else the given number."""
     if not is_trained:
         if trainable_backbone_layers is not None:
             warnings.warn(

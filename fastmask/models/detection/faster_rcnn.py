@@ -12,11 +12,11 @@ from fastmask.checks import NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._weights import (
     Source,
-    classes_for,
+    choose_num_classes,
     coco_weights,
     find_weights,
+    has_frozen_norms,
     load_weights,
-    norms_frozen,
 )
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor, _validate_trainable_layers
@@ -41,7 +41,7 @@ class FasterRCNN(GeneralizedRCNN):
 
     Args:
         backbone: see :class:`GeneralizedRCNN`.
-        num_classes: with background; None if ``box_predictor`` is given.
+        num_classes: number of classes with background; None if ``box_predictor`` is given.
         min_size, max_size, image_mean, image_std, **kwargs: see :class:`GeneralizedRCNNTransform`.
         rpn_...: see :class:`RegionProposalNetwork`.
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
@@ -157,15 +157,15 @@ class TwoMLPHead(NotScriptable, nn.Module):
         self.fc7 = nn.Linear(representation_size, representation_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.fc7(F.relu(self._first(x))))
+        return F.relu(self.fc7(F.relu(self._fc6(x))))
 
-    def _first(self, x: Tensor) -> Tensor:
-        """``fc6`` of the flat features. In training they are more than its outputs, and channels-last: its weight is
-        put into their order then, and not they and their gradients into its.
+    def _fc6(self, x: Tensor) -> Tensor:
+        """``fc6`` of the flat features. In training there are more RoIs than outputs, in channels-last memory: the
+        weight is reordered then, rather than the features and their gradients.
         """
         fc6 = self.fc6
-        watched = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
-        if not x.requires_grad or watched or type(fc6) is not nn.Linear or not self._has_channels_last(x):
+        hooks = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
+        if not x.requires_grad or hooks or type(fc6) is not nn.Linear or not self._has_channels_last(x):
             y: Tensor = fc6(x.flatten(start_dim=1))
             return y
         weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
@@ -238,27 +238,21 @@ class FasterRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
     DEFAULT = COCO_V1
 
 
-def v1_backbone(
-    weights: Source,
-    weights_backbone: ResNet50_Weights | None,
-    progress: bool,
-    trainable_layers: int | None,
+def make_v1_backbone(
+    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
 ) -> BackboneWithFPN:
-    """ResNet-50 with its pyramid as the first models have it: norms frozen wherever anything was trained before."""
+    """ResNet-50 with the pyramid of the first models: norms are frozen if trained weights are loaded."""
     trained = weights is not None or weights_backbone is not None
     layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
-    norm_layer = FrozenBatchNorm2d if norms_frozen(weights, weights_backbone) else nn.BatchNorm2d
+    norm_layer = FrozenBatchNorm2d if has_frozen_norms(weights, weights_backbone) else nn.BatchNorm2d
     body = resnet50(weights=None if weights else weights_backbone, progress=progress, norm_layer=norm_layer)
     return _resnet_fpn_extractor(body, layers)
 
 
-def v2_parts(
-    weights: Source,
-    weights_backbone: ResNet50_Weights | None,
-    progress: bool,
-    trainable_layers: int | None,
+def make_v2_parts(
+    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
 ) -> dict[str, Any]:
-    """Backbone, RPN and box head of the second models: norms everywhere and trained, deeper heads."""
+    """Backbone, RPN and box head of the second models: trained norms everywhere, deeper heads."""
     trained = weights is not None or weights_backbone is not None
     layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
     body = resnet50(weights=None if weights else weights_backbone, progress=progress)
@@ -291,18 +285,18 @@ def fasterrcnn_resnet50_fpn(
 
     Args:
         weights: COCO weights, a file (see :class:`fastmask.models.Checkpoint`), or None. COCO_V1 has frozen norms with
-            an eps of 0, which no file says: after ``overwrite_eps(model, 0.0)`` one that was fine-tuned from it is
-            what it was; without, its norms have 1e-5, as all others.
+            an eps of 0, which no file holds: call ``overwrite_eps(model, 0.0)`` on a model that was fine-tuned from
+            it; without, its norms have 1e-5, as all others.
         progress: show the download.
-        num_classes: with background; None for the weights', or 91.
-        weights_backbone: the ResNet's, where ``weights`` is None.
+        num_classes: number of classes with background; None for the weights', or 91.
+        weights_backbone: weights of the ResNet, where ``weights`` is None.
         trainable_backbone_layers: see :func:`resnet_fpn_backbone`; None for 3, or all without weights.
         new_predictors: load all of ``weights`` but the predictors, to fine-tune on other classes.
         **kwargs: :class:`FasterRCNN`'s.
     """
     trained = find_weights(FasterRCNN_ResNet50_FPN_Weights, weights)
-    backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = FasterRCNN(backbone, num_classes=classes_for(num_classes, trained, new_predictors), **kwargs)
+    backbone = make_v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    model = FasterRCNN(backbone, num_classes=choose_num_classes(num_classes, trained, new_predictors), **kwargs)
     load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
 
@@ -324,7 +318,7 @@ def fasterrcnn_resnet50_fpn_v2(
 ) -> FasterRCNN:
     """The improved model (arXiv 2111.11429); arguments as :func:`fasterrcnn_resnet50_fpn`."""
     trained = find_weights(FasterRCNN_ResNet50_FPN_V2_Weights, weights)
-    parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = FasterRCNN(num_classes=classes_for(num_classes, trained, new_predictors), **parts, **kwargs)
+    parts = make_v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    model = FasterRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
     return model

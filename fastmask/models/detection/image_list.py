@@ -12,5 +12,5 @@ class ImageList:
         self.image_sizes = image_sizes
 
     def to(self, device: torch.device | str) -> "ImageList":
-        """The same on another device."""
+        """The same batch on another device."""
         return ImageList(self.tensors.to(device), self.image_sizes)

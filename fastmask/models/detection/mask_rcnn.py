@@ -9,14 +9,14 @@ from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
-from fastmask.models.detection._weights import classes_for, coco_weights, find_weights, load_weights
+from fastmask.models.detection._weights import choose_num_classes, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
     _check_type,
     _out_channels,
-    v1_backbone,
-    v2_parts,
+    make_v1_backbone,
+    make_v2_parts,
 )
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
@@ -160,8 +160,8 @@ def maskrcnn_resnet50_fpn(
 ) -> MaskRCNN:
     """Mask R-CNN with a ResNet-50 and a pyramid; arguments as :func:`fasterrcnn_resnet50_fpn`, and MaskRCNN's."""
     trained = find_weights(MaskRCNN_ResNet50_FPN_Weights, weights)
-    backbone = v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
-    model = MaskRCNN(backbone, num_classes=classes_for(num_classes, trained, new_predictors), **kwargs)
+    backbone = make_v1_backbone(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    model = MaskRCNN(backbone, num_classes=choose_num_classes(num_classes, trained, new_predictors), **kwargs)
     load_weights(model, trained, progress, new_predictors, eps=0.0)
     return model
 
@@ -183,9 +183,9 @@ def maskrcnn_resnet50_fpn_v2(
 ) -> MaskRCNN:
     """The improved model (arXiv 2111.11429); arguments as :func:`maskrcnn_resnet50_fpn`."""
     trained = find_weights(MaskRCNN_ResNet50_FPN_V2_Weights, weights)
-    parts = v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
+    parts = make_v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     channels = parts["backbone"].out_channels
     parts["mask_head"] = MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
-    model = MaskRCNN(num_classes=classes_for(num_classes, trained, new_predictors), **parts, **kwargs)
+    model = MaskRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
     return model

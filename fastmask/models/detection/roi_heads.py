@@ -1,4 +1,4 @@
-"""Box and mask heads on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
+"""Box head and mask head on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
 
 import math
 
@@ -6,24 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
-from fastmask.models.detection._mask_head import predict_masks
-from fastmask.models.detection._utils import BoxCoder, rois_of, runs_as_kernel, take_kept
+from fastmask.models.detection._mask_head import predict_mask_probs
+from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.poolers import MultiScaleRoIAlign
 from fastmask.ops.roi_align import multilevel_roi_align
-from fastmask.structures import Candidates, Detections, Proposals
+from fastmask.structures import Candidates, Detections, Features, Proposals
 
 
 class RoIHeads(NotScriptable, nn.Module):
-    """Classes, boxes and masks of proposals.
+    """Box head and mask head: classes, boxes and masks of proposals.
 
     Args:
         box_roi_pool, box_head, box_predictor: 7x7 features of a proposal -> class logits and box deltas.
         fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the proposals sampled in training.
-        bbox_reg_weights: the box coder's; None for (10, 10, 5, 5).
-        score_thresh, nms_thresh, detections_per_img: what is kept.
+        bbox_reg_weights: weights of the box coder; None for (10, 10, 5, 5).
+        score_thresh: detections score more than this.
+        nms_thresh: IoU above which a detection is suppressed by a better one of its class.
+        detections_per_img: maximum number of detections in an image.
         mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
 
     Source: torchvision/models/detection/roi_heads.py.
@@ -66,42 +68,33 @@ class RoIHeads(NotScriptable, nn.Module):
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
 
     def classify(
-        self,
-        features: dict[str, Tensor],
-        scales: dict[str, float],
-        boxes: Tensor,
-        rows: Tensor | None = None,
-        rois: Tensor | None = None,
+        self, features: Features, boxes: Tensor, rows: Tensor | None = None, rois: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4].
 
         ``rois`` [B, P, 5]: the same boxes, where they are at hand.
         """
-        pooled = pool(self.box_roi_pool, features, scales, boxes, rows, rois)
+        pooled = pool(self.box_roi_pool, features, boxes, rows, rois)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits, deltas.unflatten(1, (-1, 4))
 
-    def select(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
-        """Class logits and deltas of all proposals, and image sizes [B, 2] -> detections without masks."""
-        return self.suppress(self.candidates(logits, deltas, proposals, sizes), logits.shape[1])
-
-    def candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
-        """What NMS is to choose from.
+    def select_candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
+        """Class logits and deltas of all proposals, and image sizes [B, 2] -> the candidates of NMS.
 
         A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
         put back in class order, hold all that torchvision would take; only these are decoded. On a GPU those that are
-        not above it are left out, as nothing looks at them.
+        not above it are left out, as NMS ignores them.
         """
-        most = logits.shape[1] - 1
+        num_classes = logits.shape[1]
+        most = num_classes - 1
         if self.score_thresh > 0:
             most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
         if runs_as_kernel(logits, deltas):
             limits = {"min_size": self.min_size, "min_score": self.score_thresh}
-            return Candidates(
-                *self.box_coder.select_candidates(
-                    logits, deltas, proposals.boxes, sizes, proposals.count, most, **limits
-                )
+            boxes, labels, scores, valid = self.box_coder.select_candidates(
+                logits, deltas, proposals.boxes, sizes, proposals.count, most, **limits
             )
+            return Candidates(boxes, labels, scores, valid, num_classes)
         logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
         wide = torch.promote_types(logits.dtype, torch.float32)
         scores = logits.softmax(2, dtype=wide)[:, :, 1:]  # without background
@@ -119,11 +112,11 @@ class RoIHeads(NotScriptable, nn.Module):
             min_score=self.score_thresh,
             above=True,
         )
-        return Candidates(boxes, (classes + 1).flatten(1), scores, valid)
+        return Candidates(boxes, (classes + 1).flatten(1), scores, valid, num_classes)
 
-    def suppress(self, candidates: Candidates, num_classes: int) -> Detections:
-        """NMS within each label -> the best of what is left, without masks."""
-        boxes, labels, scores, valid = candidates
+    def suppress(self, candidates: Candidates) -> Detections:
+        """Non-maximum suppression within each class -> the best of the remaining candidates, without masks."""
+        boxes, labels, scores, valid, num_classes = candidates
         kept, count = nms_padded(
             boxes,
             scores,
@@ -136,37 +129,35 @@ class RoIHeads(NotScriptable, nn.Module):
         boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
         return Detections(boxes, labels, scores, None, count, rois)
 
-    def segment(self, features: dict[str, Tensor], scales: dict[str, float], detections: Detections) -> Detections:
+    def predict_masks(self, features: Features, detections: Detections) -> Detections:
         """The same detections with the mask of each one's class; zeros in padding."""
         assert self.mask_roi_pool is not None
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        pooled = pool(self.mask_roi_pool, features, scales, detections.boxes, rois=detections.rois)
-        hidden = self.mask_head(pooled)
-        masks = predict_masks(self.mask_predictor, hidden, detections.labels, detections.count)
+        hidden = self.mask_head(pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois))
+        masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
         boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
         return Detections(boxes, labels, scores, masks, count, rois)
 
 
 def pool(
     pooler: MultiScaleRoIAlign,
-    features: dict[str, Tensor],
-    scales: dict[str, float],
+    features: Features,
     boxes: Tensor,
     rows: Tensor | None = None,
     rois: Tensor | None = None,
 ) -> Tensor:
-    """The pooler's features of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
+    """RoIAlign of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
 
     ``rois`` [B, N, 5]: the same boxes, where they are at hand.
     """
-    rois = rois_of(boxes) if rois is None else rois.flatten(0, 1)
-    names = [name for name in features if name in pooler.featmap_names]
+    rois = boxes_to_rois(boxes) if rois is None else rois.flatten(0, 1)
+    names = [name for name in features.maps if name in pooler.featmap_names]
     return multilevel_roi_align(
-        [features[name] for name in names],
+        [features.maps[name] for name in names],
         rois if rows is None else rois[rows],
         pooler.output_size,
-        [scales[name] for name in names],
+        [features.scales[name] for name in names],
         pooler.sampling_ratio,
         canonical_scale=pooler.canonical_scale,
         canonical_level=pooler.canonical_level,

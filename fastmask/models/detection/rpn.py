@@ -13,16 +13,16 @@ from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
-from fastmask.structures import Proposals
+from fastmask.structures import Features, Proposals, RPNOutputs
 
 
 class RPNHead(NotScriptable, nn.Module):
     """3x3 convolutions, then objectness logits and box deltas of each anchor.
 
     Args:
-        in_channels: of every feature map.
-        num_anchors: at each cell.
-        conv_depth: 3x3 convolutions.
+        in_channels: channels of every feature map.
+        num_anchors: anchors at each cell.
+        conv_depth: number of 3x3 convolutions.
     """
 
     _version = 2  # 1 had one bare convolution
@@ -50,7 +50,7 @@ class RPNHead(NotScriptable, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps [B, C, H_l, W_l] -> logits [B, A, H_l, W_l] and deltas [B, A * 4, H_l, W_l] of each."""
+        """Feature maps [B, C, H_l, W_l] -> logits [B, A, H_l, W_l] and deltas [B, A * 4, H_l, W_l] of each."""
         hidden = [self.conv(feature) for feature in x]
         return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
@@ -59,11 +59,12 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
     """Proposals from feature maps.
 
     Args:
-        anchor_generator, head: what is scored, and by what.
+        anchor_generator: feature maps -> anchors.
+        head: feature maps -> objectness logits and box deltas of the anchors.
         fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the anchors sampled in training.
         pre_nms_top_n, post_nms_top_n: {"training": n, "testing": n}; candidates of a level, proposals of an image.
-        nms_thresh: IoU.
-        score_thresh: the least objectness.
+        nms_thresh: IoU above which a proposal is suppressed by a better one of its level.
+        score_thresh: minimum objectness of a proposal.
 
     Source: torchvision/models/detection/rpn.py.
     """
@@ -101,18 +102,24 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         """Proposals of an image, in the current mode."""
         return self._post_nms_top_n["training" if self.training else "testing"]
 
-    def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, sizes: Tensor) -> Proposals:
-        """The head's outputs of each level, all anchors [A, 4] and the image sizes [B, 2] -> proposals.
+    def predict(self, features: Features, image_size: tuple[int, int]) -> RPNOutputs:
+        """Feature maps of padded images of (height, width) -> logits, deltas and anchors of each level."""
+        maps = list(features.maps.values())
+        logits, deltas = self.head(maps)
+        return RPNOutputs(logits, deltas, self.anchor_generator.all_anchors(image_size, maps))
+
+    def propose(self, outputs: RPNOutputs, sizes: Tensor) -> Proposals:
+        """Outputs of :meth:`predict` and image sizes [B, 2] -> proposals.
 
         The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
         """
-        best, index, lengths = best_of_levels([logit.detach() for logit in logits], self.pre_nms_top_n())
+        best, index, lengths = top_k_of_levels([logit.detach() for logit in outputs.logits], self.pre_nms_top_n())
         candidates, score, valid = self.box_coder.decode_levels(
             best,
             index,
             lengths,
-            [delta.detach() for delta in deltas],
-            anchors,
+            [delta.detach() for delta in outputs.deltas],
+            outputs.anchors,
             sizes,
             min_size=self.min_size,
             min_score=self.score_thresh,
@@ -133,43 +140,38 @@ class RegionProposalNetwork(NotScriptable, nn.Module):
         boxes, scores, _, rois = take_kept(kept, candidates, score, None)
         return Proposals(boxes, scores, count, rois)
 
-    def look(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Feature maps of padded images of (height, width) -> logits and deltas of each level, and all anchors."""
-        logits, deltas = self.head(features)
-        return logits, deltas, self.anchor_generator.together(image_size, features)
 
-
-def best_of_levels(logits: list[Tensor], number: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Of each level's logits [B, A, H, W] the best, at most a number.
+def top_k_of_levels(logits: list[Tensor], k: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The best k logits of each level, or all of a level that has fewer, from logits [B, A, H, W] of each.
 
     Returns:
-        logits [B, N], level by level, best first; their places among the anchors of all levels [B, N]; and how many
+        logits [B, N], level by level, best first; their indices among the anchors of all levels [B, N]; and how many
         each level has.
     """
     sides = [logit.shape[1] * logit.shape[2] * logit.shape[3] for logit in logits]
-    lengths = [at_most(number, side) for side in sides]
+    lengths = [sym_min(k, side) for side in sides]
     if logits[0].is_cuda and all(isinstance(side, int) for side in sides):
         if not torch.compiler.is_compiling():  # nor exporting: PyTorch is to see the steps then
-            return *top_anchors_op(logits, number), lengths
-        best, places = _best_at_once(logits, number)
+            return *top_anchors_op(logits, k), lengths
+        best, indices = _top_k_padded(logits, k)
     else:
-        best, places = _best_in_turn(logits, lengths)
+        best, indices = _top_k_each(logits, lengths)
     for i, start in enumerate(itertools.accumulate(sides[:-1]), 1):
-        places[i] = places[i] + start
-    return torch.cat(best, 1), torch.cat(places, 1), lengths
+        indices[i] = indices[i] + start
+    return torch.cat(best, 1), torch.cat(indices, 1), lengths
 
 
-Parts = tuple[list[Tensor], list[Tensor]]  # values and places of each level
+Parts = tuple[list[Tensor], list[Tensor]]  # values and indices of each level
 
 
-def _best_in_turn(logits: list[Tensor], lengths: list[int]) -> Parts:
+def _top_k_each(logits: list[Tensor], lengths: list[int]) -> Parts:
     rows = [flatten_anchors(logit, 1).squeeze(2) for logit in logits]  # [B, H * W * A]
-    found = [row.topk(length, dim=1) for row, length in zip(rows, lengths, strict=True)]
-    return [one.values for one in found], [one.indices for one in found]
+    best = [row.topk(length, dim=1) for row, length in zip(rows, lengths, strict=True)]
+    return [level.values for level in best], [level.indices for level in best]
 
 
-def _best_at_once(logits: list[Tensor], number: int) -> Parts:
-    """The same with one top-k for all levels, which are padded to the largest: what stands behind is never better.
+def _top_k_padded(logits: list[Tensor], k: int) -> Parts:
+    """One top-k for all levels, padded to the largest with values that are never better.
 
     For compiled and exported programs. A top-k of 201,600 logits is 16 launches, whose time is nearly all launching,
     and one of 12,600 is a single block's work; five levels of a frame at once took 80 us on an H200.
@@ -180,21 +182,21 @@ def _best_at_once(logits: list[Tensor], number: int) -> Parts:
     filler = rows[0].new_full((batch, most - min(row.shape[1] for row in rows), anchors), -torch.inf)
     padded = torch.cat([part for row in rows for part in (row, filler[:, : most - row.shape[1]])], 1)
     padded = padded.view(batch, len(rows), most * anchors)
-    found = padded.topk(min(number, most * anchors), dim=2)
-    lengths = [min(number, row.shape[1] * anchors) for row in rows]
+    best = padded.topk(min(k, most * anchors), dim=2)
+    lengths = [min(k, row.shape[1] * anchors) for row in rows]
     last = rows[-1].shape[1] * anchors - 1  # none may lie beyond it, not even where logits are -inf as the filler is
-    values, places = (
-        [part[:, i, :length] for i, length in enumerate(lengths)] for part in (found.values, found.indices)
+    values, indices = (
+        [part[:, i, :length] for i, length in enumerate(lengths)] for part in (best.values, best.indices)
     )
-    places[-1] = places[-1].clamp(max=last)
-    return values, places
+    indices[-1] = indices[-1].clamp(max=last)
+    return values, indices
 
 
-def at_most(wanted: int, there: int) -> int:
+def sym_min(k: int, length: int) -> int:
     """The smaller of two numbers, of which the second may be symbolic (torch.export without strict)."""
-    if isinstance(there, int):
-        return min(wanted, there)
-    smaller: int = torch.sym_min(wanted, there)
+    if isinstance(length, int):
+        return min(k, length)
+    smaller: int = torch.sym_min(k, length)
     return smaller
 
 
@@ -204,6 +206,6 @@ def pixel_rows(values: Tensor) -> Tensor:
 
 
 def flatten_anchors(values: Tensor, channels: int) -> Tensor:
-    """What a head says of its anchors, [B, A * channels, H, W] -> [B, H * W * A, channels], the anchors' order."""
+    """Outputs of a head [B, A * channels, H, W] -> [B, H * W * A, channels], in the order of the anchors."""
     rows = pixel_rows(values)
     return rows.reshape(rows.shape[0], -1, channels)

@@ -1,4 +1,4 @@
-"""Which candidates stand for which objects, and which of them are trained on: fixed shapes, nothing data-dependent."""
+"""Matching of candidates to ground-truth instances and sampling for training: fixed shapes, nothing data-dependent."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Matcher:
-    """Assigns candidates to objects by their overlap (Faster R-CNN, section 3.1.2).
+    """Assigns candidates to ground-truth instances by IoU (Faster R-CNN, section 3.1.2).
 
     Args:
-        high_threshold: from here on a candidate stands for the object that it overlaps most.
-        low_threshold: below it is background; between the two it is neither.
-        allow_low_quality_matches: an object's best candidates stand for one all the same, ties included.
+        high_threshold: minimum IoU of a match; a candidate matches the instance that it overlaps most.
+        low_threshold: a candidate below it is background; between the two it is neither.
+        allow_low_quality_matches: match the best candidates of each instance in any case, ties included.
 
     Source: torchvision/models/detection/_utils.py.
     """
@@ -28,14 +28,14 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
-        """Overlaps [..., G, N] of objects (rows of -1 for padding) and candidates -> [..., N]: an object, -1 or -2."""
-        quality, best_object = match_quality_matrix.max(dim=-2)
-        matches = torch.where(quality < self.high_threshold, self.BETWEEN_THRESHOLDS, best_object)
+        """IoU [..., G, N] of instances (rows of -1 for padding) and candidates -> [..., N]: an instance, -1 or -2."""
+        quality, best_instance = match_quality_matrix.max(dim=-2)
+        matches = torch.where(quality < self.high_threshold, self.BETWEEN_THRESHOLDS, best_instance)
         matches = torch.where(quality < self.low_threshold, self.BELOW_LOW_THRESHOLD, matches)
         if self.allow_low_quality_matches:
             best = match_quality_matrix.amax(dim=-1, keepdim=True)
             wanted = ((match_quality_matrix == best) & (best >= 0)).any(dim=-2)
-            matches = torch.where(wanted, best_object, matches)
+            matches = torch.where(wanted, best_instance, matches)
         return matches
 
 
@@ -51,8 +51,8 @@ class BalancedPositiveNegativeSampler:
     """Draws positives up to a fraction and fills up with negatives.
 
     Args:
-        batch_size_per_image: S.
-        positive_fraction: of S.
+        batch_size_per_image: number of samples S of an image.
+        positive_fraction: largest share of positives in S.
 
     Source: torchvision/models/detection/_utils.py, with random keys and top-k in place of permutations of nonzero.
     """
@@ -61,22 +61,22 @@ class BalancedPositiveNegativeSampler:
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
 
-    def most_positives(self) -> int:
-        """How many of S may be positive."""
+    def max_positives(self) -> int:
+        """Largest number of positives in S."""
         return int(self.batch_size_per_image * self.positive_fraction)
 
     def keys(self, labels: Tensor) -> Tensor:
-        """A number for each candidate; the largest are drawn."""
+        """A random number for each candidate; the largest are drawn."""
         return torch.rand(labels.shape, device=labels.device)
 
     def __call__(self, labels: Tensor) -> Sample:
         """Labels [B, N]: 1 and up positive, 0 negative, below never drawn -> S of each image, or N if that is less."""
         keys = self.keys(labels)
         size = min(self.batch_size_per_image, labels.shape[1])
-        positive, positive_at = torch.where(labels >= 1, keys, -1).topk(min(self.most_positives(), size), dim=1)
+        positive, positive_at = torch.where(labels >= 1, keys, -1).topk(min(self.max_positives(), size), dim=1)
         negative, negative_at = torch.where(labels == 0, keys, -1).topk(size, dim=1)
-        found = (positive >= 0).sum(1, keepdim=True)
-        room = torch.arange(size, device=labels.device) < self.batch_size_per_image - found
+        num_positive = (positive >= 0).sum(1, keepdim=True)
+        room = torch.arange(size, device=labels.device) < self.batch_size_per_image - num_positive
         drawn = torch.cat(((positive >= 0), (negative >= 0) & room), dim=1)
         order = (~drawn).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         indices = torch.cat((positive_at, negative_at), dim=1).gather(1, order)
@@ -84,12 +84,11 @@ class BalancedPositiveNegativeSampler:
         return Sample(indices, valid & (order < positive.shape[1]), valid)
 
 
-def match(matcher: Matcher, iou: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Overlaps [B, G, N] of which the first ``count`` [B] objects are real -> matched object and state, [B, N] each.
+def match(matcher: Matcher, iou: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Match by IoU [B, G, N] with instances of which some are valid [B, G] -> matched instance and state, [B, N] each.
 
-    The object is 0 where there is none; the state is 1 for an object, 0 for background, -1 for neither.
+    The instance is 0 where there is none; the state is 1 for a match, 0 for background, -1 for neither.
     """
-    real = torch.arange(iou.shape[1], device=iou.device) < count[:, None]  # [B, G]
-    matches = matcher(iou.masked_fill(~real[:, :, None], -1))
+    matches = matcher(iou.masked_fill(~valid[:, :, None], -1))
     state = torch.where(matches >= 0, 1, torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, -1))
     return matches.clamp(min=0), state

@@ -10,7 +10,7 @@ from torch import nn
 from fastmask.models._api import Weights, WeightsEnum, register_model
 from fastmask.models._presets import ObjectDetection
 from fastmask.models.checkpoint import Checkpoint
-from fastmask.models.detection._weights import classes_for, find_weights, load_weights
+from fastmask.models.detection._weights import choose_num_classes, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -21,14 +21,16 @@ WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one bloc
 CHANNELS = 64  # of the pyramid
 
 
-SHIPPED = Path(__file__).parent / "shapes_v1" / "weights.safetensors"  # how they were made is told beside them
+WEIGHTS_FILE = (
+    Path(__file__).parent / "shapes_v1" / "weights.safetensors"
+)  # README.md beside them tells how they were made
 
 
 class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
     """Weights of :func:`maskrcnn_slim_fpn`, which come with the package."""
 
     SHAPES_V1 = Weights(
-        SHIPPED.as_uri(),
+        WEIGHTS_FILE.as_uri(),
         ObjectDetection,
         {
             "categories": ["__background__", "ellipse", "triangle", "quadrilateral"],
@@ -37,14 +39,14 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
             "num_params": 2_448_327,
             "options": {"min_size": 192, "max_size": 320},
             "recipe": "fastmask/models/detection/shapes_v1/README.md",
-            "_metrics": {"drawn-shapes": {"box_map": 87.8, "mask_map": 83.5}},
+            "_metrics": {"synthetic-shapes": {"box_map": 87.8, "mask_map": 83.5}},
         },
     )
     DEFAULT = SHAPES_V1
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
-        """From the package; nothing is downloaded. The file has halves, which become float32."""
-        state = Checkpoint(SHIPPED).get_state_dict()
+        """Read them from the package; nothing is downloaded. The file holds float16, which becomes float32."""
+        state = Checkpoint(WEIGHTS_FILE).get_state_dict()
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
@@ -57,17 +59,17 @@ def maskrcnn_slim_fpn(
     new_predictors: bool = False,
     **kwargs: Any,
 ) -> MaskRCNN:
-    """Mask R-CNN with half a ResNet-10, norms and all trained, and a pyramid of 64 channels; not in torchvision.
+    """Mask R-CNN with half a ResNet-10, its norms trained, and a pyramid of 64 channels; not in torchvision.
 
     Args:
         weights: "SHAPES_V1" (trained on synthetic images, see :func:`fastmask.demo.draw_scene`), a file, or None.
-        progress: show one.
-        num_classes: background included; None: the weights', else COCO's 91.
+        progress: no effect, as nothing is downloaded.
+        num_classes: number of classes with background; None: the weights', or else COCO's 91.
         new_predictors: load all but the predictors.
         kwargs: see :class:`MaskRCNN`; images are resized to 192 pixels by default.
     """
     trained = find_weights(MaskRCNN_Slim_FPN_Weights, weights)
-    classes = classes_for(num_classes, trained, new_predictors)
+    classes = choose_num_classes(num_classes, trained, new_predictors)
     settings: dict[str, Any] = {
         "min_size": 192,
         "max_size": 320,
@@ -81,13 +83,13 @@ def maskrcnn_slim_fpn(
         "mask_head": MaskRCNNHeads(CHANNELS, (CHANNELS,) * 3, 1),
         "mask_predictor": MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
     }
-    model = MaskRCNN(_backbone(), **(settings | kwargs))
+    model = MaskRCNN(_build_backbone(), **(settings | kwargs))
     load_weights(model, trained, progress, new_predictors)
     return model
 
 
-def _backbone() -> BackboneWithFPN:
-    """Strides 4 to 32, and the pyramid's own 64."""
+def _build_backbone() -> BackboneWithFPN:
+    """Stages of strides 4 to 32, and the pyramid, whose coarsest level has 64."""
     body: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False),
         bn1=nn.BatchNorm2d(WIDTHS[0]),

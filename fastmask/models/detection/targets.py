@@ -1,4 +1,4 @@
-"""Ground truth as users give it, checked."""
+"""Checks of the ground truth that users pass in."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from fastmask.checks import check_shape
 
 
 def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor], masks: bool) -> None:
-    """Raise a ValueError unless there is a fitting target for each image. Boxes on the CPU must have an area."""
+    """Raise a ValueError unless each image has a target that fits. Boxes on the CPU must have an area."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"targets must be one dict an image ({len(images)}), got {targets and len(targets)}")
     wanted = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
@@ -24,7 +24,7 @@ def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor],
             raise ValueError(f"targets[{i}]['labels'] must be int64, got {labels.dtype}")
         if masks:
             check_shape(f"targets[{i}]['masks']", target["masks"], boxes.shape[0], *image.shape[-2:])
-        # elsewhere a look would wait for the device
+        # on other devices reading values would be a host sync
         if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
             flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
             if bool(flat.any()):

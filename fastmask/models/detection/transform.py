@@ -11,6 +11,7 @@ from fastmask.checks import NotScriptable
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
 from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
+from fastmask.structures import Prediction
 
 Target = dict[str, Tensor]
 
@@ -99,10 +100,10 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
 
     def postprocess(
         self,
-        result: list[Target],
+        result: list[Prediction],
         image_shapes: Sequence[tuple[int, int]],
         original_image_sizes: Sequence[tuple[int, int]],
-    ) -> list[Target]:
+    ) -> list[Prediction]:
         """Boxes from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there."""
         if self.training:
             return result
