@@ -30,7 +30,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with open(path, "rb") as file, Image.open(file) as image:  # by name, Pillow maps turned TIFFs wrongly
             image.load()
-            return upright_rgb(image)
+            return to_upright_rgb(image)
     except FileNotFoundError:
         raise
     except UnidentifiedImageError as error:
@@ -39,7 +39,7 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the image that :func:`read_image` would give, from the file's first bytes.
 
     Raises:
@@ -56,7 +56,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image) -> Image.Image:
     """An image that is open already, as :func:`read_image` gives one; ValueError for kinds without a usual scale."""
     return _upright(_eight_bit_rgb(image), image)
 

@@ -53,7 +53,7 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
     """It reaches what README says that the weights do."""
     said = run(MAIN_JOB, tmp_path, CUDA_VISIBLE_DEVICES="")
     told = json.loads((tmp_path / "demo.json").read_text())
-    mask = told["figures"]["mask"]
+    mask = told["metrics"]["mask"]
     assert told["images"] == 200
     assert mask["ap"] >= 0.80
     assert mask["ap50"] >= 0.95

@@ -14,11 +14,11 @@ from fastmask.benchmarks.stages import staged
 from fastmask.checks import check_at_least
 from fastmask.cli._model import load_model
 from fastmask.data.records import Record
-from fastmask.demo import drawn_dataset
-from fastmask.demo.comparison import comparison
+from fastmask.demo import synthetic_dataset
+from fastmask.demo.comparison import draw_comparison
 from fastmask.evaluation import evaluate
-from fastmask.evaluation.coco_results import coco_results
-from fastmask.evaluation.tables import as_json, as_text
+from fastmask.evaluation.coco_results import to_coco_results
+from fastmask.evaluation.tables import format_evaluation, to_dict
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float
@@ -37,20 +37,20 @@ def on_drawn_images(number: int, seed: int, score: float, device: str) -> tuple[
         raise ValueError(f"--score must be in [0, 1], got {score}")
     predictor, names = ready(device, min(score, 0.05))
     start = time.perf_counter()
-    dataset = drawn_dataset(number, seed, SIZE)
+    dataset = synthetic_dataset(number, seed, SIZE)
     records = [dataset.records[i] for i in tqdm(range(number), "draw", unit="img")]
     drawn = time.perf_counter() - start
     entries: list[Any] = []
-    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, keep=entries)
+    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, results=entries)
     evaluation.seconds["draw"] = drawn
     seen = "which the weights were trained or chosen on" if seed in (1, 2) else "never seen in training"
-    print(f"\nImages drawn with seed {seed}, {seen}: {number}\n\n{as_text(evaluation)}\n")
-    seconds = evaluation.seconds["look"] + evaluation.seconds["wait"]
+    print(f"\nImages drawn with seed {seed}, {seen}: {number}\n\n{format_evaluation(evaluation)}\n")
+    seconds = evaluation.seconds["inference"] + evaluation.seconds["wait"]
     print(f"{number / seconds:.1f} images a second, read and matched\n")
     shown = records[:SHOWN]
     found = [[one for one in entries if one["image_id"] == record.id and one["score"] >= score] for record in shown]
-    sheet = comparison(shown, found, names, columns=min(2, number), side=320)
-    return sheet, {"seed": seed, **as_json(evaluation), **times(predictor, shown[0], min(score, 0.05))}
+    sheet = draw_comparison(shown, found, names, columns=min(2, number), side=320)
+    return sheet, {"seed": seed, **to_dict(evaluation), **times(predictor, shown[0], min(score, 0.05))}
 
 
 def on_own_images(paths: Sequence[Path], score: float, device: str) -> tuple[Image.Image, Told]:
@@ -62,11 +62,11 @@ def on_own_images(paths: Sequence[Path], score: float, device: str) -> tuple[Ima
         if isinstance(answer, Exception):
             text = str(answer)
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")
-        found.append(coco_results(int(record.id or 0), answer))
+        found.append(to_coco_results(int(record.id or 0), answer))
         print(f"{record.file}: {len(found[-1])} shapes")
     print("These weights know drawn shapes; for photos: fastmask predict FILE --weights COCO_V1\n")
     told = {"images": [str(path) for path in paths], "detections": [one for each in found for one in each]}
-    return comparison(records, found, names), told | times(predictor, records[0], score)
+    return draw_comparison(records, found, names), told | times(predictor, records[0], score)
 
 
 def ready(device: str, score: float) -> tuple[Predictor, Sequence[str]]:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from tqdm import tqdm
 
 from fastmask.cli._journal import Entries, Journal, Todo
-from fastmask.evaluation.coco_results import coco_results
+from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.image_io import read_image
 from fastmask.inference.unpack import Found
 from fastmask.visualize import draw_detections, save_overlay
@@ -64,7 +64,7 @@ def _drawn(one: Todo, found: Found, categories: Sequence[str] | None) -> Entries
     """An image's entries for the results file, once its overlay is written."""
     if one.overlay is not None:
         save_overlay(draw_detections(read_image(one.image), found, categories), one.overlay)
-    return coco_results(0, found)
+    return to_coco_results(0, found)
 
 
 def _write_down(one: Todo, drawn: Future[Entries], journal: Journal) -> int:

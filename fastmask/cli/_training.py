@@ -11,7 +11,7 @@ from fastmask.cli._device import find_device
 from fastmask.data import read_dataset
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.data.splits import UNUSED, Parts, label_names, read_parts
+from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
@@ -23,10 +23,10 @@ from fastmask.training.trainer import write_settings
 
 def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     """The run, with the model on this rank's device; a ValueError on all ranks if something is wrong on one."""
-    settings, parts = own.all_or_none(lambda: read(args))
-    for problem in parts.train.problems if own.rank == 0 else ():
+    settings, splits = own.all_or_none(lambda: read(args))
+    for problem in splits.train.problems if own.rank == 0 else ():
         print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
-    names = label_names(parts.train)
+    names = label_names(splits.train)
 
     def in_turn() -> GeneralizedRCNN:
         torch.manual_seed(settings.seed)  # what is not loaded is drawn
@@ -36,7 +36,7 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     model = own.all_or_none(in_turn)
     loader = own.all_or_none(
         lambda: training_loader(
-            parts.train,
+            splits.train,
             settings.batch,
             augmentation(args, model),
             size=None if args.zoom or args.size is None else tuple(args.size),
@@ -48,7 +48,7 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
         )
     )
     board = args.tensorboard
-    training = Run(model, loader, settings, args.out, names, parts.valid, own, args.resume, tensorboard=board)
+    training = Run(model, loader, settings, args.out, names, splits.val, own, args.resume, tensorboard=board)
     if own.rank == 0:
         rate, images = settings.top_rate(own.world), settings.batch * own.world
         steps = f"{training.steps} steps of {images} images on {own.world} x {training.device}"
@@ -57,7 +57,7 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     return training
 
 
-def read(args: argparse.Namespace) -> tuple[Settings, Parts]:
+def read(args: argparse.Namespace) -> tuple[Settings, Splits]:
     """What was asked for, and the images."""
     if not args.resume and (args.out / LAST).exists():
         raise ValueError(f"--out must be a new folder, or --resume given, got {args.out} with {LAST} in it")
@@ -65,10 +65,10 @@ def read(args: argparse.Namespace) -> tuple[Settings, Parts]:
     given |= {"average": args.ema, "half": args.bf16, "save": args.save_steps}
     same = ("optimizer", "schedule", "warmup", "clip", "compile", "nan", "seed", "workers")
     settings = Settings(**given, **{name: getattr(args, name) for name in same})
-    parts = read_parts(args.data_path, args.class_attribute)
+    splits = read_splits(args.data_path, args.class_attribute)
     if args.valid is not None:
-        parts = Parts(parts.train, read_dataset(args.valid, attribute=args.class_attribute))
-    return settings, parts
+        splits = Splits(splits.train, read_dataset(args.valid, attribute=args.class_attribute))
+    return settings, splits
 
 
 def built(args: argparse.Namespace, names: list[str], own: Ranks) -> GeneralizedRCNN:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated, on which images, and where the figures go."""
+    """What is evaluated, on which images, and where the metrics go."""
     parser.add_argument("annotations", type=Path, help="a JSON file, or a folder with JSON files or mask images")
     add_source_arguments(parser)
     parser.add_argument("--results", type=Path, metavar="FILE", help="evaluate this COCO-results file, and no model")
@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluated(args: argparse.Namespace, dataset: "Dataset", own: Any) -> "tuple[Evaluation, list[Any] | None]":
-    """The figures on every rank, and a model's detections on the first one."""
+    """The metrics on every rank, and a model's detections on the first one."""
     from fastmask.evaluation import evaluate, evaluate_results
 
     if args.results is not None:
         return own.from_first(lambda: evaluate_results(read_results(args.results), dataset)), None
     predictor, categories, _ = own.all_or_none(lambda: make_predictor(args, own))
     entries: list[Any] = []
-    evaluation = evaluate(predictor, dataset, names=shared(categories, dataset), own=own, keep=entries)
+    evaluation = evaluate(predictor, dataset, names=shared(categories, dataset), own=own, results=entries)
     return evaluation, [one for each in own.to_first(entries) for one in each]
 
 
@@ -75,21 +75,21 @@ def read_results(path: Path) -> list[Any]:
 
 
 def written(folder: Path, evaluation: "Evaluation", entries: list[Any] | None) -> None:
-    from fastmask.evaluation.tables import as_json, write_csv
+    from fastmask.evaluation.tables import to_dict, write_csv
 
     write_csv(evaluation, folder / "categories.csv")
-    (folder / "evaluation.json").write_text(json.dumps(as_json(evaluation), indent=1))
+    (folder / "evaluation.json").write_text(json.dumps(to_dict(evaluation), indent=1))
     if entries is not None:
         (folder / "detections.json").write_text(json.dumps(entries))
 
 
 def said(folder: Path, dataset: "Dataset", evaluation: "Evaluation") -> None:
-    from fastmask.evaluation.tables import as_text
+    from fastmask.evaluation.tables import format_evaluation
 
     for problem in dataset.problems:
         print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     for text in evaluation.problems:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
-    print(as_text(evaluation))
+    print(format_evaluation(evaluation))
     seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
     print(f"\n{evaluation.images} images, {evaluation.detections} detections: {folder} (seconds: {seconds})")

@@ -75,5 +75,5 @@ def trained(args: argparse.Namespace, own: "Ranks") -> int:
         print(f"fastmask train: {reason}", file=sys.stderr)
         return 1
     if own.rank == 0:
-        print(f"weights, losses and figures: {args.out}", flush=True)
+        print(f"weights, losses and metrics: {args.out}", flush=True)
     return 0

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from fastmask.data.crop import Size, View, jittered_view, scaled_view
+from fastmask.data.crop import Crop, Size, plan_jitter, plan_resize
 from fastmask.data.records import Record
 
 LEAST = 1.0  # pixels of a box's sides; what is smaller is left out
@@ -68,16 +68,16 @@ class Augmentation:
         if self.zoom is not None and (len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] < math.inf):
             raise ValueError(f"zoom must be (least, most), above 0, got {self.zoom}")
 
-    def view(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> View:
+    def view(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> Crop:
         """Where one image's pixels go; with ``sizes``, into the room (height, width)."""
         mirrored = bool(generator.random() < self.mirror)
         if self.zoom is None:
-            return scaled_view(original, int(generator.choice(self.sizes)), self.longest, mirrored, room)
+            return plan_resize(original, int(generator.choice(self.sizes)), self.longest, mirrored, room)
         zoom = generator.uniform(*self.zoom)
-        return jittered_view(original, self.canvas, zoom, (generator.random(), generator.random()), mirrored)
+        return plan_jitter(original, self.canvas, zoom, (generator.random(), generator.random()), mirrored)
 
 
-def seen(record: Record, image: Image.Image, view: View, labels: dict[str, int], number: int, masks: bool) -> Sample:
+def seen(record: Record, image: Image.Image, view: Crop, labels: dict[str, int], number: int, masks: bool) -> Sample:
     """An image and its objects in a view; boxes of those that are cut are drawn around what is left of them.
 
     Raises:

@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.crop import View, scaled_view
+from fastmask.data.crop import Crop, plan_resize
 from fastmask.data.records import Dataset, Record
 from fastmask.visualize import draw_detections
 
 GAP = 4  # pixels between images
 
 
-def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
+def draw_contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
     """Some of the images, evenly chosen, at most ``side`` pixels on each side, with masks, boxes and classes."""
     names = ["", *dataset.categories]
     drawn = []
@@ -26,7 +26,7 @@ def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int =
         except (OSError, ValueError):
             continue
         size = (image.height, image.width)
-        drawn.append(draw_record(record, image, names, scaled_view(size, min(size), side)))
+        drawn.append(draw_record(record, image, names, plan_resize(size, min(size), side)))
     return tiled(drawn, columns, side)
 
 
@@ -34,7 +34,7 @@ def draw_record(
     record: Record,
     image: Image.Image,
     names: Sequence[str],
-    view: View,
+    view: Crop,
     scores: Sequence[float] | None = None,
     colors: Sequence[int] | None = None,
 ) -> Image.Image:

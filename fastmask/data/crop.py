@@ -13,7 +13,7 @@ from fastmask.data.records import Object, Polygon, box_polygon, encoded
 Size = tuple[int, int]  # (height, width)
 
 
-class View(NamedTuple):
+class Crop(NamedTuple):
     """The whole image is resized, then a part of it is cut out, then that is mirrored or not."""
 
     original: Size
@@ -63,9 +63,9 @@ class View(NamedTuple):
         return np.asarray(coco.decode(encoded(polygons, *self.size)), bool)
 
 
-def scaled_view(
+def plan_resize(
     original: Size, shorter: int, longest: int, mirrored: bool = False, room: tuple[float, float] = (math.inf, math.inf)
-) -> View:
+) -> Crop:
     """All of an image, its shorter side resized to ``shorter``; smaller if the other one got beyond ``longest``.
 
     Args:
@@ -73,10 +73,10 @@ def scaled_view(
     """
     scale = min(shorter / min(original), longest / max(original), room[0] / original[0], room[1] / original[1])
     resized = (max(1, math.floor(original[0] * scale)), max(1, math.floor(original[1] * scale)))
-    return View(original, resized, 0, 0, resized, mirrored)
+    return Crop(original, resized, 0, 0, resized, mirrored)
 
 
-def jittered_view(original: Size, canvas: Size, zoom: float, place: tuple[float, float], mirrored: bool) -> View:
+def plan_jitter(original: Size, canvas: Size, zoom: float, place: tuple[float, float], mirrored: bool) -> Crop:
     """Large-scale jitter: an image that would just fit into the canvas, ``zoom`` times as large, cut to the canvas.
 
     Args:
@@ -91,4 +91,4 @@ def jittered_view(original: Size, canvas: Size, zoom: float, place: tuple[float,
         min(int(share * (whole - part + 1)), whole - part)
         for share, whole, part in zip(place, resized, size, strict=True)
     )
-    return View(original, resized, top, left, size, mirrored)
+    return Crop(original, resized, top, left, size, mirrored)

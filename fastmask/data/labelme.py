@@ -19,7 +19,7 @@ from fastmask.data.records import (
     Record,
     box_polygon,
     compressed,
-    ellipse_polygon,
+    ellipse_to_polygon,
     numbered,
     polygon_of,
     size_of,
@@ -74,7 +74,7 @@ def _object(shape: Any, size: tuple[int, int] | None) -> Object:
     if kind == "circle" and len(corners) == 2:
         (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
-        return Object(label, (ellipse_polygon(x, y, radius, radius),))
+        return Object(label, (ellipse_to_polygon(x, y, radius, radius),))
     if kind == "mask" and len(corners) == 2 and size is not None:
         return Object(label, rle=_mask(shape, corners, size))
     raise ValueError(f"a {kind} must have two points{' and the image a size' if kind == 'mask' else ''}")

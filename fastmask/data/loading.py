@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
 from fastmask.data.crop import Size
-from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, labels_of
 from fastmask.structures import Batch, padded_targets
 
 TRIES = 10  # images that may be broken one after the other
@@ -109,14 +109,14 @@ class Samples(TorchDataset[Sample]):
     def _room(self, original: Size) -> tuple[float, float]:
         if self.size is None:
             return math.inf, math.inf
-        return turned(self.size) if original[0] > original[1] else self.size
+        return transpose_size(self.size) if original[0] > original[1] else self.size
 
 
-def turned(size: Size) -> Size:
+def transpose_size(size: Size) -> Size:
     return size[1], size[0]
 
 
-class GroupedBatches(Sampler[list[Key]]):
+class GroupedBatchSampler(Sampler[list[Key]]):
     """Batches of images that all lie or all stand, in another order each epoch; this rank's share of them.
 
     Every image comes once in an epoch. Where the last batches lack some, a few come again, or, if images lie that
@@ -183,7 +183,9 @@ class Collate:
         if self.size is None:
             height, width = (-(-side // self.divisible) * self.divisible for side in (height, width))
         else:
-            fitting = [size for size in (self.size, turned(self.size)) if height <= size[0] and width <= size[1]]
+            fitting = [
+                size for size in (self.size, transpose_size(self.size)) if height <= size[0] and width <= size[1]
+            ]
             side = max(self.size)
             height, width = fitting[0] if fitting else (side, side)  # some lie, some stand
         pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
@@ -247,7 +249,7 @@ def training_loader(
     records, sizes = dataset.records, None
     places = np.arange(len(records))
     if not isinstance(records, LazyRecords):
-        sized = with_sizes(dataset).records
+        sized = add_sizes(dataset).records
         places = np.array([i for i, record in enumerate(sized) if empty or learnable(record)], np.int64)
         kept = [sized[i] for i in places.tolist()]
         records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
@@ -256,7 +258,7 @@ def training_loader(
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # which all are cut to
     samples = Samples(records, places, labels_of(dataset.categories), augmentation, seed, masks, size)
-    sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world)
+    sampler = GroupedBatchSampler(sizes, len(records), batch, seed, rank, world)
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.image_io import read_image, upright_size
+from fastmask.image_io import read_image, read_image_size
 
 FARTHEST = 2**18  # pixels that a corner may have as its x or y
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
@@ -123,14 +123,14 @@ def check_rle(rle: Any) -> None:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"an RLE's size must be [height, width], got {size!r}")
-    runs = runs_of(counts) if isinstance(counts, str | bytes) else counts
+    runs = decode_counts(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
         raise ValueError(f"an RLE's counts must be runs, got {str(counts)[:40]!r}")
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f"an RLE's runs must have {size[0]} x {size[1]} pixels in all, got {sum(runs)}")
 
 
-def runs_of(text: str | bytes) -> list[int]:
+def decode_counts(text: str | bytes) -> list[int]:
     """The runs of COCO's compressed RLE; see ``fastmask.kernels.reference.encode_mask``."""
     data = text.encode("latin-1", "replace") if isinstance(text, str) else text
     bits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
@@ -172,7 +172,7 @@ def box_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
 
 
-def ellipse_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
+def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
     """Corners on an ellipse turned by ``angle`` radians, so many that no side leaves it by a tenth of a pixel."""
     largest = max(abs(radius_x), abs(radius_y), 1.0)
     number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / min(largest, FARTHEST))))
@@ -220,7 +220,7 @@ def labels_of(categories: Mapping[str, int]) -> dict[str, int]:
     return {name: label for label, name in enumerate(categories, 1)}
 
 
-def with_sizes(dataset: Dataset) -> Dataset:
+def add_sizes(dataset: Dataset) -> Dataset:
     """With the size of each image that the annotations do not say, from its file; a problem where there is none."""
     records, problems = [], list(dataset.problems)
     for record in dataset.records:
@@ -228,7 +228,7 @@ def with_sizes(dataset: Dataset) -> Dataset:
             record = record._replace(size=(record.image.height, record.image.width))
         if record.size is None:
             try:
-                record = record._replace(size=upright_size(record.file))
+                record = record._replace(size=read_image_size(record.file))
             except (OSError, ValueError) as error:
                 problems.append(Problem("missing image", str(record.file), str(error)))
         records.append(record)

@@ -10,14 +10,14 @@ UNUSED = "-"  # the name of a label that is no category's
 PARTS = {"train": ("train", "training"), "valid": ("val", "valid", "validation", "test")}
 
 
-class Parts(NamedTuple):
+class Splits(NamedTuple):
     """What is trained on, and what is evaluated on, if there is something."""
 
     train: Dataset
     valid: Dataset | None
 
 
-def read_parts(path: Path, attribute: str | None = None) -> Parts:
+def read_splits(path: Path, attribute: str | None = None) -> Splits:
     """A data set from its folder, or from one file.
 
     Args:
@@ -32,16 +32,16 @@ def read_parts(path: Path, attribute: str | None = None) -> Parts:
     """
     found = {part: place for part in PARTS if (place := _place(path, part)) is not None}
     if "train" not in found:
-        return Parts(read_dataset(path, attribute=attribute), None)
+        return Splits(read_dataset(path, attribute=attribute), None)
     train = read_dataset(found["train"], attribute=attribute)
     if "valid" not in found:
-        return Parts(train, None)
+        return Splits(train, None)
     valid = read_dataset(found["valid"], attribute=attribute)
     if not valid.categories.keys() & train.categories.keys():
         raise ValueError(
             f"{found['valid']} must have categories of {found['train']}, got {', '.join(valid.categories)}"
         )
-    return Parts(train, valid)
+    return Splits(train, valid)
 
 
 def _place(path: Path, part: str) -> Path | None:

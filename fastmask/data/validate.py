@@ -13,7 +13,7 @@ THREADS = 4
 OUTSIDE = 1.0  # pixels that a polygon or box may reach beyond the image: tools count edges in their own ways
 
 
-def examine(dataset: Dataset, progress: bool = False) -> list[Problem]:
+def validate_dataset(dataset: Dataset, progress: bool = False) -> list[Problem]:
     """All problems, those of reading first; every image is decoded.
 
     Kinds: "missing image", "broken image", "wrong size", "EXIF trap" (annotated as the image is stored, not as

@@ -13,7 +13,7 @@ from fastmask.data.records import (
     Problem,
     Record,
     box_polygon,
-    ellipse_polygon,
+    ellipse_to_polygon,
     numbered,
     numbers,
     polygon_of,
@@ -105,10 +105,10 @@ def _polygon(shape: Mapping[str, Any]) -> Polygon:
         return box_polygon(x1, y1, x1 + width, y1 + height)
     if kind == "circle":
         x, y, radius = numbers(shape, "cx", "cy", "r")
-        return ellipse_polygon(x, y, radius, radius)
+        return ellipse_to_polygon(x, y, radius, radius)
     if kind == "ellipse":
         x, y, radius_x, radius_y = numbers(shape, "cx", "cy", "rx", "ry")
-        return ellipse_polygon(x, y, radius_x, radius_y, *numbers({"theta": shape.get("theta", 0)}, "theta"))
+        return ellipse_to_polygon(x, y, radius_x, radius_y, *numbers({"theta": shape.get("theta", 0)}, "theta"))
     raise ValueError(f"a shape must be polygon, polyline, rect, ellipse or circle, got {kind!r}")
 
 

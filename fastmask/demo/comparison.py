@@ -8,14 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.contact_sheet import draw_record, tiled
-from fastmask.data.crop import scaled_view
+from fastmask.data.crop import plan_resize
 from fastmask.data.records import Object, Record
 
 HEADING = 26  # pixels
 Entry = dict[str, Any]  # of COCO's results
 
 
-def comparison(
+def draw_comparison(
     records: Sequence[Record], found: Sequence[Sequence[Entry]], names: Sequence[str], columns: int = 1, side: int = 384
 ) -> Image.Image:
     """Images in rows of ``columns``, each beside its annotations, if it has any, and beside what was found.
@@ -31,7 +31,7 @@ def comparison(
     panels = []
     for record, entries in zip(records, found, strict=True):
         image = record.load()
-        view = scaled_view((image.height, image.width), side, 2 * side)
+        view = plan_resize((image.height, image.width), side, 2 * side)
         panels.append(view.image(image))
         if annotated:
             panels.append(draw_record(record, image, names, view, colors=range(len(record.objects))))

@@ -191,7 +191,7 @@ def record_of(drawn: Scene, index: int) -> Record:
     return Record(Path(f"{index:06}.png"), size, tuple(objects), index + 1, Image.fromarray(drawn.image))
 
 
-def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
+def synthetic_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
     """Any number of synthetic images, as :func:`fastmask.data.read_dataset` gives photos; see :class:`Scenes`.
 
     Its categories are those that the scene can have.
@@ -201,7 +201,7 @@ def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192)
     return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in kinds}, [])
 
 
-def save_drawn(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
+def save_synthetic(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
     """Images as PNG into ``images``, and COCO's ``annotations.json`` beside it -> the same, with files.
 
     Raises:

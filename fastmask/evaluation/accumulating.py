@@ -12,7 +12,7 @@ from fastmask.cocoapi import cocoeval
 from fastmask.evaluation.matching import Matches
 
 
-class Figures(NamedTuple):
+class Metrics(NamedTuple):
     """COCO's twelve; -1 where there is no object that counts. https://cocodataset.org/#detection-eval"""
 
     ap: float  # mean over IoU 0.5, 0.55, ..., 0.95
@@ -67,15 +67,15 @@ def _of_category(matches: Sequence[Matches]) -> Curves:
     return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-def figures(curves: Curves) -> Figures:
+def metrics(curves: Curves) -> Metrics:
     """The twelve, over all categories of which there are objects."""
     evaluation = cocoeval.COCOeval(iouType="bbox")
     evaluation.eval = curves._asdict()
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
-    return Figures(*evaluation.stats.tolist())
+    return Metrics(*evaluation.stats.tolist())
 
 
-def of_category(curves: Curves, index: int) -> Figures:
+def of_category(curves: Curves, index: int) -> Metrics:
     """The twelve, of one category."""
-    return figures(Curves(curves.precision[:, :, index : index + 1], curves.recall[:, index : index + 1]))
+    return metrics(Curves(curves.precision[:, :, index : index + 1], curves.recall[:, index : index + 1]))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def coco_results(image_id: int, detections: Mapping[str, Any]) -> list[dict[str, Any]]:
+def to_coco_results(image_id: int, detections: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry a detection, ready for JSON and for ``pycocotools.coco.COCO.loadRes``.
 
     Args:

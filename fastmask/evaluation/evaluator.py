@@ -1,11 +1,11 @@
-"""Images' matches, collected in any order and by any number of ranks, and the figures at the end."""
+"""Images' matches, collected in any order and by any number of ranks, and the metrics at the end."""
 
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fastmask.data.records import Record
-from fastmask.evaluation.accumulating import Curves, Figures, accumulated, figures, of_category
+from fastmask.evaluation.accumulating import Curves, Metrics, accumulated, metrics, of_category
 from fastmask.evaluation.matching import KINDS, Entry, Matches, match_image, truth_of
 
 Part = tuple[dict[int, dict[str, dict[int, Matches]]], int]
@@ -17,13 +17,13 @@ class Category(NamedTuple):
 
     name: str
     objects: int  # that count: no crowds
-    figures: dict[str, Figures]  # by "box" and "mask"
+    metrics: dict[str, Metrics]  # by "box" and "mask"
 
 
 class Evaluation(NamedTuple):
     """How good detections are."""
 
-    figures: dict[str, Figures]  # by "box" and, where there are masks, "mask"
+    metrics: dict[str, Metrics]  # by "box" and, where there are masks, "mask"
     categories: list[Category]  # of which there are objects or detections
     curves: dict[str, Curves]  # all precisions and recalls, for plots
     images: int
@@ -98,7 +98,7 @@ class Evaluator:
         return accumulated(list(by_category.values()))
 
     def result(self, problems: Sequence[str] = (), seconds: Mapping[str, float] | None = None) -> Evaluation:
-        """All figures, of what is there by now."""
+        """All metrics, of what is there by now."""
         start = time.perf_counter()
         curves = {NAMES[kind]: self.curves(kind) for kind in self.kinds}
         objects = dict.fromkeys(self.categories.values(), 0)
@@ -113,6 +113,6 @@ class Evaluator:
             for i, (name, number) in enumerate(self.categories.items())
             if number in seen
         ]
-        found = {kind: figures(one) for kind, one in curves.items()}
+        found = {kind: metrics(one) for kind, one in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
         return Evaluation(found, categories, curves, len(self.matches), self.detections, tuple(problems), spent)

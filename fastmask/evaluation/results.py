@@ -7,7 +7,7 @@ from fastmask.data.coco import is_id
 from fastmask.data.records import Dataset, check_rle, numbers
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
-from fastmask.evaluation.run import has_masks, numbered_records
+from fastmask.evaluation.run import has_masks, number_records
 
 
 def evaluate_results(entries: Sequence[Entry], dataset: Dataset, *, progress: bool = True) -> Evaluation:
@@ -23,7 +23,7 @@ def evaluate_results(entries: Sequence[Entry], dataset: Dataset, *, progress: bo
     """
     from tqdm import tqdm
 
-    records, ids = numbered_records(dataset)
+    records, ids = number_records(dataset)
     known = dict(zip(ids, (record.size for record in records), strict=True))
     by_image: dict[int, list[Entry]] = {number: [] for number in ids}
     for i, entry in enumerate(entries):

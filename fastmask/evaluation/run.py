@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, labels_of
 from fastmask.distributed import Ranks, ranks
-from fastmask.evaluation.coco_results import coco_results
+from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import KINDS, Entry
-from fastmask.image_io import upright_size
+from fastmask.image_io import read_image_size
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
 from fastmask.inference.unpack import Found
@@ -49,8 +49,8 @@ def evaluate(
         ValueError: there are no images, or none of the names is a category's, or masks are no RLE.
     """
     predictor = _predictor(model)
-    labels = ids_of(names, dataset.categories)
-    records, ids = numbered_records(dataset)
+    labels = map_labels(names, dataset.categories)
+    records, ids = number_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
     evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
     with ranks(keep=True) if own is None else contextlib.nullcontext(own) as own:
@@ -106,7 +106,7 @@ class _Matching:
         elif not isinstance(found, Exception):
             entries = [
                 {**entry, "category_id": self.labels[entry["category_id"]]}
-                for entry in coco_results(number, found)
+                for entry in to_coco_results(number, found)
                 if entry["category_id"] in self.labels
             ]
         if self.keep is not None:
@@ -134,7 +134,7 @@ def _images(
         record = records[i]
         problem = None
         with contextlib.suppress(OSError, ValueError):  # whoever looks at the image tells
-            size = upright_size(record.file) if record.image is None else record.image.size[::-1]
+            size = read_image_size(record.file) if record.image is None else record.image.size[::-1]
             if size != record.size:
                 problem = f"{record.file} must be of {record.size} as annotated, got {size}"
         waiting.append((ids[i], record._replace(image=None), problem))
@@ -149,7 +149,7 @@ def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
     return Predictor(model, "exact", dtype=next(model.parameters()).dtype)
 
 
-def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
+def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
     """Records, with sizes where they can be had; their ids, or, unless all have one, numbers from 1.
 
     Raises:
@@ -160,7 +160,7 @@ def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
         raise ValueError("dataset must have images, got none")
     if isinstance(records, LazyRecords):
         return records, list(range(1, len(records) + 1))
-    records = with_sizes(dataset).records
+    records = add_sizes(dataset).records
     ids = [record.id for record in records if record.id is not None]
     if len(ids) < len(records):
         return records, list(range(1, len(records) + 1))
@@ -175,7 +175,7 @@ def has_masks(records: Iterable[Record]) -> bool:
     return any(one.polygons or one.rle is not None for record in records for one in record.objects)
 
 
-def ids_of(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
+def map_labels(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
     """The dataset's category id for each label of a model that has one; by name if labels have names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: losses step by step, figures epoch by epoch, and curves to look at.
+"""What a run leaves beside its weights: losses step by step, metrics epoch by epoch, and curves to look at.
 
 With several ranks, losses are those of the first one's images, divided as all ranks' are.
 """
@@ -80,10 +80,10 @@ class History:
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / len(finite) if finite else math.inf
 
-    def add_epoch(self, epoch: int, rate: float, figures: Mapping[str, Sequence[float]]) -> None:
-        """An epoch is over; ``figures`` are COCO's twelve by "box" and "mask", where it was evaluated."""
+    def add_epoch(self, epoch: int, rate: float, metrics: Mapping[str, Sequence[float]]) -> None:
+        """An epoch is over; ``metrics`` are COCO's twelve by "box" and "mask", where it was evaluated."""
         self.epochs.append(
-            {"epoch": epoch, "loss": self.mean_loss(epoch), "rate": rate, **{k: list(v) for k, v in figures.items()}}
+            {"epoch": epoch, "loss": self.mean_loss(epoch), "rate": rate, **{k: list(v) for k, v in metrics.items()}}
         )
         draft = self.folder / f"{EPOCHS}.part"
         draft.write_text(json.dumps(self.epochs, indent=1))
@@ -101,9 +101,9 @@ def _flat(row: Row) -> list[float]:
     return [row.step, row.epoch, row.batch, row.rate, *row.values]
 
 
-def _line(epoch: dict[str, Any], figures: Sequence[float]) -> str:
-    """As the tutorials' scripts have it: the epoch, COCO's twelve figures, the mean loss and the learning rate."""
-    numbers = "  ".join(f"{figure:.4f}" for figure in [*figures, epoch["loss"]])
+def _line(epoch: dict[str, Any], metrics: Sequence[float]) -> str:
+    """As the tutorials' scripts have it: the epoch, COCO's twelve metrics, the mean loss and the learning rate."""
+    numbers = "  ".join(f"{figure:.4f}" for figure in [*metrics, epoch["loss"]])
     return f"epoch:{epoch['epoch']} {numbers}  {epoch['rate']:.6f}"
 
 

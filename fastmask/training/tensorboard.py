@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmask.evaluation import Figures
+from fastmask.evaluation import Metrics
 from fastmask.training.history import Row
 
 
@@ -27,8 +27,8 @@ def show_step(board: Any, row: Row, names: Sequence[str]) -> None:
         board.add_scalar(f"train/{name}", value, row.step)
 
 
-def show_epoch(board: Any, step: int, figures: Mapping[str, Sequence[float]]) -> None:
-    for kind, values in figures.items():
-        for name, value in zip(Figures._fields, values, strict=True):
+def show_epoch(board: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    for kind, values in metrics.items():
+        for name, value in zip(Metrics._fields, values, strict=True):
             board.add_scalar(f"{kind}/{name}", value, step)
     board.flush()

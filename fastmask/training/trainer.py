@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from fastmask._version import __version__
-from fastmask.data.loading import GroupedBatches, Samples
+from fastmask.data.loading import GroupedBatchSampler, SampleDataset
 from fastmask.data.records import Dataset
 from fastmask.distributed import ALONE, Ranks
 from fastmask.evaluation import Evaluation, evaluate
-from fastmask.evaluation.run import ids_of, numbered_records
+from fastmask.evaluation.run import map_labels, number_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.losses import Total
 from fastmask.structures import Batch, Targets
@@ -55,7 +55,7 @@ class Run:
         model: on its device; it is put into training mode, and trained.
         loader: of :func:`fastmask.data.loading.training_loader`, with this rank's share.
         settings: of everything else.
-        folder: for weights, losses and figures.
+        folder: for weights, losses and metrics.
         names: of labels, from 0, the background.
         valid: evaluated after each epoch; None: nothing is.
         own: the ranks.
@@ -80,8 +80,8 @@ class Run:
         progress: bool = True,
         tensorboard: bool = False,
     ) -> None:
-        assert isinstance(loader.batch_sampler, GroupedBatches)
-        assert isinstance(loader.dataset, Samples)
+        assert isinstance(loader.batch_sampler, GroupedBatchSampler)
+        assert isinstance(loader.dataset, SampleDataset)
         self.samples = loader.dataset
         self.loader, self.sampler, self.settings, self.folder = loader, loader.batch_sampler, settings, folder
         self.names, self.valid, self.own, self.progress = list(names), valid, own, progress and own.rank == 0
@@ -90,8 +90,8 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # whose streams events are recorded on, and memory is pinned for
         if valid is not None:  # before anything is trained
-            ids_of(self.names, valid.categories)
-            numbered_records(valid)
+            map_labels(self.names, valid.categories)
+            number_records(valid)
         self.sampler.set_epoch(0)
         self.length = len(self.sampler)
         self.steps = self.length * settings.epochs
@@ -230,22 +230,22 @@ class Run:
         """Write an epoch down, and its weights."""
         if self.history is None:
             return
-        figures = {} if evaluation is None else {kind: list(one) for kind, one in evaluation.figures.items()}
+        metrics = {} if evaluation is None else {kind: list(one) for kind, one in evaluation.metrics.items()}
         rate = self.history.rows[-1].rate
-        self.history.add_epoch(self.epoch - 1, rate, figures)
+        self.history.add_epoch(self.epoch - 1, rate, metrics)
         if self.board is not None:
-            show_epoch(self.board, self.epoch * self.length - 1, figures)
-        score = -self.history.epochs[-1]["loss"] if not figures else figures.get("mask", figures["box"])[0]
+            show_epoch(self.board, self.epoch * self.length - 1, metrics)
+        score = -self.history.epochs[-1]["loss"] if not metrics else metrics.get("mask", metrics["box"])[0]
         if score > self.best:
             self.best = score
             weights = self.model if self.average is None else self.average.model
-            content = {"model": weights.state_dict(), "epoch": self.epoch, "figures": figures}
+            content = {"model": weights.state_dict(), "epoch": self.epoch, "metrics": metrics}
             save(content | self._meta(), self.folder / BEST)
         self._save()
         with contextlib.suppress(ImportError):  # matplotlib is not needed to train
             draw_curves(self.history, self.folder / CURVES)
         if self.progress:
-            said = ", ".join(f"{kind} AP {one[0]:.3f} AP50 {one[1]:.3f}" for kind, one in figures.items())
+            said = ", ".join(f"{kind} AP {one[0]:.3f} AP50 {one[1]:.3f}" for kind, one in metrics.items())
             print(f"epoch {self.epoch}: loss {self.history.epochs[-1]['loss']:.4f}{', ' + said if said else ''}")
 
     def _save(self) -> None:

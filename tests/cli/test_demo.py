@@ -13,9 +13,9 @@ from PIL import Image
 
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco
-from fastmask.data import Object, Record
-from fastmask.demo import CLASSES, Scenes, drawn_dataset
-from fastmask.demo.comparison import HEADING, comparison
+from fastmask.data import Instance, Record
+from fastmask.demo import CLASSES, Scenes, synthetic_dataset
+from fastmask.demo.comparison import HEADING, draw_comparison
 from fastmask.models import Checkpoint, detection, get_model_weights
 from fastmask.models.detection.slim import SHIPPED
 
@@ -30,13 +30,13 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "quadrilateral" in said
     assert "RoIAlign 14 x 14" in said
     told = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert told["figures"]["mask"]["ap50"] > 0.5
+    assert told["metrics"]["mask"]["ap50"] > 0.5
     assert (told["images"], told["seed"], list(told["devices"])) == (9, 5, ["cpu"])
     times = told["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
     sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png"))
-    first = np.asarray(drawn_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
+    first = np.asarray(synthetic_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
     shown = sheet[HEADING + 2 :, 2:][:320, :320]
     assert abs(shown.astype(int) - first).mean() < 2
 
@@ -45,7 +45,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "demo.json").read_text())
-    assert told["figures"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert told["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
     assert set(told["milliseconds"]) == {"cuda:0", "cpu"}
 
 
@@ -59,7 +59,7 @@ def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert told["detections"]
     assert all(one["score"] > 0.5 for one in told["detections"])
     best = max(told["detections"], key=lambda one: one["score"])
-    overlaps = coco.iou([best["segmentation"]], [one.rle for one in drawn.objects], [0] * len(drawn.objects))
+    overlaps = coco.iou([best["segmentation"]], [one.rle for one in drawn.instances], [0] * len(drawn.instances))
     assert overlaps.max() > 0.6
     assert Image.open(tmp_path / "demo.png").width > 2 * 384
 
@@ -89,9 +89,9 @@ def test_comparison_shows_what_there_is() -> None:
     mask[10:30, 20:40] = 1
     half[10:30, 20:30] = 1
     square, found = (coco.encode(np.asfortranarray(one)) for one in (mask, half))
-    record = Record(Path("drawn.png"), (40, 60), (Object("square", rle=square),), 1, Image.fromarray(pixels))
+    record = Record(Path("drawn.png"), (40, 60), (Instance("square", rle=square),), 1, Image.fromarray(pixels))
     entry = {"category_id": 1, "bbox": [20, 10, 10, 20], "score": 0.9, "segmentation": found}
-    sheet = np.asarray(comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
+    sheet = np.asarray(draw_comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
     assert sheet.shape == (84, 3 * 124, 3)
     panels = [sheet[2:82, start : start + 120] for start in (2, 126, 250)]
     colored = [np.ptp(panel, axis=2) > 60 for panel in panels]
@@ -100,7 +100,7 @@ def test_comparison_shows_what_there_is() -> None:
     assert colored[1][inside].all()
     assert colored[2][inside][:, :12].all()
     assert not colored[2][inside][:, 20:].any()
-    alone = comparison([record._replace(objects=())], [[entry]], ["", "square"], side=80)
+    alone = draw_comparison([record._replace(instances=())], [[entry]], ["", "square"], side=80)
     assert alone.size == (2 * 124, HEADING + 84)
 
 

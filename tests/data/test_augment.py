@@ -9,7 +9,7 @@ from PIL import Image
 from fastmask.cocoapi import mask as coco
 from fastmask.data import Record
 from fastmask.data.augment import Augmentation, Sample, bounds_of, pasted, recolored, seen
-from fastmask.data.crop import View, scaled_view
+from fastmask.data.crop import Crop, plan_resize
 from fastmask.data.records import Object, box_polygon
 from fastmask.demo import CLASSES, Scenes
 
@@ -18,7 +18,7 @@ LABELS = {name: label for label, name in enumerate(CLASSES, 1)}
 
 def drawn_sample(seed: int, number: int, size: tuple[int, int] = (96, 128)) -> Sample:
     record = Scenes(number + 1, seed, size)[number]
-    return seen(record, record.load(), scaled_view(size, min(size), 10**6), LABELS, number, masks=True)
+    return seen(record, record.load(), plan_resize(size, min(size), 10**6), LABELS, number, masks=True)
 
 
 def test_what_is_seen(seed: int) -> None:
@@ -44,7 +44,7 @@ def test_boxes_of_what_is_cut() -> None:
         Object("quadrilateral", (box_polygon(0, 0, 20, 20),)),
     )
     record = Record(Path("none.png"), (100, 100), objects)
-    view = View((100, 100), (100, 100), 0, 30, (100, 70), mirrored=False)
+    view = Crop((100, 100), (100, 100), 0, 30, (100, 70), mirrored=False)
     sample = seen(record, Image.new("RGB", (100, 100)), view, LABELS, 3, masks=True)
     assert sample.labels.tolist() == [1, 4]
     np.testing.assert_allclose(sample.boxes[0], [0, 20, 20, 40], atol=1)
@@ -64,10 +64,10 @@ def test_what_is_too_thin_to_be_seen() -> None:
         Object("triangle", (box_polygon(0, 0, 100, 100),)),
     )
     record = Record(Path("none.png"), (400, 400), objects)
-    view = scaled_view((400, 400), 100, 400)
+    view = plan_resize((400, 400), 100, 400)
     assert seen(record, Image.new("RGB", (400, 400)), view, LABELS, 0, masks=True).labels.tolist() == [2]
-    assert Augmentation(sizes=320).sizes == (320,)
-    assert Augmentation(sizes=tuple(np.arange(640, 801, 80))).sizes == (640, 720, 800)
+    assert Augmentation(min_size=320).sizes == (320,)
+    assert Augmentation(min_size=tuple(np.arange(640, 801, 80))).sizes == (640, 720, 800)
 
 
 def test_pasting(seed: int) -> None:

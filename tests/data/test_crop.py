@@ -5,16 +5,16 @@ import pytest
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.crop import View, jittered_view, scaled_view
-from fastmask.data.records import Object, ellipse_polygon
+from fastmask.data.crop import Crop, plan_jitter, plan_resize
+from fastmask.data.records import Object, ellipse_to_polygon
 from fastmask.demo import Scenes
 
 
-def draw_view(original: tuple[int, int]) -> View:
+def draw_view(original: tuple[int, int]) -> Crop:
     mirrored = bool(np.random.rand() < 0.5)
     if np.random.rand() < 0.3:
-        return scaled_view(original, int(np.random.randint(20, 300)), 400, mirrored)
-    return jittered_view(original, (96, 128), 10 ** np.random.uniform(-1, 0.7), tuple(np.random.rand(2)), mirrored)
+        return plan_resize(original, int(np.random.randint(20, 300)), 400, mirrored)
+    return plan_jitter(original, (96, 128), 10 ** np.random.uniform(-1, 0.7), tuple(np.random.rand(2)), mirrored)
 
 
 def as_rle(mask: np.ndarray) -> Object:
@@ -43,7 +43,9 @@ def test_masks_go_as_pixels_do(seed: int) -> None:
 
 def test_polygons_go_as_masks_do() -> None:
     for _ in range(30):
-        polygon = ellipse_polygon(*np.random.uniform(30, 70, 2), *np.random.uniform(8, 40, 2), np.random.uniform(0, 7))
+        polygon = ellipse_to_polygon(
+            *np.random.uniform(30, 70, 2), *np.random.uniform(8, 40, 2), np.random.uniform(0, 7)
+        )
         one = Object("thing", (polygon,))
         view = draw_view((100, 110))
         scale = view.resized[0] / 100
@@ -59,18 +61,18 @@ def test_polygons_go_as_masks_do() -> None:
 
 
 def test_points_and_boxes() -> None:
-    view = View((10, 20), (20, 60), 4, 6, (12, 40), mirrored=True)
+    view = Crop((10, 20), (20, 60), 4, 6, (12, 40), mirrored=True)
     np.testing.assert_allclose(view.points(np.array([[0.0, 0], [20, 10], [5, 5]])), [[46, -4], [-14, 16], [31, 6]])
     np.testing.assert_allclose(view.box(Object("thing", box=(5, 5, 10, 9))), [16, 6, 31, 14])
-    assert scaled_view((10, 20), 30, 50).resized == (25, 50)
-    assert scaled_view((10, 20), 30, 100, room=(64, 45)).resized == (22, 45)
+    assert plan_resize((10, 20), 30, 50).resized == (25, 50)
+    assert plan_resize((10, 20), 30, 100, room=(64, 45)).resized == (22, 45)
 
 
 def test_an_edge_is_where_its_points_are() -> None:
     """A bright rectangle's edges land at the pixels that the corners are mapped to."""
     pixels = np.zeros((64, 80, 3), np.uint8)
     pixels[16:48, 24:56] = 255
-    view = jittered_view((64, 80), (96, 96), 2.4, (0.4, 0.3), mirrored=True)
+    view = plan_jitter((64, 80), (96, 96), 2.4, (0.4, 0.3), mirrored=True)
     seen = np.array(view.image(Image.fromarray(pixels)))[:, :, 0] > 127
     x1, y1, x2, y2 = view.box(Object("thing", box=(24, 16, 56, 48)))
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
@@ -81,14 +83,14 @@ def test_an_edge_is_where_its_points_are() -> None:
 @pytest.mark.parametrize("original", [(1, 1), (1, 300), (300, 1), (2, 2)])
 def test_slight_images(original: tuple[int, int]) -> None:
     for zoom in (0.01, 1.0, 5.0):
-        view = jittered_view(original, (64, 96), zoom, (1.0, 0.0), True)
+        view = plan_jitter(original, (64, 96), zoom, (1.0, 0.0), True)
         assert 1 <= view.size[0] <= 64
         assert 1 <= view.size[1] <= 96
         assert view.image(Image.new("RGB", original[::-1])).size == view.size[::-1]
-    assert min(scaled_view(original, 800, 1333).resized) >= 1
+    assert min(plan_resize(original, 800, 1333).resized) >= 1
 
 
 def test_a_mask_of_another_size() -> None:
-    view = scaled_view((10, 12), 20, 30)
+    view = plan_resize((10, 12), 20, 30)
     with pytest.raises(ValueError, match=r"a mask must be \[10, 12\] as its image, got \[12, 10\]"):
         view.mask(as_rle(np.ones((12, 10), bool)))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
+from fastmask.data.records import box_polygon, check_rle, decode_counts, ellipse_to_polygon
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS
@@ -24,7 +24,7 @@ def drawn(folder: Path, number: int = 4, per_image: int = 5) -> data.Dataset:
     """Images with polygons of random corners, some of several parts, one image without any."""
     records = []
     for i in range(number):
-        file = image_file(folder / f"p{i}.png", 90 + i, 120)
+        file = draw_image_file(folder / f"p{i}.png", 90 + i, 120)
         objects = []
         for k in range(0 if i == 1 else per_image):
             parts = tuple(torch.rand(3 + k, 2).double().numpy() * [120, 90] for _ in range(1 + (k == 2)))
@@ -83,19 +83,19 @@ def test_round_trips(first: str, second: str, tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
     assert data.write_dataset(expected, target(tmp_path / "0", first), first) == []
     assert data.find_format(target(tmp_path / "0", first)) == first
-    between = data.with_sizes(data.read_dataset(target(tmp_path / "0", first)))
+    between = data.add_sizes(data.read_dataset(target(tmp_path / "0", first)))
     check_same(between, expected, masks)
     assert data.write_dataset(between, target(tmp_path / "1", second), second) == []
-    check_same(data.with_sizes(data.read_dataset(target(tmp_path / "1", second), second)), expected, masks)
+    check_same(data.add_sizes(data.read_dataset(target(tmp_path / "1", second), second)), expected, masks)
 
 
 def test_coco_keeps_what_it_has(tmp_path: Path) -> None:
     """Ids, crowds, RLE in its three forms; pycocotools reads it, and paints the masks that we do."""
-    file = image_file(tmp_path / "a.png", 40, 50)
+    file = draw_image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     rle = coco_mask.encode(mask)
-    runs = runs_of(rle["counts"])
+    runs = decode_counts(rle["counts"])
     assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs), mask.ravel(order="F"))
     forms: list[Any] = [rle, rle | {"counts": rle["counts"].decode()}, {"size": [40, 50], "counts": runs}]
     square = box_polygon(10, 10, 20, 20)
@@ -138,7 +138,7 @@ def test_where_coco_has_its_images(tmp_path: Path) -> None:
     path = tmp_path / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(content))
     assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
-    image_file(tmp_path / "val2017" / "a.png")
+    draw_image_file(tmp_path / "val2017" / "a.png")
     assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
     assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
 
@@ -168,13 +168,13 @@ def test_via_shapes_and_classes(listed: bool, tmp_path: Path) -> None:
 
 def test_ellipses_are_round() -> None:
     for radius in (0.5, 10, 3000):
-        corners = ellipse_polygon(5, 6, radius, radius)
+        corners = ellipse_to_polygon(5, 6, radius, radius)
         middles = (corners + np.roll(corners, 1, axis=0)) / 2
         assert np.abs(np.hypot(*(middles - [5, 6]).T) - radius).max() <= 0.1
 
 
 def test_labelme_shapes(tmp_path: Path) -> None:
-    image_file(tmp_path / "a.png", 40, 50)
+    draw_image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     mask[9, 9] = 0
@@ -211,7 +211,7 @@ def test_a_torn_file_among_labelmes(tmp_path: Path) -> None:
 
 def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
     """Is named; 500 objects and an image of one pixel are no problem."""
-    file = image_file(tmp_path / "a.png", 1, 1)
+    file = draw_image_file(tmp_path / "a.png", 1, 1)
     rle = coco_mask.encode(np.ones((1, 1), np.uint8, order="F"))
     objects = [data.Object("a", (box_polygon(0, 0, 1, 1),))] * 500
     objects += [data.Object("b", rle=rle), data.Object("c", (box_polygon(0, 0, 1, 1),), crowd=True)]
@@ -225,7 +225,7 @@ def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
 @pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
 def test_balloons(tmp_path: Path) -> None:
     for part, (images, objects) in {"train": (61, 255), "val": (13, 50)}.items():
-        found = data.with_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / part))
+        found = data.add_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / part))
         assert found.problems == []
         assert (len(found.records), sum(len(record.objects) for record in found.records)) == (images, objects)
         for record in found.records:

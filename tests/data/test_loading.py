@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 import fastmask
 from fastmask.data import Dataset, Record
 from fastmask.data.augment import Augmentation
-from fastmask.data.loading import GroupedBatches, Packed, training_loader
+from fastmask.data.loading import GroupedBatchSampler, Packed, training_loader
 from fastmask.data.records import Object, labels_of
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 from fastmask.structures import Batch
 
-AS_THEY_ARE = Augmentation(sizes=(96,), longest=10**6, mirror=0.0)
+AS_THEY_ARE = Augmentation(min_size=(96,), max_size=10**6, flip=0.0)
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -26,15 +26,15 @@ def equal(first: Batch, second: Batch) -> bool:
     return all(one.shape == other.shape and bool((one == other).all()) for one, other in pairs)
 
 
-def sampler_of(loader: DataLoader) -> GroupedBatches:
-    assert isinstance(loader.batch_sampler, GroupedBatches)
+def sampler_of(loader: DataLoader) -> GroupedBatchSampler:
+    assert isinstance(loader.batch_sampler, GroupedBatchSampler)
     return loader.batch_sampler
 
 
 @pytest.mark.parametrize(("number", "batch", "world"), [(37, 4, 1), (37, 3, 4), (1, 4, 2), (24, 4, 3), (5, 1, 1)])
 def test_every_image_once(number: int, batch: int, world: int, seed: int) -> None:
     sizes = np.random.randint(1, 5, (number, 2))
-    shares = [GroupedBatches(sizes, number, batch, seed, rank, world) for rank in range(world)]
+    shares = [GroupedBatchSampler(sizes, number, batch, seed, rank, world) for rank in range(world)]
     for epoch in (0, 1):
         rounds = []
         for share in shares:
@@ -61,7 +61,7 @@ def test_every_image_once(number: int, batch: int, world: int, seed: int) -> Non
 def test_workers_make_no_difference(seed: int) -> None:
     """Nor does what was looked at before: each sample has a seed of its own."""
     augmentation = Augmentation(zoom=(0.5, 1.5), canvas=(96, 96), color=0.5, paste=0.5)
-    dataset = drawn_dataset(10, seed, (80, 96), "mixed")
+    dataset = synthetic_dataset(10, seed, (80, 96), "mixed")
     alone = training_loader(dataset, 3, augmentation, seed=seed)
     several = training_loader(dataset, 3, augmentation, seed=seed, workers=2)
     for epoch in (0, 1):
@@ -80,7 +80,7 @@ def test_workers_make_no_difference(seed: int) -> None:
 
 
 def test_what_is_in_a_batch(seed: int) -> None:
-    dataset = drawn_dataset(6, seed, (96, 130))
+    dataset = synthetic_dataset(6, seed, (96, 130))
     for batch in training_loader(dataset, 4, AS_THEY_ARE, seed=seed):
         assert batch.pixels.dtype == torch.uint8
         assert batch.pixels.shape == (4, 3, 96, 160)
@@ -102,7 +102,7 @@ def test_what_is_in_a_batch(seed: int) -> None:
 
 def test_losses_are_those_of_lists(seed: int) -> None:
     """The padded batch, normalized, is what the model itself makes of images and targets."""
-    dataset = drawn_dataset(3, seed, (96, 128))
+    dataset = synthetic_dataset(3, seed, (96, 128))
     (batch,) = training_loader(dataset, 3, AS_THEY_ARE, seed=seed)
     model = slim_model(fastmask, min_size=96).eval().double()
     images, targets = [], []
@@ -129,21 +129,21 @@ def on_disk(folder: Path, sizes: list[tuple[int, int]], seed: int) -> Dataset:
     """Synthetic images of these sizes as files."""
     records = []
     for i, size in enumerate(sizes):
-        record = drawn_dataset(1, seed + i, size).records[0]
+        record = synthetic_dataset(1, seed + i, size).records[0]
         file = folder / f"{i}.png"
         record.load().save(file)
         records.append(record._replace(file=file, image=None, id=i))
-    return Dataset(records, drawn_dataset(0).categories, [])
+    return Dataset(records, synthetic_dataset(0).categories, [])
 
 
 def test_sizes_and_groups(tmp_path: Path, seed: int) -> None:
     dataset = on_disk(tmp_path, [(64, 90)] * 4 + [(90, 64)] * 4, seed)
-    augmentation = Augmentation(sizes=(64,), mirror=0.0)
+    augmentation = Augmentation(min_size=(64,), flip=0.0)
     for fixed, shapes in ((None, {(64, 96), (96, 64)}), ((64, 128), {(64, 128), (128, 64)})):
         loader = training_loader(dataset, 2, augmentation, size=fixed, seed=seed)
         assert {tuple(batch.pixels.shape[2:]) for batch in loader} == shapes
         assert all(len(set(map(tuple, batch.sizes.tolist()))) == 1 for batch in loader)
-    smaller = training_loader(dataset, 8, Augmentation(sizes=(640,)), size=(32, 64), seed=seed)
+    smaller = training_loader(dataset, 8, Augmentation(min_size=(640,)), size=(32, 64), seed=seed)
     (batch,) = smaller  # as the last one, lying and standing
     assert batch.pixels.shape == (8, 3, 64, 64)
     assert set(map(tuple, batch.sizes.tolist())) == {(32, 45), (45, 32)}
@@ -158,7 +158,7 @@ def test_broken_images_are_replaced_and_named(tmp_path: Path, seed: int) -> None
     assert len(batch.problems) == 2
     assert any("1.png cannot be read as an image" in problem for problem in batch.problems)
     assert any("3.png must be of (64, 90) as annotated, got (90, 64)" in problem for problem in batch.problems)
-    pasting = training_loader(dataset, 4, Augmentation(sizes=(64,), paste=1.0), seed=seed)
+    pasting = training_loader(dataset, 4, Augmentation(min_size=(64,), paste=1.0), seed=seed)
     sampler_of(pasting).set_epoch(99, 99)
     assert list(pasting) == []
     problems = set()
@@ -222,4 +222,4 @@ def test_labels() -> None:
 )
 def test_bad_requests(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training_loader(drawn_dataset(2), **{"batch": 1, **options})
+        training_loader(synthetic_dataset(2), **{"batch": 1, **options})

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import Image
 
 from fastmask import data
@@ -45,7 +45,7 @@ def folder_of(path: Path, objects: np.ndarray, classes: np.ndarray | None, names
     Image.fromarray(objects).save(path / "SegmentationObject" / "a.png")
     if classes is not None:
         Image.fromarray(classes).save(path / "SegmentationClass" / "a.png")
-    image_file(path / "JPEGImages" / "a.jpg", *objects.shape)
+    draw_image_file(path / "JPEGImages" / "a.jpg", *objects.shape)
     return path
 
 
@@ -77,7 +77,7 @@ def test_names(tmp_path: Path) -> None:
 
 def test_more_than_255_objects(tmp_path: Path) -> None:
     """In 16 bits; what is hidden behind others is told."""
-    file = image_file(tmp_path / "a.png", 30, 30)
+    file = draw_image_file(tmp_path / "a.png", 30, 30)
     spots = [np.array([[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]], float) for y in range(20) for x in range(20)]
     objects = tuple(data.Object("spot", (spot,)) for spot in spots)
     hidden = data.Object("spot", (spots[0],))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastmask.cli import main
 from fastmask.data import read_dataset
-from fastmask.demo import CLASSES, SCENES, Scenes, draw_scene, drawing, drawn_dataset
+from fastmask.demo import CLASSES, SCENES, Scenes, draw_scene, drawing, synthetic_dataset
 from fastmask.demo.shapes import REACH, convex, draw_shape, ellipse, sides_of
 
 
@@ -106,7 +106,7 @@ def test_same_seed_same_images(seed: int) -> None:
 
 def test_categories_are_those_of_the_scene(seed: int) -> None:
     for scene in SCENES:
-        dataset = drawn_dataset(12, seed, scene=scene)
+        dataset = synthetic_dataset(12, seed, scene=scene)
         drawn = {
             (one.category, CLASSES.index(one.category) + 1) for record in dataset.records for one in record.objects
         }
@@ -126,7 +126,7 @@ def test_bad_requests() -> None:
     with pytest.raises(ValueError, match="scene must be one of shapes, grains, mixed, got 'cats'"):
         Scenes(1, scene="cats")
     with pytest.raises(ValueError, match="size must be at least 32, got"):
-        drawn_dataset(1, size=(8, 64))
+        synthetic_dataset(1, size=(8, 64))
     with pytest.raises(ValueError, match="number must be at least 0, got -1"):
         Scenes(-1)
 
@@ -137,7 +137,7 @@ def test_drawn_to_disk_and_back(tmp_path: Path, seed: int, capsys: pytest.Captur
     assert "4 images" in capsys.readouterr().out
     read = read_dataset(tmp_path / "set")
     assert not read.problems
-    assert read.categories == drawn_dataset(0, scene="grains").categories == {"grain": 4}
+    assert read.categories == synthetic_dataset(0, scene="grains").categories == {"grain": 4}
     for there, drawn in zip(read.records, Scenes(4, seed, (64, 96), "grains"), strict=True):
         assert drawn.image is not None
         np.testing.assert_array_equal(np.array(Image.open(there.file)), np.array(drawn.image))

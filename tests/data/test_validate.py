@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import ExifTags, Image
 
 from fastmask import data
 from fastmask.cli import main
-from fastmask.data.contact_sheet import contact_sheet
-from fastmask.data.records import box_polygon, ellipse_polygon
-from fastmask.data.validate import examine, first_crossing
+from fastmask.data.contact_sheet import draw_contact_sheet
+from fastmask.data.records import box_polygon, ellipse_to_polygon
+from fastmask.data.validate import first_crossing, validate_dataset
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
 SQUARE = box_polygon(10, 10, 30, 30)
@@ -24,7 +24,7 @@ def dataset_of(record: data.Record, *more: data.Record) -> data.Dataset:
 
 
 def record_of(folder: Path, *objects: data.Object) -> data.Record:
-    return data.Record(image_file(folder / "a.png", 60, 80), (60, 80), objects)
+    return data.Record(draw_image_file(folder / "a.png", 60, 80), (60, 80), objects)
 
 
 def test_nothing_is_invented(tmp_path: Path) -> None:
@@ -33,11 +33,11 @@ def test_nothing_is_invented(tmp_path: Path) -> None:
         data.Object("cat", (SQUARE,)),
         data.Object("cat", (np.concatenate([SQUARE, SQUARE[:1]]) + 1,)),  # closed, as some tools write it
         data.Object("dog", (box_polygon(-0.5, 0, 80.5, 60.5),)),
-        data.Object("dog", (ellipse_polygon(40, 30, 20, 10, 1.0), SQUARE)),
+        data.Object("dog", (ellipse_to_polygon(40, 30, 20, 10, 1.0), SQUARE)),
         data.Object("dog", rle=rle),
         data.Object("cat", box=(1, 2, 3, 4), crowd=True),
     ]
-    assert examine(dataset_of(record_of(tmp_path, *objects))) == []
+    assert validate_dataset(dataset_of(record_of(tmp_path, *objects))) == []
 
 
 BOWTIE = np.array([[10, 10], [30, 30], [30, 10], [10, 30]], float)
@@ -60,7 +60,7 @@ BOWTIE = np.array([[10, 10], [30, 30], [30, 10], [10, 30]], float)
     ids=lambda value: value if isinstance(value, str) and len(value) < 25 else "",
 )
 def test_objects(one: data.Object, kind: str, text: str, tmp_path: Path) -> None:
-    (problem,) = examine(dataset_of(record_of(tmp_path, data.Object("dog", (SQUARE,)), one)))
+    (problem,) = validate_dataset(dataset_of(record_of(tmp_path, data.Object("dog", (SQUARE,)), one)))
     assert problem.kind == kind
     assert problem.where.endswith("a.png: object 1 (cat)")
     assert text in problem.text
@@ -81,7 +81,7 @@ def test_images(tmp_path: Path) -> None:
         data.Record(tmp_path / "turned.jpg", (60, 80), ()),
         data.Record(tmp_path / "turned.jpg", (80, 60), ()),
     ]
-    problems = examine(data.Dataset(records, {"cat": 1}, [data.Problem("broken annotation", "x", "y")]))
+    problems = validate_dataset(data.Dataset(records, {"cat": 1}, [data.Problem("broken annotation", "x", "y")]))
     assert [problem.kind for problem in problems] == [
         "broken annotation",
         "twice",
@@ -112,7 +112,7 @@ def test_crossings() -> None:
             pairs = [(i, j) for i, j in itertools.combinations(range(number), 2) if j - i not in (1, number - 1)]
             expected = next(((i, j) for i, j in pairs if cross(*sides[i], *sides[j])), None)
             assert first_crossing(polygon) == expected
-    assert first_crossing(ellipse_polygon(0, 0, 500, 300)) is None
+    assert first_crossing(ellipse_to_polygon(0, 0, 500, 300)) is None
     assert first_crossing(np.zeros((5, 2))) is None
 
 
@@ -120,7 +120,7 @@ def test_contact_sheet(tmp_path: Path) -> None:
     """Images with their masks; broken ones are left out."""
     records = [record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (SQUARE + 20,)))]
     records += [data.Record(tmp_path / "none.png", None, ()), data.Record(records[0].file, (60, 80), ())]
-    sheet = np.asarray(contact_sheet(dataset_of(*records), columns=3, side=90)).astype(int)
+    sheet = np.asarray(draw_contact_sheet(dataset_of(*records), columns=3, side=90)).astype(int)
     assert sheet.shape == (64, 252, 3)  # as large as the images
     drawn, plain = sheet[2:62, 2:82], sheet[2:62, 86:166]
     assert (sheet[:, 168:] == 255).all()
@@ -133,7 +133,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (BOWTIE,)))
     data.write_dataset(dataset_of(record), tmp_path / "coco.json", "coco")
     sheet = tmp_path / "sheet.png"
-    assert main(["data", "check", str(tmp_path / "coco.json"), "--sheet", str(sheet)]) == 1
+    assert main(["data", "check", str(tmp_path / "coco.json"), "--contact-sheet", str(sheet)]) == 1
     printed = capsys.readouterr()
     assert "1 images (0 without objects), 2 objects" in printed.out
     assert "classes: cat 1, dog 1" in printed.out

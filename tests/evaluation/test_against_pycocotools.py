@@ -1,4 +1,4 @@
-"""Our figures, and each point of the curves, against pycocotools run by hand on the same detections."""
+"""Our metrics, and each point of the curves, against pycocotools run by hand on the same detections."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.reference_cocoeval import by_hand, draw_case
+from helpers.reference_cocoeval import draw_case, run_cocoeval
 
 from fastmask.data import read_dataset
 from fastmask.evaluation import Evaluation, evaluate_results
@@ -36,10 +36,10 @@ def compared(annotations: dict[str, Any], entries: list[dict[str, Any]], folder:
     (folder / "annotations.json").write_text(json.dumps(annotations))
     found = evaluate_results(entries, read_dataset(folder / "annotations.json"), progress=False)
     assert not found.problems
-    assert set(found.figures) == ({"box", "mask"} if annotations["annotations"] else {"box"})
-    for kind, figures in found.figures.items():
-        expected = by_hand(annotations, entries, NAMES[kind])
-        np.testing.assert_allclose(figures, expected.stats, rtol=0, atol=1e-9)
+    assert set(found.metrics) == ({"box", "mask"} if annotations["annotations"] else {"box"})
+    for kind, metrics in found.metrics.items():
+        expected = run_cocoeval(annotations, entries, NAMES[kind])
+        np.testing.assert_allclose(metrics, expected.stats, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found.curves[kind].precision, expected.eval["precision"], rtol=0, atol=1e-9)
         np.testing.assert_allclose(found.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
     return found
@@ -52,8 +52,8 @@ def test_figures_are_pycocotools(name: str, tmp_path: Path) -> None:
     assert found.images == len(annotations["images"])
     assert found.detections == len(entries)
     if name == "many objects":  # of the others a draw may leave nothing to find
-        assert found.figures["box"].ap50 > 0
-        assert found.figures["mask"].ar_100 > 0
+        assert found.metrics["box"].ap50 > 0
+        assert found.metrics["mask"].ar_100 > 0
 
 
 def test_each_category_is_its_own_evaluation(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_each_category_is_its_own_evaluation(tmp_path: Path) -> None:
         alone = {**annotations, "annotations": own, "categories": [{"id": number, "name": one.name}]}
         mine = [entry for entry in entries if entry["category_id"] == number]
         assert one.objects == sum(not each["iscrowd"] for each in own)
-        for kind, figures in one.figures.items():
-            np.testing.assert_allclose(figures, by_hand(alone, mine, NAMES[kind]).stats, rtol=0, atol=1e-9)
+        for kind, metrics in one.metrics.items():
+            np.testing.assert_allclose(metrics, run_cocoeval(alone, mine, NAMES[kind]).stats, rtol=0, atol=1e-9)
 
 
 def test_polygons_and_boxes_without_area(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_polygons_and_boxes_without_area(tmp_path: Path) -> None:
         {"bbox": None, **{name: value for name, value in entry.items() if name != "bbox"}} for entry in entries
     ]
     found = evaluate_results(masks_only, read_dataset(tmp_path / "annotations.json"), progress=False)
-    expected = by_hand(annotations, entries, "segm").stats
-    np.testing.assert_allclose(found.figures["mask"], expected, rtol=0, atol=1e-9)
+    expected = run_cocoeval(annotations, entries, "segm").stats
+    np.testing.assert_allclose(found.metrics["mask"], expected, rtol=0, atol=1e-9)
 
 
 def test_boxes_alone(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_boxes_alone(tmp_path: Path) -> None:
         read_dataset(_saved(annotations, tmp_path)),
         progress=False,
     )
-    assert set(compared_boxes.figures) == {"box"}
-    expected = by_hand(annotations, entries, "bbox").stats
-    np.testing.assert_allclose(compared_boxes.figures["box"], expected, rtol=0, atol=1e-9)
+    assert set(compared_boxes.metrics) == {"box"}
+    expected = run_cocoeval(annotations, entries, "bbox").stats
+    np.testing.assert_allclose(compared_boxes.metrics["box"], expected, rtol=0, atol=1e-9)
 
 
 def _saved(annotations: dict[str, Any], folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A model on annotated images: the figures its detections have by hand; broken images; ranks; the command."""
+"""A model on annotated images: the metrics its detections have by hand; broken images; ranks; the command."""
 
 import copy
 import csv
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.reference_cocoeval import by_hand, draw_case
+from helpers.reference_cocoeval import draw_case, run_cocoeval
 from helpers.slim import slim_pair
 from torch import nn
 
 from fastmask import Predictor
 from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
-from fastmask.demo import CLASSES, drawn_dataset, save_drawn
+from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
-from fastmask.evaluation.coco_results import coco_results
-from fastmask.evaluation.run import ids_of
+from fastmask.evaluation.coco_results import to_coco_results
+from fastmask.evaluation.run import map_labels
 
 NAMES = {"box": "bbox", "mask": "segm"}
 
@@ -39,29 +39,29 @@ def annotations_of(dataset: Dataset, folder: Path) -> dict:
 
 
 def test_a_model_gets_the_figures_of_its_detections(model: nn.Module, tmp_path: Path, seed: int) -> None:
-    dataset = drawn_dataset(6, seed, (96, 128))
+    dataset = synthetic_dataset(6, seed, (96, 128))
     entries: list = []
-    found = evaluate(model, dataset, progress=False, keep=entries)
+    found = evaluate(model, dataset, progress=False, results=entries)
     assert found.detections == len(entries) > 20
     assert found.images == 6
     assert not found.problems
     assert set(found.seconds) == {"look", "match", "wait", "accumulate"}
     annotations = annotations_of(dataset, tmp_path)
-    for kind, figures in found.figures.items():
-        expected = by_hand(annotations, entries, NAMES[kind])
-        np.testing.assert_allclose(figures, expected.stats, rtol=0, atol=1e-9)
+    for kind, metrics in found.metrics.items():
+        expected = run_cocoeval(annotations, entries, NAMES[kind])
+        np.testing.assert_allclose(metrics, expected.stats, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
-    assert found.figures["box"].ar_100 >= 0
+    assert found.metrics["box"].ar_100 >= 0
     again = evaluate_results(entries, read_dataset(tmp_path / "truth.json"), progress=False)
-    assert again.figures == found.figures
+    assert again.metrics == found.metrics
     # detections are those of the model itself
     answers = Predictor(model, "exact")([record.load() for record in dataset.records])
-    expected_entries = [entry for i, one in enumerate(answers, 1) for entry in coco_results(i, one)]
+    expected_entries = [entry for i, one in enumerate(answers, 1) for entry in to_coco_results(i, one)]
     assert entries == [one for one in expected_entries if one["category_id"] in dataset.categories.values()]
 
 
 def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
-    dataset = drawn_dataset(5, seed, scene="mixed")
+    dataset = synthetic_dataset(5, seed, scene="mixed")
     entries = []
     for record in dataset.records:
         for one in record.objects:
@@ -71,11 +71,11 @@ def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
             entry = {"image_id": record.id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.5}
             entries.append(entry | {"segmentation": rle})
     found = evaluate_results(entries, dataset, progress=False)
-    for figures in found.figures.values():
-        assert figures.ap == figures.ap50 == figures.ar_100 == pytest.approx(1)
+    for metrics in found.metrics.values():
+        assert metrics.ap == metrics.ap50 == metrics.ar_100 == pytest.approx(1)
     assert sum(one.objects for one in found.categories) == len(entries)
     fewer = evaluate_results(entries[::2], dataset, progress=False)
-    assert 0 < fewer.figures["mask"].ar_100 < 0.9
+    assert 0 < fewer.metrics["mask"].ar_100 < 0.9
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
@@ -84,19 +84,19 @@ def test_broken_images_count_as_missed(masks: bool, model: nn.Module, tmp_path: 
     if not masks:
         model = copy.deepcopy(model)
         model.roi_heads.mask_roi_pool = model.roi_heads.mask_head = model.roi_heads.mask_predictor = None
-    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
+    dataset = save_synthetic(synthetic_dataset(4, seed, (96, 128)), tmp_path)
     (tmp_path / "images" / "000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset.records[2].load().resize((64, 64)).save(tmp_path / "images" / "000002.png")
     entries: list = []
-    found = evaluate(model, dataset, progress=False, keep=entries)
+    found = evaluate(model, dataset, progress=False, results=entries)
     assert found.images == 4
     assert len(found.problems) == 2
     assert any("000001.png" in one for one in found.problems)
     assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in one for one in found.problems)
     assert {one["image_id"] for one in entries} == {1, 4}
     annotations = annotations_of(dataset, tmp_path)
-    for kind, figures in found.figures.items():
-        np.testing.assert_allclose(figures, by_hand(annotations, entries, NAMES[kind]).stats, rtol=0, atol=1e-9)
+    for kind, metrics in found.metrics.items():
+        np.testing.assert_allclose(metrics, run_cocoeval(annotations, entries, NAMES[kind]).stats, rtol=0, atol=1e-9)
     unknown = dataset._replace(records=[one._replace(size=None) for one in dataset.records])
     dataset.records[2].load().resize((128, 96)).save(tmp_path / "images" / "000002.png")
     again = evaluate(model, unknown, progress=False)
@@ -108,7 +108,7 @@ def test_broken_images_count_as_missed(masks: bool, model: nn.Module, tmp_path: 
 
 def test_results_of_images_that_are_not_there(tmp_path: Path, seed: int) -> None:
     """Nor their sizes: numbers stay, and masks are compared at their own size."""
-    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
+    dataset = save_synthetic(synthetic_dataset(4, seed, (96, 128)), tmp_path)
     records = [one._replace(id=None, size=None) for one in dataset.records]
     entries = []
     for number, record in enumerate(records, 1):
@@ -120,7 +120,7 @@ def test_results_of_images_that_are_not_there(tmp_path: Path, seed: int) -> None
     (tmp_path / "images" / "000001.png").unlink()
     for given in (records, tuple(records)):
         found = evaluate_results(entries, dataset._replace(records=given), progress=False)
-        assert found.figures["box"].ap == found.figures["mask"].ap == pytest.approx(1)
+        assert found.metrics["box"].ap == found.metrics["mask"].ap == pytest.approx(1)
         assert found.images == 4
     with pytest.raises(ValueError, match=r"dataset must have ids of one image each, got several of \[7\]"):
         evaluate_results([], dataset._replace(records=[one._replace(id=7) for one in records]), progress=False)
@@ -128,25 +128,25 @@ def test_results_of_images_that_are_not_there(tmp_path: Path, seed: int) -> None
 
 def test_names_of_labels(model: nn.Module, seed: int) -> None:
     categories = {"triangle": 7, "grain": 3}
-    assert ids_of(["-", "grain", "cat", "triangle"], categories) == {1: 3, 3: 7}
-    assert ids_of(None, categories) == {7: 7, 3: 3}
-    assert ids_of(None, {"a": 0, "b": 5}) == {1: 0, 2: 5}
+    assert map_labels(["-", "grain", "cat", "triangle"], categories) == {1: 3, 3: 7}
+    assert map_labels(None, categories) == {7: 7, 3: 3}
+    assert map_labels(None, {"a": 0, "b": 5}) == {1: 0, 2: 5}
     with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(triangle, grain"):
-        ids_of(["-", "cat"], categories)
+        map_labels(["-", "cat"], categories)
     entries: list = []
     names = ["-", "grain", "ellipse", "cat", "dog"]
-    evaluate(model, drawn_dataset(2, seed, (96, 128)), names=names, progress=False, keep=entries)
+    evaluate(model, synthetic_dataset(2, seed, (96, 128)), names=names, progress=False, results=entries)
     assert {one["category_id"] for one in entries} <= {1, 4}
 
 
 def test_bad_requests(model: nn.Module, seed: int) -> None:
     with pytest.raises(ValueError, match="dataset must have images, got none"):
-        evaluate(model, drawn_dataset(0))
+        evaluate(model, synthetic_dataset(0))
     with pytest.raises(ValueError, match="dataset must have images, got none"):
-        evaluate_results([], drawn_dataset(0)._replace(records=[]))
+        evaluate_results([], synthetic_dataset(0)._replace(records=[]))
     with pytest.raises(ValueError, match="model must be a Predictor with masks='rle', got 'bool'"):
-        evaluate(Predictor(model, "exact", masks="bool"), drawn_dataset(1, seed))
-    dataset = drawn_dataset(2, seed, (64, 64))
+        evaluate(Predictor(model, "exact", masks="bool"), synthetic_dataset(1, seed))
+    dataset = synthetic_dataset(2, seed, (64, 64))
     evaluator = Evaluator(dataset.categories)
     evaluator.add(1, dataset.records[0], [])
     with pytest.raises(ValueError, match="images must be added once, got number 1 again"):
@@ -174,20 +174,20 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
 def test_broken_results(change: dict, message: str) -> None:
     good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
     with pytest.raises(ValueError, match=r"entries\[1\] .*" + message):
-        evaluate_results([good, {**good, **change}], drawn_dataset(2, 0, (64, 64)), progress=False)
+        evaluate_results([good, {**good, **change}], synthetic_dataset(2, 0, (64, 64)), progress=False)
     mixed = [good | {"segmentation": None}, good | {"segmentation": {"size": [64, 64], "counts": [64 * 64]}}]
     with pytest.raises(ValueError, match=r"entries must all have a segmentation, or none, got none in entries\[0\]"):
-        evaluate_results(mixed, drawn_dataset(2, 0, (64, 64)))
+        evaluate_results(mixed, synthetic_dataset(2, 0, (64, 64)))
     nothing = [good | {"segmentation": None}, good]
-    assert set(evaluate_results(nothing, drawn_dataset(2, 0, (64, 64)), progress=False).figures) == {"box"}
+    assert set(evaluate_results(nothing, synthetic_dataset(2, 0, (64, 64)), progress=False).metrics) == {"box"}
     with pytest.raises(ValueError, match=r"entries\[0\] must be an object, got int"):
-        evaluate_results([3], drawn_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
+        evaluate_results([3], synthetic_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
 
 
 def test_the_command(
     slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_drawn(drawn_dataset(3, seed, (96, 128)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(3, seed, (96, 128)), tmp_path / "set")
     options = ["--weights", str(slim_file[0]), "--model", "slim", "--out", str(tmp_path / "out")]
     command = ["evaluate", str(tmp_path / "set"), *options, "--score", "0.01"]
     assert main(command) == 0
@@ -201,14 +201,14 @@ def test_the_command(
         rows = list(csv.DictReader(file))
     assert {(row["category"], row["of"]) for row in rows} >= {("all", "box"), ("all", "mask"), (CLASSES[0], "mask")}
     annotations = json.loads((tmp_path / "set" / "annotations.json").read_text())
-    stats = by_hand(annotations, entries, "segm").stats
-    assert [-1 if one is None else one for one in summary["figures"]["mask"].values()] == pytest.approx(list(stats))
+    stats = run_cocoeval(annotations, entries, "segm").stats
+    assert [-1 if one is None else one for one in summary["metrics"]["mask"].values()] == pytest.approx(list(stats))
     for row in rows[:2]:
-        assert float(row["ap"]) == pytest.approx(summary["figures"][row["of"]]["ap"], abs=1e-6)
+        assert float(row["ap"]) == pytest.approx(summary["metrics"][row["of"]]["ap"], abs=1e-6)
     results = ["--results", str(tmp_path / "out" / "detections.json"), "--out", str(tmp_path / "again")]
     assert main(["evaluate", str(tmp_path / "set"), *results]) == 0
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
-    assert again["figures"] == summary["figures"]
+    assert again["metrics"] == summary["metrics"]
     capsys.readouterr()
     (tmp_path / "set" / "images" / "000000.png").write_bytes(b"torn")
     assert main(command) == 1
@@ -216,7 +216,7 @@ def test_the_command(
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_drawn(drawn_dataset(1, 0, (64, 64)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(1, 0, (64, 64)), tmp_path / "set")
     for name, content, message in (
         ("a.json", "{", "must be JSON, got a broken file"),
         ("d.json", "[" * 100_000, "must be JSON of few levels"),
@@ -233,7 +233,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
     """torchrun with gloo on seven images, which two ranks cannot share evenly, one of them broken."""
-    save_drawn(drawn_dataset(7, seed, (96, 128)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(7, seed, (96, 128)), tmp_path / "set")
     (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
     program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -250,7 +250,7 @@ def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tm
             json.loads((tmp_path / name / file).read_text()) for file in ("evaluation.json", "detections.json")
         ]
     (one, first), (two, second) = answers.values()
-    assert one["figures"] == two["figures"]
+    assert one["metrics"] == two["metrics"]
     assert one["images"] == two["images"] == 7
     assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)
 
@@ -268,6 +268,6 @@ def test_many_categories_are_quick() -> None:
     evaluate_results(entries, dataset, progress=False)
     ours = time.perf_counter() - start
     start = time.perf_counter()
-    by_hand(annotations, entries, "bbox")
-    by_hand(annotations, entries, "segm")
+    run_cocoeval(annotations, entries, "bbox")
+    run_cocoeval(annotations, entries, "segm")
     assert ours < time.perf_counter() - start

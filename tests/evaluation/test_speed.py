@@ -9,9 +9,9 @@ from helpers.inputs import draw_masks
 from tqdm import tqdm
 
 from fastmask import ops
-from fastmask.demo import Scenes, drawn_dataset
+from fastmask.demo import Scenes, synthetic_dataset
 from fastmask.evaluation import Evaluator
-from fastmask.evaluation.coco_results import coco_results
+from fastmask.evaluation.coco_results import to_coco_results
 
 IMAGES = 5000
 DETECTIONS = 100
@@ -23,7 +23,7 @@ LIMIT = 180.0  # seconds
 @pytest.mark.parametrize("size", SIZES, ids=["192", "480 x 640"])
 def test_five_thousand_images(size: tuple[int, int], seed: int) -> None:
     """100 detections each, of which some are objects a little off: RLE, matching, accumulation."""
-    categories = drawn_dataset(0).categories
+    categories = synthetic_dataset(0).categories
     evaluator = Evaluator(categories)
     seconds = dict.fromkeys(("encode", "match"), 0.0)
     masks = draw_masks(DETECTIONS)
@@ -37,7 +37,7 @@ def test_five_thousand_images(size: tuple[int, int], seed: int) -> None:
         found = {"boxes": boxes, "labels": labels, "scores": torch.rand(DETECTIONS)}
         start = time.perf_counter()
         found["masks"] = ops.encode_masks(masks, boxes, size)
-        entries = coco_results(number, found)
+        entries = to_coco_results(number, found)
         seconds["encode"] += time.perf_counter() - start
         start = time.perf_counter()
         evaluator.add(number, record, entries)
@@ -46,6 +46,6 @@ def test_five_thousand_images(size: tuple[int, int], seed: int) -> None:
     split = ", ".join(f"{name} {spent:.1f}" for name, spent in evaluation.seconds.items())
     print(f"\n{IMAGES} images of {size}, {DETECTIONS} detections each, on 2 cores; seconds: {split}")
     assert evaluation.detections == IMAGES * DETECTIONS
-    assert evaluation.figures["box"].ar_100 > 0.5
-    assert np.isfinite(evaluation.figures["mask"]).all()
+    assert evaluation.metrics["box"].ar_100 > 0.5
+    assert np.isfinite(evaluation.metrics["mask"]).all()
     assert sum(evaluation.seconds.values()) < LIMIT

@@ -38,7 +38,7 @@ def draw_image(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str,
     return image.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}
 
 
-def image_file(path: Path, height: int = 128, width: int = 170) -> Path:
+def draw_image_file(path: Path, height: int = 128, width: int = 170) -> Path:
     """One of these as a file."""
     pixels = (draw_image(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)

@@ -9,7 +9,7 @@ import pytest
 
 from fastmask.cocoapi import mask as coco
 
-COCO = pytest.importorskip("pycocotools.coco", reason="figures are compared with pycocotools'").COCO
+COCO = pytest.importorskip("pycocotools.coco", reason="metrics are compared with pycocotools'").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 Json = dict[str, Any]
 
@@ -68,7 +68,7 @@ def draw_case(
     return {"images": inputs, "annotations": annotations, "categories": names}, entries
 
 
-def by_hand(annotations: Json, entries: list[Json], kind: str) -> COCOeval:
+def run_cocoeval(annotations: Json, entries: list[Json], kind: str) -> COCOeval:
     """pycocotools from beginning to end; areas of detections are their masks' where masks are compared."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()

@@ -20,7 +20,7 @@ from torch import nn
 import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 from fastmask.models import load_checkpoint
 from fastmask.training import DivergedError, Run, Settings, checkpoints
 
@@ -35,8 +35,8 @@ def made(folder: Path, seed: int, resume: bool = False, valid: bool = False, **o
     folder.mkdir(exist_ok=True)
     settings = Settings(**{"epochs": 3, "batch": 2, "optimizer": "adamw", "average": 0.9, "seed": seed, **options})
     augmentation = Augmentation(zoom=(0.5, 1.5), canvas=(96, 96), color=0.3, paste=0.3)
-    loader = training_loader(drawn_dataset(6, seed, (96, 128)), 2, augmentation, seed=seed)
-    held_out = drawn_dataset(2, seed + 1, (96, 128)) if valid else None
+    loader = training_loader(synthetic_dataset(6, seed, (96, 128)), 2, augmentation, seed=seed)
+    held_out = synthetic_dataset(2, seed + 1, (96, 128)) if valid else None
     return Run(model, loader, settings, folder, NAMES, held_out, resume=resume, progress=False)
 
 
@@ -185,7 +185,7 @@ def test_validation_is_looked_at_first(tmp_path: Path, seed: int) -> None:
     """Before an epoch is spent; and what fails while it is evaluated loses no training."""
     torch.manual_seed(seed)
     run = made(tmp_path, seed, valid=True, epochs=1)
-    other = drawn_dataset(2, seed)._replace(categories={"cat": 1})
+    other = synthetic_dataset(2, seed)._replace(categories={"cat": 1})
     with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(cat"):
         Run(run.model, run.loader, run.settings, tmp_path, NAMES, other, progress=False)
 
@@ -260,9 +260,9 @@ def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
 
 def test_killed_and_taken_up(tmp_path: Path, seed: int) -> None:
     """The command, killed by the system in the middle of an epoch."""
-    from fastmask.demo import save_drawn
+    from fastmask.demo import save_synthetic
 
-    save_drawn(drawn_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
+    save_synthetic(synthetic_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
     options = ["train", "--data-path", str(tmp_path / "set"), "--model", "slim", "--weights", "none", "--device", "cpu"]
     options += ["--epochs", "3", "--batch-size", "1", "--workers", "1", "--optimizer", "adamw", "--seed", str(seed)]
     options += ["--min-size", "64", "96", "--ema", "0.9", "--paste", "0.5", "--save-steps", "3"]
