@@ -52,7 +52,7 @@ def prepared(args: argparse.Namespace, own: Ranks) -> Run:
     if own.rank == 0:
         rate, images = settings.top_rate(own.world), settings.batch * own.world
         steps = f"{training.steps} steps of {images} images on {own.world} x {training.device}"
-        print(f"{len(training.sampler.stand)} images, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
+        print(f"{len(training.sampler.portrait)} images, {len(names) - 1} classes, {steps}, learning rate {rate:g}")
         write_settings(args.out, settings, {"arguments": {k: str(v) for k, v in vars(args).items()}, "rate": rate})
     return training
 

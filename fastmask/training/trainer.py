@@ -208,7 +208,7 @@ class Run:
     def _say_diverged(self, one: Waiting, values: Sequence[float]) -> None:
         from tqdm import tqdm
 
-        files = ", ".join(str(self.samples.file(place)) for place in one.records)
+        files = ", ".join(str(self.samples.find_file(place)) for place in one.records)
         losses = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.step.names, values, strict=False))
         text = f"a gradient is not finite at step {one.row.step} ({losses}) with {files}"
         if self.settings.nan == "stop":
