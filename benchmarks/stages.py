@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastmask.benchmarks.measure import wait_for
-from fastmask.inference.program import Inputs, Program, captured
+from fastmask.inference.program import Inputs, Program, capture_graph
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
 from fastmask.models.detection.roi_heads import pool, predict_masks
@@ -102,8 +102,8 @@ def staged(
         stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
         for name, stage in stages(program, inputs, {}).items():
-            parts[name] = captured(stage, None, stream)
+            parts[name] = capture_graph(stage, None, stream)
             parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
             save(alone := alone | milliseconds({name: parts[name]}, device, min(rounds, 5)))
-        whole = {"program": captured(lambda: program(inputs), None, stream)}
+        whole = {"program": capture_graph(lambda: program(inputs), None, stream)}
         return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]

@@ -27,7 +27,7 @@ from fastmask.kernels.launch import KERNELS
 from fastmask.models.prepare import Fuse, prepared
 
 DEVICE = "cuda"
-BYTES_A_MASK = 2048  # the Predictor's
+BYTES_PER_MASK = 2048  # the Predictor's
 
 
 class Call(NamedTuple):
@@ -177,7 +177,7 @@ def trace(
     """
     if model is None:
         model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
-    program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_A_MASK)
+    program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
     found: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)

@@ -1,24 +1,24 @@
 """Models for deployment, as ONNX of standard operators or compiled by AOTInductor, checked against the model."""
 
-from fastmask.export.aot import Package, write_package
-from fastmask.export.module import Deployed, Shape
-from fastmask.export.onnx import Written, count_operators, write_onnx
-from fastmask.export.parity import Parity, parity
+from fastmask.export.aot import AOTPackage, write_package
+from fastmask.export.module import ExportableModel, Shape
+from fastmask.export.onnx import OnnxSummary, count_operators, write_onnx
+from fastmask.export.parity import Parity, compare_outputs
 from fastmask.export.predictor import ExportedPredictor
-from fastmask.export.runtime import Session
-from fastmask.export.tensorrt.module import ForTensorRT
+from fastmask.export.runtime import OnnxSession
+from fastmask.export.tensorrt.module import TensorRTExportableModel
 
 __all__ = [
-    "Deployed",
+    "AOTPackage",
+    "ExportableModel",
     "ExportedPredictor",
-    "ForTensorRT",
-    "Package",
+    "OnnxSession",
+    "OnnxSummary",
     "Parity",
-    "Session",
     "Shape",
-    "Written",
+    "TensorRTExportableModel",
+    "compare_outputs",
     "count_operators",
-    "parity",
     "write_onnx",
     "write_package",
 ]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastmask.checks import check_shape
-from fastmask.export.exported import Array, Exported, cannot
-from fastmask.export.module import Deployed, Shape
+from fastmask.export.exported import Array, ExportedModel, format_load_error
+from fastmask.export.module import ExportableModel, Shape
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
@@ -23,11 +23,13 @@ from fastmask.kernels.roi_align import multilevel_roi_align_op
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 
 
-def write_package(deployed: Deployed, path: Path, shape: Shape, *, categories: Sequence[str] | None = None) -> None:
+def write_package(
+    exportable: ExportableModel, path: Path, shape: Shape, *, categories: Sequence[str] | None = None
+) -> None:
     """Compile and write a model, for the device that it is on; a file that is there is replaced.
 
     Args:
-        deployed: the model.
+        exportable: the model.
         path: of the file, ending in .pt2.
         shape: of its inputs, or an example of it.
         categories: names of labels, for the file's metadata.
@@ -37,20 +39,20 @@ def write_package(deployed: Deployed, path: Path, shape: Shape, *, categories: S
         RuntimeError: it cannot be compiled; there is no C++ compiler, perhaps.
         OSError: the file cannot be written.
     """
-    deployed.check(shape)
+    exportable.check(shape)
     with torch.no_grad():
         program = torch.export.export(
-            deployed,
-            deployed.example(shape),
-            dynamic_shapes=deployed.dynamic_shapes() if shape.dynamic else None,
+            exportable,
+            exportable.make_example(shape),
+            dynamic_shapes=exportable.dynamic_shapes() if shape.dynamic else None,
             strict=False,
         )
-        own = {"torch": torch.__version__, "ops": schemas()}
-        options = {"aot_inductor.metadata": deployed.told(shape, categories) | own}
+        own = {"torch": torch.__version__, "ops": describe_ops()}
+        options = {"aot_inductor.metadata": exportable.format_metadata(shape, categories) | own}
         torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(path), inductor_configs=options)
 
 
-class Package(Exported):
+class AOTPackage(ExportedModel):
     """A .pt2 file that :func:`fastmask.export.write_package` made.
 
     Args:
@@ -63,10 +65,10 @@ class Package(Exported):
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         name = os.fspath(path)
-        told = metadata(name)
-        super().__init__(name, told)
-        check_machine(name, told)
-        self.kind = told[KIND]
+        metadata = read_metadata(name)
+        super().__init__(name, metadata)
+        check_machine(name, metadata)
+        self.kind = metadata[KIND]
         try:
             self.device = torch.device(self.kind if device == "auto" else device)
         except RuntimeError as error:
@@ -80,17 +82,17 @@ class Package(Exported):
         try:
             self.loaded = torch._inductor.aoti_load_package(name, device_index=index)
         except Exception as error:  # of several kinds
-            raise ValueError(cannot(name, error)) from error
+            raise ValueError(format_load_error(name, error)) from error
 
     def run(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        """As :meth:`fastmask.export.Deployed.forward`, by name, on the package's device.
+        """Run the package on its device; outputs of :meth:`fastmask.export.ExportableModel.forward` by name.
 
         Raises:
             ValueError: the inputs are not as the package was compiled; it would read beyond them.
         """
         check_shape("images", images, *("B", "H", "W", 3) if self.raw else ("B", 3, "H", "W"))
         check_shape("sizes", sizes, images.shape[0], 2)
-        wide = torch.promote_types(getattr(torch, self.told["dtype"]), torch.float32)
+        wide = torch.promote_types(getattr(torch, self.metadata["dtype"]), torch.float32)
         for name, tensor, dtype in (
             ("images", images, torch.uint8 if self.raw else wide),
             ("sizes", sizes, torch.int64),
@@ -98,7 +100,7 @@ class Package(Exported):
             if tensor.dtype != dtype:
                 raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
         sides = images.shape[1:3] if self.raw else images.shape[2:]
-        wanted, step = (self.told["batch"], *self.told["size"]), self.told["size_divisible"]
+        wanted, step = (self.metadata["batch"], *self.metadata["size"]), self.metadata["size_divisible"]
         for name, actual, limit, unit in zip(
             ("batch", "height", "width"), (images.shape[0], *sides), wanted, (1, step, step), strict=True
         ):
@@ -107,45 +109,45 @@ class Package(Exported):
             if not 0 < actual <= limit or actual % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} in [{unit}, {limit}], got {actual}")
         try:
-            found = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
+            outputs = self.loaded(images.to(self.device).contiguous(), sizes.to(self.device).contiguous())
         except RuntimeError as error:
-            raise ValueError(cannot(self.path, error)) from error
-        return dict(zip(self.told["outputs"], found, strict=True))
+            raise ValueError(format_load_error(self.path, error)) from error
+        return dict(zip(self.metadata["outputs"], outputs, strict=True))
 
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """See :meth:`Exported.__call__`."""
-        found = self.run(torch.from_numpy(images), torch.from_numpy(sizes))
-        return {name: values.cpu().numpy() for name, values in found.items()}
+        """See :meth:`ExportedModel.__call__`."""
+        outputs = self.run(torch.from_numpy(images), torch.from_numpy(sizes))
+        return {name: values.cpu().numpy() for name, values in outputs.items()}
 
 
-def schemas() -> str:
-    """The ops that packages call, with their arguments."""
+def describe_ops() -> str:
+    """Describe the ops that packages call, with their arguments."""
     return "; ".join(str(op._opoverload._schema) for op in (nms_padded_op, multilevel_roi_align_op, paste_masks_op))
 
 
-def metadata(name: str) -> dict[str, str]:
-    """What a package says of itself, before any of it is loaded."""
+def read_metadata(name: str) -> dict[str, str]:
+    """Read a package's metadata, before any of it is loaded."""
     if not os.path.isfile(name):
         raise ValueError(f"{name} cannot be run: there is no such file")
     try:
         loader: Any = torch._C._aoti.AOTIModelPackageLoader
-        told: dict[str, str] = loader.load_metadata_from_package(name, "model")
+        metadata: dict[str, str] = loader.load_metadata_from_package(name, "model")
     except Exception as error:  # of several kinds
-        raise ValueError(cannot(name, error)) from error
-    return told
+        raise ValueError(format_load_error(name, error)) from error
+    return metadata
 
 
-def check_machine(name: str, told: dict[str, str]) -> None:
-    """A ValueError if this process cannot run the package; else it might end without a word."""
+def check_machine(name: str, metadata: dict[str, str]) -> None:
+    """Raise a ValueError if this process cannot run the package, which could otherwise crash it."""
     from torch._inductor.codecache import get_device_information
 
-    own = get_device_information(told[KIND])
+    own = get_device_information(metadata[KIND])
     for what in ("torch", "ops"):
-        here = {"torch": torch.__version__, "ops": schemas()}[what]
-        if told.get(what) != here:
-            raise ValueError(f"{name} must be exported again: it was with {what} {told.get(what)}, here is {here}")
+        here = {"torch": torch.__version__, "ops": describe_ops()}[what]
+        if metadata.get(what) != here:
+            raise ValueError(f"{name} must be exported again: it was with {what} {metadata.get(what)}, here is {here}")
     for what, here in own.items():
-        there, able = told.get(what, ""), set(here.split())
+        there, able = metadata.get(what, ""), set(here.split())
         able |= {"AVX2"} if "AVX512" in able else set()
         if set(there.split()) - able:  # of a processor's extensions, more may be here
             raise ValueError(f"{name} must be exported on a machine like this: {what} is {here}, there it was {there}")

@@ -1,4 +1,4 @@
-"""What a file that was exported says of itself, and images made ready for it; whoever runs it."""
+"""An exported file, whoever runs it: its metadata, and preprocessing of images for it."""
 
 import abc
 import json
@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.models._presets import to_float
+from fastmask.preprocess import Resizer, Size, normalize, pad, resize
 
-Size = tuple[int, int]  # (height, width)
 Array = NDArray[Any]
 ROWS = ("boxes", "labels", "scores", "masks")  # outputs with a row for each detection
 NEEDED = (
@@ -22,12 +21,12 @@ NEEDED = (
 )
 
 
-class Exported(abc.ABC):
+class ExportedModel(abc.ABC):
     """A file that ``fastmask export`` wrote, ready to run.
 
     Args:
         path: of the file.
-        told: its metadata, each value JSON; see :meth:`fastmask.export.Deployed.told`.
+        metadata: its metadata, each value JSON; see :meth:`fastmask.export.ExportableModel.metadata`.
 
     Raises:
         ValueError: something is missing there.
@@ -35,51 +34,38 @@ class Exported(abc.ABC):
 
     kind: str  # of the device that runs it
 
-    def __init__(self, path: str, told: Mapping[str, str]) -> None:
-        if any(name not in told for name in NEEDED):
-            raise ValueError(f"{path} must be a file made by fastmask export, got one that does not say so")
+    def __init__(self, path: str, metadata: Mapping[str, str]) -> None:
+        if any(name not in metadata for name in NEEDED):
+            raise ValueError(f"{path} must be a file made by fastmask export, got one without its metadata")
         self.path = path
-        self.told: dict[str, Any] = {name: json.loads(told[name]) for name in NEEDED}
-        self.raw = self.told["images"].startswith("uint8")
-        fixed = not self.told["dynamic"]
-        self.batch: int | None = self.told["batch"] if fixed else None
-        self.size: Size | None = tuple(self.told["size"]) if fixed else None
+        self.metadata: dict[str, Any] = {name: json.loads(metadata[name]) for name in NEEDED}
+        self.raw = self.metadata["images"].startswith("uint8")
+        fixed = not self.metadata["dynamic"]
+        self.batch: int | None = self.metadata["batch"] if fixed else None
+        self.size: Size | None = tuple(self.metadata["size"]) if fixed else None
+        limits = (self.metadata[name] for name in ("min_size", "max_size", "size_divisible"))
+        self.resizer = Resizer(*limits, padded_size=self.size)
 
     @abc.abstractmethod
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """Arrays as :meth:`fastmask.export.Deployed.forward` takes and gives tensors, by name."""
-
-    def resized(self, original: Size) -> Size:
-        """The size that an image is resized to: as the model would and, where that is larger, into a fixed size."""
-        scale = min(self.told["min_size"] / min(original), self.told["max_size"] / max(original))
-        if self.size is not None:
-            scale = min(scale, self.size[0] / original[0], self.size[1] / original[1])
-        shape = int(original[0] * scale), int(original[1] * scale)
-        if min(shape) < 1:
-            raise ValueError(f"images of {original} pixels cannot be resized to {shape}")
-        return shape
+        """Run the file on arrays; inputs and outputs are those of :meth:`fastmask.export.ExportableModel.forward`."""
 
     @torch.inference_mode()
-    def prepared(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
-        """Images [3, h, w], uint8 or in [0, 1] -> images and sizes as the file takes them."""
+    def preprocess(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
+        """Resize, normalize and pad images [3, h, w], uint8 or in [0, 1], into the file's inputs images and sizes."""
         if self.batch is not None and len(images) > self.batch:
             raise ValueError(f"images must be at most {self.batch}, got {len(images)}")
-        shapes = [self.resized((image.shape[1], image.shape[2])) for image in images]
-        step = self.told["size_divisible"]
-        height, width = self.size or tuple(-(-max(one[axis] for one in shapes) // step) * step for axis in (0, 1))
-        batch = torch.zeros(self.batch or len(images), 3, height, width)
-        mean, std = (torch.tensor(self.told[name])[:, None, None] for name in ("image_mean", "image_std"))
-        for place, image, shape in zip(batch, images, shapes, strict=False):
-            planes = to_float(image.cpu())
-            planes = planes * 255 if self.raw else (planes - mean) / std
-            resized = F.interpolate(planes[None], size=shape, mode="bilinear", align_corners=False)[0]
-            place[:, : shape[0], : shape[1]] = resized
+        shapes, padded_size = self.resizer.resize_batch([(image.shape[1], image.shape[2]) for image in images])
+        mean, std = (torch.tensor(self.metadata[name]) for name in ("image_mean", "image_std"))
+        pixels = [to_float(image.cpu()) for image in images]
+        scaled = [image * 255 if self.raw else normalize(image, mean, std) for image in pixels]
+        batch = pad([resize(image, size) for image, size in zip(scaled, shapes, strict=True)], padded_size, self.batch)
         sizes = np.array(shapes + [(1, 1)] * (len(batch) - len(images)), np.int64)
         if self.raw:
             return batch.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy(), sizes
         return batch.numpy(), sizes
 
 
-def cannot(path: str, error: Exception) -> str:
-    """What is said of a file that cannot be loaded or run."""
+def format_load_error(path: str, error: Exception) -> str:
+    """Format the error of a file that cannot be loaded or run."""
     return f"{path} cannot be run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

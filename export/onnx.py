@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmask.export.module import INPUTS, Deployed, Shape
-from fastmask.export.tensorrt.module import ForTensorRT
+from fastmask.export.module import INPUTS, ExportableModel, Shape
+from fastmask.export.tensorrt.module import TensorRTExportableModel
 
-OPSETS = (18, 20)  # what was tested; 18 is the first with all that is needed
-FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # what depends on what is in an image
+OPSETS = (18, 20)  # those that are tested; 18 is the first with every operator needed
+FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # control flow and data-dependent shapes
 
 
-class Written(NamedTuple):
-    """What is in a file."""
+class OnnxSummary(NamedTuple):
+    """Contents of an ONNX file."""
 
     nodes: int
     bytes: int
@@ -27,12 +27,17 @@ class Written(NamedTuple):
 
 
 def write_onnx(
-    deployed: Deployed, path: Path, shape: Shape, *, opset: int = OPSETS[0], categories: Sequence[str] | None = None
-) -> Written:
+    exportable: ExportableModel,
+    path: Path,
+    shape: Shape,
+    *,
+    opset: int = OPSETS[0],
+    categories: Sequence[str] | None = None,
+) -> OnnxSummary:
     """Export, check and write a model; a file that is there is replaced.
 
     Args:
-        deployed: the model; a :class:`ForTensorRT` makes a graph that is held against what TensorRT parses.
+        exportable: the model; the graph of a :class:`TensorRTExportableModel` is checked against what TensorRT parses.
         path: of the file.
         shape: of its inputs, or an example of it.
         opset: of ONNX's operators.
@@ -46,21 +51,21 @@ def write_onnx(
     import onnx
 
     from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
-    from fastmask.export.tensorrt.graph import problems, rewrite
+    from fastmask.export.tensorrt.graph import find_problems, rewrite
 
-    for_tensorrt = isinstance(deployed, ForTensorRT)
-    deployed.check(shape)
+    for_tensorrt = isinstance(exportable, TensorRTExportableModel)
+    exportable.check(shape)
     if for_tensorrt and shape.dynamic:
         raise ValueError("for TensorRT a graph must be of one batch and size, got a dynamic one")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[1]}], got {opset}")
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), silence():
         program = torch.onnx.export(
-            deployed,
-            deployed.example(shape),
+            exportable,
+            exportable.make_example(shape),
             input_names=list(INPUTS),
-            output_names=list(deployed.outputs()),
-            dynamic_shapes=deployed.dynamic_shapes() if shape.dynamic else None,
+            output_names=list(exportable.outputs()),
+            dynamic_shapes=exportable.dynamic_shapes() if shape.dynamic else None,
             opset_version=opset,
             custom_translation_table=FOR_TENSORRT if for_tensorrt else TRANSLATIONS,
             dynamo=True,
@@ -71,12 +76,12 @@ def write_onnx(
     del model.metadata_props[:]
     if for_tensorrt:
         rewrite(model)
-    onnx.helper.set_model_props(model, deployed.told(shape, categories))
+    onnx.helper.set_model_props(model, exportable.format_metadata(shape, categories))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # of two kinds, in two modules
         raise ValueError(f"onnx refuses the graph: {str(error).strip().splitlines()[0]}") from error
-    fixed = [one for value in model.graph.input for one in value.type.tensor_type.shape.dim[:1] if one.dim_value]
+    fixed = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_value]
     if shape.dynamic and fixed:
         raise ValueError("the graph must be of any batch, got one that the exporter made constant")
     operators = count_operators(model)
@@ -84,28 +89,29 @@ def write_onnx(
     refused = operators.keys() & set(FORBIDDEN)
     if refused or others:
         raise ValueError(f"the graph must have standard operators without control flow, got {refused or others}")
-    wrong = problems(model) if for_tensorrt else []
-    if wrong:
-        raise ValueError(f"TensorRT refuses the graph: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+    problems = find_problems(model) if for_tensorrt else []
+    if problems:
+        more = " ..." if len(problems) > 3 else ""
+        raise ValueError(f"TensorRT refuses the graph: {'; '.join(problems[:3])}{more}")
     onnx.save(model, path)
-    return Written(sum(operators.values()), path.stat().st_size, opset, operators)
+    return OnnxSummary(sum(operators.values()), path.stat().st_size, opset, operators)
 
 
 def count_operators(model: Any) -> dict[str, int]:
-    """How many of each there are, the most first; inside of functions and branches as well."""
-    found: collections.Counter[str] = collections.Counter()
+    """Count the operators of a model, the most frequent first, those of functions and branches included."""
+    counts: collections.Counter[str] = collections.Counter()
     graphs = [model.graph, *model.functions]
     while graphs:
         for node in graphs.pop().node:
-            found[node.op_type] += 1
+            counts[node.op_type] += 1
             for attribute in node.attribute:
                 graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return dict(found.most_common())
+    return dict(counts.most_common())
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's warnings of its own deprecations, and without its prints."""
+def silence() -> Iterator[None]:
+    """Silence the exporter's warnings of its own deprecations, and its prints."""
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")
         yield

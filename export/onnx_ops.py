@@ -67,7 +67,7 @@ def nms_above(
     num_groups: int,
     presorted: Sequence[int] | None,
 ) -> tuple[Value, Value]:
-    """Of scores above a threshold; others, and what is no candidate, are at ``below``. Runs become groups."""
+    """NMS of scores above a threshold; other scores, and those of no candidate, are ``below``. Runs become groups."""
     if presorted is not None:
         groups, num_groups = constant(np.repeat(np.arange(len(presorted)), presorted)[None]), len(presorted)
     if groups is not None and num_groups < 1:
@@ -90,9 +90,9 @@ def nms_above(
     if not isinstance(there, int) or there < max_output:  # TopK takes no more than there are
         ranked = op.Pad(ranked, constant([0, 0, 0, max_output]), nobody)
     best, indices = op.TopK(ranked, constant([max_output]))
-    real = op.Greater(best, constant(threshold))
-    count = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), constant([1]), keepdims=0)
-    return op.Where(real, indices, constant(-1)), count
+    is_kept = op.Greater(best, constant(threshold))
+    count = op.ReduceSum(op.Cast(is_kept, to=TensorProto.INT64), constant([1]), keepdims=0)
+    return op.Where(is_kept, indices, constant(-1)), count
 
 
 def multilevel_roi_align(
@@ -105,7 +105,7 @@ def multilevel_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Value:
-    """Every level pools all RoIs, a point at the origin in place of another level's, and each RoI takes its own.
+    """Let every level pool all RoIs, a point at the origin in place of another level's, then select by level.
 
     In float32 at least: half types do not tell pixels apart. RoIs are not checked to be boxes of an image.
     """

@@ -1,15 +1,15 @@
-"""An exported model in ONNX Runtime."""
+"""Running an exported ONNX file with ONNX Runtime."""
 
 import os
 from typing import Any
 
 import torch
 
-from fastmask.export.exported import Array, Exported, cannot
+from fastmask.export.exported import Array, ExportedModel, format_load_error
 from fastmask.export.module import INPUTS
 
 
-class Session(Exported):
+class OnnxSession(ExportedModel):
     """An ONNX file that :func:`fastmask.export.write_onnx` made, on as many threads as PyTorch uses.
 
     Args:
@@ -22,8 +22,8 @@ class Session(Exported):
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
-        onnxruntime = runtime()
-        kind, index = chosen(device)
+        onnxruntime = import_runtime()
+        kind, index = choose_device(device)
         own: list[Any] = [("CUDAExecutionProvider", {"device_id": index})] if kind == "cuda" else []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # under torchrun, this rank's share
@@ -31,24 +31,24 @@ class Session(Exported):
         try:
             self.session = onnxruntime.InferenceSession(name, options, providers=[*own, "CPUExecutionProvider"])
         except Exception as error:  # its own kinds, of which it exports none
-            raise ValueError(cannot(name, error)) from error
+            raise ValueError(format_load_error(name, error)) from error
         if len(self.session.get_providers()) <= len(own):
             raise ValueError(f"device must be one that ONNX Runtime can load, got {device!r}")
         super().__init__(name, self.session.get_modelmeta().custom_metadata_map)
-        if [one.name for one in self.session.get_inputs()] != list(INPUTS):
+        if [value.name for value in self.session.get_inputs()] != list(INPUTS):
             raise ValueError(f"{name} must take {' and '.join(INPUTS)}, got a file of other inputs")
 
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """See :meth:`Exported.__call__`."""
+        """See :meth:`ExportedModel.__call__`."""
         try:
-            found = self.session.run(None, dict(zip(INPUTS, (images, sizes), strict=True)))
+            outputs = self.session.run(None, dict(zip(INPUTS, (images, sizes), strict=True)))
         except Exception as error:  # its own kinds
-            raise ValueError(cannot(self.path, error)) from error
-        return dict(zip(self.told["outputs"], found, strict=True))
+            raise ValueError(format_load_error(self.path, error)) from error
+        return dict(zip(self.metadata["outputs"], outputs, strict=True))
 
 
-def runtime() -> Any:
-    """The module; either of two packages has it."""
+def import_runtime() -> Any:
+    """Import the module, which either of two packages has."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -58,13 +58,13 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def chosen(device: str) -> tuple[str, int]:
-    """Kind and index of the device that is meant; ValueError if this ONNX Runtime was built for no such kind."""
-    there = runtime().get_available_providers()
-    gpu = "CUDAExecutionProvider" in there
+def choose_device(device: str) -> tuple[str, int]:
+    """Choose kind and index of the device; ValueError if this ONNX Runtime was built for no such kind."""
+    providers = import_runtime().get_available_providers()
+    gpu = "CUDAExecutionProvider" in providers
     if device == "auto":
         return ("cuda", torch.cuda.current_device()) if gpu and torch.cuda.is_available() else ("cpu", 0)
     kind, _, index = device.partition(":")
     if kind not in ("cpu", *(["cuda"] if gpu else [])) or not (index or "0").isdecimal():
-        raise ValueError(f"device must be one that this ONNX Runtime has ({', '.join(there)}), got {device!r}")
+        raise ValueError(f"device must be one that this ONNX Runtime has ({', '.join(providers)}), got {device!r}")
     return kind, int(index or 0)

@@ -20,7 +20,7 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"ops"},
     {"kernels"},
     {"data"},
-    {"visualize", "structures", "checks", "image_io", "distributed"},
+    {"visualize", "structures", "checks", "image_io", "distributed", "preprocess"},
     {"cocoapi", "_version"},
 )
 

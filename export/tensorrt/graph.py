@@ -1,4 +1,4 @@
-"""An ONNX graph put into TensorRT's forms, and held against what TensorRT parses; without TensorRT."""
+"""Rewriting an ONNX graph into TensorRT's forms and checking it against what TensorRT parses, without TensorRT."""
 
 import math
 import re
@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from fastmask.export.tensorrt.rules import (
     ALL,
     INPUTS,
-    MUST_SAY,
     NMS_BOXES,
     NUMBERS,
     OPSETS,
+    REQUIRED,
     RULES,
     TOP_K,
     Rule,
@@ -24,11 +24,11 @@ from fastmask.export.tensorrt.rules import (
 
 
 def rewrite(model: onnx.ModelProto) -> None:
-    """Put what an ``onnx.ModelProto`` has in forms that all versions from 10 on parse, in place.
+    """Rewrite an ``onnx.ModelProto``, in place, into forms that all versions from 10 on parse.
 
-    A Clip on one side becomes Max or Min, which take integers too; ScatterND loses the attribute that says "none",
-    which 10.0 to 10.8 refuse; what a TopK gives in any order, which the table does not know, is in order; constants
-    that are bool, which no layer of theirs holds, are cast from numbers.
+    A Clip on one side becomes Max or Min, which take integers too; ScatterND loses a reduction of "none", which 10.0 to
+    10.8 refuse; an unsorted TopK, which the table lacks, becomes a sorted one; bool constants, which no layer of
+    TensorRT's holds, are cast from numbers.
     """
     graph = model.graph
     for node in graph.node:
@@ -38,20 +38,22 @@ def rewrite(model: onnx.ModelProto) -> None:
                 node.op_type = "Max" if low else "Min"
                 node.input[:] = [node.input[0], low or high]
         if node.op_type == "TopK":
-            for one in node.attribute:
-                if one.name == "sorted":
-                    one.i = 1
+            for attribute in node.attribute:
+                if attribute.name == "sorted":
+                    attribute.i = 1
         if node.op_type == "ScatterND":
-            kept = [one for one in node.attribute if one.name != "reduction" or one.s != b"none"]
+            kept = [
+                attribute for attribute in node.attribute if attribute.name != "reduction" or attribute.s != b"none"
+            ]
             del node.attribute[:]
             node.attribute.extend(kept)
-    bools = [one for one in graph.initializer if one.data_type == TensorProto.BOOL]
+    bools = [value for value in graph.initializer if value.data_type == TensorProto.BOOL]
     casts = []
-    for one in bools:
-        number = f"{one.name}_as_number"
-        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(one).astype(np.float32), number))
-        casts.append(helper.make_node("Cast", [number], [one.name], name=f"{one.name}_cast", to=TensorProto.BOOL))
-        graph.initializer.remove(one)
+    for value in bools:
+        number = f"{value.name}_as_number"
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float32), number))
+        casts.append(helper.make_node("Cast", [number], [value.name], name=f"{value.name}_cast", to=TensorProto.BOOL))
+        graph.initializer.remove(value)
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -61,7 +63,7 @@ INDEXED = ("Gather", "GatherElements", "GatherND", "ScatterND")
 
 
 class Graph:
-    """A model's graph with what is known of its tensors."""
+    """A model's graph with the types, shapes and constants of its tensors."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -71,55 +73,55 @@ class Graph:
         for value in (*inferred.input, *inferred.output, *inferred.value_info):
             kind = value.type.tensor_type
             self.types[value.name] = TensorProto.DataType.Name(kind.elem_type)
-            sides = (one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim)
+            sides = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
             self.shapes[value.name] = tuple(sides) if kind.HasField("shape") else None
         self.constants: dict[str, NDArray[Any]] = {}
-        for one in inferred.initializer:
-            self.constants[one.name] = numpy_helper.to_array(one)
-            self.types[one.name] = TensorProto.DataType.Name(one.data_type)
-            self.shapes[one.name] = tuple(one.dims)
-            if any(one.name == given.name for given in inferred.input):  # which whoever runs it may replace
-                del self.constants[one.name]
+        for constant in inferred.initializer:
+            self.constants[constant.name] = numpy_helper.to_array(constant)
+            self.types[constant.name] = TensorProto.DataType.Name(constant.data_type)
+            self.shapes[constant.name] = tuple(constant.dims)
+            if any(constant.name == given.name for given in inferred.input):  # which whoever runs it may replace
+                del self.constants[constant.name]
         self.makers = {name: node for node in self.nodes for name in node.output}
-        self.inputs = {one.name for one in inferred.input}
-        self.outputs = {one.name for one in inferred.output}
+        self.inputs = {value.name for value in inferred.input}
+        self.outputs = {value.name for value in inferred.output}
 
     def number(self, name: str) -> float | None:
-        """The constant of that name, if it is one number."""
+        """Return the constant of that name if it is one number."""
         value = self.constants.get(name)
         return None if value is None or value.size != 1 else value.item()
 
 
-def problems(model: onnx.ModelProto) -> list[str]:
-    """What TensorRT 10 or 11 would not parse, or would read otherwise than ONNX; see tensorrt_rules.py."""
-    found = [
-        f"domain {one.domain or 'ai.onnx'!r} must be ONNX's own, of opset {OPSETS[0]} to {OPSETS[1]}, got {one.version}"
-        for one in model.opset_import
-        if one.domain not in ("", "ai.onnx") or not OPSETS[0] <= one.version <= OPSETS[1]
+def find_problems(model: onnx.ModelProto) -> list[str]:
+    """Find what TensorRT 10 or 11 would not parse, or would read otherwise than ONNX; see rules.py."""
+    problems = [
+        f"domain {opset.domain or 'ai.onnx'!r} must be ONNX's, of opset {OPSETS[0]} to {OPSETS[1]}, got {opset.version}"
+        for opset in model.opset_import
+        if opset.domain not in ("", "ai.onnx") or not OPSETS[0] <= opset.version <= OPSETS[1]
     ]
     if model.functions:
-        found.append(f"functions must be inlined, got {', '.join(one.name for one in model.functions)}")
+        problems.append(f"functions must be inlined, got {', '.join(function.name for function in model.functions)}")
     unknown = sorted({node.op_type for node in model.graph.node if node.op_type not in RULES or node.domain})
-    found += [f"{name} is not in the table of what is parsed" for name in unknown]
-    if found:
-        return found
+    problems += [f"{name} is not in the table of what is parsed" for name in unknown]
+    if problems:
+        return problems
     graph = Graph(model)
     for name in sorted(graph.inputs):
         if graph.types[name] not in INPUTS:
-            found.append(f"input {name} must be one of {', '.join(sorted(INPUTS))}, got {graph.types[name]}")
+            problems.append(f"input {name} must be one of {', '.join(sorted(INPUTS))}, got {graph.types[name]}")
         sides = graph.shapes[name]
         if sides is None or None in sides or len(sides) > 8 or math.prod(side or 0 for side in sides) >= 2**31:
-            found.append(f"input {name} must be of known sides, at most 8, and less than 2^31 elements, got {sides}")
+            problems.append(f"input {name} must be of known sides, at most 8, and less than 2^31 elements, got {sides}")
     for names, what, kinds in ((graph.constants, "constant", NUMBERS), (graph.outputs, "output", ALL)):
         wrong = [name for name in sorted(names) if graph.types.get(name) not in kinds]
-        found += [f"{what} {name} must not be {graph.types.get(name)}" for name in wrong]
+        problems += [f"{what} {name} must not be {graph.types.get(name)}" for name in wrong]
     for node in graph.nodes:
-        found += [f"{node.op_type} {node.name!r}: {what}" for what in _problems_of(node, graph, RULES[node.op_type])]
-    return found
+        problems += [f"{node.op_type} {node.name!r}: {what}" for what in _check_node(node, graph, RULES[node.op_type])]
+    return problems
 
 
-def _problems_of(node: onnx.NodeProto, graph: Graph, rule: Rule) -> Iterator[str]:
-    own = {one.name: _plain(helper.get_attribute_value(one)) for one in node.attribute}
+def _check_node(node: onnx.NodeProto, graph: Graph, rule: Rule) -> Iterator[str]:
+    own = {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in node.attribute}
     if node.op_type == "Cast":
         own["to"] = TensorProto.DataType.Name(own["to"])
     for name, value in own.items():
@@ -128,9 +130,9 @@ def _problems_of(node: onnx.NodeProto, graph: Graph, rule: Rule) -> Iterator[str
             continue
         allowed = rule.attributes[name]
         values = value if isinstance(value, list) else [value]
-        if allowed is not None and any(one not in allowed for one in values):
+        if allowed is not None and any(value not in allowed for value in values):
             yield f"{name} must be one of {', '.join(map(str, allowed))}, got {value}"
-    yield from (f"{name} must be given" for name in MUST_SAY.get(node.op_type, ()) if name not in own)
+    yield from (f"{name} must be given" for name in REQUIRED.get(node.op_type, ()) if name not in own)
     for place, name in enumerate(node.input):
         kind = graph.types.get(name, "unknown") if name else None
         if kind == "UINT8" and not (node.op_type == "Cast" and name in graph.inputs):
@@ -156,13 +158,13 @@ def _plain(value: Any) -> Any:
 
 def _top_k(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     number, sides = graph.number(node.input[1]), graph.shapes.get(node.input[0])
-    axis = next((one.i for one in node.attribute if one.name == "axis"), -1)
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
     if sides is None or sides[axis] is None:
         yield f"the axis must be of known size, got axis {axis} of {sides}"
         return
-    most = min(TOP_K, sides[axis] or 0)
-    if number is None or not 1 <= number <= most:
-        yield f"K must be one number in [1, {most}], got {number}"
+    limit = min(TOP_K, sides[axis] or 0)
+    if number is None or not 1 <= number <= limit:
+        yield f"K must be one number in [1, {limit}], got {number}"
     if (axis - len(sides) if axis >= 0 else axis) < -4:
         yield f"axis must be one of the last four, got {axis} of {sides}"
 
@@ -175,13 +177,13 @@ def _nms(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     together = scores[2] if _one_class_each(node.input[1], graph) else scores[1] * scores[2]
     if together > NMS_BOXES:
         yield f"candidates of an image, over all classes, must be at most {NMS_BOXES}, got {together}"
-    most, iou, least = (graph.number(name) for name in (*node.input[2:5], *[""] * (5 - len(node.input))))
-    if most is None or most < 1:
-        yield f"max_output_boxes_per_class must be one number from 1 on, got {most}"
+    max_output, iou, min_score = (graph.number(name) for name in (*node.input[2:5], *[""] * (5 - len(node.input))))
+    if max_output is None or max_output < 1:
+        yield f"max_output_boxes_per_class must be one number from 1 on, got {max_output}"
     if iou is None or not 0 <= iou <= 1:
         yield f"iou_threshold must be one number in [0, 1], got {iou}"
-    if least is None or not 0 <= least < 1:
-        yield f"score_threshold must be one number in [0, 1), as no other is documented, got {least}"
+    if min_score is None or not 0 <= min_score < 1:
+        yield f"score_threshold must be one number in [0, 1), as no other is documented, got {min_score}"
 
 
 def _one_class_each(scores: str, graph: Graph) -> bool:
@@ -206,7 +208,7 @@ def _one_class_each(scores: str, graph: Graph) -> bool:
 
 
 def _roi_align(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
-    own = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    own = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if own.get("sampling_ratio", 1) < 1:
         yield f"sampling_ratio must be at least 1, got {own['sampling_ratio']}"
     if own.get("spatial_scale", 1.0) <= 0:
@@ -219,7 +221,7 @@ def _roi_align(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
 
 
 def _reshape(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
-    """Where 0 may mean two things, there is none."""
+    """A side of 0 may mean two things: there must be none."""
     if bool((graph.constants.get(node.input[1], np.ones(1)) == 0).any()):
         yield "no side may be 0"
 
@@ -240,7 +242,9 @@ def _resize(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
 
 def _einsum(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     """Before 10.12: two tensors, lower-case letters, each once in a tensor, of one size in both."""
-    equation = b"".join(one.s for one in node.attribute if one.name == "equation").decode().replace(" ", "")
+    equation = (
+        b"".join(attribute.s for attribute in node.attribute if attribute.name == "equation").decode().replace(" ", "")
+    )
     terms = equation.partition("->")[0].split(",")
     if not re.fullmatch(r"[a-z]+,[a-z]+->[a-z]*", equation) or any(len(set(term)) != len(term) for term in terms):
         yield f"equation must be of two tensors, each letter once in each, got {equation}"
@@ -249,9 +253,9 @@ def _einsum(node: onnx.NodeProto, graph: Graph) -> Iterator[str]:
     for term, name in zip(terms, node.input, strict=True):
         for letter, side in zip(term, graph.shapes.get(name) or [None] * len(term), strict=True):
             sides.setdefault(letter, set()).add(side)
-    for letter, found in sides.items():
-        if len(found) > 1 or None in found:
-            yield f"{letter} must be of one known size in both tensors, got {found}"
+    for letter, sizes in sides.items():
+        if len(sizes) > 1 or None in sizes:
+            yield f"{letter} must be of one known size in both tensors, got {sizes}"
 
 
 LIMITS = {

@@ -3,31 +3,31 @@
 import torch
 from torch import Tensor
 
-from fastmask.export.module import Deployed
+from fastmask.export.module import ExportableModel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Candidates, Detections
 
 CANDIDATES = 3840  # TensorRT's largest K of a TopK; its NMS looks at the best 5000 of an image, across classes
 
 
-class ForTensorRT(Deployed):
+class TensorRTExportableModel(ExportableModel):
     """A model whose boxes' NMS chooses from the best candidates alone.
 
     What that leaves out scores no more than any of them: where as many are kept as can be (100, say), nothing is lost.
-    The output ``left_out`` [B] is how many there were.
+    The output ``num_dropped`` [B] is how many there were.
 
     Args:
         candidates: of an image, at most.
-        model, dtype, masks, raw: see :class:`Deployed`.
+        model, dtype, masks, raw: see :class:`ExportableModel`.
     """
 
-    more = ("left_out",)
+    extra_outputs = ("num_dropped",)
 
     def __init__(
         self,
         model: GeneralizedRCNN,
         dtype: torch.dtype = torch.float32,
-        masks: str = "raw28",
+        masks: str = "soft",
         raw: bool = False,
         candidates: int = CANDIDATES,
     ) -> None:
@@ -36,18 +36,18 @@ class ForTensorRT(Deployed):
             raise ValueError(f"candidates must be in [1, {CANDIDATES}], got {candidates}")
         self.candidates = candidates
 
-    def detections(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
-        """See :meth:`Deployed.detections`; :meth:`GeneralizedRCNN.infer` with a bound in the middle."""
+    def detect(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
+        """See :meth:`ExportableModel.detect`; :meth:`GeneralizedRCNN.infer` with a bound in the middle."""
         rpn, heads = self.model.rpn, self.model.roi_heads
         features, scales = self.model.extract(pixels)
         proposals = rpn.propose(*rpn.look(list(features.values()), (pixels.shape[2], pixels.shape[3])), sizes)
         logits, deltas = heads.classify(features, scales, proposals.boxes)
         found = heads.candidates(logits, deltas, proposals, sizes)
-        left_out = (found.valid.sum(1) - self.candidates).clamp(min=0)
+        num_dropped = (found.valid.sum(1) - self.candidates).clamp(min=0)
         detections = heads.suppress(best_of(found, self.candidates), logits.shape[1])
         if self.has_mask:
             detections = heads.segment(features, scales, detections)
-        return detections, (left_out,)
+        return detections, (num_dropped,)
 
 
 def best_of(candidates: Candidates, number: int) -> Candidates:

@@ -4,15 +4,15 @@ Sources: https://github.com/onnx/onnx-tensorrt, docs/operators.md of TensorRT 10
 onnxOpImporters.cpp of 10.15 (dd0a3a9f) and 10.6 (0137504e), for what must be constant and which attributes are read;
 docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html, NMS.html and Gather.html for the limits. The
 parser's source of 11 was not at hand; its documentation adds that types are never converted, which ONNX's own need not
-be. Not settled by any of these, and not tried on TensorRT: a ScatterND at as many indices as NMS happens to keep (8.5
-and 10.0 have refused operators after such a number elsewhere: NVIDIA/TensorRT issues 3527 and 3903).
+be. None of these settles, and no TensorRT was at hand to try, a ScatterND at as many indices as NMS happens to keep
+(8.5 and 10.0 have refused operators after such a number elsewhere: NVIDIA/TensorRT issues 3527 and 3903).
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 TOP_K = 3840  # ITopKLayer: the largest K
-NMS_BOXES = 5000  # INMSLayer: candidates of an image, of all classes together; of more, the best alone are looked at
+NMS_BOXES = 5000  # INMSLayer: candidates of an image, of all classes together; of more, only the best are considered
 OPSETS = (9, 24)
 INPUTS = frozenset({"FLOAT", "FLOAT16", "INT64", "UINT8"})  # UINT8 must go straight into a Cast
 FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
@@ -22,7 +22,7 @@ ALL = NUMBERS | BOOL
 
 
 class Rule(NamedTuple):
-    """What is parsed."""
+    """What TensorRT parses of one operator."""
 
     types: frozenset[str]  # of data
     data: tuple[int, ...] | None = None  # inputs that are data: all, or these; others are indices, shapes, conditions
@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "Transpose": Rule(ALL, attributes={"perm": ANY}),
     "Where": Rule(ALL, (1, 2)),
 }
-MUST_SAY = {  # attributes whose default TensorRT reads otherwise than ONNX, or that its versions read differently
+REQUIRED = {  # attributes whose default TensorRT reads otherwise than ONNX, or that its versions read differently
     "RoiAlign": ("sampling_ratio", "coordinate_transformation_mode", "mode"),
     "Resize": ("mode", "coordinate_transformation_mode"),
 }

@@ -22,6 +22,7 @@ from fastmask.evaluation.tables import format_evaluation, to_dict
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.program import Inputs
 from fastmask.models._presets import to_float
+from fastmask.preprocess import normalize
 
 MODEL, WEIGHTS = "maskrcnn_slim_fpn", "SHAPES_V1"
 SIZE = (192, 192)  # of synthetic images
@@ -92,11 +93,11 @@ def times(predictor: Predictor, record: Record, score: float) -> Told:
 def stages_of(predictor: Predictor, image: Image.Image) -> dict[str, float]:
     """Median milliseconds of the model's stages, of all of it, and of a call with a PIL image."""
     original = (image.height, image.width)
-    (shape,), size = predictor.fitting.batch([original])
+    (shape,), size = predictor.resizer.resize_batch([original])
     device = predictor.device
     pixels = predictor.program.empty_pixels(1, size, predictor.dtype, device)
     resized = to_float(image.resize((shape[1], shape[0])))
-    normalized = (resized - predictor._mean.cpu()) / predictor._std.cpu()
+    normalized = normalize(resized, predictor._mean.cpu(), predictor._std.cpu())
     pixels[0, :, : shape[0], : shape[1]] = normalized.to(device, predictor.dtype)
     inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from fastmask.cli._journal import Entries, Journal, Todo
 from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.image_io import read_image
-from fastmask.inference.unpack import Found
+from fastmask.structures import Prediction
 from fastmask.visualize import draw_detections, save_overlay
 
 THREADS = 2
@@ -24,7 +24,7 @@ class Streaming(Protocol):
 
     def stream(
         self, images: Sequence[Path], *, progress: bool, errors: Literal["yield"]
-    ) -> Iterator[Found | Exception]: ...
+    ) -> Iterator[Prediction | Exception]: ...
 
 
 def predict(
@@ -60,7 +60,7 @@ def predict(
     return skipped
 
 
-def _drawn(one: Todo, found: Found, categories: Sequence[str] | None) -> Entries:
+def _drawn(one: Todo, found: Prediction, categories: Sequence[str] | None) -> Entries:
     """An image's entries for the results file, once its overlay is written."""
     if one.overlay is not None:
         save_overlay(draw_detections(read_image(one.image), found, categories), one.overlay)

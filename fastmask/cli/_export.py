@@ -13,12 +13,12 @@ from fastmask.cli._device import find_device
 from fastmask.cli._images import find_images
 from fastmask.cli._model import load_model
 from fastmask.export.aot import write_package
-from fastmask.export.module import Deployed, Shape
-from fastmask.export.onnx import OPSETS, Written, write_onnx
-from fastmask.export.parity import LEAST, drawn_images, parity, said
-from fastmask.export.predictor import opened
-from fastmask.export.runtime import chosen
-from fastmask.export.tensorrt.module import CANDIDATES, ForTensorRT
+from fastmask.export.module import ExportableModel, Shape
+from fastmask.export.onnx import OPSETS, OnnxSummary, write_onnx
+from fastmask.export.parity import MIN_SHARE, compare_outputs, format_parity, synthetic_images
+from fastmask.export.predictor import load_exported
+from fastmask.export.runtime import choose_device
+from fastmask.export.tensorrt.module import CANDIDATES, TensorRTExportableModel
 from fastmask.inference.prefetch import to_planes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # ONNX Runtime has no convolution of doubles
@@ -50,10 +50,12 @@ def exported(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.file} is there already: --force replaces it")
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
-    device = str(find_device(args.device)) if package else ":".join(map(str, chosen(args.device)))  # before minutes
+    device = (
+        str(find_device(args.device)) if package else ":".join(map(str, choose_device(args.device)))
+    )  # before minutes
     model, categories = load_model(args.model, args.weights, "cpu", args.score)
-    every = Deployed(model, DTYPES[args.dtype], args.masks, args.raw)
-    deployed = ForTensorRT(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
+    every = ExportableModel(model, DTYPES[args.dtype], args.masks, args.raw)
+    exportable = TensorRTExportableModel(model, DTYPES[args.dtype], args.masks, args.raw) if args.target else every
     height, width = args.size
     shape = Shape(args.batch, height, width, args.dynamic)
     images = images_of(args.check, shape)
@@ -62,19 +64,19 @@ def exported(args: argparse.Namespace) -> None:
         if package:
             every.to(device)
             print("compiling takes a minute or more", flush=True)
-            write_package(deployed, part, shape, categories=categories)
+            write_package(exportable, part, shape, categories=categories)
             print(f"a package for {device}, {part.stat().st_size / 1e6:.1f} MB")
         else:
-            written = write_onnx(deployed, part, shape, opset=args.opset or OPSETS[0], categories=categories)
+            written = write_onnx(exportable, part, shape, opset=args.opset or OPSETS[0], categories=categories)
             print(f"{said_of(written)}, checked by onnx{' and the table of TensorRT' if args.target else ''}")
-        session = opened(part, device)
-        found = parity(every.answers, session, images)
-        print(said(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
+        session = load_exported(part, device)
+        found = compare_outputs(every.predict_arrays, session, images)
+        print(format_parity(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
         if args.target:
-            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.left_out} of an image")
+            print(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.num_dropped} of an image")
         if not found.detections:
             raise DisagreesError("nothing was found to compare: name other images with --check, or lower --score")
-        least = LEAST[deployed.dtype]
+        least = MIN_SHARE[exportable.dtype]
         if found.share < least:
             raise DisagreesError(f"{found.share:.1%} match, {least:.0%} must: {args.file} is not kept")
         os.replace(part, args.file)
@@ -85,9 +87,9 @@ def images_of(paths: Sequence[Path] | None, shape: Shape) -> list[Tensor]:
     """Those that are named, or drawn ones of a few sizes."""
     if paths is not None:
         return [to_planes(path, number) for number, path in enumerate(find_images(paths))]
-    return drawn_images((shape.height, shape.width))
+    return synthetic_images((shape.height, shape.width))
 
 
-def said_of(written: Written) -> str:
+def said_of(written: OnnxSummary) -> str:
     common = ", ".join(f"{number} {name}" for name, number in list(written.operators.items())[:6])
     return f"{written.nodes} nodes ({common}, ...), opset {written.opset}, {written.bytes / 1e6:.1f} MB"

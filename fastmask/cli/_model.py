@@ -72,7 +72,11 @@ def make_exported_predictor(
         raise ValueError(str(error)) from error
     settings = {"exported": str(args.exported), "file": state_of(args.exported), "fastmask": __version__}
     settings["device"] = predictor.session.kind
-    return predictor, predictor.session.told["categories"], settings | {"score": args.score, "batch": predictor.batch}
+    return (
+        predictor,
+        predictor.session.metadata["categories"],
+        settings | {"score": args.score, "batch": predictor.batch},
+    )
 
 
 def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
@@ -89,5 +93,9 @@ def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, 
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
     settings = {name: getattr(args, name) for name in ("model", "score", "batch")}
     settings |= {"weights": args.weights, "file": state_of(Path(args.weights)), "device": device}
-    settings |= {"size": predictor.fitting.size, "dtype": str(predictor.dtype), "fastmask": __version__}
+    settings |= {
+        "size": predictor.size,
+        "dtype": str(predictor.dtype),
+        "fastmask": __version__,
+    }
     return predictor, categories, settings

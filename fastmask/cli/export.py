@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1, metavar="N", help="images at once [%(default)s]")
     add("--device", default="auto", help="cpu or cuda: where it is compared and, .pt2, where it will run [%(default)s]")
     add("--dynamic", action="store_true", help="any batch and size up to the model's largest, in multiples of 32")
-    add("--masks", default="raw28", help="raw28: probabilities over the boxes; paste: pixels [%(default)s]")
+    add("--masks", default="soft", help="soft: probabilities over the boxes; paste: pixels [%(default)s]")
     add("--raw", action="store_true", help="take uint8 [B, H, W, 3] and normalize inside")
     add("--dtype", default="float32", help="of weights: float32 or float16 [%(default)s]")
     add("--target", metavar="tensorrt", help="hold the graph against what TensorRT parses, and bound its NMS")

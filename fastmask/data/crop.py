@@ -9,8 +9,7 @@ from PIL import Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Instance, Polygon, box_to_polygon, encode_polygons
-
-Size = tuple[int, int]  # (height, width)
+from fastmask.preprocess import Size, compute_resized_size
 
 
 class Crop(NamedTuple):
@@ -64,15 +63,22 @@ class Crop(NamedTuple):
 
 
 def plan_resize(
-    original: Size, shorter: int, longest: int, flipped: bool = False, room: tuple[float, float] = (math.inf, math.inf)
+    original: Size,
+    min_size: int,
+    max_size: int,
+    flipped: bool = False,
+    room: tuple[float, float] = (math.inf, math.inf),
 ) -> Crop:
-    """All of an image, its shorter side resized to ``shorter``; smaller if the other one got beyond ``longest``.
+    """Resize the whole image by Mask R-CNN's rule, see :func:`fastmask.preprocess.compute_resized_size`.
 
     Args:
-        room: (height, width) that it has to fit into as well.
+        original: (height, width) of the image.
+        min_size, max_size: pixels of the shorter side, and the maximum of the longer one.
+        flipped: flip left to right.
+        room: (height, width) that the result has to fit into.
     """
-    scale = min(shorter / min(original), longest / max(original), room[0] / original[0], room[1] / original[1])
-    resized = (max(1, math.floor(original[0] * scale)), max(1, math.floor(original[1] * scale)))
+    height, width = compute_resized_size(original, min_size, max_size, room)
+    resized = (max(1, height), max(1, width))
     return Crop(original, resized, 0, 0, resized, flipped)
 
 

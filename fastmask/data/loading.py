@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
 from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
+from fastmask.preprocess import compute_padded_size, pad
 from fastmask.structures import Batch, padded_targets
 
 MAX_TRIES = 10  # consecutive images that may be unreadable
@@ -183,15 +184,14 @@ class Collate:
         sizes = [sample.pixels.shape[:2] for sample in samples]
         height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
         if self.size is None:
-            height, width = (-(-side // self.divisible) * self.divisible for side in (height, width))
+            height, width = compute_padded_size([(height, width)], self.divisible)
         else:
             fitting = [size for size in (self.size, transpose(self.size)) if height <= size[0] and width <= size[1]]
             side = max(self.size)
-            height, width = fitting[0] if fitting else (side, side)  # some lie, some stand
-        pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+            height, width = fitting[0] if fitting else (side, side)  # portrait and landscape mixed
+        pixels = pad([torch.tensor(sample.pixels).permute(2, 0, 1) for sample in samples], (height, width))
         targets: list[dict[str, Tensor]] = []
-        for planes, sample in zip(pixels, samples, strict=True):
-            planes[:, : sample.pixels.shape[0], : sample.pixels.shape[1]] = torch.tensor(sample.pixels).permute(2, 0, 1)
+        for sample in samples:
             targets.append({"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)})
             if sample.masks is not None:
                 targets[-1]["masks"] = torch.from_numpy(sample.masks)

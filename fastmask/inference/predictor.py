@@ -1,4 +1,4 @@
-"""Predictor: a model made ready once, for images of any kind and size, as fast as the device allows."""
+"""Predictor: a model prepared once for fast inference on images of any kind and size."""
 
 import collections
 import contextlib
@@ -13,58 +13,58 @@ from PIL import Image
 from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
-from fastmask.inference.prefetch import ImageLike, batches
+from fastmask.inference.prefetch import ImageLike, prefetch_batches
 from fastmask.inference.program import Program, Runner
-from fastmask.inference.resize import Fitting
-from fastmask.inference.unpack import Found, Pending, answers, forget_frames, naming_bytes
+from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
+from fastmask.preprocess import Resizer, Size
+from fastmask.structures import Prediction
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
-BYTES_A_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
+BYTES_PER_MASK = 2048  # of RLE; a batch that needs more is encoded once more, outside the program
 BUCKETS = (8, 16, 32, 64)  # of detections, see mask_buckets; then all of them
 
 
 class Predictor:
-    """What a model finds in images.
+    """Predicts the objects in images, with a model that is copied and prepared once.
 
-    The model is copied and prepared once: norms folded, channels last, ``dtype``. Images are resized, normalized and
-    padded on its device; then, on CUDA, one graph replay does everything up to boxes and masks, and one copy brings the
-    answer to the host. On other devices the same program is called.
+    The copy has its norms folded, is channels last and of ``dtype``. Images are resized, normalized and padded on its
+    device; then, on CUDA, one graph replay does everything up to boxes and masks, and one copy brings the predictions
+    to the host. On other devices the same program is called.
 
     Args:
-        model: any of ``fastmask.models.detection``; stays as it is.
-        size: (height, width) that images are padded to, or, for those that stand, that turned; an image is resized
-            as the model would and, where that is larger, into it. "exact" pads as the model does, which captures a
-            graph for each size.
-        batch: images at once, fewer where standing ones follow lying ones; with "exact", padded together, as the
-            model pads a list of that many.
-        dtype: of weights and maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else the
-            model's own.
+        model: any of ``fastmask.models.detection``; it is not changed.
+        size: (height, width) that images are padded to, transposed for portrait images; an image is resized as the
+            model would, but no larger than fits. "exact" pads as the model does, which captures a graph for each size.
+        batch: images of a batch; a batch ends early where portrait images follow landscape ones. With "exact" it is
+            padded together, as the model pads a list of that many.
+        dtype: of weights and feature maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else
+            the model's own.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
             probabilities [n, 1, 28, 28] over the boxes.
-        threshold: what counts as mask is above it.
-        detections: of an image at most; None: as many as the model keeps.
-        mask_buckets: wait for the number of detections, then make masks for 8, 16, 32, 64 or all of them, instead of
-            for all in any case, without a wait. On CUDA each shape is then captured as six graphs, and keeps its
-            feature maps. None: as ``fastmask tune`` found it faster on this GPU, for this size, batch and dtype, or
+        threshold: probability above which a pixel belongs to a mask.
+        detections: maximum number of detections of an image; None: as many as the model keeps.
+        mask_buckets: wait for the number of detections, then predict masks for 8, 16, 32, 64 or all of them, instead of
+            for all in any case without a host sync. On CUDA each shape is then captured as six graphs, and keeps its
+            feature maps. None: what ``fastmask tune`` found faster on this GPU, for this size, batch and dtype, or
             else False.
-        graphs: captured shapes that are kept; beyond it, the least recently used one is dropped.
+        graphs: number of captured shapes that are kept; the least recently used one is evicted first.
         fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
             which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
             and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
             ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
-        compile: let ``torch.compile`` fuse what is left; once for each shape, which takes a minute.
+        compile: let ``torch.compile`` fuse what is left, once for each shape, which takes a minute.
 
     Raises:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
 
-    Safe to use from several threads: one lock, which they take in turns. While a new shape is captured, a
+    A Predictor is safe to use from several threads, which take turns. While a new shape is captured, a
     ``torch.cuda.synchronize()`` of another thread breaks the capture, as CUDA has it.
     """
 
@@ -119,14 +119,23 @@ class Predictor:
             mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
-        self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))
+        transform = ready.transform
+        self.resizer = Resizer(
+            transform.min_size[-1],
+            transform.max_size,
+            transform.size_divisible,
+            fixed_size=None if transform.fixed_size is None else (transform.fixed_size[1], transform.fixed_size[0]),
+            padded_size=None if size == "exact" else check_pair("size", size, 1),
+            transpose=True,
+        )
+        self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
         assert isinstance(ready.rpn.anchor_generator, KnownAnchors)
         self.anchors: KnownAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
-            torch.tensor(values, device=self.device)[:, None, None]
+            torch.tensor(values, device=self.device)
             for values in (ready.transform.image_mean, ready.transform.image_std)
         )
-        self.program = Program(ready, masks, threshold, BYTES_A_MASK, trim=self.device.type == "cpu")
+        self.program = Program(ready, masks, threshold, BYTES_PER_MASK, trim=self.device.type == "cpu")
         self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
         on_cuda = self.device.type == "cuda"
         self._capture = torch.cuda.Stream(self.device) if on_cuda and is_capturable() else None
@@ -135,23 +144,23 @@ class Predictor:
         self._last: torch.cuda.Event | None = None  # of the batch launched last
         self._lock = threading.Lock()
 
-    def __call__(self, images: Sequence[ImageLike]) -> list[dict[str, Any]]:
-        """Find what is in images.
+    def __call__(self, images: Sequence[ImageLike]) -> list[Prediction]:
+        """Predict the objects in a list of images.
 
         Args:
-            images: of any sizes, each one a path, a PIL image, or a tensor or array [3, h, w] or [h, w, 3], uint8 or
-                float in [0, 1]. (Of [3, h, 3], a tensor is taken for the former, an array for the latter.)
+            images: images of any sizes, each one a path, a PIL image, or a tensor or array [3, h, w] or [h, w, 3],
+                uint8 or float in [0, 1]. ([3, h, 3] is read as the former from a tensor, as the latter from an array.)
 
         Returns:
-            For each one, in order, boxes [n, 4] in its pixels, labels [n] and scores [n], best first, on the host, and
-            masks: those that are pasted on the model's device, others on the host.
+            One :class:`fastmask.structures.Prediction` an image, in order: boxes [n, 4] in its pixels, labels [n] and
+            scores [n], best first, on the host; pasted masks stay on the model's device, others are on the host.
 
         Raises:
             ValueError: an image is broken, has no pixels, or is of no such shape.
-            RuntimeError: it is too large for the device's memory.
+            RuntimeError: an image is too large for the device's memory.
         """
         check_is_list(images)
-        unchanged = isinstance(images, list | tuple)  # whose images nobody changes while this waits for the answers
+        unchanged = isinstance(images, list | tuple)  # whose images nobody changes during this call
         return list(self._stream(images, False, None, 2, True, unchanged))
 
     @overload
@@ -163,7 +172,7 @@ class Predictor:
         total: int | None = ...,
         ahead: int = ...,
         errors: Literal["raise"] = ...,
-    ) -> Iterator[Found]: ...
+    ) -> Iterator[Prediction]: ...
 
     @overload
     def stream(
@@ -174,7 +183,7 @@ class Predictor:
         total: int | None = ...,
         ahead: int = ...,
         errors: Literal["yield"],
-    ) -> Iterator[Found | Exception]: ...
+    ) -> Iterator[Prediction | Exception]: ...
 
     def stream(
         self,
@@ -185,18 +194,18 @@ class Predictor:
         ahead: int = 2,
         errors: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Any]:
-        """As :meth:`__call__`, for any number of images: answers come in order, one by one.
+        """Predict any number of images, as :meth:`__call__`, and yield their predictions in order.
 
-        While the device works on a batch, the next one is read, in threads, and put behind it.
+        While the device works on a batch, threads read the next one, and it is queued behind it.
 
         Args:
-            images: their number need not be known.
-            progress: show a bar.
-            total: of the bar, where ``images`` has no length.
-            ahead: batches that are asked for before they are needed. With 0 an image's answer is given before the
-                next one is asked for, as a camera wants it.
-            errors: "raise" the first one, after the answers before it; or "yield" it in its image's place and go on.
-                What ``images`` itself raises is raised.
+            images: an iterable of images; it may be endless.
+            progress: show a progress bar.
+            total: number of images for the progress bar, where ``images`` has no length.
+            ahead: number of batches to prefetch. With 0 an image's prediction is yielded before the next image is asked
+                for, as a camera needs it.
+            errors: "raise" the first one, after the predictions before it; or "yield" it in its image's place and go
+                on. An error of ``images`` itself is always raised.
         """
         check_is_list(images)
         check_at_least("ahead", ahead, 0)
@@ -218,63 +227,60 @@ class Predictor:
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
-        with (
-            tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(batches(images, self.batch, self.fitting.room, ahead, pin, unchanged)) as chunks,
-        ):
+        chunks = prefetch_batches(images, self.batch, self.resizer.choose_padded_size, ahead, pin, unchanged)
+        with tqdm(total=total, unit="img", disable=not progress) as bar, contextlib.closing(chunks):
             ended, failure = False, None
             while not ended:
                 launched: list[Pending | Exception] = []
                 try:
                     chunk = next(chunks, None)
-                except Exception as error:  # of the images' source: after the answers that are there
+                except Exception as error:  # of the images' source: after the predictions that are there
                     chunk, failure = None, error
                 if chunk is None:
                     ended = True
                 else:
-                    launched = [chunk] if isinstance(chunk, Exception) else self._started(chunk)
-                for result in self._answers(pending if ahead else launched):
+                    launched = [chunk] if isinstance(chunk, Exception) else self._start(chunk)
+                for result in self._unpack(pending if ahead else launched):
                     if isinstance(result, Exception):
                         if raising:
                             raise result
-                        forget_frames(result)
+                        drop_tracebacks(result)
                     bar.update()
                     yield result
                 pending = launched
             if failure is not None:
                 raise failure
 
-    def _started(self, chunk: list[Tensor]) -> list[Pending | Exception]:
-        """A batch on its way; where that fails, its images one by one, and the errors of those that fail alone."""
+    def _start(self, chunk: list[Tensor]) -> list[Pending | Exception]:
+        """Launch a batch; where that fails, its images one by one, with the errors of those that fail alone."""
         try:
             return [self._launch(chunk)]
         except Exception as error:
             if len(chunk) == 1:
                 return [error]
-        return [one for image in chunk for one in self._started([image])]
+        return [launched for image in chunk for launched in self._start([image])]
 
-    def _answers(self, launched: Iterable[Pending | Exception]) -> Iterator[Found | Exception]:
-        for one in launched:
-            if isinstance(one, Exception):
-                yield one
+    def _unpack(self, launched: Iterable[Pending | Exception]) -> Iterator[Prediction | Exception]:
+        for pending in launched:
+            if isinstance(pending, Exception):
+                yield pending
             else:
-                yield from answers(one, self.masks, self.threshold)
+                yield from unpack(pending, self.masks, self.threshold)
 
     @torch.inference_mode()
     def _launch(self, chunk: list[Tensor]) -> Pending:
-        """Put a batch on the device and start the program; its answer is on its way to the host."""
+        """Put a batch on the device and start the program and the copy of its outputs to the host."""
         originals = [(image.shape[1], image.shape[2]) for image in chunk]
         with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
-            shapes, size = self.fitting.batch(originals)
-            if self._last is not None:  # launched on another thread's stream, it may still be reading its answer
+            shapes, size = self.resizer.resize_batch(originals)
+            if self._last is not None:  # launched on another thread's stream, it may still be reading its outputs
                 torch.cuda.current_stream().wait_event(self._last)
-            wanted = self.program.elements_a_pixel * self.batch * size[0] * size[1] * self.dtype.itemsize
-            with naming_bytes(f"images of {originals}", f"the padded pixels {size}", wanted):
+            wanted = self.program.pixel_stride * self.batch * size[0] * size[1] * self.dtype.itemsize
+            with explain_out_of_memory(f"images of {originals}", f"the padded pixels {size}", wanted):
                 runner = self._runner(size)
-                uploaded = [self._uploaded(image) for image in chunk]
+                uploaded = [self._upload(image) for image in chunk]
                 heights, widths = map(list, zip(*shapes, strict=True))
-                mean, std = self._mean.flatten(), self._std.flatten()
-                preprocess_op(uploaded, heights, widths, mean, std, runner.inputs.pixels)
+                preprocess_op(uploaded, heights, widths, self._mean, self._std, runner.inputs.pixels)
                 runner.write_sizes(shapes, originals)
                 packed = runner.run()
             masks = None if self.masks == "soft" else packed.masks
@@ -289,8 +295,8 @@ class Predictor:
                 done.record()
             return Pending(data, packed.fields, masks, originals, done)
 
-    def _uploaded(self, image: Tensor) -> Tensor:
-        """On the device, without waiting for what it is doing: over a stream of its own."""
+    def _upload(self, image: Tensor) -> Tensor:
+        """Copy an image to the device over a stream of its own, without waiting for what the device is doing."""
         if self._uploads is None or image.device == self.device:
             return image.to(self.device)
         with torch.cuda.stream(self._uploads):
@@ -300,7 +306,7 @@ class Predictor:
         return uploaded
 
     def _runner(self, size: tuple[int, int]) -> Runner:
-        """The program on a padded size; made when it is first asked for."""
+        """Return the program on a padded size, built at its first use."""
         if size not in self._runners:
             while len(self._runners) >= self.graphs:
                 if self._last is not None:

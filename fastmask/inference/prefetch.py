@@ -1,4 +1,4 @@
-"""Images of any kind as planes, in batches, read ahead in threads."""
+"""Prefetching: images of any kind become [3, h, w] tensors in batches, read ahead in threads."""
 
 import collections
 import contextlib
@@ -20,7 +20,7 @@ ImageLike = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 THREADS = 4
 
 
-def batches(
+def prefetch_batches(
     images: Iterable[ImageLike],
     size: int,
     kind: Callable[[tuple[int, int]], Hashable],
@@ -28,22 +28,22 @@ def batches(
     pin: bool,
     unchanged: bool = False,
 ) -> Generator[list[Tensor] | Exception, None, None]:
-    """Images as [3, h, w], ``size`` at once, fewer where the next one's (height, width) is of another kind.
+    """Yield batches of ``size`` images [3, h, w], fewer where the next one's (height, width) is of another kind.
 
-    In the place of one that cannot be looked at there is its error; one of ``images`` itself is raised when it is due.
+    An image that cannot be read is replaced by its error; an error of ``images`` itself is raised when it is due.
 
     Args:
-        images: of which ``ahead`` batches are asked for before they are needed.
-        size: images of a batch.
-        kind: what all images of a batch have in common; an image of which it raises cannot be looked at.
-        ahead: 0 reads each image when it is due.
-        pin: in memory that a GPU can fetch from by itself.
+        images: images of any kind; ``ahead`` batches of them are asked for before they are needed.
+        size: number of images of a batch.
+        kind: computes what all images of a batch have in common, from (height, width); its error is the image's.
+        ahead: number of batches to read ahead; 0 reads each image when it is due.
+        pin: return pinned memory.
         unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
     """
     with contextlib.ExitStack() as stack:
         threads = ThreadPoolExecutor(THREADS)
         stack.callback(threads.shutdown, cancel_futures=True)  # what is read ahead is not waited for
-        submitted = _submitted(images, threads, pin, unchanged)
+        submitted = _submit(images, threads, pin, unchanged)
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
         before: Hashable = None
@@ -57,15 +57,15 @@ def batches(
             if isinstance(item, Exception):
                 ended = item
                 break
-            image, own = _looked_at(item, kind)
-            if chunk and own != before:
+            image, group = _await(item, kind)
+            if chunk and group != before:
                 yield chunk
                 chunk = []
             if isinstance(image, Exception):
                 yield image
                 continue
             chunk.append(image)
-            before = own
+            before = group
             if len(chunk) == size:
                 yield chunk
                 chunk = []
@@ -75,10 +75,8 @@ def batches(
             raise ended
 
 
-def _looked_at(
-    image: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]
-) -> tuple[Tensor | Exception, Hashable]:
-    """An image and its kind, or the error of either, which is of a kind of its own."""
+def _await(image: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]) -> tuple[Tensor | Exception, Hashable]:
+    """Return an image and its kind, or the error of either, which is of a kind of its own."""
     try:
         planes = image.result()
         return planes, kind((planes.shape[1], planes.shape[2]))
@@ -86,10 +84,10 @@ def _looked_at(
         return error, error
 
 
-def _submitted(
+def _submit(
     images: Iterable[ImageLike], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
 ) -> Iterator[Future[Tensor] | Exception]:
-    """Images being read; last, perhaps, an error of their source."""
+    """Yield images that are being read; last, perhaps, an error of their source."""
     source = enumerate(images)
     while True:
         try:
@@ -100,9 +98,9 @@ def _submitted(
             yield error
             return
         future: Future[Tensor] = Future()
-        try:  # taken in the caller's thread, who may use its memory again
+        try:  # copied in the caller's thread, who may use its memory again
             kept = unchanged and isinstance(tensor, Tensor | np.ndarray)
-            image = tensor if kept else taken(tensor, number, pin)
+            image = tensor if kept else copy_image(tensor, number, pin)
             image = image.detach() if isinstance(image, Tensor) else image
             if isinstance(image, Tensor) and (not pin or image.device.type != "cpu" or image.is_pinned()):
                 future.set_result(to_planes(image, number))  # a thread would take longer to begin
@@ -113,11 +111,11 @@ def _submitted(
         yield future
 
 
-def taken(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
-    """An image that stays as it is, whatever its owner does next; Pillow's are not for several threads at once.
+def copy_image(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
+    """Copy an image that its owner may change next; Pillow's are decoded, as they are not for several threads at once.
 
-    With ``pin`` the copy is at once where a GPU can fetch it from: PyTorch keeps such memory, while memory of the
-    system's own costs as much to get as to copy.
+    With ``pin`` the copy is pinned at once: PyTorch caches pinned memory, while pageable memory costs as much to
+    allocate as to copy.
     """
     if isinstance(image, Tensor):
         pinned = pin and image.device.type == "cpu"
@@ -132,18 +130,18 @@ def taken(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
         try:
             return np.array(to_upright_rgb(image))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a torn file that was opened only
-            raise ValueError(f"images[{number}] cannot be looked at: {error}") from error
+            raise ValueError(f"images[{number}] cannot be read: {error}") from error
     return image
 
 
 def empty_pinned(image: NDArray[Any]) -> Tensor:
-    """Of an array's shape and dtype, if PyTorch has that dtype; else it raises what ``torch.from_numpy`` does."""
+    """Allocate pinned memory of an array's shape and dtype; raise ``torch.from_numpy``'s error if PyTorch lacks it."""
     dtype = torch.from_numpy(np.empty(0, image.dtype)).dtype
     return torch.empty(image.shape, dtype=dtype, pin_memory=True)
 
 
 def to_planes(image: ImageLike, number: int, pin: bool = False) -> Tensor:
-    """An image of any kind -> [3, h, w], uint8 or floating; ``number`` is what an error calls it."""
+    """Convert an image of any kind to [3, h, w], uint8 or floating; an error names it by ``number``."""
     if isinstance(image, str | os.PathLike):
         image = read_image(image)
     if isinstance(image, Image.Image):

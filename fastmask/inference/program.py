@@ -1,4 +1,4 @@
-"""A model as one program of fixed shapes, from padded pixels to one packed answer; on CUDA, captured as a graph."""
+"""A model as one program of fixed shapes, from padded pixels to packed detections; on CUDA, captured as a graph."""
 
 import functools
 import threading
@@ -18,12 +18,12 @@ from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_ro
 from fastmask.models.fused import StemConv2d
 from fastmask.structures import Detections
 
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 Field = tuple[str, torch.Size, torch.dtype]
 
 
 class Inputs(NamedTuple):
-    """What a program reads, of fixed shapes and, where it is captured, at fixed addresses."""
+    """Inputs of a program: fixed shapes and, where it is captured, fixed addresses."""
 
     pixels: Tensor  # [B, 3, H, W] normalized, zeros beyond each image; see empty_pixels
     sizes: Tensor  # [B, 2] int64 (height, width) of each image in there
@@ -31,20 +31,20 @@ class Inputs(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What a program gives: one tensor for the host, and what stays on the device."""
+    """Outputs of a program: one tensor for the host, and what stays on the device."""
 
     data: Tensor  # uint8, the fields one after the other
     fields: list[Field]
     masks: Tensor | None  # [B, D, M, M] probabilities
 
 
-class Looked(NamedTuple):
-    """What the first part of a program gives to the second."""
+class BoxOutputs(NamedTuple):
+    """Outputs of a program's first part, inputs of its second: what masks are predicted from."""
 
     features: dict[str, Tensor]
     scales: dict[str, float]
     detections: Detections
-    most: Tensor | None  # the largest number of detections in an image, where the host asks for it
+    max_count: Tensor | None  # the largest number of detections in an image, where the host asks for it
 
 
 class Program(nn.Module):
@@ -53,62 +53,62 @@ class Program(nn.Module):
     Args:
         model: see :func:`fastmask.models.prepare.prepared`.
         masks: "rle" encodes them, "soft" packs them, anything else leaves them on the device.
-        threshold: of RLE.
-        bytes_a_mask: of the buffer for RLE.
+        threshold: probability above which a pixel belongs to a mask, for RLE.
+        bytes_per_mask: size of the buffer for RLE.
         trim: leave out rows that are padding; see :meth:`GeneralizedRCNN.infer`.
     """
 
     def __init__(
-        self, model: GeneralizedRCNN, masks: str, threshold: float, bytes_a_mask: int, trim: bool = False
+        self, model: GeneralizedRCNN, masks: str, threshold: float, bytes_per_mask: int, trim: bool = False
     ) -> None:
         super().__init__()
         self.model, self.masks, self.trim = model, masks, trim
-        self.threshold, self.bytes_a_mask = threshold, bytes_a_mask
-        self.elements_a_pixel = PIXEL if any(type(module) is StemConv2d for module in model.modules()) else 3
+        self.threshold, self.bytes_per_mask = threshold, bytes_per_mask
+        self.pixel_stride = PIXEL if any(type(module) is StemConv2d for module in model.modules()) else 3
 
     def empty_pixels(self, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        """Zeros [batch, 3, *size], channels last, which lie as the model reads them fastest.
+        """Allocate zeros [batch, 3, *size], channels last, laid out as the model reads them fastest.
 
         Where its stem is our own, pixels lie four elements apart, so that two of a half type are 16 bytes.
         """
-        pixels = torch.zeros(batch, self.elements_a_pixel, *size, dtype=dtype, device=device)
+        pixels = torch.zeros(batch, self.pixel_stride, *size, dtype=dtype, device=device)
         return pixels.to(memory_format=torch.channels_last)[:, :3]
 
     def forward(self, inputs: Inputs) -> Packed:
-        """Nothing waits for the device, and nothing depends on what is in the images."""
-        return self.finish(inputs, self.look(inputs, counted=False))
+        """Run both parts: no host sync, and nothing depends on what is in the images."""
+        return self.predict_masks(inputs, self.detect_boxes(inputs, counted=False))
 
-    def look(self, inputs: Inputs, counted: bool = True) -> Looked:
-        """As far as the boxes; with the largest number of detections if that is ``counted``."""
+    def detect_boxes(self, inputs: Inputs, counted: bool = True) -> BoxOutputs:
+        """Run the first part, up to the boxes; ``counted`` adds the largest number of detections."""
         features, scales, detections = self.model.find(inputs.pixels, inputs.sizes, trim=self.trim)
-        return Looked(features, scales, detections, detections.count.max() if counted else None)
+        return BoxOutputs(features, scales, detections, detections.count.max() if counted else None)
 
-    def finish(self, inputs: Inputs, looked: Looked, rows: int | None = None) -> Packed:
-        """From there on, with the first ``rows`` detections of each image only."""
-        found = looked.detections if rows is None else first_rows(looked.detections, rows)
+    def predict_masks(self, inputs: Inputs, outputs: BoxOutputs, rows: int | None = None) -> Packed:
+        """Run the second part, on the first ``rows`` detections of each image."""
+        detections = outputs.detections if rows is None else first_rows(outputs.detections, rows)
         if self.model.roi_heads.has_mask():
-            found = self.model.roi_heads.segment(looked.features, looked.scales, found)
-        return self.pack(inputs, found)
+            detections = self.model.roi_heads.segment(outputs.features, outputs.scales, detections)
+        return self.pack(inputs, detections)
 
-    def pack(self, inputs: Inputs, found: Detections) -> Packed:
-        """The answer, in pixels of the original images, as one tensor."""
-        scale = scale_boxes_op if runs_as_kernel(found.boxes) else scale_boxes
-        boxes, sizes = scale(found.boxes, inputs.originals, inputs.sizes)
-        out = {"count": found.count, "labels": found.labels, "boxes": boxes, "scores": found.scores}
-        if found.masks is not None and self.masks == "rle":
-            number = found.labels.numel()
-            capacity = number * self.bytes_a_mask
-            masks, corners = found.masks.flatten(0, 1), boxes.flatten(0, 1)
+    def pack(self, inputs: Inputs, detections: Detections) -> Packed:
+        """Pack detections, in pixels of the original images, into one tensor."""
+        scale = scale_boxes_op if runs_as_kernel(detections.boxes) else scale_boxes
+        boxes, sizes = scale(detections.boxes, inputs.originals, inputs.sizes)
+        out = {"count": detections.count, "labels": detections.labels, "boxes": boxes, "scores": detections.scores}
+        if detections.masks is not None and self.masks == "rle":
+            number = detections.labels.numel()
+            capacity = number * self.bytes_per_mask
+            masks, corners = detections.masks.flatten(0, 1), boxes.flatten(0, 1)
             buffer, offsets = encode_masks_op(masks, corners, sizes, capacity, self.threshold, False, False, 1)
             out = {"offsets": offsets} | out | {"rle": buffer}
-        elif found.masks is not None and self.masks == "soft":
-            out["masks"] = found.masks
+        elif detections.masks is not None and self.masks == "soft":
+            out["masks"] = detections.masks
         data = torch.cat([values.contiguous().flatten().view(torch.uint8) for values in out.values()])
-        return Packed(data, [(name, values.shape, values.dtype) for name, values in out.items()], found.masks)
+        return Packed(data, [(name, values.shape, values.dtype) for name, values in out.items()], detections.masks)
 
 
-def unpacked(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:
-    """The fields of a packed tensor; views of it."""
+def split_fields(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:
+    """Split a packed tensor into its fields, which are views of it."""
     out, start = {}, 0
     for name, shape, dtype in fields:
         end = start + shape.numel() * dtype.itemsize
@@ -121,15 +121,15 @@ _capturing = threading.Lock()  # CUDA captures one graph at a time in a process
 
 
 class Runner:
-    """A program on one shape: captured as CUDA graphs where there are such, else simply called.
+    """A program on one shape: captured as CUDA graphs on a GPU, called elsewhere.
 
     Args:
         program, batch, size: images at once, and (height, width) of the padded pixels.
         dtype, device: of the pixels.
         pool: torch's handle of graph memory, shared by runners of which one runs at a time; None on other devices.
         stream: to capture on; None on devices without graphs.
-        buckets: numbers of detections, ascending. The host then waits for the boxes, and masks are made for the
-            smallest of these that holds all detections. None: for all rows, and the host waits for nothing.
+        buckets: numbers of detections, ascending. The host then waits for the boxes, and masks are predicted for the
+            smallest bucket that holds all detections. None: for all rows, without a host sync.
         compile: by ``torch.compile`` first; see :func:`compiled`.
     """
 
@@ -150,21 +150,23 @@ class Runner:
         self._written: object = None  # what was copied there last
         self.inputs = Inputs(pixels, *self._sizes)
         self.buckets = buckets
-        self._finish: dict[int, Callable[..., Packed]] = {}
+        self._second: dict[int, Callable[..., Packed]] = {}
         if compile:
-            program.look(self.inputs)  # so that the anchors of this shape are there: they are tensors, not a program
-        made = compiled if compile else _same
+            program.detect_boxes(
+                self.inputs
+            )  # so that the anchors of this shape are there: they are tensors, not a program
+        build = compile_function if compile else _identity
         if buckets is None:
-            self._whole = captured(made(program.forward), pool, stream, self.inputs)
+            self._whole = capture_graph(build(program.forward), pool, stream, self.inputs)
             return
-        self._look = captured(made(program.look), pool, stream, self.inputs)
-        looked = None if stream is None else self._look(self.inputs)  # the tensors that every replay writes to
+        self._first = capture_graph(build(program.detect_boxes), pool, stream, self.inputs)
+        outputs = None if stream is None else self._first(self.inputs)  # the tensors that every replay writes to
         for rows in buckets:
-            finish = made(functools.partial(program.finish, rows=rows))
-            self._finish[rows] = captured(finish, pool, stream, self.inputs, looked)
+            second = build(functools.partial(program.predict_masks, rows=rows))
+            self._second[rows] = capture_graph(second, pool, stream, self.inputs, outputs)
 
     def write_sizes(self, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]) -> None:
-        """(height, width) of each image into the inputs, unless they are there; nobody waits for a device."""
+        """Write (height, width) of each image into the inputs, unless they are there; no host sync."""
         rest = [(1, 1)] * (len(self._sizes[0]) - len(sizes))  # of a batch that is not full
         both = [[*sizes, *rest], [*originals, *rest]]
         if both != self._written:
@@ -174,41 +176,41 @@ class Runner:
             self._written = both
 
     def run(self) -> Packed:
-        """On what the inputs hold now. A captured program's answer is overwritten by the next run."""
+        """Run the program on what the inputs hold now. The next run overwrites a captured program's outputs."""
         if self.buckets is None:
             return self._whole(self.inputs)
-        looked = self._look(self.inputs)
-        assert looked.most is not None
-        most = int(looked.most)  # here the host waits
-        rows = next(rows for rows in self.buckets if rows >= most)
-        return self._finish[rows](self.inputs, looked)
+        outputs = self._first(self.inputs)
+        assert outputs.max_count is not None
+        max_count = int(outputs.max_count)  # the host sync
+        rows = next(rows for rows in self.buckets if rows >= max_count)
+        return self._second[rows](self.inputs, outputs)
 
 
-def _same(function: Callable[..., Made]) -> Callable[..., Made]:
+def _identity(function: Callable[..., Output]) -> Callable[..., Output]:
     return function
 
 
-def compiled(function: Callable[..., Made]) -> Callable[..., Made]:
-    """A function as one graph of ``torch.compile``, for the shapes that it is first called with.
+def compile_function(function: Callable[..., Output]) -> Callable[..., Output]:
+    """Compile a function as one graph of ``torch.compile``, for the shapes that it is first called with.
 
     PyTorch keeps what it compiled by code object, and counts it against a limit: each function gets a code object of
-    its own, with which all of it goes. CUDA graphs are :func:`captured`'s business, not the compiler's.
+    its own, with which all of it goes. CUDA graphs are :func:`capture_graph`'s business, not the compiler's.
     """
 
-    def call(*args: Any) -> Made:
+    def call(*args: Any) -> Output:
         return function(*args)
 
     own = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
     return torch.compile(own, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
 
 
-def captured(
-    function: Callable[..., Made], pool: Any, stream: "torch.cuda.Stream | None", *args: Any
-) -> Callable[..., Made]:
-    """A function as a CUDA graph, to be called with the same tensors; without a stream, itself.
+def capture_graph(
+    function: Callable[..., Output], pool: Any, stream: "torch.cuda.Stream | None", *args: Any
+) -> Callable[..., Output]:
+    """Capture a function as a CUDA graph, to be called with the same tensors; without a stream, return it as it is.
 
-    It is run some times for what is chosen and compiled at first calls, then once for the record; on the stream given,
-    as torch's default one belongs to the device that captured first.
+    It runs twice to warm up, for what first calls choose and compile, then once in the capture; on the stream given, as
+    torch's default capture stream belongs to the device that captured first.
     """
     if stream is None:
         return function
@@ -223,7 +225,7 @@ def captured(
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             output = function(*args)
 
-    def replay(*_: Any) -> Made:
+    def replay(*_: Any) -> Output:
         graph.replay()
         return output
 

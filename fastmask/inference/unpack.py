@@ -1,4 +1,4 @@
-"""From a batch's packed answer on the host to a dict an image, with masks in the form that was asked for."""
+"""Unpacking: a batch's packed detections become one Prediction an image, with masks in the form asked for."""
 
 import contextlib
 import itertools
@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmask.inference.program import Field, unpacked
+from fastmask.inference.program import Field, split_fields
 from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
-
-Found = dict[str, Any]
+from fastmask.structures import Prediction
 
 
 class Pending(NamedTuple):
-    """A batch that has been given to the device."""
+    """A batch that the device is working on."""
 
     data: Tensor  # uint8 on the host, once ``done``
     fields: list[Field]
@@ -24,39 +23,40 @@ class Pending(NamedTuple):
     done: "torch.cuda.Event | None"
 
 
-def answers(pending: Pending, form: str, threshold: float) -> Iterator[Found | Exception]:
-    """A batch's answers, once its data is here; an error for an image whose masks are too much for memory.
+def unpack(pending: Pending, form: str, threshold: float) -> Iterator[Prediction | Exception]:
+    """Yield a batch's predictions, once its data is here; an error for an image whose masks are too much for memory.
 
     Args:
         pending: the batch.
-        form: of masks, one of ``fastmask.inference.predictor.MASKS``.
-        threshold: what counts as mask is above it.
+        form: of the masks, one of ``fastmask.inference.predictor.MASKS``.
+        threshold: probability above which a pixel belongs to a mask.
     """
     if pending.done is not None:
         pending.done.synchronize()
         if pending.masks is not None:
             pending.masks.record_stream(torch.cuda.current_stream(pending.masks.device))
-    found = unpacked(pending.data, pending.fields)
+    fields = split_fields(pending.data, pending.fields)
     for i, original in enumerate(pending.originals):
-        count = int(found["count"][i])
-        result: Found = {name: found[name][i, :count].clone() for name in ("boxes", "labels", "scores")}
-        if form == "soft" and "masks" in found:
-            result["masks"] = found["masks"][i, :count, None].clone()
+        count = int(fields["count"][i])
+        boxes, labels, scores = (fields[name][i, :count].clone() for name in ("boxes", "labels", "scores"))
+        prediction = Prediction(boxes=boxes, labels=labels, scores=scores)
+        if form == "soft" and "masks" in fields:
+            prediction["masks"] = fields["masks"][i, :count, None].clone()
         elif pending.masks is not None:
             masks = pending.masks[i, :count]
             pasted = count * original[0] * original[1] * (masks.element_size() if form == "float" else 1)
             size = pasted // 8 if form == "packed" else masks.nbytes if form == "rle" else pasted
             try:
-                with naming_bytes(f"masks of an image of {original}", f"{count} of them", size):
-                    result["masks"] = _masks(found, i, masks, result["boxes"], original, form, threshold)
+                with explain_out_of_memory(f"masks of an image of {original}", f"{count} of them", size):
+                    prediction["masks"] = _make_masks(fields, i, masks, boxes, original, form, threshold)
             except Exception as error:
                 yield error
                 continue
-        yield result
+        yield prediction
 
 
-def _masks(
-    found: dict[str, Tensor],
+def _make_masks(
+    fields: dict[str, Tensor],
     image: int,
     masks: Tensor,
     boxes: Tensor,
@@ -64,23 +64,23 @@ def _masks(
     form: str,
     threshold: float,
 ) -> Any:
-    """One image's masks from their probabilities [n, M, M], or from the RLE that came with the answer."""
+    """One image's masks, from their probabilities [n, M, M] or from the RLE that came with the boxes."""
     if form == "float":
         return paste_masks_in_image(masks[:, None], boxes.to(masks.device), original)
     if form != "rle":
         return paste_masks(masks, boxes.to(masks.device), original, output=form, threshold=threshold)
-    first = image * found["labels"].shape[1]
-    ends = found["offsets"][first : first + len(masks) + 1].tolist()
-    if ends[-1] > len(found["rle"]):  # it did not fit the program's buffer
+    first = image * fields["labels"].shape[1]
+    ends = fields["offsets"][first : first + len(masks) + 1].tolist()
+    if ends[-1] > len(fields["rle"]):  # it did not fit the program's buffer
         return encode_masks(masks, boxes.to(masks.device), original, threshold=threshold)
-    text = found["rle"].numpy()
+    text = fields["rle"].numpy()
     pairs = itertools.pairwise(ends)
     return [{"size": list(original), "counts": text[start:end].tobytes()} for start, end in pairs]
 
 
 @contextlib.contextmanager
-def naming_bytes(what: str, part: str, size: int) -> Iterator[None]:
-    """Let an error of memory say how much was wanted; the CPU's has no type of its own."""
+def explain_out_of_memory(what: str, part: str, size: int) -> Iterator[None]:
+    """Let an out-of-memory error say how much was wanted; the CPU's has no type of its own."""
     try:
         yield
     except RuntimeError as error:
@@ -90,8 +90,8 @@ def naming_bytes(what: str, part: str, size: int) -> Iterator[None]:
         raise RuntimeError(message) from error
 
 
-def forget_frames(error: BaseException | None) -> None:
-    """Let go of what the functions held that an error and its causes came through: images, tensors."""
+def drop_tracebacks(error: BaseException | None) -> None:
+    """Free what an error's tracebacks hold, and those of its causes: images, tensors."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

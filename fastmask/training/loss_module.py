@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.losses import Losses
+from fastmask.preprocess import normalize_padded
 from fastmask.structures import Targets
 
 
@@ -30,20 +31,13 @@ class Learner(nn.Module):
         self.model, self.over, self.autocast = model, over, half
         like = next(model.parameters())
         for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-            column = torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-            self.register_buffer(name, column, persistent=False)
+            self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device), persistent=False)
 
     def forward(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
         """See :class:`fastmask.structures.Batch`."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.autocast):
             over = {} if self.over is None else {"over": self.over}
-            return self.model.losses(self.normalized(pixels, sizes), sizes, targets, **over)
-
-    def normalized(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 -> floating, zero where there is no image."""
-        rows, columns = (torch.arange(pixels.shape[axis], device=pixels.device) for axis in (2, 3))
-        inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [B, H, W]
-        return torch.where(inside[:, None], (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std, 0)
+            return self.model.losses(normalize_padded(pixels, sizes, self.mean, self.std), sizes, targets, **over)
 
 
 class Average:

@@ -7,8 +7,8 @@ import torch
 from helpers.images import draw_image
 
 from fastmask.benchmarks.calibrate import settle
-from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
-from fastmask.export.parity import LEAST
+from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
+from fastmask.export.parity import MIN_SHARE
 from fastmask.models import detection
 
 BUILDERS = {"R50": detection.maskrcnn_resnet50_fpn, "v2": detection.maskrcnn_resnet50_fpn_v2}
@@ -33,13 +33,13 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
     few = float(scores[gap] + scores[gap + 1]) / 2
     for threshold, most in ((model.roi_heads.score_thresh, 300), (few, 30), (1.0, 0)):
         model.roi_heads.score_thresh = threshold
-        deployed = Deployed(model)
-        written = write_onnx(deployed, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
+        exportable = ExportableModel(model)
+        written = write_onnx(exportable, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
         assert written.nodes < MOST[dynamic]
-        session = Session(tmp_path / "model.onnx")
-        told = parity(deployed.answers, session, images)
+        session = OnnxSession(tmp_path / "model.onnx")
+        told = compare_outputs(exportable.predict_arrays, session, images)
         print(f"\n{name}, {written.nodes} nodes, {told}")
-        assert told.share >= LEAST[torch.float32]
+        assert told.share >= MIN_SHARE[torch.float32]
         assert (told.detections > 0) == (most > 0)
         assert told.detections <= most
         assert session.batch == (None if dynamic else batch)
@@ -52,9 +52,9 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     model = BUILDERS[name](weights=None, weights_backbone=None).eval()
     images = [draw_image(800, 1066)[0]]
     settle(model, images)
-    written = write_onnx(ForTensorRT(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
+    written = write_onnx(TensorRTExportableModel(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
-    told = parity(Deployed(model).answers, Session(tmp_path / "model.onnx", "cpu"), images)
+    told = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)
     print(f"\n{name}, {written.nodes} nodes, {told}")
-    assert told.share >= LEAST[torch.float32]
+    assert told.share >= MIN_SHARE[torch.float32]
     assert told.detections > 0

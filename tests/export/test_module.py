@@ -24,9 +24,9 @@ HIDDEN = (
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exportable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx and photo.jpg, a drawn one."""
-    folder = tmp_path_factory.mktemp("deployed")
+    folder = tmp_path_factory.mktemp("exportable")
     assert main(["export", str(folder / "model.onnx"), *MODEL, *SIZE, "--raw"]) == 0
     Scenes(5, 3)[4].load().resize((300, 300)).save(folder / "photo.jpg", quality=95)
     return folder
@@ -54,16 +54,16 @@ def check(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
     assert (after[painted][:, 0] == 255).all()
 
 
-def test_example_runs_as_printed(deployed: Path) -> None:
+def test_example_runs_as_printed(exportable: Path) -> None:
     command = [sys.executable, "-c", HIDDEN + EXAMPLE]
-    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))
+    check(exportable, subprocess.run(command, cwd=exportable, capture_output=True, text=True, timeout=300, check=False))
 
 
 @pytest.mark.slow
-def test_in_an_environment_of_its_own(deployed: Path, tmp_path: Path) -> None:
+def test_in_an_environment_of_its_own(exportable: Path, tmp_path: Path) -> None:
     """With what README says is enough, and nothing else."""
     venv.create(tmp_path / "new", with_pip=True)
     python = str(tmp_path / "new" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", "pillow"], check=True, timeout=600)
     command = [python, "-c", EXAMPLE]
-    check(deployed, subprocess.run(command, cwd=deployed, capture_output=True, text=True, timeout=300, check=False))
+    check(exportable, subprocess.run(command, cwd=exportable, capture_output=True, text=True, timeout=300, check=False))

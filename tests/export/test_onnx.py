@@ -1,4 +1,4 @@
-"""Exported files against the model: other sizes, any number of detections; and what they are made of."""
+"""ExportedModel files against the model: other sizes, any number of detections; and what they are made of."""
 
 import json
 import sys
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, ExportedPredictor, Session, Shape, count_operators, parity, write_onnx
+from fastmask.export import (
+    ExportableModel,
+    ExportedPredictor,
+    OnnxSession,
+    Shape,
+    compare_outputs,
+    count_operators,
+    write_onnx,
+)
 from fastmask.export.onnx import FORBIDDEN
 from fastmask.inference.predictor import Predictor
 from fastmask.models import detection
@@ -55,20 +63,20 @@ class GatherElements(OpRun):
 def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
     """The graph's logic without rounding, by ONNX's own reference: few detections, as many as are kept, and none."""
     small = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 16, "box_detections_per_img": 8}
-    deployed = Deployed(model(0.02, **small).double(), torch.float64)
-    write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 96, 128))
+    exportable = ExportableModel(model(0.02, **small).double(), torch.float64)
+    write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 96, 128))
     graph = ReferenceEvaluator(str(tmp_path / "model.onnx"), new_ops=[GatherElements])
     counts = []
     for images in (scenes(2, (90, 120), seed), [crowd(seed)[:, :96, :128]] * 2, [blank((50, 100)), blank((96, 128))]):
         inputs = torch.zeros(2, 3, 96, 128, dtype=torch.float64)
         for place, image in zip(inputs, images, strict=True):
-            normal = (image / 255 - deployed.image_mean[0]) / deployed.image_std[0]
+            normal = (image / 255 - exportable.image_mean[0]) / exportable.image_std[0]
             place[:, : image.shape[1], : image.shape[2]] = normal
         sizes = torch.tensor([image.shape[1:] for image in images])
         answers = graph.run(None, {"images": inputs.numpy(), "sizes": sizes.numpy()})
-        found = dict(zip(deployed.outputs(), map(torch.from_numpy, answers), strict=True))
+        found = dict(zip(exportable.outputs(), map(torch.from_numpy, answers), strict=True))
         with torch.no_grad():
-            expected = dict(zip(deployed.outputs(), deployed(inputs, sizes), strict=True))
+            expected = dict(zip(exportable.outputs(), exportable(inputs, sizes), strict=True))
         counts += expected["count"].tolist()
         assert torch.equal(found.pop("count"), expected.pop("count"))
         assert_exact_masks(found.pop("masks"), expected.pop("masks"))
@@ -79,22 +87,22 @@ def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
 
 def test_dynamic(tmp_path: Path, seed: int) -> None:
     """One file for every batch and size."""
-    deployed = Deployed(model())
-    written = write_onnx(deployed, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
+    exportable = ExportableModel(model())
+    written = write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
     assert written.nodes < MOST["dynamic"]
-    session = Session(tmp_path / "model.onnx")
+    session = OnnxSession(tmp_path / "model.onnx")
     assert (session.batch, session.size) == (None, None)
     for images in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
-        found = parity(deployed.answers, session, images)
+        found = compare_outputs(exportable.predict_arrays, session, images)
         assert_parity(found)
-        inputs, sizes = session.prepared(images)
+        inputs, sizes = session.preprocess(images)
         assert session(inputs, sizes)["boxes"].shape == (len(images), 100, 4)
 
 
 def test_what_is_in_a_file(tmp_path: Path) -> None:
     """Standard operators alone; each is told what ONNX and those who read it do not agree on."""
-    deployed = Deployed(model())
-    write_onnx(deployed, tmp_path / "model.onnx", Shape(1, 64, 96), categories=["", "a", "b", "c"])
+    exportable = ExportableModel(model())
+    write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 64, 96), categories=["", "a", "b", "c"])
     graph = onnx.load(tmp_path / "model.onnx")
     assert {one.domain for one in graph.opset_import} == {""}
     assert sum(count_operators(graph).values()) < MOST["static"]
@@ -107,9 +115,9 @@ def test_what_is_in_a_file(tmp_path: Path) -> None:
         assert told["mode"] == b"avg"
         assert told["coordinate_transformation_mode"] == b"output_half_pixel"
         assert told["sampling_ratio"] == 2
-    session = Session(tmp_path / "model.onnx")
-    assert session.told["categories"] == ["", "a", "b", "c"]
-    assert (session.told["min_size"], session.told["max_size"], session.size) == (192, 320, (64, 96))
+    session = OnnxSession(tmp_path / "model.onnx")
+    assert session.metadata["categories"] == ["", "a", "b", "c"]
+    assert (session.metadata["min_size"], session.metadata["max_size"], session.size) == (192, 320, (64, 96))
 
 
 def exported(path: Path, *options: str) -> int:
@@ -126,9 +134,9 @@ def test_the_command_compares_and_predict_runs_it(
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
     file = tmp_path / "model.onnx"
     assert exported(file, "--check", str(tmp_path)) == 0
-    said = capsys.readouterr().out
-    assert "checked by onnx" in said
-    assert "ONNX Runtime (cpu) on 3 images" in said
+    format_parity = capsys.readouterr().out
+    assert "checked by onnx" in format_parity
+    assert "ONNX Runtime (cpu) on 3 images" in format_parity
     assert [one.name for one in tmp_path.iterdir() if one.suffix not in (".png",)] == ["model.onnx"]
     out = tmp_path / "out"
     assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--out", str(out), "--device", "cpu"]) == 0
@@ -157,7 +165,7 @@ def test_the_command_compares_and_predict_runs_it(
             ["--force", "--size", "352", "224", "--dynamic"],
             "height must be at most 320, as the model's",
         ),
-        (["--force", "--masks", "28"], "masks must be one of raw28, paste, got '28'"),
+        (["--force", "--masks", "28"], "masks must be one of soft, paste, got '28'"),
         (["--force", "--dtype", "int8"], "--dtype must be one of float32, float16, got 'int8'"),
     ):
         before = file.read_bytes()
@@ -186,7 +194,7 @@ def test_what_disagrees_is_not_kept(
 ) -> None:
     """A file that answers otherwise is named and gone; what stood there before stays."""
 
-    def nothing(session: Session, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def nothing(session: OnnxSession, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         number, size = len(images), (images.shape[0], 100)
         zeros = {"boxes": np.zeros((*size, 4), np.float32), "labels": np.zeros(size, np.int64)}
         zeros |= {"scores": np.zeros(size, np.float32), "masks": np.zeros((*size, 28, 28), np.float32)}
@@ -194,7 +202,7 @@ def test_what_disagrees_is_not_kept(
 
     file = tmp_path / "model.onnx"
     file.write_bytes(b"before")
-    monkeypatch.setattr(Session, "__call__", nothing)
+    monkeypatch.setattr(OnnxSession, "__call__", nothing)
     assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
     assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
@@ -216,16 +224,16 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA")
-    deployed = Deployed(model())
-    write_onnx(deployed, tmp_path / "model.onnx", Shape(2, 192, 224))
-    session = Session(tmp_path / "model.onnx", "cuda:0")
+    exportable = ExportableModel(model())
+    write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 192, 224))
+    session = OnnxSession(tmp_path / "model.onnx", "cuda:0")
     assert session.kind == "cuda"
-    found = parity(deployed.answers, session, scenes(4, (180, 220), seed))
+    found = compare_outputs(exportable.predict_arrays, session, scenes(4, (180, 220), seed))
     assert_parity(found)
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which one is missing is said before anything is exported."""
+    """Which one is missing is format_parity before anything is exported."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert exported(tmp_path / "model.onnx") == 2
     assert "pip install 'fastmask-rcnn[onnxruntime]'" in capsys.readouterr().err

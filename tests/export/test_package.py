@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, Package, Shape, parity, write_package
+from fastmask.export import AOTPackage, ExportableModel, Shape, compare_outputs, write_package
 from fastmask.models import detection
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -25,8 +25,8 @@ SHOWN = "\nimport numpy\nnumpy.savez('found.npz', *(values.numpy() for values in
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
 
 
-def deployed_model(**options: bool) -> Deployed:
-    return Deployed(detection.maskrcnn_slim_fpn(weights="DEFAULT").eval(), **options)
+def deployed_model(**options: bool) -> ExportableModel:
+    return ExportableModel(detection.maskrcnn_slim_fpn(weights="DEFAULT").eval(), **options)
 
 
 def scenes(number: int, size: tuple[int, int], seed: int) -> list[Tensor]:
@@ -45,12 +45,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_in_a_process_without_models(file: Path, seed: int) -> None:
     """README's example as printed finds, bit by bit, what the package finds here; and that is what the model finds."""
-    package, deployed = Package(file), deployed_model(raw=True)
+    package, exportable = AOTPackage(file), deployed_model(raw=True)
     assert (package.batch, package.size, package.kind) == (1, (192, 224), "cpu")
     images = scenes(4, (180, 220), seed)
-    found = parity(deployed.answers, package, images)
+    found = compare_outputs(exportable.predict_arrays, package, images)
     assert_parity(found)
-    inputs, sizes = package.prepared(images[:1])
+    inputs, sizes = package.preprocess(images[:1])
     np.savez(file.with_name("inputs.npz"), images=inputs, sizes=sizes)
     command = [sys.executable, "-c", HIDDEN + EXAMPLE + SHOWN]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=300, check=False)
@@ -67,23 +67,23 @@ def test_predict_runs_it(file: Path, seed: int, tmp_path: Path, capsys: pytest.C
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     command = ["predict", str(tmp_path / "a.png"), "--exported", str(file), "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    expected = Package(file)
-    images, sizes = expected.prepared([image])
+    expected = AOTPackage(file)
+    images, sizes = expected.preprocess([image])
     number = int((expected(images, sizes)["scores"] > 0.5).sum())
     assert f"{number} detections in 1 image" in capsys.readouterr().out
     assert main([*command, "--restart", "--device", "cuda"]) == 2
     assert "device must be cpu, as the package was compiled for, got 'cuda'" in capsys.readouterr().err
     for device, message in (("cuda:1", "must be cpu, as the"), ("gpu", "must be one of PyTorch's, got 'gpu'")):
         with pytest.raises(ValueError, match=message):
-            Package(file, device)
-    assert Package(file, "cpu:0").kind == "cpu"
+            AOTPackage(file, device)
+    assert AOTPackage(file, "cpu:0").kind == "cpu"
 
 
 def test_what_was_not_compiled_is_refused(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The compiled code would read beyond its inputs."""
-    package = Package(file)
+    package = AOTPackage(file)
     images, sizes = torch.zeros(1, 192, 224, 3, dtype=torch.uint8), torch.tensor([[192, 224]])
     for wrong, message in (
         ((images.repeat(2, 1, 1, 1), sizes.repeat(2, 1)), "batch must be 1, as the package was compiled for, got 2"),
@@ -101,7 +101,7 @@ def test_what_was_not_compiled_is_refused(
     torn.write_bytes(file.read_bytes()[:1000])
     for path, message in ((torn, "cannot be run"), (tmp_path / "none.pt2", "there is no such file")):
         with pytest.raises(ValueError, match=message):
-            Package(path)
+            AOTPackage(path)
     with zipfile.ZipFile(file) as whole:
         parts = {one: whole.read(one) for one in whole.namelist()}
     for before, after, message in (
@@ -118,7 +118,7 @@ def test_what_was_not_compiled_is_refused(
                     content = content.replace(before.encode(), after.encode())
                 whole.writestr(name, content)
         with pytest.raises(ValueError, match=message):
-            Package(other)
+            AOTPackage(other)
     monkeypatch.setattr(package, "loaded", lambda *inputs: torch.zeros(2).view(3))
     with pytest.raises(ValueError, match="cannot be run: shape"):
         package.run(images, sizes)
@@ -144,7 +144,7 @@ def test_without_a_compiler(
 def test_every_kind(options: tuple[str, ...], tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--size", "192", "224", "--device", "cpu", *options]) == 0
     if "--dynamic" in options:
-        package = Package(tmp_path / "a.pt2")
+        package = AOTPackage(tmp_path / "a.pt2")
         with pytest.raises(ValueError, match=r"width must be a multiple of 32 in \[32, 320\], got 40"):
             package.run(torch.zeros(1, 3, 64, 40), torch.tensor([[64, 40]]))
         with pytest.raises(ValueError, match=r"batch must be a multiple of 1 in \[1, 64\], got 65"):
@@ -156,13 +156,13 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
     """Compiled there, the ops are the Triton kernels."""
     from torch.profiler import ProfilerActivity, profile
 
-    deployed = deployed_model().cuda()
-    write_package(deployed, tmp_path / "model.pt2", Shape(2, 192, 224))
-    package = Package(tmp_path / "model.pt2", "cuda:0")
+    exportable = deployed_model().cuda()
+    write_package(exportable, tmp_path / "model.pt2", Shape(2, 192, 224))
+    package = AOTPackage(tmp_path / "model.pt2", "cuda:0")
     images = scenes(4, (180, 220), seed)
-    found = parity(deployed.answers, package, images)
+    found = compare_outputs(exportable.predict_arrays, package, images)
     assert_parity(found)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        package(*package.prepared(images[:2]))
+        package(*package.preprocess(images[:2]))
     names = {one.key for one in profiled.key_averages()}
     assert {"_resolve_kernel", "_forward_kernel"} <= names

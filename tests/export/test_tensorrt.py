@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fastmask.cli import main
 from fastmask.demo import draw_scene
-from fastmask.export import Deployed, ForTensorRT, Session, Shape, parity, write_onnx
-from fastmask.export.parity import LEAST
-from fastmask.export.tensorrt.graph import problems
+from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
+from fastmask.export.parity import MIN_SHARE
+from fastmask.export.tensorrt.graph import find_problems
 from fastmask.export.tensorrt.module import best_of
 from fastmask.models import detection
+from fastmask.preprocess import normalize_padded
 from fastmask.structures import Candidates
 
 SIZE = (192, 224)
@@ -39,7 +40,7 @@ def scenes(number: int, seed: int) -> list[Tensor]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So few candidates are looked at that some are left out."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
-    found = write_onnx(ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
+    found = write_onnx(TensorRTExportableModel(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
     assert found.nodes < MOST
     return path
 
@@ -51,30 +52,33 @@ def graph(written: Path) -> Graph:
 
 def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     """NMS of the best candidates begins as that of all of them; the output says how many there were besides."""
-    session, images = Session(written, "cpu"), scenes(60, seed)
-    assert session.told["outputs"][-1] == "left_out"
-    bounded, every = ForTensorRT(model(LEAST_SCORE), raw=True, candidates=FEW), Deployed(model(LEAST_SCORE), raw=True)
-    found = parity(bounded.answers, session, images)
-    assert found.share >= LEAST[torch.float32]
+    session, images = OnnxSession(written, "cpu"), scenes(60, seed)
+    assert session.metadata["outputs"][-1] == "num_dropped"
+    bounded, every = (
+        TensorRTExportableModel(model(LEAST_SCORE), raw=True, candidates=FEW),
+        ExportableModel(model(LEAST_SCORE), raw=True),
+    )
+    found = compare_outputs(bounded.predict_arrays, session, images)
+    assert found.share >= MIN_SHARE[torch.float32]
     assert found.detections >= 200  # a share of fewer is no rule
-    assert found.left_out > 0
-    inputs, sizes = session.prepared(images[:2])
+    assert found.num_dropped > 0
+    inputs, sizes = session.preprocess(images[:2])
     with torch.no_grad():
         candidates = candidates_of(bounded, torch.from_numpy(inputs), torch.from_numpy(sizes))
-    left_out = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
-    ours, theirs = every.answers(inputs, sizes), session(inputs, sizes)
-    assert all(abs(a - b) <= 1 for a, b in zip(theirs["left_out"], left_out, strict=True))  # at the least score
+    num_dropped = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
+    ours, theirs = every.predict_arrays(inputs, sizes), session(inputs, sizes)
+    assert all(abs(a - b) <= 1 for a, b in zip(theirs["num_dropped"], num_dropped, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
         assert 1 <= number <= ours["count"][i]
         np.testing.assert_allclose(theirs["scores"][i, :number], ours["scores"][i, :number], atol=1e-4)
     blank = session(np.full((2, *SIZE, 3), 100, np.uint8), np.array([SIZE] * 2))
-    assert blank["count"].tolist() == every.answers(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
+    assert blank["count"].tolist() == every.predict_arrays(inputs * 0 + 100, np.array([SIZE] * 2))["count"].tolist()
 
 
-def candidates_of(bounded: ForTensorRT, images: Tensor, sizes: Tensor) -> Candidates:
+def candidates_of(bounded: TensorRTExportableModel, images: Tensor, sizes: Tensor) -> Candidates:
     """All that NMS would choose from."""
     model = bounded.model
-    pixels = bounded._normalized(images, sizes)
+    pixels = normalize_padded(images.permute(0, 3, 1, 2), sizes, bounded.image_mean, bounded.image_std)
     features, scales = model.extract(pixels)
     proposals = model.rpn.propose(*model.rpn.look(list(features.values()), SIZE), sizes)
     logits, deltas = model.roi_heads.classify(features, scales, proposals.boxes)
@@ -282,14 +286,14 @@ def new_opset(graph: Graph) -> None:
     ],
 )
 def test_the_table_refuses(graph: Graph, plant: Callable[[Graph], None], message: str) -> None:
-    assert problems(graph) == []
+    assert find_problems(graph) == []
     plant(graph)
-    found = problems(graph)
+    found = find_problems(graph)
     assert any(message in one for one in found), found
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the table refuses is not written; what cannot be asked for is said."""
+    """What the table refuses is not written; what cannot be asked for is format_parity."""
     file = tmp_path / "model.onnx"
     command = ["export", str(file), "--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--size", "192", "224"]
     for options, message in (
@@ -299,9 +303,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err
     assert main([*command, "--target", "tensorrt"]) == 0
-    said = capsys.readouterr().out
-    assert "checked by onnx and the table of TensorRT" in said
-    assert "left out of NMS, which looks at 3840 boxes: at most 0 of an image" in said
+    format_parity = capsys.readouterr().out
+    assert "checked by onnx and the table of TensorRT" in format_parity
+    assert "left out of NMS, which looks at 3840 boxes: at most 0 of an image" in format_parity
     file.unlink()
     monkeypatch.setattr("fastmask.export.tensorrt.graph.NMS_BOXES", 500)  # the RPN proposes 300 of 1000 and more
     assert main([*command, "--target", "tensorrt"]) == 2
@@ -314,7 +318,7 @@ def test_engines_say_what_is_missing(
 ) -> None:
     from types import ModuleType
 
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(tmp_path / "none.onnx")]) == 2
     assert "cannot be run" in capsys.readouterr().err
@@ -330,7 +334,7 @@ def test_engines_say_what_is_missing(
 @pytest.mark.gpu
 def test_an_engine(written: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    from fastmask.export.tensorrt.module import engine
+    from fastmask.export.tensorrt import engine
 
     assert engine.main([str(written), "--save", str(tmp_path / "model.engine")]) == 0
     assert (tmp_path / "model.engine").stat().st_size > 0

@@ -21,7 +21,7 @@ import fastmask
 from fastmask import Predictor, ops
 from fastmask.benchmarks.baselines import decode_masks
 from fastmask.inference import predictor
-from fastmask.inference.program import Inputs, Program, Runner, unpacked
+from fastmask.inference.program import Inputs, Program, Runner, split_fields
 from fastmask.models.prepare import prepared
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_mask_buckets(masks: str, model: nn.Module, images: list[Tensor], monkey
         monkeypatch.setattr(bucketed.program, "trim", False)  # as on a GPU
         pending = bucketed._launch(images[:1])
         assert {name: shape for name, shape, _ in pending.fields}["labels"] == (1, rows)
-        actual = list(bucketed._answers([pending]))
+        actual = list(bucketed._unpack([pending]))
         assert len(actual[0]["boxes"]) == most
         left_out = () if masks == "float" else ("masks",)
         assert_matched(actual, [{k: v for k, v in expected[0].items() if k not in left_out}])
@@ -171,7 +171,7 @@ def test_too_much_for_memory(model: nn.Module, images: list[Tensor]) -> None:
         large(images[:1])
     found = Predictor(model, "exact", masks="bool")
     pending = found._launch(images[:1])
-    (error,) = found._answers([pending._replace(originals=[(2**22, 2**22)])])
+    (error,) = found._unpack([pending._replace(originals=[(2**22, 2**22)])])
     assert isinstance(error, RuntimeError)
     assert "masks of an image of (4194304, 4194304) need more memory than there is: 30 of them" in str(error)
     assert f"{30 * 2**44} bytes" in str(error)
@@ -197,7 +197,7 @@ def test_threads_take_turns(model: nn.Module, images: list[Tensor]) -> None:
 
 def test_rle_that_does_not_fit(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Predictor(model, "exact")(images)
-    monkeypatch.setattr(predictor, "BYTES_A_MASK", 1)
+    monkeypatch.setattr(predictor, "BYTES_PER_MASK", 1)
     for one, other in zip(Predictor(model, "exact")(images), expected, strict=True):
         assert one["masks"] == other["masks"]
 
@@ -225,7 +225,7 @@ def test_the_program_is_static(masks: str, model: nn.Module) -> None:
         with NoDataDependence():
             packed = Program(ready, masks, 0.5, 2048)(inputs)
         trimmed = Program(ready, masks, 0.5, 2048, trim=True)(inputs)
-    whole, cut = unpacked(packed.data, packed.fields), unpacked(trimmed.data, trimmed.fields)
+    whole, cut = split_fields(packed.data, packed.fields), split_fields(trimmed.data, trimmed.fields)
     assert whole["boxes"].shape == (2, 30, 4)
     assert torch.equal(whole["count"], cut["count"])
     for i, count in enumerate(whole["count"].tolist()):
@@ -314,7 +314,7 @@ def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: p
     finally:
         torch.cuda.set_sync_debug_mode("default")
         model.cpu()
-    (last,) = found._answers([pending])
+    (last,) = found._unpack([pending])
     assert torch.equal(last["boxes"], first[0]["boxes"])
 
 

@@ -1,4 +1,4 @@
-"""What a Predictor is fed with: images of every kind, streams and cameras, and what cannot be looked at."""
+"""What a Predictor is fed with: images of every kind, streams and cameras, and what cannot be read."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,13 +122,13 @@ def test_pinned_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))
     rows = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     for image in (rows, rows[::-1], rows.transpose(2, 0, 1), rows.astype(np.float64)):
-        copy = prefetch.taken(image, 0, pin=True)
+        copy = prefetch.copy_image(image, 0, pin=True)
         assert isinstance(copy, np.ndarray)
         assert copy.dtype == image.dtype
         assert np.array_equal(copy, image)
         assert not np.shares_memory(copy, image)
     with pytest.raises(ValueError, match="byte order"):
-        prefetch.taken(rows.astype(">f4"), 0, pin=True)
+        prefetch.copy_image(rows.astype(">f4"), 0, pin=True)
 
 
 def test_an_error_comes_after_the_answers_before_it(model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_pil_images_are_what_their_files_are(model: nn.Module, images: list[Tens
         first, *others = Predictor(model, "exact", masks="soft")([path, *[image] * 4])
     for other in others:
         assert torch.equal(other["boxes"], first["boxes"])
-    with pytest.raises(ValueError, match=r"images\[0\] cannot be looked at: its pixels are floats"):
+    with pytest.raises(ValueError, match=r"images\[0\] cannot be read: its pixels are floats"):
         Predictor(model)([Image.new("F", (5, 5))])
 
 
@@ -181,7 +181,7 @@ def test_images_that_cannot_be_looked_at(
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
-    """With errors="yield", images that cannot be looked at have an error for an answer, and the rest go on."""
+    """With errors="yield", images that cannot be read have an error for an answer, and the rest go on."""
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n")
     strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
@@ -213,7 +213,7 @@ def test_tensors_of_a_list_are_read_where_they_are() -> None:
     """By a call that waits for its answers; a stream keeps copies of what its owner may write to."""
     images = [torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8), np.zeros((8, 9, 3), np.uint8)]
     for unchanged in (False, True):
-        (chunk,) = prefetch.batches(images, 2, lambda size: size, 2, False, unchanged)
+        (chunk,) = prefetch.prefetch_batches(images, 2, lambda size: size, 2, False, unchanged)
         assert isinstance(chunk, list)
         addresses = [torch.as_tensor(image).data_ptr() for image in images]
         assert [plane.data_ptr() == address for plane, address in zip(chunk, addresses, strict=True)] == [unchanged] * 2
@@ -222,7 +222,7 @@ def test_tensors_of_a_list_are_read_where_they_are() -> None:
 
 def test_a_tensor_that_does_not_fit_fails_in_its_place() -> None:
     good = torch.zeros(3, 8, 9, dtype=torch.uint8)
-    first, error, last = prefetch.batches([good, good[0], good], 1, lambda size: size, 2, False)
+    first, error, last = prefetch.prefetch_batches([good, good[0], good], 1, lambda size: size, 2, False)
     assert isinstance(error, ValueError)
     assert "images[1] must be" in str(error)
     assert torch.equal(first[0], last[0])

@@ -9,7 +9,7 @@ from helpers.slim import NUM_CLASSES, slim_model
 from torch import Tensor
 
 import fastmask
-from fastmask.inference.program import Inputs, Program, unpacked
+from fastmask.inference.program import Inputs, Program, split_fields
 from fastmask.kernels import reference_layers
 from fastmask.models.detection import _utils, rpn
 from fastmask.models.detection.roi_heads import RoIHeads
@@ -157,7 +157,7 @@ def test_packed_boxes() -> None:
     program = Program(slim_model(fastmask).eval(), "rle", 0.5, 100)
     packed = program.pack(Inputs(torch.zeros(2, 3, 200, 300), sizes, originals), found)
     ratios = originals.to(boxes.dtype) / sizes.to(boxes.dtype)
-    assert torch.equal(unpacked(packed.data, packed.fields)["boxes"], boxes * ratios.flip(1).repeat(1, 2)[:, None])
+    assert torch.equal(split_fields(packed.data, packed.fields)["boxes"], boxes * ratios.flip(1).repeat(1, 2)[:, None])
 
 
 @pytest.mark.parametrize("layout", ["planes", "channels last", "joined"])
@@ -242,5 +242,5 @@ def test_packed_boxes_on_a_gpu() -> None:
             torch.zeros(2, 3, 200, 300, device=device), originals=originals.to(device), sizes=sizes.to(device)
         )
         out = program.pack(inputs, found)
-        packed.append(unpacked(out.data.cpu(), out.fields)["boxes"])
+        packed.append(split_fields(out.data.cpu(), out.fields)["boxes"])
     assert torch.equal(*packed)

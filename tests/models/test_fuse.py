@@ -155,9 +155,9 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
 def test_exports_keep_convolutions(settled: nn.Module) -> None:
     """What is exported has no layer of these, and so none of their ops."""
     pytest.importorskip("pycocotools")
-    from fastmask.export.module import Deployed
+    from fastmask.export.module import ExportableModel
 
-    model = Deployed(settled)
+    model = ExportableModel(settled)
     assert not kinds(model) & NEW
     assert sum(type(module) is nn.Conv2d for module in model.modules()) == sum(
         type(module) is nn.Conv2d for module in settled.modules()

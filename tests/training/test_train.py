@@ -189,7 +189,7 @@ def test_images_that_are_all_broken(
         file.write_bytes(b"torn")
     assert main(command(drawn, tmp_path / "out", "--weights", "none", "--workers", "1")) == 1
     printed = capsys.readouterr().err
-    assert "images in a row cannot be looked at" in printed
+    assert "images in a row cannot be read" in printed
     assert "Traceback" not in printed
 
 

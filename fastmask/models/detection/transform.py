@@ -1,6 +1,5 @@
 """Resizing, normalizing and padding of images, and the way back; torchvision.models.detection.transform's names."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from fastmask.checks import NotScriptable
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
+from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
 
 Target = dict[str, Tensor]
 
@@ -72,39 +72,30 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         if not image.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1], got {image.dtype}")
         mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
-        return (image - mean[:, None, None]) / std[:, None, None]
+        return normalize(image, mean, std)
 
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """One image [C, h, w], and its target's boxes and masks with it."""
-        before = image.shape[-2:]
+        before = (image.shape[-2], image.shape[-1])
         if self.training:
             if self._skip_resize:
                 return image, target
             shorter = self.min_size[int(torch.randint(len(self.min_size), ())) if len(self.min_size) > 1 else 0]
         else:
             shorter = self.min_size[-1]
-        how: dict[str, Any]
         if self.fixed_size is not None:
-            how = {"size": (self.fixed_size[1], self.fixed_size[0])}
+            size = (self.fixed_size[1], self.fixed_size[0])
         else:
-            scale = min(shorter / min(before), self.max_size / max(before))
-            how = {"scale_factor": scale, "recompute_scale_factor": True}
-        image = F.interpolate(image[None], mode="bilinear", align_corners=False, **how)[0]
+            size = compute_resized_size(before, shorter, self.max_size)
         if target is not None:
             if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None].float(), **how)[:, 0].byte()
-            target["boxes"] = resize_boxes(target["boxes"], before, image.shape[-2:])
-        return image, target
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[:, 0].byte()
+            target["boxes"] = resize_boxes(target["boxes"], before, size)
+        return resize(image, size), target
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
-        height, width = (
-            math.ceil(max(image.shape[axis] for image in images) / size_divisible) * size_divisible for axis in (1, 2)
-        )
-        batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-        for padded, image in zip(batch, images, strict=True):
-            padded[:, : image.shape[1], : image.shape[2]] = image
-        return batch
+        return pad(images, compute_padded_size([image.shape[1:] for image in images], size_divisible))
 
     def postprocess(
         self,
