@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from fastmask.data.crop import Crop, Size, plan_jitter, plan_resize
+from fastmask.data.crop import Crop, plan_jitter, plan_resize
 from fastmask.data.records import Record
+from fastmask.preprocess import Size
 
 MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped
 

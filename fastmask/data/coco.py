@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.polygons import signed_area
 from fastmask.data.records import (
     Dataset,
     Instance,
@@ -161,12 +160,6 @@ def compute_area(instance: Instance) -> float:
         return sum(abs(signed_area(polygon)) for polygon in instance.polygons)
     x1, y1, x2, y2 = instance.bounds()
     return (x2 - x1) * (y2 - y1)
-
-
-def signed_area(polygon: Any) -> float:
-    """The area of a polygon [n, 2] by the shoelace formula, positive if clockwise in image coordinates."""
-    x, y = polygon[:, 0], polygon[:, 1]
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
 def relative_name(file: Path, folder: Path) -> str:

@@ -22,7 +22,7 @@ def find_format(path: str | Path) -> str:
     """
     if is_masks(Path(path)):
         return "masks"
-    for file in _files(Path(path)):
+    for file in _find_files(Path(path)):
         try:
             content = load_json(file)
         except ValueError:
@@ -63,7 +63,7 @@ def read_dataset(
     fits = {"coco": is_coco, "via": is_via, "labelme": is_labelme}[chosen]
     contents: dict[Path, Any] = {}
     problems: list[Problem] = []
-    for file in _files(path):
+    for file in _find_files(path):
         try:
             content = load_json(file)
         except ValueError as error:
@@ -106,7 +106,7 @@ def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Probl
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
-def _files(path: Path) -> list[Path]:
+def _find_files(path: Path) -> list[Path]:
     """The file itself, or the JSON files in a folder, sorted by name."""
     if not path.is_dir():
         return [path]

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
-from fastmask.data.crop import Size
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
-from fastmask.preprocess import compute_padded_size, pad
+from fastmask.preprocess import Size, compute_padded_size, pad
 from fastmask.structures import Batch, padded_targets
 
 MAX_TRIES = 10  # consecutive images that may be unreadable

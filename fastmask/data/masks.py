@@ -108,15 +108,15 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
             problems.append(
                 Problem("cannot be written", str(record.file), f"{lost} objects are crowds, hidden or empty")
             )
-        _save(numbers, path / OBJECTS / f"{stem}.png")
-        _save(classes, path / CLASSES / f"{stem}.png")
+        _save_numbers(numbers, path / OBJECTS / f"{stem}.png")
+        _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
         if record.file.exists() and record.file.resolve() != copy.resolve():
             shutil.copyfile(record.file, copy)
     return problems
 
 
-def _save(numbers: NDArray[np.int64], file: Path) -> None:
+def _save_numbers(numbers: NDArray[np.int64], file: Path) -> None:
     """Write numbers as a palette image with distinct colors, or as 16-bit grayscale if there are more than 255."""
     if numbers.max(initial=0) > BORDER:
         Image.fromarray(numbers.astype(np.uint16)).save(file)

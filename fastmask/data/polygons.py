@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,10 @@ def mask_to_polygons(mask: NDArray[np.bool_]) -> tuple[Polygon, ...]:
     A hole is joined to the polygon around it by a seam of zero width.
     """
     loops = [_drop_collinear(loop) for loop in _trace_loops(mask)]
-    outer = [loop for loop in loops if _signed_area(loop) > 0]
-    for hole in (loop for loop in loops if _signed_area(loop) < 0):
+    outer = [loop for loop in loops if signed_area(loop) > 0]
+    for hole in (loop for loop in loops if signed_area(loop) < 0):
         around = [i for i, loop in enumerate(outer) if _contains(loop, hole)]
-        nearest = min(around, key=lambda i: _signed_area(outer[i]))
+        nearest = min(around, key=lambda i: signed_area(outer[i]))
         outer[nearest] = _join_hole(outer[nearest], hole)
     return tuple(loop.astype(np.float64) for loop in outer)
 
@@ -68,9 +69,9 @@ def _drop_collinear(loop: NDArray[np.int64]) -> NDArray[np.int64]:
     return corners
 
 
-def _signed_area(loop: NDArray[np.int64]) -> float:
-    """Positive for clockwise loops, as y points down."""
-    x, y = loop[:, 0], loop[:, 1]
+def signed_area(polygon: NDArray[Any]) -> float:
+    """The area of a polygon [n, 2] by the shoelace formula, positive if clockwise in image coordinates."""
+    x, y = polygon[:, 0], polygon[:, 1]
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 

@@ -86,14 +86,14 @@ def _validate_instance(instance: Instance, size: tuple[int, int]) -> Iterator[tu
     if (low < -TOLERANCE).any() or high[0] > size[1] + TOLERANCE or high[1] > size[0] + TOLERANCE:
         yield "outside", f"it reaches from {tuple(low.tolist())} to {tuple(high.tolist())} in an image of {size}"
     for polygon in instance.polygons:
-        crossing = first_crossing(polygon)
+        crossing = find_crossing(polygon)
         if crossing is not None:
             yield "self-crossing", f"sides {crossing[0]} and {crossing[1]} of a polygon cross"
     if instance.rle is not None and list(instance.rle["size"]) != list(size):
         yield "mask of another size", f"its mask is {list(instance.rle['size'])}, the image {list(size)}"
 
 
-def first_crossing(polygon: Polygon) -> tuple[int, int] | None:
+def find_crossing(polygon: Polygon) -> tuple[int, int] | None:
     """Indices of the first two sides of a polygon that cross; touching is not crossing."""
     starts = polygon[np.any(polygon != np.roll(polygon, 1, axis=0), axis=1)]  # some tools repeat the first corner
     ends = np.roll(starts, -1, axis=0)

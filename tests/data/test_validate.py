@@ -13,7 +13,7 @@ from fastmask import data
 from fastmask.cli import main
 from fastmask.data.contact_sheet import draw_contact_sheet
 from fastmask.data.records import box_to_polygon, ellipse_to_polygon
-from fastmask.data.validate import first_crossing, validate_dataset
+from fastmask.data.validate import find_crossing, validate_dataset
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
 SQUARE = box_to_polygon(10, 10, 30, 30)
@@ -111,9 +111,9 @@ def test_crossings() -> None:
             sides = list(zip(polygon, np.roll(polygon, -1, axis=0), strict=True))
             pairs = [(i, j) for i, j in itertools.combinations(range(number), 2) if j - i not in (1, number - 1)]
             expected = next(((i, j) for i, j in pairs if cross(*sides[i], *sides[j])), None)
-            assert first_crossing(polygon) == expected
-    assert first_crossing(ellipse_to_polygon(0, 0, 500, 300)) is None
-    assert first_crossing(np.zeros((5, 2))) is None
+            assert find_crossing(polygon) == expected
+    assert find_crossing(ellipse_to_polygon(0, 0, 500, 300)) is None
+    assert find_crossing(np.zeros((5, 2))) is None
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
