@@ -1,8 +1,8 @@
-"""``python -m fastmask.benchmarks.alternatives FILE.json``: kernels under other constants than they ship with.
+"""``python -m fastmask.benchmarks.alternatives FILE.json``: kernels with other constants than they ship with.
 
-For whoever works on a kernel and has a GPU: what a tile, a number of warps or of stages would change, before it becomes
-the default or a knob of ``fastmask tune``, whose choices are few because each is compiled and tested. Here they are
-free. Each is compared with the default's result and timed as a CUDA graph; the file is written after each kernel.
+For kernel authors with a GPU: the effect of a tile size or a number of warps or stages, before it becomes the default
+or a knob of ``fastmask tune``, whose choices are few because each is compiled and tested. Here they are free. Each
+result is checked against the default's and timed as a CUDA graph; the file is written after each kernel.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from fastmask.benchmarks.cases import nms, roi_align
 from fastmask.benchmarks.device_time import time_graph
 from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, STRIDES, blob_masks
-from fastmask.benchmarks.measure import name_of, said, versions
+from fastmask.benchmarks.measure import format_error, name_of, versions
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.fallback.stem import arrange_weight
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
@@ -34,12 +34,12 @@ from fastmask.kernels.tuning import with_index
 from fastmask.ops.masks import choose_capacity
 
 Run = Callable[[], Any]
-HALF = torch.bfloat16
+BF16 = torch.bfloat16
 TOLERANCE = 2.0**-6  # of sums in another order, rounded to bfloat16
 
 
 class Alternatives(NamedTuple):
-    """A kernel's module, what is timed of it for a batch of so many images, and constants to try."""
+    """A kernel's module, a function that builds the timed call for a batch size, and constants to try."""
 
     module: str
     build: Callable[[int, torch.device], Run]
@@ -47,7 +47,7 @@ class Alternatives(NamedTuple):
 
 
 def _draw(*shape: int, device: torch.device) -> Tensor:
-    values = torch.randn(shape, device=device).to(HALF)
+    values = torch.randn(shape, device=device).to(BF16)
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
@@ -74,7 +74,8 @@ def _product(batch: int, device: torch.device) -> Run:
 
 
 def _anchors(batch: int, device: torch.device) -> Run:
-    hidden, bias, weight = _levels(batch, device, 256), _draw(256, device=device), _draw(15, 256, device=device) / 16
+    hidden, bias = _levels(batch, device, 256), _draw(256, device=device)
+    weight = _draw(15, 256, device=device) / 16
     return lambda: predict_anchors_op(hidden, bias, weight, bias[:15], 3)
 
 
@@ -100,7 +101,7 @@ def _text(batch: int, device: torch.device) -> Run:
 
 
 def _roi_backward(batch: int, device: torch.device) -> Run:
-    options: dict[str, Any] = {"num": 512, "batch": batch, "dtype": HALF, "way": "backward", "size": IMAGE}
+    options: dict[str, Any] = {"num": 512, "batch": batch, "dtype": BF16, "way": "backward", "size": IMAGE}
     return roi_align.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
 
 
@@ -158,9 +159,9 @@ CASES = {
     "RoIAlign backward": Alternatives(
         "triton.roi_align_backward",
         _roi_backward,
-        _grid("REGISTERS", ({HALF: 128},), ({HALF: 255},))
-        + _grid("NUM_WARPS REGISTERS", (8, {HALF: 128}))
-        + _grid("TILE_Y CHANNELS", (8, {HALF: 128}))
+        _grid("REGISTERS", ({BF16: 128},), ({BF16: 255},))
+        + _grid("NUM_WARPS REGISTERS", (8, {BF16: 128}))
+        + _grid("TILE_Y CHANNELS", (8, {BF16: 128}))
         + _grid("SLOTS", (16,)),
     ),
     "copies to channels-last": Alternatives(
@@ -173,55 +174,55 @@ CASES = {
 
 
 @contextmanager
-def constants(module: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Other constants of a module; launches that it keeps are made anew."""
-    kept = [one for one in vars(module).values() if hasattr(one, "cache_clear")]
+def override_constants(module: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Give a module other constants; its cached launches are cleared before and after."""
+    cached = [value for value in vars(module).values() if hasattr(value, "cache_clear")]
     try:
         with mock.patch.multiple(module, **values):
-            for one in kept:
-                one.cache_clear()
+            for function in cached:
+                function.cache_clear()
             yield
     finally:
-        for one in kept:
-            one.cache_clear()
+        for function in cached:
+            function.cache_clear()
 
 
 def check_equal(actual: Any, expected: Any) -> None:
-    """Raises AssertionError unless results agree to bfloat16's rounding, integers exactly."""
+    """Raise AssertionError unless results match to bfloat16's rounding, integers exactly."""
     if isinstance(actual, Tensor):
         exact = not actual.is_floating_point()
         scale = 0.0 if exact else TOLERANCE * float(expected.float().abs().amax())
         torch.testing.assert_close(actual, expected, rtol=0, atol=scale, equal_nan=True)
         return
-    for one, other in zip(actual, expected, strict=True):
-        check_equal(one, other)
+    for part, expected_part in zip(actual, expected, strict=True):
+        check_equal(part, expected_part)
 
 
 def try_case(case: Alternatives, batch: int, device: torch.device, timer: Callable[[Run], float]) -> dict[str, Any]:
-    """Microseconds by constants, the defaults first; or why there are none."""
+    """Microseconds by constants, the defaults first; an error message where a choice fails."""
     module = importlib.import_module(f"fastmask.kernels.{case.module}")
     run = case.build(batch, device)
     expected = run()
-    found: dict[str, Any] = {"default": round(1e6 * timer(run), 2)}
+    times: dict[str, Any] = {"default": round(1e6 * timer(run), 2)}
     for choice in case.choices:
-        words = ", ".join(f"{name} {value}" for name, value in choice.items())
+        name = ", ".join(f"{constant} {value}" for constant, value in choice.items())
         try:
-            with constants(module, choice):
+            with override_constants(module, choice):
                 check_equal(run(), expected)
-                found[words] = round(1e6 * timer(run), 2)
+                times[name] = round(1e6 * timer(run), 2)
         except AssertionError as error:
-            found[words] = f"disagrees: {' '.join(str(error).split())[:120]}"
+            times[name] = f"does not match: {' '.join(str(error).split())[:120]}"
         except Exception as error:  # such as too much shared memory: the next one may fit
-            found[words] = f"fails: {said(error)}"
-    return found
+            times[name] = f"fails: {format_error(error)}"
+    return times
 
 
 def main(argv: Sequence[str] | None = None, timer: Callable[[Run], float] = time_graph) -> int:
-    """Exit code 1 if a kernel fails as it ships."""
+    """Exit code 1 if a kernel fails with its default constants."""
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.alternatives", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose names it is found in")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose names match")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="[1 8]")
     args = parser.parse_args(argv)
     device = with_index(torch.device(args.device))
@@ -231,17 +232,16 @@ def main(argv: Sequence[str] | None = None, timer: Callable[[Run], float] = time
             for batch in args.batch if re.search(args.only, name) else ():
                 torch.manual_seed(0)
                 try:
-                    found: dict[str, Any] = try_case(case, batch, device, timer)
+                    times: dict[str, Any] = try_case(case, batch, device, timer)
                 except Exception as error:  # of the default; other kernels go on
-                    found = {"default": f"fails: {said(error)}"}
-                result[f"{name}, batch {batch}"] = found
+                    times = {"default": f"fails: {format_error(error)}"}
+                result[f"{name}, batch {batch}"] = times
                 args.file.write_text(json.dumps(result, indent=1))
-                print(
-                    f"{name}, batch {batch}", *(f"\n  {time:>10} {words}" for words, time in found.items()), flush=True
-                )
+                lines = [f"{name}, batch {batch}", *(f"  {time:>10} {choice}" for choice, time in times.items())]
+                print("\n".join(lines), flush=True)
     result["finished"] = True
     args.file.write_text(json.dumps(result, indent=1))
-    return int(any(isinstance(found, dict) and isinstance(found["default"], str) for found in result.values()))
+    return int(any(isinstance(times, dict) and isinstance(times["default"], str) for times in result.values()))
 
 
 if __name__ == "__main__":

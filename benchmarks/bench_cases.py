@@ -1,6 +1,6 @@
 """``pytest benchmarks --benchmark-only``: ops and a whole model beside their baselines, on the same inputs, in one run.
 
-Agreement is checked before anything is timed; a provider that disagrees is an error, not a row.
+Results are checked before anything is timed; a provider that does not match the baseline is an error, not a row.
 """
 
 import functools
@@ -10,41 +10,36 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastmask.benchmarks.cases import CASES
-from fastmask.benchmarks.measure import Checked, checked, facts, rounds_of, turns
+from fastmask.benchmarks.measure import count_rounds, describe_row, make_setup, prepare_case
+from fastmask.benchmarks.runner import BUDGET, expected_providers
 
-BUDGET = {"quick": 1.0, "whole": 20.0}  # seconds of a row's rounds, three of which there are in any case
+prepare_once = functools.lru_cache(maxsize=1)(prepare_case)  # for all rows of a case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One row a provider of each chosen case."""
+    """One test for each provider of each case."""
     option = metafunc.config.getoption
-    on_cuda = torch.device(option("--device")).type == "cuda"
+    device = torch.device(option("--device"))
     rows = [
         pytest.param(name, provider, id=f"{name}-{provider}")
-        for name, entry in CASES.items()
-        if entry.chosen or option("--full")
-        for provider in (*entry.providers, *(entry.on_cuda if on_cuda else ()))
+        for name, spec in CASES.items()
+        if spec.default or option("--full")
+        for provider in expected_providers(spec, device)
     ]
     metafunc.parametrize(("name", "provider"), rows)
-
-
-@functools.lru_cache(maxsize=1)
-def checked_case(name: str, device: torch.device, sets: int | None) -> Checked:
-    """Kept for all rows of a case."""
-    return checked(name, CASES[name], device, sets)
 
 
 def test_case(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, name: str, provider: str) -> None:
     quick = pytestconfig.getoption("--quick")
     sets = 0 if benchmark.disabled else 1 if quick else None
-    case = checked_case(name, torch.device(pytestconfig.getoption("--device")), sets)
+    case = prepare_once(name, CASES[name], torch.device(pytestconfig.getoption("--device")), sets)
     if provider in case.failed:
         pytest.fail(f"{name}: {provider} {case.failed[provider]}")
-    if benchmark.disabled:  # the agreement alone
+    if benchmark.disabled:  # only the check
         benchmark(lambda: None)
         return
     benchmark.group = name
-    benchmark.extra_info.update(facts(case, provider))
-    prepared = turns(case, provider)
-    rounds = rounds_of(case, provider, BUDGET["quick" if quick else "whole"])
-    benchmark.pedantic(lambda run: run(), setup=lambda: ((prepared(),), {}), rounds=rounds)
+    benchmark.extra_info.update(describe_row(case, provider))
+    set_up = make_setup(case, provider)
+    rounds = count_rounds(case, provider, BUDGET[quick])
+    benchmark.pedantic(lambda run: run(), setup=lambda: ((set_up(),), {}), rounds=rounds)

@@ -1,4 +1,4 @@
-"""Random weights made to answer as trained ones do, where no trained weights can be had."""
+"""Calibrate random weights so that a model detects as a trained one does, where no trained weights can be had."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-RPN_LOGIT = 8.0  # the largest: no sigmoid may reach 1.0, since tied scores make torchvision's own choice arbitrary
+RPN_LOGIT = 8.0  # maximum: no sigmoid may reach 1.0, since tied scores make torchvision's own choice arbitrary
 CLASS_LOGIT = 3.0  # their standard deviation: some classes stand out, and no softmax reaches 1.0
 
 
-def settle(model: Any, images: Sequence[Tensor]) -> None:
-    """Give an R-CNN what trained ones have: norms with the statistics of images, features of about 1, predictors
-    that decide, and masks that fill most of their boxes.
+def calibrate(model: Any, images: Sequence[Tensor]) -> None:
+    """Calibrate an R-CNN: norms have the statistics of images, features a standard deviation of about 1, predictors
+    decide, and masks fill most of their boxes.
 
     Args:
-        model: torchvision's or ours, in eval mode, with its random weights, which are changed in place.
+        model: torchvision's or fastmask's, in eval mode, with random weights, which are changed in place.
         images: [3, h, w] in [0, 1], as the model takes them.
     """
-    factors: dict[Any, list[float]] = {}  # what a layer's weights are multiplied by, call by call
+    factors: dict[Any, list[float]] = {}  # of each layer's weights, call by call
 
     def measure(module: Any, inputs: tuple[Tensor], _: Tensor) -> Tensor | None:
         if inputs[0].numel() == 0:
@@ -32,13 +32,13 @@ def settle(model: Any, images: Sequence[Tensor]) -> None:
         return normed
 
     def scale(layer: nn.Module, factor: Callable[[Tensor], Tensor]) -> RemovableHandle:
-        """Multiply the layer's output in this pass, and remember to multiply its weights."""
+        """Multiply the layer's output in this pass, and record the factor for its weights."""
 
-        def scaled(module: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
+        def scale_output(module: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
             factors.setdefault(module, []).append(factor(output).item())
             return output * factors[module][-1]
 
-        return layer.register_forward_hook(scaled)
+        return layer.register_forward_hook(scale_output)
 
     def fill(module: Any, _: tuple[Tensor], logits: Tensor) -> None:
         if logits.numel() > 0:

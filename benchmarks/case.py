@@ -1,4 +1,4 @@
-"""What a case is: one operation on one set of inputs, as each provider does it."""
+"""A benchmark case: one operation on one set of inputs, computed by each provider."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -7,48 +7,48 @@ from typing import Any, NamedTuple
 import torch
 
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None  # a baseline here, never needed to run
-HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None  # what encodes a baseline's masks
+HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None  # encodes a baseline's masks
 
-Rule = Callable[[Any, Any], None]  # raises AssertionError unless an answer agrees with the first provider's
+Check = Callable[[Any, Any], None]  # raises AssertionError unless a result matches the first provider's
 
 
 class Case(NamedTuple):
     """One operation on one set of inputs.
 
     Args:
-        providers: by name, functions without arguments; the first one's answer is what the others must agree with.
-        agree: the rule for that.
+        providers: functions without arguments, by name; the others' results must match the first one's.
+        check: raises AssertionError unless a result matches the first provider's.
         inputs: shapes and dtypes, for the report.
-        least_bytes: that must be moved; None: what binds is something else.
-        rules: other rules, of providers that round more.
-        sample: compare ours with the literal reference on a few of the inputs; for where torchvision is missing.
-        capturable: by provider, what of its run never waits for the device: captured in a CUDA graph for device times.
+        min_bytes: bytes that must be read and written; None where memory is not the bound.
+        checks: looser checks of providers that round more, by name.
+        sample: compares fastmask with the literal reference on a few of the inputs, where torchvision is missing.
+        capturable: the part of a provider's run that has no host sync, by name; a CUDA graph of it gives device times.
     """
 
     providers: Mapping[str, Callable[[], Any]]
-    agree: Rule
+    check: Check
     inputs: str
-    least_bytes: int | None = None
-    rules: Mapping[str, Rule] = {}
+    min_bytes: int | None = None
+    checks: Mapping[str, Check] = {}
     sample: Callable[[], None] | None = None
     capturable: Mapping[str, Callable[[], Any]] = {}
 
 
-class Entry(NamedTuple):
-    """How a case is made, and when it is chosen.
+class CaseSpec(NamedTuple):
+    """How a case is built, and whether it runs by default.
 
     Args:
-        build: from a generator, on a device; called once for each set of inputs.
-        chosen: by default; the others with ``--full``.
-        scales: of fitted exponents that it is a point of, the operation, what it grows with, and the number here.
-        sets: of inputs that rounds take in turns.
-        rounds: that are timed, at most.
-        providers: of the case, where torchvision is installed; the first one is what others must agree with.
-        on_cuda: more of them, on a GPU only.
+        build: makes the case from a generator, on a device; called once for each set of inputs.
+        default: whether it runs without ``--full``.
+        scales: scaling curves that it is a point of: the operation, the quantity that grows, and its value here.
+        sets: sets of inputs that rounds cycle through.
+        rounds: maximum number of timed rounds.
+        providers: names of the case's providers where torchvision is installed; the first one is the baseline.
+        on_cuda: further providers, on a GPU only.
     """
 
     build: Callable[[torch.Generator, torch.device], Case]
-    chosen: bool = True
+    default: bool = True
     scales: tuple[tuple[str, str, int], ...] = ()
     sets: int = 3
     rounds: int = 11

@@ -1,7 +1,7 @@
-"""How long an op runs on a GPU, without the host: captured ten times in a CUDA graph, which is replayed.
+"""Time of an op on a GPU, without the host: captured ten times in a CUDA graph, which is replayed.
 
 The targets of the kernels are device times: around a call from Python, dispatch and launch alone take longer than many
-of them. The L2 cache is warm, as it is right behind the layer that wrote the inputs, or flushed before each call.
+of them. The L2 cache is warm, as it is after the layer that wrote the inputs, or flushed before each call.
 """
 
 import itertools
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CALLS = 10  # in a graph
-REPLAYS = 11  # timed
+CALLS = 10  # per graph
+REPLAYS = 11  # timed ones
 
 
 def measure_device_time(run: Callable[[], Any], flush: Tensor) -> dict[str, float]:
     """Seconds of one call on the device, "warm" and "flushed", medians of the replays.
 
     Args:
-        run: what is captured; it may not wait for the device.
-        flush: a tensor on the device, larger than its L2 cache, that is overwritten before each "flushed" call.
+        run: the call to capture, without host syncs.
+        flush: tensor larger than the device's L2 cache, overwritten before each "flushed" call.
 
     Raises:
         RuntimeError: the call cannot be captured in a CUDA graph.
@@ -40,15 +40,15 @@ def measure_device_time(run: Callable[[], Any], flush: Tensor) -> dict[str, floa
 
 
 def time_graph(run: Callable[[], Any]) -> float:
-    """Seconds of one call, of a graph of CALLS of them on the current device."""
+    """Seconds of one call, in a graph of CALLS of them on the current device."""
     return statistics.median(time_replays(capture_calls(run), REPLAYS))
 
 
 def capture_calls(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """CALLS calls on the current device as one graph, which has been replayed once."""
+    """Capture CALLS calls on the current device as one graph, and replay it once."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the first calls compile and choose, which a capture may not
+    with torch.cuda.stream(side):  # the first calls compile and tune, which a capture may not
         for _ in range(2):
             run()
     torch.cuda.current_stream().wait_stream(side)
@@ -61,7 +61,7 @@ def capture_calls(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def time_replays(graph: torch.cuda.CUDAGraph, number: int) -> list[float]:
-    """Seconds of one of its calls, in each of so many replays in a row on the current device."""
+    """Seconds of one call of the graph, in each of ``number`` replays in a row on the current device."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(number + 1)]
     for event in events[:-1]:
         event.record()

@@ -1,11 +1,11 @@
-"""``benchmarks/run_gpu.sh DIR [PART...]``: what only a GPU can show, in parts, the most telling ones first.
+"""``benchmarks/run_gpu.sh DIR [PART...]``: tests and measurements that need a GPU, in parts, the most important first.
 
-Each part stands alone, is cut at its time, and writes its JSON into DIR as it goes, beside log.txt. What is finished
-there is not begun again, so that a call repeated goes on where the last one was cut; all parts together leave at most
-eight files. A call ends by itself before ten minutes, where many a machine's time ends.
+Each part is independent, is interrupted at its time limit, and writes its JSON into DIR as it goes, beside log.txt.
+Finished parts are not run again, so that a repeated call continues an interrupted one; all parts together leave at most
+eight files. A call ends before ten minutes, as many machines are lent for no longer.
 
-Environment: LIMIT, seconds of each part; CALL, of all of them; DEVICE=cpu tries the parts themselves (CPU tests instead
-of those that need a GPU); TESTS, SELECTION (pytest's -k, or a pattern of cases) and ROUNDS for a part of a part.
+Environment: LIMIT, seconds of each part; CALL, seconds of all of them; DEVICE=cpu tries the parts themselves (CPU tests
+instead of those that need a GPU); TESTS, SELECTION (pytest's -k, or a pattern of cases) and ROUNDS shrink a part.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from typing import IO, Any, NamedTuple
 from xml.etree import ElementTree
 
 CALL = 570  # seconds of all parts of one call
-LEAST = 20  # seconds without which no part is begun
-GRACE = 15  # seconds to write down what there is, once a part's time is over
+MIN_SECONDS = 20  # with less time left, no part is begun
+GRACE = 15  # seconds to save results after a part's time limit
 WORKERS = 14  # of pytest: kernels compile on a core each; 735 tests took 114 seconds beside an H200
 TOOLS = ("memcheck", "initcheck", "racecheck")
 
 
 class Setting(NamedTuple):
-    """What a part is told."""
+    """Options of all parts."""
 
     folder: Path
     device: str
@@ -44,13 +44,13 @@ class Setting(NamedTuple):
 
 
 class Part(NamedTuple):
-    """How a part is run: its command from its time, and what becomes of it once that has ended with a status."""
+    """How a part is run: its command for a time limit, and a function that saves its status."""
 
     file: str  # in DIR
-    limit: float  # seconds, unless it is the only one
+    limit: float  # seconds, unless it is the only part
     command: Callable[[Setting, float], list[str]]
     finish: Callable[[Setting, int | None], None] = lambda *_: None
-    section: str | None = None  # of the file, which it shares with other parts
+    section: str | None = None  # key in a file that parts share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="benchmarks/run_gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    usual = [name for name in PARTS if name not in ASKED_FOR]
+    usual = [name for name in PARTS if name not in ON_REQUEST]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none: {', '.join(usual)}")
-    parser.add_argument("--again", action="store_true", help="what is finished as well")
-    parser.add_argument("--full", action="store_true", help="the whole matrix of the benchmarks")
+    parser.add_argument("--again", action="store_true", help="also run finished parts")
+    parser.add_argument("--full", action="store_true", help="all benchmark cases, not only the default ones")
     args = parser.parse_intermixed_args(argv)
     for name in args.parts:
         if name not in PARTS:
@@ -76,73 +76,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     with (setting.folder / "log.txt").open("a") as log:
         if not args.parts:
             tee([sys.executable, "-m", "fastmask", "env"], 60, log)
-        told = {name: run_part(name, setting, end, len(names) == 1, log) for name in names}
-        lines = ["", *(f"{name:14} {text}" for name, (_, text) in told.items())]
-        say("\n".join(lines), log)
-    return 0 if all(good for good, _ in told.values()) else 1
+        outcomes = {name: run_part(name, setting, end, len(names) == 1, log) for name in names}
+        lines = ["", *(f"{name:14} {text}" for name, (_, text) in outcomes.items())]
+        print_and_log("\n".join(lines), log)
+    return 0 if all(good for good, _ in outcomes.values()) else 1
 
 
 def run_part(name: str, setting: Setting, end: float, alone: bool, log: IO[str]) -> tuple[bool, str]:
-    """Whether all is well, and what became of it."""
+    """Run a part -> whether it succeeded, and its outcome as text."""
     part, left = PARTS[name], end - time.monotonic()
-    if not setting.again and (found := outcome(part, setting))[0]:
-        return not found[1], f"finished before{found[1]}"
-    if left < LEAST:
+    if not setting.again and (outcome := read_outcome(part, setting))[0]:
+        return not outcome[1], f"finished before{outcome[1]}"
+    if left < MIN_SECONDS:
         return False, f"not begun: {max(left, 0):.0f} seconds are left; call again"
-    begun = time.monotonic()
+    start = time.monotonic()
     limit = min(float(setting.environment.get("LIMIT", left if alone else part.limit)), left)
-    say(f"\n== {name}, at most {limit:.0f} seconds, {time.strftime('%H:%M:%S')}", log)
+    print_and_log(f"\n== {name}, at most {limit:.0f} seconds, {time.strftime('%H:%M:%S')}", log)
     if name in TOOLS and shutil.which("compute-sanitizer") is None:
         write_section(setting, part, {"skipped": "compute-sanitizer is not installed", "finished": True})
         return True, "skipped: compute-sanitizer is not installed"
     if setting.again and part.section is None:
         (setting.folder / part.file).unlink(missing_ok=True)
     variables: dict[str, str] = {}
-    if name in TOOLS:  # one allocation a tensor, or overruns into a neighbor are not seen
+    if name in TOOLS:  # one allocation per tensor, or overruns into a neighbor are not seen
         variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     elif part.section is not None and "OMP_NUM_THREADS" not in setting.environment:  # workers share the cores
         variables["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
     status = tee(part.command(setting, limit), limit, log, variables)
     part.finish(setting, status)
-    finished, bad = outcome(part, setting)
-    text = f"{(time.monotonic() - begun) / 60:.1f} min, {'finished' if finished else 'cut'}{bad}"
+    finished, bad = read_outcome(part, setting)
+    text = f"{(time.monotonic() - start) / 60:.1f} min, {'finished' if finished else 'interrupted'}{bad}"
     return finished and not bad and status == 0, text + (f", exit code {status}" if status else "")
 
 
-def outcome(part: Part, setting: Setting) -> tuple[bool, str]:
-    """Whether its JSON is finished, and what is wrong in it."""
-    content = read(setting.folder / part.file)
+def read_outcome(part: Part, setting: Setting) -> tuple[bool, str]:
+    """Whether a part's JSON is finished, and its number of failures as text."""
+    content = read_json(setting.folder / part.file)
     if part.section is not None:
         content = content.get(part.section, {})
-    results = list(content.values()) if part.file == "timeline.json" else [content]  # one of each type
-    bad = sum(int(one.get("failures", 0) + one.get("errors", 0)) + len(one.get("no row", ())) for one in results)
+    results = list(content.values()) if part.file == "timeline.json" else [content]  # one per type
+    bad = sum(int(r.get("failures", 0) + r.get("errors", 0)) + len(r.get("no row", ())) for r in results)
     finished = len(results) == (len(TYPES) if part.file == "timeline.json" else 1) and all(
-        one.get("finished", False) for one in results
+        result.get("finished", False) for result in results
     )
     return finished, f", {bad} without success" if bad else ""
 
 
 def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[str, str] | None = None) -> int | None:
-    """Run a command, what it prints shown and logged -> its exit code; None if it did not end in time."""
+    """Run a command, print and log its output -> its exit code; None if it did not end in time."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables or {})
-    begun, status, hurried = time.monotonic(), None, False
+    start, status, interrupted = time.monotonic(), None, False
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=reset_sigint,
     )
     assert process.stdout is not None
     try:
         with process.stdout, selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while True:
-                late = time.monotonic() - begun - limit
-                if late > 0 and not hurried:
-                    process.send_signal(signal.SIGINT)  # pytest and bench then write down what there is
-                    hurried = True
+                late = time.monotonic() - start - limit
+                if late > 0 and not interrupted:
+                    process.send_signal(signal.SIGINT)  # pytest and bench then save their results
+                    interrupted = True
                 if late > GRACE:
                     break
                 if selector.select(timeout=0.2):
@@ -150,26 +150,26 @@ def tee(command: Sequence[str], limit: float, log: IO[str], variables: Mapping[s
                     if not text:
                         status = process.wait(timeout=GRACE)
                         break
-                    say(text.decode(errors="replace"), log, end="")
+                    print_and_log(text.decode(errors="replace"), log, end="")
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and workers that it left
+            os.killpg(process.pid, signal.SIGKILL)  # and its remaining workers
         process.wait()
-    return None if hurried else status
+    return None if interrupted else status
 
 
-def listen() -> None:
-    """To interrupts, which a shell turns off in what it runs in the background."""
+def reset_sigint() -> None:
+    """Restore interrupts, which a shell ignores in background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def say(text: str, log: IO[str], end: str = "\n") -> None:
+def print_and_log(text: str, log: IO[str], end: str = "\n") -> None:
     for file in (sys.stdout, log):
         print(text, end=end, file=file, flush=True)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file's content; nothing if it is not there, or was cut as it was written."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's content; empty if it is missing or incomplete."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -180,11 +180,11 @@ def read(path: Path) -> dict[str, Any]:
 def write_section(setting: Setting, part: Part, content: dict[str, Any]) -> None:
     assert part.section is not None
     path = setting.folder / part.file
-    path.write_text(json.dumps(read(path) | {part.section: content}, indent=1))
+    path.write_text(json.dumps(read_json(path) | {part.section: content}, indent=1))
 
 
-def benchmark(file: str, pattern: str, limit: float, without: str = "compiled") -> Part:
-    """Cases; torchvision compiled takes minutes to compile, and is a part of its own."""
+def make_benchmark_part(file: str, pattern: str, limit: float, without: str = "compiled") -> Part:
+    """A part of benchmark cases; torchvision compiled takes minutes to compile, and has its own part."""
 
     def command(setting: Setting, limit: float) -> list[str]:
         only = setting.environment.get("SELECTION", pattern)
@@ -198,23 +198,23 @@ def benchmark(file: str, pattern: str, limit: float, without: str = "compiled") 
 TYPES = ("bfloat16", "float32")
 
 
-def take_timeline(setting: Setting, limit: float) -> list[str]:
+def timeline_command(setting: Setting, limit: float) -> list[str]:
     words = [sys.executable, "-m", "fastmask.benchmarks.timeline", str(setting.folder / "timeline.json"), "--no-plot"]
     return [*words, "--device", setting.device, "--rounds", setting.environment.get("ROUNDS", "50"), "--dtype", *TYPES]
 
 
-def take_kernels(setting: Setting, limit: float) -> list[str]:
+def kernels_command(setting: Setting, limit: float) -> list[str]:
     path = str(setting.folder / "kernels.json")
     return [sys.executable, "-m", "fastmask.benchmarks.kernel_times", path, "--device", setting.device]
 
 
-def self_test(setting: Setting, limit: float) -> list[str]:
+def selftest_command(setting: Setting, limit: float) -> list[str]:
     path = str(setting.folder / "selftest.json")
     return [sys.executable, "-m", "fastmask", "selftest", "--device", setting.device, "--json", path]
 
 
-def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
-    """Tests, several at a time where pytest-xdist is installed; under a tool, one after the other."""
+def make_test_part(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:
+    """A part of tests, several at a time where pytest-xdist is installed; under a tool, one after the other."""
     report = Path(tempfile.gettempdir()) / f"fastmask-{os.getpid()}-{name}.xml"
 
     def command(setting: Setting, limit: float) -> list[str]:
@@ -227,29 +227,29 @@ def run_tests(name: str, paths: Sequence[str], limit: float, tool: str | None = 
             words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *words]
         elif importlib.util.find_spec("xdist") is not None:
             words += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-            if importlib.util.find_spec("pytest_timeout") is not None:  # a kernel that hangs costs its worker alone
+            if importlib.util.find_spec("pytest_timeout") is not None:  # a kernel that hangs costs only its worker
                 words += ["--timeout", "60", "--timeout-method", "thread"]
         return [*words, *(setting.environment["TESTS"].split() if "TESTS" in setting.environment else paths)]
 
     def finish(setting: Setting, status: int | None) -> None:
-        """The counts, and each failure with its message; ``"finished"`` if every test was run."""
-        content: dict[str, Any] = {"finished": status in (0, 1, 9), "status": status, "failed": {}, **measured_on()}
+        """Save counts, and each failure with its message; ``"finished"`` if every test was run."""
+        content: dict[str, Any] = {"finished": status in (0, 1, 9), "status": status, "failed": {}, **gpu_versions()}
         try:
             suite = next(ElementTree.parse(report).iter("testsuite"))
-        except (OSError, ElementTree.ParseError):  # pytest itself died: a segmentation fault, no memory left, too late
+        except (OSError, ElementTree.ParseError):  # pytest itself died: segmentation fault, out of memory, too late
             content |= {"crashed": True, "finished": False}
         else:
             content |= {key: float(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped", "time")}
             for case in suite.iter("testcase"):
-                for found in (part for part in case if part.tag in ("failure", "error")):
-                    content["failed"][f"{case.get('classname')}::{case.get('name')}"] = found.get("message", "")[:500]
+                for failure in (part for part in case if part.tag in ("failure", "error")):
+                    content["failed"][f"{case.get('classname')}::{case.get('name')}"] = failure.get("message", "")[:500]
         report.unlink(missing_ok=True)
         write_section(setting, PARTS[name], content)
 
     return Part("tests.json", limit, command, finish, name)
 
 
-def measured_on() -> dict[str, str | None]:
+def gpu_versions() -> dict[str, str | None]:
     import torch
 
     from fastmask.benchmarks.measure import versions
@@ -257,24 +257,24 @@ def measured_on() -> dict[str, str | None]:
     return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", **versions()}
 
 
-# hostile RoIs and boxes in one dtype, forward and backward: the tools are slow
+# adversarial RoIs and boxes in one dtype, forward and backward: the tools are slow
 SMOKE = "(float32 and (meets_the or gradients_meet)) or suppression_chains or bytes_equal"
 PARTS: dict[str, Part] = {
-    "selftest": Part("selftest.json", 100, self_test),
-    "tests-kernels": run_tests("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
-    "timeline": Part("timeline.json", 120, take_timeline),
-    "kernels": Part("kernels.json", 60, take_kernels),
-    "ops": benchmark("ops.json", "^(?!Mask R-CNN|training|host)", 240),
-    "model": benchmark("model.json", "^Mask R-CNN", 240),
-    "tests": run_tests("tests", ["tests", "--ignore=tests/kernels"], 240),
-    "train": benchmark("train.json", "^(training|fine-tuning)", 150),
-    "memcheck": run_tests("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
-    "initcheck": run_tests("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
-    # racecheck looks at shared memory only, which no kernel here writes by itself
-    "racecheck": run_tests("racecheck", ["tests/kernels"], 240, "racecheck", SMOKE),
-    "compiled": benchmark("compiled.json", "^Mask R-CNN$", 400, without="best|patched"),
+    "selftest": Part("selftest.json", 100, selftest_command),
+    "tests-kernels": make_test_part("tests-kernels", ["tests/kernels/test_on_gpu.py", "tests/kernels"], 240),
+    "timeline": Part("timeline.json", 120, timeline_command),
+    "kernels": Part("kernels.json", 60, kernels_command),
+    "ops": make_benchmark_part("ops.json", "^(?!Mask R-CNN|training|host)", 240),
+    "model": make_benchmark_part("model.json", "^Mask R-CNN", 240),
+    "tests": make_test_part("tests", ["tests", "--ignore=tests/kernels"], 240),
+    "train": make_benchmark_part("train.json", "^(training|fine-tuning)", 150),
+    "memcheck": make_test_part("memcheck", ["tests/kernels"], 240, "memcheck", SMOKE),
+    "initcheck": make_test_part("initcheck", ["tests/kernels"], 240, "initcheck", SMOKE),
+    # racecheck checks shared memory only, which no kernel here writes explicitly
+    "racecheck": make_test_part("racecheck", ["tests/kernels"], 240, "racecheck", SMOKE),
+    "compiled": make_benchmark_part("compiled.json", "^Mask R-CNN$", 400, without="best|patched"),
 }
-ASKED_FOR = ("racecheck", "compiled")  # not among all
+ON_REQUEST = ("racecheck", "compiled")  # only if named
 
 
 if __name__ == "__main__":

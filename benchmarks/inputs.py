@@ -1,4 +1,4 @@
-"""What the cases are measured on: images, boxes, masks and pyramids, drawn from a generator."""
+"""Inputs of the cases: images, boxes, masks and pyramids, drawn from a generator."""
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +7,11 @@ from torch import Tensor
 from fastmask.kernels.predict import inputs
 from fastmask.kernels.predict.inputs import IMAGE, IMAGE_SIZE, STRIDES, boxes_in
 
-__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured"]
+__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured_image"]
 
 
 def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
-    """Boxes in heaps of about 80, of which NMS keeps few."""
+    """Boxes [num, 4] in clusters of about 80, of which NMS keeps few."""
     centers = boxes_in(generator, max(num // 80, 1), IMAGE_SIZE)
     which = torch.randint(len(centers), (num,), generator=generator)
     return centers[which] + 4 * torch.randn(num, 4, generator=generator)
@@ -25,7 +25,7 @@ def pyramid(
     channels_last: bool,
     size: tuple[int, int] = IMAGE,
 ) -> dict[str, Tensor]:
-    """P2 to P5 of 256 channels of images padded to ``size``."""
+    """Feature maps P2 to P5 of 256 channels, of images padded to ``size``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     maps = {}
     for i, stride in enumerate(STRIDES):
@@ -34,8 +34,8 @@ def pyramid(
     return maps
 
 
-def textured(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
-    """An image [3, H, W] in [0, 1] of rectangles on coarse and fine noise."""
+def textured_image(generator: torch.Generator, size: tuple[int, int]) -> Tensor:
+    """A synthetic image [3, H, W] in [0, 1]: rectangles on coarse and fine noise."""
     coarse = torch.rand(1, 3, size[0] // 16, size[1] // 16, generator=generator)
     image = F.interpolate(coarse, size, mode="bilinear")[0] * 0.6 + 0.1 * torch.rand(3, *size, generator=generator)
     for x1, y1, x2, y2 in boxes_in(generator, 40, size).int().tolist():

@@ -1,8 +1,8 @@
 """``python -m fastmask.benchmarks.kernel_times FILE.json``: each kernel of a Predictor's call on a GPU, in order.
 
 The measured counterpart of ``launches``, which counts and predicts without a GPU. Times are CUPTI's, of replays of the
-captured graph: the profiler adds a little to each kernel, so the sum is above what ``timeline`` gives for the program.
-The file is written after each batch and form. On a CPU there are PyTorch's operations in the place of kernels.
+captured graph: the profiler adds a little to each kernel, so the sum exceeds ``timeline``'s time of the program. The
+file is written after each batch size and form. On a CPU, PyTorch's operations take the place of kernels.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from fastmask.benchmarks.cases.model import settled_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
-from fastmask.benchmarks.measure import name_of, versions, wait_for
+from fastmask.benchmarks.cases.model import calibrated_model
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
 from fastmask.models.prepare import FUSED
 
-CALLS = 6  # that are profiled
+CALLS = 6  # profiled ones
 
 
 class Span(NamedTuple):
@@ -36,30 +36,30 @@ class Span(NamedTuple):
 
 
 def profile_calls(predictor: Predictor, images: list[torch.Tensor]) -> list[list[Span]]:
-    """What runs on the device in each of CALLS calls, in order."""
+    """Kernels and copies of each of CALLS calls, in order."""
     on_cuda = predictor.device.type == "cuda"
     calls = []
-    for _ in range(3):  # the first ones compile, choose and capture
+    for _ in range(3):  # the first ones compile, tune and capture
         predictor(images)
     for _ in range(CALLS):
-        wait_for(predictor.device)
+        synchronize(predictor.device)
         with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as profiler:
             predictor(images)
-            wait_for(predictor.device)
-        calls.append(spans_of(profiler, DeviceType.CUDA if on_cuda else DeviceType.CPU))
+            synchronize(predictor.device)
+        calls.append(read_spans(profiler, DeviceType.CUDA if on_cuda else DeviceType.CPU))
     return calls
 
 
-def spans_of(profiler: Any, device_type: Any = DeviceType.CUDA) -> list[Span]:
-    """Kernels, copies and fills that a profiler saw on the GPU."""
-    events = [one for one in profiler.events() if one.device_type == device_type]
-    events.sort(key=lambda one: one.time_range.start)
+def read_spans(profiler: Any, device_type: Any = DeviceType.CUDA) -> list[Span]:
+    """Kernels, copies and fills that a profiler recorded on the GPU."""
+    events = [event for event in profiler.events() if event.device_type == device_type]
+    events.sort(key=lambda event: event.time_range.start)
     first = events[0].time_range.start if events else 0
-    return [Span(one.name, one.time_range.start - first, one.time_range.end - first) for one in events]
+    return [Span(event.name, event.time_range.start - first, event.time_range.end - first) for event in events]
 
 
 def summarize(calls: Sequence[Sequence[Span]]) -> dict[str, Any]:
-    """Medians over calls: of each name its launches and microseconds; and the last call's kernels in order."""
+    """Medians over calls: launches and microseconds by name; and the last call's kernels in order."""
     totals: dict[str, list[float]] = collections.defaultdict(list)
     counts: dict[str, int] = {}
     for call in calls:
@@ -84,21 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastmask.benchmarks.kernel_times", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at once [1 8]")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes [1 8]")
     parser.add_argument("--fuse", nargs="+", default=["auto"], choices=("auto", *FUSED))
     args = parser.parse_args(argv)
     device = with_index(torch.device(args.device))
     result: dict[str, Any] = {"device": name_of(device), **versions(), "unit": "microseconds", "finished": False}
-    model = settled_model("fastmask", device)
+    model = calibrated_model("fastmask", device)
     generator = torch.Generator().manual_seed(0)
     for batch in args.batch:
-        images = [(textured(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
+        images = [(textured_image(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
         for fuse in args.fuse:
             predictor = Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse)
-            found = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))
+            summary = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))
             args.file.write_text(json.dumps(result))
-            print(f"batch {batch}, {predictor.fuse}: {found['kernels a call']} in {found['from first to last']} us")
-            for name, (count, total) in list(found["by name"].items())[:25]:
+            print(f"batch {batch}, {predictor.fuse}: {summary['kernels a call']} in {summary['from first to last']} us")
+            for name, (count, total) in list(summary["by name"].items())[:25]:
                 print(f"{total:9.1f} {count:4} {name[:110]}")
     result["finished"] = True
     args.file.write_text(json.dumps(result))

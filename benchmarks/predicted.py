@@ -1,9 +1,9 @@
-"""How long the kernels of a trace would take on an H100, inside a CUDA graph: predictions, not measurements.
+"""Predicted times of a trace's kernels on an H100, inside a CUDA graph; nothing is measured.
 
-Each kernel costs machine.LAUNCH and its work, one after the other:
+Each kernel costs machine.LAUNCH and its work; kernels run one after the other:
 - convolutions and matrix products: their operations at EFFICIENCY of the tensor cores, or their bytes from HBM if that
   takes longer;
-- our own operations, all their kernels together: as kernels/predict has them, by what their time grows with (RoIs x
+- fastmask's operations, all their kernels together: as kernels/predict has them, by the amount they scale with (RoIs x
   bins, images, masks). What is added beyond the largest prediction takes its pipes' time or its bytes', as the longest
   programs of all images run side by side: that rule gives 199 us for the RoIAlign of 4096 RoIs from that of 1000, and
   49 us for NMS of eight images from that of one, where their own rows have 200 and 46. Of an operation without a row
@@ -26,14 +26,14 @@ from fastmask.kernels.predict.torch_ops import CACHE
 # dense operations a second of the tensor cores [N]; float32 convolutions in TF32
 PEAK = {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12}
 EFFICIENCY = 0.55  # of PEAK: 53 to 60 % is what GPU.md's reviews took for 3 x 3 convolutions of these sizes [A]
-STEP = 0.2  # microseconds that a block takes to look at 1024 elements once, two bits a time [A]
+STEP = 0.2  # microseconds of a block for one pass over 1024 elements, two bits at a time [A]
 
 
 class Row(NamedTuple):
-    """A case of kernels/predict that stands for an operation."""
+    """A case of kernels/predict that represents an operation."""
 
     case: str
-    amount: int  # of what trace.AMOUNTS counts
+    amount: int  # see trace.AMOUNTS
 
 
 ROWS: dict[str, tuple[Row, ...]] = {
@@ -55,11 +55,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 
 class Time(NamedTuple):
-    """Microseconds."""
+    """Microseconds by kind of kernel."""
 
     launches: float
     products: float  # convolutions and matrix products
-    own: float
+    own: float  # fastmask's kernels
     other: float
 
     @property
@@ -68,7 +68,7 @@ class Time(NamedTuple):
 
 
 def predict(calls: Mapping[Call, int], dtype: str) -> Time:
-    """``calls``: each with how often it is made."""
+    """Predict the time of calls, each with its count."""
     times = [0.0] * 4
     for call, number in calls.items():
         times[0] += number * sum(kernel.kind != PART for kernel in call.kernels) * machine.LAUNCH
@@ -99,27 +99,27 @@ def _moved(kernel: Kernel) -> float:
 
 
 class _Work(NamedTuple):
-    """Of one amount, without launches, and what each further amount of that size takes where a GPU is full."""
+    """Microseconds of one amount, without launches, and of each further such amount on a full GPU."""
 
     alone: float
-    more: float
+    further: float
 
 
 def _own(rows: Sequence[Row], amount: int) -> float:
-    """Between two rows on a straight line; beyond the last one its pipes and its bytes bound what is added."""
+    """Interpolate linearly between two rows; beyond the last one, pipes and bytes bound the rest."""
     known = [(0, 0.0), *((row.amount, _work(row.case).alone) for row in rows)]
     for (low, before), (high, after) in itertools.pairwise(known):
         if amount <= high:
             return before + (after - before) * (amount - low) / (high - low)
     last, alone = known[-1]
-    return alone + (amount / last - 1) * _work(rows[-1].case).more
+    return alone + (amount / last - 1) * _work(rows[-1].case).further
 
 
 @functools.cache
 def _work(case: str) -> _Work:
-    """The newest prediction of it."""
+    """The newest prediction of a case."""
     versions = json.loads(SAVED.read_text())["versions"]
     row = [row for version in versions for row in version["rows"] if row["op"] == case][-1]
     parts = row["parts"]
-    more = max(parts["issue"] / machine.EFFICIENCY, parts["bytes"] / machine.L2_EFFICIENCY) + parts["torch"]
-    return _Work(row["predicted"] - parts["launches"], more)
+    further = max(parts["issue"] / machine.EFFICIENCY, parts["bytes"] / machine.L2_EFFICIENCY) + parts["torch"]
+    return _Work(row["predicted"] - parts["launches"], further)

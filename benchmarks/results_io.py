@@ -1,38 +1,88 @@
-"""Results of benchmarks, as pytest-benchmark's JSON has them: their rows by group, and where they were measured."""
+"""Benchmark results as pytest-benchmark's JSON has them: loaded, saved, and grouped into comparisons."""
 
-from typing import Any
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]  # pytest-benchmark's: group, stats, extra_info
 
+PATCHED = "torchvision patched"  # runs fastmask's kernels: shown, but no baseline
 
-def groups(results: dict[str, Any]) -> dict[str, dict[str, Row]]:
-    """The rows of each group by provider, the one that others are compared with first."""
-    found: dict[str, dict[str, Row]] = {}
+
+class Comparison(NamedTuple):
+    """One row of fastmask's beside all other providers of its group, the baseline first."""
+
+    group: str
+    ours: Row
+    others: dict[str, Row]
+
+    @property
+    def provider(self) -> str:
+        provider: str = self.ours["extra_info"]["provider"]
+        return provider
+
+    @property
+    def title(self) -> str:
+        return self.group + self.provider.removeprefix("fastmask").replace(" Predictor", ", Predictor")
+
+    @property
+    def baselines(self) -> dict[str, Row]:
+        return {provider: row for provider, row in self.others.items() if provider != PATCHED}
+
+    @property
+    def speedups(self) -> list[float]:
+        """Median time of each baseline over fastmask's."""
+        return [row["stats"]["median"] / self.ours["stats"]["median"] for row in self.baselines.values()]
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def load_rows(path: Path) -> list[Row]:
+    """The rows of a results file; none if it is empty."""
+    rows: list[Row] = load_results(path).get("benchmarks", []) if path.stat().st_size else []
+    return rows
+
+
+def save_results(results: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(results, indent=1))
+
+
+def group_rows(results: dict[str, Any]) -> dict[str, dict[str, Row]]:
+    """The rows of each group by provider, the baseline first."""
+    groups: dict[str, dict[str, Row]] = {}
     for row in results["benchmarks"]:
-        found.setdefault(row["group"], {})[row["extra_info"]["provider"]] = row
-    return found
+        groups.setdefault(row["group"], {})[row["extra_info"]["provider"]] = row
+    return groups
+
+
+def compare(results: dict[str, Any]) -> Iterator[Comparison]:
+    """Each of fastmask's rows, in order."""
+    for group, rows in group_rows(results).items():
+        others = {provider: row for provider, row in rows.items() if not is_ours(provider)}
+        yield from (Comparison(group, row, others) for provider, row in rows.items() if is_ours(provider))
 
 
 def is_ours(provider: str) -> bool:
     return provider.startswith("fastmask")
 
 
-def where(results: dict[str, Any]) -> str:
+def describe_run(results: dict[str, Any]) -> str:
+    """Device, versions, commits, date and tuned values."""
     if not results["benchmarks"]:
         raise ValueError("there are no rows")
     first = results["benchmarks"][0]["extra_info"]
     commits = " and ".join(dict.fromkeys(str(row["extra_info"]["commit"]) for row in results["benchmarks"]))
     versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "torchvision", "triton") if first[name])
-    infos = [row["extra_info"] for row in results["benchmarks"]]
-    speeds = dict.fromkeys(f"{info['copy_bandwidth'] / 1e9:.0f}" for info in infos if info["least_bytes"] is not None)
+    tuned = f", {values}" if (values := tuned_values(first)) else ""
     return (
-        f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, "
-        f"{results['datetime'][:10]}{', ' + tuned if (tuned := tuned_values(first)) else ''}. "
-        "Milliseconds, median (quartiles); losses in bold. Last column: bytes that must be moved over the time, as a "
-        f"share of a copy's {' or '.join(speeds)} GB/s."
+        f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, {results['datetime'][:10]}{tuned}."
     )
 
 
 def tuned_values(info: dict[str, Any]) -> str:
-    """What `fastmask tune` chose, where it was in use; results from before there was such a thing lack it."""
+    """Values from ``fastmask tune`` that were in use; older results have none."""
     return ", ".join(f"{name} {value}" for name, value in info.get("tuned", {}).items())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only a GPU can show: benchmarks/run_gpu.sh DIR [PART...] [--again] [--full]; --help tells the rest. It needs no
-# network and nothing installed but what the parts themselves use: PyTorch, Triton, pytest; torchvision for baselines.
+# Tests and measurements on a GPU: benchmarks/run_gpu.sh DIR [PART...] [--again] [--full]; see --help. It needs no network
+# and only the packages that the parts use: PyTorch, Triton, pytest; torchvision for baselines.
 set -eu
 caller=$PWD
 cd "$(dirname "$0")/.."
@@ -11,8 +11,8 @@ usable() { # all of fastmask comes from this checkout
   "$python" -c '
 import importlib.util, pathlib, sys
 for name in ("kernels", "benchmarks", "export"):
-    found = importlib.util.find_spec(f"fastmask.{name}")
-    if found is None or pathlib.Path(sys.argv[1], name).resolve() != pathlib.Path(found.origin).resolve().parent:
+    spec = importlib.util.find_spec(f"fastmask.{name}")
+    if spec is None or pathlib.Path(sys.argv[1], name).resolve() != pathlib.Path(spec.origin).resolve().parent:
         sys.exit(1)' "$root" 2>/dev/null
 }
 

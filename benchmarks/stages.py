@@ -1,4 +1,4 @@
-"""A Predictor's program in parts, each of which is timed alone."""
+"""The stages of a Predictor's program, each timed alone."""
 
 import contextlib
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastmask.benchmarks.measure import wait_for
+from fastmask.benchmarks.measure import synchronize
 from fastmask.inference.program import Inputs, Program, capture_graph
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection.generalized_rcnn import Padded, trimmed
@@ -17,8 +17,8 @@ from fastmask.models.detection.roi_heads import pool, predict_masks
 Stage = Callable[[], Any]
 
 
-def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
-    """The program in parts, each of which works on what the ones before it left in ``left``; last, "packed"."""
+def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
+    """The program's stages; each reads earlier outputs from ``left`` and adds its own; the last is "packed"."""
     model: Any = program.model
     heads = model.roi_heads
     _, scales = model.extract(inputs.pixels)
@@ -68,8 +68,8 @@ def stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, 
     }
 
 
-def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median of each, all of them in turns."""
+def time_in_turns(runs: dict[str, Stage], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call; all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
@@ -83,27 +83,27 @@ def milliseconds(runs: dict[str, Stage], device: torch.device, rounds: int) -> d
             else:
                 begin = time.perf_counter()
                 run()
-                wait_for(device)
+                synchronize(device)
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def staged(
+def time_stages(
     program: Program, inputs: Inputs, rounds: int, save: Callable[[dict[str, float]], None] = lambda _: None
 ) -> tuple[dict[str, float], float]:
     """Median milliseconds of each stage, and of the whole program; on a GPU each is a CUDA graph of its own.
 
-    ``save`` is given what is known whenever a stage has been captured (which may compile for long): each stage alone,
-    a few rounds. In the end all of them are timed in turns, so that each finds in the caches what the last one left.
+    ``save`` is called with the times so far whenever a stage has been captured (which may compile for long): each stage
+    alone, a few rounds. At the end all are timed in turns, so that each finds its predecessor's outputs in the caches.
     """
     device = inputs.pixels.device
     alone: dict[str, float] = {}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         stream = torch.cuda.Stream(device) if device.type == "cuda" and is_capturable() else None
         parts: dict[str, Stage] = {}
-        for name, stage in stages(program, inputs, {}).items():
+        for name, stage in build_stages(program, inputs, {}).items():
             parts[name] = capture_graph(stage, None, stream)
-            parts[name]()  # a graph that is only captured has left nothing for the next stage to look at
-            save(alone := alone | milliseconds({name: parts[name]}, device, min(rounds, 5)))
+            parts[name]()  # a graph that is only captured leaves no outputs for the next stage
+            save(alone := alone | time_in_turns({name: parts[name]}, device, min(rounds, 5)))
         whole = {"program": capture_graph(lambda: program(inputs), None, stream)}
-        return milliseconds(parts, device, rounds), milliseconds(whole, device, rounds)["program"]
+        return time_in_turns(parts, device, rounds), time_in_turns(whole, device, rounds)["program"]

@@ -1,10 +1,9 @@
-"""``python -m fastmask.benchmarks.timeline FILE.json``: where the milliseconds of one image go, stage by stage.
+"""``python -m fastmask.benchmarks.timeline FILE.json``: measured milliseconds of one image, stage by stage.
 
-The file is written whenever something more is known, so that a run that is cut leaves what it has.
-
-Each stage of a Predictor's program is timed on what the one before it left; on a GPU each is a CUDA graph of its own,
-so that launches do not count. Beside them: the whole program, a whole call, and choices that only a measurement can
-make. With matplotlib, an image lies beside the file.
+Each stage of a Predictor's program is timed on its predecessor's outputs; on a GPU each is a CUDA graph of its own, so
+that launches do not count. Also timed: the whole program, whole calls, and alternatives that only a measurement can
+decide. The file is written after each of them, so that an interrupted run leaves its times. With matplotlib, a plot is
+saved beside the file.
 """
 
 import argparse
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 import fastmask
-from fastmask.benchmarks.cases.model import settled_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
-from fastmask.benchmarks.measure import name_of, versions, wait_for
-from fastmask.benchmarks.stages import Stage, milliseconds, staged
+from fastmask.benchmarks.cases.model import calibrated_model
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.measure import name_of, synchronize, versions
+from fastmask.benchmarks.stages import Stage, time_in_turns, time_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.tuning import values_on
 from fastmask.models.prepare import choose_fuse, prepared
@@ -30,13 +29,13 @@ from fastmask.models.prepare import choose_fuse, prepared
 Save = Callable[[dict[str, Any]], None]
 
 
-def calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
-    """Whole calls, with and without mask_buckets, where all and few detections are found."""
+def build_calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
+    """Whole calls with and without mask_buckets, with all and with few detections."""
     runs: dict[str, Stage] = {}
-    (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([image])
+    (prediction,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([image])
     before = model.roi_heads.score_thresh
-    for number in (len(found["scores"]), 7):
-        model.roi_heads.score_thresh = before if number != 7 else float(found["scores"][7])
+    for number in (len(prediction["scores"]), 7):
+        model.roi_heads.score_thresh = before if number != 7 else float(prediction["scores"][7])
         for buckets in (False, True):
             predictor = fastmask.Predictor(model, IMAGE, dtype=dtype, mask_buckets=buckets)
             name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
@@ -45,7 +44,7 @@ def calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
     return runs
 
 
-def selections(device: torch.device) -> dict[str, Stage]:
+def build_selections(device: torch.device) -> dict[str, Stage]:
     """Top-k of P2's logits, at once and in chunks."""
     runs: dict[str, Stage] = {}
     logits = torch.randn(1, 201_600, device=device)  # of P2
@@ -62,10 +61,10 @@ def selections(device: torch.device) -> dict[str, Stage]:
 
 
 @torch.inference_mode()
-def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
-    """The times of one image of 800 x 1333 pixels, R50-FPN with settled weights, RLE out.
+def time_image(device: torch.device, dtype: torch.dtype, rounds: int, save: Save = lambda _: None) -> dict[str, Any]:
+    """Time one image of 800 x 1333 pixels, R50-FPN with calibrated weights, RLE out.
 
-    ``save`` is given the result whenever more of it is known; only the last one says ``"finished": True``.
+    ``save`` is called with the result so far after each step; only the last one has ``"finished": True``.
     """
     times: dict[str, dict[str, float]] = {"stages": {}, "whole": {}, "choices": {}}
     result: dict[str, Any] = {"device": name_of(device), "dtype": str(dtype).removeprefix("torch."), "rounds": rounds}
@@ -75,34 +74,35 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
         times[kind] |= values
         save(result)
 
-    model = settled_model("fastmask", device)
+    model = calibrated_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
-    image = (textured(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
+    image = (textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
-    parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))
+    parts, whole = time_stages(program, inputs, rounds, functools.partial(add, "stages"))
     add("stages", parts)
     add("whole", {"program": whole})
-    for choices in (functools.partial(selections, device), functools.partial(calls, model, image, dtype)):
-        add("choices", milliseconds(choices(), device, rounds))
-    wait_for(device)
+    for choices in (functools.partial(build_selections, device), functools.partial(build_calls, model, image, dtype)):
+        add("choices", time_in_turns(choices(), device, rounds))
+    synchronize(device)
     result["finished"] = True
     save(result)
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     times = result["milliseconds"]
     total = sum(times["stages"].values())
     lines = [f"{result['device']}, {result['dtype']}, fastmask at {result['commit']}", "", "| stage | ms | share |"]
-    lines += ["|---|---|---|", *(f"| {k} | {v:.3g} | {v / total:.0%} |" for k, v in times["stages"].items())]
-    lines += [f"| {k} | {v:.3g} | |" for k, v in (times["whole"] | times["choices"]).items()]
+    lines.append("|---|---|---|")
+    lines += [f"| {name} | {time:.3g} | {time / total:.0%} |" for name, time in times["stages"].items()]
+    lines += [f"| {name} | {time:.3g} | |" for name, time in (times["whole"] | times["choices"]).items()]
     return "\n".join(lines)
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """One bar, cut into its stages, and one for the whole program."""
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Save a plot: one bar cut into the stages, and one for the whole program."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.6), layout="constrained")
@@ -125,24 +125,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16, ... [%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
-    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="an image beside the file")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="a plot beside the file")
     args = parser.parse_args(argv)
     results: dict[str, dict[str, Any]] = {}
 
     def save(dtype: str, result: dict[str, Any]) -> None:
         results[dtype] = result
-        content = result if len(args.dtype) == 1 else results  # of several types: one result by each one's name
+        content = result if len(args.dtype) == 1 else results  # by type where there are several
         args.file.write_text(json.dumps(content, indent=1))
 
     for dtype in args.dtype:
-        result = timeline(torch.device(args.device), getattr(torch, dtype), args.rounds, functools.partial(save, dtype))
-        print(table(result), flush=True)
+        kind, save_result = getattr(torch, dtype), functools.partial(save, dtype)
+        result = time_image(torch.device(args.device), kind, args.rounds, save_result)
+        print(format_table(result), flush=True)
         if args.plot:
             stem = args.file.stem if len(args.dtype) == 1 else f"{args.file.stem}-{dtype}"
             try:
-                draw(result, args.file.with_name(f"{stem}.png"))
+                plot(result, args.file.with_name(f"{stem}.png"))
             except ImportError:
-                print("the image needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
+                print("the plot needs matplotlib: pip install 'fastmask-rcnn[train]'", file=sys.stderr)
     return 0
 
 

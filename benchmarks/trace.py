@@ -1,6 +1,6 @@
-"""A frame's kernels without a GPU: the program runs on fake CUDA tensors, and what it would launch is written down.
+"""Trace a frame's kernels without a GPU: the program runs on fake CUDA tensors, and its launches are recorded.
 
-Of our own operations the launcher is run too: Triton's launches are written down instead of done, and so are torch's
+The launchers of fastmask's operations run too: Triton's launches are recorded instead of done, and so are torch's
 operations around them.
 """
 
@@ -20,25 +20,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from fastmask import models
-from fastmask.benchmarks.expansions import TRITON, WAITS, Kernel, expand, extent, tensors_of
-from fastmask.benchmarks.stages import stages
+from fastmask.benchmarks.expansions import SYNCS, TRITON, Kernel, expand, extent, tensors_of
+from fastmask.benchmarks.stages import build_stages
 from fastmask.inference.program import Inputs, Program
 from fastmask.kernels.launch import KERNELS
 from fastmask.models.prepare import Fuse, prepared
 
 DEVICE = "cuda"
-BYTES_PER_MASK = 2048  # the Predictor's
+BYTES_PER_MASK = 2048  # the Predictor's default
 
 
 class Call(NamedTuple):
-    """An operation of a program; of our own ones with all that its launcher does."""
+    """An operation of a program; of fastmask's with all that its launcher does."""
 
     operation: str  # "aten::add", "fastmask::nms_padded"
     kernels: tuple[Kernel, ...]
-    amount: int = 0  # of an own one: what its time grows with; see AMOUNTS
+    amount: int = 0  # that the time of fastmask's operation scales with; see AMOUNTS
 
 
-# of our own operations' arguments; what a time is known of has a row in kernels/predict
+# by operation, from its arguments; operations with a known time have a row in kernels/predict
 AMOUNTS: dict[str, Any] = {
     "fastmask::multilevel_roi_align": lambda a: a["rois"].shape[0] * a["pooled_height"] * a["pooled_width"],
     "fastmask::nms_padded": lambda a: a["boxes"].shape[0],
@@ -51,7 +51,7 @@ JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
 
 
 class Trace(TorchDispatchMode):
-    """Writes down the kernels of all operations on fake tensors."""
+    """Records the kernels of all operations on fake tensors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,12 +60,12 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name, kwargs or {}
-        if name.removeprefix("aten::") in WAITS:
-            raise ValueError(f"operations must not wait for the device, got {name}")
+        if name.removeprefix("aten::") in SYNCS:
+            raise ValueError(f"operations must not synchronize with the host, got {name}")
         launcher = KERNELS.get(name) or (OPDEFS[name]._backend_fns.get(DEVICE) if name in OPDEFS else None)
         if launcher is not None and self._own is None:
-            return self._launched(name, func, launcher, args, kwargs)
-        out = _convolved(func, args) if name in JOINED else func(*args, **kwargs)
+            return self._trace_launch(name, func, launcher, args, kwargs)
+        out = _convolve(func, args) if name in JOINED else func(*args, **kwargs)
         if "convolution" in name:
             out = _as_cudnn(args, out)
         kernels = expand(func, [*args, *kwargs.values()], out)
@@ -75,7 +75,7 @@ class Trace(TorchDispatchMode):
             self.calls.append(Call(name, tuple(kernels)))
         return out
 
-    def _launched(self, name: str, func: Any, launcher: Any, args: Any, kwargs: Any) -> Any:
+    def _trace_launch(self, name: str, func: Any, launcher: Any, args: Any, kwargs: Any) -> Any:
         self._own = []
         try:
             with self:
@@ -84,14 +84,14 @@ class Trace(TorchDispatchMode):
             kernels, self._own = self._own, None
         if name not in AMOUNTS:
             kernels = self._with_flops(name, kernels, args, kwargs)
-        given = _named(func, args, kwargs)
-        amount = AMOUNTS[name](given) if name in AMOUNTS else 0
-        presorted = ", presorted" if given.get("presorted") else ""
+        arguments = _bind_arguments(func, args, kwargs)
+        amount = AMOUNTS[name](arguments) if name in AMOUNTS else 0
+        presorted = ", presorted" if arguments.get("presorted") else ""
         self.calls.append(Call(name + presorted, tuple(kernels), amount))
         return out
 
     def _with_flops(self, name: str, kernels: list[Kernel], args: Any, kwargs: Any) -> list[Kernel]:
-        """Products within Triton's kernels: those of the operation's fallback, in the first of them."""
+        """Put the FLOPs of the operation's fallback into the first Triton kernel."""
         first = next((number for number, kernel in enumerate(kernels) if kernel.kind == TRITON), None)
         if first is None:
             return kernels
@@ -103,10 +103,10 @@ class Trace(TorchDispatchMode):
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Write down what runs in here."""
+        """Record what runs in this context."""
 
         def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
-            assert self._own is not None, f"{kernel.__name__} must be launched by an operation of ours"
+            assert self._own is not None, f"{kernel.__name__} must be launched by an operation of fastmask"
             tensors = {id(tensor): tensor for tensor in tensors_of([args, kwargs])}
             self._own.append(Kernel(kernel.__name__, TRITON, sum(map(extent, tensors.values()))))
 
@@ -114,12 +114,12 @@ class Trace(TorchDispatchMode):
             yield
 
 
-def _convolved(func: Any, args: Any) -> Any:
-    """What cuDNN's fused convolutions give, of which PyTorch has no fakes."""
-    given = _named(func, args, {})
-    sides = (given[name] for name in ("stride", "padding", "dilation"))
+def _convolve(func: Any, args: Any) -> Any:
+    """Outputs of cuDNN's fused convolutions, of which PyTorch has no fakes."""
+    arguments = _bind_arguments(func, args, {})
+    sides = (arguments[name] for name in ("stride", "padding", "dilation"))
     return torch.ops.aten.convolution.default(
-        given["self"], given["weight"], given["bias"], *sides, False, [0, 0], given["groups"]
+        arguments["self"], arguments["weight"], arguments["bias"], *sides, False, [0, 0], arguments["groups"]
     )
 
 
@@ -128,24 +128,24 @@ def _as_cudnn(args: Any, out: Any) -> Any:
     if out.ndim != 4:
         return out
     last = torch.channels_last
-    dense = any(one.is_contiguous(memory_format=last) and not one.is_contiguous() for one in args[:2])
+    dense = any(tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous() for tensor in args[:2])
     return out.contiguous(memory_format=last) if dense else out
 
 
-def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """An operation's arguments by their names."""
-    names = (one.name for one in func._schema.arguments)
+def _bind_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operation's arguments by name."""
+    names = (argument.name for argument in func._schema.arguments)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeTensorMode]:
-    """Tensors on the device "cuda" hold nothing, and no GPU is asked for."""
+    """Tensors on the device "cuda" are fake, and no GPU is needed."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        mock.patch("torch.cuda.current_device", return_value=0),  # where fakes are
+        mock.patch("torch.cuda.current_device", return_value=0),  # of fake tensors
         mock.patch("torch.cuda.get_device_properties", return_value=PROPERTIES),
-        warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that look at a fake's address
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # of launchers that read a fake's address
         mock.patch.dict(os.environ, FASTMASK_TUNING="off"),
         torch.no_grad(),
     ):
@@ -153,7 +153,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
 
 
 def empty_weights(model: nn.Module) -> None:
-    """Put fake CUDA tensors into the places of a model's own, which are gone then."""
+    """Replace a model's weights by fake CUDA tensors."""
     for module in model.modules():
         for name, values in module._parameters.items():
             if values is not None:
@@ -170,7 +170,7 @@ def _like(values: Tensor) -> Tensor:
 def trace(
     batch: int, dtype: torch.dtype, size: tuple[int, int], fuse: Fuse = "kernel", model: Any = None
 ) -> dict[str, list[Call]]:
-    """What each stage of benchmarks/stages.py launches for a batch of images of (height, width), RLE out.
+    """Calls of each stage of benchmarks/stages.py for a batch of images of (height, width), RLE out.
 
     Args:
         model: None for R50-FPN with 91 classes and a hundred detections.
@@ -178,16 +178,16 @@ def trace(
     if model is None:
         model = models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
     program = Program(prepared(model, dtype, fuse), "rle", 0.5, BYTES_PER_MASK)
-    found: dict[str, list[Call]] = {}
+    calls: dict[str, list[Call]] = {}
     with fake_cuda():
         empty_weights(program)
         pixels = program.empty_pixels(batch, size, dtype, DEVICE)
         sizes = torch.empty(batch, 2, dtype=torch.int64, device=DEVICE)
         inputs = Inputs(pixels, sizes, sizes.clone())
-        program(inputs)  # what is worked out once for a shape is there from now on
-        for name, stage in stages(program, inputs, {}).items():
+        program(inputs)  # fills caches by shape
+        for name, stage in build_stages(program, inputs, {}).items():
             mode = Trace()
             with mode.tracing():
                 stage()
-            found[name] = mode.calls
-    return found
+            calls[name] = mode.calls
+    return calls

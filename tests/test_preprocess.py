@@ -17,7 +17,7 @@ from fastmask.export.exported import ExportedModel
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.inference.predictor import Predictor
 from fastmask.preprocess import Resizer, compute_padded_size, compute_resized_size
-from fastmask.training.loss_module import Learner
+from fastmask.training.loss_module import LossModule
 
 
 class NotRun(ExportedModel):
@@ -51,7 +51,7 @@ def prepare_in_four_ways(image: Image.Image, folder: Path) -> dict[str, tuple[Te
     record = Record(folder / "one.png", None, (Instance("a", box=np.array([4.0, 4.0, 60.0, 60.0])),))
     augmentation = Augmentation(min_size=transform.min_size, max_size=transform.max_size, flip=0)
     (loaded,) = training_loader(Dataset([record], {"a": 1}, []), 1, augmentation, masks=False)
-    module = Learner(model)
+    module = LossModule(model)
     seen: list[Tensor] = []
     model.losses = lambda pixels, *_: seen.append(pixels) or {}
     module(loaded.pixels, loaded.sizes, loaded.targets)

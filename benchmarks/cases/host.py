@@ -1,4 +1,4 @@
-"""What a CPU core does for each image while GPUs work: reading it, drawing what was found, or a training sample."""
+"""Work of a CPU core for each image: reading it, drawing its detections, or building a training sample."""
 
 import tempfile
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from fastmask import ops
-from fastmask.benchmarks.case import Case, Entry
-from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks, textured
+from fastmask.benchmarks.case import Case, CaseSpec
+from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks, textured_image
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import Key, SampleDataset
 from fastmask.data.records import Instance, Record, ellipse_to_polygon
@@ -18,69 +18,71 @@ from fastmask.image_io import read_image
 from fastmask.visualize import draw_detections, save_overlay
 
 OBJECTS = 20
-LEARNED = 7  # objects of an image, as COCO has on average
+TRAINED = 7  # ground-truth instances of an image, as COCO has on average
 
 
-def alone(ours: object, theirs: object) -> None:
-    """Nothing to agree with."""
+def skip_check(ours: object, theirs: object) -> None:
+    """There is no baseline."""
 
 
-def saved(generator: torch.Generator, folder: str) -> Path:
+def save_photo(generator: torch.Generator, folder: str) -> Path:
     path = Path(folder) / "image.jpg"
-    pixels = (textured(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy()
+    pixels = (textured_image(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path, quality=90)
     return path
 
 
 def read(generator: torch.Generator, device: torch.device) -> Case:
-    folder = tempfile.TemporaryDirectory()  # gone with the case
-    path = saved(generator, folder.name)
+    folder = tempfile.TemporaryDirectory()  # deleted with the case
+    path = save_photo(generator, folder.name)
 
-    def run(folder: object = folder) -> object:  # which lives as long as this
+    def run(folder: object = folder) -> object:  # keeps the folder
         return read_image(path)
 
-    return Case({"fastmask": run}, alone, f"JPEG of {IMAGE_SIZE}, quality 90, one core")
+    return Case({"fastmask": run}, skip_check, f"JPEG of {IMAGE_SIZE}, quality 90, one core")
 
 
 def draw(generator: torch.Generator, device: torch.device) -> Case:
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "image.png"
-    image = Image.fromarray((textured(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy())
+    image = Image.fromarray((textured_image(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy())
     masks, boxes = blob_masks(generator, torch.device("cpu"), OBJECTS, IMAGE_SIZE)
-    found: dict[str, Any] = {
+    detections: dict[str, Any] = {
         "boxes": boxes,
         "labels": torch.ones(OBJECTS, dtype=torch.int64),
         "scores": torch.rand(OBJECTS, generator=generator),
     }
-    found["masks"] = ops.encode_masks(masks, boxes, IMAGE_SIZE)
+    detections["masks"] = ops.encode_masks(masks, boxes, IMAGE_SIZE)
 
     def run(folder: object = folder) -> None:
-        save_overlay(draw_detections(image, found, None), path)
+        save_overlay(draw_detections(image, detections, None), path)
 
-    return Case({"fastmask": run}, alone, f"{OBJECTS} masks on {IMAGE_SIZE}, saved as PNG, one core")
+    return Case({"fastmask": run}, skip_check, f"{OBJECTS} masks on {IMAGE_SIZE}, saved as PNG, one core")
 
 
 def sample(generator: torch.Generator, device: torch.device) -> Case:
-    """What the loader's workers do, by the paper's augmentation."""
+    """A sample as the loader's workers build it, with the paper's augmentation."""
     folder = tempfile.TemporaryDirectory()
-    _, boxes = blob_masks(generator, torch.device("cpu"), LEARNED, IMAGE_SIZE)
+    _, boxes = blob_masks(generator, torch.device("cpu"), TRAINED, IMAGE_SIZE)
     outlines = [
         ellipse_to_polygon((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2)
         for x1, y1, x2, y2 in boxes.tolist()
     ]
-    record = Record(saved(generator, folder.name), IMAGE_SIZE, tuple(Instance("thing", (one,)) for one in outlines))
+    record = Record(
+        save_photo(generator, folder.name), IMAGE_SIZE, tuple(Instance("thing", (one,)) for one in outlines)
+    )
     samples = SampleDataset([record], np.zeros(1, np.int64), {"thing": 1}, Augmentation(), 0, True, None)
 
     def run(folder: object = folder) -> object:
         return samples[Key(0, 0)]
 
     return Case(
-        {"fastmask": run}, alone, f"JPEG of {IMAGE_SIZE} and {LEARNED} polygons, resized, masks painted, one core"
+        {"fastmask": run}, skip_check, f"JPEG of {IMAGE_SIZE} and {TRAINED} polygons, resized, masks painted, one core"
     )
 
 
-ENTRIES: dict[str, Entry] = {
-    "host: read an image": Entry(read, sets=1, providers=("fastmask",)),
-    "host: draw and save an overlay": Entry(draw, sets=1, providers=("fastmask",)),
-    "host: a training sample": Entry(sample, sets=1, providers=("fastmask",)),
+SPECS: dict[str, CaseSpec] = {
+    "host: read an image": CaseSpec(read, sets=1, providers=("fastmask",)),
+    "host: draw and save an overlay": CaseSpec(draw, sets=1, providers=("fastmask",)),
+    "host: a training sample": CaseSpec(sample, sets=1, providers=("fastmask",)),
 }

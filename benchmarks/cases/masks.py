@@ -1,4 +1,4 @@
-"""Masks on images: pasted as probabilities, bool or packed bits, and encoded as COCO's RLE."""
+"""Masks pasted into images as probabilities, bool or packed bits, and encoded as COCO RLE."""
 
 import functools
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, detectron2_paste, encode_pasted
-from fastmask.benchmarks.case import HAS_PYCOCOTOOLS, HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_PYCOCOTOOLS, HAS_TORCHVISION, Case, CaseSpec
 from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks
 from fastmask.kernels import reference
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 from fastmask.ops.masks import LIKELY, choose_capacity
 
-SAMPLE = 2  # masks that are compared with the literal reference
-AT_THRESHOLD = 1e-4  # of pixels, whose probability is 0.5 but for rounding
+SAMPLE = 2  # masks compared with the literal reference
+AT_THRESHOLD = 1e-4  # maximum share of pixels whose probability is 0.5 but for rounding
 
 
 def paste(
@@ -31,7 +31,7 @@ def paste(
     size: tuple[int, int] = IMAGE_SIZE,
     continuous: bool = False,
 ) -> Case:
-    """``continuous``: as detectron2 does it, beside its algorithm; else beside torchvision's."""
+    """``continuous``: detectron2's pasting, beside its algorithm; else torchvision's."""
     masks, boxes = blob_masks(generator, device, num, size)
     mode = "continuous" if continuous else "torchvision"
 
@@ -50,7 +50,7 @@ def paste(
         providers["torchvision"] = whole if output == "float" else lambda: whole()[:, 0] > 0.5
     providers["fastmask"] = ours
 
-    def agree(ours: Tensor, theirs: Tensor) -> None:
+    def check(ours: Tensor, theirs: Tensor) -> None:
         if output == "float":
             if device.type == "cpu":
                 assert torch.equal(ours, theirs), "pasted masks differ"
@@ -73,7 +73,7 @@ def paste(
     inputs = f"{num} masks of 28 x 28 float32 on {size}, {kind}"
     args = (masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
     capturable = {"fastmask": lambda: paste_masks_op(*args)}
-    return Case(providers, agree, inputs, least_bytes(paste_masks_op, *args), sample=sample, capturable=capturable)
+    return Case(providers, check, inputs, min_bytes(paste_masks_op, *args), sample=sample, capturable=capturable)
 
 
 def encode(
@@ -89,7 +89,7 @@ def encode(
         providers["torchvision"] = lambda: encode_pasted(paste_masks_in_image(masks, boxes, size)[:, 0] > 0.5)
     providers["fastmask"] = lambda: ops.encode_masks(masks, boxes, size)
 
-    def agree(ours: list[Any], theirs: list[Any]) -> None:
+    def check(ours: list[Any], theirs: list[Any]) -> None:
         if device.type == "cpu" and HAS_PYCOCOTOOLS:
             assert ours == theirs, "RLE differs"
         pixels, others = decode_masks(ours), decode_masks(theirs)
@@ -105,24 +105,24 @@ def encode(
     inputs = f"{num} masks of 28 x 28 float32 on {size}; baseline: paste, then {ENCODER}"
     sizes = torch.tensor([size] * num, device=device)
     options = (0.5, False, False, 1)
-    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
+    moved = min_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
     capacity = choose_capacity(num, size[1])
     capturable = {"fastmask": lambda: encode_masks_op(masks[:, 0], boxes, sizes, capacity, *options)}
-    return Case(providers, agree, inputs, moved, sample=sample, capturable=capturable)
+    return Case(providers, check, inputs, moved, sample=sample, capturable=capturable)
 
 
 SIZES = {"480 x 640": (480, 640), "800 x 1333": IMAGE_SIZE, "1080 x 1920": (1080, 1920), "2160 x 3840": (2160, 3840)}
 
 
-def paste_entry(output: str, chosen: bool = True, **options: Any) -> Entry:
+def make_paste_spec(output: str, default: bool = True, **options: Any) -> CaseSpec:
     baseline = "detectron2's algorithm" if options.get("continuous") else "torchvision"
-    return Entry(functools.partial(paste, output=output, **options), chosen, providers=(baseline, "fastmask"))
+    return CaseSpec(functools.partial(paste, output=output, **options), default, providers=(baseline, "fastmask"))
 
 
-ENTRIES: dict[str, Entry] = {
-    "paste 100 masks": paste_entry("float"),
-    "paste 100 masks, packed": paste_entry("packed"),
-    "paste 100 masks as detectron2, bool": paste_entry("bool", continuous=True),
+SPECS: dict[str, CaseSpec] = {
+    "paste 100 masks": make_paste_spec("float"),
+    "paste 100 masks, packed": make_paste_spec("packed"),
+    "paste 100 masks as detectron2, bool": make_paste_spec("bool", continuous=True),
 }
 for name, size in SIZES.items():
     usual, pixels = size == IMAGE_SIZE, size[0] * size[1]
@@ -132,10 +132,10 @@ for name, size in SIZES.items():
         points += [("on 800 x 1333", "masks", num)] if usual else []
         if not points and num == 500:
             continue
-        chosen = bool(points) and pixels <= 1080 * 1920
+        default = bool(points) and pixels <= 1080 * 1920
         for output in ("float", "bool", "packed"):
             scales = tuple((f"paste {of}, bool", what, number) for of, what, number in points if output == "bool")
-            entry = paste_entry(output, chosen and output == "bool", num=num, size=size)._replace(scales=scales)
-            ENTRIES.setdefault(f"paste {title}{'' if output == 'float' else f', {output}'}", entry)
+            entry = make_paste_spec(output, default and output == "bool", num=num, size=size)._replace(scales=scales)
+            SPECS.setdefault(f"paste {title}{'' if output == 'float' else f', {output}'}", entry)
         scales = tuple((f"RLE {of}", what, number) for of, what, number in points)
-        ENTRIES[f"RLE of {title}"] = Entry(functools.partial(encode, num=num, size=size), chosen, scales)
+        SPECS[f"RLE of {title}"] = CaseSpec(functools.partial(encode, num=num, size=size), default, scales)

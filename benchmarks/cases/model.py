@@ -1,4 +1,4 @@
-"""A whole Mask R-CNN: inference, as torchvision's model and as a Predictor, and a step of training."""
+"""A whole Mask R-CNN: inference, by the model and by a Predictor, and a training step."""
 
 import copy
 import functools
@@ -12,17 +12,17 @@ from torch import Tensor
 import fastmask
 from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
-from fastmask.benchmarks.calibrate import settle
-from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry, Rule
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured
+from fastmask.benchmarks.calibrate import calibrate
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec, Check
+from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured_image
 from fastmask.evaluation.agreement import matched_share
 
 ROUNDS = 5
 
 
 @functools.cache
-def settled_model(library: str, device: torch.device) -> Any:
-    """R50-FPN in eval mode, its weights settled, as trained ones are not to be had; the same of both libraries."""
+def calibrated_model(library: str, device: torch.device) -> Any:
+    """R50-FPN in eval mode with calibrated weights, as trained ones cannot be had; the same in both libraries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {"weights": None, "weights_backbone": None}
@@ -30,134 +30,134 @@ def settled_model(library: str, device: torch.device) -> Any:
             import torchvision
 
             model = torchvision.models.get_model("maskrcnn_resnet50_fpn", **options)
-            model.load_state_dict(settled_model("fastmask", torch.device("cpu")).state_dict())
+            model.load_state_dict(calibrated_model("fastmask", torch.device("cpu")).state_dict())
         else:
             model = models.get_model("maskrcnn_resnet50_fpn", **options).eval()
-            settle(model, [textured(torch.Generator().manual_seed(0), IMAGE_SIZE)])
+            calibrate(model, [textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE)])
     return model.eval().to(device)
 
 
 def inference(generator: torch.Generator, device: torch.device, *, batch: int = 1, rle: bool = False) -> Case:
-    """Images to pasted masks, or to COCO's RLE.
+    """Inference from images to pasted masks, or to COCO RLE.
 
     On a GPU torchvision at its best is bfloat16 autocast on channels-last; on a CPU, channels-last.
     """
-    images = [textured(generator, IMAGE_SIZE).to(device) for _ in range(batch)]
+    images = [textured_image(generator, IMAGE_SIZE).to(device) for _ in range(batch)]
     on_cuda = device.type == "cuda"
 
-    def encoded(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for one in found:
-            one["masks"] = encode_pasted(one["masks"][:, 0] > 0.5)
-        return found
+    def encode(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for prediction in predictions:
+            prediction["masks"] = encode_pasted(prediction["masks"][:, 0] > 0.5)
+        return predictions
 
-    def runner(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
+    def make_run(model: Any, autocast: bool = False) -> Callable[[], list[dict[str, Any]]]:
         def run() -> list[dict[str, Any]]:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                found: list[dict[str, Any]] = model(images)
-            return encoded(found) if rle else found
+                predictions: list[dict[str, Any]] = model(images)
+            return encode(predictions) if rle else predictions
 
         return run
 
-    def patched(run: Callable[[], Any]) -> Callable[[], Any]:
-        def patched_run() -> Any:
+    def patch(run: Callable[[], Any]) -> Callable[[], Any]:
+        def run_patched() -> Any:
             with fastmask.patch_torchvision():
                 return run()
 
-        return patched_run
+        return run_patched
 
     providers: dict[str, Callable[[], Any]] = {}
-    rules: dict[str, Rule] = {}
+    checks: dict[str, Check] = {}
     if HAS_TORCHVISION:
-        theirs = settled_model("torchvision", device)
-        providers["torchvision"] = runner(theirs)
-        providers["torchvision at its best"] = runner(channels_last(device), autocast=on_cuda)
+        theirs = calibrated_model("torchvision", device)
+        providers["torchvision"] = make_run(theirs)
+        providers["torchvision at its best"] = make_run(channels_last_model(device), autocast=on_cuda)
         if on_cuda:
-            providers["torchvision compiled"] = runner(compiled(device))
-            rules["torchvision at its best"] = half_rule
+            providers["torchvision compiled"] = make_run(compiled_model(device))
+            checks["torchvision at its best"] = check_bf16
     if not rle:
-        providers["fastmask"] = runner(settled_model("fastmask", device))
+        providers["fastmask"] = make_run(calibrated_model("fastmask", device))
     for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
         name = f"fastmask Predictor, {str(dtype).removeprefix('torch.')}"
-        providers[name] = predicting(device, batch, dtype, rle, images)
+        providers[name] = make_predictor_run(device, batch, dtype, rle, images)
         if dtype == torch.bfloat16:
-            rules[name] = half_rule
-    if HAS_TORCHVISION and on_cuda:  # last: its ops stay a Python call slower afterwards
-        providers["torchvision patched"] = patched(runner(theirs))
+            checks[name] = check_bf16
+    if HAS_TORCHVISION and on_cuda:  # last: torchvision's ops stay a Python call slower afterwards
+        providers["torchvision patched"] = patch(make_run(theirs))
 
-    def agree(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-        for mine, other in zip(comparable(ours), comparable(theirs), strict=True):
+    def check(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+        for mine, other in zip(decode_detections(ours), decode_detections(theirs), strict=True):
             assert len(mine["boxes"]) == 100, f"there must be 100 detections, got {len(mine['boxes'])}"
             share = matched_share(mine, other)
-            # random weights magnify rounding: another library's convolutions, off by 1e-5, move eight in a hundred
+            # random weights magnify rounding: other convolutions, off by 1e-5, move eight detections in a hundred
             assert share >= (0.85 if on_cuda else 0.99), f"only {share:.3f} of the detections match"
 
     kind = "float32 (TF32 convolutions)" if on_cuda else "float32"
     what = f"RLE; baselines: {ENCODER}" if rle else "masks pasted"
-    inputs = f"{batch} of {IMAGE_SIZE}, {kind} unless said, ResNet-50 with FPN, 100 detections each, {what}"
-    return Case(providers, agree, inputs, rules=rules)
+    inputs = f"{batch} of {IMAGE_SIZE}, {kind} unless noted, ResNet-50 with FPN, 100 detections each, {what}"
+    return Case(providers, check, inputs, checks=checks)
 
 
 @functools.cache
-def channels_last(device: torch.device) -> Any:
-    return copy.deepcopy(settled_model("torchvision", device)).to(memory_format=torch.channels_last)
+def channels_last_model(device: torch.device) -> Any:
+    return copy.deepcopy(calibrated_model("torchvision", device)).to(memory_format=torch.channels_last)
 
 
 @functools.cache
-def compiled(device: torch.device) -> Any:
-    return torch.compile(settled_model("torchvision", device))
+def compiled_model(device: torch.device) -> Any:
+    return torch.compile(calibrated_model("torchvision", device))
 
 
 @functools.cache
 def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, tf32: bool) -> fastmask.Predictor:
-    """A Predictor for all sets of inputs; ``tf32``: what its graphs are captured with."""
-    return fastmask.Predictor(settled_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
+    """A Predictor for all sets of inputs; ``tf32``: whether its graphs were captured with TF32."""
+    return fastmask.Predictor(calibrated_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
 
 
-def predicting(
+def make_predictor_run(
     device: torch.device, batch: int, dtype: torch.dtype, rle: bool, images: list[Tensor]
 ) -> Callable[[], Any]:
     def run() -> Any:
-        made = predictor(device, batch, dtype, "rle" if rle else "float", torch.backends.cudnn.allow_tf32)
-        return made(images)
+        cached = predictor(device, batch, dtype, "rle" if rle else "float", torch.backends.cudnn.allow_tf32)
+        return cached(images)
 
     return run
 
 
-def comparable(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """On the CPU, RLE decoded."""
-    out = []
-    for one in found:
-        plain = {name: value.float().cpu() for name, value in one.items() if isinstance(value, Tensor)}
-        if not isinstance(one["masks"], Tensor):
-            plain["masks"] = torch.from_numpy(decode_masks(one["masks"]))[:, None].float()
-        out.append(plain)
-    return out
+def decode_detections(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copy predictions to the CPU as float32, and decode RLE."""
+    decoded = []
+    for prediction in predictions:
+        tensors = {name: value.float().cpu() for name, value in prediction.items() if isinstance(value, Tensor)}
+        if not isinstance(prediction["masks"], Tensor):
+            tensors["masks"] = torch.from_numpy(decode_masks(prediction["masks"]))[:, None].float()
+        decoded.append(tensors)
+    return decoded
 
 
-def half_rule(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """bfloat16 on random weights, which magnify rounding: many boxes still lie where one of their class was."""
+def check_bf16(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Check that many boxes overlap one of their class: random weights magnify bfloat16's rounding."""
     from fastmask.ops import box_iou
 
-    for mine, other in zip(comparable(ours), comparable(theirs), strict=True):
+    for mine, other in zip(decode_detections(ours), decode_detections(theirs), strict=True):
         near = box_iou(mine["boxes"], other["boxes"]) > 0.5
         near &= mine["labels"][:, None] == other["labels"]
         share = float(near.any(1).float().mean())
-        assert share >= 0.4, f"only {share:.3f} of the boxes have a near one of their class"
+        assert share >= 0.4, f"only {share:.3f} of the boxes overlap one of their class"
 
 
 def training_step(generator: torch.Generator, device: torch.device, *, frozen: bool = False) -> Case:
     """Forward, backward and SGD: on a GPU 12 images under bfloat16 autocast, on a CPU two small ones in float32.
 
-    ``frozen`` is what both libraries train from a pretrained backbone: norms fixed, the first two stages too.
+    With ``frozen``, norms and the first two stages are fixed, as both libraries train a pretrained backbone.
     """
     on_cuda = device.type == "cuda"
     batch, size = (12, IMAGE) if on_cuda else (2, (256, 320))
-    images = [textured(generator, size).to(device) for _ in range(batch)]
-    targets = [drawn_targets(generator, size, device) for _ in range(batch)]
+    images = [textured_image(generator, size).to(device) for _ in range(batch)]
+    targets = [draw_targets(generator, size, device) for _ in range(batch)]
 
-    def stepping(library: str) -> Callable[[], dict[str, float]]:
+    def make_step(library: str) -> Callable[[], dict[str, float]]:
         def step() -> dict[str, float]:
-            model, optimizer = training(library, device, size, frozen)
+            model, optimizer = training_setup(library, device, size, frozen)
             with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
                 losses = model(images, targets)
             optimizer.zero_grad()
@@ -169,7 +169,7 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
 
     libraries = ("torchvision", "fastmask") if HAS_TORCHVISION else ("fastmask",)
 
-    def agree(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    def check(ours: dict[str, float], theirs: dict[str, float]) -> None:
         assert ours.keys() == theirs.keys()
         for name, loss in theirs.items():  # samples are drawn, by each in its own way
             assert abs(ours[name] - loss) <= 0.3 * abs(loss) + 0.1, f"{name} is {ours[name]:.3f} beside {loss:.3f}"
@@ -177,31 +177,31 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
     trained = "norms and two stages frozen" if frozen else "all trained"
     kind = "bfloat16 autocast" if on_cuda else "float32"
     inputs = f"{batch} of {size}, {kind}, ResNet-50 with FPN, {trained}, SGD, losses read"
-    return Case({name: stepping(name) for name in libraries}, agree, inputs)
+    return Case({name: make_step(name) for name in libraries}, check, inputs)
 
 
 @functools.cache
-def training(
+def training_setup(
     library: str, device: torch.device, size: tuple[int, int], frozen: bool
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """A model in training mode and its optimizer, for all sets of inputs; steps so small that it stays what it is."""
-    model = copy.deepcopy(settled_model(library, device))
+    """A model in training mode and its optimizer, for all sets of inputs; lr is so small that weights barely change."""
+    model = copy.deepcopy(calibrated_model(library, device))
     if frozen:
         detection = importlib.import_module(f"{library}.models.detection")
         backbone = detection.backbone_utils.resnet_fpn_backbone(
             backbone_name="resnet50", weights=None, trainable_layers=3
         )
-        settled = model.state_dict()
+        weights = model.state_dict()
         model = detection.MaskRCNN(backbone, 91).to(device)
-        model.load_state_dict(settled)
+        model.load_state_dict(weights)
     model.train()
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     parameters = [values for values in model.parameters() if values.requires_grad]
     return model, torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=1e-4)
 
 
-def drawn_targets(generator: torch.Generator, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
-    """Eight boxes, their labels, and masks that fill half of them."""
+def draw_targets(generator: torch.Generator, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Targets of an image: eight boxes, their labels, and masks that fill half of them."""
     boxes = boxes_in(generator, 8, size, 2.0)
     masks = torch.zeros(8, *size, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
@@ -210,21 +210,21 @@ def drawn_targets(generator: torch.Generator, size: tuple[int, int], device: tor
     return {name: value.to(device) for name, value in {"boxes": boxes, "labels": labels, "masks": masks}.items()}
 
 
-def inference_entry(chosen: bool = True, *, batch: int = 1, rle: bool = False) -> Entry:
+def make_inference_spec(default: bool = True, *, batch: int = 1, rle: bool = False) -> CaseSpec:
     ours = (*(() if rle else ("fastmask",)), "fastmask Predictor, float32")
-    return Entry(
+    return CaseSpec(
         functools.partial(inference, batch=batch, rle=rle),
-        chosen,
+        default,
         rounds=ROUNDS,
         providers=("torchvision", "torchvision at its best", *ours),
         on_cuda=("torchvision compiled", "fastmask Predictor, bfloat16", "torchvision patched"),
     )
 
 
-ENTRIES: dict[str, Entry] = {
-    "Mask R-CNN": inference_entry(),
-    "Mask R-CNN, encoded": inference_entry(rle=True),
-    "Mask R-CNN, encoded, 8 images": inference_entry(chosen=False, rle=True, batch=8),
-    "training step": Entry(training_step, rounds=ROUNDS),
-    "fine-tuning step": Entry(functools.partial(training_step, frozen=True), rounds=ROUNDS),
+SPECS: dict[str, CaseSpec] = {
+    "Mask R-CNN": make_inference_spec(),
+    "Mask R-CNN, encoded": make_inference_spec(rle=True),
+    "Mask R-CNN, encoded, 8 images": make_inference_spec(default=False, rle=True, batch=8),
+    "training step": CaseSpec(training_step, rounds=ROUNDS),
+    "fine-tuning step": CaseSpec(functools.partial(training_step, frozen=True), rounds=ROUNDS),
 }

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
+from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec
 from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
 from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 
 GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
-SAMPLE = 4  # RoIs that are compared with the literal reference
+SAMPLE = 4  # RoIs compared with the literal reference
 
 
 def roi_align(
@@ -34,11 +34,11 @@ def roi_align(
     way: str = "forward",
     size: tuple[int, int] = IMAGE,
 ) -> Case:
-    """``num``: RoIs an image; ``way``: "forward", "backward" alone, or "both"; ``size``: of padded images.
+    """RoIAlign of ``num`` RoIs an image.
 
-    In half types torchvision runs under autocast, which upcasts the maps.
-
-    torchvision copies channels-last maps; at its best it is given the same values in the layout it likes.
+    ``way`` is "forward", "backward" alone, or "both"; ``size`` is that of padded images. In half precision torchvision
+    runs under autocast, which upcasts the feature maps. It copies channels-last maps; "at its best" it has contiguous
+    ones.
     """
     maps = pyramid(generator, device, batch, dtype, channels_last, size)
     boxes = [boxes_in(generator, num, size).to(device) for _ in range(batch)]
@@ -79,7 +79,7 @@ def roi_align(
             providers["torchvision at its best"] = runner(torchvision.ops, contiguous)
     providers["fastmask"] = runner(ops, maps)
 
-    def agree(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
         # float32: on a GPU each sums in its own way; bfloat16: a rounding or two
         tolerance = (1e-3 if device.type == "cuda" else 1e-4) if dtype == torch.float32 else 2**-6
         for actual, expected in zip(ours, theirs, strict=True):
@@ -91,7 +91,7 @@ def roi_align(
         rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
         features = [feature.detach()[:1, :8].cpu() for feature in maps.values()]  # the first channels
         expected = reference.multilevel_roi_align(features, rois, *GEOMETRY, pooled, pooled, ratio, False)
-        agree([actual[:, :8]], [expected.to(actual.dtype)])
+        check([actual[:, :8]], [expected.to(actual.dtype)])
 
     layout, name = "channels-last" if channels_last else "NCHW", str(dtype).removeprefix("torch.")
     inputs = f"P2-P5 of {batch} x {size} x 256 {layout} {name}, {num} RoIs an image, {pooled} x {pooled}"
@@ -104,16 +104,16 @@ def roi_align(
         calls.append((multilevel_roi_align_op, forward_args))
     if way != "forward":
         calls.append((multilevel_roi_align_backward_op, backward_args))
-    moved = sum(least_bytes(op, *args) for op, args in calls)
+    moved = sum(min_bytes(op, *args) for op, args in calls)
 
     def run_ops() -> list[Any]:
         return [op(*args) for op, args in calls]
 
-    return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": run_ops})
+    return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": run_ops})
 
 
 def rois_of_images(boxes: list[Tensor]) -> Tensor:
-    """Boxes [N, 4] of each image -> RoIs [K, 5]."""
+    """Boxes [N, 4] of each image -> RoIs [K, 5] with image indices."""
     return torch.cat([F.pad(box, (1, 0), value=float(image)) for image, box in enumerate(boxes)])
 
 
@@ -127,59 +127,59 @@ def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500
         providers["torchvision"] = lambda: torchvision.ops.roi_pool(features, boxes, 7, 0.125)
     providers["fastmask"] = lambda: ops.roi_pool(features, boxes, 7, 0.125)
 
-    def agree(ours: Tensor, theirs: Tensor) -> None:
+    def check(ours: Tensor, theirs: Tensor) -> None:
         assert torch.equal(ours, theirs), "pooled maxima differ"
 
     def sample() -> None:
         rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
         expected, _ = reference.roi_pool(features[:, :8].cpu(), rois, 0.125, 7, 7)
-        agree(ops.roi_pool(features, [boxes[0][:SAMPLE]], 7, 0.125)[:, :8].cpu(), expected)
+        check(ops.roi_pool(features, [boxes[0][:SAMPLE]], 7, 0.125)[:, :8].cpu(), expected)
 
     inputs = f"P3 of {IMAGE} x 256 float32, {num} RoIs, 7 x 7"
     args = (features, rois_of_images(boxes), 0.125, 7, 7)
     capturable = {"fastmask": lambda: roi_pool_op(*args)[0]}
-    return Case(providers, agree, inputs, least_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
+    return Case(providers, check, inputs, min_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
 
 
-def entry(*, chosen: bool = True, rois: int | None = None, images: int | None = None, **options: Any) -> Entry:
+def make_spec(*, default: bool = True, rois: int | None = None, images: int | None = None, **options: Any) -> CaseSpec:
     best = ("torchvision at its best",) if options.get("channels_last", True) else ()
     providers = ("torchvision", *best, "fastmask")
     numbers = {"RoIs": rois, "images of 512 RoIs": images}
     scales = tuple(("RoIAlign 7 x 7", what, number) for what, number in numbers.items() if number is not None)
     build = functools.partial(roi_align, **options)
-    return Entry(build, chosen, scales, providers=providers)
+    return CaseSpec(build, default, scales, providers=providers)
 
 
-def batch_entry(**options: Any) -> Entry:
-    """With the images, and RoIs of each, that a training step has on a GPU; on a CPU a few, that it may end."""
+def make_batch_spec(**options: Any) -> CaseSpec:
+    """As many images and RoIs as a training step has on a GPU; fewer on a CPU."""
 
     def build(generator: torch.Generator, device: torch.device) -> Case:
         size: dict[str, Any] = {"batch": 8, "num": 512} if device.type == "cuda" else {"batch": 2, "num": 100}
         return roi_align(generator, device, **size, **options)
 
-    return entry()._replace(build=build)
+    return make_spec()._replace(build=build)
 
 
 BF16 = torch.bfloat16
-ENTRIES: dict[str, Entry] = {
-    "RoIAlign, channels-last": entry(rois=1000),
-    "RoIAlign, NCHW": entry(channels_last=False),
-    "RoIAlign, adaptive, channels-last": entry(ratio=-1),
-    "RoIAlign 14 x 14, 100 RoIs": entry(num=100, pooled=14),
-    "RoIAlign, 100 RoIs": entry(num=100, rois=100),
-    "RoIAlign, 4000 RoIs": entry(num=4000, rois=4000),
-    "RoIAlign forward + backward, channels-last": entry(way="both"),
-    "RoIAlign forward + backward, NCHW": entry(way="both", channels_last=False),
-    "RoIAlign, bfloat16, channels-last": entry(dtype=BF16),
-    "RoIAlign of a batch, bfloat16": batch_entry(dtype=BF16),
-    "RoIAlign of a batch, bfloat16, forward + backward": batch_entry(dtype=BF16, way="both"),
-    "RoIAlign of a batch, bfloat16, backward": batch_entry(dtype=BF16, way="backward"),
-    "RoIPool": Entry(roi_pool),
+SPECS: dict[str, CaseSpec] = {
+    "RoIAlign, channels-last": make_spec(rois=1000),
+    "RoIAlign, NCHW": make_spec(channels_last=False),
+    "RoIAlign, adaptive, channels-last": make_spec(ratio=-1),
+    "RoIAlign 14 x 14, 100 RoIs": make_spec(num=100, pooled=14),
+    "RoIAlign, 100 RoIs": make_spec(num=100, rois=100),
+    "RoIAlign, 4000 RoIs": make_spec(num=4000, rois=4000),
+    "RoIAlign forward + backward, channels-last": make_spec(way="both"),
+    "RoIAlign forward + backward, NCHW": make_spec(way="both", channels_last=False),
+    "RoIAlign, bfloat16, channels-last": make_spec(dtype=BF16),
+    "RoIAlign of a batch, bfloat16": make_batch_spec(dtype=BF16),
+    "RoIAlign of a batch, bfloat16, forward + backward": make_batch_spec(dtype=BF16, way="both"),
+    "RoIAlign of a batch, bfloat16, backward": make_batch_spec(dtype=BF16, way="backward"),
+    "RoIPool": CaseSpec(roi_pool),
 }
 for number in (1, 2, 4, 8):
-    ENTRIES[f"RoIAlign, {number} x 512 RoIs"] = entry(chosen=False, num=512, batch=number, images=number)
+    SPECS[f"RoIAlign, {number} x 512 RoIs"] = make_spec(default=False, num=512, batch=number, images=number)
 for way, pooled, batch, num in itertools.product(("forward", "both"), (7, 14), (1, 8), (100, 512, 1000, 4000)):
     name = (
         f"RoIAlign {pooled} x {pooled}, {batch} x {num} RoIs, bfloat16{', forward + backward' if way == 'both' else ''}"
     )
-    ENTRIES[name] = entry(chosen=False, num=num, pooled=pooled, batch=batch, way=way, dtype=BF16)
+    SPECS[name] = make_spec(default=False, num=num, pooled=pooled, batch=batch, way=way, dtype=BF16)

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastmask.benchmarks.measure import name_of, versions
-from fastmask.benchmarks.stages import staged
+from fastmask.benchmarks.stages import time_stages
 from fastmask.checks import check_at_least
 from fastmask.cli._model import load_model
 from fastmask.data.records import Record
@@ -101,7 +101,7 @@ def stages_of(predictor: Predictor, image: Image.Image) -> dict[str, float]:
     pixels[0, :, : shape[0], : shape[1]] = normalized.to(device, predictor.dtype)
     inputs = Inputs(pixels, torch.tensor([shape], device=device), torch.tensor([original], device=device))
     with torch.inference_mode():
-        parts, whole = staged(predictor.program, inputs, ROUNDS)
+        parts, whole = time_stages(predictor.program, inputs, ROUNDS)
     calls = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()

@@ -54,7 +54,7 @@ def load_model(name: str, weights: str, device: str, score: float) -> "tuple[Fas
 
 
 def make_exported_predictor(
-    args: argparse.Namespace, own: "Ranks"
+    args: argparse.Namespace, ranks: "Ranks"
 ) -> "tuple[ExportedPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
     if args.size or args.exact or args.dtype != "auto":
@@ -64,9 +64,9 @@ def make_exported_predictor(
 
         from fastmask.export.predictor import ExportedPredictor
 
-        if own.world > 1 and torch.cuda.is_available():
-            torch.cuda.set_device(own.device("cuda"))  # which "auto" then is, for a file that can use it
-        device = args.device if args.device == "auto" else own.device(args.device)
+        if ranks.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(ranks.device("cuda"))  # which "auto" then is, for a file that can use it
+        device = args.device if args.device == "auto" else ranks.device(args.device)
         predictor = ExportedPredictor(args.exported, device, args.score, args.batch)
     except ImportError as error:
         raise ValueError(str(error)) from error
@@ -79,14 +79,16 @@ def make_exported_predictor(
     )
 
 
-def make_predictor(args: argparse.Namespace, own: "Ranks") -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
+def make_predictor(
+    args: argparse.Namespace, ranks: "Ranks"
+) -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
     """The Predictor on this rank's device, the categories if they are known, and all that answers depend on."""
     import torch
 
     from fastmask.inference.predictor import Predictor
 
-    with own.first_alone():
-        model, categories = load_model(args.model, args.weights, own.device(args.device), args.score)
+    with ranks.local_first():
+        model, categories = load_model(args.model, args.weights, ranks.device(args.device), args.score)
     device = next(model.parameters()).device.type
     fixed = args.size or (device == "cuda" and not args.exact)
     dtype: Any = getattr(torch, args.dtype, args.dtype)  # which Predictor checks

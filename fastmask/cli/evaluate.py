@@ -30,34 +30,34 @@ def run(args: argparse.Namespace) -> int:
     Under torchrun every rank looks at its share of the images.
     """
     from fastmask.data import read_dataset
-    from fastmask.distributed import ranks
+    from fastmask.distributed import join_ranks
 
     annotations = (args.annotations, args.format, args.images, args.class_attribute)
-    with ranks() as own:
+    with join_ranks() as ranks:
         try:
-            dataset = own.all_or_none(lambda: read_dataset(*annotations))
-            own.from_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            evaluation, entries = evaluated(args, dataset, own)
-            own.from_first(lambda: written(args.out, evaluation, entries))
+            dataset = ranks.run_on_all(lambda: read_dataset(*annotations))
+            ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+            evaluation, entries = evaluated(args, dataset, ranks)
+            ranks.run_on_first(lambda: written(args.out, evaluation, entries))
         except ValueError as error:
-            if own.rank == 0:
+            if ranks.rank == 0:
                 print(f"fastmask evaluate: {error}", file=sys.stderr)
             return 2
-        if own.rank == 0:
+        if ranks.rank == 0:
             said(args.out, dataset, evaluation)
         return 1 if evaluation.problems else 0
 
 
-def evaluated(args: argparse.Namespace, dataset: "Dataset", own: Any) -> "tuple[Evaluation, list[Any] | None]":
+def evaluated(args: argparse.Namespace, dataset: "Dataset", ranks: Any) -> "tuple[Evaluation, list[Any] | None]":
     """The metrics on every rank, and a model's detections on the first one."""
     from fastmask.evaluation import evaluate, evaluate_results
 
     if args.results is not None:
-        return own.from_first(lambda: evaluate_results(read_results(args.results), dataset)), None
-    predictor, categories, _ = own.all_or_none(lambda: make_predictor(args, own))
+        return ranks.run_on_first(lambda: evaluate_results(read_results(args.results), dataset)), None
+    predictor, categories, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
     entries: list[Any] = []
-    evaluation = evaluate(predictor, dataset, names=shared(categories, dataset), own=own, results=entries)
-    return evaluation, [one for each in own.to_first(entries) for one in each]
+    evaluation = evaluate(predictor, dataset, names=shared(categories, dataset), ranks=ranks, results=entries)
+    return evaluation, [one for each in ranks.gather_to_first(entries) for one in each]
 
 
 def shared(categories: Any, dataset: "Dataset") -> Any:

@@ -29,36 +29,36 @@ def run(args: argparse.Namespace) -> int:
     Under torchrun every rank looks at its share of the images, and all end with one code (torchrun itself with 1).
     """
     from fastmask.cli._drawing import predict
-    from fastmask.distributed import ranks
+    from fastmask.distributed import join_ranks
 
-    with ranks() as own, contextlib.ExitStack() as stack:
+    with join_ranks() as ranks, contextlib.ExitStack() as stack:
         try:
-            paths = own.from_first(lambda: find_images(args.images))
-            own.from_first(lambda: stack.enter_context(_journal.locked(args.out)))
-            predictor, categories, settings = own.all_or_none(
-                lambda: make_exported_predictor(args, own) if args.exported else make_predictor(args, own)
+            paths = ranks.run_on_first(lambda: find_images(args.images))
+            ranks.run_on_first(lambda: stack.enter_context(_journal.locked(args.out)))
+            predictor, categories, settings = ranks.run_on_all(
+                lambda: make_exported_predictor(args, ranks) if args.exported else make_predictor(args, ranks)
             )
             settings["images"] = not args.no_images
-            images = own.from_first(lambda: todo_of(paths, None if args.no_images else args.out))
-            number, todo = own.from_first(lambda: _journal.take_up(args.out, images, settings, args.restart))
-            journal = own.all_or_none(lambda: _journal.Journal(args.out, number, own.rank, settings))
+            images = ranks.run_on_first(lambda: todo_of(paths, None if args.no_images else args.out))
+            number, todo = ranks.run_on_first(lambda: _journal.take_up(args.out, images, settings, args.restart))
+            journal = ranks.run_on_all(lambda: _journal.Journal(args.out, number, ranks.rank, settings))
         except ValueError as error:
-            if own.rank == 0:
+            if ranks.rank == 0:
                 print(f"fastmask predict: {error}", file=sys.stderr)
             return 2
         try:
             with journal:
-                skipped = predict(predictor, todo[own.rank :: own.world], categories, journal, own.rank == 0)
-            skipped = sum(own.gather(skipped))
+                skipped = predict(predictor, todo[ranks.rank :: ranks.world_size], categories, journal, ranks.rank == 0)
+            skipped = sum(ranks.all_gather(skipped))
         except KeyboardInterrupt:
             print("fastmask predict: interrupted; the same command goes on from here", file=sys.stderr)
             raise
         finally:  # what was found before an interruption is kept
-            found = _journal.merge(args.out, images, image_ids(paths), settings) if own.rank == 0 else (0, 0)
+            found = _journal.merge(args.out, images, image_ids(paths), settings) if ranks.rank == 0 else (0, 0)
         try:
-            return own.from_first(lambda: concluded(args, images, found, skipped))
+            return ranks.run_on_first(lambda: concluded(args, images, found, skipped))
         except ValueError as error:
-            if own.rank == 0:
+            if ranks.rank == 0:
                 print(f"fastmask predict: {error}", file=sys.stderr)
             return 2
 

@@ -130,14 +130,20 @@ class GroupedBatchSampler(Sampler[list[Key]]):
         number: n.
         batch_size: images of a batch on each rank.
         seed: of the order.
-        rank, world: of this process; how many there are.
+        rank, world_size: of this process; how many there are.
     """
 
     def __init__(
-        self, sizes: NDArray[np.int64] | None, number: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        sizes: NDArray[np.int64] | None,
+        number: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.portrait = np.zeros(number, bool) if sizes is None else sizes[:, 0] > sizes[:, 1]
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -145,12 +151,12 @@ class GroupedBatchSampler(Sampler[list[Key]]):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, math.ceil(len(self.portrait) / (self.batch_size * self.world)) - self.start)
+        return max(0, math.ceil(len(self.portrait) / (self.batch_size * self.world_size)) - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.portrait))
-        total = self.batch_size * self.world
+        total = self.batch_size * self.world_size
         groups: list[list[int]] = []
         pending: dict[bool, list[int]] = {False: [], True: []}
         for index in order.tolist():
@@ -164,7 +170,7 @@ class GroupedBatchSampler(Sampler[list[Key]]):
         rest += np.resize(order, missing).tolist()
         groups += [rest[i : i + total] for i in range(0, len(rest), total)]
         for i in range(self.start, len(groups)):
-            yield [Key(self.epoch, record) for record in groups[i][self.rank :: self.world]]
+            yield [Key(self.epoch, record) for record in groups[i][self.rank :: self.world_size]]
 
 
 class Collate:
@@ -211,7 +217,7 @@ def training_loader(
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
     """A loader of :class:`fastmask.structures.Batch`; call ``loader.batch_sampler.set_epoch`` before each epoch.
 
@@ -226,7 +232,7 @@ def training_loader(
         keep_empty: keep images without instances.
         seed: of the order and of augmentation.
         workers: number of processes; 0: this one.
-        rank, world: the share of each ``batch_size * world`` images that this process loads.
+        rank, world_size: the share of each ``batch_size * world_size`` images that this process loads.
 
     Raises:
         ValueError: there are no images, or an argument is out of its range.
@@ -234,8 +240,8 @@ def training_loader(
     augmentation = augmentation or Augmentation()
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be in [0, {world}), got {rank}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and augmentation.zoom is not None:
@@ -257,7 +263,7 @@ def training_loader(
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # all images are cropped to it
     samples = SampleDataset(records, indices, assign_labels(dataset.categories), augmentation, seed, masks, size)
-    sampler = GroupedBatchSampler(sizes, len(records), batch_size, seed, rank, world)
+    sampler = GroupedBatchSampler(sizes, len(records), batch_size, seed, rank, world_size)
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmask.data.coco import is_id
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels, check_rle, parse_numbers
-from fastmask.distributed import Ranks, ranks
+from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import IOU_TYPES
@@ -29,7 +29,7 @@ def evaluate(
     *,
     names: Sequence[str] | None = None,
     progress: bool = True,
-    own: Ranks | None = None,
+    ranks: Ranks | None = None,
     results: list[CocoResult] | None = None,
 ) -> Evaluation:
     """COCO's average precision and recall of a model's boxes and masks.
@@ -44,7 +44,7 @@ def evaluate(
         names: of the model's labels, from 0, the background; labels are matched to categories by name. None: by id, see
             :func:`fastmask.data.assign_labels`.
         progress: show a progress bar, on the first rank.
-        own: the ranks, if joined already.
+        ranks: the ranks, if joined already.
         results: a list to which this rank's detections are appended.
 
     Raises:
@@ -55,8 +55,8 @@ def evaluate(
     records, ids = number_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
     evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1])
-    with ranks(keep=True) if own is None else contextlib.nullcontext(own) as own:
-        share = range(own.rank, len(records), own.world)
+    with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
+        share = range(ranks.rank, len(records), ranks.world_size)
         matching = _Matching(evaluator, labels, results)
 
         def detect() -> dict[str, float]:
@@ -64,24 +64,24 @@ def evaluate(
             with matching:
                 pending: collections.deque[tuple[int, Record, str | None]] = collections.deque()
                 images = _read_images(records, ids, share, pending)
-                bar = progress and own.rank == 0
+                bar = progress and ranks.rank == 0
                 for prediction in predictor.stream(images, progress=bar, total=len(share), errors="yield"):
                     matching.add(*pending.popleft(), prediction)
                 inference = time.perf_counter() - start
             wait = time.perf_counter() - start - inference
             return {"inference": inference, "match": evaluator.seconds, "wait": wait}
 
-        seconds = own.gather(own.all_or_none(detect))
+        seconds = ranks.all_gather(ranks.run_on_all(detect))
         slowest = {name: max(each[name] for each in seconds) for name in seconds[0]}
-        problems = [problem for of_rank in own.gather(matching.problems) for problem in of_rank]
-        states = own.to_first(evaluator.state() if own.rank else None)
+        problems = [problem for of_rank in ranks.all_gather(matching.problems) for problem in of_rank]
+        states = ranks.gather_to_first(evaluator.state() if ranks.rank else None)
         merged: list[Evaluation] = []
 
         def merge() -> Evaluation:
             merged.append(evaluator.merge(states).evaluate(problems, slowest))
             return merged[0]._replace(curves={})  # too large to send to all ranks
 
-        shared = own.from_first(merge)
+        shared = ranks.run_on_first(merge)
         return merged[0] if merged else shared
 
 

@@ -1,6 +1,10 @@
-"""Training, as Mask R-CNN's paper does it, in steps that never wait for the device."""
+"""Mask R-CNN training as in the paper, in steps without a host sync; :func:`train` does all of it in one call."""
 
-from fastmask.training.config import Settings
-from fastmask.training.trainer import DivergedError, Run
+from fastmask.training.api import train
+from fastmask.training.config import TrainConfig
+from fastmask.training.ema import ModelEma
+from fastmask.training.loss_module import LossModule
+from fastmask.training.step import TrainStep
+from fastmask.training.trainer import DivergedError, Trainer, TrainResult
 
-__all__ = ["DivergedError", "Run", "Settings"]
+__all__ = ["DivergedError", "LossModule", "ModelEma", "TrainConfig", "TrainResult", "TrainStep", "Trainer", "train"]

@@ -1,4 +1,4 @@
-"""Files that a run can be taken up from, and that torchvision and all our commands load as weights."""
+"""Checkpoints that a run resumes from, and that torchvision and all our commands load as weights."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ LAST, BEST = "last.pth", "best.pth"
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file of tensors and plain values; whenever that is interrupted, the one before it stays whole.
+    """Write tensors and plain values to a file; where that is interrupted, the previous file stays whole.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
@@ -28,11 +28,11 @@ def save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What :func:`save` wrote.
+    """Read a checkpoint that :func:`save` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another kind.
+        ValueError: the file is not a checkpoint of a run.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,80 +1,103 @@
-"""What a training run is told, and what it makes of that where it is told nothing."""
+"""The settings of a training run, and what follows from them: the learning rate of each step, the augmentation."""
 
 import dataclasses
 import math
-from typing import Any
 
-BATCH = 16  # images that the paper's learning rate is for
-RATES = {"sgd": 0.02, "adamw": 2e-4}  # for that many; Mask R-CNN, section 3.1, and what AdamW usually takes
+from fastmask.checks import check_at_least, check_choice
+from fastmask.data.augment import Augmentation
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
+
+BATCH_SIZE = 16  # images that the paper's learning rate is for
+PEAK_LR = {"sgd": 0.02, "adamw": 2e-4}  # for that many; Mask R-CNN, section 3.1, and what AdamW usually takes
+CHOICES = {"optimizer": tuple(PEAK_LR), "schedule": ("step", "cosine"), "on_nonfinite": ("stop", "skip")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything but the model and the images that a run depends on.
+class TrainConfig:
+    """All settings of a run but the model and the data; the options of ``fastmask train`` have the same names.
 
     Args:
-        epochs: times that each image is seen.
-        batch: images of a step, on each rank.
+        epochs: passes over the training images.
+        batch_size: images of a step, on each rank.
         optimizer: "sgd" (momentum 0.9) or "adamw".
-        rate: learning rate; None: 0.02 (sgd) or 0.0002 (adamw) for 16 images, in proportion to all ranks' images
-            (sgd) or to their square root (adamw).
+        lr: learning rate; None: 0.02 (sgd) or 0.0002 (adamw) for 16 images, in proportion to all ranks' images (sgd) or
+            to their square root (adamw).
         schedule: "step": a tenth from two thirds of the steps on, a hundredth from eight ninths on, as the paper;
             "cosine": down to zero.
-        warmup: steps in which the rate grows linearly from a thousandth; at most a tenth of all.
-        decay: weight decay, of everything but norms.
-        clip: the gradient's norm at most; 0: as it is.
-        average: decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0:
-            none. Of the first steps it averages fewer.
-        half: bfloat16 where autocast allows it.
+        warmup: steps in which the learning rate grows linearly from a thousandth; at most a tenth of all.
+        weight_decay: of all weights but the norms'.
+        max_grad_norm: gradients are clipped to this norm; 0: they are not.
+        ema_decay: decay of the weights' exponential moving average, which is then what is evaluated and kept as the
+            best weights; 0: no average.
+        bf16: compute in bfloat16 where autocast allows it.
         compile: torch.compile the losses.
-        nan: "stop" or "skip", where a gradient is not finite.
+        on_nonfinite: "stop" or "skip", where a gradient is not finite.
         seed: of everything random, from 0.
         workers: processes that read images, on each rank.
-        save: also after this many steps within an epoch; 0: after epochs only.
+        save_every: steps after which a checkpoint is also saved within an epoch; 0: after epochs only.
+        min_size: lengths of the shorter side, in pixels, of which one is drawn for each image; None: the model's.
+        max_size: limit of the longer side, in pixels; None: the model's.
+        size: (height, width), multiples of 32, that all batches are padded to; None: each batch as it needs.
+        flip: probability that an image is mirrored.
+        zoom: (least, most) of large-scale jitter, whose images are cut to ``size``; see
+            :class:`fastmask.data.augment.Augmentation`.
+        color: how much colors vary, up to 1.
+        paste: probability that objects of another image are pasted.
 
     Raises:
-        ValueError: something is out of its range.
+        ValueError: a setting is out of its range.
     """
 
     epochs: int
-    batch: int
+    batch_size: int = 2
     optimizer: str = "sgd"
-    rate: float | None = None
+    lr: float | None = None
     schedule: str = "step"
     warmup: int = 500
-    decay: float = 1e-4
-    clip: float = 0.0
-    average: float = 0.0
-    half: bool = False
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+    bf16: bool = False
     compile: bool = False
-    nan: str = "stop"
+    on_nonfinite: str = "stop"
     seed: int = 0
     workers: int = 2
-    save: int = 0
+    save_every: int = 0
+    min_size: tuple[int, ...] | None = None
+    max_size: int | None = None
+    size: tuple[int, int] | None = None
+    flip: float = 0.5
+    zoom: tuple[float, float] | None = None
+    color: float = 0.0
+    paste: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("warmup", 0), ("seed", 0), ("workers", 0), ("save", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("decay", "clip"):
+        least = {"epochs": 1, "batch_size": 1, "warmup": 0, "seed": 0, "workers": 0, "save_every": 0}
+        for name, number in least.items():
+            check_at_least(name, getattr(self, name), number)
+        for name in ("weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average must be in [0, 1), got {self.average}")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise ValueError(f"rate must be above 0, got {self.rate}")
-        for name, choices in (("optimizer", tuple(RATES)), ("schedule", ("step", "cosine")), ("nan", ("stop", "skip"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("min_size", "size", "zoom"):  # lists, as a command line has them, are equal to tuples then
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.zoom and self.size is None:
+            raise ValueError("size must be given with zoom, whose images are cut to it")
 
-    def top_rate(self, world: int) -> float:
+    def peak_lr(self, world_size: int) -> float:
         """The learning rate after the warm-up, with this many ranks."""
-        if self.rate is not None:
-            return self.rate
-        share = self.batch * world / BATCH
-        return RATES[self.optimizer] * (share if self.optimizer == "sgd" else math.sqrt(share))
+        if self.lr is not None:
+            return self.lr
+        share = self.batch_size * world_size / BATCH_SIZE
+        return PEAK_LR[self.optimizer] * (share if self.optimizer == "sgd" else math.sqrt(share))
 
-    def rate_at(self, step: int, steps: int, world: int) -> float:
+    def lr_at(self, step: int, steps: int, world_size: int) -> float:
         """The learning rate of a step, of ``steps`` in all."""
         warmup = min(self.warmup, steps // 10)
         if step < warmup:
@@ -84,7 +107,17 @@ class Settings:
             factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
         else:
             factor = 0.1 ** ((3 * step >= 2 * steps) + (9 * step >= 8 * steps))
-        return self.top_rate(world) * factor
+        return self.peak_lr(world_size) * factor
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def augmentation(self, transform: GeneralizedRCNNTransform) -> Augmentation:
+        """How images are varied, with the sizes of a model's transform where none are set.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        longest = self.max_size or int(transform.max_size)
+        if self.min_size and max(self.min_size) > longest:
+            raise ValueError(f"min_size must be at most max_size, {longest}, got {max(self.min_size)}")
+        canvas = self.size if self.zoom and self.size else (1024, 1024)
+        sizes = self.min_size or tuple(transform.min_size)
+        return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste)

@@ -1,80 +1,86 @@
-"""One step: losses, gradients, a new set of weights; nothing in it waits for the device."""
+"""One training step: losses, gradients, new weights, without a host sync."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from fastmask.structures import Batch
-from fastmask.training.config import Settings
-from fastmask.training.loss_module import Average
+from fastmask.structures import Batch, Targets
+from fastmask.training.config import TrainConfig
+from fastmask.training.ema import ModelEma
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-class Step:
-    """What changes the weights.
+class TrainStep:
+    """A step of the optimizer, for batches one after the other.
 
     Args:
-        learner: batches -> losses; a :class:`Learner`, compiled or wrapped or not.
-        model: whose weights they are.
-        settings: of the optimizer.
-        average: what follows the weights.
+        loss_module: a :class:`LossModule`, as it is, compiled or wrapped.
+        model: the model whose weights are trained.
+        config: the optimizer's settings.
+        ema: updated after each step.
+
+    Raises:
+        ValueError: no weight of the model requires a gradient.
     """
 
-    def __init__(self, learner: nn.Module, model: nn.Module, settings: Settings, average: Average | None) -> None:
-        self.learner, self.settings, self.average = learner, settings, average
-        self.parameters = [one for one in model.parameters() if one.requires_grad]
+    def __init__(self, loss_module: nn.Module, model: nn.Module, config: TrainConfig, ema: ModelEma | None) -> None:
+        self.loss_module, self.config, self.ema = loss_module, config, ema
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("the model must have weights to train, got none")
-        self.buffers = [one for one in model.buffers() if one.is_floating_point()]  # statistics of norms
-        self.optimizer = optimizer_of(model, settings)
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # statistics of norms
+        self.optimizer = make_optimizer(model, config)
         self.names: list[str] = []
 
-    def __call__(self, batch: Batch, rate: float, seed: int) -> Tensor:
-        """Change the weights, and norms' statistics, by a batch on their device, unless a gradient is not finite.
+    def __call__(self, batch: Batch, lr: float, seed: int) -> Tensor:
+        """Update the weights and the norms' statistics, unless a gradient is not finite.
 
         Args:
-            rate: of learning.
+            batch: a batch on the model's device.
+            lr: the learning rate.
             seed: of what is drawn in this step, whatever was drawn before it.
 
         Returns:
             The losses in the order of ``names``, then their sum, then the gradient's norm: [n + 2], on the device.
         """
         torch.manual_seed(seed)
-        before = [one.clone() for one in self.buffers]
+        before = [buffer.clone() for buffer in self.buffers]
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        losses = self.learner(batch.pixels, batch.sizes, batch.targets)
+            group["lr"] = lr
+        losses = self.loss_module(batch.pixels, batch.sizes, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         self.names = list(losses)
         self.optimizer.zero_grad()
         total.backward()
-        norm = torch.nn.utils.get_total_norm([one.grad for one in self.parameters if one.grad is not None])
-        if self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
-        # as torch's GradScaler does it: the fused optimizers look at it on the device
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        # as torch's GradScaler does it: the fused optimizers read it on the device
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         with torch.no_grad():
-            for one, old in zip(self.buffers, before, strict=True):
-                one.copy_(torch.where(norm.isfinite(), one, old))
-        if self.average is not None:
-            self.average.update()
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(torch.where(norm.isfinite(), buffer, old))
+        if self.ema is not None:
+            self.ema.update()
         return torch.stack([*losses.values(), total, norm]).detach()
 
 
-def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """SGD or AdamW over what is trained, with weight decay on everything but norms."""
-    plain = [one for one in norm_parameters(model) if one.requires_grad]
-    known = {id(one) for one in plain}
-    decayed = [one for one in model.parameters() if one.requires_grad and id(one) not in known]
-    groups = [{"params": decayed, "weight_decay": settings.decay}, {"params": plain, "weight_decay": 0.0}]
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over the weights that require a gradient, with weight decay on all but the norms'."""
+    plain = [parameter for parameter in norm_parameters(model) if parameter.requires_grad]
+    ids = {id(parameter) for parameter in plain}
+    decayed = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
+    if config.optimizer == "sgd":
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-        for one in (*decayed, *plain):  # else a first step that is skipped leaves them as memory happens to be
-            sgd.state[one]["momentum_buffer"] = torch.zeros_like(one, memory_format=torch.preserve_format)
+        for parameter in (*decayed, *plain):  # else a first step that is skipped leaves uninitialized memory in it
+            momentum = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            sgd.state[parameter]["momentum_buffer"] = momentum
         return sgd
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
@@ -83,3 +89,16 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, NORMS):
             yield from module.parameters(recurse=False)
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch's tensors to a device; the indices, which only the host reads, stay."""
+    masks = batch.targets.masks
+    targets = Targets(
+        batch.targets.boxes.to(device, non_blocking=True),
+        batch.targets.labels.to(device, non_blocking=True),
+        None if masks is None else masks.to(device, non_blocking=True),
+        batch.targets.count.to(device, non_blocking=True),
+    )
+    pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.sizes))
+    return batch._replace(pixels=pixels, sizes=sizes, targets=targets)

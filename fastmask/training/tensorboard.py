@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""Scalars of a run for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ from fastmask.evaluation import Metrics
 from fastmask.training.history import Row
 
 
-def open_board(folder: Path, step: int) -> Any:
-    """A writer into a folder; what another run wrote from ``step`` on is hidden.
+def open_writer(folder: Path, step: int) -> Any:
+    """Return a SummaryWriter into a folder; what an earlier run wrote from ``step`` on is hidden.
 
     Raises:
         ValueError: tensorboard is not installed.
@@ -21,14 +21,14 @@ def open_board(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
 
 
-def show_step(board: Any, row: Row, names: Sequence[str]) -> None:
-    board.add_scalar("rate", row.rate, row.step)
+def write_step(writer: Any, row: Row, names: Sequence[str]) -> None:
+    writer.add_scalar("lr", row.lr, row.step)
     for name, value in zip(names, row.values, strict=True):
-        board.add_scalar(f"train/{name}", value, row.step)
+        writer.add_scalar(f"train/{name}", value, row.step)
 
 
-def show_epoch(board: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+def write_epoch(writer: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
     for kind, values in metrics.items():
         for name, value in zip(Metrics._fields, values, strict=True):
-            board.add_scalar(f"{kind}/{name}", value, step)
-    board.flush()
+            writer.add_scalar(f"{kind}/{name}", value, step)
+    writer.flush()

@@ -1,8 +1,7 @@
-"""Training from the first step, or the one that a run was interrupted at, to the last."""
+"""The training loop, from the first step, or the one where a run was interrupted, to the last."""
 
 import collections
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,33 +11,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from fastmask._version import __version__
-from fastmask.data.loading import GroupedBatchSampler, SampleDataset
+from fastmask.data.loading import GroupedBatchSampler, SampleDataset, training_loader
 from fastmask.data.records import Dataset
-from fastmask.distributed import ALONE, Ranks
-from fastmask.evaluation import Evaluation, evaluate
+from fastmask.data.splits import label_names
+from fastmask.distributed import SINGLE_RANK, Ranks
+from fastmask.evaluation import Evaluation, Metrics, evaluate
 from fastmask.evaluation.run import map_labels, number_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.models.detection.losses import Total
-from fastmask.structures import Batch, Targets
+from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, LAST, load, save
-from fastmask.training.config import Settings
-from fastmask.training.history import CURVES, History, Row, draw_curves
-from fastmask.training.loss_module import Average, Learner
-from fastmask.training.step import Step
-from fastmask.training.tensorboard import open_board, show_epoch, show_step
+from fastmask.training.config import TrainConfig
+from fastmask.training.ema import ModelEma
+from fastmask.training.history import CURVES, RESULTS, History, Row, draw_curves, score_epoch
+from fastmask.training.loss_module import LossModule, mean_over_ranks
+from fastmask.training.step import TrainStep, move_batch
+from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
-LAG = 8  # steps after which a GPU's losses are looked at
-FREE = ("workers", "save", "compile")  # settings that may change where a run is taken up
+LAG = 8  # steps after which a GPU's losses are read
+FREE = ("workers", "save_every", "compile")  # settings that may change where a run resumes
 
 
 class DivergedError(RuntimeError):
     """A gradient is not finite."""
 
 
-class Waiting(NamedTuple):
+class TrainResult(NamedTuple):
+    """What a run has come to."""
+
+    weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
+    metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
+    epochs: list[dict[str, Any]]  # epochs.json: for each "epoch", "loss", "lr" and COCO's twelve as "box" and "mask"
+
+
+class PendingStep(NamedTuple):
     """A step whose losses are on their way to the host."""
 
     row: Row  # without its values
@@ -48,211 +56,234 @@ class Waiting(NamedTuple):
     done: "torch.cuda.Event | None"
 
 
-class Run:
-    """One training run in a folder; :meth:`finish` it.
+class Trainer:
+    """One training run in a folder.
 
     Args:
-        model: on its device; it is put into training mode, and trained.
-        loader: of :func:`fastmask.data.loading.training_loader`, with this rank's share.
-        settings: of everything else.
-        folder: for weights, losses and metrics.
-        names: of labels, from 0, the background.
-        valid: evaluated after each epoch; None: nothing is.
-        own: the ranks.
-        resume: go on from the folder's last checkpoint, if there is one.
-        progress: show bars, on the first rank.
-        tensorboard: write for it, into a folder of that name.
+        model: the model on its device; it is put into training mode, and trained.
+        config: the settings.
+        folder: where weights, losses and metrics go.
+        train_data: the images that are trained on.
+        val_data: the images that are evaluated after each epoch; None: none are.
+        ranks: the ranks of the job, each with its own copy of the model.
+        resume: resume from the folder's last checkpoint, if there is one.
+        progress: print and show bars, on the first rank.
+        tensorboard: write for TensorBoard, too, into a folder of that name.
 
     Raises:
-        ValueError: the folder's checkpoint is of other settings, or broken; or of another model.
+        ValueError: the data cannot be used with the settings or the model, or the folder's checkpoint is broken or of
+            other settings or of another model; raised on all ranks.
     """
 
     def __init__(
         self,
         model: GeneralizedRCNN,
-        loader: DataLoader[Any],
-        settings: Settings,
+        config: TrainConfig,
         folder: Path,
-        names: Sequence[str],
-        valid: Dataset | None = None,
-        own: Ranks = ALONE,
+        train_data: Dataset,
+        val_data: Dataset | None = None,
+        ranks: Ranks = SINGLE_RANK,
         resume: bool = False,
         progress: bool = True,
         tensorboard: bool = False,
     ) -> None:
-        assert isinstance(loader.batch_sampler, GroupedBatchSampler)
-        assert isinstance(loader.dataset, SampleDataset)
-        self.samples = loader.dataset
-        self.loader, self.sampler, self.settings, self.folder = loader, loader.batch_sampler, settings, folder
-        self.names, self.valid, self.own, self.progress = list(names), valid, own, progress and own.rank == 0
+        self.config, self.folder, self.val_data, self.ranks = config, folder, val_data, ranks
+        self.progress, self.names = progress and ranks.rank == 0, label_names(train_data)
         self.model = model.train()
         self.device = next(model.parameters()).device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # whose streams events are recorded on, and memory is pinned for
-        if valid is not None:  # before anything is trained
-            map_labels(self.names, valid.categories)
-            number_records(valid)
+        self.loader = ranks.run_on_all(
+            lambda: training_loader(
+                train_data,
+                config.batch_size,
+                config.augmentation(model.transform),
+                size=None if config.zoom else config.size,
+                masks=model.roi_heads.has_mask(),
+                seed=config.seed,
+                workers=config.workers,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            )
+        )
+        assert isinstance(self.loader.batch_sampler, GroupedBatchSampler)
+        assert isinstance(self.loader.dataset, SampleDataset)
+        self.sampler, self.samples = self.loader.batch_sampler, self.loader.dataset
+        if val_data is not None:  # before anything is trained
+            map_labels(self.names, val_data.categories)
+            number_records(val_data)
         self.sampler.set_epoch(0)
-        self.length = len(self.sampler)
-        self.steps = self.length * settings.epochs
-        self.average = Average(model, settings.average) if settings.average else None
+        self.epoch_steps = len(self.sampler)
+        self.steps = self.epoch_steps * config.epochs
+        self.ema = ModelEma(model, config.ema_decay) if config.ema_decay else None
         self.epoch, self.batch, self.best = 0, 0, -math.inf
-        self.step = Step(model, model, settings, self.average)
-        content = own.from_first(lambda: load(folder / LAST) if resume and (folder / LAST).exists() else None)
+        self.step = TrainStep(model, model, config, self.ema)
+        last = folder / LAST
+        content = ranks.run_on_first(lambda: load(last) if resume and last.exists() else None)
         if content is not None:
-            self._take_up(content)
-        self.step.learner = self._learner()  # which, wrapped, waits for all ranks
-        first = self.epoch * self.length + self.batch
-        self.history = History(folder, first, self.epoch) if own.rank == 0 else None
-        self.board = open_board(folder / "tensorboard", first) if tensorboard and own.rank == 0 else None
-        self.waiting: collections.deque[Waiting] = collections.deque()
+            self._resume(content)
+        self.step.loss_module = self._make_loss_module()  # which, wrapped, waits for all ranks
+        first = self.epoch * self.epoch_steps + self.batch
+        self.history = ranks.run_on_all(lambda: History(folder, first, self.epoch) if ranks.rank == 0 else None)
+        board = folder / "tensorboard" if tensorboard and ranks.rank == 0 else None
+        self.writer = ranks.run_on_all(lambda: open_writer(board, first) if board else None)
+        self.pending: collections.deque[PendingStep] = collections.deque()
 
-    def _learner(self) -> nn.Module:
-        over = mean_over(self.own.world) if self.own.world > 1 else None
-        learner: nn.Module = Learner(self.model, over, self.settings.half)
-        if self.own.world > 1:
-            learner = DistributedDataParallel(learner, [self.device] if self.device.type == "cuda" else None)
-        return torch.compile(learner) if self.settings.compile else learner  # type: ignore[return-value]
+    def _make_loss_module(self) -> nn.Module:
+        several = self.ranks.world_size > 1
+        normalizer = mean_over_ranks(self.ranks.world_size) if several else None
+        module: nn.Module = LossModule(self.model, normalizer, self.config.bf16)
+        if several:
+            module = DistributedDataParallel(module, [self.device] if self.device.type == "cuda" else None)
+        return torch.compile(module) if self.config.compile else module  # type: ignore[return-value]
 
-    def finish(self) -> None:
-        """All epochs that are left.
+    def fit(self) -> TrainResult:
+        """Train all epochs that are left.
+
+        Returns:
+            The result, the same on all ranks.
 
         Raises:
-            DivergedError: a gradient was not finite, and the settings say to stop; it has changed no weights.
+            DivergedError: a gradient was not finite, and ``on_nonfinite`` is "stop"; it has changed no weights.
             MemoryError: a batch does not fit into the device's memory.
-            ValueError: no image could be looked at.
-            OSError: the folder cannot be written to.
+            OSError: images cannot be read, or the folder cannot be written to.
         """
         try:
-            while self.epoch < self.settings.epochs:
-                self._run_epoch()
-                if self.valid is not None:
+            while self.epoch < self.config.epochs:
+                self._train_epoch()
+                if self.val_data is not None:
                     self._save()  # what fails from here on loses no training
-                evaluation = self._evaluated()
+                evaluation = self._evaluate()
                 self.epoch, self.batch = self.epoch + 1, 0
-                self._conclude(evaluation)
+                self._finish_epoch(evaluation)
         finally:
             if self.history is not None:
                 self.history.close()
-            if self.board is not None:
-                self.board.close()
+            if self.writer is not None:
+                self.writer.close()
+        return self.ranks.run_on_first(self._result)
 
-    def _run_epoch(self) -> None:
-        from tqdm import tqdm
-
+    def _train_epoch(self) -> None:
         self.sampler.set_epoch(self.epoch, self.batch)
-        images = self.settings.batch * self.own.world
+        images = self.config.batch_size * self.ranks.world_size
         bar = tqdm(
-            total=self.length * images,
+            total=self.epoch_steps * images,
             initial=self.batch * images,
-            desc=f"epoch {self.epoch + 1}/{self.settings.epochs}",
+            desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
             unit="img",
             disable=not self.progress,
         )
         with bar:
-            for batch in self.loader:
-                number = self.epoch * self.length + self.batch
-                rate = self.settings.rate_at(number, self.steps, self.own.world)
-                values = self._stepped(batch, rate, number)
-                row = Row(number, self.epoch, self.batch, rate, [])
-                self._look_at(row, values, batch)
+            for batch in self._load_batches():
+                number = self.epoch * self.epoch_steps + self.batch
+                lr = self.config.lr_at(number, self.steps, self.ranks.world_size)
+                values = self._run_step(batch, lr, number)
+                self._queue_losses(Row(number, self.epoch, self.batch, lr, []), values, batch)
                 self.batch += 1
                 bar.update(images)
-                for loss in self._arrived(LAG if self.device.type == "cuda" else 0):
-                    bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
-                if self.settings.save and self.batch % self.settings.save == 0 and self.batch < self.length:
+                for loss in self._read_losses(LAG if self.device.type == "cuda" else 0):
+                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
+                every = self.config.save_every
+                if every and self.batch % every == 0 and self.batch < self.epoch_steps:
                     self._save()
-            for _ in self._arrived(0):
+            for _ in self._read_losses(0):
                 pass
 
-    def _stepped(self, batch: Batch, rate: float, number: int) -> Tensor:
+    def _load_batches(self) -> Iterator[Batch]:
         try:
-            seed = (self.settings.seed * 1_000_003 + number) * 4096 + self.own.rank
-            return self.step(moved(batch, self.device), rate, seed % 2**63)
+            yield from self.loader
+        except ValueError as error:  # a worker's has its traceback before its message
+            raise OSError(str(error).strip().splitlines()[-1]) from error
+
+    def _run_step(self, batch: Batch, lr: float, number: int) -> Tensor:
+        try:
+            seed = (self.config.seed * 1_000_003 + number) * 4096 + self.ranks.rank
+            return self.step(move_batch(batch, self.device), lr, seed % 2**63)
         except torch.OutOfMemoryError as error:
             objects = batch.targets.labels.shape[1]
             raise MemoryError(
                 f"images {list(batch.pixels.shape)} with up to {objects} objects need more memory than {self.device} "
-                f"has: lower the batch or the size, or use bfloat16 ({str(error).splitlines()[0]})"
+                f"has: lower batch_size or the images' size, or set bf16 ({str(error).splitlines()[0]})"
             ) from error
 
-    def _look_at(self, row: Row, values: Tensor, batch: Batch) -> None:
-        """Let a step's losses come to the host, whenever they are there."""
+    def _queue_losses(self, row: Row, values: Tensor, batch: Batch) -> None:
+        """Start a step's losses on their way to the host, without waiting for them."""
         done = None
         if self.device.type == "cuda":
             values = values.to("cpu", non_blocking=True)
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self.device))
-        self.waiting.append(Waiting(row, values, batch.indices.tolist(), batch.problems, done))
+        self.pending.append(PendingStep(row, values, batch.indices.tolist(), batch.problems, done))
 
-    def _arrived(self, lag: int) -> Iterator[float]:
-        """The losses of all steps but the last ``lag``, each looked at and written down."""
-        from tqdm import tqdm
-
-        while len(self.waiting) > lag:
-            one = self.waiting.popleft()
-            if one.done is not None:
-                one.done.synchronize()
-            values = one.values.tolist()
-            for problem in one.problems:
+    def _read_losses(self, lag: int) -> Iterator[float]:
+        """Read, check and record the losses of all pending steps but the last ``lag``."""
+        while len(self.pending) > lag:
+            step = self.pending.popleft()
+            if step.done is not None:
+                step.done.synchronize()
+            values = step.values.tolist()
+            for problem in step.problems:
                 tqdm.write(f"fastmask train: replaced by another image: {problem}")
             if not math.isfinite(values[-1]):
-                self._say_diverged(one, values)
-            row = one.row._replace(values=values)
+                self._report_nonfinite(step, values)
+            row = step.row._replace(values=values)
             if self.history is not None:
-                self.history.add(row, self.step.names)
-            if self.history is not None and self.board is not None:
-                show_step(self.board, row, self.history.names)
+                self.history.add_step(row, self.step.names)
+            if self.history is not None and self.writer is not None:
+                write_step(self.writer, row, self.history.names)
             yield values[-2]
 
-    def _say_diverged(self, one: Waiting, values: Sequence[float]) -> None:
-        from tqdm import tqdm
-
-        files = ", ".join(str(self.samples.find_file(place)) for place in one.records)
+    def _report_nonfinite(self, step: PendingStep, values: Sequence[float]) -> None:
+        files = ", ".join(str(self.samples.find_file(record)) for record in step.records)
         losses = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.step.names, values, strict=False))
-        text = f"a gradient is not finite at step {one.row.step} ({losses}) with {files}"
-        if self.settings.nan == "stop":
-            raise DivergedError(f"{text}: lower the rate, or clip gradients, or skip such steps")
+        text = f"a gradient is not finite at step {step.row.step} ({losses}) with {files}"
+        if self.config.on_nonfinite == "stop":
+            raise DivergedError(f"{text}: lower lr, set max_grad_norm, or skip such steps with on_nonfinite")
         tqdm.write(f"fastmask train: skipped: {text}")
 
-    def _evaluated(self) -> Evaluation | None:
-        if self.valid is None:
+    def _evaluate(self) -> Evaluation | None:
+        if self.val_data is None:
             return None
-        model = self.model if self.average is None else self.average.model
-        if self.own.world > 1:  # each rank has norms' statistics of its own images; the first one's are kept
+        model = self._best_model()
+        if self.ranks.world_size > 1:  # each rank has norms' statistics of its own images; the first one's are kept
             for buffer in (*self.model.buffers(), *model.buffers()):
                 dist.broadcast(buffer, 0)
-        evaluation = evaluate(model, self.valid, names=self.names, progress=self.progress, own=self.own)  # type: ignore[arg-type]
+        try:
+            evaluation = evaluate(model, self.val_data, names=self.names, progress=self.progress, ranks=self.ranks)
+        except ValueError as error:  # of some rank's files: the data was checked before
+            raise OSError(str(error)) from error
         self.model.train()
         return evaluation
 
-    def _conclude(self, evaluation: Evaluation | None) -> None:
-        """Write an epoch down, and its weights."""
+    def _best_model(self) -> GeneralizedRCNN:
+        """The model whose weights are evaluated and kept."""
+        return self.model if self.ema is None else self.ema.model  # type: ignore[return-value]
+
+    def _finish_epoch(self, evaluation: Evaluation | None) -> None:
+        """Record an epoch, and save its weights."""
         if self.history is None:
             return
-        metrics = {} if evaluation is None else {kind: list(one) for kind, one in evaluation.metrics.items()}
-        rate = self.history.rows[-1].rate
-        self.history.add_epoch(self.epoch - 1, rate, metrics)
-        if self.board is not None:
-            show_epoch(self.board, self.epoch * self.length - 1, metrics)
-        score = -self.history.epochs[-1]["loss"] if not metrics else metrics.get("mask", metrics["box"])[0]
-        if score > self.best:
-            self.best = score
-            weights = self.model if self.average is None else self.average.model
-            content = {"model": weights.state_dict(), "epoch": self.epoch, "metrics": metrics}
-            save(content | self._meta(), self.folder / BEST)
+        metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.metrics.items()}
+        self.history.add_epoch(self.epoch - 1, self.history.rows[-1].lr, metrics)
+        if self.writer is not None:
+            write_epoch(self.writer, self.epoch * self.epoch_steps - 1, metrics)
+        entry = self.history.epochs[-1]
+        if score_epoch(entry) > self.best:
+            self.best = score_epoch(entry)
+            content = {"model": self._best_model().state_dict(), "epoch": self.epoch, "metrics": metrics}
+            save(content | self._metadata(), self.folder / BEST)
         self._save()
         with contextlib.suppress(ImportError):  # matplotlib is not needed to train
             draw_curves(self.history, self.folder / CURVES)
         if self.progress:
-            said = ", ".join(f"{kind} AP {one[0]:.3f} AP50 {one[1]:.3f}" for kind, one in metrics.items())
-            print(f"epoch {self.epoch}: loss {self.history.epochs[-1]['loss']:.4f}{', ' + said if said else ''}")
+            precisions = [f", {kind} AP {values[0]:.3f} AP50 {values[1]:.3f}" for kind, values in metrics.items()]
+            print(f"epoch {self.epoch}: loss {entry['loss']:.4f}{''.join(precisions)}")
 
     def _save(self) -> None:
-        """All that :meth:`_take_up` needs; losses that are still on their way are waited for."""
-        for _ in self._arrived(0):
+        """Save all that :meth:`_resume` needs, once the losses that are on their way have arrived."""
+        for _ in self._read_losses(0):
             pass
-        if self.own.rank > 0:
+        if self.ranks.rank > 0:
             return
         content = {
             "model": self.model.state_dict(),
@@ -260,76 +291,56 @@ class Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "best": self.best,
-            "settings": self._known(),
+            "settings": self._settings(),
             "fastmask": __version__,
         }
-        if self.average is not None:
-            content |= {"average": self.average.model.state_dict(), "updates": self.average.updates}
-        save(content | self._meta(), self.folder / LAST)
+        if self.ema is not None:
+            content |= {"ema": self.ema.model.state_dict(), "ema_updates": self.ema.updates}
+        save(content | self._metadata(), self.folder / LAST)
 
-    def _meta(self) -> dict[str, Any]:
-        """What :class:`fastmask.models.Checkpoint` tells whoever loads the weights."""
+    def _metadata(self) -> dict[str, Any]:
+        """The metadata that :class:`fastmask.models.Checkpoint` gives to whoever loads the weights."""
         transform = self.model.transform
         options = {"min_size": int(transform.min_size[-1]), "max_size": int(transform.max_size)}
         return {"categories": self.names, "options": options}
 
-    def _known(self) -> dict[str, Any]:
-        """What the losses depend on, beside the images."""
-        own = {name: value for name, value in self.settings.as_dict().items() if name not in FREE}
-        return own | {
-            "world": self.own.world,
-            "names": self.names,
-            "size": str(self.samples.size),
-            "masks": self.samples.masks,
-            "images": len(self.samples),
-            "augmentation": str(self.samples.augmentation),
-        }
+    def _settings(self) -> dict[str, Any]:
+        """All that the losses depend on, beside the images."""
+        settings = {name: value for name, value in vars(self.config).items() if name not in FREE}
+        return (
+            settings
+            | vars(self.samples.augmentation)
+            | {
+                "masks": self.samples.masks,
+                "names": self.names,
+                "images": len(self.samples),
+                "world_size": self.ranks.world_size,
+            }
+        )
 
-    def _take_up(self, content: dict[str, Any]) -> None:
-        other = {
-            name: (content["settings"].get(name), value)
-            for name, value in self._known().items()
-            if content["settings"].get(name) != value
-        }
-        if other:
-            changes = ", ".join(f"{name} {then} (now {now})" for name, (then, now) in other.items())
-            raise ValueError(f"{self.folder / LAST} must be of the same run to be taken up, got {changes}")
+    def _resume(self, content: dict[str, Any]) -> None:
+        last, saved = self.folder / LAST, content["settings"]
+        changes = [
+            f"{name} {saved.get(name)} (now {value})"
+            for name, value in self._settings().items()
+            if saved.get(name) != value
+        ]
+        if changes:
+            raise ValueError(f"{last} must be of the same run to be resumed, got {', '.join(changes)}")
         try:
             self.model.load_state_dict(content["model"])
             self.step.optimizer.load_state_dict(content["optimizer"])
-            if self.average is not None:
-                self.average.model.load_state_dict(content["average"])
-                self.average.updates = content["updates"]
+            if self.ema is not None:
+                self.ema.model.load_state_dict(content["ema"])
+                self.ema.updates = content["ema_updates"]
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{self.folder / LAST} is of another model: {str(error).splitlines()[-1]}") from error
+            raise ValueError(f"{last} is of another model: {str(error).splitlines()[-1]}") from error
         self.epoch, self.batch, self.best = content["epoch"], content["batch"], content["best"]
 
-
-def mean_over(world: int) -> Total:
-    """With it, the mean of all ranks' gradients is the gradient of all their samples' mean."""
-
-    def over(number: Tensor) -> Tensor:
-        total = number.to(torch.float32)  # exact, for so many as there can be
-        dist.all_reduce(total)
-        return total / world
-
-    return over
-
-
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """On a device; what a CPU only reads stays."""
-    masks = batch.targets.masks
-    targets = Targets(
-        batch.targets.boxes.to(device, non_blocking=True),
-        batch.targets.labels.to(device, non_blocking=True),
-        None if masks is None else masks.to(device, non_blocking=True),
-        batch.targets.count.to(device, non_blocking=True),
-    )
-    pixels, sizes = (one.to(device, non_blocking=True) for one in (batch.pixels, batch.sizes))
-    return batch._replace(pixels=pixels, sizes=sizes, targets=targets)
-
-
-def write_settings(folder: Path, settings: Settings, more: dict[str, Any]) -> None:
-    """Beside the weights, for whoever asks later; with versions."""
-    versions = {"fastmask": __version__, "torch": torch.__version__}
-    (folder / "settings.json").write_text(json.dumps({**settings.as_dict(), **more, **versions}, indent=1))
+    def _result(self) -> TrainResult:
+        assert self.history is not None
+        epochs = self.history.epochs
+        best = max(epochs, key=score_epoch, default={})
+        metrics = {kind: Metrics(*best[kind]) for kind in RESULTS if kind in best}
+        weights = self.folder / BEST
+        return TrainResult(weights if weights.exists() else self.folder / LAST, metrics, epochs)

@@ -1,4 +1,4 @@
-"""benchmarks/alternatives.py: constants that exist are in force where they are tried; what disagrees has no time."""
+"""benchmarks/alternatives.py: constants that exist are in force where they are tried; a wrong result has no time."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ def test_choices_are_of_constants_and_no_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", alternatives.CASES)
 def test_every_case_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small image, by a CPU, where no constant of a kernel matters: the first choice stands for all."""
+    """On a small image and a CPU, where no constant of a kernel matters: the first choice stands for all."""
     monkeypatch.setattr(alternatives, "IMAGE", (64, 96))
     monkeypatch.setattr(alternatives, "IMAGE_SIZE", (60, 90))
     case = alternatives.CASES[name]
@@ -33,7 +33,7 @@ def test_every_case_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(alternatives.try_case(case, 1, torch.device("cpu"), lambda run: 1e-6).values()) == [1.0, 1.0]
 
 
-def test_what_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from fastmask.kernels.triton import top_anchors as module
 
     before = module.CHUNK
@@ -58,14 +58,14 @@ def test_what_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(alternatives, "CASES", cases)
     arguments = [str(tmp_path / "a.json"), "--device", "cpu", "--batch", "1", "--only", "one|broken"]
     assert alternatives.main(arguments, lambda run: 1e-6 * module.CHUNK) == 1  # of the broken one
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["finished"]
-    times = found["one, batch 1"]
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["finished"]
+    times = content["one, batch 1"]
     assert (times["default"], times["CHUNK 1"]) == (before, 1.0)
-    assert times["CHUNK 2"].startswith("disagrees: Tensor-likes are not close!")
+    assert times["CHUNK 2"].startswith("does not match: Tensor-likes are not close!")
     assert times["CHUNK 3"] == "fails: RuntimeError: too much shared memory"
-    assert found["broken, batch 1"] == {"default": "fails: RuntimeError: no memory"}
-    assert "other, batch 1" not in found
+    assert content["broken, batch 1"] == {"default": "fails: RuntimeError: no memory"}
+    assert "other, batch 1" not in content
     assert before == module.CHUNK
     assert "CHUNK 2" in capsys.readouterr().out
     assert alternatives.main([*arguments[:-1], "one"], lambda run: 1e-6) == 0

@@ -1,4 +1,4 @@
-"""The benchmarks themselves: refuse wrong answers, run without torchvision, and report what was measured."""
+"""The benchmarks themselves: wrong results have no row, baselines are optional, tables and plots show the results."""
 
 import collections
 import functools
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks import baselines, cases, measure, report, results_io, runner
-from fastmask.benchmarks.case import Case, Entry
+from fastmask.benchmarks.case import Case, CaseSpec
 from fastmask.benchmarks.cases import CASES, masks, model, nms, roi_align
 from fastmask.benchmarks.device_time import measure_device_time
-from fastmask.benchmarks.scaling import grown
+from fastmask.benchmarks.scaling import fit_scaling
 from fastmask.cli import main
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def off_by_a_row(*args: Any, **options: Any) -> Tensor:
 def test_a_wrong_kernel_has_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Off by one row: refused, beside torchvision and beside the reference; cases that agree have theirs."""
+    """Off by one row: no row, beside torchvision and beside the reference; cases that match have theirs."""
     command = ["bench", "--quick", "--full", "--only", "20 masks on 480 x 640", "--device", "cpu"]
     monkeypatch.setattr(ops, "paste_masks", off_by_a_row)
     for has_torchvision in (True, False):
@@ -50,11 +50,11 @@ def test_a_wrong_kernel_has_no_row(
         printed = capsys.readouterr().err
         baseline = "torchvision" if has_torchvision else "the reference"
         for name in wrong:
-            assert f"no row: {name}: fastmask does not agree with {baseline}: " in printed
+            assert f"no row: {name}: fastmask does not match {baseline}: " in printed
 
 
-def test_pytest_refuses_as_well(tmp_path: Path) -> None:
-    """The same in ``pytest benchmarks``: an error, and nothing in its JSON."""
+def test_a_wrong_kernel_has_no_row_in_pytest(tmp_path: Path) -> None:
+    """An error in ``pytest benchmarks``, and no row in its JSON."""
     plugin = "from fastmask import ops\nright = ops.paste_masks\n"
     plugin += "ops.paste_masks = lambda *args, **options: right(*args, **options).roll(1, dims=-2)\n"
     (tmp_path / "wrong_kernel.py").write_text(plugin)
@@ -75,7 +75,7 @@ def test_pytest_refuses_as_well(tmp_path: Path) -> None:
     assert {row["group"] for row in rows if row["extra_info"]["provider"] == "fastmask"} == {
         "paste 20 masks on 480 x 640"
     }
-    assert "paste 20 masks on 480 x 640, bool: fastmask does not agree with torchvision" in done.stdout
+    assert "paste 20 masks on 480 x 640, bool: fastmask does not match torchvision" in done.stdout
 
 
 @pytest.mark.parametrize("name", [*SMALL, "RoIAlign, 100 RoIs", "RoIPool", "NMS, RPN, a batch"])
@@ -97,11 +97,11 @@ def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     right = ops.encode_masks
     monkeypatch.setattr(ops, "encode_masks", lambda masks, boxes, size: right(masks, boxes + 1, size))
     assert main(command) == 1
-    assert "fastmask does not agree with torchvision: more differs" in capsys.readouterr().err
+    assert "fastmask does not match torchvision: more differs" in capsys.readouterr().err
 
 
 def test_rle_is_decoded_as_pycocotools_does() -> None:
-    coco = pytest.importorskip("pycocotools.mask", reason="what is decoded like it")
+    coco = pytest.importorskip("pycocotools.mask", reason="the decoder to compare with")
     masks = torch.rand(9, 13, 21) < torch.linspace(0, 1, 9)[:, None, None]
     encoded = baselines.encode_pasted(masks)
     assert isinstance(encoded[0], dict)
@@ -117,12 +117,12 @@ def test_providers_are_those_declared(name: str) -> None:
     assert tuple(case.providers) == CASES[name].providers
 
 
-def case_of(**providers: Any) -> Entry:
-    return Entry(lambda *_: Case(providers, lambda ours, theirs: None, "some"), rounds=5)
+def case_of(**providers: Any) -> CaseSpec:
+    return CaseSpec(lambda *_: Case(providers, lambda ours, theirs: None, "some"), rounds=5)
 
 
-def test_what_is_slow_once_is_not_timed() -> None:
-    """Compiling, capturing and the like, on whichever set of inputs it happens first."""
+def test_the_slow_first_call_is_not_timed() -> None:
+    """Compilation, capture and the like, on whichever set of inputs it happens first."""
     calls: dict[Any, int] = collections.Counter()
 
     def build(generator: torch.Generator, device: torch.device) -> Case:
@@ -134,14 +134,14 @@ def test_what_is_slow_once_is_not_timed() -> None:
 
         return Case({"fastmask": run}, lambda ours, theirs: None, "some")
 
-    case = measure.checked("slow", Entry(build), CPU)
-    times = runner.seconds(case, "fastmask", 1.0)
+    case = measure.prepare_case("slow", CaseSpec(build), CPU)
+    times = runner.time_rounds(case, "fastmask", 1.0)
     assert len(times) == 11
     assert max(times) < 0.1
 
 
 def test_a_failing_provider_takes_nothing_with_it(tmp_path: Path) -> None:
-    """Its reason is told; the JSON has what was measured before, whatever comes after."""
+    """Its error is reported; the JSON has the rows before it, whatever comes after."""
 
     def broken() -> None:
         raise RuntimeError("does not compile\nat all")
@@ -149,22 +149,22 @@ def test_a_failing_provider_takes_nothing_with_it(tmp_path: Path) -> None:
     def build(*_: Any) -> Case:
         raise ImportError("no such module")
 
-    entries = {
+    specs = {
         "one": case_of(torchvision=dict, other=broken, fastmask=dict),
-        "two": Entry(build),
+        "two": CaseSpec(build),
         "late": case_of(a=dict),
     }
-    results, wrong = runner.measured(dict(list(entries.items())[:2]), CPU, True, tmp_path / "r.json")
+    results, wrong = runner.run_cases(dict(list(specs.items())[:2]), CPU, True, tmp_path / "r.json")
     assert [row["extra_info"]["provider"] for row in results["benchmarks"]] == ["torchvision", "fastmask"]
     assert wrong == ["one: other failed: RuntimeError: does not compile", "two: ImportError: no such module"]
     assert len(json.loads((tmp_path / "r.json").read_text())["benchmarks"]) == 2
-    results, wrong = runner.measured({"late": entries["late"]}, CPU, True, tmp_path / "r.json", limit=-1)
+    results, wrong = runner.run_cases({"late": specs["late"]}, CPU, True, tmp_path / "r.json", limit=-1)
     assert wrong == ["late: not begun after -1 seconds"]
     assert not json.loads((tmp_path / "r.json").read_text())["finished"]
 
 
 def test_each_row_is_saved_when_it_is_measured(tmp_path: Path) -> None:
-    """What a run that is cut in the middle of a case leaves."""
+    """An interrupt in the middle of a case leaves the rows before it."""
     calls = collections.Counter()
 
     def killed() -> None:
@@ -173,18 +173,18 @@ def test_each_row_is_saved_when_it_is_measured(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.measured({"one": case_of(torchvision=dict, fastmask=killed)}, CPU, True, tmp_path / "r.json")
+        runner.run_cases({"one": case_of(torchvision=dict, fastmask=killed)}, CPU, True, tmp_path / "r.json")
     left = json.loads((tmp_path / "r.json").read_text())
     assert [row["extra_info"]["provider"] for row in left["benchmarks"]] == ["torchvision"]
     assert not left["finished"]
 
 
 def test_resume_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole cases of the same device and commit are kept; without: a provider that is left out is not missed."""
+    """Complete cases of the same device and commit are kept; --without: a provider that is left out is not expected."""
     calls = collections.Counter()
     providers = {name: functools.partial(calls.update, [name]) for name in ("torchvision", "torchvision compiled")}
-    entry = case_of(**providers)._replace(providers=tuple(providers))
-    monkeypatch.setattr(cases, "CASES", {"one": entry, "two": entry})
+    spec = case_of(**providers)._replace(providers=tuple(providers))
+    monkeypatch.setattr(cases, "CASES", {"one": spec, "two": spec})
     command = ["bench", "--quick", "--device", "cpu", "--json", str(tmp_path / "r.json")]
     assert main([*command, "--only", "one", "--without", "compiled"]) == 0
     assert calls["torchvision"] > 0 == calls["torchvision compiled"]
@@ -211,11 +211,11 @@ def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_no_such_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--only", "abacus"]) == 2
-    assert "--only must be found in a case's name, got 'abacus'" in capsys.readouterr().err
+    assert "--only must match a case's name, got 'abacus'" in capsys.readouterr().err
 
 
 def row(group: str, provider: str, median: float, **info: Any) -> dict[str, Any]:
-    facts = {"inputs": "some", "least_bytes": 10**6, "copy_bandwidth": 1e9, "scales": [], "peak_memory": None}
+    facts = {"inputs": "some", "min_bytes": 10**6, "copy_bandwidth": 1e9, "scales": [], "peak_memory": None}
     facts |= {"device": "abacus", "torch": "2", "torchvision": "0", "triton": None, "fastmask": "0", "commit": "abc"}
     stats = {"median": median, "q1": median / 2, "q3": median * 2}
     return {"group": group, "stats": stats, "extra_info": facts | {"provider": provider} | info}
@@ -228,8 +228,8 @@ def results() -> dict[str, Any]:
         row("one", "torchvision at its best", 0.004),
         row("one", "fastmask", 0.005),
     ]
-    rows += [row("model", "torchvision", 1.0, least_bytes=None, peak_memory=2**30)]
-    rows += [row("model", "fastmask Predictor, float32", 0.5, least_bytes=None, peak_memory=2**29)]
+    rows += [row("model", "torchvision", 1.0, min_bytes=None, peak_memory=2**30)]
+    rows += [row("model", "fastmask Predictor, float32", 0.5, min_bytes=None, peak_memory=2**29)]
     for number in (10, 100, 1000):
         scales = [["sort", "items", number]]
         rows += [row(f"sort {number}", "fastmask", 1e-6 * number**1.5, scales=scales)]
@@ -237,37 +237,88 @@ def results() -> dict[str, Any]:
 
 
 def test_report(results: dict[str, Any]) -> None:
-    lines = report.report(results).split("\n")
+    results["benchmarks"].insert(0, row("one", "torchvision patched", 0.002))  # shown, and not a baseline
+    lines = report.format_report(results).split("\n")
     (one,) = (line for line in lines if line.startswith("| one<br>"))
-    assert one.endswith("| 5 (2.5-10) | 2.00 | **0.80** | 20.0% |")  # a loss beside the best baseline is bold
+    assert one.endswith("| 5.0 ms (2.5-10.0) | 2.00x | **0.80x** | 20.0% |")  # a loss beside the best baseline is bold
+    assert "<br>torchvision at its best: 4.0 ms (2.0-8.0)" in one
+    assert "torchvision patched: 2.0 ms" in one
     (model,) = (line for line in lines if line.startswith("| model, Predictor, float32<br>"))
-    assert model.endswith("| 500 (250-1e+03) | 2.00 |  |  |")
-    assert "| model | torchvision 1024, fastmask Predictor, float32 512 |" in lines
+    assert model.endswith("| 500 ms (250-1000) | 2.00x |  |  |")
+    assert "| model | torchvision 1024 MiB, fastmask Predictor, float32 512 MiB |" in lines
     assert "| sort | items, 10 to 1000 | fastmask 1.50 |" in lines
-    assert lines[0].startswith("abacus; torch 2, torchvision 0, fastmask 0 at abc, 2026-01-01.")
+    assert lines[0].startswith("abacus; torch 2, torchvision 0, fastmask 0 at abc, 2026-01-01. Median times")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (4.66e-5, "0.047 ms"),
+        (9.96e-4, "1.0 ms"),
+        (3.266e-3, "3.3 ms"),
+        (9.96e-3, "10 ms"),
+        (0.0608, "61 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.00 s"),
+        (3.696, "3.70 s"),
+        (4065.78, "4065.78 s"),
+    ],
+)
+def test_times_have_units_and_no_exponents(seconds: float, text: str) -> None:
+    assert report.format_time(seconds) == text
+
+
+def test_speedups_and_shares() -> None:
+    assert [report.format_speedup(value) for value in (0.5, 0.999, 1.004, 9.9, 16.24, 408.9)] == [
+        "**0.50x**", "**1.00x**", "1.00x", "9.90x", "16.2x", "409x",
+    ]  # fmt: skip
+    assert [report.format_share(part, 1e4) for part in (None, 1, 10.1, 2000)] == ["", "< 0.1%", "0.1%", "20.0%"]
+
+
+def test_the_short_table_has_nine_rows_or_none(tmp_path: Path) -> None:
+    """Each is a declared case beside torchvision; a row that the results lack is an error."""
+    assert len(report.SHORT) == 9
+    rows = []
+    for name, provider in report.SHORT:
+        assert {"torchvision", provider} <= {*CASES[name].providers}
+        rows += [row(name, "torchvision", 0.5), row(name, "torchvision patched", 0.1), row(name, provider, 1.0)]
+    (tmp_path / "run.json").write_text(json.dumps({"benchmarks": rows, "datetime": "2026-01-01T00:00:00"}))
+    path = tmp_path / "README.md"
+    end = "<!-- /report -->\n"
+    path.write_text(f"a\n<!-- report: run.json short -->\nb\n{end}<!-- report: run.json -->\n{end}c\n")
+    assert report.main([str(path)]) == 0
+    short, full = path.read_text().split(end)[:2]
+    assert short.startswith("a\n<!-- report: run.json short -->\nabacus; ")
+    table = [line for line in short.splitlines() if line.startswith("|")]
+    assert table[0] == "| operation | torchvision | fastmask | speedup |"
+    assert len(table) == 2 + 9
+    assert table[-1] == "| encode 100 masks as COCO RLE | 500 ms | 1.00 s | **0.50x** |"
+    assert ("patched" in short, "patched" in full) == (False, True)
+    before = path.read_text()
+    (tmp_path / "run.json").write_text(json.dumps({"benchmarks": rows[:-1], "datetime": "2026-01-01T00:00:00"}))
+    assert report.main([str(path)]) == 2
+    assert path.read_text() == before
 
 
 def test_device_times_have_a_column(results: dict[str, Any]) -> None:
-    """Only where a GPU measured some; a capture that failed is said, not left out."""
-    assert "on the device" not in report.report(results) + runner.plain(results)
-    times = {"warm": 31.4e-6, "flushed": 40.25e-6}
-    results["benchmarks"][2]["extra_info"]["device_time"] = times
+    """Only where a GPU measured some; a failed capture is reported, not left out."""
+    assert "device time" not in report.format_report(results) + report.format_summary(results)
+    results["benchmarks"][2]["extra_info"]["device_time"] = {"warm": 31.4e-6, "flushed": 40.25e-6}
     results["benchmarks"][4]["extra_info"]["device_time"] = {"error": "RuntimeError: it waits"}
-    lines = report.report(results).split("\n")
+    lines = report.format_report(results).split("\n")
     (one,) = (line for line in lines if line.startswith("| one<br>"))
-    assert one.endswith("| 20.0% | 31.4 (40.25) us |")
+    assert one.endswith("| 20.0% | 0.031 ms (0.040) |")
     (model,) = (line for line in lines if line.startswith("| model, Predictor, float32<br>"))
     assert model.endswith("| not captured |")
-    assert "31.4 (40.25) us" in runner.plain(results)
-    widths = {
-        line.count("|") for line in lines if line.startswith(("| one<br>", "| model, P", "| |", "|---|---|---|---|"))
-    }
-    assert len(widths - {4, 3}) == 1
+    assert "0.031 ms (0.040)" in report.format_summary(results)
+    widths = {line.count("|") for line in lines if line.startswith(("| one<br>", "| model, P", "|---|---|---|---|"))}
+    assert len(widths) == 1
 
 
 @pytest.mark.parametrize("name", [*SMALL, "RoIAlign, 100 RoIs", "RoIPool", "NMS, RPN, a batch"])
-def test_what_is_captured_is_what_is_timed(name: str) -> None:
-    """The op without the host's part: the same results, before what the host makes of them."""
+def test_the_captured_call_gives_the_timed_calls_results(name: str) -> None:
+    """The op without the host's part: the same values before the host converts them."""
     case = CASES[name].build(torch.Generator().manual_seed(0), CPU)
     captured, timed = case.capturable["fastmask"](), case.providers["fastmask"]()
     if name.startswith("RLE"):
@@ -284,20 +335,20 @@ def test_what_is_captured_is_what_is_timed(name: str) -> None:
 
 @pytest.mark.gpu
 def test_device_time() -> None:
-    """A graph's own time: of a copy of a gigabyte, what events around it say; a call that waits cannot be captured."""
+    """The time of a captured copy is near that of the call; a call with a host sync cannot be captured."""
     source = torch.ones(2**28, device="cuda")
     target, flush = torch.empty_like(source), measure.flush_buffer(source.device)
-    every = [measure_device_time(lambda: target.copy_(source), flush) for _ in range(5)]
+    results = [measure_device_time(lambda: target.copy_(source), flush) for _ in range(5)]
     wall = 2 * source.nbytes / measure.copy_bandwidth(source.device)
     for name in ("warm", "flushed"):  # the best of them: tests beside this one use the GPU too
-        assert 0.8 * wall < min(times[name] for times in every) < 1.3 * wall
+        assert 0.8 * wall < min(times[name] for times in results) < 1.3 * wall
     with pytest.raises(RuntimeError):
         measure_device_time(lambda: source[0].item(), flush)
 
 
-def test_growth_needs_three_points(results: dict[str, Any]) -> None:
+def test_scaling_needs_three_points(results: dict[str, Any]) -> None:
     results["benchmarks"].pop()
-    assert grown(results_io.groups(results)) == {}
+    assert fit_scaling(results_io.group_rows(results)) == {}
 
 
 def test_plots(results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,7 +356,7 @@ def test_plots(results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "run.json").write_text(json.dumps(results))
     assert report.main([str(tmp_path / "run.json"), "--plots", str(tmp_path / "plots")]) == 0
     made = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert made == ["run-bandwidth.png", "run-bars.png", "run-growth.png"]
+    assert made == ["run-roofline.png", "run-scaling.png", "run-speedup.png"]
     assert all(str(tmp_path / "plots" / name) in capsys.readouterr().out for name in made[:1])
 
 

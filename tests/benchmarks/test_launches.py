@@ -1,4 +1,4 @@
-"""Kernels counted without a GPU: what operations expand to, that the kept rows are those of the code, the tables."""
+"""Kernels counted without a GPU: expansion of operations, saved rows match the code, tables."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ if INTERPRET or not HAS_TRITON:
 
 from fastmask import ops
 from fastmask.benchmarks import launches, predicted
-from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, spreads
+from fastmask.benchmarks.expansions import CONVOLUTION, OTHER, PRODUCT, TRITON, Kernel, uses_several_blocks
 from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, Trace, fake_cuda
 from fastmask.models.detection._utils import BoxCoder
@@ -27,7 +27,7 @@ BF16 = torch.bfloat16
 Op = Callable[..., object]
 
 
-def traced(run: Op, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Call]:
+def trace_calls(run: Op, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Call]:
     with fake_cuda():
         tensors = [torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes]
         mode = Trace()
@@ -36,7 +36,7 @@ def traced(run: Op, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32
     return mode.calls
 
 
-def convolved(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return torch.conv2d(x, weight, bias, padding=1)
 
 
@@ -50,33 +50,33 @@ def convolved(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
         (lambda x: x.sort(dim=1), [(3, 19)], [OTHER] * 4),
         (lambda x: x.topk(7, dim=1, sorted=False), [(3, 91)], [OTHER]),
         (lambda x: x.topk(7, dim=1), [(3, 91)], [OTHER] * 2),
-        (convolved, [(1, 3, 9, 9), (8, 3, 3, 3), (8,)], [CONVOLUTION, OTHER]),
+        (convolve, [(1, 3, 9, 9), (8, 3, 3, 3), (8,)], [CONVOLUTION, OTHER]),
         (lambda x, w: torch.conv2d(x, w), [(1, 3, 9, 9), (8, 3, 3, 3)], [CONVOLUTION]),
         (torch.nn.functional.linear, [(9, 4), (5, 4), (5,)], [PRODUCT]),
         (torch.bmm, [(2, 9, 4), (2, 4, 5)], [PRODUCT]),
     ],
     ids=["add", "views", "empty", "masked_fill", "sort", "unsorted topk", "topk", "bias", "no bias", "linear", "bmm"],
 )
-def test_what_an_operation_is(run: Op, shapes: list[tuple[int, ...]], expected: list[str]) -> None:
-    assert [kernel.kind for call in traced(run, *shapes) for kernel in call.kernels] == expected
+def test_kernels_of_an_operation(run: Op, shapes: list[tuple[int, ...]], expected: list[str]) -> None:
+    assert [kernel.kind for call in trace_calls(run, *shapes) for kernel in call.kernels] == expected
 
 
-def test_bytes_and_operations_by_hand() -> None:
-    (call,) = traced(convolved, (2, 3, 9, 9), (8, 3, 3, 3), (8,))
+def test_bytes_and_flops_worked_out() -> None:
+    (call,) = trace_calls(convolve, (2, 3, 9, 9), (8, 3, 3, 3), (8,))
     convolution, bias = call.kernels
     assert convolution.flops == 2 * (2 * 8 * 9 * 9) * (3 * 3 * 3)
     assert convolution.moved_bytes == 4 * (2 * 3 * 81 + 8 * 27 + 8 + 2 * 8 * 81)
     assert bias.moved_bytes == 2 * 4 * 2 * 8 * 81
-    (call,) = traced(lambda x, w: torch.conv_transpose2d(x, w, stride=2), (1, 4, 5, 5), (4, 6, 2, 2))
+    (call,) = trace_calls(lambda x, w: torch.conv_transpose2d(x, w, stride=2), (1, 4, 5, 5), (4, 6, 2, 2))
     assert call.kernels[0].flops == 2 * 25 * 4 * 6 * 4
-    (call,) = traced(torch.nn.functional.linear, (9, 4), (5, 4), (5,), dtype=BF16)
+    (call,) = trace_calls(torch.nn.functional.linear, (9, 4), (5, 4), (5,), dtype=BF16)
     assert call.kernels[0][2:4] == (2 * (9 * 4 + 5 * 4 + 5 + 9 * 5), 2 * 9 * 5 * 4)
-    (call,) = traced(lambda x: x[:, :1].expand(-1, 5) + 1, (4, 5))
+    (call,) = trace_calls(lambda x: x[:, :1].expand(-1, 5) + 1, (4, 5))
     assert call.kernels[0].moved_bytes == 4 * (4 + 4 * 5)  # an expanded axis is read once
 
 
-def test_cudnns_joined_convolutions() -> None:
-    """One kernel each, in the layout of their inputs; what is added is read."""
+def test_cudnns_fused_convolutions() -> None:
+    """One kernel each, in the layout of their inputs; the added tensor is read."""
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -85,30 +85,30 @@ def test_cudnns_joined_convolutions() -> None:
         assert out.is_contiguous(memory_format=torch.channels_last)
         torch.cudnn_convolution_add_relu(x, weight, out, 1.0, *rest)
 
-    _, *joined = traced(run, (1, 4, 9, 9), (8, 4, 3, 3), (8,))
-    assert [[kernel.kind for kernel in call.kernels] for call in joined] == [[CONVOLUTION]] * 2
-    (first,), (second,) = (call.kernels for call in joined)
+    _, *fused = trace_calls(run, (1, 4, 9, 9), (8, 4, 3, 3), (8,))
+    assert [[kernel.kind for kernel in call.kernels] for call in fused] == [[CONVOLUTION]] * 2
+    (first,), (second,) = (call.kernels for call in fused)
     assert first.flops == second.flops == 2 * 8 * 81 * 36
     assert second.moved_bytes - first.moved_bytes == 4 * 8 * 81
 
 
-def test_rows_that_topk_spreads() -> None:
+def test_rows_that_topk_gives_several_blocks() -> None:
     """TensorTopK.cu: one row of P2, not one of P4; two radix passes for bfloat16, four for float32."""
-    assert spreads(1, 201_600)
-    assert not spreads(8, 12_600)
-    assert spreads(40, 12_600)
-    assert not spreads(1000, 91)
+    assert uses_several_blocks(1, 201_600)
+    assert not uses_several_blocks(8, 12_600)
+    assert uses_several_blocks(40, 12_600)
+    assert not uses_several_blocks(1000, 91)
     for dtype, number in ((BF16, 16), (torch.float32, 22)):
-        (call,) = traced(lambda x: x.topk(1000, dim=1), (1, 201_600), dtype=dtype)
+        (call,) = trace_calls(lambda x: x.topk(1000, dim=1), (1, 201_600), dtype=dtype)
         assert len(call.kernels) == number
 
 
-def test_launchers_are_traced() -> None:
+def test_launchers_are_trace_calls() -> None:
     def run(boxes: torch.Tensor, scores: torch.Tensor) -> None:
         ops.nms_padded(boxes, scores, iou_threshold=0.5, presorted=[500, 400])
         ops.nms_padded(boxes, scores, iou_threshold=0.5)
 
-    presorted, counted = traced(run, (2, 900, 4), (2, 900))
+    presorted, counted = trace_calls(run, (2, 900, 4), (2, 900))
     assert presorted.operation == "fastmask::nms_padded, presorted"
     assert [kernel.operation for kernel in presorted.kernels] == [
         "_run_keys_kernel", "_merge_kernel", "_pairs_kernel", "_resolve_kernel", "_list_kernel",
@@ -124,10 +124,10 @@ class Decoding(torch.nn.Module):
         return BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_candidates(deltas, boxes, sizes, scores, **limits)
 
 
-def test_decoding_is_a_launch_but_where_its_steps_are_wanted() -> None:
-    """On CUDA tensors: one kernel of ours; PyTorch's own for gradients, in an export and in a compiled program."""
+def test_decoding_is_one_launch_except_under_autograd_and_export() -> None:
+    """On CUDA tensors one kernel; PyTorch's operations for gradients, in an export and in a compiled program."""
     shapes = (2, 9, 4), (2, 9, 4), (2, 9)
-    _, decode = traced(Decoding(), *shapes)
+    _, decode = trace_calls(Decoding(), *shapes)
     assert [kernel.operation for kernel in decode.kernels] == ["_decode_kernel"]
 
     def with_gradient(deltas: torch.Tensor, *rest: torch.Tensor) -> None:
@@ -135,7 +135,7 @@ def test_decoding_is_a_launch_but_where_its_steps_are_wanted() -> None:
             boxes, _ = Decoding()(deltas.requires_grad_(), *rest)
         assert boxes.requires_grad
 
-    assert all(call.operation.startswith("aten::") for call in traced(with_gradient, *shapes))
+    assert all(call.operation.startswith("aten::") for call in trace_calls(with_gradient, *shapes))
     with fake_cuda():
         inputs = tuple(torch.empty(shape, device="cuda") for shape in shapes)
         for strict in (False, True):
@@ -145,25 +145,25 @@ def test_decoding_is_a_launch_but_where_its_steps_are_wanted() -> None:
             assert not [target for target in targets if "fastmask" in target]
 
 
-def test_what_waits_is_refused() -> None:
-    with pytest.raises(ValueError, match="must not wait for the device, got aten::_local_scalar_dense"):
-        traced(lambda x: x.sum().item(), (3,))
+def test_a_host_sync_is_an_error() -> None:
+    with pytest.raises(ValueError, match="must not synchronize with the host, got aten::_local_scalar_dense"):
+        trace_calls(lambda x: x.sum().item(), (3,))
 
 
 def test_any_model_can_be_counted() -> None:
     frame = launches.count(2, "float32", "off", (128, 160), slim_model(fastmask).eval())
-    numbers = launches.kinds(launches.total(frame))
+    numbers = launches.count_kinds(launches.sum_stages(frame))
     assert len(frame["stages"]) == 10
-    layers = sum(isinstance(one, torch.nn.Conv2d) for one in slim_model(fastmask).modules())
+    layers = sum(isinstance(module, torch.nn.Conv2d) for module in slim_model(fastmask).modules())
     # the RPN's three run five times; the mask head's last one is a dot product, in a kernel of ours
     assert numbers[CONVOLUTION] == layers + 12 - 1
     assert numbers[TRITON] > 15
-    assert launches.milliseconds(frame) > 0.25
+    assert launches.predict_milliseconds(frame) > 0.25
 
 
 @pytest.mark.parametrize("batch", launches.BATCHES, ids="batch {}".format)
 @pytest.mark.parametrize("version", launches.load_versions()[1:], ids=lambda version: version["version"])
-def test_kept_rows_are_those_of_the_code(version: dict[str, Any], batch: int) -> None:
+def test_saved_rows_match_the_code(version: dict[str, Any], batch: int) -> None:
     """If not: ``python -m fastmask.benchmarks.launches --save after --write-readme``, and with ``cudnn`` twice."""
     (frame,) = (frame for frame in version["frames"] if frame["batch"] == batch)
     if version["torch"] != torch.__version__:
@@ -173,13 +173,13 @@ def test_kept_rows_are_those_of_the_code(version: dict[str, Any], batch: int) ->
         assert now["stages"][name] == calls, name
 
 
-def test_readme_has_the_tables_of_the_rows() -> None:
+def test_readme_has_the_saved_tables() -> None:
     between = launches.README.read_text().split(launches.MARKERS[0])[1].split(launches.MARKERS[1])[0]
     assert between.strip() == launches.format_versions(launches.load_versions())
     assert "*predicted*" in launches.README.read_text().lower() or "**predicted**" in launches.README.read_text()
 
 
-def test_predicted_times_by_hand() -> None:
+def test_predicted_times() -> None:
     kernels = (Kernel("a", CONVOLUTION, 1e6, 989e12 * 0.55 * 1e-5), Kernel("b", OTHER, 5.5e7 * 0.9))
     time = predict({Call("c", kernels): 2}, "bfloat16")
     assert time == pytest.approx((10, 20, 0, 18))
@@ -192,8 +192,8 @@ def test_predicted_times_by_hand() -> None:
     assert three - two == pytest.approx(two - one)
 
 
-def test_what_is_beyond_a_prediction_is_as_a_larger_one_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the smaller row alone, within 15 % of the larger one."""
+def test_extrapolation_meets_a_larger_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extrapolated from the smaller row alone, within 15 % of the larger one."""
     for name in ("fastmask::multilevel_roi_align", "fastmask::nms_padded, presorted"):
         small, large = predicted.ROWS[name]
         expected = predict({Call(name, (), large.amount): 1}, "bfloat16").own
@@ -204,10 +204,10 @@ def test_what_is_beyond_a_prediction_is_as_a_larger_one_has_it(monkeypatch: pyte
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = [
         Call("aten::add", (Kernel("aten::add", OTHER, 4.0),)),
-        *traced(convolved, (1, 3, 9, 9), (8, 3, 3, 3), (8,)),
+        *trace_calls(convolve, (1, 3, 9, 9), (8, 3, 3, 3), (8,)),
     ]
     monkeypatch.setattr(launches, "trace", lambda *_: {"one": calls, "two": calls[:1] * 3})
-    monkeypatch.setattr(launches, "SAVED", tmp_path / "rows.json")
+    monkeypatch.setattr(launches, "RESULTS", tmp_path / "rows.json")
     monkeypatch.setattr(launches, "README", tmp_path / "README.md")
     launches.README.write_text("top\n" + "\nold\n".join(launches.MARKERS) + "\nbottom\n")
     assert launches.main(["--save", "before", "--commit", "abc"]) == 0

@@ -1,4 +1,4 @@
-"""benchmarks/run_gpu.sh: set up by itself, parts that are cut at their time, saved as they go, not begun twice."""
+"""benchmarks/run_gpu.sh: links restored, parts interrupted at their limit, saved as they go, not run twice."""
 
 import argparse
 import json
@@ -32,9 +32,9 @@ def run(*arguments: str, root: Path = ROOT, **environment: str) -> subprocess.Co
 
 
 def test_tests(tmp_path: Path) -> None:
-    """Two at a time where xdist is; without a GPU each one that needs it fails, by name."""
-    chosen = {"TESTS": "tests/kernels/test_paste.py", "SELECTION": "the_threshold_itself"}
-    done = run(str(tmp_path), "tests-kernels", **chosen)
+    """Two at a time with xdist; without a GPU each test that needs it fails, by name."""
+    selection = {"TESTS": "tests/kernels/test_paste.py", "SELECTION": "the_threshold_itself"}
+    done = run(str(tmp_path), "tests-kernels", **selection)
     result = json.loads((tmp_path / "tests.json").read_text())["tests-kernels"]
     assert result["tests"] == 1, done.stdout
     assert result["finished"]
@@ -54,7 +54,7 @@ def test_wrong_arguments() -> None:
     assert "usage: benchmarks/run_gpu.sh" in run().stderr
 
 
-def test_lost_links_are_made_again(tmp_path: Path) -> None:
+def test_lost_links_are_restored(tmp_path: Path) -> None:
     """A copy of the checkout without its links, and a Python without site-packages."""
     for folder in ("fastmask", "kernels", "export", "benchmarks"):
         (tmp_path / folder).mkdir()
@@ -76,8 +76,8 @@ def test_lost_links_are_made_again(tmp_path: Path) -> None:
     assert f"fastmask cannot be imported from {tmp_path}:" in done.stderr
 
 
-def stand_in(name: str, code: str, limit: float = 30) -> Part:
-    """A part that is a few lines of Python, with its file as ``path``."""
+def mock_part(name: str, code: str, limit: float = 30) -> Part:
+    """A part of a few lines of Python, with its file as ``path``."""
 
     def command(setting: Setting, limit: float) -> list[str]:
         start = "import json, pathlib, sys, time\npath = pathlib.Path(sys.argv[1])\n"
@@ -100,14 +100,14 @@ STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print('
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
-    found = {"good": stand_in("good", GOOD), "row": stand_in("row", ROW), "slow": stand_in("slow", SLOW, 4)}
-    monkeypatch.setattr(gpu_parts, "PARTS", found)
+    parts = {"good": mock_part("good", GOOD), "row": mock_part("row", ROW), "slow": mock_part("slow", SLOW, 4)}
+    monkeypatch.setattr(gpu_parts, "PARTS", parts)
     for name in ("LIMIT", "CALL", "DEVICE"):
         monkeypatch.delenv(name, raising=False)
-    return found
+    return parts
 
 
-def test_parts_are_cut_saved_and_not_begun_twice(
+def test_parts_are_interrupted_saved_and_not_run_twice(
     parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALL", "100")
@@ -117,14 +117,14 @@ def test_parts_are_cut_saved_and_not_begun_twice(
     assert "good was here" in printed
     assert printed == (tmp_path / "log.txt").read_text()
     assert "row            0.0 min, finished, 1 without success" in printed
-    assert "slow           0.1 min, cut" in printed
-    assert json.loads((tmp_path / "slow.json").read_text())["left"] == 1  # told in time to write down what there is
-    parts["slow"] = stand_in("slow", "assert path.exists();" + GOOD)
+    assert "slow           0.1 min, interrupted" in printed
+    assert json.loads((tmp_path / "slow.json").read_text())["left"] == 1  # interrupted in time to save its results
+    parts["slow"] = mock_part("slow", "assert path.exists();" + GOOD)
     assert gpu_parts.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "good           finished before\nrow            finished before, 1 without success\nslow " in printed
     assert "slow           0.0 min, finished" in printed
-    parts["row"] = stand_in("row", "assert not path.exists();" + GOOD)
+    parts["row"] = mock_part("row", "assert not path.exists();" + GOOD)
     assert gpu_parts.main([*arguments, "--again"]) == 1  # slow's is gone as well
     assert "row            0.0 min, finished\n" in capsys.readouterr().out
 
@@ -132,14 +132,14 @@ def test_parts_are_cut_saved_and_not_begun_twice(
 def test_no_part_outlasts_the_call(
     parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even one that does not listen, nor what it started."""
+    """Not even one that ignores interrupts, nor its children."""
     monkeypatch.setenv("CALL", "1")
-    monkeypatch.setattr(gpu_parts, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_parts, "MIN_SECONDS", 0.5)
     monkeypatch.setattr(gpu_parts, "GRACE", 2)
-    parts["deaf"] = stand_in("deaf", STUBBORN, 100)
-    begun = time.monotonic()
+    parts["deaf"] = mock_part("deaf", STUBBORN, 100)
+    start = time.monotonic()
     assert gpu_parts.main([str(tmp_path), "deaf", "good"]) == 1
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
     printed = capsys.readouterr().out
     assert "deaf, at most 1 seconds" in printed
     assert "good           not begun: 0 seconds are left; call again" in printed
@@ -149,7 +149,7 @@ def setting_of(folder: Path, **environment: str) -> Setting:
     return Setting(folder, "cpu", False, False, environment)
 
 
-def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its options exist; all parts together leave eight files, the log among them."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     parser = argparse.ArgumentParser()
@@ -163,7 +163,7 @@ def test_every_command_is_one_that_can_be_run(tmp_path: Path, monkeypatch: pytes
         elif "pytest" in command:
             assert (command[0] == "compute-sanitizer") == (name in gpu_parts.TOOLS)
             assert all((ROOT / word).exists() for word in command if word.startswith("tests"))
-    usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ASKED_FOR}
+    usual = {part.file for name, part in PARTS.items() if name not in gpu_parts.ON_REQUEST}
     assert len(usual | {"log.txt"}) <= 8
     assert list(PARTS)[:5] == ["selftest", "tests-kernels", "timeline", "kernels", "ops"]
 
@@ -173,8 +173,8 @@ REPORT = """<testsuites><testsuite errors="0" failures="1" skipped="2" tests="9"
 <testcase classname="tests.test_nms" name="test_other[cuda]"/></testsuite></testsuites>"""
 
 
-def test_what_tests_leave(tmp_path: Path) -> None:
-    """Each part its section; a process that died is told from one that ended."""
+def test_saved_sections_of_tests(tmp_path: Path) -> None:
+    """One section per part; a crash is distinguished from failures."""
     setting = setting_of(tmp_path)
     for name, status, text in (("memcheck", 9, REPORT), ("initcheck", -11, None)):
         command = PARTS[name].command(setting, 10)
@@ -187,8 +187,8 @@ def test_what_tests_leave(tmp_path: Path) -> None:
     assert result["memcheck"]["failed"] == {"tests.test_nms::test_ties[cuda]": "assert 1 == 2"}
     assert (result["memcheck"]["tests"], result["memcheck"]["finished"]) == (9, True)
     assert (result["initcheck"]["crashed"], result["initcheck"]["finished"]) == (True, False)
-    assert gpu_parts.outcome(PARTS["memcheck"], setting) == (True, ", 1 without success")
-    assert gpu_parts.outcome(PARTS["initcheck"], setting) == (False, "")
+    assert gpu_parts.read_outcome(PARTS["memcheck"], setting) == (True, ", 1 without success")
+    assert gpu_parts.read_outcome(PARTS["initcheck"], setting) == (False, "")
     if shutil.which("compute-sanitizer") is None:
         assert gpu_parts.main([str(tmp_path), "racecheck"]) == 0
         result = json.loads((tmp_path / "tests.json").read_text())

@@ -14,7 +14,7 @@ import torchvision
 from helpers.exact import assert_exact
 from helpers.images import draw_image
 from helpers.inputs import draw_boxes, draw_pyramid, with_images
-from helpers.slim import settle_on_images, slim_model
+from helpers.slim import calibrate_on_images, slim_model
 from torch import Tensor
 from torchvision.models.detection import roi_heads, transform
 from torchvision.ops import batched_nms, poolers, roi_align
@@ -216,7 +216,7 @@ def test_autocast_leaves_features_half_and_boxes_full(device: torch.device) -> N
 def test_a_model_answers_the_same(calls: collections.Counter[str], device: torch.device) -> None:
     """float64: detections and all losses' gradients of torchvision's own model, patched and not."""
     model = slim_model(torchvision).eval()
-    settle_on_images(model)
+    calibrate_on_images(model)
     model.double().to(device)
     drawn = [draw_image(128, 160) for _ in range(2)]
     images = [image.double().to(device) for image, _ in drawn]

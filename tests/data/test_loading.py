@@ -31,21 +31,23 @@ def sampler_of(loader: DataLoader) -> GroupedBatchSampler:
     return loader.batch_sampler
 
 
-@pytest.mark.parametrize(("number", "batch_size", "world"), [(37, 4, 1), (37, 3, 4), (1, 4, 2), (24, 4, 3), (5, 1, 1)])
-def test_every_image_once(number: int, batch_size: int, world: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "batch_size", "world_size"), [(37, 4, 1), (37, 3, 4), (1, 4, 2), (24, 4, 3), (5, 1, 1)]
+)
+def test_every_image_once(number: int, batch_size: int, world_size: int, seed: int) -> None:
     sizes = np.random.randint(1, 5, (number, 2))
-    shares = [GroupedBatchSampler(sizes, number, batch_size, seed, rank, world) for rank in range(world)]
+    shares = [GroupedBatchSampler(sizes, number, batch_size, seed, rank, world_size) for rank in range(world_size)]
     for epoch in (0, 1):
         rounds = []
         for share in shares:
             share.set_epoch(epoch)
             rounds.append(list(share))
-            assert len(share) == len(rounds[-1]) == -(-number // (batch_size * world))
+            assert len(share) == len(rounds[-1]) == -(-number // (batch_size * world_size))
         keys = [key for share in rounds for keys in share for key in keys]
         assert {key.epoch for key in keys} == {epoch}
         counted = collections.Counter(key.record for key in keys)
         assert set(counted) == set(range(number))
-        assert counted.total() == len(shares[0]) * batch_size * world
+        assert counted.total() == len(shares[0]) * batch_size * world_size
         together = [[key.record for share in rounds for key in share[i]] for i in range(len(shares[0]))]
         mixed = [batch for batch in together if len({bool(sizes[i, 0] > sizes[i, 1]) for i in batch}) > 1]
         assert len(mixed) <= 2  # the last ones
@@ -212,8 +214,8 @@ def test_labels() -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"rank": 2, "world": 2}, r"rank must be in \[0, 2\), got 2"),
-        ({"rank": 0, "world": 0}, r"rank must be in \[0, 0\), got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"rank": 0, "world_size": 0}, r"rank must be in \[0, 0\), got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"size": (100, 64)}, r"size must be \(height, width\), multiples of 32, got \(100, 64\)"),
         ({"masks": False, "augmentation": Augmentation(paste=1)}, "augmentation must not paste objects without masks"),

@@ -1,4 +1,4 @@
-"""The models that people deploy, exported; with random weights that are settled to decide."""
+"""The models that people deploy, exported; with random weights that are calibrated to decide."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.images import draw_image
 
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.export.parity import MIN_SHARE
 from fastmask.models import detection
@@ -24,10 +24,10 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
     model = BUILDERS[name](weights=None, weights_backbone=None, min_size=320, max_size=448).eval()
     sizes = ((320, 448), (200, 300), (300, 200))
     images = [draw_image(*size)[0] for size in sizes]
-    settle(model, images)
+    calibrate(model, images)
     with torch.no_grad():
         found = model.detect(images)
-    scores = torch.cat([one["scores"] for one in found]).sort(descending=True).values
+    scores = torch.cat([prediction["scores"] for prediction in found]).sort(descending=True).values
     assert len(scores) > 20
     gap = 5 + int((scores[5:20] - scores[6:21]).argmax())  # far from every score, as they differ by rounding
     few = float(scores[gap] + scores[gap + 1]) / 2
@@ -37,11 +37,11 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
         written = write_onnx(exportable, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
         assert written.nodes < MOST[dynamic]
         session = OnnxSession(tmp_path / "model.onnx")
-        told = compare_outputs(exportable.predict_arrays, session, images)
-        print(f"\n{name}, {written.nodes} nodes, {told}")
-        assert told.share >= MIN_SHARE[torch.float32]
-        assert (told.detections > 0) == (most > 0)
-        assert told.detections <= most
+        parity = compare_outputs(exportable.predict_arrays, session, images)
+        print(f"\n{name}, {written.nodes} nodes, {parity}")
+        assert parity.share >= MIN_SHARE[torch.float32]
+        assert (parity.detections > 0) == (most > 0)
+        assert parity.detections <= most
         assert session.batch == (None if dynamic else batch)
 
 
@@ -51,10 +51,10 @@ def test_for_tensorrt(name: str, tmp_path: Path) -> None:
     """At the size of COCO's weights: 4819 boxes for the RPN's NMS, 19,000 candidates of 90 classes for the other."""
     model = BUILDERS[name](weights=None, weights_backbone=None).eval()
     images = [draw_image(800, 1066)[0]]
-    settle(model, images)
+    calibrate(model, images)
     written = write_onnx(TensorRTExportableModel(model), tmp_path / "model.onnx", Shape(1, 800, 1344))
     assert written.nodes < MOST[False]
-    told = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)
-    print(f"\n{name}, {written.nodes} nodes, {told}")
-    assert told.share >= MIN_SHARE[torch.float32]
-    assert told.detections > 0
+    parity = compare_outputs(ExportableModel(model).predict_arrays, OnnxSession(tmp_path / "model.onnx", "cpu"), images)
+    print(f"\n{name}, {written.nodes} nodes, {parity}")
+    assert parity.share >= MIN_SHARE[torch.float32]
+    assert parity.detections > 0

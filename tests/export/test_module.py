@@ -15,7 +15,7 @@ from fastmask.cli import main
 from fastmask.demo import CLASSES, Scenes
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-(EXAMPLE,) = (one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in one)
+(EXAMPLE,) = (example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in example)
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
 SIZE = ["--size", "192", "224"]
 HIDDEN = (
@@ -39,8 +39,10 @@ def check(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
         main(["predict", str(folder / "photo.jpg"), *MODEL, *SIZE, "--device", "cpu", "--out", str(folder / "out")])
         == 0
     )
-    certain = [one for one in json.loads((folder / "out" / "predictions.json").read_text()) if one["score"] > 0.9]
-    lines = [re.fullmatch(r"(\w+) ([0-9.]+) \((\d+), (\d+), (\d+), (\d+)\)", one) for one in done.stdout.splitlines()]
+    certain = [
+        result for result in json.loads((folder / "out" / "predictions.json").read_text()) if result["score"] > 0.9
+    ]
+    lines = [re.fullmatch(r"(\w+) ([0-9.]+) \((\d+), (\d+), (\d+), (\d+)\)", line) for line in done.stdout.splitlines()]
     found = [(line[1], float(line[2]), *(int(line[i]) for i in (3, 4, 5, 6))) for line in lines if line is not None]
     assert len(found) == len(lines) >= len(certain) >= 2
     for entry in certain:

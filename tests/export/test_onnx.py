@@ -73,8 +73,8 @@ def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
             normal = (image / 255 - exportable.image_mean[0]) / exportable.image_std[0]
             place[:, : image.shape[1], : image.shape[2]] = normal
         sizes = torch.tensor([image.shape[1:] for image in images])
-        answers = graph.run(None, {"images": inputs.numpy(), "sizes": sizes.numpy()})
-        found = dict(zip(exportable.outputs(), map(torch.from_numpy, answers), strict=True))
+        predictions = graph.run(None, {"images": inputs.numpy(), "sizes": sizes.numpy()})
+        found = dict(zip(exportable.outputs(), map(torch.from_numpy, predictions), strict=True))
         with torch.no_grad():
             expected = dict(zip(exportable.outputs(), exportable(inputs, sizes), strict=True))
         counts += expected["count"].tolist()
@@ -104,17 +104,17 @@ def test_what_is_in_a_file(tmp_path: Path) -> None:
     exportable = ExportableModel(model())
     write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 64, 96), categories=["", "a", "b", "c"])
     graph = onnx.load(tmp_path / "model.onnx")
-    assert {one.domain for one in graph.opset_import} == {""}
+    assert {opset.domain for opset in graph.opset_import} == {""}
     assert sum(count_operators(graph).values()) < MOST["static"]
     operators = count_operators(graph)
     assert not operators.keys() & set(FORBIDDEN)
     aligned = [node for node in graph.graph.node if node.op_type == "RoiAlign"]
     assert len(aligned) == 8
     for node in aligned:
-        told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        assert told["mode"] == b"avg"
-        assert told["coordinate_transformation_mode"] == b"output_half_pixel"
-        assert told["sampling_ratio"] == 2
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        assert attributes["mode"] == b"avg"
+        assert attributes["coordinate_transformation_mode"] == b"output_half_pixel"
+        assert attributes["sampling_ratio"] == 2
     session = OnnxSession(tmp_path / "model.onnx")
     assert session.metadata["categories"] == ["", "a", "b", "c"]
     assert (session.metadata["min_size"], session.metadata["max_size"], session.size) == (192, 320, (64, 96))
@@ -137,7 +137,7 @@ def test_the_command_compares_and_predict_runs_it(
     format_parity = capsys.readouterr().out
     assert "checked by onnx" in format_parity
     assert "ONNX Runtime (cpu) on 3 images" in format_parity
-    assert [one.name for one in tmp_path.iterdir() if one.suffix not in (".png",)] == ["model.onnx"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".png",)] == ["model.onnx"]
     out = tmp_path / "out"
     assert main(["predict", str(tmp_path / "1.png"), "--onnx", str(file), "--out", str(out), "--device", "cpu"]) == 0
     entries = json.loads((out / "predictions.json").read_text())
@@ -192,7 +192,7 @@ def test_the_command_compares_and_predict_runs_it(
 def test_what_disagrees_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that answers otherwise is named and gone; what stood there before stays."""
+    """A file that predictions otherwise is named and gone; what stood there before stays."""
 
     def nothing(session: OnnxSession, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         number, size = len(images), (images.shape[0], 100)
@@ -205,7 +205,7 @@ def test_what_disagrees_is_not_kept(
     monkeypatch.setattr(OnnxSession, "__call__", nothing)
     assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
     assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
-    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert file.read_bytes() == b"before"
 
 

@@ -19,7 +19,9 @@ from fastmask.export import AOTPackage, ExportableModel, Shape, compare_outputs,
 from fastmask.models import detection
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-(EXAMPLE,) = (one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "aoti_load_package" in one)
+(EXAMPLE,) = (
+    example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "aoti_load_package" in example
+)
 HIDDEN = "import sys\nfor name in ('fastmask.models', 'fastmask.export', 'torchvision'): sys.modules[name] = None\n"
 SHOWN = "\nimport numpy\nnumpy.savez('found.npz', *(values.numpy() for values in found))\n"
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
@@ -103,7 +105,7 @@ def test_what_was_not_compiled_is_refused(
         with pytest.raises(ValueError, match=message):
             AOTPackage(path)
     with zipfile.ZipFile(file) as whole:
-        parts = {one: whole.read(one) for one in whole.namelist()}
+        parts = {name: whole.read(name) for name in whole.namelist()}
     for before, after, message in (
         (json.dumps(torch.__version__), '"1.0"', "must be exported again: it was with torch 1.0"),
         ("SymInt max_output", "float max_output", "must be exported again: it was with ops"),
@@ -164,5 +166,5 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
     assert_parity(found)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         package(*package.preprocess(images[:2]))
-    names = {one.key for one in profiled.key_averages()}
+    names = {event.key for event in profiled.key_averages()}
     assert {"_resolve_kernel", "_forward_kernel"} <= names

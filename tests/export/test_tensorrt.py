@@ -23,7 +23,7 @@ from fastmask.structures import Candidates
 
 SIZE = (192, 224)
 MOST = 700  # nodes
-FEW, LEAST_SCORE = 40, 1e-4  # candidates that are looked at; and what they score
+FEW, LEAST_SCORE = 40, 1e-4  # candidates that are considered; and what they score
 Graph = onnx.ModelProto
 
 
@@ -38,7 +38,7 @@ def scenes(number: int, seed: int) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So few candidates are looked at that some are left out."""
+    """So few candidates are considered that some are left out."""
     path = tmp_path_factory.mktemp("tensorrt") / "model.onnx"
     found = write_onnx(TensorRTExportableModel(model(LEAST_SCORE), raw=True, candidates=FEW), path, Shape(2, *SIZE))
     assert found.nodes < MOST
@@ -65,7 +65,7 @@ def test_it_finds_what_the_model_finds(written: Path, seed: int) -> None:
     inputs, sizes = session.preprocess(images[:2])
     with torch.no_grad():
         candidates = candidates_of(bounded, torch.from_numpy(inputs), torch.from_numpy(sizes))
-    num_dropped = [max(int(one.sum()) - FEW, 0) for one in candidates.valid]
+    num_dropped = [max(int(valid.sum()) - FEW, 0) for valid in candidates.valid]
     ours, theirs = every.predict_arrays(inputs, sizes), session(inputs, sizes)
     assert all(abs(a - b) <= 1 for a, b in zip(theirs["num_dropped"], num_dropped, strict=True))  # at the least score
     for i, number in enumerate(theirs["count"]):
@@ -86,7 +86,7 @@ def candidates_of(bounded: TensorRTExportableModel, images: Tensor, sizes: Tenso
 
 
 def test_the_best_in_their_order() -> None:
-    """By hand: of five candidates that count, three are looked at; none is dropped where there is room."""
+    """By hand: of five candidates that count, three are considered; none is dropped where there is room."""
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.8, 0.7, 0.6]])
     boxes = torch.arange(24.0).view(1, 6, 4)
     labels, valid = torch.arange(6)[None], torch.tensor([[True, True, True, False, True, True]])
@@ -125,7 +125,7 @@ def large_top_k(graph: Graph) -> None:
 
 def top_k_of_too_few(graph: Graph) -> None:
     """Of 100 detections: 40 candidates, padded."""
-    give(graph, [one for one in graph.graph.node if one.op_type == "TopK"][-1], 1, np.array([141]))
+    give(graph, [node for node in graph.graph.node if node.op_type == "TopK"][-1], 1, np.array([141]))
 
 
 def two_bounds(graph: Graph) -> None:
@@ -167,7 +167,7 @@ def resize_by_both(graph: Graph) -> None:
 
 
 def first(graph: Graph, kind: str) -> onnx.NodeProto:
-    return next(one for one in graph.graph.node if one.op_type == kind)
+    return next(node for node in graph.graph.node if node.op_type == kind)
 
 
 def give(graph: Graph, node: onnx.NodeProto, place: int, value: np.ndarray) -> None:
@@ -177,7 +177,7 @@ def give(graph: Graph, node: onnx.NodeProto, place: int, value: np.ndarray) -> N
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: int) -> None:
-    kept = [one for one in node.attribute if one.name != name]
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
@@ -202,7 +202,7 @@ def nms_of_too_many(graph: Graph) -> None:
 
 
 def uint8_inside(graph: Graph) -> None:
-    cast = next(one for one in graph.graph.node if one.input[0] == "images")
+    cast = next(node for node in graph.graph.node if node.input[0] == "images")
     graph.graph.node.insert(0, helper.make_node("Transpose", ["images"], ["turned"], perm=[0, 1, 2, 3]))
     cast.input[0] = "turned"
 
@@ -213,7 +213,7 @@ def int64_roots(graph: Graph) -> None:
 
 def silent_sampling_ratio(graph: Graph) -> None:
     node = first(graph, "RoiAlign")
-    kept = [one for one in node.attribute if one.name != "sampling_ratio"]
+    kept = [attribute for attribute in node.attribute if attribute.name != "sampling_ratio"]
     del node.attribute[:]
     node.attribute.extend(kept)
 
@@ -289,7 +289,7 @@ def test_the_table_refuses(graph: Graph, plant: Callable[[Graph], None], message
     assert find_problems(graph) == []
     plant(graph)
     found = find_problems(graph)
-    assert any(message in one for one in found), found
+    assert any(message in problem for problem in found), found
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,32 +12,33 @@ import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
 from fastmask.demo import synthetic_dataset
-from fastmask.distributed import Ranks, ranks
-from fastmask.training.loss_module import Learner
-from fastmask.training.trainer import mean_over
+from fastmask.distributed import Ranks, join_ranks
+from fastmask.training.loss_module import LossModule, mean_over_ranks
 from helpers.slim import slim_model
 
 
-def compute(own: Ranks, out: str, seed: int) -> None:
+def compute(ranks: Ranks, out: str, seed: int) -> None:
     everything = {"box_batch_size_per_image": 10**4, "rpn_batch_size_per_image": 10**5}
     torch.manual_seed(seed)
     model = slim_model(fastmask, rpn_post_nms_top_n_train=60, **everything).double().train()
     dataset = synthetic_dataset(4, seed, (64, 96))
     augmentation = Augmentation(min_size=(64,), flip=0.0)
-    loader = training_loader(dataset, 4 // own.world, augmentation, seed=seed, rank=own.rank, world=own.world)
-    learner = Learner(model, mean_over(own.world) if own.world > 1 else None)
-    parallel = DistributedDataParallel(learner) if own.world > 1 else learner
+    loader = training_loader(
+        dataset, 4 // ranks.world_size, augmentation, seed=seed, rank=ranks.rank, world_size=ranks.world_size
+    )
+    loss_module = LossModule(model, mean_over_ranks(ranks.world_size) if ranks.world_size > 1 else None)
+    parallel = DistributedDataParallel(loss_module) if ranks.world_size > 1 else loss_module
     (batch,) = loader
     losses = parallel(batch.pixels, batch.sizes, batch.targets)
     torch.stack(list(losses.values())).sum().backward()
-    records = own.gather(batch.indices.tolist())
-    total = {name: sum(own.gather(float(loss))) / own.world for name, loss in losses.items()}
-    if own.rank == 0:
-        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-        numbers = [one for each in records for one in each]
+    records = ranks.all_gather(batch.indices.tolist())
+    total = {name: sum(ranks.all_gather(float(loss))) / ranks.world_size for name, loss in losses.items()}
+    if ranks.rank == 0:
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        numbers = [number for share in records for number in share]
         torch.save({"gradients": gradients, "records": numbers, "losses": total}, out)
 
 
 if __name__ == "__main__":
-    with ranks() as own:
-        compute(own, sys.argv[1], int(sys.argv[2]))
+    with join_ranks() as ranks:
+        compute(ranks, sys.argv[1], int(sys.argv[2]))

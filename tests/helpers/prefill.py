@@ -1,6 +1,6 @@
 """``PYTHONPATH=tests python -m helpers.prefill DIR``: what the first command of README needs where nothing downloads.
 
-DIR/photo.jpg, a synthetic image, and random weights settled on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
+DIR/photo.jpg, a synthetic image, and random weights calibrated on it, where ``TORCH_HOME=DIR`` would hold COCO_V1.
 """
 
 import sys
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.models import detection
 from fastmask.ops import FrozenBatchNorm2d
 from helpers.images import draw_image
@@ -25,7 +25,7 @@ def prefill(folder: Path, image: Tensor) -> None:
     )
     model = detection.MaskRCNN(backbone, num_classes=91).eval()
     detection._utils.overwrite_eps(model, 0.0)  # as COCO_V1 is built
-    settle(model, [image])
+    calibrate(model, [image])
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight *= 2  # so that something scores above 0.5
     torch.save(model.state_dict(), cache / detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url.rpartition("/")[2])

@@ -9,7 +9,7 @@ from torch import nn
 
 import fastmask.models
 import fastmask.ops
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.models.detection._weights import load_weights
 from helpers.images import draw_image
 
@@ -58,17 +58,17 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
     )
 
 
-def settle_on_images(model: nn.Module) -> None:
-    """See :func:`settle`."""
-    settle(model, [draw_image(128, 160)[0] for _ in range(4)])
+def calibrate_on_images(model: nn.Module) -> None:
+    """See :func:`calibrate`."""
+    calibrate(model, [draw_image(128, 160)[0] for _ in range(4)])
 
 
 def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
-    """torchvision's and ours, with the same settled weights, in eval mode."""
+    """torchvision's and ours, with the same calibrated weights, in eval mode."""
     import torchvision  # seconds that programs which need ours alone are spared
 
     theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
-    settle_on_images(theirs)
+    calibrate_on_images(theirs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

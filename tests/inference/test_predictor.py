@@ -1,4 +1,4 @@
-"""fastmask.Predictor: the answers of the model in every form, from every kind of image, in streams and threads."""
+"""fastmask.Predictor: the predictions of the model in every form, from every kind of image, in streams and threads."""
 
 import gc
 import itertools
@@ -40,20 +40,20 @@ def images() -> list[Tensor]:
     return [(draw_image(*size)[0] * 255).to(torch.uint8) for size in SIZES]
 
 
-def answers(model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
+def predictions(model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
     """The model's own, one image at a time."""
     with torch.no_grad():
         return [model([image.float() / 255])[0] for image in images]
 
 
 def check(actual: list[dict[str, Any]], expected: list[dict[str, Any]], *left_out: str) -> None:
-    kept = [{name: value for name, value in one.items() if name not in left_out} for one in expected]
+    kept = [{name: value for name, value in prediction.items() if name not in left_out} for prediction in expected]
     assert assert_matched(actual, kept) > 20
 
 
 @pytest.mark.parametrize("masks", predictor.MASKS)
 def test_exact_is_the_model(masks: str, model: nn.Module, images: list[Tensor]) -> None:
-    expected = answers(model, images)
+    expected = predictions(model, images)
     found = Predictor(model, "exact", masks=masks)(images)
     check(found, expected, *(() if masks == "float" else ("masks",)))
     with torch.no_grad():
@@ -79,16 +79,16 @@ def test_exact_batches_are_the_models(model: nn.Module, images: list[Tensor]) ->
     """Padded together, as the model pads a list; the last batch is not full."""
     with torch.no_grad():
         inputs = [image.float() / 255 for image in images]
-        expected = [one for start in (0, 2, 4) for one in model(inputs[start : start + 2])]
+        expected = [prediction for start in (0, 2, 4) for prediction in model(inputs[start : start + 2])]
     check(Predictor(model, "exact", batch=2, masks="float")(images), expected)
 
 
 def test_sizes(model: nn.Module, images: list[Tensor]) -> None:
-    """Where the padded size is the model's own, so are the answers; standing images get it turned."""
-    lying = [images[0], images[3]]
-    expected = answers(model, lying)
+    """Where the padded size is the model's own, so are the predictions; portrait images get it transposed."""
+    landscape = [images[0], images[3]]
+    expected = predictions(model, landscape)
     found = Predictor(model, (120, 150), batch=3, masks="float")  # rounded to 128 x 160
-    check(found([lying[0], images[2], lying[1]])[::2], expected)
+    check(found([landscape[0], images[2], landscape[1]])[::2], expected)
     assert list(found._runners) == [(160, 128), (128, 160)]
     square = Predictor(model, (160, 160), batch=5)
     square(images)
@@ -133,7 +133,7 @@ RANGES = ((17, 30, 30), (9, 17, 16), (1, 9, 8))  # of detections, and the rows t
 
 @pytest.mark.parametrize("masks", predictor.MASKS)
 def test_mask_buckets(masks: str, model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks are made for the first of 8, 16 and all 30 rows that hold what was found; answers are those of all rows."""
+    """Masks are predicted for the smallest of 8, 16 and 30 rows that hold all detections, and equal those of 30."""
     (found,) = Predictor(model, "exact")(images[:1])
     assert len(found["scores"]) == 30
     gaps = (found["scores"][:-1] - found["scores"][1:]).tolist()  # a threshold between equal scores is none
@@ -217,7 +217,7 @@ def test_half_types(model: nn.Module, images: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("masks", ["rle", "soft", "bool"])
 def test_the_program_is_static(masks: str, model: nn.Module) -> None:
-    """Padded batch to packed answer: nothing depends on values, and trimming changes nothing but padding."""
+    """Padded batch to packed prediction: nothing depends on values, and trimming changes nothing but padding."""
     pixels, sizes = torch.randn(2, 3, 128, 160), torch.tensor([[120, 160], [128, 150]])
     inputs = Inputs(pixels, sizes, sizes * 2)
     ready = prepared(model, torch.float32)
@@ -296,7 +296,7 @@ def test_wrong_models() -> None:
 
 @pytest.mark.gpu
 def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's answers in float32; the same bits at every replay; nothing waits before the answer is asked for."""
+    """The CPU's predictions in float32, bitwise reproducible at every replay; nothing syncs before they are read."""
     expected = Predictor(model, (128, 160), masks="float")(images)
     found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
@@ -358,12 +358,12 @@ def test_modes_on_a_gpu(model: nn.Module, images: list[Tensor]) -> None:
     try:
         for masks, mask_buckets in itertools.product(predictor.MASKS, (False, True)):
             found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2, mask_buckets=mask_buckets)
-            expected = [one["boxes"] for one in found(images)]
+            expected = [prediction["boxes"] for prediction in found(images)]
             results: list[list[Tensor]] = []
 
             def work(found: Predictor, results: list[list[Tensor]]) -> None:
                 with torch.cuda.stream(torch.cuda.Stream()):
-                    results.append([one["boxes"] for one in found(images)])
+                    results.append([prediction["boxes"] for prediction in found(images)])
 
             threads = [threading.Thread(target=work, args=(found, results)) for _ in range(2)]
             for thread in threads:

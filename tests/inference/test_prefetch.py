@@ -108,7 +108,7 @@ def test_a_camera_on_a_gpu(kind: str, model: nn.Module, images: list[Tensor]) ->
     model.cuda()
     try:
         predictor = Predictor(model, SIZES[0], dtype=torch.float32, masks="soft")
-        expected = [predictor([one.cuda()])[0] for one in frames[:2]]
+        expected = [predictor([frame.cuda()])[0] for frame in frames[:2]]
         for i, one in enumerate(predictor.stream(reading(), progress=False)):
             assert torch.equal(one["boxes"], expected[i % 2]["boxes"])
             assert torch.equal(one["masks"], expected[i % 2]["masks"])
@@ -181,7 +181,7 @@ def test_images_that_cannot_be_looked_at(
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
-    """With errors="yield", images that cannot be read have an error for an answer, and the rest go on."""
+    """With errors="yield", an image that cannot be read has an error in its place, and the rest go on."""
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n")
     strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
@@ -189,14 +189,14 @@ def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images:
     torn.write_bytes(torn.read_bytes()[:500])
     mixed = [images[0], odd[0], *images[1:3], *odd[1:], *images[3:]]
     found = Predictor(model, "exact", batch=batch, masks="soft")
-    answers = list(found.stream(mixed, progress=False, ahead=ahead, errors="yield"))
-    wrong = [i for i, one in enumerate(answers) if isinstance(one, Exception)]
+    predictions = list(found.stream(mixed, progress=False, ahead=ahead, errors="yield"))
+    wrong = [i for i, item in enumerate(predictions) if isinstance(item, Exception)]
     assert wrong == [1, *range(4, 9)]
     expected = iter(found.stream(images, progress=False))
-    for one in answers:
+    for one in predictions:
         if not isinstance(one, Exception):
             assert len(next(expected)["boxes"]) == len(one["boxes"])
-    assert "cannot be resized" in str(answers[5])
+    assert "cannot be resized" in str(predictions[5])
 
     def failing() -> Iterator[Any]:
         yield from mixed[:2]
@@ -210,7 +210,7 @@ def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images:
 
 
 def test_tensors_of_a_list_are_read_where_they_are() -> None:
-    """By a call that waits for its answers; a stream keeps copies of what its owner may write to."""
+    """By a call that waits for its predictions; a stream keeps copies of what its owner may write to."""
     images = [torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8), np.zeros((8, 9, 3), np.uint8)]
     for unchanged in (False, True):
         (chunk,) = prefetch.prefetch_batches(images, 2, lambda size: size, 2, False, unchanged)

@@ -157,7 +157,7 @@ def test_an_interpreted_launcher_takes_what_was_saved(tmp_path: Path, monkeypatc
     with tuning.overridden(CPU, {}):
         expected = paste_masks_op(*args)
     path = tmp_path / "tuning.json"
-    tune.save(path, "cpu", tune.Outcome("paste.lines", 8, [], tune.Trial(4, {}, "")), Shapes())
+    tune.save_outcome(path, "cpu", tune.Outcome("paste.lines", 8, [], tune.Trial(4, {}, "")), Shapes())
     monkeypatch.setenv("FASTMASK_TUNING", str(path))
     assert torch.equal(paste_masks_op(*args), expected)
     assert grids == [(2 * 4,), (2 * 8,)]
@@ -167,7 +167,7 @@ def test_an_interpreted_launcher_takes_what_was_saved(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("knob", IN_KERNELS, ids=lambda knob: knob.name)
 def test_every_choice_agrees_with_the_default(knob: Knob) -> None:
     """Compiled, on small images; where a knob promises it, to the last bit."""
-    from fastmask.benchmarks.tune_cases import WORKLOADS, Shapes, rule_of
+    from fastmask.benchmarks.tune_cases import WORKLOADS, Shapes, choose_check
 
     device = torch.device("cuda", torch.cuda.current_device())
     for workload in WORKLOADS[knob.op](Shapes((256, 320), 2), device):
@@ -176,4 +176,4 @@ def test_every_choice_agrees_with_the_default(knob: Knob) -> None:
             expected = run()
         for choice in knob.choices:
             with tuning.overridden(device, {knob.name: choice}):
-                rule_of(knob)(run(), expected)
+                choose_check(knob)(run(), expected)

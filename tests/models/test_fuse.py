@@ -89,35 +89,35 @@ def check_heads(ready: nn.Module, plain: nn.Module, channels: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def settled() -> nn.Module:
+def calibrated() -> nn.Module:
     torch.manual_seed(7)
     return slim_pair()[1]
 
 
 @FORMS
-def test_predictor_meets_the_model(form: Any, settled: nn.Module) -> None:
+def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
     """By the matched rule, float32; where there are masks, of 300 detections."""
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
-    pairs = [Predictor(settled, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
+    pairs = [Predictor(calibrated, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
     total = sum(len(found["boxes"]) for found in pairs[0])
     assert total >= 200
     assert sum(share) / total >= 0.99
 
 
-def test_forms_are_chosen(settled: nn.Module) -> None:
+def test_forms_are_chosen(calibrated: nn.Module) -> None:
     """The CPU keeps its path unless it is told not to."""
-    assert Predictor(settled).fuse == "off"
-    assert not kinds(Predictor(settled).program) & NEW
-    assert Predictor(settled, fuse="kernel").fuse == "kernel"
+    assert Predictor(calibrated).fuse == "off"
+    assert not kinds(Predictor(calibrated).program) & NEW
+    assert Predictor(calibrated, fuse="kernel").fuse == "kernel"
     with pytest.raises(ValueError, match="fuse must be one of"):
-        Predictor(settled, fuse="all")
+        Predictor(calibrated, fuse="all")
 
 
 @FORMS
-def test_nothing_depends_on_data(form: Any, settled: nn.Module) -> None:
+def test_nothing_depends_on_data(form: Any, calibrated: nn.Module) -> None:
     sizes = torch.tensor([[120, 160], [128, 150]])
-    program = Program(prepared(settled, torch.float32, form), "rle", 0.5, 2048)
+    program = Program(prepared(calibrated, torch.float32, form), "rle", 0.5, 2048)
     with torch.no_grad(), NoDataDependence():
         program(Inputs(torch.randn(2, 3, 128, 160), sizes, sizes * 2))
 
@@ -152,15 +152,15 @@ def test_class_logits_and_deltas_are_one_tensor(device: torch.device) -> None:
     assert deltas.data_ptr() + 12 * 2 == logits.data_ptr()
 
 
-def test_exports_keep_convolutions(settled: nn.Module) -> None:
+def test_exports_keep_convolutions(calibrated: nn.Module) -> None:
     """What is exported has no layer of these, and so none of their ops."""
     pytest.importorskip("pycocotools")
     from fastmask.export.module import ExportableModel
 
-    model = ExportableModel(settled)
+    model = ExportableModel(calibrated)
     assert not kinds(model) & NEW
     assert sum(type(module) is nn.Conv2d for module in model.modules()) == sum(
-        type(module) is nn.Conv2d for module in settled.modules()
+        type(module) is nn.Conv2d for module in calibrated.modules()
     )
 
 
@@ -169,8 +169,8 @@ def test_float32_keeps_convolutions() -> None:
     assert fused.Pointwise not in kinds(prepared(slim_model(fastmask), torch.float32, "kernel"))
 
 
-def test_anchors_are_flattened_without_a_copy(settled: nn.Module) -> None:
-    ready = prepared(settled, torch.float32, "kernel")
+def test_anchors_are_flattened_without_a_copy(calibrated: nn.Module) -> None:
+    ready = prepared(calibrated, torch.float32, "kernel")
     with torch.no_grad():
         maps = list(ready.extract(torch.randn(2, 3, 64, 96))[0].values())
         for values, channels in zip(ready.rpn.head(maps), (1, 4), strict=True):
@@ -217,20 +217,20 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask_buckets", [False, True], ids=["whole", "buckets"])
 @pytest.mark.parametrize("form", ["auto", "kernel", "cudnn"])
-def test_captured(form: Any, mask_buckets: bool, settled: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured(form: Any, mask_buckets: bool, calibrated: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictors of each form against the unfused one, float32 without TF32; "auto" is cuDNN's convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
     try:
-        settled.cuda()
+        calibrated.cuda()
         plain, other = (
-            Predictor(settled, (128, 160), 5, torch.float32, "float", fuse=one, mask_buckets=mask_buckets)
+            Predictor(calibrated, (128, 160), 5, torch.float32, "float", fuse=one, mask_buckets=mask_buckets)
             for one in ("off", form)
         )
         assert other.fuse == ("cudnn" if form == "auto" else form)
         pairs = list(zip(other(images), plain(images), strict=True))
     finally:
-        settled.cpu()
+        calibrated.cpu()
     total = sum(len(theirs["boxes"]) for _, theirs in pairs)
     assert total >= 200
     assert sum(matched_share(ours, theirs) * len(theirs["boxes"]) for ours, theirs in pairs) / total >= 0.99

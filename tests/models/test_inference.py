@@ -5,7 +5,7 @@ import torch
 import torchvision
 from helpers.exact import assert_exact, assert_exact_masks, assert_matched
 from helpers.images import draw_image
-from helpers.slim import settle_on_images, slim_pair
+from helpers.slim import calibrate_on_images, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
@@ -286,7 +286,7 @@ def test_resnet50_in_float64(name: str) -> None:
     """The real architectures, small images, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
     theirs = torchvision.models.get_model(name, **options).eval()
-    settle_on_images(theirs)
+    calibrate_on_images(theirs)
     ours = fastmask.models.get_model(name, **options).eval()
     ours.load_state_dict(theirs.state_dict())
     found = check_exact(theirs, ours, images([(100, 130)]))

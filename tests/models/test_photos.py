@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import fastmask
-from fastmask.benchmarks.calibrate import settle
+from fastmask.benchmarks.calibrate import calibrate
 from fastmask.evaluation.agreement import matched_share
 from fastmask.image_io import read_image
 from fastmask.models._presets import to_float
@@ -52,7 +52,7 @@ def test_all_photos_in_float32(name: str) -> None:
         library.models.get_model(name, weights=None, weights_backbone=None).eval()
         for library in (torchvision, fastmask)
     )
-    settle(theirs, list(images.values())[::4])
+    calibrate(theirs, list(images.values())[::4])
     ours.load_state_dict(theirs.state_dict())
     matched = total = 0.0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The step: normalization, optimizer, average, gradients that are not finite; static, without a graph break."""
+"""The step: normalization, optimizer, EMA, gradients that are not finite; static, without a graph break."""
 
 import copy
 
@@ -14,9 +14,7 @@ from fastmask.data.loading import training_loader
 from fastmask.demo import synthetic_dataset
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Batch
-from fastmask.training import Settings
-from fastmask.training.loss_module import Average, Learner
-from fastmask.training.step import Step
+from fastmask.training import LossModule, ModelEma, TrainConfig, TrainStep
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
 
@@ -27,15 +25,15 @@ def drawn_batch(seed: int, number: int = 2) -> Batch:
     return batch
 
 
-def made(norm: str = "FrozenBatchNorm2d", **options: object) -> nn.Module:
+def make_model(norm: str = "FrozenBatchNorm2d", **options: object) -> nn.Module:
     return slim_model(fastmask, norm, **SMALL | options).train()
 
 
 def test_pixels_are_normalized_as_the_model_does(seed: int) -> None:
     """Padding is zero, as where the transform pads."""
     batch = drawn_batch(seed, 4)
-    model = made()
-    module = Learner(model)
+    model = make_model()
+    module = LossModule(model)
     found = normalize_padded(batch.pixels, batch.sizes, module.mean, module.std)
     for planes, pixels, (height, width) in zip(found, batch.pixels, batch.sizes.tolist(), strict=True):
         expected = model.transform.normalize(pixels[:, :height, :width].float() / 255)
@@ -46,11 +44,11 @@ def test_pixels_are_normalized_as_the_model_does(seed: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_steps_are_those_of_the_unfused_optimizer(optimizer: str, seed: int) -> None:
-    """By hand: losses, gradients, torch's own loop over parameters; norms do not decay."""
-    settings = Settings(1, 2, optimizer=optimizer, decay=0.3, clip=0.5)
-    ours, theirs = made("BatchNorm2d").double(), made("BatchNorm2d").double()
+    """Losses, gradients and torch's own loop over parameters, one by one; norms do not decay."""
+    config = TrainConfig(1, 2, optimizer=optimizer, weight_decay=0.3, max_grad_norm=0.5)
+    ours, theirs = make_model("BatchNorm2d").double(), make_model("BatchNorm2d").double()
     theirs.load_state_dict(ours.state_dict())
-    step = Step(Learner(ours), ours, settings, None)
+    step = TrainStep(LossModule(ours), ours, config, None)
     kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     norms = {id(p) for m in theirs.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     groups = [
@@ -62,7 +60,7 @@ def test_steps_are_those_of_the_unfused_optimizer(optimizer: str, seed: int) -> 
         batch = drawn_batch(seed + number)
         values = step(batch, 0.01, seed + number)
         torch.manual_seed(seed + number)
-        losses = Learner(theirs)(batch.pixels, batch.sizes, batch.targets)
+        losses = LossModule(theirs)(batch.pixels, batch.sizes, batch.targets)
         other.zero_grad()
         sum(losses.values()).backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
@@ -75,71 +73,71 @@ def test_steps_are_those_of_the_unfused_optimizer(optimizer: str, seed: int) -> 
 
 
 class Poisoned(nn.Module):
-    """A learner one of whose losses is NaN."""
+    """A loss module one of whose losses is NaN."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, loss_module: LossModule) -> None:
         super().__init__()
-        self.learner = learner
+        self.loss_module = loss_module
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
-        losses = self.learner(*batch)
+        losses = self.loss_module(*batch)
         return losses | {"loss_mask": losses["loss_mask"] * float("nan")}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_gradient_that_is_not_finite_changes_nothing(optimizer: str, seed: int) -> None:
-    model = made()
+    model = make_model()
     batch = drawn_batch(seed)
-    learner = Learner(model)
-    step = Step(learner, model, Settings(1, 2, optimizer=optimizer, clip=1.0), None)
+    loss_module = LossModule(model)
+    step = TrainStep(loss_module, model, TrainConfig(1, 2, optimizer=optimizer, max_grad_norm=1.0), None)
     step(batch, 0.01, seed)
     before = copy.deepcopy(model.state_dict())
     state = copy.deepcopy(step.optimizer.state_dict())
-    step.learner = Poisoned(learner)
+    step.loss_module = Poisoned(loss_module)
     values = step(batch, 0.01, seed)
     assert values.isnan().any()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for number, one in step.optimizer.state_dict()["state"].items():
-        for name, value in one.items():
+    for number, buffers in step.optimizer.state_dict()["state"].items():
+        for name, value in buffers.items():
             assert torch.equal(value, state["state"][number][name])
-    step.learner = learner
+    step.loss_module = loss_module
     assert step(batch, 0.01, seed).isfinite().all()
     assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_average() -> None:
-    """By hand, float64: less of it in the first steps; statistics too, and counts as they are."""
+def test_ema() -> None:
+    """Against its formula, in float64: a lower decay in the first steps; statistics too, and counts as they are."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).double()
-    average = Average(model, 0.8)
+    ema = ModelEma(model, 0.8)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for number in range(12):
         model(torch.randn(5, 2).double()).sum().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter)
-        average.update()
+        ema.update()
         decay = min(0.8, (1 + number) / (10 + number))
         for name, value in model.state_dict().items():
             kept = decay * expected[name] + (1 - decay) * value
             expected[name] = kept if value.is_floating_point() else value.clone()
-    for name, value in average.model.state_dict().items():
+    for name, value in ema.model.state_dict().items():
         torch.testing.assert_close(value, expected[name])
-    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
 
 def test_nothing_breaks_the_graph(seed: int) -> None:
-    model = made()
+    model = make_model()
     batch = drawn_batch(seed)
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(Learner(model))(batch.pixels, batch.sizes, batch.targets)
+    explained = torch._dynamo.explain(LossModule(model))(batch.pixels, batch.sizes, batch.targets)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
 def test_the_whole_step_has_no_data_dependent_op(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, backward, clipping, optimizer and average, as on a GPU: with nothing cut off."""
-    model = made()
-    average = Average(model, 0.9)
-    step = Step(Learner(model), model, Settings(1, 2, optimizer="adamw", clip=1.0), average)
+    """Forward, backward, clipping, optimizer and EMA, as on a GPU: with nothing cut off."""
+    model = make_model()
+    ema = ModelEma(model, 0.9)
+    step = TrainStep(LossModule(model), model, TrainConfig(1, 2, optimizer="adamw", max_grad_norm=1.0), ema)
     batch = drawn_batch(seed)
     step(batch, 0.01, seed)  # which makes the optimizer's state
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -149,6 +147,6 @@ def test_the_whole_step_has_no_data_dependent_op(seed: int, monkeypatch: pytest.
 
 
 def test_nothing_to_train() -> None:
-    model = made().requires_grad_(False)
+    model = make_model().requires_grad_(False)
     with pytest.raises(ValueError, match="the model must have weights to train, got none"):
-        Step(Learner(model), model, Settings(1, 2), None)
+        TrainStep(LossModule(model), model, TrainConfig(1, 2), None)

@@ -1,5 +1,7 @@
-"""``fastmask train``: where data is, which weights are started from, what is wrong is said."""
+"""``fastmask train`` and its function: where the data is, which weights it starts from, errors."""
 
+import argparse
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -11,10 +13,12 @@ from helpers.slim import slim_model
 from torch import nn
 
 import fastmask
-from fastmask.cli import main
+from fastmask.cli import main, train as command_line
 from fastmask.data import Record, write_dataset
 from fastmask.data.splits import label_names, read_splits
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
+from fastmask.training import TrainConfig, train
+from fastmask.training.config import CHOICES
 
 BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
 RECORD = Record(Path("none.png"), (64, 64), ())
@@ -50,8 +54,8 @@ def test_where_data_is(drawn: Path, tmp_path: Path, seed: int) -> None:
     with pytest.raises(ValueError, match=r"must have one file instances_train\*.json, got 2"):
         read_splits(tmp_path / "coco")
     content = json.loads((drawn / "val" / "annotations.json").read_text())
-    for one in content["categories"]:
-        one["name"] += "s"
+    for category in content["categories"]:
+        category["name"] += "s"
     (drawn / "val" / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"val must have categories of .*train, got ellipses, triangles"):
         read_splits(drawn)
@@ -89,14 +93,41 @@ def test_from_a_file_to_better_weights(
     assert [metrics["mask"]["ap"], metrics["box"]["ar_100"]] == pytest.approx([epoch["mask"][0], epoch["box"][8]])
     assert not BOARD or list((tmp_path / "out" / "tensorboard").iterdir())
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert settings["rate"] == 1e-9
+    assert settings["lr"] == 1e-9
     assert settings["fastmask"] == fastmask.__version__
     assert main(command(drawn, tmp_path / "out", "--weights", "none")) == 2
-    assert "--out must be a new folder, or --resume given" in capsys.readouterr().err
+    assert "out must be a new folder, or resume be set" in capsys.readouterr().err
     again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
     assert main(again) == 0  # the same categories: all weights are loaded
     for name, value in torch.load(tmp_path / "again" / "last.pth")["model"].items():
         torch.testing.assert_close(value, last["model"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_function_returns_the_best_epoch(drawn: Path, tmp_path: Path, seed: int) -> None:
+    """Of a model and data sets: what best.pth and epochs.json hold."""
+    torch.manual_seed(seed)
+    model, config, splits = slim_model(fastmask), TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
+    result = train(model, splits.train, tmp_path / "out", config, val=splits.val, progress=False)
+    assert result.weights == tmp_path / "out" / "best.pth"
+    assert result.epochs == json.loads((tmp_path / "out" / "epochs.json").read_text())
+    assert result.metrics["mask"].ap == max(epoch["mask"][0] for epoch in result.epochs)
+    best = torch.load(result.weights)["metrics"]
+    assert {kind: list(values) for kind, values in result.metrics.items()} == best
+    with pytest.raises(ValueError, match=r"model must have the data's 4 classes, the background's included, got 5"):
+        train(model, synthetic_dataset(2, seed), tmp_path / "other", config)
+
+
+def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's names, defaults and choices are TrainConfig's."""
+    parser = argparse.ArgumentParser()
+    command_line.add_arguments(parser)
+    args = parser.parse_args(["--data-path", "set", "--epochs", "3"])
+    settings = dataclasses.asdict(TrainConfig(3))
+    assert {name: getattr(args, name) for name in settings} == settings
+    assert {action.dest: action.choices for action in parser._actions if action.choices} == CHOICES
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data-path", "set", "--epochs", "3", "--optimizer", "lion"])
+    assert "invalid choice: 'lion'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("scene", "same"), [("shapes", True), ("grains", False)])
@@ -153,20 +184,19 @@ def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "yolo"], "--model must be one of"),
-        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none, SHAPES_V1 or a file for"),
+        (["--model", "yolo"], "model must be one of"),
+        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "weights must be none, SHAPES_V1 or a file for"),
         (["--weights", "nothing.pth"], "or a file, got 'nothing.pth'"),
-        (["--weights", "none", "--zoom", "0.5", "2"], "--size must be given with --zoom"),
-        (["--weights", "none", "--batch-size", "0"], "batch must be at least 1, got 0"),
-        (["--weights", "none", "--optimizer", "lion"], "optimizer must be one of sgd, adamw, got 'lion'"),
+        (["--weights", "none", "--zoom", "0.5", "2"], "size must be given with zoom"),
+        (["--weights", "none", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--weights", "none", "--device", "cuda:99"], "--device must be one that this machine has"),
-        (["--weights", "none", "--valid", "nowhere"], "nowhere"),
-        (["--weights", "none", "--valid", "OTHER"], "names must have one of the dataset's categories (cat"),
-        (["--weights", "none", "--min-size", "800", "--max-size", "700"], "--min-size must be at most --max-size, 700"),
+        (["--weights", "none", "--val", "nowhere"], "nowhere"),
+        (["--weights", "none", "--val", "OTHER"], "names must have one of the dataset's categories (cat"),
+        (["--weights", "none", "--min-size", "800", "--max-size", "700"], "min_size must be at most max_size, 700"),
         (["--weights", "none", "--size", "50", "60"], r"size must be (height, width), multiples of 32"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_errors_of_arguments(
     options: list[str],
     message: str,
     drawn: Path,
@@ -175,7 +205,7 @@ def test_what_is_wrong_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_dataset(synthetic_dataset(0)._replace(categories={"cat": 1}, records=[RECORD]), tmp_path / "OTHER", "coco")
-    options = [str(tmp_path / "OTHER") if one == "OTHER" else one for one in options]
+    options = [str(tmp_path / "OTHER") if option == "OTHER" else option for option in options]
     assert main(command(drawn, tmp_path / "out", *options)) == 2
     printed = capsys.readouterr()
     assert message in printed.err

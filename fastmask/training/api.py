@@ -1,0 +1,164 @@
+"""Training in one call: from annotated images to weights, on any number of ranks."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from fastmask import models
+from fastmask._version import __version__
+from fastmask.data import Dataset, read_dataset
+from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
+from fastmask.distributed import Ranks, join_ranks
+from fastmask.models.checkpoint import Checkpoint
+from fastmask.models.detection._weights import find_weights
+from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.training.checkpoints import LAST
+from fastmask.training.config import TrainConfig
+from fastmask.training.trainer import Trainer, TrainResult
+
+Data = Dataset | str | os.PathLike[str]
+
+
+def train(
+    model: GeneralizedRCNN | str,
+    data: Data,
+    out: str | os.PathLike[str],
+    config: TrainConfig,
+    *,
+    val: Data | None = None,
+    class_attribute: str | None = None,
+    weights: str | os.PathLike[str] = "COCO_V1",
+    device: torch.device | str = "auto",
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+    ranks: Ranks | None = None,
+) -> TrainResult:
+    """Train a model on annotated images, as ``fastmask train`` does.
+
+    Under ``torchrun`` every rank calls this, with the same arguments. The folder gets last.pth and best.pth,
+    settings.json, steps.csv, epochs.json and, where matplotlib is installed, curves.png.
+
+    Args:
+        model: a model of ``fastmask.models.detection``, on its device, with as many classes as the data has, the
+            background included; or the name of a builder there.
+        data: a data set, all of which is trained on; or a folder or file, see :func:`fastmask.data.splits.read_splits`.
+        out: the folder for all that the run writes.
+        config: the settings.
+        val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
+        class_attribute: see :func:`fastmask.data.read_dataset`.
+        weights: what a model by name starts from: the name of its published weights, a file, "imagenet" or "none". Of
+            other classes than the data's, all are loaded but the predictors'.
+        device: of a model by name; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes its GPU.
+        resume: resume from the last checkpoint in the folder, if there is one.
+        tensorboard: write for TensorBoard, too, into a folder of that name.
+        progress: print and show bars, on the first rank.
+        ranks: the ranks, where they are known already.
+
+    Returns:
+        The best epoch's weights and metrics, and all epochs' losses and metrics; the same on all ranks.
+
+    Raises:
+        ValueError: an argument is wrong or a file cannot be read, before anything is trained; raised on all ranks.
+        DivergedError, MemoryError, OSError: see :meth:`Trainer.fit`.
+    """
+    folder = Path(out)
+    arguments: dict[str, Any] = {"model": model, "data": data, "out": folder, "val": val, "weights": weights}
+    arguments |= {"class_attribute": class_attribute, "device": device, "resume": resume, "tensorboard": tensorboard}
+    with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
+        job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
+        splits = job.run_on_all(lambda: _read_data(data, val, class_attribute, folder, resume))
+        for problem in splits.train.problems if job.rank == 0 else ():
+            print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+        names = label_names(splits.train)
+
+        def prepare_model() -> GeneralizedRCNN:
+            if not isinstance(model, str):
+                return _check_classes(model, names)
+            with job.local_first():  # else all ranks of a machine download
+                return _build_model(model, os.fspath(weights), names, config, device, job)
+
+        network = job.run_on_all(prepare_model)
+        trainer = Trainer(network, config, folder, splits.train, splits.val, job, resume, progress, tensorboard)
+        if job.rank == 0:
+            lr, images = config.peak_lr(job.world_size), config.batch_size * job.world_size
+            steps = f"{trainer.steps} steps of {images} images on {job.world_size} x {trainer.device}"
+            if progress:
+                print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
+            _write_settings(folder, vars(config) | {"lr": lr}, arguments)
+        return trainer.fit()
+
+
+def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Splits:
+    """The images to train on, and to evaluate on, of a run whose folder may be used."""
+    if not resume and (folder / LAST).exists():
+        raise ValueError(f"out must be a new folder, or resume be set, got {folder} with {LAST} in it")
+    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), class_attribute)
+    if val is None:
+        return splits
+    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
+
+
+def _build_model(
+    name: str, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
+) -> GeneralizedRCNN:
+    """Build a model by name, with the weights to start from, on its device.
+
+    Raises:
+        ValueError: there is no such model, or no such weights of it.
+    """
+    known = models.list_models(module=models.detection)
+    if name not in known:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
+    options: dict[str, Any] = {"num_classes": len(names)}
+    if config.min_size:
+        options["min_size"] = config.min_size[-1]
+    if config.max_size:
+        options["max_size"] = config.max_size
+    slim = name == "maskrcnn_slim_fpn"
+    if weights in ("imagenet", "none"):
+        if not slim:
+            options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else None
+        elif weights == "imagenet":
+            raise ValueError("weights must be none, SHAPES_V1 or a file for maskrcnn_slim_fpn, got imagenet")
+    else:
+        source = find_weights(models.get_model_weights(name), weights)
+        assert source is not None
+        trained = source.meta.get("categories")
+        same = source.meta.get("num_classes") == len(names)
+        if same and trained is not None:
+            same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
+        if not same and ranks.rank == 0:
+            print(f"fastmask train: {source} is of other classes: the predictors start anew")
+        options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
+        if not slim and isinstance(source, Checkpoint):
+            options["weights_backbone"] = None
+    where = ranks.device(str(device))
+    if where == "auto":
+        where = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)  # of what is not loaded
+    return cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
+
+
+def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:
+    """Return the model; ValueError if it has another number of classes than the data."""
+    classifier = getattr(model.roi_heads.box_predictor, "cls_score", None)
+    if isinstance(classifier, torch.nn.Linear) and classifier.out_features != len(names):
+        classes = f"{len(names)} classes, the background's included"
+        raise ValueError(f"model must have the data's {classes}, got {classifier.out_features}")
+    return model
+
+
+def _write_settings(folder: Path, settings: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Write the settings beside the weights, with what :func:`train` was called with, and versions."""
+    plain = (str, os.PathLike, torch.device, bool, type(None))
+    texts = {
+        name: str(value) if isinstance(value, plain) else type(value).__name__ for name, value in arguments.items()
+    }
+    content = settings | {"arguments": texts, "fastmask": __version__, "torch": torch.__version__}
+    (folder / "settings.json").write_text(json.dumps(content, indent=1))
