@@ -1,4 +1,4 @@
-"""README's deployment example as printed: on an exported file and an image, without PyTorch and fastmask."""
+"""export/README.md's example as printed: on an exported file and an image, without PyTorch and fastmask."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pages import find_example
 from PIL import Image
 
 from fastmask.cli import main
 from fastmask.demo import CLASSES, Scenes
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-(EXAMPLE,) = (example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.onnx" in example)
+EXAMPLE = find_example("export/README.md", "model.onnx")
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
 SIZE = ["--size", "192", "224"]
 HIDDEN = (
@@ -63,7 +63,7 @@ def test_example_runs_as_printed(exportable: Path) -> None:
 
 @pytest.mark.slow
 def test_in_an_environment_of_its_own(exportable: Path, tmp_path: Path) -> None:
-    """With what README says is enough, and nothing else."""
+    """With what the page says is enough, and nothing else."""
     venv.create(tmp_path / "new", with_pip=True)
     python = str(tmp_path / "new" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy", "pillow"], check=True, timeout=600)

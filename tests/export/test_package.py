@@ -1,7 +1,6 @@
 """Packages compiled by AOTInductor against the model, in this process and in one that knows nothing of models."""
 
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.exact import assert_parity
+from helpers.pages import find_example
 from torch import Tensor
 
 from fastmask.cli import main
@@ -18,10 +18,7 @@ from fastmask.demo import draw_scene
 from fastmask.export import AOTPackage, ExportableModel, Shape, compare_outputs, write_package
 from fastmask.models import detection
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-(EXAMPLE,) = (
-    example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "aoti_load_package" in example
-)
+EXAMPLE = find_example("export/README.md", "aoti_load_package")
 HIDDEN = "import sys\nfor name in ('fastmask.models', 'fastmask.export', 'torchvision'): sys.modules[name] = None\n"
 SHOWN = "\nimport numpy\nnumpy.savez('found.npz', *(values.numpy() for values in found))\n"
 MODEL = ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1"]
@@ -46,7 +43,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_in_a_process_without_models(file: Path, seed: int) -> None:
-    """README's example as printed finds, bit by bit, what the package finds here; and that is what the model finds."""
+    """Its page's example finds, bit by bit, what the package finds here; and that is what the model finds."""
     package, exportable = AOTPackage(file), deployed_model(raw=True)
     assert (package.batch, package.size, package.kind) == (1, (192, 224), "cpu")
     images = scenes(4, (180, 220), seed)
