@@ -1,6 +1,7 @@
 """Models for deployment, as ONNX of standard operators or compiled by AOTInductor, checked against the model."""
 
 from fastmask.export.aot import AOTPackage, write_package
+from fastmask.export.api import MismatchError, export_model
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.export.onnx import OnnxSummary, count_operators, write_onnx
 from fastmask.export.parity import Parity, compare_outputs
@@ -12,6 +13,7 @@ __all__ = [
     "AOTPackage",
     "ExportableModel",
     "ExportedPredictor",
+    "MismatchError",
     "OnnxSession",
     "OnnxSummary",
     "Parity",
@@ -19,6 +21,7 @@ __all__ = [
     "TensorRTExportableModel",
     "compare_outputs",
     "count_operators",
+    "export_model",
     "write_onnx",
     "write_package",
 ]

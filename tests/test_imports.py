@@ -13,7 +13,8 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"cli"},
     {"benchmarks", "selftest"},
     {"training", "export"},
-    {"evaluation", "demo"},
+    {"demo"},
+    {"evaluation"},
     {"__init__"},  # fastmask's own names, each imported when it is first touched
     {"inference", "compat"},
     {"models"},

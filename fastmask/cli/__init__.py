@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from fastmask._version import __version__
 
 COMMANDS = {
-    "demo": "draw images, find what is on them, and show it: no network, no data, under a minute",
-    "export": "a model as an ONNX file, checked against the model itself",
-    "predict": "find objects in images: overlays and one COCO-results file",
-    "compare": "how much of a model's answers each of Predictor's settings keeps, on images of yours",
-    "train": "a model on annotated images, from weights or from scratch",
-    "evaluate": "COCO's average precision of boxes and masks on annotated images",
-    "data": "annotations of images: what is wrong with them, and from one format to another",
-    "bench": "how fast ops and a model are here, beside torchvision where it is installed",
-    "selftest": "whether every op and a model give the right values on this machine",
-    "tune": "try block sizes and settings on this GPU, and keep what is faster for later runs",
-    "env": "versions and devices, for a bug report",
+    "demo": "detect shapes on synthetic images: no network, no data, under a minute",
+    "export": "export a model to ONNX or AOTInductor, checked against the model itself",
+    "predict": "detect objects in images; write overlays and one COCO results file",
+    "compare": "compare each of Predictor's settings with the model itself, on images of yours",
+    "train": "train a model on annotated images, from weights or from scratch",
+    "evaluate": "compute COCO's average precision of boxes and masks on annotated images",
+    "data": "check annotated images, convert annotations, draw synthetic images",
+    "bench": "measure ops and a model on this machine, beside torchvision where it is installed",
+    "selftest": "check that every op and a model give the right values on this machine",
+    "tune": "find the fastest block sizes and settings on this GPU, for later runs",
+    "env": "print versions and devices, for a bug report",
 }
 
 

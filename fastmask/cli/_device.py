@@ -6,10 +6,15 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICE_HELP = "auto (CUDA where it is available, else cpu), cpu, cuda, cuda:1, ... [%(default)s]"
 
 
 def find_device(name: str) -> "torch.device":
-    """``auto`` for CUDA where there is any, else the CPU; or torch's name; ValueError if this machine has none such."""
+    """The device of a name of torch's; "auto" is CUDA where it is available, else the CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
     import torch  # seconds: not before the command line is known to be right
 
     if name == "auto":

@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastmask._version import __version__
-from fastmask.cli._device import find_device
-from fastmask.cli._journal import state_of
+from fastmask.cli._device import DEVICE_HELP, find_device
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
@@ -15,42 +14,38 @@ if TYPE_CHECKING:
     from fastmask.inference.predictor import Predictor
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
-def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5) -> None:
-    """For every command that looks at images."""
-    parser.add_argument("--weights", default="COCO_V1", help="COCO_V1 (downloaded once) or a file [%(default)s]")
-    parser.add_argument("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    parser.add_argument("--score", type=float, default=score, help="what is kept scores above it [%(default)s]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
+
+def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5, device_help: str = DEVICE_HELP) -> None:
+    """Add what names a model, for every command that runs one."""
+    add = parser.add_argument
+    add("--weights", default="COCO_V1", help="a name (COCO_V1 is downloaded once) or a file [%(default)s]")
+    add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
+    add("--score", type=float, default=score, help="minimum score of a kept detection, from 0 to 1 [%(default)s]")
+    add("--device", default="auto", help=device_help)
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """For those that look at many."""
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="to pad to [800 1344 on CUDA]")
-    sizes.add_argument("--exact", action="store_true", help="pad as the model does [where there is no CUDA]")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 [%(default)s]")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once [%(default)s]")
+    """Add what configures a Predictor, for commands that predict many images."""
+    add_size = parser.add_mutually_exclusive_group().add_argument
+    add_size("--size", nargs=2, type=int, metavar=("H", "W"), help="padded size in pixels [800 1344 on CUDA]")
+    add_size("--exact", action="store_true", help="pad images as the model does [where there is no CUDA]")
+    add = parser.add_argument
+    add("--dtype", default="auto", choices=DTYPES, help="data type of weights and feature maps [%(default)s]")
+    add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
 
 
 def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
     """The model, ready to detect, and its categories if they are known; ValueError if an argument is wrong."""
     from fastmask import models
-    from fastmask.models.detection._weights import find_weights
+    from fastmask.checks import check_choice
+    from fastmask.inference import load_pretrained
 
     if not 0 <= score <= 1:
         raise ValueError(f"--score must be in [0, 1], got {score}")
-    names = models.list_models(module=models.detection)
-    if name not in names:
-        raise ValueError(f"--model must be one of {', '.join(names)}, got {name!r}")
-    where = find_device(device)
-    source = find_weights(models.get_model_weights(name), weights)
-    assert source is not None
-    options = source.meta.get("options", {})  # such as the size of images that it was trained on
-    model = (
-        models.get_model(name, weights=source, box_score_thresh=score, **options).eval().requires_grad_(False).to(where)
-    )
-    return cast("FasterRCNN", model), source.meta.get("categories")
+    check_choice("--model", name, models.list_models(module=models.detection))
+    return load_pretrained(name, weights, find_device(device), score)
 
 
 def make_exported_predictor(
@@ -63,6 +58,7 @@ def make_exported_predictor(
         import torch
 
         from fastmask.export.predictor import ExportedPredictor
+        from fastmask.inference.journal import file_state
 
         if ranks.world_size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(ranks.device("cuda"))  # which "auto" then is, for a file that can use it
@@ -70,7 +66,7 @@ def make_exported_predictor(
         predictor = ExportedPredictor(args.exported, device, args.score, args.batch)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    settings = {"exported": str(args.exported), "file": state_of(args.exported), "fastmask": __version__}
+    settings = {"exported": str(args.exported), "file": file_state(args.exported), "fastmask": __version__}
     settings["device"] = predictor.session.kind
     return (
         predictor,
@@ -82,22 +78,19 @@ def make_exported_predictor(
 def make_predictor(
     args: argparse.Namespace, ranks: "Ranks"
 ) -> "tuple[Predictor, Sequence[str] | None, dict[str, Any]]":
-    """The Predictor on this rank's device, the categories if they are known, and all that answers depend on."""
+    """The Predictor on this rank's device, the categories if they are known, and all that predictions depend on."""
     import torch
 
-    from fastmask.inference.predictor import Predictor
+    from fastmask.inference import Predictor
+    from fastmask.inference.journal import file_state
 
     with ranks.local_first():
         model, categories = load_model(args.model, args.weights, ranks.device(args.device), args.score)
     device = next(model.parameters()).device.type
     fixed = args.size or (device == "cuda" and not args.exact)
-    dtype: Any = getattr(torch, args.dtype, args.dtype)  # which Predictor checks
+    dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
     settings = {name: getattr(args, name) for name in ("model", "score", "batch")}
-    settings |= {"weights": args.weights, "file": state_of(Path(args.weights)), "device": device}
-    settings |= {
-        "size": predictor.size,
-        "dtype": str(predictor.dtype),
-        "fastmask": __version__,
-    }
+    settings |= {"weights": args.weights, "file": file_state(Path(args.weights)), "device": device}
+    settings |= {"size": predictor.size, "dtype": str(predictor.dtype), "fastmask": __version__}
     return predictor, categories, settings

@@ -5,37 +5,41 @@ import json
 import sys
 from pathlib import Path
 
+from fastmask.cli._device import DEVICE_HELP, find_device
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many images, or which, and where the sheet goes."""
+    """Add which images, or how many, and where the output goes."""
     add = parser.add_argument
-    add(
-        "--image",
-        nargs="+",
-        action="extend",
-        type=Path,
-        metavar="FILE",
-        help="look for shapes on these instead of synthetic images",
-    )
-    add("--number", type=int, default=200, metavar="N", help="of images that are drawn [%(default)s]")
-    add("--seed", type=int, default=3, help="of these; the weights have seen those of 1 and 2 [%(default)s]")
-    add("--score", type=float, default=0.5, help="what is shown scores above it [%(default)s]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
-    add("--out", type=Path, default=Path(), metavar="DIR", help="for demo.png and demo.json [here]")
+    add("--image", nargs="+", action="extend", type=Path, metavar="FILE", help="detect shapes on these images instead")
+    add("--number", type=int, default=200, metavar="N", help="number of synthetic images [%(default)s]")
+    add("--seed", type=int, default=3, help="seed of the images; the weights have seen 1 and 2 [%(default)s]")
+    add("--score", type=float, default=0.5, help="minimum score of a shown detection, from 0 to 1 [%(default)s]")
+    add("--device", default="auto", help=DEVICE_HELP)
+    add("--out", type=Path, default=Path(), metavar="DIR", help="folder of demo.png and demo.json [here]")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 if an argument is wrong, or an image cannot be read, or nothing can be written."""
-    from fastmask.cli._demo import on_drawn_images, on_own_images
+    from fastmask.checks import check_at_least
+    from fastmask.cli._demo import print_times
+    from fastmask.demo.run import demo_images, demo_synthetic, load_predictor
 
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+        check_at_least("--number", args.number, 1)
+        if not 0 <= args.score <= 1:
+            raise ValueError(f"--score must be in [0, 1], got {args.score}")
+        least = args.score if args.image else min(args.score, 0.05)  # average precision counts low scores as well
+        predictor = load_predictor(str(find_device(args.device)), least)
         if args.image:
-            sheet, told = on_own_images(args.image, args.score, args.device)
+            demo = demo_images(predictor, args.image)
         else:
-            sheet, told = on_drawn_images(args.number, args.seed, args.score, args.device)
-        sheet.save(args.out / "demo.png")
-        (args.out / "demo.json").write_text(json.dumps(told, indent=1))
+            demo = demo_synthetic(predictor, args.number, args.seed, args.score)
+        print(demo.text)
+        metrics = demo.metrics | print_times(predictor, demo.record.load(), least)
+        demo.sheet.save(args.out / "demo.png")
+        (args.out / "demo.json").write_text(json.dumps(metrics, indent=1))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"fastmask demo: {error}", file=sys.stderr)
         return 2

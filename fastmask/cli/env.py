@@ -1,4 +1,4 @@
-"""``fastmask env``: what a bug report needs."""
+"""``fastmask env``: versions and devices, for a bug report."""
 
 import argparse
 import importlib.metadata
@@ -8,7 +8,7 @@ PACKAGES = ("fastmask-rcnn", "triton", "torchvision", "numpy", "pycocotools", "o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add none."""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,40 +1,51 @@
-"""``fastmask export``: a model as a file for deployment, checked against the model itself."""
+"""``fastmask export``: write a model as a file for deployment, checked against the model itself."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
+from fastmask.cli._device import find_device
+from fastmask.cli._model import add_model_arguments, load_model
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, in which form, and on which images it is checked."""
+    """Add the model, the form of the file, and the images that it is checked on."""
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="to write: .onnx, or .pt2 for a package by AOTInductor")
-    add("--weights", default="COCO_V1", help="COCO_V1 (downloaded once), SHAPES_V1 or a file [%(default)s]")
-    add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
-    add("--score", type=float, default=0.05, help="what is kept scores above it [%(default)s]")
-    add("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="padded images' [800 1344]")
-    add("--batch", type=int, default=1, metavar="N", help="images at once [%(default)s]")
-    add("--device", default="auto", help="cpu or cuda: where it is compared and, .pt2, where it will run [%(default)s]")
-    add("--dynamic", action="store_true", help="any batch and size up to the model's largest, in multiples of 32")
-    add("--masks", default="soft", help="soft: probabilities over the boxes; paste: pixels [%(default)s]")
-    add("--raw", action="store_true", help="take uint8 [B, H, W, 3] and normalize inside")
-    add("--dtype", default="float32", help="of weights: float32 or float16 [%(default)s]")
-    add("--target", metavar="tensorrt", help="hold the graph against what TensorRT parses, and bound its NMS")
-    add("--opset", type=int, help="of ONNX [18]")
-    add("--check", type=Path, nargs="+", metavar="IMAGE", help="images, or folders, to compare on [drawn ones]")
-    add("--force", action="store_true", help="replace the file")
+    add("file", type=Path, metavar="FILE", help="the output, ending in .onnx, or in .pt2 for an AOTInductor package")
+    where = "auto, cpu or cuda: where the file is compared and, of a .pt2 file, where it will run [%(default)s]"
+    add_model_arguments(parser, score=0.05, device_help=where)
+    add("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="padded size in pixels [800 1344]")
+    add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
+    add("--dynamic", action="store_true", help="accept any batch, and any size up to the model's, in multiples of 32")
+    add("--masks", default="soft", choices=("soft", "paste"), help="28 x 28 probabilities, or pixels [%(default)s]")
+    add("--raw", action="store_true", help="take uint8 images [B, H, W, 3], and normalize them inside")
+    add("--dtype", default="float32", choices=("float32", "float16"), help="data type of weights [%(default)s]")
+    add("--target", choices=("tensorrt",), help="check the graph against what TensorRT parses, and bound its NMS")
+    add("--opset", type=int, help="ONNX opset, 18 to 20 [18]")
+    add("--check", type=Path, nargs="+", metavar="IMAGE", help="images or folders to compare on [synthetic images]")
+    add("--force", action="store_true", help="replace the file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if the file does not answer as the model does, and is not kept; 2 if something is wrong."""
+    """Exit code 0; 1 if the file does not match the model, and is not kept; 2 if something is wrong."""
+    import torch  # seconds: only once the command line is known to be right
+
+    from fastmask.export.api import MismatchError, export_model
+    from fastmask.inference.image_files import find_images
+
     try:
-        from fastmask.cli._export import DisagreesError, exported
-    except ImportError as error:
-        print(f"fastmask export: needs {error.name}: pip install 'fastmask-rcnn[onnxruntime]'", file=sys.stderr)
-        return 2
-    try:
-        exported(args)
-    except DisagreesError as error:
+        if args.file.exists() and not args.force:
+            raise ValueError(f"{args.file} is there already: --force replaces it")
+        same = ("size", "batch", "dynamic", "masks", "raw", "target", "opset")
+        options = {name: getattr(args, name) for name in same}
+        options["device"] = str(find_device(args.device)) if args.file.suffix == ".pt2" else args.device
+        options["images"] = None if args.check is None else find_images(args.check)
+        model, options["categories"] = load_model(args.model, args.weights, "cpu", args.score)
+        report = functools.partial(print, flush=True)
+        export_model(model, args.file, dtype=getattr(torch, args.dtype), report=report, **options)
+        print(args.file)
+    except MismatchError as error:
         print(f"fastmask export: {error}", file=sys.stderr)
         return 1
     except (ImportError, OSError, ValueError, RuntimeError) as error:

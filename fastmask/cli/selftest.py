@@ -1,4 +1,4 @@
-"""``fastmask selftest``: whether every op and a model give the right values on this machine."""
+"""``fastmask selftest``: check that every op and a model give the right values on this machine."""
 
 import argparse
 import json
@@ -6,19 +6,20 @@ import sys
 import time
 from pathlib import Path
 
+from fastmask.cli._device import DEVICE_HELP, find_device
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where, and on what."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
-    parser.add_argument("--seed", type=int, default=None, help="of what is drawn, to repeat a run [drawn]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    """Add the device, the seed, and where the results go."""
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--seed", type=int, default=None, help="seed of the inputs, to repeat a run [random]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if a value is wrong or an op fails; 2 if an argument is wrong."""
     import torch  # seconds: only once the command line is known to be right
 
-    from fastmask.cli._device import find_device
     from fastmask.kernels.launch import describe
     from fastmask.selftest.report import describe_results, format_failures, format_table
     from fastmask.selftest.run import list_checks, run_checks
@@ -33,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     print(f"{name}, torch {torch.__version__}, --seed {seed}; {describe()}")
-    begun = time.monotonic()
+    start = time.monotonic()
     results = run_checks(list_checks(device, seed), seed)
     print(f"\n{format_table(results)}\n")
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     print(f"{len(results)} checks in {seconds:.0f} seconds")
     if args.json is not None:
         facts = {"device": name, "torch": torch.__version__, "kernels": describe(), "seed": seed, "seconds": seconds}

@@ -11,10 +11,10 @@ from typing import Any
 from fastmask.data.coco import is_id
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels, check_rle, parse_numbers
 from fastmask.distributed import Ranks, join_ranks
-from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import IOU_TYPES
 from fastmask.image_io import read_image_size
+from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN

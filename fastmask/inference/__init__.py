@@ -1,1 +1,7 @@
-"""Prediction with a model made ready once: from images in files, memory or streams to detections on the host."""
+"""Prediction with a model prepared once: from images in files, memory or streams to detections on the host."""
+
+from fastmask.inference.predict_files import PredictedFiles, predict_files
+from fastmask.inference.predictor import Predictor
+from fastmask.inference.pretrained import load_pretrained
+
+__all__ = ["PredictedFiles", "Predictor", "load_pretrained", "predict_files"]

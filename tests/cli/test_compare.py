@@ -1,4 +1,4 @@
-"""``fastmask compare`` on the slim model: its table, its image, what it refuses; and the IoU of masks it quotes."""
+"""``fastmask compare`` on the slim model: its table, its image, wrong arguments; and the IoU of masks."""
 
 from pathlib import Path
 from typing import Any

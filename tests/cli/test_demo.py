@@ -25,14 +25,14 @@ STAGES = 12  # the model's ten, all of it, a whole call
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Few images; test_readme has all of them."""
     assert main(["demo", "--number", "9", "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "Images drawn with seed 5, never seen in training: 9" in said
-    assert "quadrilateral" in said
-    assert "RoIAlign 14 x 14" in said
-    told = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert told["metrics"]["mask"]["ap50"] > 0.5
-    assert (told["images"], told["seed"], list(told["devices"])) == (9, 5, ["cpu"])
-    times = told["milliseconds"]["cpu"]
+    printed = capsys.readouterr().out
+    assert "Images drawn with seed 5, never seen in training: 9" in printed
+    assert "quadrilateral" in printed
+    assert "RoIAlign 14 x 14" in printed
+    metrics = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert metrics["metrics"]["mask"]["ap50"] > 0.5
+    assert (metrics["images"], metrics["seed"], list(metrics["devices"])) == (9, 5, ["cpu"])
+    times = metrics["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
     sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png"))
@@ -44,9 +44,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.gpu
 def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
-    told = json.loads((tmp_path / "demo.json").read_text())
-    assert told["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
-    assert set(told["milliseconds"]) == {"cuda:0", "cpu"}
+    metrics = json.loads((tmp_path / "demo.json").read_text())
+    assert metrics["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert set(metrics["milliseconds"]) == {"cuda:0", "cpu"}
 
 
 def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,16 +55,16 @@ def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     files = [str(tmp_path / "shapes.png")]
     assert main(["demo", "--image", *files, *files, "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("shapes.png: ") == 2
-    told = json.loads((tmp_path / "demo.json").read_text())
-    assert told["detections"]
-    assert all(one["score"] > 0.5 for one in told["detections"])
-    best = max(told["detections"], key=lambda one: one["score"])
-    overlaps = coco.iou([best["segmentation"]], [one.rle for one in drawn.instances], [0] * len(drawn.instances))
+    metrics = json.loads((tmp_path / "demo.json").read_text())
+    assert metrics["detections"]
+    assert all(result["score"] > 0.5 for result in metrics["detections"])
+    best = max(metrics["detections"], key=lambda result: result["score"])
+    overlaps = coco.iou([best["segmentation"]], [item.rle for item in drawn.instances], [0] * len(drawn.instances))
     assert overlaps.max() > 0.6
     assert Image.open(tmp_path / "demo.png").width > 2 * 384
 
 
-def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "torn.png").write_bytes(b"torn")
     for options, message in (
         (["--number", "0"], "--number must be at least 1, got 0"),
@@ -88,7 +88,7 @@ def test_comparison_shows_what_there_is() -> None:
     mask, half = np.zeros((2, 40, 60), np.uint8)
     mask[10:30, 20:40] = 1
     half[10:30, 20:30] = 1
-    square, found = (coco.encode(np.asfortranarray(one)) for one in (mask, half))
+    square, found = (coco.encode(np.asfortranarray(each)) for each in (mask, half))
     record = Record(Path("drawn.png"), (40, 60), (Instance("square", rle=square),), 1, Image.fromarray(pixels))
     entry = {"category_id": 1, "bbox": [20, 10, 10, 20], "score": 0.9, "segmentation": found}
     sheet = np.asarray(draw_comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
@@ -113,13 +113,13 @@ def test_shipped_weights() -> None:
     assert {name: weights.meta[name] for name in file.meta} == file.meta
     assert weights.meta["categories"][1:] == list(CLASSES[:3])
     model = detection.maskrcnn_slim_fpn(weights="DEFAULT")
-    assert sum(one.numel() for one in model.parameters()) == weights.meta["num_params"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == weights.meta["num_params"]
     for key, value in model.state_dict().items():
         assert value.isfinite().all()
         assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
         assert torch.equal(value, file.get_state_dict()[key].to(value.dtype))
-    told = json.loads((SHIPPED.parent / "epochs.json").read_text())[-1]
-    assert told["mask"][0] == pytest.approx(weights.meta["_metrics"]["drawn-shapes"]["mask_map"] / 100, abs=1e-3)
+    metrics = json.loads((SHIPPED.parent / "epochs.json").read_text())[-1]
+    assert metrics["mask"][0] == pytest.approx(weights.meta["_metrics"]["drawn-shapes"]["mask_map"] / 100, abs=1e-3)
 
 
 def test_without_a_network(tmp_path: Path) -> None:
@@ -142,4 +142,4 @@ def test_without_a_network(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["demo.json", "demo.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "demo.png"]

@@ -1,4 +1,4 @@
-"""``fastmask predict`` on the slim model: images, results, what is skipped, what is refused."""
+"""``fastmask predict`` on the slim model: results, overlays, skipped images, wrong arguments."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from fastmask.cli import main
-from fastmask.cli._images import find_images, image_ids, overlays_of
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.image_io import read_image
+from fastmask.inference.image_files import find_images, image_ids, overlay_paths
 from fastmask.models._presets import to_float
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads the results").COCO
@@ -26,8 +26,8 @@ def predict(weights: Path, folder: Path, *arguments: Any) -> int:
     return main(["predict", "--model", "slim", "--weights", str(weights), "--out", str(folder), *map(str, arguments)])
 
 
-def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    """The JSON, loaded by pycocotools, holds what torchvision's model finds above the score."""
+def test_results_match_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """The JSON, loaded by pycocotools, holds the detections of torchvision's model above the score."""
     weights, theirs = slim_file
     paths = [draw_image_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
     assert predict(weights, tmp_path / "out", "--score", 0.06, *paths) == 0
@@ -43,14 +43,14 @@ def test_answers_are_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: P
             expected += theirs([image])
         found = results.loadAnns(results.getAnnIds(imgIds=[i]))
         assert len(found)
-        assert {entry["file_name"] for entry in found} == {str(path)}
-        masks = np.stack([coco_mask.decode(entry["segmentation"]) for entry in found])
-        boxes = torch.tensor([entry["bbox"] for entry in found])
+        assert {result["file_name"] for result in found} == {str(path)}
+        masks = np.stack([coco_mask.decode(result["segmentation"]) for result in found])
+        boxes = torch.tensor([result["bbox"] for result in found])
         actual.append(
             {
                 "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
-                "labels": torch.tensor([entry["category_id"] for entry in found]),
-                "scores": torch.tensor([entry["score"] for entry in found]),
+                "labels": torch.tensor([result["category_id"] for result in found]),
+                "scores": torch.tensor([result["score"] for result in found]),
                 "masks": torch.from_numpy(masks)[:, None].float(),
             }
         )
@@ -84,8 +84,8 @@ def test_broken_files_are_named_and_the_rest_go_on(
     other = draw_image_file(tmp_path / "other.png")  # what was skipped keeps no other command out
     assert predict(weights, tmp_path / "out", "--score", 0.9, other) == 0
     assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
-    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {entry["image_id"] for entry in entries} <= {1, 7}
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {result["image_id"] for result in results} <= {1, 7}
     assert predict(weights, tmp_path / "alone", text) == 1
     assert json.loads((tmp_path / "alone" / "predictions.json").read_text()) == []
 
@@ -138,7 +138,7 @@ def test_image_ids() -> None:
     assert image_ids([]) == []
 
 
-def test_no_output_hides_a_image_or_another_output(tmp_path: Path) -> None:
+def test_no_overlay_replaces_an_image_or_another_overlay(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "c" * 250)]
-    names = [path.name.removesuffix(".predicted.png") for path in overlays_of(paths, tmp_path)]
+    names = [path.name.removesuffix(".predicted.png") for path in overlay_paths(paths, tmp_path)]
     assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "c" * 200]

@@ -1,4 +1,4 @@
-"""``fastmask predict`` on many images: interrupted and taken up again, alone and by two ranks."""
+"""``fastmask predict`` on many images: interrupted and resumed, alone and by two ranks."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from helpers.images import draw_image_file
 from PIL import Image
 from torch import nn
 
-from fastmask.cli import _journal, main
+from fastmask.cli import main
 from fastmask.image_io import read_image
-from fastmask.inference import prefetch
+from fastmask.inference import journal, prefetch
 
 SlimFile = tuple[Path, nn.Module]
 
@@ -64,26 +64,26 @@ def interrupted(stop_at: Callable[..., Path], images: list[Path]) -> Path:
 
 @pytest.fixture
 def whole(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> list[dict[str, Any]]:
-    """What one run without an interruption finds."""
+    """Results of a run without an interruption."""
     assert main(arguments(slim_file, tmp_path / "whole", *images)) == 0
-    assert not (tmp_path / "whole" / _journal.PARTS).exists()
+    assert not (tmp_path / "whole" / journal.PARTS).exists()
     return results(tmp_path / "whole")
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What is read from here on."""
+    """Paths that are read from here on."""
     paths: list[Path] = []
     monkeypatch.setattr(prefetch, "read_image", lambda path: paths.append(path) or read_image(path))
     return paths
 
 
 def journal_of(folder: Path) -> Path:
-    (part,) = (folder / _journal.PARTS).glob("*.jsonl")
+    (part,) = (folder / journal.PARTS).glob("*.jsonl")
     return part
 
 
-def test_a_run_is_taken_up(
+def test_an_interrupted_run_is_resumed(
     slim_file: SlimFile,
     images: list[Path],
     interrupted: Path,
@@ -91,11 +91,11 @@ def test_a_run_is_taken_up(
     read: list[Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What was found is kept; only the rest, what has changed, and what was cut off or lost are looked at again."""
-    assert not (interrupted / _journal.RESULTS).exists()
-    found = json.loads((interrupted / _journal.PARTIAL).read_text())
+    """Predictions are kept; only the rest, changed images, and those cut off or without overlay are read again."""
+    assert not (interrupted / journal.RESULTS).exists()
+    found = json.loads((interrupted / journal.PARTIAL).read_text())
     assert found == whole[: len(found)]
-    done = sorted({entry["image_id"] for entry in found})
+    done = sorted({result["image_id"] for result in found})
     assert 3 < len(done) < 10
     part = journal_of(interrupted)
     part.write_text(part.read_text()[:-5])
@@ -104,8 +104,8 @@ def test_a_run_is_taken_up(
     assert main(arguments(slim_file, interrupted, *images)) == 0
     assert sorted(read) == [*images[:2], *images[len(done) - 1 :]]
     assert results(interrupted) == whole
-    assert not (interrupted / _journal.PARTS).exists()
-    assert not (interrupted / _journal.PARTIAL).exists()
+    assert not (interrupted / journal.PARTS).exists()
+    assert not (interrupted / journal.PARTIAL).exists()
     assert "in 14 images" in capsys.readouterr().out
 
 
@@ -144,13 +144,13 @@ def test_other_settings_and_images_are_refused(
     images[0].unlink()  # what is gone is no reason
     assert main(arguments(slim_file, interrupted, *images[1:])) == 0
     assert main([*other[:-1], str(images[1]), "--restart"]) == 0
-    assert not (interrupted / _journal.PARTS).exists()
+    assert not (interrupted / journal.PARTS).exists()
 
 
-def test_nothing_seen_leaves_results_alone(
+def test_nothing_predicted_leaves_results_alone(
     slim_file: SlimFile, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a disk or a device fails, the answers of an earlier run are still there."""
+    """Where a disk or a device fails, the results of an earlier run are still there."""
     command = arguments(slim_file, tmp_path / "out", *images[:2])
     assert main(command) == 0
     before = results(tmp_path / "out")
@@ -170,7 +170,7 @@ def test_wrong_arguments_restart_nothing(slim_file: SlimFile, images: list[Path]
 def test_two_runs_at_once(
     slim_file: SlimFile, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with _journal.locked(tmp_path / "out"):
+    with journal.lock_folder(tmp_path / "out"):
         assert main(arguments(slim_file, tmp_path / "out", images[0])) == 2
     assert "out must be free, got another run in it" in capsys.readouterr().err
     assert main(arguments(slim_file, tmp_path / "out", images[0])) == 0
@@ -216,7 +216,7 @@ def test_a_broken_journal_is_named(
 def test_two_ranks_give_the_union_of_one(
     slim_file: SlimFile, images: list[Path], interrupted: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """They go on from where one process was stopped; a broken image is named once, the rest is complete."""
+    """They go on where one process was stopped; a broken image is named once, the rest is complete."""
     torn = images[0].parent / "torn.png"
     torn.write_bytes(images[0].read_bytes()[:300])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -237,7 +237,7 @@ def test_two_ranks_give_the_union_of_one(
     assert done.stdout.count("in 14 images") == 1
     assert results(interrupted) == whole
     assert len(list(interrupted.glob("*.predicted.png"))) == 14
-    assert (interrupted / _journal.PARTS / _journal.FINISHED).exists()
+    assert (interrupted / journal.PARTS / journal.FINISHED).exists()
     wrong = subprocess.run(
         [*launcher, script, *arguments(slim_file, interrupted, "--batch", 0, images[0])],
         capture_output=True,
@@ -250,13 +250,14 @@ def test_two_ranks_give_the_union_of_one(
 
 
 def test_results_only(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> None:
-    """Fixed sizes and batches have the same kind of answers."""
+    """Fixed sizes and batches have the same kind of results."""
     out = tmp_path / "out"
-    assert main(arguments(slim_file, out, "--no-images", "--size", 128, 160, "--batch", 4, *images)) == 0
+    assert main(arguments(slim_file, out, "--no-overlays", "--size", 128, 160, "--batch", 4, *images)) == 0
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
-    assert {entry["image_id"] for entry in results(out)} <= set(range(1, 15))
+    assert {result["image_id"] for result in results(out)} <= set(range(1, 15))
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments(slim_file, out, "--dtype", "int8", images[0]))
     for wrong, message in {
-        ("--dtype", "int8"): "dtype must be 'auto' or a floating torch.dtype, got torch.int8",
         ("--batch", "0"): "batch must be at least 1, got 0",
         ("--size", "0", "5"): "size must be at least 1, got",
     }.items():

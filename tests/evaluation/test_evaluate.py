@@ -19,8 +19,8 @@ from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
-from fastmask.evaluation.coco_results import to_coco_results
 from fastmask.evaluation.run import map_labels
+from fastmask.inference.coco_results import to_coco_results
 
 NAMES = {"box": "bbox", "mask": "segm"}
 

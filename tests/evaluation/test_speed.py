@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fastmask import ops
 from fastmask.demo import Scenes, synthetic_dataset
 from fastmask.evaluation import Evaluator
-from fastmask.evaluation.coco_results import to_coco_results
+from fastmask.inference.coco_results import to_coco_results
 
 IMAGES = 5000
 DETECTIONS = 100

@@ -296,12 +296,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     """What the table refuses is not written; what cannot be asked for is format_parity."""
     file = tmp_path / "model.onnx"
     command = ["export", str(file), "--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--size", "192", "224"]
-    for options, message in (
-        (["--target", "tensorrt", "--dynamic"], "for TensorRT a graph must be of one batch and size"),
-        (["--target", "openvino"], "--target must be tensorrt, or not given, got 'openvino'"),
-    ):
-        assert main([*command, *options]) == 2
-        assert message in capsys.readouterr().err
+    assert main([*command, "--target", "tensorrt", "--dynamic"]) == 2
+    assert "for TensorRT a graph must be of one batch and size" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--target", "openvino"])
+    assert "argument --target: invalid choice: 'openvino'" in capsys.readouterr().err
     assert main([*command, "--target", "tensorrt"]) == 0
     format_parity = capsys.readouterr().out
     assert "checked by onnx and the table of TensorRT" in format_parity

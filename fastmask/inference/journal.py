@@ -1,4 +1,4 @@
-"""What is found in each image, written down as it is found, by any number of ranks, so that a run can be taken up."""
+"""Predictions written to disk image by image, by any number of ranks, so that an interrupted run can be resumed."""
 
 import contextlib
 import errno
@@ -10,38 +10,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from fastmask.structures import CocoResult
+
 RESULTS = "predictions.json"
 PARTIAL = "predictions.partial.json"  # of a run that was interrupted
 PARTS = "predictions.parts"  # a folder beside the results until they are complete
-FINISHED = "finished"  # a file in it: all that is missing was skipped
-
-Entries = list[dict[str, Any]]
+FINISHED = "finished"  # a file in PARTS: all images without predictions were skipped
 
 
-class Todo(NamedTuple):
-    """An image that is still to be looked at."""
+class Job(NamedTuple):
+    """An image to predict, and the overlay to write, if any."""
 
     image: Path
-    state: str  # as it was before
+    state: str  # of the image's file, see file_state
     overlay: Path | None
 
 
 class Journal:
-    """One file of a rank in one run: a line of settings, then a line an image.
+    """The file of one rank in one run: a line of settings, then a line for each image.
 
     Args:
-        folder: of the results; on a disk that all ranks see.
-        run, rank: whose file it is; it must not be there.
-        settings: what the answers depend on.
+        folder: of the results, on a disk that all ranks see.
+        run, rank: they name the file, which must not exist.
+        settings: what the predictions depend on, as JSON values.
     """
 
     def __init__(self, folder: Path, run: int, rank: int, settings: Mapping[str, Any]) -> None:
         self.file = open(folder / PARTS / f"{run:04}-{rank:05}.jsonl", "x")  # noqa: SIM115  closed by __exit__
         self._write(settings)
 
-    def add(self, one: Todo, entries: Entries) -> None:
-        """An image is done."""
-        self._write([str(one.image), one.state, one.overlay and one.overlay.name, entries])
+    def add(self, job: Job, results: list[CocoResult]) -> None:
+        """Write down an image's results, once its overlay is saved."""
+        self._write([str(job.image), job.state, job.overlay and job.overlay.name, results])
 
     def _write(self, value: Any) -> None:
         self.file.write(json.dumps(value) + "\n")
@@ -54,8 +54,8 @@ class Journal:
         self.file.close()
 
 
-def state_of(file: Path) -> str:
-    """What changes with a file; empty if it cannot be had."""
+def file_state(file: Path) -> str:
+    """Size and time of modification, which tell whether a file has changed; empty if it cannot be read."""
     try:
         found = os.stat(file)
     except OSError:
@@ -64,11 +64,11 @@ def state_of(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder of the results, and keep other runs out of it.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create the folder of the results, and keep other runs out of it.
 
     Raises:
-        ValueError: another run is in it.
+        ValueError: another run uses it.
         OSError: it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,51 +88,50 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def take_up(folder: Path, todo: Sequence[Todo], settings: Mapping[str, Any], restart: bool) -> tuple[int, list[Todo]]:
-    """A number for this run, and what is still to be looked at: all that has no answer, has changed, or is not drawn.
+def resume(folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any], restart: bool) -> tuple[int, list[Job]]:
+    """A number for this run, and its jobs: images without predictions, that have changed, or without their overlay.
 
-    With ``restart``, everything.
-
-    A finished run of which images were skipped counts only for the same images and settings.
+    With ``restart`` these are all images. A finished run that skipped images is resumed only with the same images and
+    settings.
 
     Raises:
-        ValueError: an unfinished run is of other settings or images, or broken.
+        ValueError: an unfinished run has other settings or images, or is broken.
     """
     if restart:
-        _forget_parts(folder)
+        _remove_parts(folder)
     try:
-        done = _found(folder, settings)
-        _check_images(folder, todo, done)
+        done = _read_parts(folder, settings)
+        _check_images(folder, jobs, done)
     except ValueError:
         if not (folder / PARTS / FINISHED).exists():
             raise
-        _forget_parts(folder)
+        _remove_parts(folder)
         done = {}
     (folder / PARTS / FINISHED).unlink(missing_ok=True)
-    rest = [one for one in todo if not _is_done(one, done)]
-    return max((int(part.name[:4]) for part in _parts(folder)), default=-1) + 1, rest
+    rest = [job for job in jobs if not _is_done(job, done)]
+    return max((int(part.name[:4]) for part in _list_parts(folder)), default=-1) + 1, rest
 
 
-def merge(folder: Path, todo: Sequence[Todo], ids: Sequence[int], settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Write what is found as COCO's results, in the images' order, not yet final -> how many images, detections."""
-    done = _found(folder, settings)
+def merge(folder: Path, jobs: Sequence[Job], ids: Sequence[int], settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Write all results so far as one file in COCO's format, in the images' order -> numbers of images, detections."""
+    done = _read_parts(folder, settings)
     images = detections = 0
     with open(folder / PARTIAL, "w") as file:
         file.write("[")
-        for one, image_id in zip(todo, ids, strict=True):
-            if not _is_done(one, done):
+        for job, image_id in zip(jobs, ids, strict=True):
+            if not _is_done(job, done):
                 continue
             images += 1
-            for entry in done[str(one.image)].entries():
+            for result in done[str(job.image)].read_results():
                 file.write(",\n" if detections else "\n")
-                json.dump(entry | {"image_id": image_id, "file_name": str(one.image)}, file)
+                json.dump({**result, "image_id": image_id, "file_name": str(job.image)}, file)
                 detections += 1
         file.write("\n]\n")
     return images, detections
 
 
 def finish(folder: Path, skipped: bool) -> None:
-    """The results are complete: forget the journals, or, where images were skipped, keep them for another try."""
+    """Make the merged results final; remove the journals, or keep them for another try where images were skipped."""
     os.replace(folder / PARTIAL, folder / RESULTS)
     if skipped:
         (folder / PARTS / FINISHED).touch()
@@ -140,33 +139,33 @@ def finish(folder: Path, skipped: bool) -> None:
         shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
-class Done(NamedTuple):
-    """Where an image's line is."""
+class Line(NamedTuple):
+    """Where an image's line stands in a journal."""
 
     part: Path
     offset: int
     state: str
     overlay: str | None
 
-    def entries(self) -> Entries:
+    def read_results(self) -> list[CocoResult]:
         with open(self.part, "rb") as file:
             file.seek(self.offset)
-            entries: Entries = json.loads(file.readline())[3]
-            return entries
+            results: list[CocoResult] = json.loads(file.readline())[3]
+            return results
 
 
-def _is_done(one: Todo, done: Mapping[str, Done]) -> bool:
-    before = done.get(str(one.image))
-    if before is None or before.state != one.state:
+def _is_done(job: Job, done: Mapping[str, Line]) -> bool:
+    line = done.get(str(job.image))
+    if line is None or line.state != job.state:
         return False
-    return one.overlay is None or (before.overlay == one.overlay.name and one.overlay.exists())
+    return job.overlay is None or (line.overlay == job.overlay.name and job.overlay.exists())
 
 
-def _found(folder: Path, settings: Mapping[str, Any]) -> dict[str, Done]:
-    """What the journals hold, the last line of an image first; a line that was cut off does not count."""
+def _read_parts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Line]:
+    """The last line of each image in the journals; a line that was cut off does not count."""
     settings = json.loads(json.dumps(settings))  # as they come back
     done = {}
-    for part in _parts(folder):
+    for part in _list_parts(folder):
         offset = 0
         with open(part, "rb") as file:
             for number, line in enumerate(file):
@@ -176,12 +175,12 @@ def _found(folder: Path, settings: Mapping[str, Any]) -> dict[str, Done]:
                     value = json.loads(line)
                 except ValueError as error:
                     raise ValueError(
-                        f"{part} must hold JSON, got {line[:40]!r} in line {number + 1}: use --restart"
+                        f"{part} must hold JSON, got {line[:40]!r} in line {number + 1}: use restart"
                     ) from error
                 if number == 0:
                     _check_settings(folder, value, settings)
                 else:
-                    done[value[0]] = Done(part, offset, value[1], value[2])
+                    done[value[0]] = Line(part, offset, value[1], value[2])
                 offset += len(line)
     return done
 
@@ -191,24 +190,24 @@ def _check_settings(folder: Path, before: dict[str, Any], settings: Mapping[str,
     if other:
         raise ValueError(
             f"{folder / PARTS} must be an unfinished run with these settings, got one with {', '.join(other)}: run it "
-            "as it was, or with --restart"
+            "as it was, or with restart"
         )
 
 
-def _check_images(folder: Path, todo: Sequence[Todo], done: Mapping[str, Done]) -> None:
-    known = {str(one.image) for one in todo}
+def _check_images(folder: Path, jobs: Sequence[Job], done: Mapping[str, Line]) -> None:
+    known = {str(job.image) for job in jobs}
     others = [name for name in done if name not in known and os.path.exists(name)]
     if others:
         raise ValueError(
             f"{folder / PARTS} must be an unfinished run on these images, got one on others ({others[0]}, ...): run "
-            "it as it was, or with --restart"
+            "it as it was, or with restart"
         )
 
 
-def _parts(folder: Path) -> list[Path]:
+def _list_parts(folder: Path) -> list[Path]:
     return sorted((folder / PARTS).glob("[0-9][0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9].jsonl"))
 
 
-def _forget_parts(folder: Path) -> None:
-    for part in _parts(folder):
+def _remove_parts(folder: Path) -> None:
+    for part in _list_parts(folder):
         part.unlink()

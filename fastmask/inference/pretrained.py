@@ -1,0 +1,42 @@
+"""Detectors by name, with weights."""
+
+import os
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from fastmask import models
+from fastmask.checks import check_choice
+from fastmask.models.detection._weights import find_weights
+from fastmask.models.detection.faster_rcnn import FasterRCNN
+
+
+def load_pretrained(
+    name: str,
+    weights: str | os.PathLike[str] = "DEFAULT",
+    device: str | torch.device = "auto",
+    score: float = 0.05,
+) -> tuple[FasterRCNN, Sequence[str] | None]:
+    """A detector with weights, ready for inference, and its categories: names by label from 0, None if not known.
+
+    Args:
+        name: of a builder of ``fastmask.models.detection``, such as "maskrcnn_resnet50_fpn".
+        weights: a name, such as "COCO_V1" (downloaded once) or "SHAPES_V1", or a checkpoint's path.
+        device: of the model; "auto" is CUDA where it is available, else the CPU.
+        score: minimum score of a detection, in [0, 1].
+
+    Raises:
+        ConnectionError: the weights cannot be downloaded.
+        ValueError: there is no such model, or no such weights, or they do not fit it.
+    """
+    check_choice("name", name, models.list_models(module=models.detection))
+    if not 0 <= score <= 1:
+        raise ValueError(f"score must be in [0, 1], got {score}")
+    source = find_weights(models.get_model_weights(name), weights)
+    assert source is not None
+    options = source.meta.get("options", {})  # such as the size of images that it was trained on
+    model = models.get_model(name, weights=source, box_score_thresh=score, **options)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return cast(FasterRCNN, model.eval().requires_grad_(False).to(device)), source.meta.get("categories")
