@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmask.benchmarks.case import HAS_PYCOCOTOOLS
 from fastmask.cocoapi import mask as coco
-from fastmask.data.records import runs_of
+from fastmask.data.records import decode_counts
 
 CHUNK = 2**30  # bytes of pasted probabilities at once on a GPU, detectron2's own limit
 
@@ -68,6 +68,6 @@ def decode_masks(masks: Sequence[Any]) -> NDArray[np.uint8]:
 
 def decode_rle(rle: dict[str, Any]) -> NDArray[np.uint8]:
     """COCO's RLE as uint8 [H, W], without pycocotools."""
-    runs = runs_of(rle["counts"])
+    runs = decode_counts(rle["counts"])
     height, width = rle["size"]
     return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T

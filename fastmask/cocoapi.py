@@ -1,17 +1,17 @@
-"""pycocotools, imported when it is first used: whatever does without it runs where it is not installed."""
+"""pycocotools, imported on first use, so that everything else runs without it."""
 
 import importlib
 from typing import Any
 
 
 class LazyModule:
-    """A module's attributes; ImportError says what is missing, and from where it was asked for."""
+    """Imports a module when one of its attributes is read; ImportError names the attribute and the package."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __getattr__(self, attribute: str) -> Any:  # only what is not here yet
-        if attribute.startswith("__"):  # what pickle, inspect and the like look for
+    def __getattr__(self, attribute: str) -> Any:  # called for attributes not set yet
+        if attribute.startswith("__"):  # looked up by pickle, inspect and others
             raise AttributeError(attribute)
         try:
             value = getattr(importlib.import_module(self._name), attribute)

@@ -1,4 +1,4 @@
-"""Images of every kind as a model sees them, and files that are none."""
+"""Reading images of every mode and format, and files that are no images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastmask.image_io import read_image
 
-KINDS = {
+MODES = {
     "RGB": "png",
     "L": "png",
     "1": "png",
@@ -24,14 +24,14 @@ def noise(height: int = 40, width: int = 60) -> Image.Image:
     return Image.fromarray(np.random.randint(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("mode", KINDS)
-def test_lossless_kinds(mode: str, tmp_path: Path) -> None:
-    """As Pillow converts them; alpha dropped, whatever it is."""
+@pytest.mark.parametrize("mode", MODES)
+def test_lossless_modes(mode: str, tmp_path: Path) -> None:
+    """They are converted as by Pillow; alpha is dropped."""
     image = noise().convert(mode)
     if mode.endswith("A"):
         image.putalpha(Image.fromarray(np.random.randint(0, 256, (40, 60), dtype=np.uint8)))
-    image.save(tmp_path / f"a.{KINDS[mode]}")
-    read = read_image(tmp_path / f"a.{KINDS[mode]}")
+    image.save(tmp_path / f"a.{MODES[mode]}")
+    read = read_image(tmp_path / f"a.{MODES[mode]}")
     assert read.mode == "RGB"
     assert np.array_equal(np.array(read), np.array(image.convert("RGB")))
 
@@ -52,7 +52,7 @@ def test_jpeg(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
-    """The top left quarter is white in the file; where a viewer shows it is what EXIF 2.32 (4.6.4) says."""
+    """The top left quarter is white in the file; EXIF 2.32, section 4.6.4, says where it is displayed."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:20, :30] = 255
     exif = Image.Exif()
@@ -69,7 +69,7 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
     assert np.array_equal(read, expected)
 
 
-def test_broken_metadata_says_nothing(tmp_path: Path) -> None:
+def test_broken_metadata_is_ignored(tmp_path: Path) -> None:
     image = noise()
     image.save(tmp_path / "a.png", exif=b"Exif\0\0" + b"\xff" * 50)
     assert np.array_equal(np.array(read_image(tmp_path / "a.png")), np.array(image))
@@ -98,16 +98,16 @@ def test_pixels_without_a_scale(pixels: np.ndarray, message: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_torn_file_is_named(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(suffix: str, tmp_path: Path) -> None:
     noise(200, 300).save(tmp_path / f"whole.{suffix}")
     content = (tmp_path / f"whole.{suffix}").read_bytes()
     for share in (0.02, 0.5, 0.95):
-        (tmp_path / f"torn.{suffix}").write_bytes(content[: int(share * len(content))])
-        with pytest.raises(ValueError, match=f"torn.{suffix} cannot be read as an image"):
-            read_image(tmp_path / f"torn.{suffix}")
+        (tmp_path / f"truncated.{suffix}").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match=f"truncated.{suffix} cannot be read as an image"):
+            read_image(tmp_path / f"truncated.{suffix}")
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").touch()
     for name in ("text.jpg", "empty.png", "."):

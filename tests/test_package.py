@@ -96,7 +96,7 @@ import sys
 sys.modules["pycocotools"] = None
 import fastmask.benchmarks.cases, fastmask.data, fastmask.demo, fastmask.evaluation, fastmask.training
 from fastmask.cli import main
-assert fastmask.evaluation.matching.THRESHOLDS[5] == 0.75
+assert fastmask.evaluation.matching.IOU_THRESHOLDS[5] == 0.75
 try:
     fastmask.cocoapi.mask.decode([])
 except ImportError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.data.records import Dataset, Object, Record
+from fastmask.data.records import Dataset, Instance, Record
 from fastmask.export.exported import ExportedModel
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.inference.predictor import Predictor
@@ -48,8 +48,8 @@ def prepare_in_four_ways(image: Image.Image, folder: Path) -> dict[str, tuple[Te
     found["exported file"] = (torch.from_numpy(inputs), sizes[0].tolist())
 
     image.save(folder / "one.png")
-    record = Record(folder / "one.png", None, (Object("a", box=np.array([4.0, 4.0, 60.0, 60.0])),))
-    augmentation = Augmentation(sizes=transform.min_size, longest=transform.max_size, mirror=0)
+    record = Record(folder / "one.png", None, (Instance("a", box=np.array([4.0, 4.0, 60.0, 60.0])),))
+    augmentation = Augmentation(min_size=transform.min_size, max_size=transform.max_size, flip=0)
     (loaded,) = training_loader(Dataset([record], {"a": 1}, []), 1, augmentation, masks=False)
     module = LossModule(model)
     seen: list[Tensor] = []

@@ -79,7 +79,7 @@ def test_main_job_runs_as_printed(tmp_path: Path) -> None:
     """It reaches what its page says of the weights."""
     printed = run(MAIN_JOB, tmp_path, CUDA_VISIBLE_DEVICES="")
     written = json.loads((tmp_path / "demo.json").read_text())
-    mask = written["figures"]["mask"]
+    mask = written["metrics"]["mask"]
     assert written["images"] == 200
     assert mask["ap"] >= 0.80
     assert mask["ap50"] >= 0.95

@@ -1,4 +1,4 @@
-"""What is drawn on an image, and what is left as it was."""
+"""Drawing of detections: what it changes in an image, and what it leaves unchanged."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from helpers.inputs import NAN
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.visualize import _color, _eroded, _free_place, draw_detections
+from fastmask.visualize import _choose_color, _erode, _place_caption, draw_detections
 
 
-def detections_in(masks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of masks [N, H, W] bool, their boxes' pixels included."""
+def make_detections(masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Detections with masks [N, H, W] bool and the boxes around them."""
     boxes = [
         [m.any(0).nonzero().min(), m.any(1).nonzero().min(), m.any(0).nonzero().max(), m.any(1).nonzero().max()]
         for m in masks
@@ -29,20 +29,20 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> torch.Te
     return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
 
 
-def test_masks_are_tinted_and_rimmed() -> None:
+def test_masks_are_tinted_with_a_contour() -> None:
     masks = disc(300, 400, 150, 200, 100)[None]
-    grey = Image.new("RGB", (400, 300), (128, 128, 128))
-    drawn = np.array(draw_detections(grey, detections_in(masks), ["background", "disc"])).astype(int)
-    color = np.array(_color(0))
+    gray = Image.new("RGB", (400, 300), (128, 128, 128))
+    drawn = np.array(draw_detections(gray, make_detections(masks), ["background", "disc"])).astype(int)
+    color = np.array(_choose_color(0))
     assert np.abs(drawn[150, 200] - (0.55 * 128 + 0.45 * color)).max() <= 1  # inside
-    assert (drawn[150, 100] == color).all()  # its rim
+    assert (drawn[150, 100] == color).all()  # its contour
     assert (drawn[150, 20] == 128).all()  # outside
-    assert (np.array(grey) == 128).all()  # the caller's own image
+    assert (np.array(gray) == 128).all()  # the caller's own image
 
 
-def test_kinds_of_masks_are_drawn_alike() -> None:
+def test_forms_of_masks_are_drawn_alike() -> None:
     masks = torch.stack([disc(120, 160, 60, 50, 30), disc(120, 160, 70, 100, 20)])
-    detections = detections_in(masks)
+    detections = make_detections(masks)
     rles = [coco.encode(np.asfortranarray(mask.numpy().view(np.uint8))) for mask in masks]
     image = Image.fromarray(np.random.randint(0, 256, (120, 160, 3), dtype=np.uint8))
     expected = np.array(draw_detections(image, detections))
@@ -52,12 +52,12 @@ def test_kinds_of_masks_are_drawn_alike() -> None:
 
 def test_the_smallest_is_on_top() -> None:
     masks = torch.stack([disc(300, 300, 150, 150, 20), disc(300, 300, 150, 150, 120)])
-    drawn = np.array(draw_detections(Image.new("RGB", (300, 300)), detections_in(masks))).astype(int)
-    below = 0.45 * np.array(_color(1))
-    assert np.abs(drawn[150, 150] - (0.55 * below + 0.45 * np.array(_color(0)))).max() <= 2
+    drawn = np.array(draw_detections(Image.new("RGB", (300, 300)), make_detections(masks))).astype(int)
+    below = 0.45 * np.array(_choose_color(1))
+    assert np.abs(drawn[150, 150] - (0.55 * below + 0.45 * np.array(_choose_color(0)))).max() <= 2
 
 
-def test_nothing_found_changes_nothing() -> None:
+def test_no_detections_change_nothing() -> None:
     image = Image.fromarray(np.random.randint(0, 256, (30, 40, 3), dtype=np.uint8))
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     for detections in (nothing, nothing | {"masks": torch.zeros(0, 1, 30, 40)}):
@@ -66,13 +66,13 @@ def test_nothing_found_changes_nothing() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_images_of_any_mode(mode: str) -> None:
-    detections = detections_in(disc(60, 80, 30, 40, 10)[None])
+    detections = make_detections(disc(60, 80, 30, 40, 10)[None])
     drawn = draw_detections(Image.new(mode, (80, 60)), detections)
     assert (drawn.mode, drawn.size) == ("RGB", (80, 60))
 
 
 def test_odd_boxes_labels_and_sizes() -> None:
-    """Inverted, outside, of no area, larger than the image, NaN; labels without a name; an image of one pixel."""
+    """Boxes inverted, outside, empty, larger than the image or NaN; labels without a name; an image of one pixel."""
     detections = {
         "boxes": torch.tensor(
             [[50.0, 50, 10, 10], [-90, -90, -50, -50], [9, 9, 9, 9], [-1e4, -1e4, 1e4, 1e4], [0, 0, NAN, 9]]
@@ -84,7 +84,7 @@ def test_odd_boxes_labels_and_sizes() -> None:
 
 
 def test_tensors_of_any_kind() -> None:
-    detections = detections_in(disc(60, 80, 30, 40, 10)[None])
+    detections = make_detections(disc(60, 80, 30, 40, 10)[None])
     expected = np.array(draw_detections(Image.new("RGB", (80, 60)), detections))
     other = {"boxes": detections["boxes"].bfloat16().requires_grad_(), "masks": detections["masks"][:, None].half()}
     assert np.array_equal(np.array(draw_detections(Image.new("RGB", (80, 60)), detections | other)), expected)
@@ -93,24 +93,24 @@ def test_tensors_of_any_kind() -> None:
 def test_captions_avoid_each_other() -> None:
     taken: list[tuple[float, float, float, float]] = []
     for _ in range(12):  # boxes in the same place
-        place = _free_place((100, 100, 300, 300), (60, 12), (640, 480), taken)
-        assert 0 <= place[0] < place[2] < 640
-        assert 0 <= place[1] < place[3] < 480
-        assert not [t for t in taken if place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3]]
-        taken.append(place)
-    corner = _free_place((-50, -50, 2000, 2000), (60, 12), (640, 480), [])
+        area = _place_caption((100, 100, 300, 300), (60, 12), (640, 480), taken)
+        assert 0 <= area[0] < area[2] < 640
+        assert 0 <= area[1] < area[3] < 480
+        assert not [t for t in taken if area[0] < t[2] and t[0] < area[2] and area[1] < t[3] and t[1] < area[3]]
+        taken.append(area)
+    corner = _place_caption((-50, -50, 2000, 2000), (60, 12), (640, 480), [])
     assert corner == (0, 0, 60, 12)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 16])
 def test_erosion(steps: int) -> None:
-    """A pixel stays if all within ``steps`` of it, along both axes, are in the mask."""
+    """A pixel stays if the mask holds the whole square of ``2 * steps + 1`` pixels around it."""
     mask = np.random.rand(40, 50) < 0.97
     window = 2 * steps + 1
     expected = np.lib.stride_tricks.sliding_window_view(np.pad(mask, steps), (window, window)).all((2, 3))
-    assert np.array_equal(_eroded(mask, steps), expected)
+    assert np.array_equal(_erode(mask, steps), expected)
 
 
-def test_neighbours_differ_in_color() -> None:
+def test_neighbors_differ_in_color() -> None:
     for i in range(30):
-        assert max(abs(a - b) for a, b in zip(_color(i), _color(i + 1), strict=True)) > 80
+        assert max(abs(a - b) for a, b in zip(_choose_color(i), _choose_color(i + 1), strict=True)) > 80

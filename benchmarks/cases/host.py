@@ -12,8 +12,8 @@ from fastmask import ops
 from fastmask.benchmarks.case import Case, CaseSpec
 from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks, textured_image
 from fastmask.data.augment import Augmentation
-from fastmask.data.loading import Key, Samples
-from fastmask.data.records import Object, Record, ellipse_polygon
+from fastmask.data.loading import Key, SampleDataset
+from fastmask.data.records import Instance, Record, ellipse_to_polygon
 from fastmask.image_io import read_image
 from fastmask.visualize import draw_detections, save_overlay
 
@@ -65,10 +65,13 @@ def sample(generator: torch.Generator, device: torch.device) -> Case:
     folder = tempfile.TemporaryDirectory()
     _, boxes = blob_masks(generator, torch.device("cpu"), TRAINED, IMAGE_SIZE)
     outlines = [
-        ellipse_polygon((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2) for x1, y1, x2, y2 in boxes.tolist()
+        ellipse_to_polygon((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2)
+        for x1, y1, x2, y2 in boxes.tolist()
     ]
-    record = Record(save_photo(generator, folder.name), IMAGE_SIZE, tuple(Object("thing", (one,)) for one in outlines))
-    samples = Samples([record], np.zeros(1, np.int64), {"thing": 1}, Augmentation(), 0, True, None)
+    record = Record(
+        save_photo(generator, folder.name), IMAGE_SIZE, tuple(Instance("thing", (one,)) for one in outlines)
+    )
+    samples = SampleDataset([record], np.zeros(1, np.int64), {"thing": 1}, Augmentation(), 0, True, None)
 
     def run(folder: object = folder) -> object:
         return samples[Key(0, 0)]

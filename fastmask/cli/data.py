@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_source_arguments(command)
     convert.add_argument("target", type=Path, help="a JSON file or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
-    check.add_argument("--sheet", type=Path, metavar="FILE", help="file to draw some annotated images into [none]")
+    check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
     add = commands.add_parser("draw", help="draw synthetic images, with COCO annotations").add_argument
     add("target", type=Path, metavar="DIR", help="folder of the output")
     add("--number", type=int, default=100, metavar="N", help="number of images [%(default)s]")
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         return 2
     for problem in problems:
         print(f"fastmask data: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
-    objects = collections.Counter(item.category for record in dataset.records for item in record.objects)
-    empty = sum(not record.objects for record in dataset.records)
+    objects = collections.Counter(item.category for record in dataset.records for item in record.instances)
+    empty = sum(not record.instances for record in dataset.records)
     where = args.target if args.what == "draw" else args.source
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
@@ -60,26 +60,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
-    from fastmask.data import read_dataset, with_sizes, write_dataset
+    from fastmask.data import add_sizes, read_dataset, write_dataset
 
-    dataset = with_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
+    dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
     return dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
 
 
 def check(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import read_dataset
-    from fastmask.data.contact_sheet import contact_sheet
-    from fastmask.data.validate import examine
+    from fastmask.data.contact_sheet import draw_contact_sheet
+    from fastmask.data.validate import validate_dataset
 
     dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
-    problems = examine(dataset, progress=True)
-    if args.sheet is not None:
-        contact_sheet(dataset).save(args.sheet)
+    problems = validate_dataset(dataset, progress=True)
+    if args.contact_sheet is not None:
+        draw_contact_sheet(dataset).save(args.contact_sheet)
     return dataset, problems
 
 
 def draw(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
-    from fastmask.demo import drawn_dataset, save_drawn
+    from fastmask.demo import save_synthetic, synthetic_dataset
 
-    dataset = drawn_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return save_drawn(dataset, args.target, progress=True), []
+    dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
+    return save_synthetic(dataset, args.target, progress=True), []

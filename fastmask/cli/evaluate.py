@@ -60,17 +60,17 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     predictor, categories, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
     names = categories if set(categories or ()) & set(dataset.categories) else None  # else labels are category numbers
     results: list[Any] = []
-    evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, keep=results)
+    evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, results=results)
     return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
 
 
 def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path) -> None:
-    from fastmask.evaluation.tables import as_text
+    from fastmask.evaluation.tables import format_evaluation
 
     for problem in dataset.problems:
         print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     for text in evaluation.problems:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
-    print(as_text(evaluation))
+    print(format_evaluation(evaluation))
     seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
     print(f"\n{evaluation.images} images, {evaluation.detections} detections: {folder} (seconds: {seconds})")

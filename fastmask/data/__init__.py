@@ -1,16 +1,23 @@
 """Annotated images: COCO, VIA and labelme files and mask images as one kind of record, and back."""
 
 from fastmask.data.formats import FORMATS, find_format, read_dataset, write_dataset
-from fastmask.data.records import Dataset, Object, Problem, Record, with_sizes
+from fastmask.data.records import Dataset, Instance, Problem, Record, add_sizes, assign_labels
+from fastmask.data.splits import Splits, label_names, read_splits
+from fastmask.data.validate import validate_dataset
 
 __all__ = [
     "FORMATS",
     "Dataset",
-    "Object",
+    "Instance",
     "Problem",
     "Record",
+    "Splits",
+    "add_sizes",
+    "assign_labels",
     "find_format",
+    "label_names",
     "read_dataset",
-    "with_sizes",
+    "read_splits",
+    "validate_dataset",
     "write_dataset",
 ]

@@ -1,4 +1,4 @@
-"""What training does to an image and its objects, beside resizing."""
+"""Augmentation of training images: scale jitter, flip, color jitter and copy-paste."""
 
 import dataclasses
 import math
@@ -8,54 +8,57 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from fastmask.data.crop import Size, View, jittered_view, scaled_view
+from fastmask.data.crop import Crop, plan_jitter, plan_resize
 from fastmask.data.records import Record
+from fastmask.preprocess import Size
 
-LEAST = 1.0  # pixels of a box's sides; what is smaller is left out
+MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped
+
+__all__ = ["Augmentation", "Sample"]
 
 
 class Sample(NamedTuple):
-    """An image as training sees it. Of a crowd nothing is learned."""
+    """An augmented image and its n ground-truth instances, without crowds."""
 
     pixels: NDArray[np.uint8]  # [h, w, 3]
     boxes: NDArray[np.float32]  # [n, 4] (x1, y1, x2, y2)
     labels: NDArray[np.int64]  # [n] from 1
     masks: NDArray[np.bool_] | None  # [n, h, w]
-    record: int  # its number
-    problem: str | None = None  # what was wrong with the image that should have been here
+    record: int  # index of the image in the data set
+    problem: str | None = None  # why another image than this one was due here
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How images are varied; as it is, as the paper does it: 800 pixels, mirrored every other time.
+    """Settings of augmentation; the defaults are Mask R-CNN's (shorter side 800 pixels, flip probability 0.5).
 
     Args:
-        sizes: shorter sides in pixels, of which one is drawn for each image (multi-scale: ``range(640, 801, 32)``).
-        longest: the longer side's limit.
-        mirror: how likely left becomes right.
-        zoom: (least, most) of large-scale jitter, which replaces ``sizes``: how large an image becomes, 1 being what
-            just fits into the canvas; (0.1, 2) in Ghiasi et al., 2021.
-        canvas: (height, width) that those are cut to.
-        color: how much brightness, contrast, saturation and hue vary, up to 1; 0: not at all.
-        paste: how likely objects of another image are pasted onto one, each of them every other time.
+        min_size: shorter sides in pixels; one is drawn for each image (multi-scale: ``range(640, 801, 32)``).
+        max_size: maximum of the longer side, in pixels.
+        flip: probability of a horizontal flip.
+        zoom: (min, max) scale of large-scale jitter, which replaces ``min_size``; at 1 an image just fits the canvas.
+            Ghiasi et al., 2021, use (0.1, 2).
+        canvas: (height, width) in pixels that zoomed images are cropped to.
+        color: strength of the jitter of brightness, contrast, saturation and hue, in [0, 1].
+        paste: probability of copy-paste: each instance of another image is then pasted with probability 0.5.
 
     Raises:
-        ValueError: something is out of its range.
+        ValueError: a setting is out of its range.
     """
 
-    sizes: tuple[int, ...] = (800,)
-    longest: int = 1333
-    mirror: float = 0.5
+    min_size: tuple[int, ...] = (800,)
+    max_size: int = 1333
+    flip: float = 0.5
     zoom: tuple[float, float] | None = None
     canvas: Size = (1024, 1024)
     color: float = 0.0
     paste: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mirror", "color", "paste"):
+        for name in ("flip", "color", "paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name, number in (("sizes", None), ("canvas", 2)):
+        for name, number in (("min_size", None), ("canvas", 2)):
             given = getattr(self, name)
             sides = (given,) if isinstance(given, int) else tuple(given)
             if not sides or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
@@ -63,87 +66,89 @@ class Augmentation:
             if number not in (None, len(sides)):
                 raise ValueError(f"{name} must be (height, width), got {given}")
             object.__setattr__(self, name, tuple(int(side) for side in sides))
-        if self.longest < 1:
-            raise ValueError(f"longest must be at least 1, got {self.longest}")
+        if self.max_size < 1:
+            raise ValueError(f"max_size must be at least 1, got {self.max_size}")
         if self.zoom is not None and (len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] < math.inf):
-            raise ValueError(f"zoom must be (least, most), above 0, got {self.zoom}")
+            raise ValueError(f"zoom must be (min, max), above 0, got {self.zoom}")
 
-    def view(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> View:
-        """Where one image's pixels go; with ``sizes``, into the room (height, width)."""
-        mirrored = bool(generator.random() < self.mirror)
+    def draw_crop(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> Crop:
+        """A random transform of an image of size ``original``; without zoom its result fits into ``room``."""
+        flipped = bool(generator.random() < self.flip)
         if self.zoom is None:
-            return scaled_view(original, int(generator.choice(self.sizes)), self.longest, mirrored, room)
+            return plan_resize(original, int(generator.choice(self.min_size)), self.max_size, flipped, room)
         zoom = generator.uniform(*self.zoom)
-        return jittered_view(original, self.canvas, zoom, (generator.random(), generator.random()), mirrored)
+        return plan_jitter(original, self.canvas, zoom, (generator.random(), generator.random()), flipped)
 
 
-def seen(record: Record, image: Image.Image, view: View, labels: dict[str, int], number: int, masks: bool) -> Sample:
-    """An image and its objects in a view; boxes of those that are cut are drawn around what is left of them.
+def make_sample(
+    record: Record, image: Image.Image, crop: Crop, labels: dict[str, int], index: int, masks: bool
+) -> Sample:
+    """The transformed image and instances; a cropped instance gets the box around its mask inside the crop.
 
     Raises:
-        ValueError: an object's mask is not of the image's size.
+        ValueError: the size of an instance's mask differs from the image's.
     """
-    height, width = view.size
-    boxes, numbers, found = [], [], []
-    for one in record.objects:
-        if one.crowd:
+    height, width = crop.size
+    kept_boxes, kept_labels, kept_masks = [], [], []
+    for instance in record.instances:
+        if instance.crowd:
             continue
-        whole = view.box(one)
+        whole = crop.apply_box(instance)
         box = whole.clip(0, [width, height, width, height])
-        mask = view.mask(one) if masks else None
-        if mask is not None and np.abs(whole - box).max() > LEAST / 2:
-            box = bounds_of(mask)
-        if mask is not None and not mask.any():  # too thin to be seen at this size
+        mask = crop.apply_mask(instance) if masks else None
+        if mask is not None and np.abs(whole - box).max() > MIN_SIDE / 2:
+            box = mask_to_box(mask)
+        if mask is not None and not mask.any():  # thinner than a pixel
             continue
-        if min(box[2] - box[0], box[3] - box[1]) < LEAST:
+        if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
             continue
-        boxes.append(box)
-        numbers.append(labels[one.category])
-        found.append(mask)
-    stacked = None if not masks else np.array(found, bool).reshape(-1, height, width)
-    pixels = np.asarray(view.image(image))
-    return Sample(pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(numbers, np.int64), stacked, number)
+        kept_boxes.append(box)
+        kept_labels.append(labels[instance.category])
+        kept_masks.append(mask)
+    boxes = np.array(kept_boxes, np.float32).reshape(-1, 4)
+    stacked = np.array(kept_masks, bool).reshape(-1, height, width) if masks else None
+    return Sample(np.asarray(crop.apply_image(image)), boxes, np.array(kept_labels, np.int64), stacked, index)
 
 
-def bounds_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The box (x1, y1, x2, y2) around a mask [h, w]; zeros around nothing."""
+def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The box (x1, y1, x2, y2) around a mask [h, w]; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if len(rows) == 0:
         return np.zeros(4)
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
 
 
-def pasted(onto: Sample, other: Sample, chosen: NDArray[np.bool_]) -> Sample:
-    """With the chosen [n] objects of another image on top; what they hide is cut out of what was there.
+def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sample:
+    """Copy-paste augmentation: the chosen [n] instances of ``source`` cover ``target``; hidden mask pixels are removed.
 
     Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method, 2021, section 3.
     """
-    assert onto.masks is not None
-    assert other.masks is not None
-    part = np.s_[: min(len(onto.pixels), len(other.pixels)), : min(onto.pixels.shape[1], other.pixels.shape[1])]
-    added = np.zeros((int(chosen.sum()), *onto.pixels.shape[:2]), bool)
-    added[:, *part] = other.masks[chosen][:, *part]
+    assert target.masks is not None
+    assert source.masks is not None
+    part = np.s_[: min(len(target.pixels), len(source.pixels)), : min(target.pixels.shape[1], source.pixels.shape[1])]
+    added = np.zeros((int(chosen.sum()), *target.pixels.shape[:2]), bool)
+    added[:, *part] = source.masks[chosen][:, *part]
     cover: NDArray[np.bool_] = np.asarray(added.any(0))
-    pixels = onto.pixels.copy()
-    pixels[part][cover[part]] = other.pixels[part][cover[part]]
-    left = onto.masks & ~cover
-    boxes = np.concatenate([onto.boxes, other.boxes[chosen]])
-    hidden = (left != onto.masks).any((1, 2))
-    cut = (other.boxes[chosen][:, 2:] > pixels.shape[1::-1]).any(1)
-    masks = np.concatenate([left, added])
-    for i in np.flatnonzero(np.concatenate([hidden, cut])):
-        boxes[i] = bounds_of(masks[i])
-    kept = (boxes[:, 2:] - boxes[:, :2]).min(1) >= LEAST
-    labels = np.concatenate([onto.labels, other.labels[chosen]])
-    return onto._replace(pixels=pixels, boxes=boxes[kept], labels=labels[kept], masks=masks[kept])
+    pixels = target.pixels.copy()
+    pixels[part][cover[part]] = source.pixels[part][cover[part]]
+    remaining = target.masks & ~cover
+    boxes = np.concatenate([target.boxes, source.boxes[chosen]])
+    hidden = (remaining != target.masks).any((1, 2))
+    cropped = (source.boxes[chosen][:, 2:] > pixels.shape[1::-1]).any(1)
+    masks = np.concatenate([remaining, added])
+    for i in np.flatnonzero(np.concatenate([hidden, cropped])):
+        boxes[i] = mask_to_box(masks[i])
+    kept = (boxes[:, 2:] - boxes[:, :2]).min(1) >= MIN_SIDE
+    labels = np.concatenate([target.labels, source.labels[chosen]])
+    return target._replace(pixels=pixels, boxes=boxes[kept], labels=labels[kept], masks=masks[kept])
 
 
-def recolored(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Brighter or darker, with more or less contrast and saturation, and of other hues, by at most the strength."""
+def jitter_color(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Random brightness, contrast, saturation (each up to 60 %) and hue (up to 17 degrees), at ``strength`` 1."""
     image = Image.fromarray(pixels)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(1 + strength * generator.uniform(-0.6, 0.6))
-    turn = round(strength * generator.uniform(-12, 12))  # of 256 steps around the circle of hues
+    shift = round(strength * generator.uniform(-12, 12))  # of 256 steps around the hue circle
     planes = np.array(image.convert("HSV"))
-    planes[:, :, 0] += np.uint8(turn % 256)
+    planes[:, :, 0] += np.uint8(shift % 256)
     return np.asarray(Image.fromarray(planes, "HSV").convert("RGB"))

@@ -5,34 +5,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.polygons import signed_area
 from fastmask.data.records import (
     Dataset,
-    Object,
+    Instance,
     Polygon,
     Problem,
     Record,
     check_rle,
-    compressed,
-    numbers,
-    polygon_of,
-    size_of,
+    compress_rle,
+    parse_numbers,
+    parse_polygon,
+    parse_size,
 )
 
 
 def is_coco(content: Any) -> bool:
+    """Whether a JSON file's content has COCO's form."""
     return isinstance(content, Mapping) and isinstance(content.get("images"), list)
 
 
 def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Dataset:
-    """Images, annotations (polygons, RLE, crowd) and categories, whose ids are kept.
+    """Read a COCO annotation file: images, annotations (polygons, RLE, crowds) and categories, with their ids.
 
     Args:
-        content: of the file.
-        path: the file, for messages and for where images may lie.
-        images: the images' folder; None: beside the file, in ``images`` there, or where COCO itself has them.
+        content: of the JSON file.
+        path: of the file, for messages and to find images.
+        images: folder of the images; None: the file's folder, ``images`` in it, or as in COCO's own layout.
     """
     problems: list[Problem] = []
     names: dict[int, str] = {}
@@ -46,20 +46,20 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
             problems.append(Problem("duplicate name", where, f"the name {name} is taken"))
             name = f"{name} ({category['id']})"
         names[category["id"]] = name
-    objects: dict[int, list[Object]] = {}
-    seen: set[int] = set()
+    instances: dict[int, list[Instance]] = {}
+    ids: set[int] = set()
     for i, annotation in enumerate(content.get("annotations", [])):
         where = f"{path.name}: annotations[{i}]"
         try:
-            image_id, made = _object(annotation, names)
+            image_id, instance = _read_annotation(annotation, names)
         except ValueError as error:
             problems.append(Problem("broken annotation", where, str(error)))
             continue
-        if made.id is not None and made.id in seen:
-            problems.append(Problem("duplicate id", where, f"the annotation id {made.id} is taken"))
-        elif made.id is not None:
-            seen.add(made.id)
-        objects.setdefault(image_id, []).append(made)
+        if instance.id is not None and instance.id in ids:
+            problems.append(Problem("duplicate id", where, f"the annotation id {instance.id} is taken"))
+        elif instance.id is not None:
+            ids.add(instance.id)
+        instances.setdefault(image_id, []).append(instance)
     records: dict[int, Record] = {}
     for i, image in enumerate(content["images"]):
         where = f"{path.name}: images[{i}]"
@@ -69,31 +69,31 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         if image["id"] in records:
             problems.append(Problem("duplicate id", where, f"the image id {image['id']} is taken"))
             continue
-        known = size_of(image.get("height"), image.get("width"))
-        file = _located(str(image["file_name"]), path, images)
-        records[image["id"]] = Record(file, known, tuple(objects.pop(image["id"], ())), image["id"])
-    for image_id, lost in objects.items():
+        size = parse_size(image.get("height"), image.get("width"))
+        file = _find_image(str(image["file_name"]), path, images)
+        records[image["id"]] = Record(file, size, tuple(instances.pop(image["id"], ())), image["id"])
+    for image_id, lost in instances.items():
         problems.append(Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {image_id}"))
-    return Dataset(list(records.values()), {name: number for number, name in sorted(names.items())}, problems)
+    return Dataset(list(records.values()), {name: category for category, name in sorted(names.items())}, problems)
 
 
-def is_id(number: Any) -> TypeGuard[int]:
-    """Whether it is a whole number that a tensor can hold."""
-    return isinstance(number, int) and -(2**63) <= number < 2**63
+def is_id(value: Any) -> TypeGuard[int]:
+    """Whether a value is an integer within int64."""
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
-def _object(annotation: Any, names: Mapping[int, str]) -> tuple[int, Object]:
-    """An annotation's image id and object."""
+def _read_annotation(annotation: Any, names: Mapping[int, str]) -> tuple[int, Instance]:
+    """(image id, instance)."""
     if not isinstance(annotation, Mapping) or not is_id(annotation.get("image_id")):
         raise ValueError("it must have an image_id")
-    number = annotation.get("category_id")
-    if not is_id(number) or number not in names:
-        raise ValueError(f"category_id must be one of the file's, got {number!r}")
+    category = annotation.get("category_id")
+    if not is_id(category) or category not in names:
+        raise ValueError(f"category_id must be one of the file's, got {category!r}")
     segmentation = annotation.get("segmentation")
     polygons: tuple[Polygon, ...] = ()
     rle = None
     if isinstance(segmentation, list):
-        polygons = tuple(polygon_of(points) for points in segmentation)
+        polygons = tuple(parse_polygon(points) for points in segmentation)
     elif isinstance(segmentation, Mapping):
         rle = dict(segmentation)
         check_rle(rle)
@@ -102,76 +102,68 @@ def _object(annotation: Any, names: Mapping[int, str]) -> tuple[int, Object]:
         bbox = annotation["bbox"]
         if not isinstance(bbox, list) or len(bbox) != 4:
             raise ValueError(f"bbox must be x, y, width, height, got {bbox!r}")
-        x, y, width, height = numbers(dict(zip("xywh", bbox, strict=True)), *"xywh")
+        x, y, width, height = parse_numbers(dict(zip("xywh", bbox, strict=True)), *"xywh")
         box = (x, y, x + width, y + height)
     elif not polygons and rle is None:
         raise ValueError("it must have a segmentation or a bbox")
-    number_of = annotation.get("id")
+    identity = annotation["id"] if isinstance(annotation.get("id"), int) else None
+    area = parse_numbers(annotation, "area")[0] if annotation.get("area") is not None else None
     crowd = bool(annotation.get("iscrowd"))
-    made = Object(names[number], polygons, rle, box, crowd, number_of if isinstance(number_of, int) else None)
-    if annotation.get("area") is not None:
-        made = made._replace(area=numbers(annotation, "area")[0])
-    return annotation["image_id"], made
+    return annotation["image_id"], Instance(names[category], polygons, rle, box, crowd, identity, area)
 
 
-def _located(name: str, path: Path, images: Path | None) -> Path:
-    """Where the image is, or, if nowhere, where it is looked for first."""
-    split = path.stem.partition("_")[2]  # instances_val2017.json lies beside val2017's folder
+def _find_image(name: str, path: Path, images: Path | None) -> Path:
+    """The image's path, or, if there is no such file, the first path tried."""
+    split = path.stem.partition("_")[2]  # annotations/instances_val2017.json: images are in val2017
     folders = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images" / split]
-    places = [folder / name for folder in ([images] if images is not None else folders)]
-    return next((place for place in places if place.exists()), places[0])
+    paths = [folder / name for folder in ([images] if images is not None else folders)]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def write_coco(dataset: Dataset, path: Path) -> None:
-    """One JSON file; file names are those beside it where they can be, else whole paths."""
+    """Write one COCO JSON file; image paths inside its folder are relative, others absolute."""
     images, annotations = [], []
-    taken = {one.id for record in dataset.records for one in record.objects}
-    free = (number for number in range(1, 2**62) if number not in taken)
-    used = {record.id for record in dataset.records}
-    free_images = (number for number in range(1, 2**62) if number not in used)
+    ids = {instance.id for record in dataset.records for instance in record.instances}
+    free_ids = (i for i in range(1, 2**62) if i not in ids)
+    image_ids = {record.id for record in dataset.records}
+    free_image_ids = (i for i in range(1, 2**62) if i not in image_ids)
     for record in dataset.records:
         height, width = record.size or (0, 0)
-        number = next(free_images) if record.id is None else record.id
-        images.append(
-            {"id": number, "file_name": name_beside(record.file, path.parent), "height": height, "width": width}
-        )
-        for one in record.objects:
-            x1, y1, x2, y2 = one.bounds()
-            annotation: dict[str, Any] = {"id": next(free) if one.id is None else one.id, "image_id": number}
-            annotation |= {"category_id": dataset.categories[one.category], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-            annotation |= {"area": area(one), "iscrowd": int(one.crowd)}
-            if one.rle is not None:
-                counts = one.rle["counts"]
+        image_id = next(free_image_ids) if record.id is None else record.id
+        name = relative_name(record.file, path.parent)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for instance in record.instances:
+            x1, y1, x2, y2 = instance.bounds()
+            identity = next(free_ids) if instance.id is None else instance.id
+            annotation: dict[str, Any] = {"id": identity, "image_id": image_id}
+            annotation |= {"category_id": dataset.categories[instance.category], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotation |= {"area": compute_area(instance), "iscrowd": int(instance.crowd)}
+            if instance.rle is not None:
+                counts = instance.rle["counts"]
                 text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-                annotation["segmentation"] = {"size": list(one.rle["size"]), "counts": text}
-            elif one.polygons:
-                annotation["segmentation"] = [polygon.ravel().tolist() for polygon in one.polygons]
+                annotation["segmentation"] = {"size": list(instance.rle["size"]), "counts": text}
+            elif instance.polygons:
+                annotation["segmentation"] = [polygon.ravel().tolist() for polygon in instance.polygons]
             annotations.append(annotation)
-    categories = [{"id": number, "name": name} for name, number in dataset.categories.items()]
+    categories = [{"id": category, "name": name} for name, category in dataset.categories.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
-def area(one: Object) -> float:
-    """In pixels: as annotated, else of the mask if it is RLE, or of the polygons, overlaps twice, or of the box."""
-    if one.area is not None:
-        return one.area
-    if one.rle is not None:
-        return float(coco_mask.area(compressed(one.rle)))
-    if one.polygons:
-        return sum(abs(shoelace(polygon)) for polygon in one.polygons)
-    x1, y1, x2, y2 = one.bounds()
+def compute_area(instance: Instance) -> float:
+    """The annotated area in pixels, else that of its RLE, the sum of its polygons' areas, or that of its box."""
+    if instance.area is not None:
+        return instance.area
+    if instance.rle is not None:
+        return float(coco_mask.area(compress_rle(instance.rle)))
+    if instance.polygons:
+        return sum(abs(signed_area(polygon)) for polygon in instance.polygons)
+    x1, y1, x2, y2 = instance.bounds()
     return (x2 - x1) * (y2 - y1)
 
 
-def shoelace(polygon: Any) -> float:
-    """Signed area."""
-    x, y = polygon[:, 0], polygon[:, 1]
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
-
-
-def name_beside(file: Path, folder: Path) -> str:
-    """Relative to the folder where the file is inside it."""
+def relative_name(file: Path, folder: Path) -> str:
+    """The file's path, relative to the folder if it is inside."""
     try:
         return file.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:

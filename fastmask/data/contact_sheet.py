@@ -1,4 +1,4 @@
-"""Annotated images to look at, many on one sheet."""
+"""Contact sheets: many annotated images in one."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.crop import View, scaled_view
+from fastmask.data.crop import Crop, plan_resize
 from fastmask.data.records import Dataset, Record
 from fastmask.visualize import draw_detections
 
 GAP = 4  # pixels between images
 
 
-def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
-    """Some of the images, evenly chosen, at most ``side`` pixels on each side, with masks, boxes and classes."""
+def draw_contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
+    """Evenly chosen images with masks, boxes and classes, each at most ``side`` pixels wide and high."""
     names = ["", *dataset.categories]
-    drawn = []
+    images = []
     number = min(columns * rows, len(dataset.records))
     for i in np.linspace(0, len(dataset.records) - 1, number).round().astype(int).tolist():
         record = dataset.records[i]
@@ -26,36 +26,45 @@ def contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int =
         except (OSError, ValueError):
             continue
         size = (image.height, image.width)
-        drawn.append(draw_record(record, image, names, scaled_view(size, min(size), side)))
-    return tiled(drawn, columns, side)
+        images.append(draw_record(record, image, names, plan_resize(size, min(size), side)))
+    return tile_images(images, columns, side)
 
 
 def draw_record(
     record: Record,
     image: Image.Image,
     names: Sequence[str],
-    view: View,
+    crop: Crop,
     scores: Sequence[float] | None = None,
     colors: Sequence[int] | None = None,
 ) -> Image.Image:
-    """A view of an image with its objects, as detections where they have scores; masks that do not fit left out."""
-    whole = [one.rle is None or tuple(one.rle["size"]) == view.original for one in record.objects]
-    fitting = list(itertools.compress(record.objects, whole))
-    found = {
-        "boxes": np.array([view.box(one) for one in fitting]),
-        "labels": np.array([names.index(one.category) for one in fitting]),
-        "masks": [coco.encode(np.asfortranarray(view.mask(one), np.uint8)) for one in fitting],
+    """A crop of an image with its instances drawn on it; those whose mask has another size are left out.
+
+    Args:
+        record: whose instances are drawn.
+        image: of the record, whole.
+        names: of categories; a label is the index of its name.
+        crop: of the image.
+        scores: of instances that are detections.
+        colors: an index of the palette for each instance; None: 0, 1, 2, ...
+    """
+    fits = [instance.rle is None or tuple(instance.rle["size"]) == crop.original for instance in record.instances]
+    instances = list(itertools.compress(record.instances, fits))
+    detections = {
+        "boxes": np.array([crop.apply_box(instance) for instance in instances]),
+        "labels": np.array([names.index(instance.category) for instance in instances]),
+        "masks": [coco.encode(np.asfortranarray(crop.apply_mask(instance), np.uint8)) for instance in instances],
     }
     if scores is not None:
-        found["scores"] = np.array(list(itertools.compress(scores, whole)))
-    own = None if colors is None else list(itertools.compress(colors, whole))
-    return draw_detections(view.image(image), found, names, own)
+        detections["scores"] = np.array(list(itertools.compress(scores, fits)))
+    colors = None if colors is None else list(itertools.compress(colors, fits))
+    return draw_detections(crop.apply_image(image), detections, names, colors)
 
 
-def tiled(images: Sequence[Image.Image], columns: int, side: int = 0) -> Image.Image:
-    """Images in rows on white, each in a place that holds the largest (``side`` where there are none)."""
-    across, down = (max((getattr(one, axis) for one in images), default=side) + GAP for axis in ("width", "height"))
+def tile_images(images: Sequence[Image.Image], columns: int, side: int = 0) -> Image.Image:
+    """Images in rows on white, in cells as large as the largest (``side`` pixels where there are none)."""
+    across, down = (max((getattr(image, axis) for image in images), default=side) + GAP for axis in ("width", "height"))
     sheet = Image.new("RGB", (columns * across, -(-max(len(images), 1) // columns) * down), "white")
-    for place, one in enumerate(images):
-        sheet.paste(one, (place % columns * across + GAP // 2, place // columns * down + GAP // 2))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * across + GAP // 2, i // columns * down + GAP // 2))
     return sheet

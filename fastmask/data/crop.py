@@ -1,4 +1,4 @@
-"""Where the pixels of an image go: resized, cut, mirrored; polygons and masks follow."""
+"""Resizing, cropping and flipping of an image; its polygons, boxes and masks follow."""
 
 import math
 from typing import NamedTuple
@@ -8,22 +8,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.records import Object, Polygon, box_polygon, encoded
+from fastmask.data.records import Instance, Polygon, box_to_polygon, encode_polygons
 from fastmask.preprocess import Size, compute_resized_size
 
 
-class View(NamedTuple):
-    """The whole image is resized, then a part of it is cut out, then that is mirrored or not."""
+class Crop(NamedTuple):
+    """A geometric transform: the whole image is resized, then cropped, then flipped or not."""
 
     original: Size
     resized: Size
     top: int
     left: int
-    size: Size  # of what is cut out
-    mirrored: bool
+    size: Size  # of the crop
+    flipped: bool  # left to right
 
-    def image(self, image: Image.Image) -> Image.Image:
-        """Bilinear, and smoothed where it shrinks, of the part alone."""
+    def apply_image(self, image: Image.Image) -> Image.Image:
+        """The transformed image: bilinear, antialiased where it shrinks; only the cropped part is resized."""
         down, across = (resized / original for resized, original in zip(self.resized, self.original, strict=True))
         part = (
             self.left / across,
@@ -31,55 +31,66 @@ class View(NamedTuple):
             min((self.left + self.size[1]) / across, self.original[1]),
             min((self.top + self.size[0]) / down, self.original[0]),
         )
-        seen = image.resize(self.size[::-1], Image.Resampling.BILINEAR, box=part)
-        return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else seen
+        cropped = image.resize(self.size[::-1], Image.Resampling.BILINEAR, box=part)
+        return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else cropped
 
-    def points(self, points: Polygon) -> Polygon:
-        """Points [n, 2] (x, y) of the image, wherever they land."""
+    def apply_points(self, points: Polygon) -> Polygon:
+        """The transformed points [n, 2] (x, y), not clipped to the crop."""
         scale = np.array([self.resized[1] / self.original[1], self.resized[0] / self.original[0]])
         moved: Polygon = points * scale - (self.left, self.top)
-        if self.mirrored:
+        if self.flipped:
             moved[:, 0] = self.size[1] - moved[:, 0]
         return moved
 
-    def box(self, one: Object) -> NDArray[np.float64]:
-        """An object's box (x1, y1, x2, y2), wherever it lands."""
-        corners = self.points(box_polygon(*one.bounds()))
+    def apply_box(self, instance: Instance) -> NDArray[np.float64]:
+        """The transformed box (x1, y1, x2, y2) of an instance, not clipped to the crop."""
+        corners = self.apply_points(box_to_polygon(*instance.bounds()))
         return np.concatenate([corners.min(0), corners.max(0)])
 
-    def mask(self, one: Object) -> NDArray[np.bool_]:
-        """What of an object is in the view: polygons are moved, then painted; RLE goes as the pixels do.
+    def apply_mask(self, instance: Instance) -> NDArray[np.bool_]:
+        """The mask of an instance inside the crop: polygons are transformed, then rasterized; RLE is resampled.
 
         Raises:
-            ValueError: its mask is not of the image's size.
+            ValueError: the mask's size differs from the image's.
         """
-        if one.rle is not None:
-            mask = one.mask(*self.original)
+        if instance.rle is not None:
+            mask = instance.to_mask(*self.original)
             if mask.shape != self.original:
                 raise ValueError(f"a mask must be {list(self.original)} as its image, got {list(mask.shape)}")
-            return np.asarray(self.image(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))) > 127
-        polygons = [self.points(polygon) for polygon in one.polygons or (box_polygon(*one.bounds()),)]
-        return np.asarray(coco.decode(encoded(polygons, *self.size)), bool)
+            return np.asarray(self.apply_image(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))) > 127
+        polygons = [self.apply_points(p) for p in instance.polygons or (box_to_polygon(*instance.bounds()),)]
+        return np.asarray(coco.decode(encode_polygons(polygons, *self.size)), bool)
 
 
-def scaled_view(
-    original: Size, shorter: int, longest: int, mirrored: bool = False, room: tuple[float, float] = (math.inf, math.inf)
-) -> View:
-    """All of an image, its shorter side resized to ``shorter``; smaller if the other one got beyond ``longest``.
+def plan_resize(
+    original: Size,
+    min_size: int,
+    max_size: int,
+    flipped: bool = False,
+    room: tuple[float, float] = (math.inf, math.inf),
+) -> Crop:
+    """Resize the whole image by Mask R-CNN's rule, see :func:`fastmask.preprocess.compute_resized_size`.
 
     Args:
-        room: (height, width) that it has to fit into as well.
+        original: (height, width) of the image.
+        min_size, max_size: pixels of the shorter side, and the maximum of the longer one.
+        flipped: flip left to right.
+        room: (height, width) that the result has to fit into.
     """
-    height, width = compute_resized_size(original, shorter, longest, room)
+    height, width = compute_resized_size(original, min_size, max_size, room)
     resized = (max(1, height), max(1, width))
-    return View(original, resized, 0, 0, resized, mirrored)
+    return Crop(original, resized, 0, 0, resized, flipped)
 
 
-def jittered_view(original: Size, canvas: Size, zoom: float, place: tuple[float, float], mirrored: bool) -> View:
-    """Large-scale jitter: an image that would just fit into the canvas, ``zoom`` times as large, cut to the canvas.
+def plan_jitter(original: Size, canvas: Size, zoom: float, place: tuple[float, float], flipped: bool) -> Crop:
+    """Large-scale jitter: the size that just fits the canvas is scaled by ``zoom``, then cropped to the canvas.
 
     Args:
-        place: in [0, 1], of the part among all that could be cut, from the top and the left.
+        original: (height, width) of the image.
+        canvas: (height, width) of the largest crop.
+        zoom: scale, 1 for an image that just fits the canvas.
+        place: (top, left) of the crop, in [0, 1] of all that is possible.
+        flipped: flip left to right.
 
     Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method, 2021, section 3.1.
     """
@@ -90,4 +101,4 @@ def jittered_view(original: Size, canvas: Size, zoom: float, place: tuple[float,
         min(int(share * (whole - part + 1)), whole - part)
         for share, whole, part in zip(place, resized, size, strict=True)
     )
-    return View(original, resized, top, left, size, mirrored)
+    return Crop(original, resized, top, left, size, flipped)

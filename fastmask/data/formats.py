@@ -1,4 +1,4 @@
-"""Which format annotations are in, and reading and writing each by name."""
+"""Annotation formats: detecting, reading and writing them by name."""
 
 import json
 from pathlib import Path
@@ -14,21 +14,21 @@ FORMATS = ("coco", "via", "labelme", "masks")
 
 
 def find_format(path: str | Path) -> str:
-    """One of FORMATS, by what is in a file, or in the JSON files of a folder.
+    """The format of a file or folder, one of FORMATS, found by its content.
 
     Raises:
-        ValueError: it is none of them, or not JSON.
+        ValueError: it is of no known format, or not JSON.
         OSError: it cannot be read.
     """
     if is_masks(Path(path)):
         return "masks"
-    for file in _files(Path(path)):
+    for file in _find_files(Path(path)):
         try:
             content = load_json(file)
         except ValueError:
             if not Path(path).is_dir():
                 raise
-            continue  # what reads the folder names it
+            continue  # read_dataset names it
         for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
             if fits(content):
                 return name
@@ -38,16 +38,16 @@ def find_format(path: str | Path) -> str:
 def read_dataset(
     path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
 ) -> Dataset:
-    """Annotated images; what is broken in them is left out and told in ``problems``.
+    """Read annotated images; broken annotations are left out and listed in ``problems``.
 
     Args:
-        path: a JSON file; or a folder with one (COCO, VIA), with one for each image (labelme), or with mask images.
-        format: one of FORMATS; "auto" finds it.
-        images: the folder of the images; None: where the format has them.
-        attribute: VIA's region attribute that is the class; None: the usual ones are tried.
+        path: a JSON file; or a folder with one (COCO, VIA), with one per image (labelme), or with mask images.
+        format: one of FORMATS, or "auto", which finds it by content.
+        images: folder of the images; None: the format's usual ones.
+        attribute: VIA's region attribute that holds the class; None: the usual names are tried.
 
     Raises:
-        ValueError: the file is broken, or of no or another format.
+        ValueError: the file is broken, or not of the format.
         OSError: it cannot be read.
     """
     path, images = Path(path), None if images is None else Path(images)
@@ -63,7 +63,7 @@ def read_dataset(
     fits = {"coco": is_coco, "via": is_via, "labelme": is_labelme}[chosen]
     contents: dict[Path, Any] = {}
     problems: list[Problem] = []
-    for file in _files(path):
+    for file in _find_files(path):
         try:
             content = load_json(file)
         except ValueError as error:
@@ -79,8 +79,7 @@ def read_dataset(
         dataset = read_labelme(contents, images)
     elif len(contents) == 1:
         ((file, content),) = contents.items()
-        own = chosen == "coco"
-        dataset = read_coco(content, file, images) if own else read_via(content, file, images, attribute)
+        dataset = read_coco(content, file, images) if chosen == "coco" else read_via(content, file, images, attribute)
     else:
         names = ", ".join(file.name for file in contents)
         raise ValueError(f"{path} must hold one file of the format {chosen}, got {names}: name one")
@@ -88,11 +87,11 @@ def read_dataset(
 
 
 def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Problem]:
-    """Write it as one JSON file, or, as labelme and mask images, into a folder -> what the format cannot hold.
+    """Write annotations to one JSON file (COCO, VIA) or a folder (labelme, masks) -> what the format cannot hold.
 
     Raises:
-        ValueError: there is no such format.
-        OSError: it cannot be written.
+        ValueError: format is not one of FORMATS.
+        OSError: a file cannot be written.
     """
     path = Path(path)
     if format == "coco":
@@ -107,8 +106,8 @@ def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Probl
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
-def _files(path: Path) -> list[Path]:
-    """The file, or the JSON files in a folder, by name."""
+def _find_files(path: Path) -> list[Path]:
+    """The file itself, or the JSON files in a folder, sorted by name."""
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".json" and file.is_file())
@@ -118,11 +117,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def load_json(file: Path) -> Any:
-    """A file's content.
+    """The content of a JSON file.
 
     Raises:
-        ValueError: it is broken.
-        OSError: it cannot be read.
+        ValueError: the file is not valid JSON.
+        OSError: the file cannot be read.
     """
     try:
         return json.loads(file.read_bytes())

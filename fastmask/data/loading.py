@@ -1,4 +1,4 @@
-"""From records to batches for training: in parallel, in an order that the seed fixes whatever the number of workers."""
+"""The data loader of training: augmented batches in an order that depends on the seed, not on the number of workers."""
 
 import math
 import pickle
@@ -12,24 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
-from fastmask.data.augment import Augmentation, Sample, pasted, recolored, seen
-from fastmask.data.crop import Size
-from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
-from fastmask.preprocess import compute_padded_size, pad
+from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
+from fastmask.preprocess import Size, compute_padded_size, pad
 from fastmask.structures import Batch, pad_targets
 
-TRIES = 10  # images that may be broken one after the other
+MAX_TRIES = 10  # consecutive images that may be unreadable
+
+__all__ = ["GroupedBatchSampler", "training_loader"]
 
 
 class Key(NamedTuple):
-    """All that a sample is drawn from, beside the seed."""
+    """What a sample depends on, beside the seed."""
 
     epoch: int
-    record: int
+    record: int  # index among the loader's records
 
 
-class Packed(LazyRecords):
-    """Records in one piece of memory, which forked workers share; a list of them each would copy as it is looked at."""
+class PackedRecords(LazyRecords):
+    """Records pickled into one array, which forked workers share; a list would be copied by reference counting."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         pieces = [np.frombuffer(pickle.dumps(record), np.uint8) for record in records]
@@ -40,36 +41,36 @@ class Packed(LazyRecords):
         return len(self.ends) - 1
 
     def make(self, index: int) -> Record:
-        found: Record = pickle.loads(self.data[self.ends[index] : self.ends[index + 1]].tobytes())
-        return found
+        record: Record = pickle.loads(self.data[self.ends[index] : self.ends[index + 1]].tobytes())
+        return record
 
 
-class Samples(TorchDataset[Sample]):
-    """Records, looked at in a way that depends on the seed, the epoch and the record alone.
+class SampleDataset(TorchDataset[Sample]):
+    """Augmented samples, each a function of the seed, the epoch and the record alone.
 
-    An image that cannot be read is replaced by the next one that can, and named in ``problem``.
+    An unreadable image is replaced by the next readable one, and named in ``problem``.
 
     Args:
         records: the images.
-        places: where each of them is in the data set.
-        labels: of their categories.
-        augmentation: what is done to them.
-        seed: not negative.
-        masks: paint them.
-        size: (height, width) that an image has to fit into, turned if it stands.
+        indices: [n] of the records in the data set, ascending.
+        labels: by category.
+        augmentation: of every image.
+        seed: from 0.
+        masks: rasterize the instances' masks.
+        size: (height, width) that images are resized to fit into, transposed for portrait images; None: no limit.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        places: NDArray[np.int64],
+        indices: NDArray[np.int64],
         labels: dict[str, int],
         augmentation: Augmentation,
         seed: int,
         masks: bool,
         size: Size | None,
     ) -> None:
-        self.records, self.places, self.labels, self.augmentation = records, places, labels, augmentation
+        self.records, self.indices, self.labels, self.augmentation = records, indices, labels, augmentation
         self.seed, self.masks, self.size = seed, masks, size
 
     def __len__(self) -> int:
@@ -77,102 +78,108 @@ class Samples(TorchDataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         generator = np.random.default_rng([self.seed, *key])
-        sample = self._looked_at(key.record, generator)
+        sample = self._load_sample(key.record, generator)
         if generator.random() < self.augmentation.paste:
-            other = self._looked_at(int(generator.integers(len(self))), generator)
+            other = self._load_sample(int(generator.integers(len(self))), generator)
             problem = sample.problem or other.problem
-            sample = pasted(sample, other, generator.random(len(other.labels)) < 0.5)._replace(problem=problem)
+            sample = copy_paste(sample, other, generator.random(len(other.labels)) < 0.5)._replace(problem=problem)
         if self.augmentation.color:
-            sample = sample._replace(pixels=recolored(sample.pixels, self.augmentation.color, generator))
+            sample = sample._replace(pixels=jitter_color(sample.pixels, self.augmentation.color, generator))
         return sample
 
-    def _looked_at(self, first: int, generator: np.random.Generator) -> Sample:
+    def _load_sample(self, first: int, generator: np.random.Generator) -> Sample:
         problem = None
-        for step in range(TRIES):
-            number = (first + step) % len(self)
-            record = self.records[number]
+        for step in range(MAX_TRIES):
+            index = (first + step) % len(self)
+            record = self.records[index]
             try:
                 image = record.load()
                 original = (image.height, image.width)
                 if record.size not in (None, original):
                     raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
-                view = self.augmentation.view(original, generator, self._room(original))
-                sample = seen(record, image, view, self.labels, int(self.places[number]), self.masks)
+                crop = self.augmentation.draw_crop(original, generator, self._room(original))
+                sample = make_sample(record, image, crop, self.labels, int(self.indices[index]), self.masks)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 problem = problem or str(error)
-        raise ValueError(f"{TRIES} images in a row cannot be read; the first one: {problem}")
+        raise ValueError(f"{MAX_TRIES} images in a row cannot be read; the first one: {problem}")
 
-    def file(self, place: int) -> Path:
-        """Of the image at a place in the data set."""
-        return self.records[int(np.searchsorted(self.places, place))].file
+    def find_file(self, index: int) -> Path:
+        """The image file of a record, by its index in the data set."""
+        return self.records[int(np.searchsorted(self.indices, index))].file
 
     def _room(self, original: Size) -> tuple[float, float]:
         if self.size is None:
             return math.inf, math.inf
-        return turned(self.size) if original[0] > original[1] else self.size
+        return transpose(self.size) if original[0] > original[1] else self.size
 
 
-def turned(size: Size) -> Size:
+def transpose(size: Size) -> Size:
+    """(width, height)."""
     return size[1], size[0]
 
 
-class GroupedBatches(Sampler[list[Key]]):
-    """Batches of images that all lie or all stand, in another order each epoch; this rank's share of them.
+class GroupedBatchSampler(Sampler[list[Key]]):
+    """This rank's share of batches whose images are all portrait or all landscape, in a new order each epoch.
 
-    Every image comes once in an epoch. Where the last batches lack some, a few come again, or, if images lie that
-    should stand, the batch is mixed. All ranks have equally many batches.
+    Every image comes once in an epoch. The last batches may mix both and repeat a few images, so that all ranks have
+    the same number of batches.
 
     Args:
-        sizes: (height, width) of each image; None: all alike.
-        number: of images.
-        batch: images of a batch of one rank.
+        sizes: [n, 2] (height, width) of the images; None: all have the same.
+        number: n.
+        batch_size: images of a batch on each rank.
         seed: of the order.
-        rank, world_size: which share.
+        rank, world_size: of this process; how many there are.
     """
 
     def __init__(
-        self, sizes: NDArray[np.int64] | None, number: int, batch: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        sizes: NDArray[np.int64] | None,
+        number: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.stand = np.zeros(number, bool) if sizes is None else sizes[:, 0] > sizes[:, 1]
-        self.batch, self.seed, self.rank, self.world_size = batch, seed, rank, world_size
+        self.portrait = np.zeros(number, bool) if sizes is None else sizes[:, 0] > sizes[:, 1]
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """What the next iteration is; from batch ``start`` on, where training is taken up."""
+        """Set the epoch of the next iteration, and the batch it starts at, for a resumed run."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, math.ceil(len(self.stand) / (self.batch * self.world_size)) - self.start)
+        return max(0, math.ceil(len(self.portrait) / (self.batch_size * self.world_size)) - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.stand))
-        together = self.batch * self.world_size
+        order = generator.permutation(len(self.portrait))
+        total = self.batch_size * self.world_size
         groups: list[list[int]] = []
-        waiting: dict[bool, list[int]] = {False: [], True: []}
+        pending: dict[bool, list[int]] = {False: [], True: []}
         for index in order.tolist():
-            group = waiting[bool(self.stand[index])]
+            group = pending[bool(self.portrait[index])]
             group.append(index)
-            if len(group) == together:
+            if len(group) == total:
                 groups.append(group.copy())
                 group.clear()
-        rest = waiting[False] + waiting[True]
-        missing = -len(rest) % together
+        rest = pending[False] + pending[True]
+        missing = -len(rest) % total
         rest += np.resize(order, missing).tolist()
-        groups += [rest[i : i + together] for i in range(0, len(rest), together)]
+        groups += [rest[i : i + total] for i in range(0, len(rest), total)]
         for i in range(self.start, len(groups)):
-            own = groups[i][self.rank :: self.world_size]
-            yield [Key(self.epoch, record) for record in own]
+            yield [Key(self.epoch, record) for record in groups[i][self.rank :: self.world_size]]
 
 
 class Collate:
-    """Samples -> a Batch.
+    """Pad samples to one :class:`fastmask.structures.Batch`.
 
     Args:
-        size: (height, width) to pad to, turned where all images stand, and to a square of the longer side where some
-            do; None: as little as there must be.
-        divisible: what the padded sides are then multiples of.
+        size: (height, width) to pad to: transposed where all images are portrait, a square of the longer side where
+            some are; None: the smallest that holds all of them.
+        divisible: without ``size``, the padded sides are multiples of it.
     """
 
     def __init__(self, size: Size | None, divisible: int = 32) -> None:
@@ -184,9 +191,9 @@ class Collate:
         if self.size is None:
             height, width = compute_padded_size([(height, width)], self.divisible)
         else:
-            fitting = [size for size in (self.size, turned(self.size)) if height <= size[0] and width <= size[1]]
+            fitting = [size for size in (self.size, transpose(self.size)) if height <= size[0] and width <= size[1]]
             side = max(self.size)
-            height, width = fitting[0] if fitting else (side, side)  # some lie, some stand
+            height, width = fitting[0] if fitting else (side, side)  # portrait and landscape mixed
         pixels = pad([torch.tensor(sample.pixels).permute(2, 0, 1) for sample in samples], (height, width))
         targets: list[dict[str, Tensor]] = []
         for sample in samples:
@@ -201,62 +208,62 @@ class Collate:
 
 def training_loader(
     dataset: Dataset,
-    batch: int,
+    batch_size: int,
     augmentation: Augmentation | None = None,
     *,
     size: Size | None = None,
     masks: bool = True,
-    empty: bool = False,
+    keep_empty: bool = False,
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Any]:
-    """A loader of :class:`fastmask.structures.Batch`; ``loader.batch_sampler.set_epoch`` says what comes next.
+    """A loader of :class:`fastmask.structures.Batch`; call ``loader.batch_sampler.set_epoch`` before each epoch.
 
     Args:
-        dataset: annotated images; objects that are crowds are left out.
-        batch: images of a batch.
-        augmentation: None: the paper's.
-        size: (height, width), multiples of 32, that batches are padded to: turned where images stand, and a square of
-            the longer side for the one or two batches of an epoch that are mixed. Images that would not fit are made
-            smaller. None: each batch as it needs.
-        masks: paint them.
-        empty: keep images without objects.
-        seed: of the order and of what is done to each image.
-        workers: processes; 0: this one.
-        rank, world_size: which share of each batch of ``batch * world_size`` images.
+        dataset: annotated images; crowds are left out.
+        batch_size: images of a batch on each rank.
+        augmentation: None: Mask R-CNN's, see :class:`fastmask.data.augment.Augmentation`.
+        size: (height, width) in pixels, multiples of 32, that batches are padded to: transposed for portrait images, a
+            square of the longer side for the one or two batches of an epoch that are mixed. Images are resized to fit.
+            None: each batch is padded as little as possible.
+        masks: rasterize the instances' masks.
+        keep_empty: keep images without instances.
+        seed: of the order and of augmentation.
+        workers: number of processes; 0: this one.
+        rank, world_size: the share of each ``batch_size * world_size`` images that this process loads.
 
     Raises:
-        ValueError: there are no images, or an argument does not fit.
+        ValueError: there are no images, or an argument is out of its range.
     """
     augmentation = augmentation or Augmentation()
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if size is not None and augmentation.zoom is not None:
-        raise ValueError(f"size must be None where images are cut to augmentation.canvas, got {size}")
+        raise ValueError(f"size must be None where images are cropped to augmentation.canvas, got {size}")
     for name, sides in (("size", size), ("augmentation.canvas", augmentation.zoom and augmentation.canvas)):
         if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
     if augmentation.paste and not masks:
         raise ValueError("augmentation must not paste objects without masks")
     records, sizes = dataset.records, None
-    places = np.arange(len(records))
+    indices = np.arange(len(records))
     if not isinstance(records, LazyRecords):
-        sized = with_sizes(dataset).records
-        places = np.array([i for i, record in enumerate(sized) if empty or learnable(record)], np.int64)
-        kept = [sized[i] for i in places.tolist()]
-        records, sizes = Packed(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
+        sized = add_sizes(dataset).records
+        indices = np.array([i for i, record in enumerate(sized) if keep_empty or has_instances(record)], np.int64)
+        kept = [sized[i] for i in indices.tolist()]
+        records, sizes = PackedRecords(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
     if not len(records):
         raise ValueError("dataset must have images with objects, got none")
     if augmentation.zoom is not None:
-        sizes, size = None, augmentation.canvas  # which all are cut to
-    samples = Samples(records, places, labels_of(dataset.categories), augmentation, seed, masks, size)
-    sampler = GroupedBatches(sizes, len(records), batch, seed, rank, world_size)
+        sizes, size = None, augmentation.canvas  # all images are cropped to it
+    samples = SampleDataset(records, indices, assign_labels(dataset.categories), augmentation, seed, masks, size)
+    sampler = GroupedBatchSampler(sizes, len(records), batch_size, seed, rank, world_size)
     return DataLoader(
         samples,
         batch_sampler=sampler,
@@ -267,6 +274,6 @@ def training_loader(
     )
 
 
-def learnable(record: Record) -> bool:
-    """Whether there is an object in it that is no crowd."""
-    return any(not one.crowd for one in record.objects)
+def has_instances(record: Record) -> bool:
+    """Whether a record has an instance that is no crowd."""
+    return any(not instance.crowd for instance in record.instances)

@@ -1,7 +1,7 @@
-"""Mask images as Pascal VOC has them: an image of object numbers and one of class numbers for each photo.
+"""Mask images in Pascal VOC's layout: an image of object numbers and one of class numbers for each photo.
 
-``SegmentationObject/NAME.png`` (0 is background, 255 in 8 bits is a border that belongs to nobody),
-``SegmentationClass/NAME.png``, ``JPEGImages/NAME.*``, and ``labels.txt`` with a class a line, from class 1 on.
+``SegmentationObject/NAME.png`` (0: background; 255 in 8 bits: void border), ``SegmentationClass/NAME.png``,
+``JPEGImages/NAME.*``, and ``labels.txt`` with the name of one class per line, from class 1 on.
 Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import Dataset, Object, Problem, Record
+from fastmask.data.records import Dataset, Instance, Problem, Record
 
 OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
 BORDER = 255
@@ -22,15 +22,16 @@ VOC += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
 
 
 def is_masks(path: Path) -> bool:
+    """Whether a folder has Pascal VOC's layout."""
     return (path / OBJECTS).is_dir()
 
 
 def read_masks(path: Path, images: Path | None) -> Dataset:
-    """Objects as RLE; the class of each is the one that most of its pixels have, ``object`` without class images.
+    """Read instances as RLE; each has the class of most of its pixels, or ``object`` without class images.
 
     Args:
-        path: the folder that holds the others.
-        images: the images' folder; None: ``JPEGImages``, or the folder itself.
+        path: the folder of the layout.
+        images: folder of the images; None: ``JPEGImages`` in it, or the folder itself.
     """
     labels = path / LABELS
     names = labels.read_text().split("\n") if labels.exists() else VOC if path.name.startswith("VOC2") else []
@@ -38,23 +39,23 @@ def read_masks(path: Path, images: Path | None) -> Dataset:
     records, problems = [], []
     for file in sorted((path / OBJECTS).glob("*.png")):
         try:
-            numbers = _numbers(file)
+            numbers = _read_numbers(file)
             beside = path / CLASSES / file.name
-            classes = _numbers(beside) if beside.exists() else np.zeros_like(numbers)
+            classes = _read_numbers(beside) if beside.exists() else np.zeros_like(numbers)
             if classes.shape != numbers.shape:
                 raise ValueError(f"its class image must be {numbers.shape}, got {classes.shape}")
         except ValueError as error:
             problems.append(Problem("broken file", file.name, str(error)))
             continue
         ids = [number for number in np.unique(numbers).tolist() if number not in (0, BORDER)]
-        objects = tuple(_object(numbers == number, classes, names) for number in ids)
-        records.append(Record(_image(path, images, file.stem), (numbers.shape[0], numbers.shape[1]), objects))
-    found = dict.fromkeys(one.category for record in records for one in record.objects)
-    order = [*names, *(name for name in found if name not in names)]
+        instances = tuple(_make_instance(numbers == number, classes, names) for number in ids)
+        records.append(Record(_find_image(path, images, file.stem), (numbers.shape[0], numbers.shape[1]), instances))
+    used = dict.fromkeys(instance.category for record in records for instance in record.instances)
+    order = [*names, *(name for name in used if name not in names)]
     return Dataset(records, {name: number for number, name in enumerate(order, 1)}, problems)
 
 
-def _numbers(file: Path) -> NDArray[np.int64]:
+def _read_numbers(file: Path) -> NDArray[np.int64]:
     try:
         with Image.open(file) as image:
             if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
@@ -62,26 +63,26 @@ def _numbers(file: Path) -> NDArray[np.int64]:
             return np.asarray(image).astype(np.int64)
     except ValueError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever they trip over
+    except Exception as error:  # Pillow's readers raise many types
         raise ValueError(f"it cannot be read as an image: {error}") from error
 
 
-def _object(mask: NDArray[np.bool_], classes: NDArray[np.int64], names: list[str]) -> Object:
+def _make_instance(mask: NDArray[np.bool_], classes: NDArray[np.int64], names: list[str]) -> Instance:
     inside = classes[mask]
     counts = np.bincount(inside[(inside > 0) & (inside != BORDER)])
     number = int(counts.argmax()) if len(counts) else 0
     name = "object" if number == 0 else names[number - 1] if number <= len(names) else f"class {number}"
-    return Object(name, rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
+    return Instance(name, rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
 
 
-def _image(path: Path, images: Path | None, stem: str) -> Path:
+def _find_image(path: Path, images: Path | None, stem: str) -> Path:
     folders = [images] if images is not None else [path / IMAGES, path]
-    found = [file for folder in folders for file in sorted(folder.glob(f"{stem}.*")) if file.suffix.lower() != ".json"]
-    return found[0] if found else folders[0] / f"{stem}.jpg"
+    files = [file for folder in folders for file in sorted(folder.glob(f"{stem}.*")) if file.suffix.lower() != ".json"]
+    return files[0] if files else folders[0] / f"{stem}.jpg"
 
 
 def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
-    """Mask images with copies of the images -> what they cannot hold: what is hidden behind later objects, crowds."""
+    """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide."""
     for name in (OBJECTS, CLASSES, IMAGES):
         (path / name).mkdir(parents=True, exist_ok=True)
     problems, taken = [], set()
@@ -96,27 +97,27 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
             stem += "_"
         taken.add(stem)
         numbers, classes = (np.zeros(record.size, np.int64) for _ in range(2))
-        painted = [one for one in record.objects if not one.crowd]
+        painted = [instance for instance in record.instances if not instance.crowd]
         ids = [number for number in range(1, len(painted) + 2) if number != BORDER][: len(painted)]
-        for one, number in zip(painted, ids, strict=True):
-            mask = one.mask(*record.size)
-            numbers[mask], classes[mask] = number, order[one.category]
+        for instance, number in zip(painted, ids, strict=True):
+            mask = instance.to_mask(*record.size)
+            numbers[mask], classes[mask] = number, order[instance.category]
         hidden = set(ids) - set(np.unique(numbers).tolist())
-        lost = len(hidden) + len(record.objects) - len(painted)
+        lost = len(hidden) + len(record.instances) - len(painted)
         if lost:
             problems.append(
                 Problem("cannot be written", str(record.file), f"{lost} objects are crowds, hidden or empty")
             )
-        _save(numbers, path / OBJECTS / f"{stem}.png")
-        _save(classes, path / CLASSES / f"{stem}.png")
+        _save_numbers(numbers, path / OBJECTS / f"{stem}.png")
+        _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
         if record.file.exists() and record.file.resolve() != copy.resolve():
             shutil.copyfile(record.file, copy)
     return problems
 
 
-def _save(numbers: NDArray[np.int64], file: Path) -> None:
-    """In a palette that tells neighbors apart, or in 16 bits of gray."""
+def _save_numbers(numbers: NDArray[np.int64], file: Path) -> None:
+    """Write numbers as a palette image with distinct colors, or as 16-bit grayscale if there are more than 255."""
     if numbers.max(initial=0) > BORDER:
         Image.fromarray(numbers.astype(np.uint16)).save(file)
         return

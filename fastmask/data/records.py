@@ -1,4 +1,4 @@
-"""One record an image, whatever its annotations came from."""
+"""Images with their annotations, in one form for all formats."""
 
 import abc
 import math
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.image_io import read_image, upright_size
+from fastmask.image_io import read_image, read_image_size
 
-FARTHEST = 2**18  # pixels that a corner may have as its x or y
+MAX_COORDINATE = 2**18  # pixels, of a polygon's corners
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
 
 
-class Object(NamedTuple):
-    """What is annotated: an object, as polygons, or as COCO's RLE, or as a box alone."""
+class Instance(NamedTuple):
+    """One annotated object: its polygons, or its mask as COCO RLE, or its box alone."""
 
     category: str
     polygons: tuple[Polygon, ...] = ()
-    rle: dict[str, Any] | None = None  # {"size": [h, w], "counts": bytes or str or numbers}
-    box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2); None: the polygons' own
-    crowd: bool = False  # many objects at once, which evaluation leaves out
+    rle: dict[str, Any] | None = None  # {"size": [h, w], "counts": bytes, str or list of runs}
+    box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2); None: around polygons or mask
+    crowd: bool = False  # a group of objects, COCO's iscrowd; evaluation ignores it
     id: int | None = None
-    area: float | None = None  # in pixels, as COCO's files say it; None: to be measured
+    area: float | None = None  # in pixels, as in COCO's files; None: computed where it is needed
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (x1, y1, x2, y2): as annotated, else around the polygons or the mask."""
@@ -38,41 +38,41 @@ class Object(NamedTuple):
             x1, y1, x2, y2 = (float(side) for side in (*corners.min(0), *corners.max(0)))
             return x1, y1, x2, y2
         if self.rle is not None:
-            x, y, width, height = (float(side) for side in coco.toBbox(compressed(self.rle)))
+            x, y, width, height = (float(side) for side in coco.toBbox(compress_rle(self.rle)))
             return x, y, x + width, y + height
         return 0.0, 0.0, 0.0, 0.0
 
-    def encoded(self, height: int, width: int) -> dict[str, Any]:
-        """Its mask as COCO's RLE, painted by pycocotools' rule; a box alone is painted whole."""
+    def to_rle(self, height: int, width: int) -> dict[str, Any]:
+        """The mask as COCO RLE, rasterized by pycocotools; a box alone is filled."""
         if self.rle is not None:
-            return compressed(self.rle)
-        return encoded(self.polygons or (box_polygon(*self.bounds()),), height, width)
+            return compress_rle(self.rle)
+        return encode_polygons(self.polygons or (box_to_polygon(*self.bounds()),), height, width)
 
-    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """:meth:`encoded` as bool [height, width]."""
-        return np.asarray(coco.decode(self.encoded(height, width)), bool)
+    def to_mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """The mask as bool [height, width], see :meth:`to_rle`."""
+        return np.asarray(coco.decode(self.to_rle(height, width)), bool)
 
 
 class Record(NamedTuple):
-    """An image and what is on it."""
+    """An image and its annotated instances."""
 
     file: Path
-    size: tuple[int, int] | None  # (height, width) as the annotations say; None where they do not
-    objects: tuple[Object, ...]
+    size: tuple[int, int] | None  # (height, width) in the annotations; None where it is missing there
+    instances: tuple[Instance, ...]
     id: int | None = None
-    image: Image.Image | None = None  # RGB, where there is no file
+    image: Image.Image | None = None  # RGB, of an image without a file
 
     def load(self) -> Image.Image:
-        """The image, RGB and upright; errors as of :func:`fastmask.image_io.read_image`."""
+        """The image, RGB and upright; raises what :func:`fastmask.image_io.read_image` raises."""
         return read_image(self.file) if self.image is None else self.image
 
 
 class LazyRecords(Sequence[Record]):
-    """Records that are made when asked for: none of them is looked at before it is needed."""
+    """A sequence whose records are made on access, by :meth:`make`."""
 
     @abc.abstractmethod
     def make(self, index: int) -> Record:
-        """The record of an index from 0."""
+        """The record at a non-negative index."""
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -87,54 +87,54 @@ class LazyRecords(Sequence[Record]):
 
 
 class Problem(NamedTuple):
-    """Something in the annotations that was left out."""
+    """One problem in the annotations or images of a data set."""
 
-    kind: str
-    where: str
-    text: str
+    kind: str  # what it is counted under, e.g. "broken annotation"
+    where: str  # file and entry
+    text: str  # rule and actual value
 
 
 class Dataset(NamedTuple):
-    """Records, the ids of their categories by name, and what could not be read."""
+    """Annotated images, and what could not be read of them."""
 
     records: Sequence[Record]
-    categories: dict[str, int]
+    categories: dict[str, int]  # ids by name
     problems: list[Problem]
 
 
-def compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """COCO's RLE with its runs as bytes, from numbers or text."""
+def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """COCO RLE whose counts are bytes, from RLE whose counts are a list of runs, text or bytes."""
     if isinstance(rle["counts"], list):
-        found: dict[str, Any] = coco.frPyObjects(rle, *rle["size"])
-        return found
+        compressed: dict[str, Any] = coco.frPyObjects(rle, *rle["size"])
+        return compressed
     counts = rle["counts"]
     return {"size": rle["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
-def encoded(polygons: Sequence[Polygon], height: int, width: int) -> dict[str, Any]:
-    """All of them as one RLE; what is outside of the image is cut off."""
+def encode_polygons(polygons: Sequence[Polygon], height: int, width: int) -> dict[str, Any]:
+    """COCO RLE of the union of polygons, clipped to the image."""
     parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
-    found: dict[str, Any] = coco.merge(parts)
-    return found
+    union: dict[str, Any] = coco.merge(parts)
+    return union
 
 
 def check_rle(rle: Any) -> None:
-    """Raise a ValueError unless it is COCO's RLE of a mask of its size; pycocotools itself does not look."""
+    """Raise a ValueError unless it is a valid COCO RLE; pycocotools itself reads out of bounds on a broken one."""
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"an RLE's size must be [height, width], got {size!r}")
-    runs = runs_of(counts) if isinstance(counts, str | bytes) else counts
+    runs = decode_counts(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
         raise ValueError(f"an RLE's counts must be runs, got {str(counts)[:40]!r}")
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f"an RLE's runs must have {size[0]} x {size[1]} pixels in all, got {sum(runs)}")
 
 
-def runs_of(text: str | bytes) -> list[int]:
-    """The runs of COCO's compressed RLE; see ``fastmask.kernels.reference.encode_mask``."""
+def decode_counts(text: str | bytes) -> list[int]:
+    """Run lengths of COCO's compressed RLE counts; the inverse of ``fastmask.kernels.reference.encode_mask``."""
     data = text.encode("latin-1", "replace") if isinstance(text, str) else text
     bits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(bits & 0x20 == 0)  # of numbers, five bits a character; what is behind the last is torn
+    ends = np.flatnonzero(bits & 0x20 == 0)  # of values, five bits a character; the rest is truncated
     bits = bits[: ends[-1] + 1] if len(ends) else bits[:0]
     if not len(ends):
         return []
@@ -143,15 +143,15 @@ def runs_of(text: str | bytes) -> list[int]:
     shifts = 5 * np.minimum(np.arange(len(bits)) - np.repeat(starts, lengths), 12)
     values = np.add.reduceat((bits & 0x1F) << shifts, starts)
     values -= np.where(bits[ends] & 0x10, np.int64(1) << 5 * np.minimum(lengths, 12), 0)
-    runs = values.copy()  # each is told by how much it differs from the one before the last, from the fourth on
+    runs = values.copy()  # from the fourth on, each is stored as its difference from the one before the last
     runs[1::2] = np.cumsum(values[1::2])
     runs[2::2] = np.cumsum(values[2::2])
-    found: list[int] = runs.tolist()
-    return found
+    result: list[int] = runs.tolist()
+    return result
 
 
-def polygon_of(points: Any) -> Polygon:
-    """[n, 2] from pairs, or from x, y, x, y, ...; ValueError unless there are three finite points."""
+def parse_polygon(points: Any) -> Polygon:
+    """A polygon [n, 2] from pairs or from x, y, x, y, ...; ValueError unless it has three finite points."""
     try:
         polygon = np.asarray(points, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -163,19 +163,20 @@ def polygon_of(points: Any) -> Polygon:
         raise ValueError(f"a polygon must have three points, got {len(polygon)}")
     if not np.isfinite(polygon).all():
         raise ValueError("a polygon must be finite, got NaN or infinity")
-    if np.abs(polygon).max() > FARTHEST:  # pycocotools walks along all of it
-        raise ValueError(f"a polygon must be within {FARTHEST} pixels, got {np.abs(polygon).max():g}")
+    if np.abs(polygon).max() > MAX_COORDINATE:  # pycocotools' time and memory grow with its perimeter
+        raise ValueError(f"a polygon must be within {MAX_COORDINATE} pixels, got {np.abs(polygon).max():g}")
     return polygon
 
 
-def box_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
+def box_to_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
+    """The four corners [4, 2] of a box."""
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
 
 
-def ellipse_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
-    """Corners on an ellipse turned by ``angle`` radians, so many that no side leaves it by a tenth of a pixel."""
+def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
+    """A polygon [n, 2] on an ellipse rotated by ``angle`` radians; n keeps it within 0.1 pixels of the ellipse."""
     largest = max(abs(radius_x), abs(radius_y), 1.0)
-    number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / min(largest, FARTHEST))))
+    number = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / min(largest, MAX_COORDINATE))))
     turn = np.arange(number) * (2 * math.pi / number)
     along, across = radius_x * np.cos(turn), radius_y * np.sin(turn)
     points = [
@@ -185,19 +186,19 @@ def ellipse_polygon(x: float, y: float, radius_x: float, radius_y: float, angle:
     return np.stack(points, axis=1)
 
 
-def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-    """(height, width) where both are whole and there are pixels."""
+def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width), or None unless both are positive integers."""
     return (height, width) if all(isinstance(side, int) and side > 0 for side in (height, width)) else None
 
 
-def numbered(names: Sequence[str]) -> dict[str, int]:
-    """Ids from 1, in the order in which names first come."""
-    return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+def number_categories(names: Sequence[str]) -> dict[str, int]:
+    """Category ids from 1 by name, in order of first appearance."""
+    return {name: category for category, name in enumerate(dict.fromkeys(names), 1)}
 
 
-def numbers(values: Any, *names: str) -> list[float]:
-    """Finite numbers of a JSON object by name; ValueError names the one that is none."""
-    found = []
+def parse_numbers(values: Any, *names: str) -> list[float]:
+    """The named values of a JSON object; ValueError unless all are finite numbers."""
+    result = []
     for name in names:
         value = values.get(name)
         try:
@@ -206,29 +207,29 @@ def numbers(values: Any, *names: str) -> list[float]:
             number = math.inf
         if not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {repr(value)[:40]}")
-        found.append(number)
-    return found
+        result.append(number)
+    return result
 
 
-def labels_of(categories: Mapping[str, int]) -> dict[str, int]:
-    """The label that a model has for each category: its id, as torchvision does it.
+def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:
+    """A model's label of each category: the category's id, as torchvision's reference does it.
 
-    If an id is below 1, which is the background's, or above 9999, they are numbered from 1 by their order instead.
+    If an id is below 1, which is the background's, or above 9999, labels count from 1 in the categories' order instead.
     """
-    if all(1 <= number <= 9999 for number in categories.values()):
+    if all(1 <= category <= 9999 for category in categories.values()):
         return dict(categories)
     return {name: label for label, name in enumerate(categories, 1)}
 
 
-def with_sizes(dataset: Dataset) -> Dataset:
-    """With the size of each image that the annotations do not say, from its file; a problem where there is none."""
+def add_sizes(dataset: Dataset) -> Dataset:
+    """The data set with sizes missing in the annotations read from the image files; unreadable files are problems."""
     records, problems = [], list(dataset.problems)
     for record in dataset.records:
         if record.size is None and record.image is not None:
             record = record._replace(size=(record.image.height, record.image.width))
         if record.size is None:
             try:
-                record = record._replace(size=upright_size(record.file))
+                record = record._replace(size=read_image_size(record.file))
             except (OSError, ValueError) as error:
                 problems.append(Problem("missing image", str(record.file), str(error)))
         records.append(record)

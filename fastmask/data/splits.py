@@ -1,55 +1,53 @@
-"""Where the parts of a data set are, in the layouts that people have."""
+"""The training and validation splits of a data set, in the usual layouts of files."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from fastmask.data.formats import read_dataset
-from fastmask.data.records import Dataset, labels_of
+from fastmask.data.records import Dataset, assign_labels
 
-UNUSED = "-"  # the name of a label that is no category's
-PARTS = {"train": ("train", "training"), "valid": ("val", "valid", "validation", "test")}
+UNUSED = "-"  # name of a label without a category
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 
 
-class Parts(NamedTuple):
-    """What is trained on, and what is evaluated on, if there is something."""
+class Splits(NamedTuple):
+    """The splits of a data set."""
 
     train: Dataset
-    valid: Dataset | None
+    val: Dataset | None
 
 
-def read_parts(path: Path, attribute: str | None = None) -> Parts:
-    """A data set from its folder, or from one file.
+def read_splits(path: Path, attribute: str | None = None) -> Splits:
+    """Read the splits of a data set from its folder or file.
 
     Args:
-        path: a folder with ``train`` and ``val`` in it (as the balloons have it), each of any format; or COCO's, with
+        path: a folder with ``train`` and ``val`` in it, each of any format; or with COCO's
             ``annotations/instances_train*.json`` and ``instances_val*.json``; or anything that
-            :func:`fastmask.data.read_dataset` reads, which is then all for training.
+            :func:`fastmask.data.read_dataset` reads, which is then the training split.
         attribute: see :func:`fastmask.data.read_dataset`.
 
     Raises:
-        ValueError: there is nothing of the kind, or a file is broken, or validation has none of training's categories.
-        OSError: it cannot be read.
+        ValueError: there are no annotations, a file is broken, or the splits have no category in common.
+        OSError: a file cannot be read.
     """
-    found = {part: place for part in PARTS if (place := _place(path, part)) is not None}
-    if "train" not in found:
-        return Parts(read_dataset(path, attribute=attribute), None)
-    train = read_dataset(found["train"], attribute=attribute)
-    if "valid" not in found:
-        return Parts(train, None)
-    valid = read_dataset(found["valid"], attribute=attribute)
-    if not valid.categories.keys() & train.categories.keys():
-        raise ValueError(
-            f"{found['valid']} must have categories of {found['train']}, got {', '.join(valid.categories)}"
-        )
-    return Parts(train, valid)
+    paths = {split: found for split in NAMES if (found := _find_split(path, split)) is not None}
+    if "train" not in paths:
+        return Splits(read_dataset(path, attribute=attribute), None)
+    train = read_dataset(paths["train"], attribute=attribute)
+    if "val" not in paths:
+        return Splits(train, None)
+    val = read_dataset(paths["val"], attribute=attribute)
+    if not val.categories.keys() & train.categories.keys():
+        raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {', '.join(val.categories)}")
+    return Splits(train, val)
 
 
-def _place(path: Path, part: str) -> Path | None:
-    """A part's folder or file."""
-    for name in PARTS[part]:
+def _find_split(path: Path, split: str) -> Path | None:
+    """The folder or file of a split."""
+    for name in NAMES[split]:
         if (path / name).is_dir() and not (path / "annotations").is_dir():
             return path / name
-    for name in PARTS[part]:
+    for name in NAMES[split]:
         files = sorted((path / "annotations").glob(f"instances_{name}*.json"))
         if len(files) > 1:
             raise ValueError(f"{path / 'annotations'} must have one file instances_{name}*.json, got {len(files)}")
@@ -59,8 +57,8 @@ def _place(path: Path, part: str) -> Path | None:
 
 
 def label_names(dataset: Dataset) -> list[str]:
-    """Categories by label, the background's and those that are no category's included."""
-    labels = labels_of(dataset.categories)
+    """Category names by label, with "__background__" at 0 and "-" at labels without a category."""
+    labels = assign_labels(dataset.categories)
     names = ["__background__", *([UNUSED] * max(labels.values(), default=0))]
     for name, label in labels.items():
         names[label] = name

@@ -1,6 +1,6 @@
-"""Images the package draws itself, for tests, benchmarks and demonstrations that need no download."""
+"""Synthetic images with exact masks, for tests, benchmarks and demonstrations without a download."""
 
-from fastmask.demo.drawing import SCENES, Scene, Scenes, draw_scene, drawn_dataset, save_drawn
+from fastmask.demo.drawing import SCENES, Scene, Scenes, draw_scene, save_synthetic, synthetic_dataset
 from fastmask.demo.shapes import CLASSES
 
-__all__ = ["CLASSES", "SCENES", "Scene", "Scenes", "draw_scene", "drawn_dataset", "save_drawn"]
+__all__ = ["CLASSES", "SCENES", "Scene", "Scenes", "draw_scene", "save_synthetic", "synthetic_dataset"]

@@ -1,75 +1,79 @@
-"""An image beside what is on it and what a model finds."""
+"""Images beside their ground truth and a model's predictions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.contact_sheet import draw_record, tiled
-from fastmask.data.crop import scaled_view
-from fastmask.data.records import Object, Record
+from fastmask.data.contact_sheet import draw_record, tile_images
+from fastmask.data.crop import plan_resize
+from fastmask.data.records import Instance, Record
+from fastmask.structures import CocoResult
 
 HEADING = 26  # pixels
-Entry = dict[str, Any]  # of COCO's results
 
 
-def comparison(
-    records: Sequence[Record], found: Sequence[Sequence[Entry]], names: Sequence[str], columns: int = 1, side: int = 384
+def draw_comparison(
+    records: Sequence[Record],
+    results: Sequence[Sequence[CocoResult]],
+    names: Sequence[str],
+    columns: int = 1,
+    side: int = 384,
 ) -> Image.Image:
-    """Images in rows of ``columns``, each beside its annotations, if it has any, and beside what was found.
+    """Draw images in rows of ``columns``, each beside its ground truth, if any has some, and its predictions.
 
     Args:
         records: the images.
-        found: of each one, in COCO's results format, what is to be shown.
-        names: by label, from 0, the background.
+        results: of each image, the detections to draw.
+        names: of labels, from 0, the background.
         columns: images in a row.
-        side: of an image on the sheet, the shorter one in pixels; the longer one is at most twice that.
+        side: the shorter side of an image in pixels; the longer one is at most twice that.
     """
-    annotated = any(record.objects for record in records)
+    annotated = any(record.instances for record in records)
     panels = []
-    for record, entries in zip(records, found, strict=True):
+    for record, detections in zip(records, results, strict=True):
         image = record.load()
-        view = scaled_view((image.height, image.width), side, 2 * side)
-        panels.append(view.image(image))
+        crop = plan_resize((image.height, image.width), side, 2 * side)
+        panels.append(crop.apply_image(image))
         if annotated:
-            panels.append(draw_record(record, image, names, view, colors=range(len(record.objects))))
-        objects = tuple(_object(entry, names) for entry in entries)
-        scores = [entry["score"] for entry in entries]
-        colors = _colors(record.objects, objects, scores, view.original)
-        panels.append(draw_record(record._replace(objects=objects), image, names, view, scores, colors))
+            panels.append(draw_record(record, image, names, crop, colors=range(len(record.instances))))
+        instances = tuple(_make_instance(detection, names) for detection in detections)
+        scores = [detection["score"] for detection in detections]
+        colors = _choose_colors(record.instances, instances, scores, crop.original)
+        panels.append(draw_record(record._replace(instances=instances), image, names, crop, scores, colors))
     headings = ["image", "truth", "prediction"] if annotated else ["image", "prediction"]
-    return _under(headings * columns, tiled(panels, len(headings) * columns))
+    return _add_headings(headings * columns, tile_images(panels, len(headings) * columns))
 
 
-def _object(entry: Entry, names: Sequence[str]) -> Object:
-    x, y, width, height = entry["bbox"]
-    return Object(names[entry["category_id"]], rle=entry.get("segmentation"), box=(x, y, x + width, y + height))
+def _make_instance(result: CocoResult, names: Sequence[str]) -> Instance:
+    x, y, width, height = result["bbox"]
+    return Instance(names[result["category_id"]], rle=result.get("segmentation"), box=(x, y, x + width, y + height))
 
 
-def _colors(
-    truth: Sequence[Object], found: Sequence[Object], scores: Sequence[float], size: tuple[int, int]
+def _choose_colors(
+    truth: Sequence[Instance], detections: Sequence[Instance], scores: Sequence[float], size: tuple[int, int]
 ) -> list[int]:
-    """Of each detection, the number of the annotated object that it covers best, and shares a color with."""
-    colors = list(range(len(truth), len(truth) + len(found)))
-    if not truth or not found:
+    """The color index of each detection: that of the ground-truth instance it matches best, or one of its own."""
+    colors = list(range(len(truth), len(truth) + len(detections)))
+    if not truth or not detections:
         return colors
-    overlaps = coco.iou([one.encoded(*size) for one in found], [one.encoded(*size) for one in truth], [0] * len(truth))
+    rles, truth_rles = ([instance.to_rle(*size) for instance in group] for group in (detections, truth))
+    ious = coco.iou(rles, truth_rles, [0] * len(truth))
     for i in np.argsort(-np.array(scores), kind="stable"):
-        best = int(overlaps[i].argmax())
-        if overlaps[i, best] > 0.5:
+        best = int(ious[i].argmax())
+        if ious[i, best] > 0.5:
             colors[i] = best
-            overlaps[:, best] = 0
+            ious[:, best] = 0
     return colors
 
 
-def _under(headings: Sequence[str], sheet: Image.Image) -> Image.Image:
-    """A sheet with a line above it, a heading over the middle of each column."""
+def _add_headings(headings: Sequence[str], sheet: Image.Image) -> Image.Image:
+    """The sheet with a heading above each column."""
     headed = Image.new("RGB", (sheet.width, sheet.height + HEADING), "white")
     headed.paste(sheet, (0, HEADING))
     canvas, font = ImageDraw.Draw(headed), ImageFont.load_default(HEADING * 0.65)
-    for place, heading in enumerate(headings):
-        middle = (place + 0.5) * sheet.width / len(headings)
-        canvas.text((middle, HEADING / 2), heading, fill="black", font=font, anchor="mm")
+    for column, heading in enumerate(headings):
+        center = (column + 0.5) * sheet.width / len(headings)
+        canvas.text((center, HEADING / 2), heading, fill="black", font=font, anchor="mm")
     return headed

@@ -1,4 +1,4 @@
-"""Images that the package draws itself: overlapping shapes, or grains in a matrix, on textured noise."""
+"""Drawing synthetic images: overlapping shapes, or mineral grains, on textured noise."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,35 +10,35 @@ from PIL import Image
 from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import write_coco
-from fastmask.data.records import Dataset, LazyRecords, Object, Record
+from fastmask.data.records import Dataset, Instance, LazyRecords, Record
 from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape
 
 Pixels = NDArray[np.float32]  # [h, w, 3] in [0, 1]
 
 SCENES = ("shapes", "grains", "mixed")
-LEAST = 24  # visible pixels of an object
+MIN_VISIBLE = 24  # pixels of an object
 
 
 class Scene(NamedTuple):
-    """An image and what is on it."""
+    """A synthetic image and its n ground-truth instances."""
 
     image: NDArray[np.uint8]  # [h, w, 3]
-    masks: NDArray[np.bool_]  # [n, h, w] what is seen of each object, to the pixel; they do not overlap
-    labels: NDArray[np.int64]  # [n] from 1, of CLASSES
+    masks: NDArray[np.bool_]  # [n, h, w] exact visible parts, which do not overlap
+    labels: NDArray[np.int64]  # [n] index in CLASSES plus 1
 
 
-class _Look(NamedTuple):
-    """What differs between scenes."""
+class _Style(NamedTuple):
+    """The parameters of a kind of scene."""
 
-    number: tuple[int, int]  # of objects
-    radius: tuple[float, float]  # of the shorter side
-    seen: float  # share of each object that stays visible
-    kinds: tuple[str, ...]
+    number: tuple[int, int]  # min and max number of objects
+    radius: tuple[float, float]  # min and max, as fractions of the shorter side
+    visible: float  # minimum visible fraction of an object
+    classes: tuple[str, ...]
 
 
-LOOKS = {
-    "shapes": _Look((2, 7), (0.09, 0.26), 0.5, CLASSES[:3]),
-    "grains": _Look((10, 28), (0.05, 0.15), 0.75, CLASSES[3:]),
+STYLES = {
+    "shapes": _Style((2, 7), (0.09, 0.26), 0.5, CLASSES[:3]),
+    "grains": _Style((10, 28), (0.05, 0.15), 0.75, CLASSES[3:]),
 }
 MINERALS = np.array(
     [[0.82, 0.80, 0.76], [0.78, 0.60, 0.52], [0.30, 0.36, 0.30], [0.42, 0.30, 0.22], [0.62, 0.62, 0.66]]
@@ -46,91 +46,91 @@ MINERALS = np.array(
 
 
 def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str = "shapes") -> Scene:
-    """One image.
+    """Draw a random scene.
 
     Args:
-        generator: all that is drawn comes from it.
+        generator: the only source of randomness.
         size: (height, width) in pixels.
-        scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals, which hide parts of one another; "grains": up
-            to 28 mineral grains in a fine matrix; "mixed": either. Small images have room for fewer.
+        scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals that partly occlude one another; "grains": up to
+            28 mineral grains in a fine matrix; "mixed": one of both. Small images get fewer objects.
 
     Raises:
-        ValueError: the scene is none of these, or a side is below 32.
+        ValueError: scene is none of these, or a side is below 32.
     """
     check_choice("scene", scene, SCENES)
     height, width = check_pair("size", size, 32)
     if scene == "mixed":
         scene = ("shapes", "grains")[int(generator.integers(2))]
-    look = LOOKS[scene]
-    pixels = _ground(generator, (height, width), scene)
+    style = STYLES[scene]
+    pixels = _draw_background(generator, (height, width), scene)
     masks: list[NDArray[np.bool_]] = []
-    whole: list[int] = []  # pixels of each object in the image, hidden or not
-    seen: list[int] = []
+    whole: list[int] = []  # pixels of each object, occluded ones included
+    visible: list[int] = []
     labels = []
-    wanted = int(generator.integers(look.number[0], look.number[1] + 1))
-    for _ in range(6 * wanted):  # what does not fit is drawn again, elsewhere
+    wanted = int(generator.integers(style.number[0], style.number[1] + 1))
+    for _ in range(6 * wanted):  # an object that does not fit is replaced by another
         if len(masks) == wanted:
             break
-        kind = str(generator.choice(look.kinds))
-        radius = generator.uniform(*look.radius) * min(height, width)
-        shape = draw_shape(generator, kind, radius)
-        part, distance = _placed(shape, REACH * radius, generator.random(2), (height, width))
+        name = str(generator.choice(style.classes))
+        radius = generator.uniform(*style.radius) * min(height, width)
+        shape = draw_shape(generator, name, radius)
+        part, distance = _place_shape(shape, REACH * radius, generator.random(2), (height, width))
         inside = distance < 0
-        size_now = int(inside.sum())
-        left = [now - int((mask[part] & inside).sum()) for mask, now in zip(masks, seen, strict=True)]
-        enough = all(now >= max(LEAST, look.seen * full) for now, full in zip(left, whole, strict=True))
-        if not enough or size_now < LEAST or min(inside.any(0).sum(), inside.any(1).sum()) < 4:
+        num = int(inside.sum())
+        left = [now - int((mask[part] & inside).sum()) for mask, now in zip(masks, visible, strict=True)]
+        fits = all(now >= max(MIN_VISIBLE, style.visible * full) for now, full in zip(left, whole, strict=True))
+        if not fits or num < MIN_VISIBLE or min(inside.any(0).sum(), inside.any(1).sum()) < 4:
             continue
         for mask in masks:
             mask[part] &= ~inside
         masks.append(np.zeros((height, width), bool))
         masks[-1][part] = inside
-        whole.append(size_now)
-        seen = [*left, size_now]
-        labels.append(CLASSES.index(kind) + 1)
-        _paint(pixels[part], distance, generator, scene)
+        whole.append(num)
+        visible = [*left, num]
+        labels.append(CLASSES.index(name) + 1)
+        _draw_object(pixels[part], distance, generator, scene)
     pixels += generator.normal(0, 0.02, pixels.shape).astype(np.float32)
     stacked = np.stack(masks) if masks else np.zeros((0, height, width), bool)
     return Scene((pixels.clip(0, 1) * 255).round().astype(np.uint8), stacked, np.array(labels, np.int64))
 
 
-def _placed(
+def _place_shape(
     shape: Distance, reach: float, place: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
-    """The part of an image around a shape at a place in [0, 1), and the distances of its pixels' middles."""
+    """The slices of an image around a shape at ``place`` in [0, 1), and the signed distances of their pixel centers."""
     axes, slices = [], []
-    for centre, side in zip(place * size, size, strict=True):
-        first, last = max(0, int(centre - reach) - 2), min(side, int(centre + reach) + 3)
-        axes.append(np.arange(first, last, dtype=np.float32) + np.float32(0.5 - centre))
+    for center, side in zip(place * size, size, strict=True):
+        first, last = max(0, int(center - reach) - 2), min(side, int(center + reach) + 3)
+        axes.append(np.arange(first, last, dtype=np.float32) + np.float32(0.5 - center))
         slices.append(slice(first, last))
     y, x = axes
     return (slices[0], slices[1]), shape(x[None, :], y[:, None])
 
 
-def _paint(pixels: Pixels, distance: NDArray[np.float32], generator: np.random.Generator, scene: str) -> None:
-    """An object in place, its rim smooth; pixels whose middle is inside are mostly its own."""
+def _draw_object(pixels: Pixels, distance: NDArray[np.float32], generator: np.random.Generator, scene: str) -> None:
+    """Draw an object in place, antialiased; it covers more than half of each pixel whose center is inside."""
     cover = (0.5 - distance).clip(0, 1)[:, :, None]
-    pixels[...] = (1 - cover) * pixels + cover * _surface(generator, -distance, scene, pixels.mean((0, 1)))
+    pixels[...] = (1 - cover) * pixels + cover * _draw_surface(generator, -distance, scene, pixels.mean((0, 1)))
 
 
-def _ground(generator: np.random.Generator, size: tuple[int, int], scene: str) -> Pixels:
-    """What objects lie on: two colors mixed by noise."""
+def _draw_background(generator: np.random.Generator, size: tuple[int, int], scene: str) -> Pixels:
+    """Two colors mixed by noise."""
     if scene == "grains":
         light, dark = np.array([[0.50, 0.44, 0.36], [0.24, 0.20, 0.17]]) * generator.uniform(0.8, 1.2)
-        share = 0.4 * _noise(generator, size, 24) + 0.6 * _noise(generator, size, 2)
+        share = 0.4 * _draw_noise(generator, size, 24) + 0.6 * _draw_noise(generator, size, 2)
     else:
         light, dark = generator.uniform(0, 1, (2, 3))
-        share = 0.6 * _noise(generator, size, max(8, min(size) // 4)) + 0.4 * _noise(generator, size, 5)
+        share = 0.6 * _draw_noise(generator, size, max(8, min(size) // 4)) + 0.4 * _draw_noise(generator, size, 5)
     pixels: Pixels = (dark + (light - dark) * share[:, :, None]).astype(np.float32)
     return pixels
 
 
-def _surface(
+def _draw_surface(
     generator: np.random.Generator, depth: NDArray[np.float32], scene: str, around: NDArray[np.float32]
 ) -> Pixels:
-    """An object's own look: a color, shaded, with noise; grains have rims, and some of them lamellae.
+    """The surface of an object: a color with shading and noise; grains have dark rims, and some have lamellae.
 
-    Of a few colors it has the one that is farthest from what is there, so that it can be seen.
+    The color is the one of four random ones that differs most from the color around.
     """
     size = (depth.shape[0], depth.shape[1])
     colors = generator.uniform(0.05, 0.95, (4, 3))
@@ -141,7 +141,7 @@ def _surface(
     angle = generator.uniform(0, 2 * np.pi)
     across = x * np.cos(angle) + y * np.sin(angle)
     shade = 0.12 * (across - across.mean()) / max(float(np.ptp(across)), 1.0)
-    shade = shade + generator.uniform(0.05, 0.25) * (_noise(generator, size, int(generator.integers(2, 12))) - 0.5)
+    shade = shade + generator.uniform(0.05, 0.25) * (_draw_noise(generator, size, int(generator.integers(2, 12))) - 0.5)
     if scene == "grains":
         if generator.random() < 0.4:
             shade = shade + 0.06 * np.sign(np.sin(across * generator.uniform(0.5, 1.4)))
@@ -150,20 +150,21 @@ def _surface(
     return pixels
 
 
-def _noise(generator: np.random.Generator, size: tuple[int, int], grain: int) -> NDArray[np.float32]:
-    """Smooth noise [h, w] in [0, 1], of blobs of about ``grain`` pixels."""
+def _draw_noise(generator: np.random.Generator, size: tuple[int, int], grain: int) -> NDArray[np.float32]:
+    """Smooth noise [h, w] in [0, 1] with a feature size of about ``grain`` pixels."""
     coarse = generator.random((size[0] // grain + 2, size[1] // grain + 2), dtype=np.float32)
     smooth = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    found: NDArray[np.float32] = np.asarray(smooth, np.float32).clip(0, 1)
-    return found
+    noise: NDArray[np.float32] = np.asarray(smooth, np.float32).clip(0, 1)
+    return noise
 
 
 class Scenes(LazyRecords):
-    """Records of scenes that are drawn when asked for; a scene depends on the seed and its own number alone.
+    """Records of synthetic images, each drawn on access; it depends on the seed and its index alone.
 
     Args:
-        number: of scenes.
-        seed, size, scene: see :func:`draw_scene`.
+        number: of images.
+        seed: from 0.
+        size, scene: see :func:`draw_scene`.
     """
 
     def __init__(self, number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> None:
@@ -176,45 +177,50 @@ class Scenes(LazyRecords):
         return self.number
 
     def make(self, index: int) -> Record:
-        drawn = draw_scene(np.random.default_rng([self.seed, index]), self.size, self.scene)
-        return record_of(drawn, index)
+        return make_record(draw_scene(np.random.default_rng([self.seed, index]), self.size, self.scene), index)
 
 
-def record_of(drawn: Scene, index: int) -> Record:
-    """A scene as the readers of annotations give images, with its masks as RLE, its boxes around what is seen."""
-    encoded = coco.encode(np.asfortranarray(drawn.masks.transpose(1, 2, 0).astype(np.uint8)))
-    objects = []
-    for rle, label in zip(encoded, drawn.labels, strict=True):
+def make_record(scene: Scene, index: int) -> Record:
+    """The record of a scene, with masks as RLE and boxes around their visible parts."""
+    rles = coco.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
+    instances = []
+    for rle, label in zip(rles, scene.labels, strict=True):
         x, y, width, height = (float(side) for side in coco.toBbox(rle))
-        objects.append(Object(CLASSES[label - 1], rle=rle, box=(x, y, x + width, y + height)))
-    size = (drawn.image.shape[0], drawn.image.shape[1])
-    return Record(Path(f"{index:06}.png"), size, tuple(objects), index + 1, Image.fromarray(drawn.image))
+        instances.append(Instance(CLASSES[label - 1], rle=rle, box=(x, y, x + width, y + height)))
+    size = (scene.image.shape[0], scene.image.shape[1])
+    return Record(Path(f"{index:06}.png"), size, tuple(instances), index + 1, Image.fromarray(scene.image))
 
 
-def drawn_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
-    """Any number of synthetic images, as :func:`fastmask.data.read_dataset` gives photos; see :class:`Scenes`.
+def synthetic_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 192), scene: str = "shapes") -> Dataset:
+    """A data set of synthetic images, drawn on access, with the categories of the scene.
 
-    Its categories are those that the scene can have.
-    """
-    scenes = Scenes(number, seed, size, scene)
-    kinds = {kind for name, look in LOOKS.items() if scene in (name, "mixed") for kind in look.kinds}
-    return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in kinds}, [])
-
-
-def save_drawn(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
-    """Images as PNG into ``images``, and COCO's ``annotations.json`` beside it -> the same, with files.
+    Args:
+        number: of images.
+        seed: from 0; other seeds give other images.
+        size, scene: see :func:`draw_scene`.
 
     Raises:
-        OSError: they cannot be written.
+        ValueError: an argument is out of its range.
+    """
+    scenes = Scenes(number, seed, size, scene)
+    classes = {name for kind, style in STYLES.items() if scene in (kind, "mixed") for name in style.classes}
+    return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in classes}, [])
+
+
+def save_synthetic(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
+    """Save images as PNG in ``folder/images`` and a COCO ``annotations.json`` -> the same data set, with files.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     from tqdm import tqdm
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    saved = []
+    records = []
     for record in tqdm(dataset.records, unit="img", disable=not progress):
         file = folder / "images" / record.file.name
         record.load().save(file, compress_level=1)
-        saved.append(record._replace(file=file, image=None))
-    saved_dataset = dataset._replace(records=saved)
-    write_coco(saved_dataset, folder / "annotations.json")
-    return saved_dataset
+        records.append(record._replace(file=file, image=None))
+    dataset = dataset._replace(records=records)
+    write_coco(dataset, folder / "annotations.json")
+    return dataset

@@ -10,11 +10,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastmask.data.records import Record
-from fastmask.demo.comparison import comparison
-from fastmask.demo.drawing import drawn_dataset
+from fastmask.demo.comparison import draw_comparison
+from fastmask.demo.drawing import synthetic_dataset
 from fastmask.evaluation.run import evaluate
-from fastmask.evaluation.tables import as_json, as_text
-from fastmask.inference.coco_results import coco_results
+from fastmask.evaluation.tables import format_evaluation, to_dict
+from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 
 MODEL, WEIGHTS = "maskrcnn_slim_fpn", "SHAPES_V1"
@@ -45,23 +45,23 @@ def demo_synthetic(predictor: Predictor, number: int, seed: int, score: float) -
         score: minimum score of a detection that is shown.
     """
     start = time.perf_counter()
-    dataset = drawn_dataset(number, seed, SIZE)
+    dataset = synthetic_dataset(number, seed, SIZE)
     records = [dataset.records[i] for i in tqdm(range(number), "draw", unit="img")]
     seconds_drawing = time.perf_counter() - start
     results: list[Any] = []
     names = predictor.categories or ()
-    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, keep=results)
+    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, results=results)
     evaluation.seconds["draw"] = seconds_drawing
     seen = "which the weights were trained or chosen on" if seed in (1, 2) else "never seen in training"
-    seconds = evaluation.seconds["look"] + evaluation.seconds["wait"]
+    seconds = evaluation.seconds["inference"] + evaluation.seconds["wait"]
     text = (
-        f"\nImages drawn with seed {seed}, {seen}: {number}\n\n{as_text(evaluation)}\n\n"
+        f"\nImages drawn with seed {seed}, {seen}: {number}\n\n{format_evaluation(evaluation)}\n\n"
         f"{number / seconds:.1f} images a second, read and matched\n"
     )
     shown = records[:SHOWN]
     found = [[r for r in results if r["image_id"] == record.id and r["score"] >= score] for record in shown]
-    sheet = comparison(shown, found, names, columns=min(2, number), side=320)
-    return Demo(sheet, text, {"seed": seed, **as_json(evaluation)}, shown[0])
+    sheet = draw_comparison(shown, found, names, columns=min(2, number), side=320)
+    return Demo(sheet, text, {"seed": seed, **to_dict(evaluation)}, shown[0])
 
 
 def demo_images(predictor: Predictor, paths: Sequence[Path]) -> Demo:
@@ -77,8 +77,8 @@ def demo_images(predictor: Predictor, paths: Sequence[Path]) -> Demo:
         if isinstance(prediction, Exception):
             text = str(prediction)
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")
-        found.append(coco_results(int(record.id or 0), prediction))
+        found.append(to_coco_results(int(record.id or 0), prediction))
     lines = [f"{path}: {len(results)} shapes" for path, results in zip(paths, found, strict=True)]
     lines.append("These weights know drawn shapes; for photos: fastmask predict FILE --weights COCO_V1\n")
     metrics = {"images": [str(path) for path in paths], "detections": list(itertools.chain(*found))}
-    return Demo(comparison(records, found, names), "\n".join(lines), metrics, records[0])
+    return Demo(draw_comparison(records, found, names), "\n".join(lines), metrics, records[0])

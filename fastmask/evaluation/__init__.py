@@ -1,8 +1,7 @@
-"""How good detections are: COCO's average precision of boxes and masks."""
+"""Evaluation of detections: COCO's average precision and recall of boxes and masks."""
 
-from fastmask.evaluation.accumulating import Curves, Figures
 from fastmask.evaluation.evaluator import Category, Evaluation, Evaluator
-from fastmask.evaluation.results import evaluate_results
-from fastmask.evaluation.run import evaluate
+from fastmask.evaluation.metrics import Curves, Metrics
+from fastmask.evaluation.run import evaluate, evaluate_results
 
-__all__ = ["Category", "Curves", "Evaluation", "Evaluator", "Figures", "evaluate", "evaluate_results"]
+__all__ = ["Category", "Curves", "Evaluation", "Evaluator", "Metrics", "evaluate", "evaluate_results"]

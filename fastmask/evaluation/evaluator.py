@@ -1,118 +1,119 @@
-"""Images' matches, collected in any order and by any number of ranks, and the figures at the end."""
+"""Collecting the matches of images, in any order and on any number of ranks, and computing the metrics at the end."""
 
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fastmask.data.records import Record
-from fastmask.evaluation.accumulating import Curves, Figures, accumulated, figures, of_category
-from fastmask.evaluation.matching import KINDS, Entry, Matches, match_image, truth_of
+from fastmask.evaluation.matching import IOU_TYPES, Matches, match_image, read_ground_truth
+from fastmask.evaluation.metrics import Curves, Metrics, accumulate, summarize, summarize_category
+from fastmask.structures import CocoResult
 
-Part = tuple[dict[int, dict[str, dict[int, Matches]]], int]
+State = tuple[dict[int, dict[str, dict[int, Matches]]], int]
 NAMES = {"bbox": "box", "segm": "mask"}
 
 
 class Category(NamedTuple):
-    """One category's part."""
+    """The metrics of one category."""
 
     name: str
-    objects: int  # that count: no crowds
-    figures: dict[str, Figures]  # by "box" and "mask"
+    instances: int  # of the ground truth, without crowds
+    metrics: dict[str, Metrics]  # by "box" and "mask"
 
 
 class Evaluation(NamedTuple):
-    """How good detections are."""
+    """The result of an evaluation."""
 
-    figures: dict[str, Figures]  # by "box" and, where there are masks, "mask"
-    categories: list[Category]  # of which there are objects or detections
-    curves: dict[str, Curves]  # all precisions and recalls, for plots
+    metrics: dict[str, Metrics]  # over all categories, by "box" and, where there are masks, "mask"
+    categories: list[Category]  # those with ground truth or detections
+    curves: dict[str, Curves]  # precision and recall, for plots
     images: int
     detections: int
-    problems: tuple[str, ...]  # images that could not be looked at; their objects count as missed
-    seconds: dict[str, float]  # on the slowest rank
+    problems: tuple[str, ...]  # unreadable images, whose ground truth counts as missed
+    seconds: dict[str, float]  # by stage, of the slowest rank
 
 
 class Evaluator:
-    """Matches of images, which are added in any order, each once.
+    """Matches of images and the metrics computed from them; images are added in any order.
 
     Args:
         categories: ids by name.
-        kinds: of what is compared: "bbox", "segm".
+        iou_types: what is compared, of "bbox" and "segm".
     """
 
-    def __init__(self, categories: Mapping[str, int], kinds: Sequence[str] = KINDS) -> None:
-        self.categories, self.kinds = categories, tuple(kinds)
-        self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by image, kind and category id
+    def __init__(self, categories: Mapping[str, int], iou_types: Sequence[str] = IOU_TYPES) -> None:
+        self.categories, self.iou_types = categories, tuple(iou_types)
+        self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by image id, IoU type and category id
         self.detections = 0
         self.seconds = 0.0  # spent on matching
 
-    def add(self, number: int, record: Record, entries: Sequence[Entry]) -> None:
-        """An image's detections as COCO's results format has them.
+    def add(self, image_id: int, record: Record, results: Sequence[CocoResult]) -> None:
+        """Match the detections of an image.
 
         Args:
-            number: of the image, which says where among others it stands; pycocotools goes by their ids.
-            record: its objects.
-            entries: with category ids of the dataset; of others, they are nobody's.
+            image_id: of the image; ties of scores are accumulated in the order of ids, as pycocotools does.
+            record: the image's ground truth.
+            results: its detections; those of categories that the data set lacks are ignored.
 
         Raises:
-            ValueError: the image is there already.
+            ValueError: the image was added before.
         """
-        if number in self.matches:
-            raise ValueError(f"images must be added once, got number {number} again")
+        if image_id in self.matches:
+            raise ValueError(f"images must be added once, got number {image_id} again")
         start = time.perf_counter()
-        known = [entry["segmentation"]["size"] for entry in entries[:1] if entry.get("segmentation") is not None]
-        if record.size is None and known:
-            record = record._replace(size=(known[0][0], known[0][1]))
-        truth = truth_of(record, self.categories, "segm" in self.kinds)
-        self.matches[number] = {kind: match_image(truth, entries, kind) for kind in self.kinds}
-        self.detections += len(entries)
+        sizes = [result["segmentation"]["size"] for result in results[:1] if result.get("segmentation") is not None]
+        if record.size is None and sizes:
+            record = record._replace(size=(sizes[0][0], sizes[0][1]))
+        truth = read_ground_truth(record, self.categories, "segm" in self.iou_types)
+        self.matches[image_id] = {iou_type: match_image(truth, results, iou_type) for iou_type in self.iou_types}
+        self.detections += len(results)
         self.seconds += time.perf_counter() - start
 
-    def part(self) -> Part:
-        """What :meth:`merged` takes, for the way from one rank to another."""
+    def state(self) -> State:
+        """What :meth:`merge` takes on another rank."""
         return self.matches, self.detections
 
-    def merged(self, parts: Sequence[Part | None]) -> "Evaluator":
-        """With what other ranks have added.
+    def merge(self, states: Sequence[State | None]) -> "Evaluator":
+        """Add what other ranks matched -> this evaluator.
 
         Raises:
-            ValueError: an image is in two parts.
+            ValueError: an image was added on two ranks.
         """
-        for part in parts:
-            if part is None:
+        for state in states:
+            if state is None:
                 continue
-            twice = sorted(self.matches.keys() & part[0].keys())
-            if twice:
-                raise ValueError(f"images must be added once, got numbers {twice[:5]} on two ranks")
-            self.matches |= part[0]
-            self.detections += part[1]
+            repeated = sorted(self.matches.keys() & state[0].keys())
+            if repeated:
+                raise ValueError(f"images must be added once, got numbers {repeated[:5]} on two ranks")
+            self.matches |= state[0]
+            self.detections += state[1]
         return self
 
-    def curves(self, kind: str) -> Curves:
-        """Of all categories, in their order."""
-        by_category: dict[int, list[Matches]] = {number: [] for number in self.categories.values()}
-        for number in sorted(self.matches):
-            for category, matches in self.matches[number][kind].items():
+    def curves(self, iou_type: str) -> Curves:
+        """The curves of all categories, in their order."""
+        by_category: dict[int, list[Matches]] = {category: [] for category in self.categories.values()}
+        for image_id in sorted(self.matches):
+            for category, matches in self.matches[image_id][iou_type].items():
                 if category in by_category:
                     by_category[category].append(matches)
-        return accumulated(list(by_category.values()))
+        return accumulate(list(by_category.values()))
 
-    def result(self, problems: Sequence[str] = (), seconds: Mapping[str, float] | None = None) -> Evaluation:
-        """All figures, of what is there by now."""
+    def evaluate(self, problems: Sequence[str] = (), seconds: Mapping[str, float] | None = None) -> Evaluation:
+        """The metrics of all images added so far."""
         start = time.perf_counter()
-        curves = {NAMES[kind]: self.curves(kind) for kind in self.kinds}
-        objects = dict.fromkeys(self.categories.values(), 0)
-        seen: set[int] = set()
-        for one in self.matches.values():
-            for category, matches in one[self.kinds[0]].items():
-                seen.add(category)
-                if category in objects:
-                    objects[category] += int((~matches.absent[0]).sum())
+        curves = {NAMES[iou_type]: self.curves(iou_type) for iou_type in self.iou_types}
+        instances = dict.fromkeys(self.categories.values(), 0)
+        used: set[int] = set()
+        for by_type in self.matches.values():
+            for category, matches in by_type[self.iou_types[0]].items():
+                used.add(category)
+                if category in instances:
+                    instances[category] += int((~matches.gt_ignored[0]).sum())
         categories = [
-            Category(name, objects[number], {kind: of_category(one, i) for kind, one in curves.items()})
-            for i, (name, number) in enumerate(self.categories.items())
-            if number in seen
+            Category(name, instances[category], {kind: summarize_category(c, i) for kind, c in curves.items()})
+            for i, (name, category) in enumerate(self.categories.items())
+            if category in used
         ]
-        found = {kind: figures(one) for kind, one in curves.items()}
+        metrics = {kind: summarize(c) for kind, c in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
-        return Evaluation(found, categories, curves, len(self.matches), self.detections, tuple(problems), spent)
+        return Evaluation(metrics, categories, curves, len(self.matches), self.detections, tuple(problems), spent)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmask.data.formats import load_json
 from fastmask.evaluation.evaluator import Evaluation
-from fastmask.evaluation.tables import as_json, write_csv
+from fastmask.evaluation.tables import to_dict, write_csv
 
 
 def read_results(path: Path) -> list[Any]:
@@ -25,6 +25,6 @@ def write_evaluation(evaluation: Evaluation, folder: Path, results: Sequence[Any
         OSError: they cannot be written.
     """
     write_csv(evaluation, folder / "categories.csv")
-    (folder / "evaluation.json").write_text(json.dumps(as_json(evaluation), indent=1))
+    (folder / "evaluation.json").write_text(json.dumps(to_dict(evaluation), indent=1))
     if results is not None:
         (folder / "detections.json").write_text(json.dumps(results))

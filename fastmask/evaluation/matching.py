@@ -1,4 +1,4 @@
-"""Which detections of an image are which of its objects, by pycocotools' rule; all thresholds and sizes at once."""
+"""Matching of detections to ground truth by pycocotools' rule, for all IoU thresholds and area ranges at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,125 +7,123 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.coco import area
-from fastmask.data.records import Record, compressed
+from fastmask.data.coco import compute_area
+from fastmask.data.records import Record, compress_rle
+from fastmask.structures import CocoResult
 
-KINDS = ("bbox", "segm")  # pycocotools' names
-# of pycocotools.cocoeval.Params: T thresholds of IoU; A pairs of areas, all, small, medium and large
-THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
-SIZES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
-MOST = 100  # detections of a category in an image
-
-Entry = Mapping[str, Any]  # of COCO's results format
+# as in pycocotools.cocoeval.Params: T IoU thresholds; A ranges of areas in pixels: all, small, medium, large
+IOU_TYPES = ("bbox", "segm")
+IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
+AREA_RANGES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
+MAX_DETECTIONS = 100  # of a category in an image
 
 
-class Truth(NamedTuple):
-    """The objects of an image, G of them."""
+class GroundTruth(NamedTuple):
+    """The G ground-truth instances of an image."""
 
     categories: NDArray[np.int64]  # [G] ids
     boxes: NDArray[np.float64]  # [G, 4] (x, y, width, height)
-    masks: list[dict[str, Any]] | None  # G RLEs
+    masks: list[dict[str, Any]] | None  # [G] RLE
     areas: NDArray[np.float64]  # [G]
     crowds: NDArray[np.uint8]  # [G]
 
 
 class Matches(NamedTuple):
-    """Of one category in one image: D detections, best first, and G objects, for each size and threshold."""
+    """Matches of D detections, best first, with G ground-truth instances of one category in one image."""
 
     scores: NDArray[np.float64]  # [D]
     matched: NDArray[np.bool_]  # [A, T, D]
-    ignored: NDArray[np.bool_]  # [A, T, D]
-    absent: NDArray[np.bool_]  # [A, G] objects that do not count: crowds, and those of other sizes
+    ignored: NDArray[np.bool_]  # [A, T, D] detections that count neither as true nor as false positives
+    gt_ignored: NDArray[np.bool_]  # [A, G] crowds, and instances outside the area range
 
 
-def truth_of(record: Record, categories: Mapping[str, int], masks: bool) -> Truth:
-    """An image's objects as COCO's evaluation sees them; a box alone is a mask where masks are asked for.
+def read_ground_truth(record: Record, categories: Mapping[str, int], masks: bool) -> GroundTruth:
+    """The ground truth of an image; with ``masks``, boxes without one are filled.
 
-    Where the image's size is not known they have no masks, and are nobody's.
+    If the image's size is unknown there are no masks, and no detection matches by mask.
     """
-    objects = record.objects
-    corners = np.array([one.bounds() for one in objects], np.float64).reshape(-1, 4)
-    return Truth(
-        np.array([categories[one.category] for one in objects], np.int64),
+    instances = record.instances
+    corners = np.array([instance.bounds() for instance in instances], np.float64).reshape(-1, 4)
+    return GroundTruth(
+        np.array([categories[instance.category] for instance in instances], np.int64),
         np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-        [one.encoded(*record.size) for one in objects] if masks and record.size else None,
-        np.array([area(one) for one in objects], np.float64),
-        np.array([one.crowd for one in objects], np.uint8),
+        [instance.to_rle(*record.size) for instance in instances] if masks and record.size else None,
+        np.array([compute_area(instance) for instance in instances], np.float64),
+        np.array([instance.crowd for instance in instances], np.uint8),
     )
 
 
-def match_image(truth: Truth, entries: Sequence[Entry], kind: str) -> dict[int, Matches]:
-    """An image's matches by category id; of a mask where ``kind`` is "segm", else of boxes.
+def match_image(truth: GroundTruth, results: Sequence[CocoResult], iou_type: str) -> dict[int, Matches]:
+    """The matches of an image by category id, of masks if ``iou_type`` is "segm", else of boxes.
 
-    Where entries have no bbox it is drawn around their masks.
+    A result without a bbox gets the box around its mask.
     """
-    numbers = np.array([entry["category_id"] for entry in entries], np.int64)
-    scores = np.array([entry["score"] for entry in entries], np.float64)
-    shapes: Any
-    objects: Any
-    if kind == "segm":
-        shapes, objects = [compressed(entry["segmentation"]) for entry in entries], truth.masks
-        areas = np.array([coco.area(shape) for shape in shapes], np.float64)  # a list is limited to 255 there
+    categories = np.array([result["category_id"] for result in results], np.int64)
+    scores = np.array([result["score"] for result in results], np.float64)
+    dt_shapes: Any
+    gt_shapes: Any
+    if iou_type == "segm":
+        dt_shapes, gt_shapes = [compress_rle(result["segmentation"]) for result in results], truth.masks
+        areas = np.array([coco.area(shape) for shape in dt_shapes], np.float64)  # lists are limited to 255
     else:
-        shapes, objects = np.array([box_of(entry) for entry in entries], np.float64).reshape(-1, 4), truth.boxes
-        areas = shapes[:, 2] * shapes[:, 3]
-    found = {}
-    for number in np.unique(np.concatenate([numbers, truth.categories])).tolist():
-        own, there = np.flatnonzero(numbers == number), np.flatnonzero(truth.categories == number)
-        own = own[np.argsort(-scores[own], kind="stable")][:MOST]
-        overlaps = np.zeros((len(own), len(there)))
-        if overlaps.size and objects is not None:
-            crowds = truth.crowds[there].tolist()
-            if kind == "segm":
-                overlaps = coco.iou([shapes[i] for i in own], [objects[i] for i in there], crowds)
+        dt_shapes = np.array([read_box(result) for result in results], np.float64).reshape(-1, 4)
+        gt_shapes, areas = truth.boxes, dt_shapes[:, 2] * dt_shapes[:, 3]
+    matches = {}
+    for category in np.unique(np.concatenate([categories, truth.categories])).tolist():
+        dt, gt = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
+        dt = dt[np.argsort(-scores[dt], kind="stable")][:MAX_DETECTIONS]
+        ious = np.zeros((len(dt), len(gt)))
+        if ious.size and gt_shapes is not None:
+            crowds = truth.crowds[gt].tolist()
+            if iou_type == "segm":
+                ious = coco.iou([dt_shapes[i] for i in dt], [gt_shapes[i] for i in gt], crowds)
             else:
-                overlaps = coco.iou(shapes[own], objects[there], crowds)
-        found[number] = match(overlaps, scores[own], areas[own], truth.areas[there], truth.crowds[there] > 0)
-    return found
+                ious = coco.iou(dt_shapes[dt], gt_shapes[gt], crowds)
+        matches[category] = match(ious, scores[dt], areas[dt], truth.areas[gt], truth.crowds[gt] > 0)
+    return matches
 
 
-def box_of(entry: Entry) -> Any:
+def read_box(result: CocoResult) -> Any:
     """(x, y, width, height)."""
-    return entry["bbox"] if entry.get("bbox") is not None else coco.toBbox(compressed(entry["segmentation"]))
+    return result["bbox"] if result.get("bbox") is not None else coco.toBbox(compress_rle(result["segmentation"]))
 
 
 def match(
-    overlaps: NDArray[np.float64],
+    ious: NDArray[np.float64],
     scores: NDArray[np.float64],
     areas: NDArray[np.float64],
-    truth_areas: NDArray[np.float64],
+    gt_areas: NDArray[np.float64],
     crowds: NDArray[np.bool_],
 ) -> Matches:
-    """Each detection, best first, gets the object it overlaps most that is still free and above the threshold.
+    """Match each detection, best first, to the free instance of the highest IoU that reaches the threshold.
 
-    Objects that count come before those that do not; of equal overlaps the last one. Crowds are never used up.
+    Instances that are not ignored come first; of equal IoUs the last instance wins. A crowd matches any number.
 
     Args:
-        overlaps: [D, G] intersection over union, over the detection for crowds.
+        ious: [D, G] intersection over union, for crowds over the detection's area.
         scores, areas: [D] of the detections, best first.
-        truth_areas, crowds: [G] of the objects.
+        gt_areas, crowds: [G] of the ground truth.
 
-    Source: pycocotools' COCOeval.evaluateImg, of which this gives the same, without its loops; except that an object
-    whose annotation has the id 0 can be found, which pycocotools takes for nothing.
+    Source: pycocotools' COCOeval.evaluateImg, whose results it reproduces without its loops; except that an annotation
+    of id 0 can be matched, which pycocotools takes for unmatched.
     """
-    num, objects = overlaps.shape
-    low, high = SIZES[:, 0, None], SIZES[:, 1, None]
-    absent = crowds | (truth_areas < low) | (truth_areas > high)  # [A, G]
-    matched = np.zeros((len(SIZES), len(THRESHOLDS), num), bool)
+    num, num_gt = ious.shape
+    low, high = AREA_RANGES[:, 0, None], AREA_RANGES[:, 1, None]
+    gt_ignored = crowds | (gt_areas < low) | (gt_areas > high)  # [A, G]
+    matched = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), num), bool)
     ignored = np.zeros_like(matched)
-    free = np.ones((len(SIZES), len(THRESHOLDS), objects), bool)
-    enough = np.minimum(THRESHOLDS, 1 - 1e-10)
-    a, t = np.ogrid[: len(SIZES), : len(THRESHOLDS)]
-    # a detection that overlaps nothing by half is nobody's, and most are
-    for i in np.flatnonzero((overlaps >= enough[0]).any(1) if overlaps.size else np.zeros(0)):
-        possible = (free | crowds) & (overlaps[i] >= enough[:, None])
-        counting = possible & ~absent[:, None]
-        wanted = np.where(counting.any(2, keepdims=True), counting, possible)
-        rated = np.where(wanted, overlaps[i], -1.0)
-        best = objects - 1 - rated[:, :, ::-1].argmax(2)
-        hit = wanted[a, t, best]
+    free = np.ones((len(AREA_RANGES), len(IOU_THRESHOLDS), num_gt), bool)
+    thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
+    a, t = np.ogrid[: len(AREA_RANGES), : len(IOU_THRESHOLDS)]
+    # most detections reach the lowest threshold with no instance, and are skipped
+    for i in np.flatnonzero((ious >= thresholds[0]).any(1) if ious.size else np.zeros(0)):
+        possible = (free | crowds) & (ious[i] >= thresholds[:, None])
+        counted = possible & ~gt_ignored[:, None]
+        candidates = np.where(counted.any(2, keepdims=True), counted, possible)
+        best = num_gt - 1 - np.where(candidates, ious[i], -1.0)[:, :, ::-1].argmax(2)
+        hit = candidates[a, t, best]
         matched[:, :, i] = hit
-        ignored[:, :, i] = hit & absent[a, best]
+        ignored[:, :, i] = hit & gt_ignored[a, best]
         free[a, t, best] &= ~hit
-    other = (areas < low) | (areas > high)  # [A, D]
-    return Matches(scores, matched, ignored | (~matched & other[:, None]), absent)
+    outside = (areas < low) | (areas > high)  # [A, D]
+    return Matches(scores, matched, ignored | (~matched & outside[:, None]), gt_ignored)

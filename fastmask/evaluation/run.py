@@ -1,4 +1,4 @@
-"""A model's, or anybody's, detections against annotated images."""
+"""Evaluation of a model, or of COCO results from elsewhere, on annotated images."""
 
 import collections
 import contextlib
@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
-from fastmask.data.records import Dataset, LazyRecords, Record, labels_of, with_sizes
+from fastmask.data.coco import is_id
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels, check_rle, parse_numbers
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
-from fastmask.evaluation.matching import KINDS, Entry
-from fastmask.image_io import upright_size
-from fastmask.inference.coco_results import coco_results
+from fastmask.evaluation.matching import IOU_TYPES
+from fastmask.image_io import read_image_size
+from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.structures import Prediction
+from fastmask.structures import CocoResult, Prediction
 
-WAITING = 64  # images that are still to be matched, at most
+MAX_PENDING = 64  # images whose detections wait to be matched
 
 
 def evaluate(
@@ -28,90 +30,147 @@ def evaluate(
     names: Sequence[str] | None = None,
     progress: bool = True,
     ranks: Ranks | None = None,
-    keep: list[Entry] | None = None,
+    results: list[CocoResult] | None = None,
 ) -> Evaluation:
-    """COCO's average precision of a model's boxes and masks.
+    """COCO's average precision and recall of a model's boxes and masks.
 
-    Images are matched while the next ones are looked at. Under ``torchrun`` each rank looks at its share, all call
-    this, and all get the same answer, but for the curves, which only the first rank has.
+    Images are matched in a thread while the model detects in the next ones. Under ``torchrun`` all ranks call this, and
+    each evaluates its share of the images; all get the same result, but only the first rank gets the curves.
 
     Args:
-        model: of ``fastmask.models.detection``, which is asked as it is, in its own dtype; or a Predictor with masks as
-            RLE. What scores below its ``box_score_thresh`` is not found.
+        model: of ``fastmask.models.detection``, run in its own dtype; or a Predictor with masks as RLE. Detections that
+            score below its ``box_score_thresh`` are missing.
         dataset: annotated images.
-        names: what the model's labels are called, from 0, the background; its labels are then matched by name. None:
-            by number, see :func:`fastmask.data.labels_of`.
-        progress: show a bar, on the first rank.
-        ranks: the ranks, where they are known already.
-        keep: a list that detections of this rank are put into, as COCO's results format has them.
+        names: of the model's labels, from 0, the background; labels are matched to categories by name. None: by id, see
+            :func:`fastmask.data.assign_labels`.
+        progress: show a progress bar, on the first rank.
+        ranks: the ranks, if joined already.
+        results: a list to which this rank's detections are appended.
 
     Raises:
-        ValueError: there are no images, or none of the names is a category's, or masks are no RLE.
+        ValueError: there are no images, no name is a category's, or the Predictor's masks are not RLE.
     """
-    predictor = _predictor(model)
-    labels = ids_of(names, dataset.categories)
-    records, ids = numbered_records(dataset)
+    predictor = _make_predictor(model)
+    labels = map_labels(names, dataset.categories)
+    records, ids = number_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
-    evaluator = Evaluator(dataset.categories, KINDS if masks else KINDS[:1])
+    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1])
     with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
         share = range(ranks.rank, len(records), ranks.world_size)
-        matching = _Matching(evaluator, labels, keep)
+        matching = _Matching(evaluator, labels, results)
 
-        def look() -> dict[str, float]:
+        def detect() -> dict[str, float]:
             start = time.perf_counter()
             with matching:
-                waiting: collections.deque[tuple[int, Record, str | None]] = collections.deque()
-                images = _images(records, ids, share, waiting)
+                pending: collections.deque[tuple[int, Record, str | None]] = collections.deque()
+                images = _read_images(records, ids, share, pending)
                 bar = progress and ranks.rank == 0
-                for found in predictor.stream(images, progress=bar, total=len(share), errors="yield"):
-                    matching.add(*waiting.popleft(), found)
-                looked = time.perf_counter() - start
-            return {"look": looked, "match": evaluator.seconds, "wait": time.perf_counter() - start - looked}
+                for prediction in predictor.stream(images, progress=bar, total=len(share), errors="yield"):
+                    matching.add(*pending.popleft(), prediction)
+                inference = time.perf_counter() - start
+            wait = time.perf_counter() - start - inference
+            return {"inference": inference, "match": evaluator.seconds, "wait": wait}
 
-        seconds = ranks.all_gather(ranks.run_on_all(look))
+        seconds = ranks.all_gather(ranks.run_on_all(detect))
         slowest = {name: max(each[name] for each in seconds) for name in seconds[0]}
-        problems = [one for each in ranks.all_gather(matching.problems) for one in each]
-        parts = ranks.gather_to_first(evaluator.part() if ranks.rank else None)
+        problems = [problem for of_rank in ranks.all_gather(matching.problems) for problem in of_rank]
+        states = ranks.gather_to_first(evaluator.state() if ranks.rank else None)
         merged: list[Evaluation] = []
 
-        def concluded() -> Evaluation:
-            merged.append(evaluator.merged(parts).result(problems, slowest))
-            return merged[0]._replace(curves={})  # large, where there are many categories
+        def merge() -> Evaluation:
+            merged.append(evaluator.merge(states).evaluate(problems, slowest))
+            return merged[0]._replace(curves={})  # too large to send to all ranks
 
-        shared = ranks.run_on_first(concluded)
+        shared = ranks.run_on_first(merge)
         return merged[0] if merged else shared
 
 
-class _Matching:
-    """Matches images in a thread of its own; leaving the block waits for it."""
+def evaluate_results(results: Sequence[CocoResult], dataset: Dataset, *, progress: bool = True) -> Evaluation:
+    """COCO's average precision and recall of detections in COCO's results format.
 
-    def __init__(self, evaluator: Evaluator, labels: Mapping[int, int], keep: list[Entry] | None) -> None:
-        self.evaluator, self.labels, self.keep = evaluator, labels, keep
+    Args:
+        results: with image_id, category_id, score, and bbox or segmentation (RLE) or both.
+        dataset: annotated images; if not all have an id, image ids count from 1.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: there are no images, or a result is broken, of an unknown image, or with a mask of another size.
+    """
+    from tqdm import tqdm
+
+    records, ids = number_records(dataset)
+    sizes = dict(zip(ids, (record.size for record in records), strict=True))
+    by_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in ids}
+    for i, result in enumerate(results):
+        try:
+            check_result(result, sizes)
+        except ValueError as error:
+            raise ValueError(f"results[{i}] {error}") from error
+        by_image[result["image_id"]].append(result)
+    boxes_only = [i for i, result in enumerate(results) if result.get("segmentation") is None]
+    if 0 < len(boxes_only) < len(results):
+        raise ValueError(f"results must all have a segmentation, or none, got none in results[{boxes_only[0]}]")
+    masks = has_masks(records) and not boxes_only
+    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1])
+    for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
+        evaluator.add(image_id, record, by_image[image_id])
+    return evaluator.evaluate((), {"match": evaluator.seconds})
+
+
+def check_result(result: Any, sizes: Mapping[int, tuple[int, int] | None]) -> None:
+    """Raise a ValueError unless ``result`` is a COCO result of one of the images, whose sizes are given by id."""
+    if not isinstance(result, Mapping):
+        raise ValueError(f"must be an object, got {type(result).__name__}")
+    if not isinstance(result.get("image_id"), int) or result["image_id"] not in sizes:
+        raise ValueError(f"must have the image_id of one of the {len(sizes)} images, got {result.get('image_id')!r}")
+    if not is_id(result.get("category_id")):
+        raise ValueError(f"must have a category_id, got {result.get('category_id')!r}")
+    parse_numbers(result, "score")
+    box, rle = result.get("bbox"), result.get("segmentation")
+    if box is None and rle is None:
+        raise ValueError("must have a bbox or a segmentation")
+    if box is not None:
+        if not isinstance(box, list | tuple) or len(box) != 4:
+            raise ValueError(f"must have x, y, width, height as its bbox, got {box!r}")
+        parse_numbers(dict(zip("xywh", box, strict=True)), *"xywh")
+    if rle is not None:
+        if not isinstance(rle, Mapping):
+            raise ValueError("must have an RLE as its segmentation")
+        check_rle(rle)
+        size = sizes[result["image_id"]]
+        if size not in (None, tuple(rle["size"])):
+            raise ValueError(f"must have a mask of {size} as its image, got {tuple(rle['size'])}")
+
+
+class _Matching:
+    """Matches images in a thread; leaving the block waits for it."""
+
+    def __init__(self, evaluator: Evaluator, labels: Mapping[int, int], results: list[CocoResult] | None) -> None:
+        self.evaluator, self.labels, self.results = evaluator, labels, results
         self.problems: list[str] = []
         self.thread = ThreadPoolExecutor(1)
-        self.waiting: collections.deque[Future[None]] = collections.deque()
+        self.pending: collections.deque[Future[None]] = collections.deque()
 
-    def add(self, number: int, record: Record, problem: str | None, found: Prediction | Exception) -> None:
-        while len(self.waiting) >= WAITING:
-            self.waiting.popleft().result()
-        self.waiting.append(self.thread.submit(self._add, number, record, problem, found))
+    def add(self, image_id: int, record: Record, problem: str | None, prediction: Prediction | Exception) -> None:
+        while len(self.pending) >= MAX_PENDING:
+            self.pending.popleft().result()
+        self.pending.append(self.thread.submit(self._add, image_id, record, problem, prediction))
 
-    def _add(self, number: int, record: Record, problem: str | None, found: Prediction | Exception) -> None:
-        if isinstance(found, Exception):
-            text = str(found) or type(found).__name__
+    def _add(self, image_id: int, record: Record, problem: str | None, prediction: Prediction | Exception) -> None:
+        if isinstance(prediction, Exception):
+            text = str(prediction) or type(prediction).__name__
             problem = text if str(record.file) in text else f"{record.file}: {text}"
-        entries: list[Entry] = []
+        results: list[CocoResult] = []
         if problem is not None:
             self.problems.append(problem)
-        elif not isinstance(found, Exception):
-            entries = [
-                {**entry, "category_id": self.labels[entry["category_id"]]}
-                for entry in coco_results(number, found)
-                if entry["category_id"] in self.labels
-            ]
-        if self.keep is not None:
-            self.keep += entries
-        self.evaluator.add(number, record, entries)
+        elif not isinstance(prediction, Exception):
+            for result in to_coco_results(image_id, prediction):
+                if result["category_id"] in self.labels:
+                    result["category_id"] = self.labels[result["category_id"]]
+                    results.append(result)
+        if self.results is not None:
+            self.results += results
+        self.evaluator.add(image_id, record, results)
 
     def __enter__(self) -> "_Matching":
         return self
@@ -119,29 +178,29 @@ class _Matching:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.thread.shutdown(cancel_futures=error is not None)
         if error is None:
-            for one in self.waiting:
-                one.result()
+            for future in self.pending:
+                future.result()
 
 
-def _images(
+def _read_images(
     records: Sequence[Record],
     ids: Sequence[int],
     share: Iterable[int],
-    waiting: collections.deque[tuple[int, Record, str | None]],
+    pending: collections.deque[tuple[int, Record, str | None]],
 ) -> Iterator[ImageLike]:
-    """The share's images, each of whose records is put behind those that wait, with what is wrong with its size."""
+    """The images of a share; appends (image id, record, problem of its size) of each to ``pending``."""
     for i in share:
         record = records[i]
         problem = None
-        with contextlib.suppress(OSError, ValueError):  # whoever looks at the image tells
-            size = upright_size(record.file) if record.image is None else record.image.size[::-1]
+        with contextlib.suppress(OSError, ValueError):  # reported by what reads the image
+            size = read_image_size(record.file) if record.image is None else record.image.size[::-1]
             if size != record.size:
                 problem = f"{record.file} must be of {record.size} as annotated, got {size}"
-        waiting.append((ids[i], record._replace(image=None), problem))
+        pending.append((ids[i], record._replace(image=None), problem))
         yield record.file if record.image is None else record.image
 
 
-def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
+def _make_predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
     if isinstance(model, Predictor):
         if model.masks != "rle" and model.program.model.roi_heads.has_mask():
             raise ValueError(f"model must be a Predictor with masks='rle', got {model.masks!r}")
@@ -149,42 +208,42 @@ def _predictor(model: GeneralizedRCNN | Predictor) -> Predictor:
     return Predictor(model, "exact", dtype=next(model.parameters()).dtype)
 
 
-def numbered_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
-    """Records, with sizes where they can be had; their ids, or, unless all have one, numbers from 1.
+def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
+    """Records with their sizes, and their image ids, which count from 1 unless all records have one.
 
     Raises:
-        ValueError: there are none, or two have one id.
+        ValueError: there are no records, or two have the same id.
     """
     records = dataset.records
     if not len(records):
         raise ValueError("dataset must have images, got none")
     if isinstance(records, LazyRecords):
         return records, list(range(1, len(records) + 1))
-    records = with_sizes(dataset).records
+    records = add_sizes(dataset).records
     ids = [record.id for record in records if record.id is not None]
     if len(ids) < len(records):
         return records, list(range(1, len(records) + 1))
-    twice = [number for number, times in collections.Counter(ids).items() if times > 1]
-    if twice:
-        raise ValueError(f"dataset must have ids of one image each, got several of {twice[:5]}")
+    repeated = [image_id for image_id, times in collections.Counter(ids).items() if times > 1]
+    if repeated:
+        raise ValueError(f"dataset must have ids of one image each, got several of {repeated[:5]}")
     return records, ids
 
 
 def has_masks(records: Iterable[Record]) -> bool:
-    """Whether there is an object with more than a box."""
-    return any(one.polygons or one.rle is not None for record in records for one in record.objects)
+    """Whether any instance has a mask."""
+    return any(instance.polygons or instance.rle is not None for record in records for instance in record.instances)
 
 
-def ids_of(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
-    """The dataset's category id for each label of a model that has one; by name if labels have names.
+def map_labels(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
+    """Category ids of the data set by the model's labels, matched by name if ``names`` are given.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no name is a category's.
     """
     if names is None:
-        return {label: categories[name] for name, label in labels_of(categories).items()}
-    found = {label: categories[name] for label, name in enumerate(names) if label > 0 and name in categories}
-    if not found:
+        return {label: categories[name] for name, label in assign_labels(categories).items()}
+    labels = {label: categories[name] for label, name in enumerate(names) if label > 0 and name in categories}
+    if not labels:
         known, wanted = ", ".join(list(names)[1:6]), ", ".join(list(categories)[:5])
         raise ValueError(f"names must have one of the dataset's categories ({wanted}, ...), got {known}, ...")
-    return found
+    return labels

@@ -1,61 +1,56 @@
-"""Figures to read, and to compute with."""
+"""Metrics as text, CSV and JSON."""
 
 import csv
 from pathlib import Path
 
-from fastmask.evaluation.accumulating import Figures
 from fastmask.evaluation.evaluator import Evaluation
+from fastmask.evaluation.metrics import Metrics
 
 HEADS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def as_text(evaluation: Evaluation, most: int = 100) -> str:
-    """COCO's twelve figures, and three of each category, the first ``most`` of them; ``-`` where nothing counts."""
+def format_evaluation(evaluation: Evaluation, max_categories: int = 100) -> str:
+    """Tables of COCO's twelve metrics, and of three metrics of each category; ``-`` without ground truth."""
     lines = [" " * 6 + "".join(f"{head:>7}" for head in HEADS)]
-    lines += [f"{kind:6}" + "".join(map(shown, figures)) for kind, figures in evaluation.figures.items()]
-    shown_categories = evaluation.categories[:most]
-    width = max([8, *(len(one.name) for one in shown_categories)])
-    lines += [
-        "",
-        f"{'category':{width}} objects" + "".join(f"{kind:>9} AP   AP50   AP75" for kind in evaluation.figures),
-    ]
-    for one in shown_categories:
-        parts = "".join(f"{shown(each.ap):>12}{shown(each.ap50)}{shown(each.ap75)}" for each in one.figures.values())
-        lines.append(f"{one.name:{width}} {one.objects:7}{parts}")
-    if len(evaluation.categories) > most:
-        lines.append(f"... and {len(evaluation.categories) - most} more")
+    lines += [f"{kind:6}" + "".join(map(format_value, metrics)) for kind, metrics in evaluation.metrics.items()]
+    categories = evaluation.categories[:max_categories]
+    width = max([8, *(len(category.name) for category in categories)])
+    heads = "".join(f"{kind:>9} AP   AP50   AP75" for kind in evaluation.metrics)
+    lines += ["", f"{'category':{width}} objects{heads}"]
+    for name, instances, metrics in categories:
+        values = "".join(f"{format_value(m.ap):>12}{''.join(map(format_value, m[1:3]))}" for m in metrics.values())
+        lines.append(f"{name:{width}} {instances:7}{values}")
+    if len(evaluation.categories) > max_categories:
+        lines.append(f"... and {len(evaluation.categories) - max_categories} more")
     return "\n".join(lines)
 
 
-def shown(figure: float) -> str:
-    return f"{'-' if figure < 0 else f'{figure:.3f}':>7}"
+def format_value(value: float) -> str:
+    """A metric in seven characters, ``-`` for -1."""
+    return f"{'-' if value < 0 else f'{value:.3f}':>7}"
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """All figures of all categories, and of all together; empty where nothing counts.
+    """Write all metrics, of all categories together and of each; values without ground truth are empty.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    total = sum(one.objects for one in evaluation.categories)
-    rows = [
-        ("all", total, evaluation.figures),
-        *((one.name, one.objects, one.figures) for one in evaluation.categories),
-    ]
+    total = sum(category.instances for category in evaluation.categories)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["category", "objects", "of", *Figures._fields])
-        for name, objects, figures in rows:
-            for kind, each in figures.items():
-                writer.writerow([name, objects, kind, *("" if one < 0 else f"{one:.6f}" for one in each)])
+        writer.writerow(["category", "objects", "kind", *Metrics._fields])
+        for name, instances, metrics in (("all", total, evaluation.metrics), *evaluation.categories):
+            for kind, values in metrics.items():
+                writer.writerow([name, instances, kind, *("" if value < 0 else f"{value:.6f}" for value in values)])
 
 
-def as_json(evaluation: Evaluation) -> dict[str, object]:
-    """The twelve figures by name, and what they are of; None where nothing counts."""
+def to_dict(evaluation: Evaluation) -> dict[str, object]:
+    """The metrics by kind and name, None without ground truth, and what they were computed from, for JSON."""
     return {
-        "figures": {
-            kind: {name: None if one < 0 else one for name, one in each._asdict().items()}
-            for kind, each in evaluation.figures.items()
+        "metrics": {
+            kind: {name: None if value < 0 else value for name, value in metrics._asdict().items()}
+            for kind, metrics in evaluation.metrics.items()
         },
         "images": evaluation.images,
         "detections": evaluation.detections,

@@ -6,7 +6,7 @@ from typing import Any
 from fastmask.structures import CocoResult
 
 
-def coco_results(image_id: int, detections: Mapping[str, Any]) -> list[CocoResult]:
+def to_coco_results(image_id: int, detections: Mapping[str, Any]) -> list[CocoResult]:
     """One result a detection, ready for JSON and for ``pycocotools.coco.COCO.loadRes``.
 
     Args:

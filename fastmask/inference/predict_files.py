@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.image_io import read_image
 from fastmask.inference import journal
-from fastmask.inference.coco_results import coco_results
+from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.image_files import find_images, image_ids, overlay_paths
 from fastmask.inference.predictor import check_is_list
 from fastmask.structures import CocoResult, Prediction
@@ -144,7 +144,7 @@ def _draw(job: journal.Job, prediction: Prediction, categories: Sequence[str] | 
     """Save an image's overlay, if there is to be one -> its results."""
     if job.overlay is not None:
         save_overlay(draw_detections(read_image(job.image), prediction, categories), job.overlay)
-    return coco_results(0, prediction)
+    return to_coco_results(0, prediction)
 
 
 def _finish(folder: Path, jobs: Sequence[journal.Job], counts: tuple[int, int], skipped: list[str]) -> PredictedFiles:

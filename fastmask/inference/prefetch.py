@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastmask.image_io import read_image, upright_rgb
+from fastmask.image_io import read_image, to_upright_rgb
 
 ImageLike = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 THREADS = 4
@@ -128,7 +128,7 @@ def copy_image(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
         return copy
     if isinstance(image, Image.Image):
         try:
-            return np.array(upright_rgb(image))
+            return np.array(to_upright_rgb(image))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a torn file that was opened only
             raise ValueError(f"images[{number}] cannot be read: {error}") from error
     return image

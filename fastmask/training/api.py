@@ -12,7 +12,7 @@ import torch
 from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
-from fastmask.data.splits import UNUSED, Parts, label_names, read_parts
+from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
@@ -47,7 +47,7 @@ def train(
     Args:
         model: a model of ``fastmask.models.detection``, on its device, with as many classes as the data has, the
             background included; or the name of a builder there.
-        data: a data set, all of which is trained on; or a folder or file, see :func:`fastmask.data.splits.read_parts`.
+        data: a data set, all of which is trained on; or a folder or file, see :func:`fastmask.data.splits.read_splits`.
         out: the folder for all that the run writes.
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
@@ -84,7 +84,7 @@ def train(
                 return _build_model(model, os.fspath(weights), names, config, device, job)
 
         network = job.run_on_all(prepare_model)
-        trainer = Trainer(network, config, folder, splits.train, splits.valid, job, resume, progress, tensorboard)
+        trainer = Trainer(network, config, folder, splits.train, splits.val, job, resume, progress, tensorboard)
         if job.rank == 0:
             lr, images = config.peak_lr(job.world_size), config.batch_size * job.world_size
             steps = f"{trainer.steps} steps of {images} images on {job.world_size} x {trainer.device}"
@@ -94,14 +94,14 @@ def train(
         return trainer.fit()
 
 
-def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Parts:
+def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Splits:
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
         raise ValueError(f"out must be a new folder, or resume be set, got {folder} with {LAST} in it")
-    splits = Parts(data, None) if isinstance(data, Dataset) else read_parts(Path(data), class_attribute)
+    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), class_attribute)
     if val is None:
         return splits
-    return Parts(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
+    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
 
 
 def _build_model(

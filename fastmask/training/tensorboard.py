@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmask.evaluation import Figures
+from fastmask.evaluation import Metrics
 from fastmask.training.history import Row
 
 
@@ -29,6 +29,6 @@ def write_step(writer: Any, row: Row, names: Sequence[str]) -> None:
 
 def write_epoch(writer: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
     for kind, values in metrics.items():
-        for name, value in zip(Figures._fields, values, strict=True):
+        for name, value in zip(Metrics._fields, values, strict=True):
             writer.add_scalar(f"{kind}/{name}", value, step)
     writer.flush()

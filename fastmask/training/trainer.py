@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fastmask._version import __version__
-from fastmask.data.loading import GroupedBatches, Samples, training_loader
+from fastmask.data.loading import GroupedBatchSampler, SampleDataset, training_loader
 from fastmask.data.records import Dataset
 from fastmask.data.splits import label_names
 from fastmask.distributed import SINGLE_RANK, Ranks
-from fastmask.evaluation import Evaluation, Figures, evaluate
-from fastmask.evaluation.run import ids_of, numbered_records
+from fastmask.evaluation import Evaluation, Metrics, evaluate
+from fastmask.evaluation.run import map_labels, number_records
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, LAST, load, save
@@ -42,7 +42,7 @@ class TrainResult(NamedTuple):
     """What a run has come to."""
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
-    metrics: dict[str, Figures]  # of that epoch by "box" and "mask"; empty without validation images
+    metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
     epochs: list[dict[str, Any]]  # epochs.json: for each "epoch", "loss", "lr" and COCO's twelve as "box" and "mask"
 
 
@@ -106,12 +106,12 @@ class Trainer:
                 world_size=ranks.world_size,
             )
         )
-        assert isinstance(self.loader.batch_sampler, GroupedBatches)
-        assert isinstance(self.loader.dataset, Samples)
+        assert isinstance(self.loader.batch_sampler, GroupedBatchSampler)
+        assert isinstance(self.loader.dataset, SampleDataset)
         self.sampler, self.samples = self.loader.batch_sampler, self.loader.dataset
         if val_data is not None:  # before anything is trained
-            ids_of(self.names, val_data.categories)
-            numbered_records(val_data)
+            map_labels(self.names, val_data.categories)
+            number_records(val_data)
         self.sampler.set_epoch(0)
         self.epoch_steps = len(self.sampler)
         self.steps = self.epoch_steps * config.epochs
@@ -234,7 +234,7 @@ class Trainer:
             yield values[-2]
 
     def _report_nonfinite(self, step: PendingStep, values: Sequence[float]) -> None:
-        files = ", ".join(str(self.samples.file(record)) for record in step.records)
+        files = ", ".join(str(self.samples.find_file(record)) for record in step.records)
         losses = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.step.names, values, strict=False))
         text = f"a gradient is not finite at step {step.row.step} ({losses}) with {files}"
         if self.config.on_nonfinite == "stop":
@@ -263,7 +263,7 @@ class Trainer:
         """Record an epoch, and save its weights."""
         if self.history is None:
             return
-        metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.figures.items()}
+        metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.metrics.items()}
         self.history.add_epoch(self.epoch - 1, self.history.rows[-1].lr, metrics)
         if self.writer is not None:
             write_epoch(self.writer, self.epoch * self.epoch_steps - 1, metrics)
@@ -341,6 +341,6 @@ class Trainer:
         assert self.history is not None
         epochs = self.history.epochs
         best = max(epochs, key=score_epoch, default={})
-        metrics = {kind: Figures(*best[kind]) for kind in RESULTS if kind in best}
+        metrics = {kind: Metrics(*best[kind]) for kind in RESULTS if kind in best}
         weights = self.folder / BEST
         return TrainResult(weights if weights.exists() else self.folder / LAST, metrics, epochs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import Image
 from torch import nn
 
@@ -19,7 +19,7 @@ def compare(weights: Path, *arguments: Any) -> int:
 
 def test_table_and_image(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Padded as the model does, everything matches; where the size is the model's own, so it does there."""
-    images = [image_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
+    images = [draw_image_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
     out = tmp_path / "comparison.png"
     assert compare(slim_file[0], *images, "--size", 128, 160, "--out", out) == 0
     header, *rows, last = capsys.readouterr().out.splitlines()
@@ -49,7 +49,7 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
     torn.write_text("no image")
     assert compare(slim_file[0], torn) == 2
     assert "torn.png cannot be read as an image" in capsys.readouterr().err
-    assert compare(slim_file[0], image_file(tmp_path / "good.png"), "--size", 0, 5) == 2
+    assert compare(slim_file[0], draw_image_file(tmp_path / "good.png"), "--size", 0, 5) == 2
     assert "size must be at least 1, got (0, 5)" in capsys.readouterr().err
 
 

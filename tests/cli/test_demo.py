@@ -13,9 +13,9 @@ from PIL import Image
 
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco
-from fastmask.data import Object, Record
-from fastmask.demo import CLASSES, Scenes, drawn_dataset
-from fastmask.demo.comparison import HEADING, comparison
+from fastmask.data import Instance, Record
+from fastmask.demo import CLASSES, Scenes, synthetic_dataset
+from fastmask.demo.comparison import HEADING, draw_comparison
 from fastmask.models import Checkpoint, detection, get_model_weights
 from fastmask.models.detection.slim import WEIGHTS_FILE
 
@@ -30,13 +30,13 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "quadrilateral" in printed
     assert "RoIAlign 14 x 14" in printed
     metrics = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert metrics["figures"]["mask"]["ap50"] > 0.5
+    assert metrics["metrics"]["mask"]["ap50"] > 0.5
     assert (metrics["images"], metrics["seed"], list(metrics["devices"])) == (9, 5, ["cpu"])
     times = metrics["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
     sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png"))
-    first = np.asarray(drawn_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
+    first = np.asarray(synthetic_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
     shown = sheet[HEADING + 2 :, 2:][:320, :320]
     assert abs(shown.astype(int) - first).mean() < 2
 
@@ -45,7 +45,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "demo.json").read_text())
-    assert metrics["figures"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert metrics["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
     assert set(metrics["milliseconds"]) == {"cuda:0", "cpu"}
 
 
@@ -59,7 +59,7 @@ def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert metrics["detections"]
     assert all(result["score"] > 0.5 for result in metrics["detections"])
     best = max(metrics["detections"], key=lambda result: result["score"])
-    overlaps = coco.iou([best["segmentation"]], [item.rle for item in drawn.objects], [0] * len(drawn.objects))
+    overlaps = coco.iou([best["segmentation"]], [item.rle for item in drawn.instances], [0] * len(drawn.instances))
     assert overlaps.max() > 0.6
     assert Image.open(tmp_path / "demo.png").width > 2 * 384
 
@@ -89,9 +89,9 @@ def test_comparison_shows_what_there_is() -> None:
     mask[10:30, 20:40] = 1
     half[10:30, 20:30] = 1
     square, found = (coco.encode(np.asfortranarray(each)) for each in (mask, half))
-    record = Record(Path("drawn.png"), (40, 60), (Object("square", rle=square),), 1, Image.fromarray(pixels))
+    record = Record(Path("drawn.png"), (40, 60), (Instance("square", rle=square),), 1, Image.fromarray(pixels))
     entry = {"category_id": 1, "bbox": [20, 10, 10, 20], "score": 0.9, "segmentation": found}
-    sheet = np.asarray(comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
+    sheet = np.asarray(draw_comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
     assert sheet.shape == (84, 3 * 124, 3)
     panels = [sheet[2:82, start : start + 120] for start in (2, 126, 250)]
     colored = [np.ptp(panel, axis=2) > 60 for panel in panels]
@@ -100,7 +100,7 @@ def test_comparison_shows_what_there_is() -> None:
     assert colored[1][inside].all()
     assert colored[2][inside][:, :12].all()
     assert not colored[2][inside][:, 20:].any()
-    alone = comparison([record._replace(objects=())], [[entry]], ["", "square"], side=80)
+    alone = draw_comparison([record._replace(instances=())], [[entry]], ["", "square"], side=80)
     assert alone.size == (2 * 124, HEADING + 84)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.exact import assert_matched
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import Image
 from torch import nn
 
@@ -29,7 +29,7 @@ def predict(weights: Path, folder: Path, *arguments: Any) -> int:
 def test_results_match_torchvisions(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
     """The JSON, loaded by pycocotools, holds the detections of torchvision's model above the score."""
     weights, theirs = slim_file
-    paths = [image_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
+    paths = [draw_image_file(tmp_path / f"{i}.png", 128, 150 + 20 * i) for i in range(3)]
     assert predict(weights, tmp_path / "out", "--score", 0.06, *paths) == 0
     truth = COCO()
     truth.dataset = {"images": [{"id": i} for i in range(3)], "annotations": [], "categories": []}
@@ -64,7 +64,7 @@ def test_broken_files_are_named_and_the_rest_go_on(
     slim_file: tuple[Path, nn.Module], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     weights, _ = slim_file
-    whole = [image_file(tmp_path / name) for name in ("a.jpg", "z.png")]
+    whole = [draw_image_file(tmp_path / name) for name in ("a.jpg", "z.png")]
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(whole[0].read_bytes()[:2000])
     text = tmp_path / "text.jpg"
@@ -81,7 +81,7 @@ def test_broken_files_are_named_and_the_rest_go_on(
     made = ["a.predicted.png", "predictions.json", "predictions.parts", "z.predicted.png"]
     assert sorted(os.listdir(tmp_path / "out")) == made
     assert "5 skipped, which the same command tries again" in printed.out
-    other = image_file(tmp_path / "other.png")  # what was skipped keeps no other command out
+    other = draw_image_file(tmp_path / "other.png")  # what was skipped keeps no other command out
     assert predict(weights, tmp_path / "out", "--score", 0.9, other) == 0
     assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -91,14 +91,14 @@ def test_broken_files_are_named_and_the_rest_go_on(
 
 
 def test_a_score_of_one_keeps_nothing(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    path = image_file(tmp_path / "a.png")
+    path = draw_image_file(tmp_path / "a.png")
     assert predict(slim_file[0], tmp_path / "out", "--score", 1, path) == 0
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.predicted.png")), np.array(Image.open(path)))
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
 def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = image_file(tmp_path / "a.png")
+    path = draw_image_file(tmp_path / "a.png")
     taken = tmp_path / "taken"
     (taken / "predictions.json").mkdir(parents=True)
     for arguments, message in {

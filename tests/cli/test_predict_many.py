@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import Image
 from torch import nn
 
@@ -35,7 +35,7 @@ def results(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
     (tmp_path / "images").mkdir()
-    return [image_file(tmp_path / "images" / f"p{i:02}.png", 60, 80 + i) for i in range(14)]
+    return [draw_image_file(tmp_path / "images" / f"p{i:02}.png", 60, 80 + i) for i in range(14)]
 
 
 @pytest.fixture

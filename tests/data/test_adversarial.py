@@ -1,4 +1,4 @@
-"""Annotations that are broken: named, counted, left out, never a traceback."""
+"""Broken annotations are named, counted and left out, and never raise a traceback."""
 
 import json
 import math
@@ -13,14 +13,22 @@ from fastmask.cli import main
 
 def via(*regions: Any, listed: bool = True) -> dict[str, Any]:
     made = [{"shape_attributes": shape, "region_attributes": attributes} for shape, attributes in regions]
-    chosen = made if listed else {str(i): one for i, one in enumerate(made)}
+    chosen = made if listed else {str(i): region for i, region in enumerate(made)}
     return {"a.png123": {"filename": "a.png", "size": 123, "regions": chosen, "file_attributes": {}}}
 
 
 SQUARE = [[1, 1], [9, 1], [9, 9]]
-HOSTILE: list[tuple[dict[str, Any], str, str]] = [
-    (via(({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, {})), "region 0", "three points, got 2"),
-    (via(({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, {})), "region 0", "as many all_points_x"),
+BROKEN: list[tuple[dict[str, Any], str, str]] = [
+    (
+        via(({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1, 2]}, {})),
+        "region 0",
+        "three points, got 2",
+    ),
+    (
+        via(({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, {})),
+        "region 0",
+        "as many all_points_x",
+    ),
     (
         via(({"name": "polygon", "all_points_x": [1, 2, 1e9], "all_points_y": [1, 2, 3]}, {})),
         "region 0",
@@ -38,7 +46,11 @@ HOSTILE: list[tuple[dict[str, Any], str, str]] = [
     ),
     (via(({"name": "point", "cx": 1, "cy": 2}, {})), "region 0", "got 'point'"),
     (via(({"name": "circle", "cx": 1, "cy": "2", "r": 3}, {})), "region 0", "cy must be a finite number, got '2'"),
-    (via(({"name": "rect", "x": 1, "y": 1, "width": math.inf, "height": 2}, {})), "region 0", "width must be a finite"),
+    (
+        via(({"name": "rect", "x": 1, "y": 1, "width": math.inf, "height": 2}, {})),
+        "region 0",
+        "width must be a finite",
+    ),
     ({"shapes": [{"label": "a", "points": [[1, 1], [2, math.nan], [3, 3]]}]}, "shape 0", "must be finite"),
     ({"shapes": [{"points": SQUARE}]}, "shape 0", "must have a label"),
     ({"shapes": [{"label": "a", "shape_type": "line", "points": SQUARE}]}, "shape 0", "got 'line'"),
@@ -61,20 +73,20 @@ HOSTILE: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "where", "message"), HOSTILE, ids=[message for *_, message in HOSTILE])
+@pytest.mark.parametrize(("content", "where", "message"), BROKEN, ids=[message for *_, message in BROKEN])
 def test_broken_annotations_are_named(content: dict[str, Any], where: str, message: str, tmp_path: Path) -> None:
-    """And left out; the rest is there."""
+    """And left out; the others are read."""
     if "shapes" in content:
         content = content | {"shapes": [*content["shapes"], {"label": "b", "points": SQUARE}]}
     else:
         good = {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 5, 1]}
         content["a.png123"]["regions"].append({"shape_attributes": good, "region_attributes": {}})
     (tmp_path / "a.json").write_text(json.dumps(content))
-    found = data.read_dataset(tmp_path / "a.json")
-    (problem,) = found.problems
+    dataset = data.read_dataset(tmp_path / "a.json")
+    (problem,) = dataset.problems
     assert where in problem.where
     assert message in problem.text
-    assert len(found.records[0].objects) == 1
+    assert len(dataset.records[0].instances) == 1
 
 
 def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,8 +108,8 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "cat"}, {"name": "dog"}]}
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    found = data.read_dataset(tmp_path / "coco.json")
-    assert [(problem.kind, problem.where.partition(": ")[2]) for problem in found.problems] == [
+    dataset = data.read_dataset(tmp_path / "coco.json")
+    assert [(problem.kind, problem.where.partition(": ")[2]) for problem in dataset.problems] == [
         ("broken category", "categories[1]"),
         ("duplicate id", "annotations[1]"),
         *(("broken annotation", f"annotations[{i}]") for i in (2, 4, 5, 6, 7, 8, 9, 10, 11)),
@@ -106,7 +118,7 @@ def test_broken_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("broken image entry", "images[3]"),
         ("unknown image", ""),
     ]
-    assert len(found.records) == 1
+    assert len(dataset.records) == 1
     assert main(["data", "convert", str(tmp_path / "coco.json"), str(tmp_path / "via.json"), "--to", "via"]) == 1
     printed = capsys.readouterr()
     assert "1 images (0 without objects), 2 objects" in printed.out
@@ -134,13 +146,13 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
         data.read_dataset(tmp_path / "other.json", "via")
 
 
-def test_categories_of_one_name(tmp_path: Path) -> None:
-    """Are told apart; labels follow the ids, whatever the file's order."""
+def test_categories_of_the_same_name(tmp_path: Path) -> None:
+    """They get different names; categories are sorted by id."""
     categories = [{"id": 3, "name": "x"}, {"id": 1, "name": "y"}, {"id": 2, "name": "x"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
-    found = data.read_dataset(tmp_path / "coco.json")
-    assert [problem.kind for problem in found.problems] == ["duplicate name"]
-    assert list(found.categories.items()) == [("y", 1), ("x (2)", 2), ("x", 3)]
+    dataset = data.read_dataset(tmp_path / "coco.json")
+    assert [problem.kind for problem in dataset.problems] == ["duplicate name"]
+    assert list(dataset.categories.items()) == [("y", 1), ("x (2)", 2), ("x", 3)]
 
 
 def test_broken_via(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +173,6 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     good = {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 5, 1]}
     (tmp_path / "z.json").write_text(json.dumps(via((good, {}))))
-    found = data.read_dataset(tmp_path)
-    assert [problem.kind for problem in found.problems] == ["broken file"]
-    assert len(found.records) == 1
+    dataset = data.read_dataset(tmp_path)
+    assert [problem.kind for problem in dataset.problems] == ["broken file"]
+    assert len(dataset.records) == 1

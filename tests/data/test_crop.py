@@ -1,94 +1,97 @@
-"""Views: masks go exactly as pixels do, polygons as masks do but for their rims."""
+"""Crops transform masks exactly as pixels, and polygons as masks except near edges."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.crop import View, jittered_view, scaled_view
-from fastmask.data.records import Object, ellipse_polygon
+from fastmask.data.crop import Crop, plan_jitter, plan_resize
+from fastmask.data.records import Instance, ellipse_to_polygon
 from fastmask.demo import Scenes
 
 
-def draw_view(original: tuple[int, int]) -> View:
-    mirrored = bool(np.random.rand() < 0.5)
+def draw_crop(original: tuple[int, int]) -> Crop:
+    flipped = bool(np.random.rand() < 0.5)
     if np.random.rand() < 0.3:
-        return scaled_view(original, int(np.random.randint(20, 300)), 400, mirrored)
-    return jittered_view(original, (96, 128), 10 ** np.random.uniform(-1, 0.7), tuple(np.random.rand(2)), mirrored)
+        return plan_resize(original, int(np.random.randint(20, 300)), 400, flipped)
+    return plan_jitter(original, (96, 128), 10 ** np.random.uniform(-1, 0.7), tuple(np.random.rand(2)), flipped)
 
 
-def as_rle(mask: np.ndarray) -> Object:
-    return Object("thing", rle=coco.encode(np.asfortranarray(mask.astype(np.uint8))))
+def as_rle(mask: np.ndarray) -> Instance:
+    return Instance("thing", rle=coco.encode(np.asfortranarray(mask.astype(np.uint8))))
 
 
-def grown(mask: np.ndarray) -> np.ndarray:
-    """By a pixel; also from beyond the view, where it may go on."""
+def dilate(mask: np.ndarray) -> np.ndarray:
+    """Dilation by a pixel, also from outside the crop, where the mask may continue."""
     padded = np.pad(mask, 1, constant_values=True)
     return np.any(
         [padded[1 + y : y - 1 or None, 1 + x : x - 1 or None] for y in (-1, 0, 1) for x in (-1, 0, 1)], axis=0
     )
 
 
-def test_masks_go_as_pixels_do(seed: int) -> None:
-    """An image that is white where an object of a drawn scene is."""
+def test_masks_are_transformed_as_pixels(seed: int) -> None:
+    """An image that is white inside an instance."""
     for record in Scenes(8, seed, (120, 90)):
-        for one in record.objects:
-            mask = one.mask(120, 90)
+        for instance in record.instances:
+            mask = instance.to_mask(120, 90)
             white = Image.fromarray(np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2))
-            view = draw_view((120, 90))
-            moved = np.array(view.image(white))
-            assert moved.shape == (*view.size, 3)
-            np.testing.assert_array_equal(view.mask(one), moved[:, :, 1] > 127)
+            crop = draw_crop((120, 90))
+            moved = np.array(crop.apply_image(white))
+            assert moved.shape == (*crop.size, 3)
+            np.testing.assert_array_equal(crop.apply_mask(instance), moved[:, :, 1] > 127)
 
 
-def test_polygons_go_as_masks_do() -> None:
+def test_polygons_are_transformed_as_masks() -> None:
     for _ in range(30):
-        polygon = ellipse_polygon(*np.random.uniform(30, 70, 2), *np.random.uniform(8, 40, 2), np.random.uniform(0, 7))
-        one = Object("thing", (polygon,))
-        view = draw_view((100, 110))
-        scale = view.resized[0] / 100
-        painted, warped = view.mask(one), view.mask(as_rle(one.mask(100, 110)))
+        polygon = ellipse_to_polygon(
+            *np.random.uniform(30, 70, 2), *np.random.uniform(8, 40, 2), np.random.uniform(0, 7)
+        )
+        instance = Instance("thing", (polygon,))
+        crop = draw_crop((100, 110))
+        scale = crop.resized[0] / 100
+        painted, warped = crop.apply_mask(instance), crop.apply_mask(as_rle(instance.to_mask(100, 110)))
         rim = painted.copy()
-        for _ in range(1 + int(np.ceil(scale))):  # a pixel of the original, rounded to it, and one of the view
-            rim = grown(rim)
+        for _ in range(1 + int(np.ceil(scale))):  # a pixel of the original, rounded to it, and one of the crop
+            rim = dilate(rim)
         inner = ~painted
         for _ in range(1 + int(np.ceil(scale))):
-            inner = grown(inner)
+            inner = dilate(inner)
         assert not (warped & ~rim).any()
         assert not (~inner & ~warped).any()
 
 
 def test_points_and_boxes() -> None:
-    view = View((10, 20), (20, 60), 4, 6, (12, 40), mirrored=True)
-    np.testing.assert_allclose(view.points(np.array([[0.0, 0], [20, 10], [5, 5]])), [[46, -4], [-14, 16], [31, 6]])
-    np.testing.assert_allclose(view.box(Object("thing", box=(5, 5, 10, 9))), [16, 6, 31, 14])
-    assert scaled_view((10, 20), 30, 50).resized == (25, 50)
-    assert scaled_view((10, 20), 30, 100, room=(64, 45)).resized == (22, 45)
+    crop = Crop((10, 20), (20, 60), 4, 6, (12, 40), flipped=True)
+    moved = crop.apply_points(np.array([[0.0, 0], [20, 10], [5, 5]]))
+    np.testing.assert_allclose(moved, [[46, -4], [-14, 16], [31, 6]])
+    np.testing.assert_allclose(crop.apply_box(Instance("thing", box=(5, 5, 10, 9))), [16, 6, 31, 14])
+    assert plan_resize((10, 20), 30, 50).resized == (25, 50)
+    assert plan_resize((10, 20), 30, 100, room=(64, 45)).resized == (22, 45)
 
 
 def test_an_edge_is_where_its_points_are() -> None:
-    """A bright rectangle's edges land at the pixels that the corners are mapped to."""
+    """The edges of a white rectangle land where its corners are mapped to."""
     pixels = np.zeros((64, 80, 3), np.uint8)
     pixels[16:48, 24:56] = 255
-    view = jittered_view((64, 80), (96, 96), 2.4, (0.4, 0.3), mirrored=True)
-    seen = np.array(view.image(Image.fromarray(pixels)))[:, :, 0] > 127
-    x1, y1, x2, y2 = view.box(Object("thing", box=(24, 16, 56, 48)))
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    np.testing.assert_allclose(found, np.clip([x1, y1, x2, y2], 0, 96), atol=0.51)
+    crop = plan_jitter((64, 80), (96, 96), 2.4, (0.4, 0.3), flipped=True)
+    white = np.array(crop.apply_image(Image.fromarray(pixels)))[:, :, 0] > 127
+    x1, y1, x2, y2 = crop.apply_box(Instance("thing", box=(24, 16, 56, 48)))
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose(box, np.clip([x1, y1, x2, y2], 0, 96), atol=0.51)
 
 
 @pytest.mark.parametrize("original", [(1, 1), (1, 300), (300, 1), (2, 2)])
-def test_slight_images(original: tuple[int, int]) -> None:
+def test_tiny_images(original: tuple[int, int]) -> None:
     for zoom in (0.01, 1.0, 5.0):
-        view = jittered_view(original, (64, 96), zoom, (1.0, 0.0), True)
-        assert 1 <= view.size[0] <= 64
-        assert 1 <= view.size[1] <= 96
-        assert view.image(Image.new("RGB", original[::-1])).size == view.size[::-1]
-    assert min(scaled_view(original, 800, 1333).resized) >= 1
+        crop = plan_jitter(original, (64, 96), zoom, (1.0, 0.0), True)
+        assert 1 <= crop.size[0] <= 64
+        assert 1 <= crop.size[1] <= 96
+        assert crop.apply_image(Image.new("RGB", original[::-1])).size == crop.size[::-1]
+    assert min(plan_resize(original, 800, 1333).resized) >= 1
 
 
 def test_a_mask_of_another_size() -> None:
-    view = scaled_view((10, 12), 20, 30)
+    crop = plan_resize((10, 12), 20, 30)
     with pytest.raises(ValueError, match=r"a mask must be \[10, 12\] as its image, got \[12, 10\]"):
-        view.mask(as_rle(np.ones((12, 10), bool)))
+        crop.apply_mask(as_rle(np.ones((12, 10), bool)))

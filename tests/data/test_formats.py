@@ -1,4 +1,4 @@
-"""COCO, VIA and labelme: read, written, from one to another, and what is broken in them."""
+"""COCO, VIA, labelme and mask images: read, written, and converted from one to another."""
 
 import itertools
 import json
@@ -10,47 +10,47 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import box_polygon, check_rle, ellipse_polygon, runs_of
+from fastmask.data.records import box_to_polygon, check_rle, decode_counts, ellipse_to_polygon
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS
 
 
-def drawn(folder: Path, number: int = 4, per_image: int = 5) -> data.Dataset:
-    """Images with polygons of random corners, some of several parts, one image without any."""
+def make_dataset(folder: Path, number: int = 4, per_image: int = 5) -> data.Dataset:
+    """Images with random polygons, some of several parts; the second image has none."""
     records = []
     for i in range(number):
-        file = image_file(folder / f"p{i}.png", 90 + i, 120)
-        objects = []
+        file = draw_image_file(folder / f"p{i}.png", 90 + i, 120)
+        instances = []
         for k in range(0 if i == 1 else per_image):
             parts = tuple(torch.rand(3 + k, 2).double().numpy() * [120, 90] for _ in range(1 + (k == 2)))
-            objects.append(data.Object(["cat", "dog", "Zürich tram"][k % 3], parts))
-        records.append(data.Record(file, (90 + i, 120), tuple(objects)))
-    names = dict.fromkeys(one.category for record in records for one in record.objects)
+            instances.append(data.Instance(["cat", "dog", "Zürich tram"][k % 3], parts))
+        records.append(data.Record(file, (90 + i, 120), tuple(instances)))
+    names = dict.fromkeys(instance.category for record in records for instance in record.instances)
     return data.Dataset(records, {name: i for i, name in enumerate(names, 1)}, [])
 
 
-def apart(folder: Path) -> data.Dataset:
-    """Polygons that hide nothing of one another, as mask images need it; one with a hole, one in two parts."""
-    dataset = drawn(folder, 2)
-    square, inner = box_polygon(5.2, 5.4, 30.7, 40.1), box_polygon(10, 10, 20, 20)
-    mask = data.Object("ring", (square,)).mask(90, 120)
+def make_disjoint_dataset(folder: Path) -> data.Dataset:
+    """Disjoint instances, as mask images need them; one with a hole, one in two parts."""
+    dataset = make_dataset(folder, 2)
+    square, inner = box_to_polygon(5.2, 5.4, 30.7, 40.1), box_to_polygon(10, 10, 20, 20)
+    mask = data.Instance("ring", (square,)).to_mask(90, 120)
     mask[10:20, 12:17] = False
-    ring = data.Object("ring", rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
-    objects = (
+    ring = data.Instance("ring", rle=dict(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))))
+    instances = (
         ring,
-        data.Object("dot", (inner + np.array([40, 5]), inner + np.array([60, 9]))),
-        data.Object("dot", (np.array([[50.5, 60], [110.2, 55], [90, 88.8]]),)),
+        data.Instance("dot", (inner + np.array([40, 5]), inner + np.array([60, 9]))),
+        data.Instance("dot", (np.array([[50.5, 60], [110.2, 55], [90, 88.8]]),)),
     )
-    records = [record._replace(objects=objects if i == 0 else ()) for i, record in enumerate(dataset.records)]
+    records = [record._replace(instances=instances if i == 0 else ()) for i, record in enumerate(dataset.records)]
     return data.Dataset(records, {"ring": 1, "dot": 2}, [])
 
 
-def target(folder: Path, format: str) -> Path:
+def target_path(folder: Path, format: str) -> Path:
     return folder / (format if format in ("labelme", "masks") else f"{format}.json")
 
 
@@ -58,69 +58,68 @@ def check_same(actual: data.Dataset, expected: data.Dataset, masks: bool = False
     assert actual.problems == []
     assert [record.file.name for record in actual.records] == [record.file.name for record in expected.records]
     assert all(record.file.exists() for record in actual.records)
-    if masks:  # which have pixels and no polygons: each of them, as no later object hides any
+    if masks:  # mask images keep pixels, not polygons
         for mine, theirs in zip(actual.records, expected.records, strict=True):
-            for one, other in zip(mine.objects, theirs.objects, strict=True):
-                assert one.category == other.category
-                np.testing.assert_array_equal(one.mask(*theirs.size), other.mask(*theirs.size))
+            for first, second in zip(mine.instances, theirs.instances, strict=True):
+                assert first.category == second.category
+                np.testing.assert_array_equal(first.to_mask(*theirs.size), second.to_mask(*theirs.size))
         return
     assert [record.file.resolve() for record in actual.records] == [record.file for record in expected.records]
     for mine, theirs in zip(actual.records, expected.records, strict=True):
         assert mine.size in (theirs.size, None)
-        assert [one.category for one in mine.objects] == [one.category for one in theirs.objects]
-        for one, other in zip(mine.objects, theirs.objects, strict=True):
-            assert len(one.polygons) == len(other.polygons)
-            for polygon, original in zip(one.polygons, other.polygons, strict=True):
+        for first, second in zip(mine.instances, theirs.instances, strict=True):
+            assert first.category == second.category
+            for polygon, original in zip(first.polygons, second.polygons, strict=True):
                 np.testing.assert_allclose(polygon, original, rtol=0, atol=0.5)
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, repeat=2)), ids="-to-".join)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, repeat=2)))
 def test_round_trips(first: str, second: str, tmp_path: Path) -> None:
-    """Every polygon and class through one format, then another, found by what is in the files."""
+    """Every polygon and class survives one format, then another; the format is detected by content."""
     masks = "masks" in (first, second)
-    expected = apart(tmp_path) if masks else drawn(tmp_path)
+    expected = make_disjoint_dataset(tmp_path) if masks else make_dataset(tmp_path)
     for number in (0, 1):
         (tmp_path / str(number)).mkdir()
-    assert data.write_dataset(expected, target(tmp_path / "0", first), first) == []
-    assert data.find_format(target(tmp_path / "0", first)) == first
-    between = data.with_sizes(data.read_dataset(target(tmp_path / "0", first)))
+    assert data.write_dataset(expected, target_path(tmp_path / "0", first), first) == []
+    assert data.find_format(target_path(tmp_path / "0", first)) == first
+    between = data.add_sizes(data.read_dataset(target_path(tmp_path / "0", first)))
     check_same(between, expected, masks)
-    assert data.write_dataset(between, target(tmp_path / "1", second), second) == []
-    check_same(data.with_sizes(data.read_dataset(target(tmp_path / "1", second), second)), expected, masks)
+    assert data.write_dataset(between, target_path(tmp_path / "1", second), second) == []
+    check_same(data.add_sizes(data.read_dataset(target_path(tmp_path / "1", second), second)), expected, masks)
 
 
-def test_coco_keeps_what_it_has(tmp_path: Path) -> None:
-    """Ids, crowds, RLE in its three forms; pycocotools reads it, and paints the masks that we do."""
-    file = image_file(tmp_path / "a.png", 40, 50)
+def test_coco_keeps_ids_crowds_and_masks(tmp_path: Path) -> None:
+    """RLE in its three forms; pycocotools reads the file, and decodes the same masks."""
+    file = draw_image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     rle = coco_mask.encode(mask)
-    runs = runs_of(rle["counts"])
+    runs = decode_counts(rle["counts"])
     assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs), mask.ravel(order="F"))
     forms: list[Any] = [rle, rle | {"counts": rle["counts"].decode()}, {"size": [40, 50], "counts": runs}]
-    square = box_polygon(10, 10, 20, 20)
-    objects = [data.Object("cat", rle=form, id=70 + i) for i, form in enumerate(forms)]
-    objects += [data.Object("dog", (square,), crowd=True), data.Object("dog", box=(1.0, 2.0, 5.0, 9.0), id=90)]
-    dataset = data.Dataset([data.Record(file, (40, 50), tuple(objects), 12)], {"dog": 3, "cat": 17}, [])
+    square = box_to_polygon(10, 10, 20, 20)
+    instances = [data.Instance("cat", rle=form, id=70 + i) for i, form in enumerate(forms)]
+    instances += [data.Instance("dog", (square,), crowd=True), data.Instance("dog", box=(1.0, 2.0, 5.0, 9.0), id=90)]
+    dataset = data.Dataset([data.Record(file, (40, 50), tuple(instances), 12)], {"dog": 3, "cat": 17}, [])
     data.write_dataset(dataset, tmp_path / "coco.json", "coco")
     back = data.read_dataset(tmp_path / "coco.json")
     assert back.problems == []
     assert back.categories == dataset.categories
     assert back.records[0].id == 12
-    assert [one.id for one in back.records[0].objects][:3] == [70, 71, 72]
-    assert [one.crowd for one in back.records[0].objects] == [False, False, False, True, False]
-    for one in back.records[0].objects[:3]:
-        assert np.array_equal(one.mask(40, 50), mask.astype(bool))
-        assert one.bounds() == (7.0, 5.0, 30.0, 20.0)
+    assert [instance.id for instance in back.records[0].instances][:3] == [70, 71, 72]
+    assert [instance.crowd for instance in back.records[0].instances] == [False, False, False, True, False]
+    for instance in back.records[0].instances[:3]:
+        assert np.array_equal(instance.to_mask(40, 50), mask.astype(bool))
+        assert instance.bounds() == (7.0, 5.0, 30.0, 20.0)
     theirs = COCO(tmp_path / "coco.json")
     annotations = theirs.loadAnns(theirs.getAnnIds(imgIds=[12]))
-    for one, annotation in zip(back.records[0].objects[:4], annotations[:4], strict=True):
-        assert np.array_equal(one.mask(40, 50), theirs.annToMask(annotation).astype(bool))
+    for instance, annotation in zip(back.records[0].instances[:4], annotations[:4], strict=True):
+        assert np.array_equal(instance.to_mask(40, 50), theirs.annToMask(annotation).astype(bool))
         assert annotation["area"] in (mask.sum(), 100)
 
 
-def test_rle_is_looked_at() -> None:
-    """Before pycocotools, which reads beyond its end."""
+def test_rle_is_checked() -> None:
+    """Before pycocotools, which would read out of bounds."""
     for mask in (torch.rand(30, 40) > 0.5, torch.rand(7, 1) > 0.9, torch.ones(500, 400) > 0):
         check_rle(coco_mask.encode(np.asfortranarray(mask.byte().numpy())))
     for counts in (None, "", "abc", [3, -3, 900], [1.5], [899], "\u20ac", b"0" * 99):
@@ -138,14 +137,14 @@ def test_where_coco_has_its_images(tmp_path: Path) -> None:
     path = tmp_path / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(content))
     assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
-    image_file(tmp_path / "val2017" / "a.png")
+    draw_image_file(tmp_path / "val2017" / "a.png")
     assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
     assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
 
 
 def via(*regions: Any, listed: bool = True) -> dict[str, Any]:
     made = [{"shape_attributes": shape, "region_attributes": attributes} for shape, attributes in regions]
-    chosen = made if listed else {str(i): one for i, one in enumerate(made)}
+    chosen = made if listed else {str(i): region for i, region in enumerate(made)}
     return {"a.png123": {"filename": "a.png", "size": 123, "regions": chosen, "file_attributes": {}}}
 
 
@@ -158,27 +157,27 @@ def test_via_shapes_and_classes(listed: bool, tmp_path: Path) -> None:
     attributes = [{"type": "cat"}, {"class": "dog", "note": "x"}, {"animal": {"cat": False, "cow": True}}, {}]
     content = via(*zip((polygon, rect, circle, ellipse), attributes, strict=True), listed=listed)
     (tmp_path / "via.json").write_text(json.dumps({"_via_img_metadata": content} if listed else content))
-    found = data.read_dataset(tmp_path / "via.json")
-    assert found.problems == []
-    assert found.categories == {"cat": 1, "dog": 2, "cow": 3, "object": 4}
-    bounds = [one.bounds() for one in found.records[0].objects]
+    dataset = data.read_dataset(tmp_path / "via.json")
+    assert dataset.problems == []
+    assert dataset.categories == {"cat": 1, "dog": 2, "cow": 3, "object": 4}
+    bounds = [instance.bounds() for instance in dataset.records[0].instances]
     assert bounds[:2] == [(1, 2, 9, 8), (3, 4, 13, 9)]
     np.testing.assert_allclose(bounds[2:], [(20.5, 10.5, 39.5, 29.5), (26, 8, 34, 32)], atol=0.11)
 
 
 def test_ellipses_are_round() -> None:
     for radius in (0.5, 10, 3000):
-        corners = ellipse_polygon(5, 6, radius, radius)
+        corners = ellipse_to_polygon(5, 6, radius, radius)
         middles = (corners + np.roll(corners, 1, axis=0)) / 2
         assert np.abs(np.hypot(*(middles - [5, 6]).T) - radius).max() <= 0.1
 
 
 def test_labelme_shapes(tmp_path: Path) -> None:
-    image_file(tmp_path / "a.png", 40, 50)
+    draw_image_file(tmp_path / "a.png", 40, 50)
     mask = np.zeros((40, 50), np.uint8, order="F")
     mask[5:20, 7:30] = 1
     mask[9, 9] = 0
-    record = data.Record(tmp_path / "a.png", (40, 50), (data.Object("m", rle=coco_mask.encode(mask)),))
+    record = data.Record(tmp_path / "a.png", (40, 50), (data.Instance("m", rle=coco_mask.encode(mask)),))
     data.write_dataset(data.Dataset([record], {"m": 1}, []), tmp_path / "labels", "labelme")
     path = tmp_path / "labels" / "a.json"
     content = json.loads(path.read_text())
@@ -190,61 +189,61 @@ def test_labelme_shapes(tmp_path: Path) -> None:
         {"label": "q", "points": [[9, 9], [12, 9], [12, 15]], "group_id": 4},
     ]
     path.write_text(json.dumps(content))
-    found = data.read_dataset(tmp_path / "labels")
-    assert found.problems == []
-    objects = found.records[0].objects
-    assert [one.category for one in objects] == ["m", "r", "c", "p", "q"]
-    assert np.array_equal(objects[0].mask(40, 50), mask.astype(bool))
-    assert objects[1].bounds() == (3, 4, 20, 9)
-    np.testing.assert_allclose(objects[2].bounds(), (15, 15, 25, 25), atol=0.11)
-    assert [len(one.polygons) for one in objects[3:]] == [2, 1]
-    assert found.records[0].file.resolve() == tmp_path / "a.png"
+    dataset = data.read_dataset(tmp_path / "labels")
+    assert dataset.problems == []
+    instances = dataset.records[0].instances
+    assert [instance.category for instance in instances] == ["m", "r", "c", "p", "q"]
+    assert np.array_equal(instances[0].to_mask(40, 50), mask.astype(bool))
+    assert instances[1].bounds() == (3, 4, 20, 9)
+    np.testing.assert_allclose(instances[2].bounds(), (15, 15, 25, 25), atol=0.11)
+    assert [len(instance.polygons) for instance in instances[3:]] == [2, 1]
+    assert dataset.records[0].file.resolve() == tmp_path / "a.png"
 
 
-def test_a_torn_file_among_labelmes(tmp_path: Path) -> None:
-    data.write_dataset(drawn(tmp_path), tmp_path / "labels", "labelme")
+def test_a_truncated_file_among_labelmes(tmp_path: Path) -> None:
+    data.write_dataset(make_dataset(tmp_path), tmp_path / "labels", "labelme")
     (tmp_path / "labels" / "p2.json").write_text('{"shapes')
-    found = data.read_dataset(tmp_path / "labels", "labelme")
-    assert [problem.kind for problem in found.problems] == ["broken file"]
-    assert len(found.records) == 3
+    dataset = data.read_dataset(tmp_path / "labels", "labelme")
+    assert [problem.kind for problem in dataset.problems] == ["broken file"]
+    assert len(dataset.records) == 3
 
 
 def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
-    """Is named; 500 objects and an image of one pixel are no problem."""
-    file = image_file(tmp_path / "a.png", 1, 1)
+    """It is named; 500 instances and an image of one pixel are no problem."""
+    file = draw_image_file(tmp_path / "a.png", 1, 1)
     rle = coco_mask.encode(np.ones((1, 1), np.uint8, order="F"))
-    objects = [data.Object("a", (box_polygon(0, 0, 1, 1),))] * 500
-    objects += [data.Object("b", rle=rle), data.Object("c", (box_polygon(0, 0, 1, 1),), crowd=True)]
-    dataset = data.Dataset([data.Record(file, (1, 1), tuple(objects))], {"a": 1, "b": 2, "c": 3}, [])
+    instances = [data.Instance("a", (box_to_polygon(0, 0, 1, 1),))] * 500
+    instances += [data.Instance("b", rle=rle), data.Instance("c", (box_to_polygon(0, 0, 1, 1),), crowd=True)]
+    dataset = data.Dataset([data.Record(file, (1, 1), tuple(instances))], {"a": 1, "b": 2, "c": 3}, [])
     for format, lost in (("coco", 0), ("labelme", 1), ("via", 1)):
-        problems = data.write_dataset(dataset, target(tmp_path, format), format)
+        problems = data.write_dataset(dataset, target_path(tmp_path, format), format)
         assert [problem.kind for problem in problems] == ["cannot be written"] * lost
-        assert len(data.read_dataset(target(tmp_path, format)).records[0].objects) == 502 - lost
+        assert len(data.read_dataset(target_path(tmp_path, format)).records[0].instances) == 502 - lost
 
 
 @pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
 def test_balloons(tmp_path: Path) -> None:
-    for part, (images, objects) in {"train": (61, 255), "val": (13, 50)}.items():
-        found = data.with_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / part))
-        assert found.problems == []
-        assert (len(found.records), sum(len(record.objects) for record in found.records)) == (images, objects)
-        for record in found.records:
+    for split, (images, instances) in {"train": (61, 255), "val": (13, 50)}.items():
+        dataset = data.add_sizes(data.read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / split))
+        assert dataset.problems == []
+        assert (len(dataset.records), sum(len(record.instances) for record in dataset.records)) == (images, instances)
+        for record in dataset.records:
             height, width = record.size
-            for one in record.objects:
-                x1, y1, x2, y2 = one.bounds()
+            for instance in record.instances:
+                x1, y1, x2, y2 = instance.bounds()
                 assert -1 <= x1 < x2 <= width + 1
                 assert -1 <= y1 < y2 <= height + 1
 
 
 def test_the_attribute_that_is_the_class(tmp_path: Path) -> None:
-    """Named, where a file has several; a region without it is left out."""
+    """It can be named, where a file has several; a region without it is left out."""
     polygon = {"name": "polygon", "all_points_x": [1, 9, 5], "all_points_y": [2, 2, 8]}
     attributes = [{"name": "first", "fruit": "apple"}, {"name": "second", "fruit": "pear"}, {"name": "third"}]
-    (tmp_path / "via.json").write_text(json.dumps(via(*((polygon, one) for one in attributes))))
+    (tmp_path / "via.json").write_text(json.dumps(via(*((polygon, values) for values in attributes))))
     assert list(data.read_dataset(tmp_path / "via.json").categories) == ["first", "second", "third"]
-    found = data.read_dataset(tmp_path / "via.json", attribute="fruit")
-    assert list(found.categories) == ["apple", "pear"]
-    assert [problem.text for problem in found.problems] == ["region_attributes must have fruit, got name"]
-    data.write_dataset(found, tmp_path / "coco.json", "coco")
+    dataset = data.read_dataset(tmp_path / "via.json", attribute="fruit")
+    assert list(dataset.categories) == ["apple", "pear"]
+    assert [problem.text for problem in dataset.problems] == ["region_attributes must have fruit, got name"]
+    data.write_dataset(dataset, tmp_path / "coco.json", "coco")
     with pytest.raises(ValueError, match="attribute must be None for the format coco, which has none, got 'fruit'"):
         data.read_dataset(tmp_path / "coco.json", attribute="fruit")

@@ -1,4 +1,4 @@
-"""``fastmask data check``: each kind of problem is named, none is invented, and the contact sheet shows the masks."""
+"""``fastmask data check``: each kind of problem is named, no valid data is; the contact sheet shows the masks."""
 
 import itertools
 from pathlib import Path
@@ -6,68 +6,68 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.images import image_file
+from helpers.images import draw_image_file
 from PIL import ExifTags, Image
 
 from fastmask import data
 from fastmask.cli import main
-from fastmask.data.contact_sheet import contact_sheet
-from fastmask.data.records import box_polygon, ellipse_polygon
-from fastmask.data.validate import examine, first_crossing
+from fastmask.data.contact_sheet import draw_contact_sheet
+from fastmask.data.records import box_to_polygon, ellipse_to_polygon
+from fastmask.data.validate import find_crossing, validate_dataset
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
-SQUARE = box_polygon(10, 10, 30, 30)
+SQUARE = box_to_polygon(10, 10, 30, 30)
 
 
-def dataset_of(record: data.Record, *more: data.Record) -> data.Dataset:
+def make_dataset(record: data.Record, *more: data.Record) -> data.Dataset:
     return data.Dataset([record, *more], {"cat": 1, "dog": 2}, [])
 
 
-def record_of(folder: Path, *objects: data.Object) -> data.Record:
-    return data.Record(image_file(folder / "a.png", 60, 80), (60, 80), objects)
+def make_record(folder: Path, *instances: data.Instance) -> data.Record:
+    return data.Record(draw_image_file(folder / "a.png", 60, 80), (60, 80), instances)
 
 
-def test_nothing_is_invented(tmp_path: Path) -> None:
+def test_valid_data_has_no_problems(tmp_path: Path) -> None:
     rle = dict(coco_mask.encode(np.asfortranarray(np.ones((60, 80), np.uint8))))
-    objects = [
-        data.Object("cat", (SQUARE,)),
-        data.Object("cat", (np.concatenate([SQUARE, SQUARE[:1]]) + 1,)),  # closed, as some tools write it
-        data.Object("dog", (box_polygon(-0.5, 0, 80.5, 60.5),)),
-        data.Object("dog", (ellipse_polygon(40, 30, 20, 10, 1.0), SQUARE)),
-        data.Object("dog", rle=rle),
-        data.Object("cat", box=(1, 2, 3, 4), crowd=True),
+    instances = [
+        data.Instance("cat", (SQUARE,)),
+        data.Instance("cat", (np.concatenate([SQUARE, SQUARE[:1]]) + 1,)),  # closed, as some tools write it
+        data.Instance("dog", (box_to_polygon(-0.5, 0, 80.5, 60.5),)),
+        data.Instance("dog", (ellipse_to_polygon(40, 30, 20, 10, 1.0), SQUARE)),
+        data.Instance("dog", rle=rle),
+        data.Instance("cat", box=(1, 2, 3, 4), crowd=True),
     ]
-    assert examine(dataset_of(record_of(tmp_path, *objects))) == []
+    assert validate_dataset(make_dataset(make_record(tmp_path, *instances))) == []
 
 
 BOWTIE = np.array([[10, 10], [30, 30], [30, 10], [10, 30]], float)
 
 
 @pytest.mark.parametrize(
-    ("one", "kind", "text"),
+    ("instance", "kind", "text"),
     [
-        (data.Object("cat", box=(30, 10, 20, 20)), "inverted box", "its box is (30, 10, 20, 20)"),
-        (data.Object("cat", box=(20, 10, 20, 20)), "empty box", "its box is (20, 10, 20, 20)"),
-        (data.Object("cat", (SQUARE + 60,)), "outside", "to (90.0, 90.0) in an image of (60, 80)"),
-        (data.Object("cat", (SQUARE - 12,)), "outside", "it reaches from (-2.0, -2.0)"),
-        (data.Object("cat", (BOWTIE,)), "self-crossing", "sides 0 and 2 of a polygon cross"),
+        (data.Instance("cat", box=(30, 10, 20, 20)), "inverted box", "its box is (30, 10, 20, 20)"),
+        (data.Instance("cat", box=(20, 10, 20, 20)), "empty box", "its box is (20, 10, 20, 20)"),
+        (data.Instance("cat", (SQUARE + 60,)), "outside", "to (90.0, 90.0) in an image of (60, 80)"),
+        (data.Instance("cat", (SQUARE - 12,)), "outside", "it reaches from (-2.0, -2.0)"),
+        (data.Instance("cat", (BOWTIE,)), "self-crossing", "sides 0 and 2 of a polygon cross"),
         (
-            data.Object("cat", rle=dict(coco_mask.encode(np.asfortranarray(np.ones((50, 80), np.uint8))))),
+            data.Instance("cat", rle=dict(coco_mask.encode(np.asfortranarray(np.ones((50, 80), np.uint8))))),
             "mask of another size",
             "its mask is [50, 80], the image [60, 80]",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 25 else "",
 )
-def test_objects(one: data.Object, kind: str, text: str, tmp_path: Path) -> None:
-    (problem,) = examine(dataset_of(record_of(tmp_path, data.Object("dog", (SQUARE,)), one)))
+def test_instances(instance: data.Instance, kind: str, text: str, tmp_path: Path) -> None:
+    (problem,) = validate_dataset(make_dataset(make_record(tmp_path, data.Instance("dog", (SQUARE,)), instance)))
     assert problem.kind == kind
     assert problem.where.endswith("a.png: object 1 (cat)")
     assert text in problem.text
 
 
 def test_images(tmp_path: Path) -> None:
-    whole = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("cat", (SQUARE,)))
+    whole = make_record(tmp_path, data.Instance("cat", (SQUARE,)), data.Instance("cat", (SQUARE,)))
     torn = tmp_path / "torn.png"
     torn.write_bytes(whole.file.read_bytes()[:300])
     exif = Image.Exif()
@@ -81,22 +81,22 @@ def test_images(tmp_path: Path) -> None:
         data.Record(tmp_path / "turned.jpg", (60, 80), ()),
         data.Record(tmp_path / "turned.jpg", (80, 60), ()),
     ]
-    problems = examine(data.Dataset(records, {"cat": 1}, [data.Problem("broken annotation", "x", "y")]))
+    problems = validate_dataset(data.Dataset(records, {"cat": 1}, [data.Problem("broken annotation", "x", "y")]))
     assert [problem.kind for problem in problems] == [
         "broken annotation",
-        "twice",
-        "twice",
-        "twice",
+        "duplicate",
+        "duplicate",
+        "duplicate",
         "missing image",
         "broken image",
         "wrong size",
-        "EXIF trap",
+        "EXIF orientation",
     ]
     assert problems[3].text == "2 objects cat have the same box"
 
 
 def test_crossings() -> None:
-    """Against every pair of sides, one by one."""
+    """The same as testing every pair of sides."""
 
     def cross(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
         matrix = np.stack([b - a, c - d], axis=1)
@@ -111,16 +111,16 @@ def test_crossings() -> None:
             sides = list(zip(polygon, np.roll(polygon, -1, axis=0), strict=True))
             pairs = [(i, j) for i, j in itertools.combinations(range(number), 2) if j - i not in (1, number - 1)]
             expected = next(((i, j) for i, j in pairs if cross(*sides[i], *sides[j])), None)
-            assert first_crossing(polygon) == expected
-    assert first_crossing(ellipse_polygon(0, 0, 500, 300)) is None
-    assert first_crossing(np.zeros((5, 2))) is None
+            assert find_crossing(polygon) == expected
+    assert find_crossing(ellipse_to_polygon(0, 0, 500, 300)) is None
+    assert find_crossing(np.zeros((5, 2))) is None
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
-    """Images with their masks; broken ones are left out."""
-    records = [record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (SQUARE + 20,)))]
+    """It shows masks; unreadable images are left out."""
+    records = [make_record(tmp_path, data.Instance("cat", (SQUARE,)), data.Instance("dog", (SQUARE + 20,)))]
     records += [data.Record(tmp_path / "none.png", None, ()), data.Record(records[0].file, (60, 80), ())]
-    sheet = np.asarray(contact_sheet(dataset_of(*records), columns=3, side=90)).astype(int)
+    sheet = np.asarray(draw_contact_sheet(make_dataset(*records), columns=3, side=90)).astype(int)
     assert sheet.shape == (64, 252, 3)  # as large as the images
     drawn, plain = sheet[2:62, 2:82], sheet[2:62, 86:166]
     assert (sheet[:, 168:] == 255).all()
@@ -130,10 +130,10 @@ def test_contact_sheet(tmp_path: Path) -> None:
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = record_of(tmp_path, data.Object("cat", (SQUARE,)), data.Object("dog", (BOWTIE,)))
-    data.write_dataset(dataset_of(record), tmp_path / "coco.json", "coco")
+    record = make_record(tmp_path, data.Instance("cat", (SQUARE,)), data.Instance("dog", (BOWTIE,)))
+    data.write_dataset(make_dataset(record), tmp_path / "coco.json", "coco")
     sheet = tmp_path / "sheet.png"
-    assert main(["data", "check", str(tmp_path / "coco.json"), "--sheet", str(sheet)]) == 1
+    assert main(["data", "check", str(tmp_path / "coco.json"), "--contact-sheet", str(sheet)]) == 1
     printed = capsys.readouterr()
     assert "1 images (0 without objects), 2 objects" in printed.out
     assert "classes: cat 1, dog 1" in printed.out

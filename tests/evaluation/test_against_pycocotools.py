@@ -1,4 +1,4 @@
-"""Our figures, and each point of the curves, against pycocotools run by hand on the same detections."""
+"""Metrics and every point of the curves against the reference COCOeval of pycocotools on the same detections."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.reference_cocoeval import by_hand, draw_case
+from helpers.reference_cocoeval import draw_case, run_cocoeval
 
 from fastmask.data import read_dataset
 from fastmask.evaluation import Evaluation, evaluate_results
-from fastmask.evaluation.matching import SIZES, THRESHOLDS, match
+from fastmask.evaluation.matching import AREA_RANGES, IOU_THRESHOLDS, match
 
 NAMES = {"box": "bbox", "mask": "segm"}
 CASES = {
@@ -27,92 +27,85 @@ CASES = {
 
 def test_thresholds_and_sizes() -> None:
     settings = pytest.importorskip("pycocotools.cocoeval").Params("bbox")
-    assert THRESHOLDS.tolist() == list(settings.iouThrs)
-    assert SIZES.tolist() == settings.areaRng
+    assert IOU_THRESHOLDS.tolist() == list(settings.iouThrs)
+    assert AREA_RANGES.tolist() == settings.areaRng
 
 
-def compared(annotations: dict[str, Any], entries: list[dict[str, Any]], folder: Path) -> Evaluation:
-    """Ours, from the file, once it is pycocotools' for all kinds."""
-    (folder / "annotations.json").write_text(json.dumps(annotations))
-    found = evaluate_results(entries, read_dataset(folder / "annotations.json"), progress=False)
-    assert not found.problems
-    assert set(found.figures) == ({"box", "mask"} if annotations["annotations"] else {"box"})
-    for kind, figures in found.figures.items():
-        expected = by_hand(annotations, entries, NAMES[kind])
-        np.testing.assert_allclose(figures, expected.stats, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(found.curves[kind].precision, expected.eval["precision"], rtol=0, atol=1e-9)
-        np.testing.assert_allclose(found.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
-    return found
+def check_evaluation(annotations: dict[str, Any], results: list[dict[str, Any]], folder: Path) -> Evaluation:
+    """Our evaluation, from a file, checked against the reference for boxes and masks."""
+    evaluation = evaluate_results(results, read_dataset(write_annotations(annotations, folder)), progress=False)
+    assert not evaluation.problems
+    assert set(evaluation.metrics) == ({"box", "mask"} if annotations["annotations"] else {"box"})
+    for kind, metrics in evaluation.metrics.items():
+        expected = run_cocoeval(annotations, results, NAMES[kind])
+        np.testing.assert_allclose(metrics, expected.stats, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(evaluation.curves[kind].precision, expected.eval["precision"], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(evaluation.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
+    return evaluation
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_figures_are_pycocotools(name: str, tmp_path: Path) -> None:
-    annotations, entries = draw_case(*CASES[name])
-    found = compared(annotations, entries, tmp_path)
-    assert found.images == len(annotations["images"])
-    assert found.detections == len(entries)
-    if name == "many objects":  # of the others a draw may leave nothing to find
-        assert found.figures["box"].ap50 > 0
-        assert found.figures["mask"].ar_100 > 0
+def test_metrics_are_pycocotools(name: str, tmp_path: Path) -> None:
+    annotations, results = draw_case(*CASES[name])
+    evaluation = check_evaluation(annotations, results, tmp_path)
+    assert evaluation.images == len(annotations["images"])
+    assert evaluation.detections == len(results)
+    if name == "many objects":  # in other cases all matches may fail
+        assert evaluation.metrics["box"].ap50 > 0
+        assert evaluation.metrics["mask"].ar_100 > 0
 
 
 def test_each_category_is_its_own_evaluation(tmp_path: Path) -> None:
-    annotations, entries = draw_case(8, 8, 20, [2, 4, 9], (60, 60))
-    found = compared(annotations, entries, tmp_path)
-    for one in found.categories:
-        number = int(one.name[1:])
-        own = [each for each in annotations["annotations"] if each["category_id"] == number]
-        alone = {**annotations, "annotations": own, "categories": [{"id": number, "name": one.name}]}
-        mine = [entry for entry in entries if entry["category_id"] == number]
-        assert one.objects == sum(not each["iscrowd"] for each in own)
-        for kind, figures in one.figures.items():
-            np.testing.assert_allclose(figures, by_hand(alone, mine, NAMES[kind]).stats, rtol=0, atol=1e-9)
+    annotations, results = draw_case(8, 8, 20, [2, 4, 9], (60, 60))
+    evaluation = check_evaluation(annotations, results, tmp_path)
+    for name, instances, metrics in evaluation.categories:
+        number = int(name[1:])
+        own = [annotation for annotation in annotations["annotations"] if annotation["category_id"] == number]
+        alone = {**annotations, "annotations": own, "categories": [{"id": number, "name": name}]}
+        mine = [result for result in results if result["category_id"] == number]
+        assert instances == sum(not annotation["iscrowd"] for annotation in own)
+        for kind, values in metrics.items():
+            np.testing.assert_allclose(values, run_cocoeval(alone, mine, NAMES[kind]).stats, rtol=0, atol=1e-9)
 
 
 def test_polygons_and_boxes_without_area(tmp_path: Path) -> None:
-    """As COCO's polygons; areas as in the file; a detection without a bbox has its mask's."""
-    annotations, entries = draw_case(6, 6, 12, [1, 2], (80, 90))
-    for one in annotations["annotations"]:
-        x, y, width, height = one["bbox"]
-        one["segmentation"] = [[x, y, x + width, y, x + width / 2, y + height], [x, y, x + 3, y, x, y + 3]]
-    compared(annotations, entries, tmp_path)
-    masks_only = [
-        {"bbox": None, **{name: value for name, value in entry.items() if name != "bbox"}} for entry in entries
-    ]
-    found = evaluate_results(masks_only, read_dataset(tmp_path / "annotations.json"), progress=False)
-    expected = by_hand(annotations, entries, "segm").stats
-    np.testing.assert_allclose(found.figures["mask"], expected, rtol=0, atol=1e-9)
+    """Polygons, and areas as in the file; a result without a bbox gets the box around its mask."""
+    annotations, results = draw_case(6, 6, 12, [1, 2], (80, 90))
+    for annotation in annotations["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width / 2, y + height], [x, y, x + 3, y, x, y + 3]]
+    check_evaluation(annotations, results, tmp_path)
+    masks_only = [result | {"bbox": None} for result in results]
+    evaluation = evaluate_results(masks_only, read_dataset(tmp_path / "annotations.json"), progress=False)
+    expected = run_cocoeval(annotations, results, "segm").stats
+    np.testing.assert_allclose(evaluation.metrics["mask"], expected, rtol=0, atol=1e-9)
 
 
 def test_boxes_alone(tmp_path: Path) -> None:
-    annotations, entries = draw_case(6, 6, 12, [1, 2], (80, 90))
-    for one in [*annotations["annotations"], *entries]:
-        del one["segmentation"]
-    compared_boxes = evaluate_results(
-        entries,
-        read_dataset(_saved(annotations, tmp_path)),
-        progress=False,
-    )
-    assert set(compared_boxes.figures) == {"box"}
-    expected = by_hand(annotations, entries, "bbox").stats
-    np.testing.assert_allclose(compared_boxes.figures["box"], expected, rtol=0, atol=1e-9)
+    annotations, results = draw_case(6, 6, 12, [1, 2], (80, 90))
+    for entry in [*annotations["annotations"], *results]:
+        del entry["segmentation"]
+    evaluation = evaluate_results(results, read_dataset(write_annotations(annotations, tmp_path)), progress=False)
+    assert set(evaluation.metrics) == {"box"}
+    expected = run_cocoeval(annotations, results, "bbox").stats
+    np.testing.assert_allclose(evaluation.metrics["box"], expected, rtol=0, atol=1e-9)
 
 
-def _saved(annotations: dict[str, Any], folder: Path) -> Path:
+def write_annotations(annotations: dict[str, Any], folder: Path) -> Path:
     (folder / "annotations.json").write_text(json.dumps(annotations))
     return folder / "annotations.json"
 
 
 def test_matching_with_equal_overlaps() -> None:
-    """Of objects that a detection overlaps alike the last one; those that do not count come after all others."""
-    overlaps = np.array([[0.8, 0.8, 0.9], [0.8, 0.8, 0.6], [0.8, 0.8, 0.6], [0.4, 0.4, 0.4]])
+    """Of equal IoUs the last instance wins; ignored instances come after all others."""
+    ious = np.array([[0.8, 0.8, 0.9], [0.8, 0.8, 0.6], [0.8, 0.8, 0.6], [0.4, 0.4, 0.4]])
     areas = np.full(4, 500.0)
     crowds = np.array([False, False, True])
-    found = match(overlaps, np.array([0.9, 0.8, 0.7, 0.6]), areas, np.full(3, 500.0), crowds)
-    assert SIZES[0].tolist() == [0, 1e10]
-    assert found.matched[0, 0].tolist() == [True, True, True, False]  # the third is the crowd's
-    assert found.ignored[0, 0].tolist() == [False, False, True, False]
-    at_85 = found.matched[0, 7], found.ignored[0, 7]  # only the crowd overlaps that much
+    matches = match(ious, np.array([0.9, 0.8, 0.7, 0.6]), areas, np.full(3, 500.0), crowds)
+    assert AREA_RANGES[0].tolist() == [0, 1e10]
+    assert matches.matched[0, 0].tolist() == [True, True, True, False]  # the third matches the crowd
+    assert matches.ignored[0, 0].tolist() == [False, False, True, False]
+    at_85 = matches.matched[0, 7], matches.ignored[0, 7]  # only the crowd reaches 0.85
     assert at_85[0].tolist() == [True, False, False, False]
     assert at_85[1].tolist() == [True, False, False, False]
-    assert found.ignored[2, 0].all()  # of medium size is none of them
+    assert matches.ignored[2, 0].all()  # none has a medium area

@@ -1,4 +1,4 @@
-"""The rule by which float32 paths are compared."""
+"""The rule of agreement by which float32 paths are compared."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_equal_and_empty() -> None:
     ("name", "change", "share"),
     [("boxes", 0.9, 1), ("boxes", 1.1, 0.8), ("scores", 9e-4, 1), ("scores", 2e-3, 0.8), ("labels", 1, 0.8)],
 )
-def test_what_a_twin_may_differ_by(name: str, change: float, share: float) -> None:
+def test_tolerances_of_a_match(name: str, change: float, share: float) -> None:
     other = detections(5)
     other[name][2] += change
     assert matched_share(detections(5), other) == pytest.approx(share)
@@ -40,6 +40,6 @@ def test_masks_must_overlap() -> None:
     assert matched_share(mine, other) == 1.0
 
 
-def test_duplicates_have_no_twin() -> None:
+def test_duplicates_have_no_match() -> None:
     copies = {name: value.repeat_interleave(10, 0) for name, value in detections(1).items()}
     assert matched_share(copies, detections(1)) == pytest.approx(2 / 11)

@@ -1,4 +1,4 @@
-"""A model on annotated images: the figures its detections have by hand; broken images; ranks; the command."""
+"""Evaluation of a model: the reference COCOeval's metrics of its detections; broken images; ranks; the command."""
 
 import copy
 import csv
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.reference_cocoeval import by_hand, draw_case
+from helpers.reference_cocoeval import draw_case, run_cocoeval
 from helpers.slim import slim_pair
 from torch import nn
 
 from fastmask import Predictor
 from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
-from fastmask.demo import CLASSES, drawn_dataset, save_drawn
+from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
-from fastmask.evaluation.run import ids_of
-from fastmask.inference.coco_results import coco_results
+from fastmask.evaluation.run import map_labels
+from fastmask.inference.coco_results import to_coco_results
 
 NAMES = {"box": "bbox", "mask": "segm"}
 
@@ -29,7 +29,7 @@ NAMES = {"box": "bbox", "mask": "segm"}
 def model() -> nn.Module:
     import torch
 
-    torch.manual_seed(7)  # some weights put everything into the one class that the annotations do not have
+    torch.manual_seed(7)  # with some weights all detections are of a class without annotations
     return slim_pair(box_score_thresh=0.01)[1]
 
 
@@ -38,121 +38,120 @@ def annotations_of(dataset: Dataset, folder: Path) -> dict:
     return json.loads((folder / "truth.json").read_text())
 
 
-def test_a_model_gets_the_figures_of_its_detections(model: nn.Module, tmp_path: Path, seed: int) -> None:
-    dataset = drawn_dataset(6, seed, (96, 128))
-    entries: list = []
-    found = evaluate(model, dataset, progress=False, keep=entries)
-    assert found.detections == len(entries) > 20
-    assert found.images == 6
-    assert not found.problems
-    assert set(found.seconds) == {"look", "match", "wait", "accumulate"}
+def test_a_model_gets_the_metrics_of_its_detections(model: nn.Module, tmp_path: Path, seed: int) -> None:
+    dataset = synthetic_dataset(6, seed, (96, 128))
+    results: list = []
+    evaluation = evaluate(model, dataset, progress=False, results=results)
+    assert evaluation.detections == len(results) > 20
+    assert evaluation.images == 6
+    assert not evaluation.problems
+    assert set(evaluation.seconds) == {"inference", "match", "wait", "accumulate"}
     annotations = annotations_of(dataset, tmp_path)
-    for kind, figures in found.figures.items():
-        expected = by_hand(annotations, entries, NAMES[kind])
-        np.testing.assert_allclose(figures, expected.stats, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(found.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
-    assert found.figures["box"].ar_100 >= 0
-    again = evaluate_results(entries, read_dataset(tmp_path / "truth.json"), progress=False)
-    assert again.figures == found.figures
-    # detections are those of the model itself
-    answers = Predictor(model, "exact")([record.load() for record in dataset.records])
-    expected_entries = [entry for i, one in enumerate(answers, 1) for entry in coco_results(i, one)]
-    assert entries == [one for one in expected_entries if one["category_id"] in dataset.categories.values()]
+    for kind, metrics in evaluation.metrics.items():
+        expected = run_cocoeval(annotations, results, NAMES[kind])
+        np.testing.assert_allclose(metrics, expected.stats, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(evaluation.curves[kind].recall, expected.eval["recall"], rtol=0, atol=1e-9)
+    assert evaluation.metrics["box"].ar_100 >= 0
+    again = evaluate_results(results, read_dataset(tmp_path / "truth.json"), progress=False)
+    assert again.metrics == evaluation.metrics
+    predictions = Predictor(model, "exact")([record.load() for record in dataset.records])
+    expected_results = [result for i, each in enumerate(predictions, 1) for result in to_coco_results(i, each)]
+    assert results == [result for result in expected_results if result["category_id"] in dataset.categories.values()]
 
 
 def test_perfect_detections_are_perfect(tmp_path: Path, seed: int) -> None:
-    dataset = drawn_dataset(5, seed, scene="mixed")
-    entries = []
+    dataset = synthetic_dataset(5, seed, scene="mixed")
+    results = []
     for record in dataset.records:
-        for one in record.objects:
-            x1, y1, x2, y2 = one.bounds()
-            rle = {"size": [192, 192], "counts": one.encoded(192, 192)["counts"].decode()}
-            category = dataset.categories[one.category]
-            entry = {"image_id": record.id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.5}
-            entries.append(entry | {"segmentation": rle})
-    found = evaluate_results(entries, dataset, progress=False)
-    for figures in found.figures.values():
-        assert figures.ap == figures.ap50 == figures.ar_100 == pytest.approx(1)
-    assert sum(one.objects for one in found.categories) == len(entries)
-    fewer = evaluate_results(entries[::2], dataset, progress=False)
-    assert 0 < fewer.figures["mask"].ar_100 < 0.9
+        for instance in record.instances:
+            x1, y1, x2, y2 = instance.bounds()
+            rle = {"size": [192, 192], "counts": instance.to_rle(192, 192)["counts"].decode()}
+            result = {"image_id": record.id, "category_id": dataset.categories[instance.category], "score": 0.5}
+            results.append(result | {"bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": rle})
+    evaluation = evaluate_results(results, dataset, progress=False)
+    for metrics in evaluation.metrics.values():
+        assert metrics.ap == metrics.ap50 == metrics.ar_100 == pytest.approx(1)
+    assert sum(category.instances for category in evaluation.categories) == len(results)
+    fewer = evaluate_results(results[::2], dataset, progress=False)
+    assert 0 < fewer.metrics["mask"].ar_100 < 0.9
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
 def test_broken_images_count_as_missed(masks: bool, model: nn.Module, tmp_path: Path, seed: int) -> None:
-    """Those that cannot be read and those of another size; known sizes or not."""
+    """Unreadable images and those of another size, whether sizes are annotated or not."""
     if not masks:
         model = copy.deepcopy(model)
         model.roi_heads.mask_roi_pool = model.roi_heads.mask_head = model.roi_heads.mask_predictor = None
-    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
+    dataset = save_synthetic(synthetic_dataset(4, seed, (96, 128)), tmp_path)
     (tmp_path / "images" / "000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset.records[2].load().resize((64, 64)).save(tmp_path / "images" / "000002.png")
-    entries: list = []
-    found = evaluate(model, dataset, progress=False, keep=entries)
-    assert found.images == 4
-    assert len(found.problems) == 2
-    assert any("000001.png" in one for one in found.problems)
-    assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in one for one in found.problems)
-    assert {one["image_id"] for one in entries} == {1, 4}
+    results: list = []
+    evaluation = evaluate(model, dataset, progress=False, results=results)
+    assert evaluation.images == 4
+    assert len(evaluation.problems) == 2
+    assert any("000001.png" in problem for problem in evaluation.problems)
+    assert any("000002.png must be of (96, 128) as annotated, got (64, 64)" in text for text in evaluation.problems)
+    assert {result["image_id"] for result in results} == {1, 4}
     annotations = annotations_of(dataset, tmp_path)
-    for kind, figures in found.figures.items():
-        np.testing.assert_allclose(figures, by_hand(annotations, entries, NAMES[kind]).stats, rtol=0, atol=1e-9)
-    unknown = dataset._replace(records=[one._replace(size=None) for one in dataset.records])
+    for kind, metrics in evaluation.metrics.items():
+        np.testing.assert_allclose(metrics, run_cocoeval(annotations, results, NAMES[kind]).stats, rtol=0, atol=1e-9)
+    unknown = dataset._replace(records=[record._replace(size=None) for record in dataset.records])
     dataset.records[2].load().resize((128, 96)).save(tmp_path / "images" / "000002.png")
     again = evaluate(model, unknown, progress=False)
     assert again.images == 4
     assert len(again.problems) == 1
-    objects = [sum(one.objects for one in each.categories) for each in (found, again)]
-    assert objects[0] == objects[1] == len(annotations["annotations"])
+    instances = [sum(category.instances for category in each.categories) for each in (evaluation, again)]
+    assert instances[0] == instances[1] == len(annotations["annotations"])
 
 
 def test_results_of_images_that_are_not_there(tmp_path: Path, seed: int) -> None:
-    """Nor their sizes: numbers stay, and masks are compared at their own size."""
-    dataset = save_drawn(drawn_dataset(4, seed, (96, 128)), tmp_path)
-    records = [one._replace(id=None, size=None) for one in dataset.records]
-    entries = []
+    """Without image files and sizes, masks are compared at their own size."""
+    dataset = save_synthetic(synthetic_dataset(4, seed, (96, 128)), tmp_path)
+    records = [record._replace(id=None, size=None) for record in dataset.records]
+    results = []
     for number, record in enumerate(records, 1):
-        for one in record.objects:
-            x1, y1, x2, y2 = one.bounds()
-            rle = {"size": [96, 128], "counts": one.encoded(96, 128)["counts"].decode()}
-            entry = {"image_id": number, "category_id": dataset.categories[one.category], "score": np.float32(0.5)}
-            entries.append(entry | {"bbox": (x1, y1, x2 - x1, y2 - y1), "segmentation": rle})
+        for instance in record.instances:
+            x1, y1, x2, y2 = instance.bounds()
+            rle = {"size": [96, 128], "counts": instance.to_rle(96, 128)["counts"].decode()}
+            category = dataset.categories[instance.category]
+            result = {"image_id": number, "category_id": category, "score": np.float32(0.5)}
+            results.append(result | {"bbox": (x1, y1, x2 - x1, y2 - y1), "segmentation": rle})
     (tmp_path / "images" / "000001.png").unlink()
     for given in (records, tuple(records)):
-        found = evaluate_results(entries, dataset._replace(records=given), progress=False)
-        assert found.figures["box"].ap == found.figures["mask"].ap == pytest.approx(1)
-        assert found.images == 4
+        evaluation = evaluate_results(results, dataset._replace(records=given), progress=False)
+        assert evaluation.metrics["box"].ap == evaluation.metrics["mask"].ap == pytest.approx(1)
+        assert evaluation.images == 4
     with pytest.raises(ValueError, match=r"dataset must have ids of one image each, got several of \[7\]"):
-        evaluate_results([], dataset._replace(records=[one._replace(id=7) for one in records]), progress=False)
+        evaluate_results([], dataset._replace(records=[record._replace(id=7) for record in records]), progress=False)
 
 
 def test_names_of_labels(model: nn.Module, seed: int) -> None:
     categories = {"triangle": 7, "grain": 3}
-    assert ids_of(["-", "grain", "cat", "triangle"], categories) == {1: 3, 3: 7}
-    assert ids_of(None, categories) == {7: 7, 3: 3}
-    assert ids_of(None, {"a": 0, "b": 5}) == {1: 0, 2: 5}
+    assert map_labels(["-", "grain", "cat", "triangle"], categories) == {1: 3, 3: 7}
+    assert map_labels(None, categories) == {7: 7, 3: 3}
+    assert map_labels(None, {"a": 0, "b": 5}) == {1: 0, 2: 5}
     with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(triangle, grain"):
-        ids_of(["-", "cat"], categories)
-    entries: list = []
+        map_labels(["-", "cat"], categories)
+    results: list = []
     names = ["-", "grain", "ellipse", "cat", "dog"]
-    evaluate(model, drawn_dataset(2, seed, (96, 128)), names=names, progress=False, keep=entries)
-    assert {one["category_id"] for one in entries} <= {1, 4}
+    evaluate(model, synthetic_dataset(2, seed, (96, 128)), names=names, progress=False, results=results)
+    assert {result["category_id"] for result in results} <= {1, 4}
 
 
 def test_bad_requests(model: nn.Module, seed: int) -> None:
     with pytest.raises(ValueError, match="dataset must have images, got none"):
-        evaluate(model, drawn_dataset(0))
+        evaluate(model, synthetic_dataset(0))
     with pytest.raises(ValueError, match="dataset must have images, got none"):
-        evaluate_results([], drawn_dataset(0)._replace(records=[]))
+        evaluate_results([], synthetic_dataset(0)._replace(records=[]))
     with pytest.raises(ValueError, match="model must be a Predictor with masks='rle', got 'bool'"):
-        evaluate(Predictor(model, "exact", masks="bool"), drawn_dataset(1, seed))
-    dataset = drawn_dataset(2, seed, (64, 64))
+        evaluate(Predictor(model, "exact", masks="bool"), synthetic_dataset(1, seed))
+    dataset = synthetic_dataset(2, seed, (64, 64))
     evaluator = Evaluator(dataset.categories)
     evaluator.add(1, dataset.records[0], [])
     with pytest.raises(ValueError, match="images must be added once, got number 1 again"):
         evaluator.add(1, dataset.records[0], [])
     with pytest.raises(ValueError, match=r"images must be added once, got numbers \[1\] on two ranks"):
-        evaluator.merged([evaluator.part()])
+        evaluator.merge([evaluator.state()])
 
 
 @pytest.mark.parametrize(
@@ -173,55 +172,57 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
 )
 def test_broken_results(change: dict, message: str) -> None:
     good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
-    with pytest.raises(ValueError, match=r"entries\[1\] .*" + message):
-        evaluate_results([good, {**good, **change}], drawn_dataset(2, 0, (64, 64)), progress=False)
+    with pytest.raises(ValueError, match=r"results\[1\] .*" + message):
+        evaluate_results([good, {**good, **change}], synthetic_dataset(2, 0, (64, 64)), progress=False)
     mixed = [good | {"segmentation": None}, good | {"segmentation": {"size": [64, 64], "counts": [64 * 64]}}]
-    with pytest.raises(ValueError, match=r"entries must all have a segmentation, or none, got none in entries\[0\]"):
-        evaluate_results(mixed, drawn_dataset(2, 0, (64, 64)))
+    with pytest.raises(ValueError, match=r"results must all have a segmentation, or none, got none in results\[0\]"):
+        evaluate_results(mixed, synthetic_dataset(2, 0, (64, 64)))
     nothing = [good | {"segmentation": None}, good]
-    assert set(evaluate_results(nothing, drawn_dataset(2, 0, (64, 64)), progress=False).figures) == {"box"}
-    with pytest.raises(ValueError, match=r"entries\[0\] must be an object, got int"):
-        evaluate_results([3], drawn_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
+    assert set(evaluate_results(nothing, synthetic_dataset(2, 0, (64, 64)), progress=False).metrics) == {"box"}
+    with pytest.raises(ValueError, match=r"results\[0\] must be an object, got int"):
+        evaluate_results([3], synthetic_dataset(2, 0, (64, 64)), progress=False)  # type: ignore[list-item]
 
 
 def test_the_command(
     slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_drawn(drawn_dataset(3, seed, (96, 128)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(3, seed, (96, 128)), tmp_path / "set")
     options = ["--weights", str(slim_file[0]), "--model", "slim", "--out", str(tmp_path / "out")]
     command = ["evaluate", str(tmp_path / "set"), *options, "--score", "0.01"]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "AP50" in said
-    assert "3 images" in said
-    assert "accumulate" in said
+    printed = capsys.readouterr().out
+    assert "AP50" in printed
+    assert "3 images" in printed
+    assert "accumulate" in printed
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    entries = json.loads((tmp_path / "out" / "detections.json").read_text())
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
     with open(tmp_path / "out" / "categories.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["category"], row["of"]) for row in rows} >= {("all", "box"), ("all", "mask"), (CLASSES[0], "mask")}
+    assert {(row["category"], row["kind"]) for row in rows} >= {("all", "box"), ("all", "mask"), (CLASSES[0], "mask")}
     annotations = json.loads((tmp_path / "set" / "annotations.json").read_text())
-    stats = by_hand(annotations, entries, "segm").stats
-    assert [-1 if one is None else one for one in summary["figures"]["mask"].values()] == pytest.approx(list(stats))
+    stats = run_cocoeval(annotations, results, "segm").stats
+    assert [-1 if value is None else value for value in summary["metrics"]["mask"].values()] == pytest.approx(
+        list(stats)
+    )
     for row in rows[:2]:
-        assert float(row["ap"]) == pytest.approx(summary["figures"][row["of"]]["ap"], abs=1e-6)
+        assert float(row["ap"]) == pytest.approx(summary["metrics"][row["kind"]]["ap"], abs=1e-6)
     results = ["--results", str(tmp_path / "out" / "detections.json"), "--out", str(tmp_path / "again")]
     assert main(["evaluate", str(tmp_path / "set"), *results]) == 0
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
-    assert again["figures"] == summary["figures"]
+    assert again["metrics"] == summary["metrics"]
     capsys.readouterr()
     (tmp_path / "set" / "images" / "000000.png").write_bytes(b"torn")
     assert main(command) == 1
     assert "000000.png" in capsys.readouterr().err
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_drawn(drawn_dataset(1, 0, (64, 64)), tmp_path / "set")
+def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_synthetic(synthetic_dataset(1, 0, (64, 64)), tmp_path / "set")
     for name, content, message in (
         ("a.json", "{", "must be JSON, got a broken file"),
         ("d.json", "[" * 100_000, "must be JSON of few levels"),
         ("b.json", "{}", "must be a list of detections, got dict"),
-        ("c.json", "[{}]", r"entries[0] must have the image_id of one of the 1 images, got None"),
+        ("c.json", "[{}]", r"results[0] must have the image_id of one of the 1 images, got None"),
     ):
         (tmp_path / name).write_text(content)
         out = str(tmp_path / "out")
@@ -231,43 +232,43 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_two_ranks_give_the_figures_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
+def test_two_ranks_give_the_metrics_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
     """torchrun with gloo on seven images, which two ranks cannot share evenly, one of them broken."""
-    save_drawn(drawn_dataset(7, seed, (96, 128)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(7, seed, (96, 128)), tmp_path / "set")
     (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
     program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]
-    answers = {}
+    outputs = {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         command = [*launcher, str(program), *options, "--out", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 1, done.stderr
         assert done.stderr.count("000004.png") == 1, done.stderr
-        answers[name] = [
+        outputs[name] = [
             json.loads((tmp_path / name / file).read_text()) for file in ("evaluation.json", "detections.json")
         ]
-    (one, first), (two, second) = answers.values()
-    assert one["figures"] == two["figures"]
+    (one, first), (two, second) = outputs.values()
+    assert one["metrics"] == two["metrics"]
     assert one["images"] == two["images"] == 7
     assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)
 
 
-@pytest.mark.slow  # only as two times are compared
+@pytest.mark.slow  # compares two times
 def test_many_categories_are_quick() -> None:
-    """1,203 categories of which few are in each image, as LVIS has them; pycocotools looks at each pair of them."""
+    """1,203 categories, few of them in each image, as in LVIS; pycocotools visits each pair of image and category."""
     import time
 
-    annotations, entries = draw_case(20, 15, 25, list(range(1, 1204)), (40, 40))
+    annotations, results = draw_case(20, 15, 25, list(range(1, 1204)), (40, 40))
     from fastmask.data.coco import read_coco
 
     dataset = read_coco(annotations, Path("none.json"), Path("."))
     start = time.perf_counter()
-    evaluate_results(entries, dataset, progress=False)
+    evaluate_results(results, dataset, progress=False)
     ours = time.perf_counter() - start
     start = time.perf_counter()
-    by_hand(annotations, entries, "bbox")
-    by_hand(annotations, entries, "segm")
+    run_cocoeval(annotations, results, "bbox")
+    run_cocoeval(annotations, results, "segm")
     assert ours < time.perf_counter() - start

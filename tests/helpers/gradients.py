@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.training.loss_module import LossModule, mean_over_ranks
 from helpers.slim import slim_model
@@ -21,8 +21,8 @@ def compute(ranks: Ranks, out: str, seed: int) -> None:
     everything = {"box_batch_size_per_image": 10**4, "rpn_batch_size_per_image": 10**5}
     torch.manual_seed(seed)
     model = slim_model(fastmask, rpn_post_nms_top_n_train=60, **everything).double().train()
-    dataset = drawn_dataset(4, seed, (64, 96))
-    augmentation = Augmentation(sizes=(64,), mirror=0.0)
+    dataset = synthetic_dataset(4, seed, (64, 96))
+    augmentation = Augmentation(min_size=(64,), flip=0.0)
     loader = training_loader(
         dataset, 4 // ranks.world_size, augmentation, seed=seed, rank=ranks.rank, world_size=ranks.world_size
     )

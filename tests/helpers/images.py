@@ -1,4 +1,4 @@
-"""Images that tests draw: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
+"""Synthetic images for tests: overlapping ellipses and rectangles on textured noise, with their boxes and masks."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def draw_image(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str, Tensor]]:
     """An image [3, H, W] in [0, 1] and its target: boxes [n, 4], labels [n] (1 ellipse, 2 rectangle), masks [n, H, W].
 
-    Later shapes hide earlier ones; a shape of which under 20 pixels are left is left out.
+    Later shapes occlude earlier ones; a shape with fewer than 20 visible pixels is left out.
     """
     coarse = torch.rand(1, 3, height // 8 + 1, width // 8 + 1)
     image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0] * 0.5
@@ -38,8 +38,8 @@ def draw_image(height: int, width: int, num: int = 6) -> tuple[Tensor, dict[str,
     return image.clamp(0, 1), target | {"masks": masks.to(torch.uint8)}
 
 
-def image_file(path: Path, height: int = 128, width: int = 170) -> Path:
-    """One of these as a file."""
+def draw_image_file(path: Path, height: int = 128, width: int = 170) -> Path:
+    """Draw an image and save it to a file."""
     pixels = (draw_image(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)
     return path

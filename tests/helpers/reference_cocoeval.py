@@ -1,4 +1,4 @@
-"""COCO annotations and detections that tests draw, and pycocotools run on them as its own demo does."""
+"""Random COCO annotations and results, and pycocotools' COCOeval on them as reference."""
 
 import contextlib
 import io
@@ -9,13 +9,13 @@ import pytest
 
 from fastmask.cocoapi import mask as coco
 
-COCO = pytest.importorskip("pycocotools.coco", reason="figures are compared with pycocotools'").COCO
+COCO = pytest.importorskip("pycocotools.coco", reason="metrics are compared with pycocotools'").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 Json = dict[str, Any]
 
 
 def draw_blob(height: int, width: int) -> tuple[np.ndarray, list[float]]:
-    """A mask and its box (x, y, width, height), of any size, the whole image's at most."""
+    """A random elliptic mask [h, w] and its box (x, y, width, height)."""
     y, x = np.mgrid[:height, :width]
     radius = np.exp(np.random.uniform(0.5, np.log(max(height, width) / 1.5)))
     cy, cx = np.random.uniform(0, height), np.random.uniform(0, width)
@@ -34,18 +34,18 @@ def as_rle(mask: np.ndarray) -> Json:
 
 
 def draw_case(
-    images: int, objects: int, detections: int, categories: list[int], size: tuple[int, int], crowd: float = 0.15
+    images: int, instances: int, detections: int, categories: list[int], size: tuple[int, int], crowd: float = 0.15
 ) -> tuple[Json, list[Json]]:
-    """Annotations, and detections: shifted objects, some of them of another category, and some of nothing; with ties.
+    """Annotations and results: shifted instances, some of another category, and false positives; scores have ties.
 
-    Ids of images are neither sorted nor without gaps.
+    Image ids are not sorted and have gaps.
     """
     height, width = size
-    inputs, annotations, entries = [], [], []
+    inputs, annotations, results = [], [], []
     for number in (np.random.permutation(3 * images)[:images] + 5).tolist():
         inputs.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
         own = []
-        for _ in range(int(np.random.randint(objects + 1))):
+        for _ in range(int(np.random.randint(instances + 1))):
             mask, box = draw_blob(height, width)
             category = int(np.random.choice(categories))
             own.append((mask, category))
@@ -62,27 +62,27 @@ def draw_case(
                 (mask, _), category = draw_blob(height, width), int(np.random.choice(categories))
             box = (np.array(box_around(mask)) + np.random.uniform(-0.5, 0.5, 4) * [1, 1, 0, 0]).tolist()
             score = round(float(np.random.rand()), int(np.random.choice([1, 9])))
-            entry = {"image_id": number, "category_id": category, "bbox": box, "score": score}
-            entries.append(entry | {"segmentation": as_rle(mask)})
+            result = {"image_id": number, "category_id": category, "bbox": box, "score": score}
+            results.append(result | {"segmentation": as_rle(mask)})
     names = [{"id": number, "name": f"c{number}"} for number in categories]
-    return {"images": inputs, "annotations": annotations, "categories": names}, entries
+    return {"images": inputs, "annotations": annotations, "categories": names}, results
 
 
-def by_hand(annotations: Json, entries: list[Json], kind: str) -> COCOeval:
-    """pycocotools from beginning to end; areas of detections are their masks' where masks are compared."""
+def run_cocoeval(annotations: Json, results: list[Json], iou_type: str) -> COCOeval:
+    """COCOeval run as pycocotools' demo runs it; with "segm", areas of detections are those of their masks."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {**annotations, "annotations": [dict(one) for one in annotations["annotations"]]}
+        truth.dataset = {**annotations, "annotations": [dict(annotation) for annotation in annotations["annotations"]]}
         truth.createIndex()
-        dropped = "bbox" if kind == "segm" else "segmentation"
-        found = [{name: value for name, value in entry.items() if name != dropped} for entry in entries]
-        if found:
-            answers = truth.loadRes(found)
-        else:  # which loadRes cannot take
-            answers = COCO()
-            answers.dataset = {**truth.dataset, "annotations": []}
-            answers.createIndex()
-        evaluation = COCOeval(truth, answers, kind)
+        dropped = "bbox" if iou_type == "segm" else "segmentation"
+        kept = [{name: value for name, value in result.items() if name != dropped} for result in results]
+        if kept:
+            detections = truth.loadRes(kept)
+        else:  # loadRes fails without results
+            detections = COCO()
+            detections.dataset = {**truth.dataset, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(truth, detections, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -7,7 +7,7 @@ import pytest
 
 from fastmask.demo import CLASSES, Scenes
 from fastmask.inference import Predictor, load_pretrained, predict_files
-from fastmask.inference.coco_results import coco_results
+from fastmask.inference.coco_results import to_coco_results
 
 
 def load_predictor(**options: object) -> Predictor:
@@ -31,7 +31,7 @@ def test_predict_files(tmp_path: Path, seed: int) -> None:
     assert "torn.png cannot be read as an image" in reasons[0]
     assert [path.exists() for path in found.overlays] == [True, True, False]
     predictions = predictor([images / "0.png", images / "1.png"])
-    expected = coco_results(1, predictions[0]) + coco_results(2, predictions[1])
+    expected = to_coco_results(1, predictions[0]) + to_coco_results(2, predictions[1])
     for result in (results := json.loads(found.results.read_text())):
         del result["file_name"]
     assert results == expected

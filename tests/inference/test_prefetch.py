@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import draw_image, image_file
+from helpers.images import draw_image, draw_image_file
 from helpers.slim import slim_pair
 from PIL import ExifTags, Image
 from torch import Tensor, nn
@@ -185,7 +185,7 @@ def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images:
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n")
     strip = torch.zeros(3, 1, 1400)  # of which resizing leaves no rows
-    odd = [tmp_path / "none.png", torn, strip, "text", torch.zeros(2, 5, 5), Image.open(image_file(torn))]
+    odd = [tmp_path / "none.png", torn, strip, "text", torch.zeros(2, 5, 5), Image.open(draw_image_file(torn))]
     torn.write_bytes(torn.read_bytes()[:500])
     mixed = [images[0], odd[0], *images[1:3], *odd[1:], *images[3:]]
     found = Predictor(model, "exact", batch=batch, masks="soft")

@@ -9,33 +9,33 @@ import pytest
 
 from fastmask.cli import main
 from fastmask.data import read_dataset, write_dataset
-from fastmask.demo import drawn_dataset, save_drawn
+from fastmask.demo import save_synthetic, synthetic_dataset
 
 SHAPES = ["--model", "maskrcnn_slim_fpn", "--weights", "none", "--device", "cpu", "--batch-size", "8"]
 SHAPES += ["--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine", "--warmup", "50", "--max-grad-norm", "5"]
 IMAGES_A_MINUTE = 1350  # on two cores, nothing else running
 
 
-def figures_of(folder: Path) -> dict[str, list[float]]:
+def metrics_of(folder: Path) -> dict[str, list[float]]:
     return json.loads((folder / "epochs.json").read_text())[-1]
 
 
 def learn_shapes(folder: Path, minutes: float, seed: int, validation: int) -> tuple[list[float], float]:
-    """Synthetic images of 192 pixels, each seen once -> COCO's figures of masks, and minutes without evaluation."""
-    save_drawn(drawn_dataset(round(minutes * IMAGES_A_MINUTE), seed), folder / "set" / "train")
-    save_drawn(drawn_dataset(validation, seed + 1), folder / "set" / "val")
+    """Synthetic images of 192 pixels, each seen once -> COCO's metrics of masks, and minutes without evaluation."""
+    save_synthetic(synthetic_dataset(round(minutes * IMAGES_A_MINUTE), seed), folder / "set" / "train")
+    save_synthetic(synthetic_dataset(validation, seed + 1), folder / "set" / "val")
     start = time.perf_counter()
     options = ["--data-path", str(folder / "set"), "--out", str(folder / "out"), "--epochs", "1", "--seed", str(seed)]
     assert main(["train", *options, *SHAPES, "--ema-decay", "0.99"]) == 0
-    return figures_of(folder / "out")["mask"], (time.perf_counter() - start) / 60
+    return metrics_of(folder / "out")["mask"], (time.perf_counter() - start) / 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "least"), [(1.0, 0.12), (6.0, 0.6)], ids=["a minute", "six minutes"])
 def test_shapes_from_scratch(minutes: float, least: float, tmp_path: Path, seed: int) -> None:
-    figures, took = learn_shapes(tmp_path, minutes, seed, 100)
-    print(f"\nmask AP {figures[0]:.3f}, AP50 {figures[1]:.3f} after {took:.1f} minutes, evaluation included")
-    assert figures[0] >= least
+    metrics, took = learn_shapes(tmp_path, minutes, seed, 100)
+    print(f"\nmask AP {metrics[0]:.3f}, AP50 {metrics[1]:.3f} after {took:.1f} minutes, evaluation included")
+    assert metrics[0] >= least
 
 
 @pytest.mark.slow
@@ -59,6 +59,6 @@ def test_four_photos_are_overfit(tmp_path: Path, seed: int) -> None:
         "256",
     ]
     assert main(["train", *options, "--flip", "0", "--seed", str(seed), "--out", str(tmp_path / "out")]) == 0
-    figures = figures_of(tmp_path / "out")
-    print(f"\nfour photos: box AP50 {figures['box'][1]:.3f}, mask AP50 {figures['mask'][1]:.3f}")
-    assert figures["mask"][1] >= 0.9
+    metrics = metrics_of(tmp_path / "out")
+    print(f"\nfour photos: box AP50 {metrics['box'][1]:.3f}, mask AP50 {metrics['mask'][1]:.3f}")
+    assert metrics["mask"][1] >= 0.9

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Batch
 from fastmask.training import LossModule, ModelEma, TrainConfig, TrainStep
@@ -20,8 +20,8 @@ SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_b
 
 
 def drawn_batch(seed: int, number: int = 2) -> Batch:
-    augmentation = Augmentation(sizes=(64, 96), longest=150, mirror=0.5)
-    (batch,) = training_loader(drawn_dataset(number, seed, (96, 128)), number, augmentation, seed=seed)
+    augmentation = Augmentation(min_size=(64, 96), max_size=150, flip=0.5)
+    (batch,) = training_loader(synthetic_dataset(number, seed, (96, 128)), number, augmentation, seed=seed)
     return batch
 
 

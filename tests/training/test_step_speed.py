@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 
 ROUNDS = 12
 
 
 def as_lists(seed: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    (batch,) = training_loader(drawn_dataset(8, seed), 8, Augmentation(sizes=(192,)), seed=seed)
+    (batch,) = training_loader(synthetic_dataset(8, seed), 8, Augmentation(min_size=(192,)), seed=seed)
     images, targets = [], []
     for i, count in enumerate(batch.targets.count.tolist()):
         images.append(batch.pixels[i].float() / 255)

@@ -15,8 +15,8 @@ from torch import nn
 import fastmask
 from fastmask.cli import main, train as command_line
 from fastmask.data import Record, write_dataset
-from fastmask.data.splits import label_names, read_parts
-from fastmask.demo import CLASSES, drawn_dataset, save_drawn
+from fastmask.data.splits import label_names, read_splits
+from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.training import TrainConfig, train
 from fastmask.training.config import CHOICES
 
@@ -28,7 +28,7 @@ NAMES = ["__background__", *CLASSES]
 @pytest.fixture
 def drawn(tmp_path: Path, seed: int) -> Path:
     for part, number in (("train", 4), ("val", 2)):
-        save_drawn(drawn_dataset(number, seed + number, (64, 96), "mixed"), tmp_path / "set" / part)
+        save_synthetic(synthetic_dataset(number, seed + number, (64, 96), "mixed"), tmp_path / "set" / part)
     return tmp_path / "set"
 
 
@@ -39,27 +39,27 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 def test_where_data_is(drawn: Path, tmp_path: Path, seed: int) -> None:
     """As the balloons have it; as COCO has it; a file, or a folder with annotations, is all for training."""
-    parts = read_parts(drawn)
-    assert (len(parts.train.records), len(parts.valid.records)) == (4, 2)
+    splits = read_splits(drawn)
+    assert (len(splits.train.records), len(splits.val.records)) == (4, 2)
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     for part in ("train2017", "val2017"):
-        dataset = read_parts(drawn / part.removesuffix("2017")).train
+        dataset = read_splits(drawn / part.removesuffix("2017")).train
         write_dataset(dataset, tmp_path / "coco" / "annotations" / f"instances_{part}.json", "coco")
         (tmp_path / "coco" / part).mkdir()
-    parts = read_parts(tmp_path / "coco")
-    assert (len(parts.train.records), len(parts.valid.records)) == (4, 2)
-    alone = read_parts(drawn / "train" / "annotations.json")
-    assert (len(alone.train.records), alone.valid) == (4, None)
+    splits = read_splits(tmp_path / "coco")
+    assert (len(splits.train.records), len(splits.val.records)) == (4, 2)
+    alone = read_splits(drawn / "train" / "annotations.json")
+    assert (len(alone.train.records), alone.val) == (4, None)
     (tmp_path / "coco" / "annotations" / "instances_train2018.json").write_text("{}")
     with pytest.raises(ValueError, match=r"must have one file instances_train\*.json, got 2"):
-        read_parts(tmp_path / "coco")
+        read_splits(tmp_path / "coco")
     content = json.loads((drawn / "val" / "annotations.json").read_text())
     for category in content["categories"]:
         category["name"] += "s"
     (drawn / "val" / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"val must have categories of .*train, got ellipses, triangles"):
-        read_parts(drawn)
-    assert label_names(drawn_dataset(0)._replace(categories={"cat": 3, "dog": 1})) == [
+        read_splits(drawn)
+    assert label_names(synthetic_dataset(0)._replace(categories={"cat": 3, "dog": 1})) == [
         "__background__",
         "dog",
         "-",
@@ -88,9 +88,9 @@ def test_from_a_file_to_better_weights(
     weights = ["--weights", str(tmp_path / "out" / "best.pth"), "--model", "slim"]
     evaluation = ["evaluate", str(drawn / "val"), *weights, "--out", str(tmp_path / "evaluation")]
     assert main(evaluation) == 0
-    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["figures"]
+    metrics = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["metrics"]
     (epoch,) = json.loads((tmp_path / "out" / "epochs.json").read_text())
-    assert [figures["mask"]["ap"], figures["box"]["ar_100"]] == pytest.approx([epoch["mask"][0], epoch["box"][8]])
+    assert [metrics["mask"]["ap"], metrics["box"]["ar_100"]] == pytest.approx([epoch["mask"][0], epoch["box"][8]])
     assert not BOARD or list((tmp_path / "out" / "tensorboard").iterdir())
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["lr"] == 1e-9
@@ -106,15 +106,15 @@ def test_from_a_file_to_better_weights(
 def test_the_function_returns_the_best_epoch(drawn: Path, tmp_path: Path, seed: int) -> None:
     """Of a model and data sets: what best.pth and epochs.json hold."""
     torch.manual_seed(seed)
-    model, config, parts = slim_model(fastmask), TrainConfig(2, workers=0, min_size=(64,)), read_parts(drawn)
-    result = train(model, parts.train, tmp_path / "out", config, val=parts.valid, progress=False)
+    model, config, splits = slim_model(fastmask), TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
+    result = train(model, splits.train, tmp_path / "out", config, val=splits.val, progress=False)
     assert result.weights == tmp_path / "out" / "best.pth"
     assert result.epochs == json.loads((tmp_path / "out" / "epochs.json").read_text())
     assert result.metrics["mask"].ap == max(epoch["mask"][0] for epoch in result.epochs)
     best = torch.load(result.weights)["metrics"]
     assert {kind: list(values) for kind, values in result.metrics.items()} == best
     with pytest.raises(ValueError, match=r"model must have the data's 4 classes, the background's included, got 5"):
-        train(model, drawn_dataset(2, seed), tmp_path / "other", config)
+        train(model, synthetic_dataset(2, seed), tmp_path / "other", config)
 
 
 def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +135,7 @@ def test_from_the_shipped_weights(
     scene: str, same: bool, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the same classes, all of them are loaded; of others, all but the predictors. So is the size of images."""
-    save_drawn(drawn_dataset(2, seed, (96, 128), scene), tmp_path / "set")
+    save_synthetic(synthetic_dataset(2, seed, (96, 128), scene), tmp_path / "set")
     options = [
         "--data-path",
         str(tmp_path / "set"),
@@ -168,7 +168,7 @@ def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
     state = {key: value for key, value in trained.state_dict().items() if "num_batches_tracked" not in key}
     torch.save(state, cache / member.url.rpartition("/")[2])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    save_drawn(drawn_dataset(4, seed, (128, 160)), tmp_path / "set")
+    save_synthetic(synthetic_dataset(4, seed, (128, 160)), tmp_path / "set")
     options = ["--data-path", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--device", "cpu", "--epochs", "1"]
     assert main(["train", *options, "--weights", "COCO_V1", "--min-size", "160", "--lr", "1e-6"]) == 0
     last = torch.load(tmp_path / "out" / "last.pth")
@@ -204,7 +204,7 @@ def test_errors_of_arguments(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_dataset(drawn_dataset(0)._replace(categories={"cat": 1}, records=[RECORD]), tmp_path / "OTHER", "coco")
+    write_dataset(synthetic_dataset(0)._replace(categories={"cat": 1}, records=[RECORD]), tmp_path / "OTHER", "coco")
     options = [str(tmp_path / "OTHER") if option == "OTHER" else option for option in options]
     assert main(command(drawn, tmp_path / "out", *options)) == 2
     printed = capsys.readouterr()

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import fastmask
-from fastmask.demo import drawn_dataset
+from fastmask.demo import synthetic_dataset
 from fastmask.models import load_checkpoint
 from fastmask.training import DivergedError, TrainConfig, Trainer, checkpoints
 
@@ -33,7 +33,7 @@ def make_trainer(folder: Path, seed: int, resume: bool = False, val: bool = Fals
     folder.mkdir(exist_ok=True)
     settings = {"epochs": 3, "optimizer": "adamw", "ema_decay": 0.9, "seed": seed, "workers": 0}
     settings |= {"zoom": (0.5, 1.5), "size": (96, 96), "color": 0.3, "paste": 0.3}
-    data, val_data = (drawn_dataset(number, seed + i, (96, 128)) for i, number in enumerate((6, 2)))
+    data, val_data = (synthetic_dataset(number, seed + i, (96, 128)) for i, number in enumerate((6, 2)))
     config = TrainConfig(**settings | options)
     return Trainer(model, config, folder, data, val_data if val else None, resume=resume, progress=False)
 
@@ -183,9 +183,9 @@ def test_validation_is_checked_first(tmp_path: Path, seed: int) -> None:
     """Before an epoch is spent; and what fails while it is evaluated loses no training."""
     torch.manual_seed(seed)
     trainer = make_trainer(tmp_path, seed, val=True, epochs=1)
-    other = drawn_dataset(2, seed)._replace(categories={"cat": 1})
+    other = synthetic_dataset(2, seed)._replace(categories={"cat": 1})
     with pytest.raises(ValueError, match=r"names must have one of the dataset's categories \(cat"):
-        Trainer(trainer.model, trainer.config, tmp_path, drawn_dataset(6, seed, (96, 128)), other, progress=False)
+        Trainer(trainer.model, trainer.config, tmp_path, synthetic_dataset(6, seed, (96, 128)), other, progress=False)
 
     def failing() -> None:
         raise InterruptedRunError
@@ -258,9 +258,9 @@ def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
 
 def test_killed_and_resumed(tmp_path: Path, seed: int) -> None:
     """The command, killed by the system in the middle of an epoch."""
-    from fastmask.demo import save_drawn
+    from fastmask.demo import save_synthetic
 
-    save_drawn(drawn_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
+    save_synthetic(synthetic_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
     options = ["train", "--data-path", str(tmp_path / "set"), "--model", "slim", "--weights", "none", "--device", "cpu"]
     options += ["--epochs", "3", "--batch-size", "1", "--workers", "1", "--optimizer", "adamw", "--seed", str(seed)]
     options += ["--min-size", "64", "96", "--ema-decay", "0.9", "--paste", "0.5", "--save-every", "3"]
