@@ -8,6 +8,9 @@ bias, residual and ReLU. Speed on an H200 (bc309f8): P2 with its coarser residua
 epilogues of R50-FPN together 113 us for one image, 811 for eight.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +19,7 @@ from torch import Tensor
 from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 ELEMENTS = 4096  # of a program
 CHANNELS = 256  # of a program at most
@@ -109,4 +113,24 @@ def bias_act_(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> N
             PIXELS=pixels,
             CHANNELS=block,
             num_warps=NUM_WARPS,
+        )
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, residuals, widths of accesses."""
+    residuals = {"alone": (False, False), "residual": (True, False), "coarser residual": (True, True)}
+    layouts = {"": (True, CHANNELS), ", odd width": (False, 64)}
+    for dtype, residual, layout in itertools.product(DTYPES, residuals, layouts):
+        has_residual, nearest = residuals[residual]
+        even, block = layouts[layout]
+        yield Variant(
+            f"epilogue, {dtype}, {residual}{layout}",
+            _bias_act_kernel,
+            pointers(dtype, "y", "bias", "residual") | {"scale_y": "fp32", "scale_x": "fp32"},
+            {"RESIDUAL": has_residual, "NEAREST": nearest, "RELU": not nearest}
+            | {"PIXELS": ELEMENTS // block, "CHANNELS": block},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",) if even else (),
+            default=even and not has_residual,
+            wide=("LDG", "STG") if even else (),
         )

@@ -8,7 +8,8 @@ Cost in bytes: the logits, the deltas of what is chosen, and 29 for each slot: 0
 slots each. Speed: not yet measured.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -19,7 +20,8 @@ from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
-from fastmask.kernels.triton.decode import decode_axis
+from fastmask.kernels.triton.decode import TYPES, decode_axis
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 MOST_CLASSES = 2048  # beyond it, plain PyTorch
 OF_WARP = 256  # classes, eight a lane
@@ -164,3 +166,17 @@ def select_candidates(
 def warps_of(width: int) -> int:
     """Of a program of so many classes, padded."""
     return max(width // OF_WARP, 1)
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, numbers of classes and slots."""
+    sizes = {"": (128, 32), ", LVIS": (2048, 32), ", few": (2, 1), ", all kept": (2048, 2048)}
+    for dtype, (name, (classes, slots)) in itertools.product(DTYPES, sizes.items()):
+        yield Variant(
+            f"box head's candidates, {dtype}{name}",
+            _select_kernel,
+            TYPES | pointers("fp32", "references") | pointers(dtype, "logits", "deltas"),
+            {"CLASSES": classes, "SLOTS": slots},
+            {"num_warps": warps_of(classes), "enable_fp_fusion": False},
+            default=name == "",
+        )

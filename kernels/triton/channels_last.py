@@ -10,7 +10,8 @@ program, and channels of a pixel by neighboring programs: not yet measured.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
@@ -19,6 +20,7 @@ from torch import Tensor
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import Plan, jit
 from fastmask.kernels.triton.roi_geometry import (
+    MAX_LEVELS,
     VARYING,
     Layout,
     layouts_of,
@@ -28,6 +30,7 @@ from fastmask.kernels.triton.roi_geometry import (
     strides_of,
 )
 from fastmask.kernels.tuning import tuned
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 64  # of a program
 NUM_WARPS = 4
@@ -136,3 +139,18 @@ def _prepare(features: tuple[Layout, ...]) -> Plan:
         CHANNELS=block,
         num_warps=NUM_WARPS,
     )
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, numbers of levels, rows of pixels that follow each other or not."""
+    for dtype, levels, flat in itertools.product(DTYPES, (4, 1), (True, False)):
+        yield Variant(
+            f"channels-last copies, {dtype}, {levels} levels{'' if flat else ', rows apart'}",
+            _copy_kernel,
+            pointers(dtype, *(f"{name}{level}" for name in ("map", "out") for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "FLAT": flat, "PIXELS": PIXELS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",),
+            default=levels == 4 and flat,
+            wide=("STG",),
+        )

@@ -25,6 +25,8 @@ for them, on an H100:
   which 330 are expected, stay.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ from fastmask.kernels.fallback import class_masks as class_masks_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.triton.mask_geometry import sigmoid
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 QUARTERS = 2  # of the deconvolution's kernel that a program computes
 # Pixels and channels of a program. The channels that it sums over are read at once, and the pixels' only once ...
@@ -220,3 +223,34 @@ def precision(dtype: torch.dtype) -> str:
         return "ieee"
     convolutions: Any = torch.backends.cudnn
     return "half" if dtype != torch.float32 else "tf32" if convolutions.conv.fp32_precision == "tf32" else ""
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, channels, sizes of shared memory."""
+    h100, geforce, amd = 232_448, 101_376, 65_536  # bytes of shared memory that a program may have
+    shapes = {  # channels in and in the middle
+        "C=256": (256, 256, h100),
+        "C=64": (64, 64, h100),
+        "C=3 to 80": (3, 80, h100),
+        "C=512": (512, 256, h100),
+        "C=256, GeForce": (256, 256, geforce),
+        "C=256, little shared memory": (256, 256, amd),
+        "C=40 to 70": (40, 70, h100),
+    }
+    for dtype, (name, (channels, middle, shared)) in itertools.product(DTYPES, shapes.items()):
+        precision = "tf32" if dtype == "fp32" else "half"
+        tile, amd_tile = (tile_of(DTYPES[dtype], channels, size) for size in (shared, amd))
+        tile, amd_tile = ({**t, "EVEN": middle % t["COLUMNS"] == 0} for t in (tile, amd_tile))
+        yield Variant(
+            f"mask branch, {dtype}, {precision}, {name}",
+            _class_masks_kernel,
+            pointers(dtype, "hidden", "weight", "bias", "last_weight", "last_bias")
+            | pointers("i64", "labels", "count")
+            | pointers("fp32", "out"),
+            {"PRECISION": precision, "QUARTERS": QUARTERS}
+            | {key: value for key, value in tile.items() if not key.startswith("num_")},
+            {key: value for key, value in tile.items() if key.startswith("num_")},
+            multiples=tuple(key for key, size in (("channels", channels), ("middle", middle)) if size % 16 == 0),
+            default=name == "C=256",
+            amd=amd_tile | ({"PRECISION": "ieee"} if dtype == "fp32" else {}),
+        )

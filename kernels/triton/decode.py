@@ -7,7 +7,8 @@ Cost in bytes: traffic.least_bytes. Predicted for 19,000 boxes of 91 classes: 69
 2.5 us become one; for an RPN's 4819 boxes 22 launches become one. Speed on an H200 (bc309f8): 2.3 us for either.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -18,9 +19,17 @@ from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 128  # boxes of a program
 NUM_WARPS = 4
+# of arguments that kernels of candidates share, for their variants
+TYPES = {
+    **pointers("fp32", "boxes", "scores"),
+    **pointers("i64", "sizes", "count", "index", "labels"),
+    **pointers("i8", "valid"),
+    **dict.fromkeys(("weight_x", "weight_y", "weight_w", "weight_h", "most_growth", "min_size", "min_score"), "fp32"),
+}
 
 
 @triton.jit
@@ -141,3 +150,16 @@ def decode_boxes(
             enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
         )
     return boxes, valid
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes; deltas of a box head and of an RPN."""
+    for dtype, counted in itertools.product(DTYPES, (False, True)):
+        yield Variant(
+            f"decode, {'classes' if counted else 'levels'}, {dtype}",
+            _decode_kernel,
+            TYPES | pointers("fp32", "references") | pointers(dtype, "deltas"),
+            {"ABOVE": counted, "HAS_COUNT": counted, "BLOCK": BLOCK},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=True,
+        )

@@ -7,7 +7,8 @@ Cost in bytes: 59 for each candidate and 32 for each sector of deltas: 0.4 MB fo
 measured.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -18,9 +19,10 @@ from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
-from fastmask.kernels.triton.decode import decode_axis
+from fastmask.kernels.triton.decode import TYPES, decode_axis
 from fastmask.kernels.triton.mask_geometry import sigmoid
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 64  # candidates of a program
 NUM_WARPS = 2
@@ -151,3 +153,18 @@ def decode_levels(
             enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
         )
     return boxes, scores, valid
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, numbers of levels."""
+    for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
+        yield Variant(
+            f"RPN's candidates, {dtype}, {levels} level{'s' if levels > 1 else ''}",
+            _decode_levels_kernel,
+            TYPES
+            | pointers("fp32", "anchors")
+            | pointers(dtype, "logits", *(f"deltas{level}" for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "BLOCK": BLOCK},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=levels > 1,
+        )

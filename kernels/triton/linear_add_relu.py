@@ -14,6 +14,8 @@ with tiles of 128 x 64 and three stages; 223 with 64 x 128 and two; 218 with 128
 eight warps. cuDNN's (conv_relu.py) takes 189.
 """
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,6 +23,7 @@ from torch import Tensor
 from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import Variant, pointers
 
 PIXELS, OUTPUTS, DEPTH = 64, 128, 64
 NUM_WARPS, NUM_STAGES = 4, 2
@@ -104,3 +107,18 @@ def linear_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
             num_stages=NUM_STAGES,
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: half types."""
+    for dtype in ("fp16", "bf16"):
+        yield Variant(
+            f"product with residual, {dtype}",
+            _linear_add_relu_kernel,
+            pointers(dtype, "x", "weight", "bias", "residual", "out"),
+            {"WIDE": False, "PIXELS": PIXELS, "OUTPUTS": OUTPUTS, "DEPTH": DEPTH},
+            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+            multiples=("outputs", "depth"),
+            default=dtype == "bf16",
+            wide=("STG",),
+        )

@@ -1,5 +1,8 @@
 """How a mask lies on an image, shared by the Triton kernels of paste-back and RLE: both mean the same pixels."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -7,10 +10,18 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 LOGITS = 1024  # of a program of the sigmoid
 
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
+# constants and types of the variants of both
+MODES: dict[str, dict[str, Any]] = {
+    "torchvision": {"SIDE": 28, "PADDING": 1, "CONTINUOUS": False},
+    "continuous": {"SIDE": 28, "PADDING": 0, "CONTINUOUS": True},
+    "torchvision without padding, side 14": {"SIDE": 14, "PADDING": 0, "CONTINUOUS": False},
+}
+BOX_TYPES = pointers("fp32", "boxes") | {"threshold": "fp32", "growth": "fp32"}
 
 
 @triton.jit
@@ -119,3 +130,11 @@ def probabilities(masks: Tensor) -> Tensor:
         logits_ptr=masks, out_ptr=out, elements=masks.numel(), BLOCK=LOGITS
     )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes of logits."""
+    for dtype in DTYPES:
+        types = pointers(dtype, "logits") | pointers("fp32", "out")
+        name, constants = f"masks' sigmoid, {dtype}", {"BLOCK": LOGITS}
+        yield Variant(name, _sigmoid_kernel, types, constants, {"num_warps": 4}, ("elements",), wide=("STG",))

@@ -8,6 +8,9 @@ Cost in bytes: the map read once, the output written once: 34 + 8.6 MB of bfloat
 3.35 TB/s; PyTorch's own kernel writes an index of 8 bytes for each output too. Speed: not yet measured.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +20,7 @@ from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 ROWS = 2  # output rows of a program
 ELEMENTS = 2048  # of each of them
@@ -137,3 +141,27 @@ def max_pool2d(x: Tensor, bias: Tensor | None, kernel_size: int, stride: int, pa
             num_warps=NUM_WARPS,
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, windows, widths of accesses."""
+    pools = {  # kernel, stride, padding; channels; whether bias and ReLU follow
+        "stem's": ((3, 2, 1), 64, True),
+        "3 x 3": ((3, 2, 1), 64, False),
+        "3 x 3, odd channels": ((3, 2, 1), 24, True),
+        "1 x 1": ((1, 2, 0), 256, False),
+        "2 x 2": ((2, 2, 0), 64, False),
+    }
+    for dtype, (name, ((kernel, stride, padding), channels, bias)) in itertools.product(DTYPES, pools.items()):
+        even, block = channels % 16 == 0, min(triton.next_power_of_2(channels), CHANNELS)
+        yield Variant(
+            f"max pooling, {dtype}, {name}",
+            _max_pool2d_kernel,
+            pointers(dtype, "x", "bias", "out"),
+            {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding, "BIAS": bias}
+            | {"ROWS": ROWS, "COLUMNS": ELEMENTS // block, "CHANNELS": block},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",) if even else (),
+            default=name == "stem's",
+            wide=("LDG", "STG") if even else (),
+        )

@@ -14,10 +14,14 @@ Predicted for 4819 presorted boxes of one image, with launches: 68 us of sorts a
 launches become 2. On an H200 (bc309f8) 13 us; counting 23 million pairs took 43, which MERGES now leaves to runs.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 64  # positions of a tile
 COUNTED, COMPARED = 32, 256  # boxes of a program that count, and boxes of a step that they are compared with
@@ -25,6 +29,13 @@ COUNT_WARPS = 8
 PLACED = 128  # boxes of a program of the small kernels
 RUN = 1024  # scores of a step of a running minimum
 MOST_RUNS = 8  # that binary searches go through side by side
+# of pointers that kernels of NMS share, for their variants
+TYPES = {
+    **pointers("i64", "groups", "labels", "order", "sorted", "keep_words", "indices", "count"),
+    **pointers("i32", "units", "ranks", "words", "kept", "num_kept", "lengths"),
+    **pointers("i8", "valid", "keep", "struck"),
+    **pointers("fp32", "tiles"),
+}
 HASH_MULTIPLIER = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio: neighbors fall far apart
 
 
@@ -298,3 +309,34 @@ def _place_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, labels_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, GROUPED, BLOCK, PLACED
     )
+
+
+def group_modes() -> Iterator[tuple[str, dict[str, bool]]]:
+    """Constants of the audit's variants by what groups there are, with their names."""
+    for name, grouped, hashed in (("groups", True, False), ("any groups", True, True), ("one group", False, False)):
+        yield name, {"GROUPED": grouped, "HASHED": hashed}
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, padding, groups, thresholds; keys of one image and of several."""
+    flags = (False, True)
+    for dtype, padded, divide, (groups, mode) in itertools.product(DTYPES, flags, flags, group_modes()):
+        types = TYPES | pointers(dtype, "boxes", "scores")
+        suffix = f"{groups}, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}"
+        constants = {"HAS_VALID": padded, "DIVIDE": divide, **mode, "BLOCK": BLOCK}
+        default = groups == "groups" and padded and not divide
+        counted, options = {"COUNTED": COUNTED, "COMPARED": COMPARED}, {"num_warps": COUNT_WARPS}
+        name = f"NMS, counted, {suffix}"
+        yield Variant(name, _count_kernel, types, constants | counted, options, default=default)
+        placed = {"PLACED": PLACED}
+        name = f"NMS, placed, {suffix}"
+        yield Variant(name, _place_kernel, types, constants | placed, {"num_warps": 4}, default=default)
+    for dtype, padded, alone in itertools.product(DTYPES, flags, flags):
+        name = f"NMS, scores' keys, {dtype}, {'one image' if alone else 'a batch'}{', padding' if padded else ''}"
+        types = TYPES | pointers(dtype, "scores") | pointers("i32" if alone else "i64", "keys")
+        constants = {"HAS_VALID": padded, "ONE_IMAGE": alone, "PLACED": PLACED}
+        yield Variant(name, _score_keys_kernel, types, constants, {"num_warps": 4})
+    for bits, padded, hashed in itertools.product(("u8", "i16", "i32"), flags, flags):
+        name = f"NMS, units' keys, {bits}, {'any groups' if hashed else 'groups'}{', padding' if padded else ''}"
+        constants = {"HAS_VALID": padded, "HASHED": hashed, "PLACED": PLACED}
+        yield Variant(name, _unit_keys_kernel, TYPES | pointers(bits, "keys"), constants, {"num_warps": 4})

@@ -16,10 +16,15 @@ Predicted for 1000 boxes: 136 tiles in one CTA -> in 136 CTAs, because a tile ne
 rows. On an H200 (bc309f8): 8.4 us; 30 for eight images, of which starting 38,000 programs was the most.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.triton.nms_order import BLOCK, TYPES
+from fastmask.kernels.variant import Variant
 
 SPLITS = 16  # programs of a block of rows
 MOST_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
@@ -284,3 +289,14 @@ def _strike_kernel(
             )  # fmt: skip
         offs = block * BLOCK + tl.arange(0, BLOCK)
         tl.store(struck_ptr + offs, tl.full([BLOCK], 1, tl.int8), mask=removed != 0)
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: groups and none, the two tests."""
+    types = TYPES | {"threshold": "fp32", "half_gap": "fp32"}
+    options = {"num_warps": 1, "enable_fp_fusion": False}
+    for grouped, test in itertools.product((False, True), ("fma", "divide")):
+        suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if test == 'divide' else ''}"
+        for name, kernel, few in (("pairs", _pairs_kernel, grouped), ("strikes", _strike_kernel, True)):
+            constants = {"GROUPED": grouped, "TEST": test, "BLOCK": BLOCK, "COLUMNS": columns_of(few, test)}
+            yield Variant(f"NMS, {name}, {suffix}", kernel, types, constants, options, default=test == "fma")

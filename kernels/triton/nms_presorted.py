@@ -7,11 +7,15 @@ Cost: two launches; 11 dependent loads a box and run of 1000. On an H200 (bc309f
 for 4819 boxes in five runs; since then a program merges 32 boxes, not 128: not yet measured.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
-from fastmask.kernels.triton.nms_order import _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.triton.nms_order import BLOCK, MOST_RUNS, RUN, TYPES, _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 
 @triton.jit
@@ -137,3 +141,19 @@ def _merge_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, valid_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, False, BLOCK, MERGED
     )
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, padding, thresholds."""
+    for dtype, padded, divide in itertools.product(DTYPES, (False, True), (False, True)):
+        yield Variant(
+            f"NMS, merged, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}",
+            _merge_kernel,
+            TYPES | pointers(dtype, "boxes") | pointers("i32", "keys"),
+            {"HAS_VALID": padded, "DIVIDE": divide, "BLOCK": BLOCK, "MERGED": MERGED, "MOST_RUNS": MOST_RUNS},
+            {"num_warps": 4},
+            default=padded,
+        )
+    for dtype in DTYPES:
+        types = pointers(dtype, "scores") | pointers("i32", "keys")
+        yield Variant(f"NMS, runs' keys, {dtype}", _run_keys_kernel, types, {"RUN": RUN}, {"num_warps": 4})

@@ -15,10 +15,14 @@ Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is teste
 (bc309f8): 15.4 us, and 3.3 for the list.
 """
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.triton.nms_order import BLOCK, TYPES
+from fastmask.kernels.variant import Variant
 
 FAR = 16  # earlier blocks whose words are read at once
 LISTED = 1024  # boxes that a program of the list writes
@@ -245,3 +249,13 @@ def _list_kernel(
         tl.store(indices_ptr + image * max_output + rest, empty, mask=(rest >= total) & (rest < max_output))
     if part == 0:
         tl.store(count_ptr + image, total.to(tl.int64))
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: the first window and later ones; the list."""
+    for later in (False, True):
+        name = f"NMS, what stays, {'later windows' if later else 'first window'}"
+        constants = {"LATER": later, "FAR": FAR, "BLOCK": BLOCK}
+        yield Variant(name, _resolve_kernel, TYPES, constants, {"num_warps": 1}, default=True)
+    constants = {"LISTED": LISTED, "WORDS": COUNTED_WORDS}
+    yield Variant("NMS, list", _list_kernel, TYPES, constants, {"num_warps": 4}, default=True)

@@ -11,10 +11,23 @@ Predicted in place of two radix sorts, for 19,000 candidates of which 1000 take 
 do: 88 -> 15 us. Speed: not yet measured.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
-from fastmask.kernels.triton.nms_order import _bucket, _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.triton.nms_order import (
+    BLOCK,
+    TYPES,
+    _bucket,
+    _fill_rest,
+    _place,
+    _score_key,
+    _takes_part,
+    group_modes,
+)
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 RUN = 1024  # boxes that a program sorts
 SORT_WARPS = 16
@@ -150,3 +163,23 @@ def _merge_runs_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, labels_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, GROUPED, BLOCK, MERGED
     )
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, padding, groups; thresholds of the merges, which read no ``valid``."""
+    flags = (False, True)
+    types = TYPES | pointers("i64", "keys")
+    for dtype, padded, (groups, mode) in itertools.product(DTYPES, flags, group_modes()):
+        name = f"NMS, runs sorted, {groups}, {dtype}{', padding' if padded else ''}"
+        constants = mode | {"HAS_VALID": padded, "RUN": RUN}
+        default = padded and groups == "groups"
+        own = types | pointers(dtype, "scores")
+        yield Variant(name, _sort_runs_kernel, own, constants, {"num_warps": SORT_WARPS}, default=default)
+    for dtype, grouped, divide in itertools.product(DTYPES, flags, flags):
+        name = f"NMS, runs merged, {'groups' if grouped else 'one group'}, {dtype}"
+        name += ", no positive threshold" if divide else ""
+        constants = {"GROUPED": grouped, "DIVIDE": divide, "BLOCK": BLOCK, "RUN": RUN}
+        constants |= {"SEARCHED": SEARCHED, "MERGED": MERGED}
+        default = grouped and not divide
+        own = types | pointers(dtype, "boxes")
+        yield Variant(name, _merge_runs_kernel, own, constants, {"num_warps": 4}, default=default)

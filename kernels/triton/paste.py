@@ -19,6 +19,9 @@ launch of 2.5 us and its longest program of 7), because
 - so 2.97 million warp instructions (of PTX, executed) are left of 192 million, in 80 registers instead of 216.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -29,6 +32,8 @@ from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.triton.mask_geometry import (
+    BOX_TYPES,
+    MODES,
     axis_cells,
     blend_columns,
     is_mask,
@@ -38,6 +43,7 @@ from fastmask.kernels.triton.mask_geometry import (
     upper_cell,
 )
 from fastmask.kernels.tuning import tuned
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 TILE = 128  # columns of a tile; four a thread
 LINES = 8  # rows of a tile that a program is worth being launched for
@@ -174,3 +180,16 @@ def paste_masks(
             enable_fp_fusion=False,  # a box is truncated to whole pixels: it must be rounded as torchvision's is
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, outputs, modes."""
+    for dtype, output, mode in itertools.product(DTYPES, ("float", "bool", "packed"), MODES):
+        yield Variant(
+            f"paste, {dtype} to {output}, {mode}",
+            _paste_kernel,
+            BOX_TYPES | pointers(dtype, "masks") | pointers(dtype if output == "float" else "u8", "out"),
+            {"OUTPUT": output, **MODES[mode], "TILE": TILE, "LINES": LINES},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=output == "bool" and mode == "torchvision",
+        )

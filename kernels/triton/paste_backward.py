@@ -7,6 +7,9 @@ Cost in bytes: traffic.least_bytes at best; each pixel row of a box is read for 
 Speed: not yet measured.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +19,8 @@ from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
-from fastmask.kernels.triton.mask_geometry import axis_cells, place_box, reach, sigmoid
+from fastmask.kernels.triton.mask_geometry import BOX_TYPES, MODES, axis_cells, place_box, reach, sigmoid
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 128  # pixel columns of a step
 
@@ -113,3 +117,16 @@ def paste_masks_backward(
             enable_fp_fusion=False,  # a box is truncated to whole pixels: it must be rounded as in the forward
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, modes, logits and probabilities."""
+    for dtype, mode, logits in itertools.product(DTYPES, MODES, (True, False)):
+        yield Variant(
+            f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",
+            _backward_kernel,
+            BOX_TYPES | pointers(dtype, "grad", "masks", "out"),
+            {**MODES[mode], "LOGITS": logits, "CELLS": triton.next_power_of_2(MODES[mode]["SIDE"]), "BLOCK": BLOCK},
+            {"num_warps": 4, "enable_fp_fusion": False},
+            default=logits and mode == "torchvision",
+        )

@@ -8,7 +8,8 @@ once more for each of bias and ReLU, and read them for each of logits and deltas
 H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at a copy's speed.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -19,6 +20,7 @@ from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 32  # of a step
 NUM_WARPS, NUM_STAGES = 2, 4
@@ -133,3 +135,18 @@ def predict_anchors(
             num_stages=NUM_STAGES,
         )
     return logits, deltas
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, numbers of levels."""
+    for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
+        yield Variant(
+            f"RPN's predictions, {dtype}, {levels} level{'s' if levels > 1 else ''}",
+            _predict_anchors_kernel,
+            pointers(dtype, *(f"hidden{level}" for level in range(MAX_LEVELS)))
+            | pointers(dtype, "hidden_bias", "weight", "bias", "logits", "deltas"),
+            {"LEVELS": levels, "ANCHORS": 3, "OUTPUTS": 16, "WIDE": False, "PIXELS": PIXELS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+            multiples=("channels",),
+            default=levels > 1,
+        )

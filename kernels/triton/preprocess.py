@@ -13,7 +13,7 @@ Predicted (README.md) for one frame of 720 x 1280, uint8, to 800 x 1344 in bfloa
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor
 from fastmask.kernels.fallback import preprocess as preprocess_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import DTYPES as VARIANT_DTYPES, Variant, pointers
 
 ROWS, COLUMNS = 8, 64  # pixels of a program
 NUM_WARPS = 4
@@ -215,3 +216,16 @@ def filled_table(words: Sequence[int], device: torch.device) -> Tensor:
         if word:
             table[number].fill_(word)
     return table
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: types of the buffer."""
+    for dtype in (*VARIANT_DTYPES, "fp64"):
+        yield Variant(
+            f"preprocessing, to {dtype}",
+            _preprocess_kernel,
+            pointers("i64", "table") | pointers("fp32", "mean", "std") | pointers(dtype, "out"),
+            {"ROUNDING": "fma", "WORDS": WORDS, "ROWS": ROWS, "COLUMNS": COLUMNS},
+            {"num_warps": NUM_WARPS},
+            default=dtype != "fp64",
+        )

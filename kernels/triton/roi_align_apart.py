@@ -7,7 +7,8 @@ Predicted for 100 RoIs of 7 x 7 x 256 on an H100: 11 us of instructions at the i
 Speed: not yet measured.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import triton
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.triton.roi_geometry import (
+    MAX_LEVELS,
+    TYPES,
     VARYING,
     by_level,
     first_sample,
@@ -26,6 +29,7 @@ from fastmask.kernels.triton.roi_geometry import (
     samples_of,
     strides_of,
 )
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BINS, CHANNELS = 64, 16  # of a program
 NUM_WARPS = 4
@@ -153,3 +157,19 @@ def launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict
         CHANNELS=block,
         num_warps=NUM_WARPS,
     )
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, numbers of levels, sampling ratios."""
+    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
+        yield Variant(
+            f"RoIAlign forward, NCHW, {dtype}, {levels} levels, sampling ratio {ratio}",
+            _apart_kernel,
+            TYPES | pointers(dtype, "out", *(f"map{level}" for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "POOLED_H": 7, "POOLED_W": 7, "RATIO": ratio, "ALIGNED": False}
+            | {"BINS": BINS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",),
+            default=(levels, ratio) == (4, 2),
+            wide=("STG",),
+        )

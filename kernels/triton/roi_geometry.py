@@ -1,6 +1,7 @@
 """Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign and RoIPool, forward and backward."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
+from fastmask.kernels.variant import Variant, pointers
 
 MAX_LEVELS = 5
 KEYS = 256  # RoIs that a program finds the map of
@@ -17,6 +19,10 @@ _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
 # change from call to call: never part of a compiled variant's key, as members of a tuple would be (roi_align.py)
 VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for level in range(MAX_LEVELS))]
+# of arguments that kernels of RoIs share, for their variants
+TYPES = {f"{name}{level}": "fp32" for name in ("scale", "limit") for level in range(MAX_LEVELS)} | pointers(
+    "fp32", "rois"
+)
 
 # the values of all levels stand on one line
 # fmt: off
@@ -274,3 +280,16 @@ def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Ten
     keys, order = keys_of(rois, batch, geometry).sort(stable=True)
     ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=keys.dtype, device=rois.device)
     return order, torch.searchsorted(keys, ends)
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: numbers of levels, types of the keys."""
+    for levels, keys in itertools.product((4, 1), ("u8", "i32")):
+        yield Variant(
+            f"RoIs' maps, {levels} levels, {keys}",
+            _keys_kernel,
+            TYPES | pointers(keys, "keys"),
+            {"LEVELS": levels, "ALIGNED": False, "BLOCK": KEYS},
+            {"num_warps": 4},
+            default=(levels, keys) == (4, "u8"),
+        )

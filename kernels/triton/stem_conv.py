@@ -11,6 +11,9 @@ Cost in bytes: the image and the output once: 8.6 + 34 MB of bfloat16 at 800 x 1
 three channels to eight in a pass of its own. Speed: not yet measured.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +23,7 @@ from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import Variant, pointers
 
 ROWS, COLUMNS = 4, 32  # output pixels of a program
 OUTPUTS = 64  # output channels of a program at most
@@ -136,3 +140,21 @@ def ends_in_memory(x: Tensor) -> bool:
     """Whether the gap behind the last pixel is memory of the tensor's too."""
     end = x.storage_offset() + stem_fallback.PIXEL * x.shape[0] * x.shape[2] * x.shape[3]
     return x.untyped_storage().nbytes() >= end * x.element_size()
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: half types, sizes of the kernel and of the output."""
+    shapes = ((7, 3, 64), (3, 1, 64), (3, 1, 32), (5, 2, 24))
+    for dtype, (kernel_size, padding, outputs) in itertools.product(("fp16", "bf16"), shapes):
+        yield Variant(
+            f"stem's convolution, {dtype}, {kernel_size} x {kernel_size} to {outputs}",
+            _stem_conv_kernel,
+            pointers(dtype, "x", "weight", "out"),
+            {"KERNEL": kernel_size, "PADDING": padding, "DEPTH": stem_fallback.row_depth(kernel_size, padding)}
+            | {"CHANNELS": stem_fallback.CHANNELS, "PIXEL": stem_fallback.PIXEL, "PAIR": PAIR, "WIDE": False}
+            | {"ROWS": ROWS, "COLUMNS": COLUMNS, "OUTPUTS": min(triton.next_power_of_2(outputs), OUTPUTS)},
+            {"num_warps": NUM_WARPS},
+            multiples=("outputs",) if outputs % 16 == 0 else (),
+            default=kernel_size == 7,
+            wide=("LDG", "STG") if outputs == OUTPUTS else (),
+        )

@@ -5,6 +5,8 @@ Cost in bytes: 8 for each row's number, 28 read and 48 written; and of scaling, 
 Speed: not yet measured.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,7 @@ from torch import Tensor
 from fastmask.kernels.fallback import take as take_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import Variant, pointers
 
 BLOCK = 64  # rows of a program
 NUM_WARPS = 2
@@ -140,3 +143,15 @@ def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor
             num_warps=NUM_WARPS,
         )
     return boxes_out, sizes_out
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: rows with labels and without, and scaling."""
+    floats = pointers("fp32", "boxes", "scores", "boxes_out", "scores_out", "rois")
+    integers = pointers("i64", "kept", "labels", "labels_out", "originals", "sizes", "sizes_out")
+    options = {"num_warps": NUM_WARPS}
+    for labels in (False, True):
+        constants = {"HAS_LABELS": labels, "BLOCK": BLOCK}
+        name = f"what NMS keeps{', labels' if labels else ''}"
+        yield Variant(name, _take_kernel, floats | integers, constants, options, default=True)
+    yield Variant("boxes scaled", _scale_kernel, floats | integers, {"BLOCK": BLOCK}, options, default=True)
