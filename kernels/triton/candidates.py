@@ -62,18 +62,18 @@ def _select_kernel(
     image = roi // references
     label = tl.arange(0, CLASSES)
 
-    # softmax
+    # --- 1. softmax over the RoI's classes
     logit = tl.load(logits_ptr + roi * stride_logits + label, mask=label < classes, other=float("-inf")).to(tl.float32)
     power = tl.exp(logit - tl.max(logit, axis=0))
     score = tl.div_rn(power, tl.sum(power, axis=0))
 
-    # which classes fill which slots
+    # --- 2. assign the classes above the threshold to slots
     real = roi % references < tl.load(count_ptr + image)
     fills = (score > min_score) & (label > 0) & (label < tl.where(real, classes, 0))
     slot = tl.cumsum(fills.to(tl.int32), axis=0) - 1
     fills = fills & (slot < slots)
 
-    # their boxes
+    # --- 3. decode, clip and store their boxes
     ptrs_delta = deltas_ptr + roi * stride_deltas + label * 4
     ptrs_box = references_ptr + roi * 4 + label * 0
     height = tl.load(sizes_ptr + image * 2).to(tl.float32)
@@ -91,7 +91,7 @@ def _select_kernel(
     tl.store(scores_ptr + place, tl.where(valid, score, 0), mask=fills)
     tl.store(valid_ptr + place, valid.to(tl.int8), mask=fills)
 
-    # slots that are left over
+    # --- 4. zero the slots that are left over
     other = tl.arange(0, SLOTS)
     empty = (other >= tl.sum(fills.to(tl.int32), axis=0)) & (other < slots)
     place = roi * slots + other

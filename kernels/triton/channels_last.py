@@ -62,7 +62,7 @@ def _copy_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # the level, the image and the pixels; whose channels follow each other, to fill pages of memory together
+    # --- 1. locate the tile; neighboring programs have the channels of the same pixels, to fill pages of memory together
     blocks = tl.cdiv(channels, CHANNELS)
     tile = tl.program_id(0) // blocks
     level = tl.full([], 0, tl.int32)
@@ -81,7 +81,7 @@ def _copy_kernel(
     offs_pixel = (tile - first) % tiles * PIXELS + tl.arange(0, PIXELS)
     offs_c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
 
-    # read along pixels
+    # --- 2. read along pixels
     source = of_level(level, map0_ptr, map1_ptr, map2_ptr, map3_ptr, map4_ptr, LEVELS)
     stride_b = of_level(level, stride_b0, stride_b1, stride_b2, stride_b3, stride_b4, LEVELS).to(tl.int64)
     stride_c = of_level(level, stride_c0, stride_c1, stride_c2, stride_c3, stride_c4, LEVELS).to(tl.int64)
@@ -96,7 +96,7 @@ def _copy_kernel(
     ptrs = source + (offs_c * stride_c)[:, None] + offs_in[None, :]
     values = tl.load(ptrs, mask=mask_c[:, None] & mask_pixel[None, :], other=0)
 
-    # write along channels
+    # --- 3. write along channels
     out = of_level(level, out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr, LEVELS)
     ptrs_out = out + (image * height * width + offs_pixel)[:, None] * channels + offs_c[None, :]
     tl.store(ptrs_out, tl.trans(values), mask=mask_pixel[:, None] & mask_c[None, :])

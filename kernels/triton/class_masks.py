@@ -98,7 +98,7 @@ def _class_masks_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    # which pixels of which detection, or of the one after it
+    # --- 1. locate the pixels: of one detection, or of it and the next one
     pixels = height * width
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     number = tl.program_id(0) * ROWS // pixels
@@ -119,7 +119,7 @@ def _class_masks_kernel(
             hidden = tl.load(ptrs_hidden, mask=counts[:, None] & (offs_k < channels)[None, :], other=0)
         blocks = tl.cdiv(middle, COLUMNS)
         for block in range(QUARTERS * blocks):
-            # a matrix product
+            # --- 2. one quarter's matrix product, COLUMNS channels of it
             own = block // blocks
             offs_d = (block - own * blocks) * COLUMNS + tl.arange(0, COLUMNS)
             mask_d = offs_d < middle
@@ -136,7 +136,7 @@ def _class_masks_kernel(
                     weight = tl.load(ptrs_w, mask=mask_k[:, None] & mask_d[None, :], other=0)
                     acc = _multiply(some, weight, acc, PRECISION)
 
-            # what follows it, and the sum
+            # --- 3. bias, ReLU and the dot product with the class's row
             bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0).to(tl.float32)
             last0 = tl.load(last_weight_ptr + label0 * middle + offs_d, mask=mask_d, other=0).to(tl.float32)
             last1 = tl.load(last_weight_ptr + label1 * middle + offs_d, mask=mask_d, other=0).to(tl.float32)
@@ -150,6 +150,7 @@ def _class_masks_kernel(
         bias1 = tl.load(last_bias_ptr + label1).to(tl.float32)
         logit += tl.where(later, bias1, bias0)[:, None]
 
+    # --- 4. store each quarter at its pixel of the upsampled mask
     out = tl.where(counts[:, None], sigmoid(logit), 0)
     quarters = quarter + tl.arange(0, QUARTERS)
     y, x = pixel // width, pixel % width

@@ -175,6 +175,7 @@ def _count_kernel(
     COUNTED: tl.constexpr,
     COMPARED: tl.constexpr,
 ):
+    # --- 1. make the keys of this program's boxes
     programs = tl.cdiv(num, COUNTED)
     image = tl.program_id(0) // programs
     own = tl.program_id(0) % programs * COUNTED + tl.arange(0, COUNTED)
@@ -186,7 +187,7 @@ def _count_kernel(
     by_score = (_score_key(scores_ptr, row + own, taking, mask) << 16) | own
     by_unit = (bucket.to(tl.int64) << 48) | by_score
 
-    # how many of the image are before it
+    # --- 2. count the boxes before each: by score, and by unit and score
     rank = tl.zeros([COMPARED, COUNTED], tl.int32)
     place = tl.zeros([COMPARED, COUNTED], tl.int32)
     for first in range(0, num, COMPARED):
@@ -202,6 +203,7 @@ def _count_kernel(
     rank = tl.sum(rank, axis=0)
     place = tl.sum(place, axis=0) if GROUPED else rank  # what cannot take part has the last scores
 
+    # --- 3. store the boxes at their places
     tl.store(order_ptr + row + rank, row + own, mask=mask)
     unit = 2 * (image * (buckets + 1) + bucket) + (bucket == buckets).to(tl.int32)
     _place(

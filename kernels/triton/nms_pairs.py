@@ -2,6 +2,12 @@
 
 A tile is a block of rows and a block of columns before it, or the same; bit j of a row: column j removes it.
     words[block, distance, half, row]: 32 columns of the block ``distance`` before the row's own
+
+    block of columns   0    1    2    3         a cell: 64 x 64 pairs, two words a row
+    block of rows 3  | 3  | 2  | 1  |\0  |       its number: the distance; on the diagonal only
+                     +----+----+----+----+       columns before the row count
+    program (3, s)     distances s, s + SPLITS, ... as long as the unit goes back
+
 A program has one block of rows and every SPLITS-th distance, and leaves where a block of columns ends in another unit.
 One warp: a thread has two rows, so that a column's box is read once for both, and bits are summed without a word to
 other threads.

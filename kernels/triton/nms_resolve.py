@@ -104,6 +104,7 @@ def _resolve_kernel(
 ):
     block = tl.program_id(0)
     inner = (tl.arange(0, 2) * (BLOCK // 2))[:, None] + tl.arange(0, BLOCK // 2)[None, :]
+    # --- 1. find the units that begin in this block, and the one that goes on beyond it
     first = block  # where the unit that goes on begins
     if LATER:
         block = block + step * window
@@ -119,7 +120,7 @@ def _resolve_kernel(
         top = tl.load(units_ptr + block * BLOCK)
         active = (unit != before) & ((top != unit) | (unit % 2 == 0))
     if active:
-        # the block that the units, or the window, begin in
+        # --- 2. resolve the block that the units, or the window, begin in
         units = tl.load(units_ptr + block * BLOCK + inner)
         rank = tl.load(ranks_ptr + block * BLOCK + inner)
         ptrs_word = words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + inner
@@ -134,7 +135,7 @@ def _resolve_kernel(
         tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
         num_kept += tl.sum(alive * (units == unit).to(tl.int32))
 
-        # the blocks after it: words are loaded a block ahead
+        # --- 3. walk the blocks after it: words are loaded a block ahead
         current = block
         following = tl.load(units_ptr + (current + 1) * BLOCK, mask=goes_on & (current + 1 < blocks), other=-1)
         going = goes_on & (following == unit)
@@ -156,7 +157,7 @@ def _resolve_kernel(
         end = tl.where(going, block + window, block)  # one behind the last block that can be walked
         while current + 1 < end:
             current += 1
-            # what the next block needs, whatever stays of this one
+            # --- 4. load what the next block needs, whatever is kept of this one
             fills_block = following == unit
             going = fills_block & (current + 1 < end)
             following = tl.load(units_ptr + (current + 2) * BLOCK, mask=going & (current + 2 < blocks), other=-1)
@@ -171,7 +172,7 @@ def _resolve_kernel(
                 words_ptr, kept_ptr, current + 1, 2, window, block, going, FAR, BLOCK
             )  # fmt: skip
 
-            # what stays of this one
+            # --- 5. resolve this block
             candidate = (units == unit) & (rank >= 0)
             candidate = candidate & (_unpack(removed_low, removed_high, BLOCK // 2) == 0)
             candidate = candidate & (((near_low & kept_low) | (near_high & kept_high)) == 0)
@@ -184,6 +185,7 @@ def _resolve_kernel(
             tl.store(kept_ptr + current * 2 + 1, kept_high, mask=fills_block)
             tl.debug_barrier()
 
+            # --- 6. collect what far blocks remove of the next one
             next_removed_low, next_removed_high = _removed_by(far_words, far_kept)
             for distance in range(2 + FAR, current + 2 - block, FAR):
                 far_words, far_kept = _load_far(

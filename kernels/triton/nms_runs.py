@@ -105,6 +105,7 @@ def _merge_runs_kernel(
     SEARCHED: tl.constexpr,
     MERGED: tl.constexpr,
 ):
+    # --- 1. load this program's boxes of one sorted run
     part = tl.program_id(0) % (RUN // MERGED)
     image = tl.program_id(0) // (RUN // MERGED) // runs
     run = tl.program_id(0) // (RUN // MERGED) % runs
@@ -119,7 +120,7 @@ def _merge_runs_kernel(
     key = tl.load(ptrs_own + run * RUN + slot, mask=taking, other=0)
     by_score = key & 0xFFFFFFFFFFFF
 
-    # what is before it in all runs of the image, and how many take part there
+    # --- 2. search all runs of the image for what stands before each, SEARCHED runs at once
     before_score = tl.zeros([SEARCHED, MERGED], tl.int32)
     before_unit = tl.zeros([SEARCHED, MERGED], tl.int32)
     count = tl.zeros([SEARCHED], tl.int32)
@@ -152,6 +153,7 @@ def _merge_runs_kernel(
     place = tl.sum(before_unit, axis=0) if GROUPED else rank
     place = tl.where(taking, place, tl.sum(count, axis=0) + tl.sum(absent, axis=0) + slot - length)
 
+    # --- 3. store the boxes at their places
     element = image.to(tl.int64) * num + (key & 0xFFFF)
     tl.store(order_ptr + image.to(tl.int64) * num + rank, element, mask=taking)
     bucket = tl.where(taking, (key >> 48).to(tl.int32), buckets) if GROUPED else tl.where(taking, 0, buckets)

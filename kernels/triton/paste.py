@@ -77,7 +77,7 @@ def _paste_kernel(
     padded: tl.constexpr = SIDE + 2 * PADDING
     PIXELS: tl.constexpr = 8 if OUTPUT == "packed" else 1  # of an output element
 
-    # which lines of which mask
+    # --- 1. place the box, and find this program's share of its lines
     number = (tl.program_id(0) // programs).to(tl.int64)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
     left, right = reach(x1, x2, width, padded, CONTINUOUS)
@@ -91,7 +91,7 @@ def _paste_kernel(
 
     mask_ptr, image_ptr = masks_ptr + number * (SIDE * SIDE), out_ptr + number * height * columns
     while first < last:
-        # columns of a tile
+        # --- 2. find the tile's columns of mask cells
         tile = first // rows
         offs_element = left_element + tile * (TILE // PIXELS) + tl.arange(0, TILE // PIXELS)
         x = offs_element
@@ -100,7 +100,7 @@ def _paste_kernel(
         inside, column, share_x = axis_cells(x, x1, x2, padded, CONTINUOUS)
         inside = inside & (x < right)
 
-        # its rows
+        # --- 3. walk down its rows: blend along x once a row of cells, along y once a pixel
         stop = tl.minimum(last, (tile + 1) * rows)
         cell = top * 0 - 3  # none, and not the one before the first
         above, below = tl.zeros_like(share_x), tl.zeros_like(share_x)

@@ -55,7 +55,7 @@ def _predict_anchors_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # which pixels of which level
+    # --- 1. locate the pixels: level, and first of its rows
     tile = tl.program_id(0)
     level = tl.full([], 0, tl.int32)
     past = tl.cdiv(pixels0, PIXELS)  # tiles of this level and those before it
@@ -72,7 +72,7 @@ def _predict_anchors_kernel(
     offs_pixel = tl.arange(0, PIXELS)
     mask_pixel = first + offs_pixel < pixels
 
-    # relu(hidden + bias) @ weight
+    # --- 2. relu(hidden + bias) @ weight
     offs_out = tl.arange(0, OUTPUTS)
     mask_out = offs_out < 5 * ANCHORS
     ptrs_hidden = hidden_ptr + first.to(tl.int64) * channels + (offs_pixel * channels)[:, None]
@@ -91,7 +91,7 @@ def _predict_anchors_kernel(
         acc = tl.dot(value, weight, acc, input_precision="ieee")
     acc += tl.load(bias_ptr + offs_out, mask=mask_out, other=0).to(tl.float32)[None, :]
 
-    # logits first, then deltas
+    # --- 3. store logits, then deltas
     out = acc.to(logits_ptr.dtype.element_ty)
     row = (before + first).to(tl.int64) + offs_pixel
     ptrs_logits = logits_ptr + (row * ANCHORS)[:, None] + offs_out[None, :]

@@ -100,6 +100,7 @@ def _preprocess_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    # --- 1. locate this program's pixels of the buffer
     tiles_x = tl.cdiv(width, COLUMNS)
     tiles = tiles_x * tl.cdiv(height, ROWS)
     image = tl.program_id(0) // tiles
@@ -107,7 +108,7 @@ def _preprocess_kernel(
     y = tile // tiles_x * ROWS + tl.arange(0, ROWS)
     x = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
 
-    # where the image lies, and how
+    # --- 2. read the image's row of the table
     words = table_ptr + image * WORDS
     address, bytes, float16 = tl.load(words), tl.load(words + 1), tl.load(words + 2)
     size_y, size_x = tl.load(words + 3).to(tl.int32), tl.load(words + 4).to(tl.int32)
@@ -115,7 +116,7 @@ def _preprocess_kernel(
     step_c, step_y, step_x = tl.load(words + 7), tl.load(words + 8), tl.load(words + 9)
     inside = (y < resized_y)[:, None] & (x < resized_x)[None, :]
 
-    # its pixels
+    # --- 3. sample its pixels bilinearly, by their type
     y0, y1, share_y = _neighbors(y, size_y, resized_y, ROUNDING)
     x0, x1, share_x = _neighbors(x, size_x, resized_x, ROUNDING)
     top, bottom = (y0 * step_y)[:, None], (y1 * step_y)[:, None]
@@ -139,6 +140,7 @@ def _preprocess_kernel(
             address, tl.bfloat16, step_c, top, bottom, left, right, share_y, share_x, inside
         )
 
+    # --- 4. normalize and store; zeros beyond the image
     offs_out = (
         image.to(tl.int64) * stride_b + (y.to(tl.int64) * stride_y)[:, None] + (x.to(tl.int64) * stride_x)[None, :]
     )

@@ -108,7 +108,7 @@ def _changes_kernel(
     pid = tl.program_id(0)
     number = (pid // chunks).to(tl.int64)
 
-    # where positions go
+    # --- 1. find where this chunk's positions go; done if the first launch kept all of them
     ptrs_out = slots_ptr + pid.to(tl.int64) * SLOTS
     limit = tl.full([], SLOTS, tl.int64)
     if POSITIONS:
@@ -125,7 +125,7 @@ def _changes_kernel(
             tl.store(ptrs_out + slots, kept, mask=slots < tl.minimum(known, limit))
             return
 
-    # the box, and its words
+    # --- 2. place the box, and find this chunk's words
     height = tl.maximum(tl.load(sizes_ptr + number * 2), 0)
     width = tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
@@ -150,7 +150,7 @@ def _changes_kernel(
     start_word = ((first + words - 1) % words).to(tl.int32)
     found = first * 0
     for step in range(0, num, BLOCK - 1):
-        # a word a lane, the first lane's from before
+        # --- 3. sample the pixels of a word a lane; the first lane's word is the step before's last
         column = start_column + (start_word + lanes) // words
         start_row = (start_word + lanes) % words * length
         x = left + column
@@ -168,7 +168,7 @@ def _changes_kernel(
                 value = (1 - share_y) * above + share_y * below
                 bits |= is_mask(value, inside, threshold, CONTINUOUS).to(tl.int32) << (start + i)
 
-        # its changes: bits that differ from the one before
+        # --- 4. find its changes: bits that differ from the one before
         num_pixels = tl.minimum(length, pixels - start_row)
         before = tl.gather((bits >> (num_pixels - 1)) & 1, tl.maximum(lanes - 1, 0), axis=0)
         position = x.to(tl.int64) * height + (top + start_row)
@@ -221,14 +221,14 @@ def _text_kernel(
     pid = tl.program_id(0)
     number, part = (pid // parts).to(tl.int64), pid % parts
 
-    # an equal share of its runs, in whole blocks
+    # --- 1. find this part's share of the runs, in whole blocks
     changes = tl.load(changes_ptr + number)
     share = tl.cdiv(tl.cdiv(changes + 1, parts), BLOCK) * BLOCK
     first_run = part * share
     if first_run > changes:
         return
 
-    # where its text goes
+    # --- 2. find where its text goes
     begin = _sum(changes_ptr, number * 0, number, SUMMED)
     area = tl.maximum(tl.load(sizes_ptr + number * 2), 0) * tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     known = begin + changes <= capacity
@@ -243,6 +243,7 @@ def _text_kernel(
             tl.store(offsets_ptr + number + 1, end_text)
     last_run = tl.where(known, tl.minimum(first_run + share, changes + 1), first_run)
     ptrs = positions_ptr + begin
+    # --- 3. encode the runs, BLOCK at a time, five bits a character
     for first in range(first_run, last_run, BLOCK):
         run = first + tl.arange(0, BLOCK)
         real = run < last_run

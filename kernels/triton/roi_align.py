@@ -211,7 +211,7 @@ def _forward_kernel(
     UNROLL: tl.constexpr,  # RATIO x RATIO samples, all in a row
     EVEN: tl.constexpr,  # channels are a multiple of CHANNELS
 ):
-    # this program's rows of bins [first, past), columns and channels
+    # --- 1. find this program's rows of bins [first, past), columns and channels
     column_blocks: tl.constexpr = (POOLED_W + COLUMNS - 1) // COLUMNS
     roi = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) // column_blocks * rows
@@ -221,7 +221,7 @@ def _forward_kernel(
     mask_out = (offs_q < POOLED_W)[:, None] & (offs_c < channels)[None, :]
     ptrs_out = out_ptr + ((roi * POOLED_H + first) * POOLED_W + offs_q)[:, None] * channels + offs_c[None, :]
 
-    # the RoI and its map
+    # --- 2. locate the RoI and its map
     image, level, start_x, start_y, roi_w, roi_h, valid = locate_exactly(
         rois_ptr, roi, True, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -240,7 +240,7 @@ def _forward_kernel(
     valid = valid & (height > 0) & (width > 0)
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
-    # whether all of its samples count: the first and the last along both axes
+    # --- 3. test whether all of its samples count: the first and the last along both axes
     samples_y = POOLED_H * samples_of(roi_h, POOLED_H, RATIO)
     samples_x = POOLED_W * samples_of(roi_w, POOLED_W, RATIO)
     inner = is_sampled(start_y, roi_h, samples_y * 0, samples_y, height)
@@ -248,6 +248,7 @@ def _forward_kernel(
     inner = inner & is_sampled(start_x, roi_w, samples_x * 0, samples_x, width)
     inner = inner & is_sampled(start_x, roi_w, samples_x - 1, samples_x, width)
 
+    # --- 4. average the samples of a row of bins at a time, without masks where all samples count
     offs_q = tl.minimum(offs_q, POOLED_W - 1)  # columns beyond the last read what it reads
     mask_c = offs_in < channels // PACK
     MORE: tl.constexpr = CHANNELS // PACK if TILES == 2 else 0

@@ -66,13 +66,14 @@ def _apart_kernel(
     BINS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    # --- 1. find this program's bins and channels
     bin_blocks: tl.constexpr = (POOLED_H * POOLED_W + BINS - 1) // BINS
     roi = (tl.program_id(0) // bin_blocks).to(tl.int64)
     offs_bin = tl.program_id(0) % bin_blocks * BINS + tl.arange(0, BINS)
     offs_c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mask_bin, mask_c = offs_bin < POOLED_H * POOLED_W, offs_c < channels
 
-    # the RoI and its map
+    # --- 2. locate the RoI and its map
     image, level, start_x, start_y, roi_w, roi_h, valid = locate_exactly(
         rois_ptr, roi, True, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -88,7 +89,7 @@ def _apart_kernel(
     valid = valid & (height > 0) & (width > 0)
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
-    # samples of each bin
+    # --- 3. find the samples of each bin, and sum them
     offs_p, offs_q = offs_bin // POOLED_W, offs_bin % POOLED_W
     grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
     num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
@@ -121,7 +122,7 @@ def _apart_kernel(
             acc = tl.fma((dy * dx)[None, :], v11, acc)
     acc = acc * tl.div_rn(1.0, tl.maximum(num_y * num_x, 1.0))
 
-    # write along channels
+    # --- 4. write along channels
     ptrs_out = out_ptr + (roi * (POOLED_H * POOLED_W) + offs_bin)[:, None] * channels + offs_c[None, :]
     tl.store(ptrs_out, tl.trans(acc).to(out_ptr.dtype.element_ty), mask=mask_bin[:, None] & mask_c[None, :])
 

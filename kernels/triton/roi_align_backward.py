@@ -186,6 +186,7 @@ def _backward_kernel(
     GROUP: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
+    # --- 1. locate the tile and its image's RoIs
     level, image, height, width, row, column = _locate_tile(
         tl.program_id(0), batch, height0, height1, height2, height3, height4, width0, width1, width2, width3, width4,
         LEVELS, TILE_Y, TILE_X,
@@ -198,7 +199,7 @@ def _backward_kernel(
 
     acc = tl.zeros([TILE_Y * TILE_X, CHANNELS], dtype=tl.float32)
     for block in range(begin, end, ROIS):
-        # how many bins of each RoI reach the tile
+        # --- 2. count the bins of each RoI that reach the tile
         offs_k = block + tl.arange(0, ROIS)
         ptrs = lines_ptr + offs_k
         scale, low, high = tl.load(ptrs), tl.load(ptrs + columns), tl.load(ptrs + 2 * columns)
@@ -212,19 +213,20 @@ def _backward_kernel(
         total = tl.max(group_ends, 0)
 
         for done in range(0, total, SLOTS):
-            # the next bins: whose they are, and which
+            # --- 3. find the next SLOTS bins: their RoIs, and their places there
             wanted = done + tl.arange(0, SLOTS)
             member, rank = find_roi(ends, group_ends, wanted, GROUP)
             words = words_ptr + (block + member).to(tl.int64) * WORDS
             p, q = find_bin(words, rank, tile_y, tile_x, POOLED_H, POOLED_W)
 
-            # what each gives each pixel, and the sum of it
+            # --- 4. multiply what they give each pixel by their gradients
             weight = tile_weights(words, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
             offs_b = tl.load(words + ROI).to(tl.int32, bitcast=True) * (POOLED_H * POOLED_W) + p * POOLED_W + q
             ptrs_g = grad_ptr + offs_b.to(tl.int64)[:, None] * channels + offs_c[None, :]
             grad = tl.load(ptrs_g, mask=(wanted < total)[:, None] & mask_c[None, :], other=0)
             acc = _add_products(acc, weight, grad, PRECISION)
 
+    # --- 5. store the tile; bin by bin if an inf or NaN may have met a weight of 0
     out = of_level(level, out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr, LEVELS)
     row, column = tile_y.to(tl.int32), tile_x.to(tl.int32)  # two registers fewer in the loop; exact to LARGEST
     out += ((image.to(tl.int64) * height + row) * width + column) * channels

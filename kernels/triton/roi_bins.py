@@ -123,6 +123,7 @@ def _table_kernel(
     offs_k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask_k, mask = offs_k < num_rois, offs_k < columns
     maps = LEVELS * batch
+    # --- 1. find each RoI's column, and where each (level, image) begins
     key = tl.load(keys_ptr + offs_k, mask=mask_k, other=0).to(tl.int32)
     if COMPARED > 0:
         # a RoI stands behind those of lower keys and of its own before it; maps follow the columns, before their RoIs
@@ -145,12 +146,14 @@ def _table_kernel(
         for i in range(tl.max(past - first, 0)):
             tl.store(starts_ptr + first + i, offs_k, mask=first + i < past)
 
+    # --- 2. locate the RoIs
     _, level, x, y, width, height, _ = locate_exactly(
         rois_ptr, roi, mask_k, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
     )
     map_height = of_level(level, height0, height1, height2, height3, height4, LEVELS)
     map_width = of_level(level, width0, width1, width2, width3, width4, LEVELS)
+    # --- 3. write their axes
     lines, words = lines_ptr + offs_k, words_ptr + offs_k.to(tl.int64) * WORDS
     tl.store(words + ROI, roi.to(tl.float32, bitcast=True), mask=mask)
     _write_axis(lines, words, y, height, map_height, mask, columns, POOLED_H, RATIO, TILE_Y)

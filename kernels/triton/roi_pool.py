@@ -125,6 +125,7 @@ def _forward_kernel(
     else:
         step_c = stride_c.to(tl.int64)
 
+    # --- 1. find the pixels of each bin
     image, x1, y1, x2, y2, valid = _locate(rois_ptr, roi, True, batch, spatial_scale)
     top, bottom = _span(y1, y2, (offs_bin // POOLED_W).to(tl.float32), height, POOLED_H)
     left, right = _span(x1, x2, (offs_bin % POOLED_W).to(tl.float32), width, POOLED_W)
@@ -132,6 +133,7 @@ def _forward_kernel(
     filled = (bottom > top) & (right > left)
     bottom = tl.where(filled, bottom, top)
     base = map_ptr + image * stride_b + offs_c[None, :] * step_c
+    # --- 2. take the maximum over them
     best = tl.zeros([BINS, CHANNELS], dtype=tl.float32) + lowest
     where = tl.full([BINS, CHANNELS], -1, dtype=tl.int64)
     for i in range(tl.max(bottom - top, axis=0)):
@@ -144,6 +146,7 @@ def _forward_kernel(
             better = (value > best) & inside[:, None]  # NaN never is
             best = tl.where(better, value, best)
             where = tl.where(better, (y.to(tl.int64) * width + x)[:, None], where)
+    # --- 3. store maxima and their pixels
     best = tl.where(filled[:, None], best, 0.0)
     offs_out = (roi * (POOLED_H * POOLED_W) + offs_bin)[:, None] * channels + offs_c[None, :]
     mask = mask_bin[:, None] & mask_c[None, :]
@@ -184,6 +187,7 @@ def _backward_kernel(
     CHANNELS: tl.constexpr,
     ROIS: tl.constexpr,
 ):
+    # --- 1. locate the tile
     tiles_y, tiles_x = tl.cdiv(height, TILE), tl.cdiv(width, TILE)
     tile = tl.program_id(0)
     image = tile // (tiles_y * tiles_x)
@@ -197,6 +201,7 @@ def _backward_kernel(
     acc = tl.zeros([TILE * TILE, CHANNELS], dtype=tl.float32)
     begin, end = tl.load(starts_ptr + image), tl.load(starts_ptr + image + 1)
     for block in range(begin, end, ROIS):
+        # --- 2. find the RoIs that may reach it, ROIS at a time
         mask_k = block + lanes < end
         members = tl.load(order_ptr + block + lanes, mask=mask_k, other=0)
         _image, x1, y1, x2, y2, valid = _locate(rois_ptr, members, mask_k, batch, spatial_scale)
@@ -204,6 +209,7 @@ def _backward_kernel(
         first_q, past_q = _reached(x1, x2, tile_x, TILE, POOLED_W)
         near = valid & (first_p < past_p) & (first_q < past_q)
         lane = tl.min(tl.where(near, lanes, ROIS), axis=0)
+        # --- 3. add the gradients of their bins whose maximum lies here
         while lane < ROIS:
             roi = tl.load(order_ptr + block + lane).to(tl.int64)
             _same, left, top, right, bottom, _valid = _locate(rois_ptr, roi, True, batch, spatial_scale)
@@ -220,6 +226,7 @@ def _backward_kernel(
                     acc += tl.where(pixels[:, None] == hit[None, :], grad[None, :], 0.0)
             lane = tl.min(tl.where(near & (lanes > lane), lanes, ROIS), axis=0)
 
+    # --- 4. store the tile
     offs_y, offs_x = row + pixels // TILE, column + pixels % TILE
     rows = (image.to(tl.int64) * height + offs_y) * width + offs_x
     mask = ((offs_y < height) & (offs_x < width))[:, None] & mask_c[None, :]

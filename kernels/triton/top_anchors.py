@@ -110,6 +110,7 @@ def _count_digits_kernel(
     SUMMED: tl.constexpr,
     BINS: tl.constexpr,
 ):
+    # --- 1. read the keys of this program's chunk
     tile = tl.program_id(0)
     image = tl.program_id(1)
     level, first = _level_of(tile, pixels0, pixels1, pixels2, pixels3, pixels4, LEVELS, ANCHORS, CHUNK)
@@ -121,7 +122,7 @@ def _count_digits_kernel(
     pitch = of_level(level, pitch0, pitch1, pitch2, pitch3, pitch4, LEVELS)
     key = _score_key(ptrs_logit, _anchor_offsets(index, pitch, ANCHORS), mask, mask).to(tl.uint32)
 
-    # which keys count: those that begin with the digits found so far
+    # --- 2. select the keys that begin with the digits found so far
     state = (image * LEVELS + level) * 3
     matching = mask
     prefix = level * 0
@@ -139,6 +140,7 @@ def _count_digits_kernel(
         tl.store(next_ptr + state, prefix)
         tl.store(next_ptr + state + 1, wanted)
         tl.store(next_ptr + state + 2, 0)
+    # --- 3. count the values of this digit
     digits = ((key >> (24 - 8 * DIGIT)) & (BINS - 1)).to(tl.int32)
     counts = tl.histogram(digits, BINS, mask=matching)
     tl.store(counts_ptr + (image * chunks + tile).to(tl.int64) * BINS + tl.arange(0, BINS), counts)
@@ -182,6 +184,7 @@ def _keep_kernel(
     BINS: tl.constexpr,
     KEPT: tl.constexpr,
 ):
+    # --- 1. read the keys of this program's chunk
     tile = tl.program_id(0)
     image = tl.program_id(1)
     level, first = _level_of(tile, pixels0, pixels1, pixels2, pixels3, pixels4, LEVELS, ANCHORS, CHUNK)
@@ -193,7 +196,7 @@ def _keep_kernel(
     pitch = of_level(level, pitch0, pitch1, pitch2, pitch3, pitch4, LEVELS)
     key = _score_key(ptrs_logit, _anchor_offsets(index, pitch, ANCHORS), mask, mask).to(tl.uint32)
 
-    # the last key that is kept, and how many like it
+    # --- 2. find the last key that is kept, and how many like it
     ptrs_state = state_ptr + (image * LEVELS + level) * 3
     prefix = tl.load(ptrs_state)
     wanted = tl.load(ptrs_state + 1)
@@ -210,7 +213,7 @@ def _keep_kernel(
         ties += tl.load(ptrs_counts + chunk.to(tl.int64) * BINS + digit, mask=chunk < tile - first, other=0)
     ties = tl.sum(ties, axis=0)
 
-    # better ones wherever there is room; equal ones behind all of these, by place
+    # --- 3. store better keys wherever there is room, equal ones behind all of these by place
     position = tl.cumsum(better.to(tl.int32) + (equal.to(tl.int32) << 16), axis=0)
     num_better = tl.sum(better.to(tl.int32), axis=0)
     begin = tl.atomic_add(ptrs_state + 2, num_better, sem="relaxed")
