@@ -19,7 +19,7 @@ class Case(NamedTuple):
         providers: by name, functions without arguments; the first one's answer is what the others must agree with.
         agree: the rule for that.
         inputs: shapes and dtypes, for the report.
-        least_bytes: that must be moved; None: what binds is something else.
+        min_bytes: that must be moved; None: what binds is something else.
         rules: other rules, of providers that round more.
         sample: compare ours with the literal reference on a few of the inputs; for where torchvision is missing.
         capturable: by provider, what of its run never waits for the device: captured in a CUDA graph for device times.
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     providers: Mapping[str, Callable[[], Any]]
     agree: Rule
     inputs: str
-    least_bytes: int | None = None
+    min_bytes: int | None = None
     rules: Mapping[str, Rule] = {}
     sample: Callable[[], None] | None = None
     capturable: Mapping[str, Callable[[], Any]] = {}

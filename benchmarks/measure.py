@@ -163,7 +163,7 @@ def facts(case: Checked, provider: str) -> dict[str, Any]:
     return {
         "provider": provider,
         "inputs": first.inputs,
-        "least_bytes": first.least_bytes,
+        "min_bytes": first.min_bytes,
         "scales": case.entry.scales,
         "first_call": case.first_call[provider],
         "peak_memory": peak_memory(case, provider),

@@ -51,8 +51,8 @@ def bars(figure: "Figure", found: dict[str, Any]) -> bool:
             axes.text(time, y, f" {time:.3g}  {provider}", va="center", fontsize=6)
             y += 1
         info = next(iter(rows.values()))["extra_info"]
-        if info["least_bytes"] is not None:
-            floor = 1e3 * info["least_bytes"] / info["copy_bandwidth"]
+        if info["min_bytes"] is not None:
+            floor = 1e3 * info["min_bytes"] / info["copy_bandwidth"]
             axes.plot([floor, floor], [first - 0.5, y - 0.5], color="#c0392b", linewidth=1.2)
         labels.append(((first + y - 1) / 2, name))
         y += 0.6
@@ -72,13 +72,13 @@ def bandwidth(figure: "Figure", found: dict[str, Any]) -> bool:
     for name, rows in found.items():
         for provider, row in rows.items():
             info = row["extra_info"]
-            if info["least_bytes"] is None or not (is_ours(provider) or provider == next(iter(rows))):
+            if info["min_bytes"] is None or not (is_ours(provider) or provider == next(iter(rows))):
                 continue
             speed = info["copy_bandwidth"]
-            rate = info["least_bytes"] / row["stats"]["median"]
-            axes.scatter(info["least_bytes"], rate, s=18, color=OURS[0] if is_ours(provider) else BASELINES[0])
+            rate = info["min_bytes"] / row["stats"]["median"]
+            axes.scatter(info["min_bytes"], rate, s=18, color=OURS[0] if is_ours(provider) else BASELINES[0])
             if is_ours(provider):
-                axes.annotate(name, (info["least_bytes"], rate), fontsize=5, xytext=(3, 2), textcoords="offset points")
+                axes.annotate(name, (info["min_bytes"], rate), fontsize=5, xytext=(3, 2), textcoords="offset points")
     if not speed:
         return False
     axes.axhline(speed, color="#c0392b", linewidth=1.2)

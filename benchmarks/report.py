@@ -64,7 +64,7 @@ def line(title: str, baselines: dict[str, Row], ours: Row) -> str:
     times = [row["stats"]["median"] for baseline, row in baselines.items() if baseline != PATCHED]
     cells.append(ratio(times[0] / time) if times else "")
     cells.append(ratio(min(times) / time) if len(times) > 1 else "")
-    moved = info["least_bytes"]
+    moved = info["min_bytes"]
     cells.append("" if moved is None else f"{moved / time / info['copy_bandwidth']:.1%}")
     return f"| {' | '.join(cells)} |"
 
@@ -82,7 +82,7 @@ def memory(results: dict[str, Any]) -> str:
     """Peak memory of whole models; nothing where the device does not say."""
     lines = []
     for name, rows in groups(results).items():
-        if rows[next(iter(rows))]["extra_info"]["least_bytes"] is None:
+        if rows[next(iter(rows))]["extra_info"]["min_bytes"] is None:
             known = {provider: row["extra_info"]["peak_memory"] for provider, row in rows.items()}
             cells = [f"{provider} {size / 2**20:.0f}" for provider, size in known.items() if size is not None]
             lines += [f"| {name} | {', '.join(cells)} |"] if cells else []

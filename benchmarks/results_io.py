@@ -24,7 +24,7 @@ def where(results: dict[str, Any]) -> str:
     commits = " and ".join(dict.fromkeys(str(row["extra_info"]["commit"]) for row in results["benchmarks"]))
     versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "torchvision", "triton") if first[name])
     infos = [row["extra_info"] for row in results["benchmarks"]]
-    speeds = dict.fromkeys(f"{info['copy_bandwidth'] / 1e9:.0f}" for info in infos if info["least_bytes"] is not None)
+    speeds = dict.fromkeys(f"{info['copy_bandwidth'] / 1e9:.0f}" for info in infos if info["min_bytes"] is not None)
     return (
         f"{first['device']}; {versions}, fastmask {first['fastmask']} at {commits}, "
         f"{results['datetime'][:10]}{', ' + tuned if (tuned := tuned_values(first)) else ''}. "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastmask
 from fastmask.benchmarks.cases.model import settled_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, textured
 from fastmask.benchmarks.measure import name_of, versions, wait_for
 from fastmask.benchmarks.stages import Stage, milliseconds, staged
 from fastmask.inference.program import Inputs, Program
@@ -33,12 +33,12 @@ Save = Callable[[dict[str, Any]], None]
 def calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
     """Whole calls, with and without mask_buckets, where all and few detections are found."""
     runs: dict[str, Stage] = {}
-    (found,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([image])
+    (found,) = fastmask.Predictor(model, PADDED_SIZE, dtype=dtype)([image])
     before = model.roi_heads.score_thresh
     for number in (len(found["scores"]), 7):
         model.roi_heads.score_thresh = before if number != 7 else float(found["scores"][7])
         for buckets in (False, True):
-            predictor = fastmask.Predictor(model, IMAGE, dtype=dtype, mask_buckets=buckets)
+            predictor = fastmask.Predictor(model, PADDED_SIZE, dtype=dtype, mask_buckets=buckets)
             name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
             runs[name] = functools.partial(predictor, [image])
     model.roi_heads.score_thresh = before
@@ -78,7 +78,7 @@ def timeline(device: torch.device, dtype: torch.dtype, rounds: int, save: Save =
     model = settled_model("fastmask", device)
     program = Program(prepared(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     image = (textured(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
-    pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
+    pixels = program.empty_pixels(1, PADDED_SIZE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
     parts, whole = staged(program, inputs, rounds, functools.partial(add, "stages"))

@@ -30,7 +30,7 @@ def decode_boxes(
     scores: Tensor,
     count: Tensor | None,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
     above: bool,
@@ -38,7 +38,7 @@ def decode_boxes(
     """Shapes as in fallback.decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
 
     (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and stretch these by
-    e^dw and e^dh, at most e^most_growth. Source: Fast R-CNN, appendix C.
+    e^dw and e^dh, at most e^xform_clip. Source: Fast R-CNN, appendix C.
     """
     batch, num = deltas.shape[:2]
     boxes = torch.zeros(batch, num, 4, dtype=torch.float64)
@@ -50,7 +50,7 @@ def decode_boxes(
                 low, high = (float(references[b, reference, axis + end]) for end in (0, 2))
                 shift = float(deltas[b, n, axis]) / weights[axis]
                 growth = float(deltas[b, n, axis + 2]) / weights[axis + 2]
-                growth = most_growth if growth > most_growth else growth
+                growth = xform_clip if growth > xform_clip else growth
                 center = (low + high) / 2 + shift * (high - low)
                 half = math.exp(growth) * (high - low) / 2
                 for end, value in ((0, center - half), (2, center + half)):
@@ -72,7 +72,7 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +96,7 @@ def decode_levels(
                 place -= each * delta.shape[2] * width
     scores = logits.double().sigmoid()
     boxes, valid = decode_boxes(
-        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+        chosen, anchors[index], sizes, scores, None, weights, xform_clip, min_size, min_score, above=False
     )
     return boxes, scores, valid
 
@@ -109,7 +109,7 @@ def select_candidates(
     count: Tensor,
     slots: int,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,7 +130,7 @@ def select_candidates(
             above = [label for label in range(1, logits.shape[1]) if float(share[label]) > min_score]
             for slot, label in enumerate(above[:slots]):
                 box, score = references[b : b + 1, p : p + 1], share[label].view(1, 1)
-                limits = (weights, most_growth, min_size, min_score)
+                limits = (weights, xform_clip, min_size, min_score)
                 found, counts = decode_boxes(
                     deltas[roi, label].view(1, 1, 4), box, sizes[b : b + 1], score, None, *limits, above=True
                 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-def least_bytes(op: Callable[..., Any], *args: Any) -> int:
+def min_bytes(op: Callable[..., Any], *args: Any) -> int:
     """Each tensor that goes in read once and each that comes out written once, in bytes.
 
     Args:

@@ -34,7 +34,7 @@ _files: dict[tuple[Path, str], Table] = {}  # what was read, by file and the dev
 _lock = threading.Lock()
 
 
-def tuned(name: str, default: T, device: torch.device) -> T:
+def tuned_value(name: str, default: T, device: torch.device) -> T:
     """A knob's value on a device, or its default."""
     table = _tables.get(device)
     if table is None:
@@ -42,11 +42,11 @@ def tuned(name: str, default: T, device: torch.device) -> T:
     return table.get(name, default)  # type: ignore[no-any-return]
 
 
-def tuned_at(
+def tuned_value_at(
     name: str, default: T, device: torch.device, size: Sequence[int] | str, batch: int, dtype: torch.dtype
 ) -> T:
     """A Predictor's setting on a device at one shape, or its default, which "exact" sizes always have."""
-    return default if isinstance(size, str) else tuned(name_at(name, size, batch, dtype), default, device)
+    return default if isinstance(size, str) else tuned_value(name_at(name, size, batch, dtype), default, device)
 
 
 def values_on(device: torch.device) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def read_values(path: Path, name: str) -> tuple[dict[str, Any], list[str]]:
 
 
 @contextlib.contextmanager
-def overridden(device: torch.device, values: Mapping[str, Any]) -> Iterator[None]:
+def override(device: torch.device, values: Mapping[str, Any]) -> Iterator[None]:
     """Inside, these are a device's values, and no file's; for what tries them out, in one thread."""
     before = _tables.get(device)
     _tables[device] = MappingProxyType(dict(values))

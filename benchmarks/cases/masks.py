@@ -15,7 +15,7 @@ from fastmask.benchmarks.inputs import IMAGE_SIZE, blob_masks
 from fastmask.kernels import reference
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 from fastmask.ops.masks import LIKELY, choose_capacity
 
 SAMPLE = 2  # masks that are compared with the literal reference
@@ -73,7 +73,7 @@ def paste(
     inputs = f"{num} masks of 28 x 28 float32 on {size}, {kind}"
     args = (masks[:, 0], boxes, *size, output, 0.5, continuous, False, 1)
     capturable = {"fastmask": lambda: paste_masks_op(*args)}
-    return Case(providers, agree, inputs, least_bytes(paste_masks_op, *args), sample=sample, capturable=capturable)
+    return Case(providers, agree, inputs, min_bytes(paste_masks_op, *args), sample=sample, capturable=capturable)
 
 
 def encode(
@@ -105,7 +105,7 @@ def encode(
     inputs = f"{num} masks of 28 x 28 float32 on {size}; baseline: paste, then {ENCODER}"
     sizes = torch.tensor([size] * num, device=device)
     options = (0.5, False, False, 1)
-    moved = least_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
+    moved = min_bytes(encode_masks_op, masks[:, 0], boxes, sizes, num * LIKELY, *options)
     capacity = choose_capacity(num, size[1])
     capturable = {"fastmask": lambda: encode_masks_op(masks[:, 0], boxes, sizes, capacity, *options)}
     return Case(providers, agree, inputs, moved, sample=sample, capturable=capturable)

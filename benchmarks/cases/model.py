@@ -14,7 +14,7 @@ from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
 from fastmask.benchmarks.calibrate import settle
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry, Rule
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, boxes_in, textured
 from fastmask.evaluation.agreement import matched_share
 
 ROUNDS = 5
@@ -110,7 +110,7 @@ def compiled(device: torch.device) -> Any:
 @functools.cache
 def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, tf32: bool) -> fastmask.Predictor:
     """A Predictor for all sets of inputs; ``tf32``: what its graphs are captured with."""
-    return fastmask.Predictor(settled_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
+    return fastmask.Predictor(settled_model("fastmask", device), PADDED_SIZE, batch, dtype, masks=masks)
 
 
 def predicting(
@@ -151,7 +151,7 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
     ``frozen`` is what both libraries train from a pretrained backbone: norms fixed, the first two stages too.
     """
     on_cuda = device.type == "cuda"
-    batch, size = (12, IMAGE) if on_cuda else (2, (256, 320))
+    batch, size = (12, PADDED_SIZE) if on_cuda else (2, (256, 320))
     images = [textured(generator, size).to(device) for _ in range(batch)]
     targets = [drawn_targets(generator, size, device) for _ in range(batch)]
 

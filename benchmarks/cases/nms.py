@@ -12,7 +12,7 @@ from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
 from fastmask.benchmarks.inputs import IMAGE_SIZE, boxes_in, clustered_boxes
 from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 
 SAMPLE = 200  # boxes that are compared with the literal reference
 LEVELS = [1000, 1000, 1000, 1000, 819]  # candidates that an RPN keeps of each level of a padded image of 800 x 1344
@@ -48,7 +48,7 @@ def batched_nms(
         indices: Tensor = nms_padded_op(*args)[0][0]
         return indices
 
-    moved = least_bytes(nms_padded_op, *args)
+    moved = min_bytes(nms_padded_op, *args)
     return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": padded})
 
 
@@ -85,7 +85,7 @@ def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None 
         assert indices[0, : count[0]].tolist() == expected, "kept boxes differ"
 
     inputs = f"{batch} x 4819 random boxes float32 in 5 levels, each by score, IoU 0.7, 1000 kept"
-    moved = least_bytes(nms_padded_op, boxes, scores, None, None, 0.7, 1000, 0, LEVELS)
+    moved = min_bytes(nms_padded_op, boxes, scores, None, None, 0.7, 1000, 0, LEVELS)
     return Case(providers, agree, inputs, moved, sample=sample, capturable={"fastmask": ours})
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, Entry
-from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
+from fastmask.benchmarks.inputs import PADDED_SIZE, STRIDES, boxes_in, pyramid
 from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
-from fastmask.kernels.roofline import least_bytes
+from fastmask.kernels.roofline import min_bytes
 
 GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
 SAMPLE = 4  # RoIs that are compared with the literal reference
@@ -32,7 +32,7 @@ def roi_align(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
     way: str = "forward",
-    size: tuple[int, int] = IMAGE,
+    size: tuple[int, int] = PADDED_SIZE,
 ) -> Case:
     """``num``: RoIs an image; ``way``: "forward", "backward" alone, or "both"; ``size``: of padded images.
 
@@ -104,7 +104,7 @@ def roi_align(
         calls.append((multilevel_roi_align_op, forward_args))
     if way != "forward":
         calls.append((multilevel_roi_align_backward_op, backward_args))
-    moved = sum(least_bytes(op, *args) for op, args in calls)
+    moved = sum(min_bytes(op, *args) for op, args in calls)
 
     def run_ops() -> list[Any]:
         return [op(*args) for op, args in calls]
@@ -118,8 +118,8 @@ def rois_of_images(boxes: list[Tensor]) -> Tensor:
 
 
 def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500) -> Case:
-    features = torch.randn(1, 256, IMAGE[0] // 8, IMAGE[1] // 8, generator=generator).to(device)
-    boxes = [boxes_in(generator, num, IMAGE).to(device)]
+    features = torch.randn(1, 256, PADDED_SIZE[0] // 8, PADDED_SIZE[1] // 8, generator=generator).to(device)
+    boxes = [boxes_in(generator, num, PADDED_SIZE).to(device)]
     providers: dict[str, Callable[[], Any]] = {}
     if HAS_TORCHVISION:
         import torchvision
@@ -135,10 +135,10 @@ def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500
         expected, _ = reference.roi_pool(features[:, :8].cpu(), rois, 0.125, 7, 7)
         agree(ops.roi_pool(features, [boxes[0][:SAMPLE]], 7, 0.125)[:, :8].cpu(), expected)
 
-    inputs = f"P3 of {IMAGE} x 256 float32, {num} RoIs, 7 x 7"
+    inputs = f"P3 of {PADDED_SIZE} x 256 float32, {num} RoIs, 7 x 7"
     args = (features, rois_of_images(boxes), 0.125, 7, 7)
     capturable = {"fastmask": lambda: roi_pool_op(*args)[0]}
-    return Case(providers, agree, inputs, least_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
+    return Case(providers, agree, inputs, min_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)
 
 
 def entry(*, chosen: bool = True, rois: int | None = None, images: int | None = None, **options: Any) -> Entry:

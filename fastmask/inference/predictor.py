@@ -19,7 +19,7 @@ from fastmask.inference.resize import Fitting
 from fastmask.inference.unpack import Found, Pending, answers, forget_frames, naming_bytes
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
-from fastmask.kernels.tuning import tuned_at
+from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSED, Fuse, KnownAnchors, choose_fuse, prepared
@@ -111,12 +111,12 @@ class Predictor:
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         usual: Fuse = choose_fuse(self.device)
-        asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
+        asked = tuned_value_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
         ready = prepared(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
-            mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
+            mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         self.fitting = Fitting(ready.transform, "exact" if size == "exact" else check_pair("size", size, 1))

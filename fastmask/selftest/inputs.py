@@ -13,7 +13,7 @@ def draw_boxes(num: int, size: tuple[int, int] = (200, 300), largest: float = 15
     return torch.cat([center - sides / 2, center + sides / 2], 1)
 
 
-def hostile_boxes(size: tuple[int, int] = (200, 300)) -> Tensor:
+def adversarial_boxes(size: tuple[int, int] = (200, 300)) -> Tensor:
     """One of each: no area, inverted, whole image, out of it on every side, huge, tiny, halves, NaN and inf."""
     h, w = size
     rows = [

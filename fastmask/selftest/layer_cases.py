@@ -16,7 +16,7 @@ from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.kernels.top_anchors import top_anchors_op
-from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
+from fastmask.selftest.inputs import INF, NAN, adversarial_boxes, draw_boxes
 from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
 
 CHANNELS, OUTPUTS, ANCHORS, CLASSES = 256, 128, 3, 5
@@ -192,8 +192,8 @@ def _draw_deltas(dtype: torch.dtype, kind: str) -> list[Tensor]:
     num = count_of(kind, 40)
     boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
     if kind == "adversarial":
-        hostile = hostile_boxes()
-        boxes[:, : len(hostile)] = hostile
+        adversarial = adversarial_boxes()
+        boxes[:, : len(adversarial)] = adversarial
     deltas = _draw(2, 3 * num, 4, dtype=dtype, kind=kind)
     scores = (torch.rand(2, 3 * num) * 8).round() / 8
     return [deltas, boxes, torch.tensor(SIZES), scores, torch.tensor([num, num // 2])]

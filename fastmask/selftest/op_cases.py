@@ -15,11 +15,11 @@ from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import level_limits
 from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.inputs import (
+    adversarial_boxes,
     away_from_limits,
     draw_boxes,
     draw_masks,
     draw_pyramid,
-    hostile_boxes,
     pyramid_scales,
     with_images,
 )
@@ -64,7 +64,7 @@ def list_op_cases() -> list[OpCase]:
 
 def _draw_boxes(num: int, kind: str, size: tuple[int, int] = (200, 300), largest: float = 150) -> Tensor:
     boxes = draw_boxes(count_of(kind, num), size, largest)
-    return torch.cat([boxes, hostile_boxes(size)]) if kind == "adversarial" else boxes
+    return torch.cat([boxes, adversarial_boxes(size)]) if kind == "adversarial" else boxes
 
 
 def _draw_rois(num: int, kind: str) -> Tensor:
@@ -162,8 +162,8 @@ def _draw_groups(dtype: torch.dtype, kind: str) -> list[Tensor]:
     boxes = torch.stack([draw_boxes(num, largest=60) for _ in range(2)])
     scores = torch.rand(2, num)
     if kind == "adversarial":
-        hostile = hostile_boxes()
-        boxes[:, : len(hostile)], boxes[:, 50:80] = hostile, boxes[:, 100:130]
+        adversarial = adversarial_boxes()
+        boxes[:, : len(adversarial)], boxes[:, 50:80] = adversarial, boxes[:, 100:130]
         scores[:, ::5], scores[:, 1::9], scores[:, 2::9] = 0.5, torch.nan, -torch.inf
     groups = torch.rand(2, num).square().mul(3).long()  # the first is the largest
     return [boxes.to(dtype), scores, groups, torch.rand(2, num) < 0.9]

@@ -19,7 +19,7 @@ def decode_boxes(
     scores: Tensor,
     count: Tensor | None,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
     above: bool,
@@ -32,7 +32,7 @@ def decode_boxes(
     each = references.shape[1]
     alone = each == deltas.shape[1]  # also where both are 0, which says nothing of how many there are on each
     grouped = deltas[:, :, None] if alone else deltas.unflatten(1, (each, -1))
-    boxes = clip(decode(grouped, references[:, :, None], weights, most_growth), sizes).flatten(1, 2)
+    boxes = clip(decode(grouped, references[:, :, None], weights, xform_clip), sizes).flatten(1, 2)
     valid = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(2) & (
         scores > min_score if above else scores >= min_score
     )
@@ -50,7 +50,7 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ def decode_levels(
     scores = logits.to(compute_dtype(logits)).sigmoid()
     chosen = every.gather(1, index[:, :, None].expand(-1, -1, 4))
     boxes, valid = decode_boxes(
-        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+        chosen, anchors[index], sizes, scores, None, weights, xform_clip, min_size, min_score, above=False
     )
     return boxes, scores, valid
 
@@ -78,7 +78,7 @@ def select_candidates(
     count: Tensor,
     slots: int,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -100,13 +100,13 @@ def select_candidates(
     chosen = deltas.gather(1, labels[:, :, None].expand(-1, -1, 4)).view(*shape, 4)
     scores, labels, filled = (values.view(shape) for values in (scores.gather(1, labels), labels, filled))
     boxes, valid = decode_boxes(
-        chosen, references, sizes, scores, None, weights, most_growth, min_size, min_score, above=True
+        chosen, references, sizes, scores, None, weights, xform_clip, min_size, min_score, above=True
     )
     valid = valid & filled
     return boxes.where(valid[:, :, None], 0), labels.where(valid, 0), scores.where(valid, 0), valid
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], most_growth: float) -> Tensor:
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], xform_clip: float) -> Tensor:
     """Deltas [..., 4] on boxes [..., 4] (broadcast) -> boxes [..., 4]. Source: Fast R-CNN, appendix C."""
     if deltas.dtype not in (torch.float32, torch.float64):
         deltas = deltas.float()  # bfloat16 cannot tell pixels apart from 256 on
@@ -114,7 +114,7 @@ def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], most_growth:
     size = boxes[..., 2:] - boxes[..., :2]
     center = boxes[..., :2] + 0.5 * size
     shift = _divided(deltas[..., :2], weights[0], weights[1])
-    growth = _divided(deltas[..., 2:], weights[2], weights[3]).clamp(max=most_growth)
+    growth = _divided(deltas[..., 2:], weights[2], weights[3]).clamp(max=xform_clip)
     center = shift * size + center
     half = 0.5 * (torch.exp(growth) * size)
     return torch.cat((center - half, center + half), dim=-1)

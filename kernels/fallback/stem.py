@@ -9,7 +9,7 @@ from fastmask.kernels.fallback import bias_act as bias_act_fallback
 CHANNELS = 3  # of an image
 STRIDE = 2
 PIXEL = 4  # elements from one pixel to the next where the kernel takes them, and of one in arranged weights
-LEAST_DEPTH, MOST_DEPTH = 16, 32  # elements of a window's row: what a tensor core takes at least, eight pixels
+MIN_DEPTH, MAX_DEPTH = 16, 32  # elements of a window's row: what a tensor core takes at least, eight pixels
 
 
 def has_gaps(x: Tensor) -> bool:
@@ -22,7 +22,7 @@ def has_gaps(x: Tensor) -> bool:
 def row_depth(kernel_size: int, padding: int) -> int:
     """Elements of a window's row as the kernel reads it: whole pairs of pixels, as many as a power of 2."""
     elements = PIXEL * (padding % STRIDE + kernel_size)
-    return max(1 << (elements - 1).bit_length(), LEAST_DEPTH)
+    return max(1 << (elements - 1).bit_length(), MIN_DEPTH)
 
 
 def arrange_weight(weight: Tensor, padding: int) -> Tensor:

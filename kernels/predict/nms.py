@@ -130,7 +130,7 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
 
 def _window(blocks: int, largest: int) -> int:
     reach = min(-(-(largest - 1) // BLOCK) + 1, blocks)
-    return min(reach, max(nms_triton.MOST_WORDS // (blocks * BLOCK), nms_triton.LEAST_WINDOW))
+    return min(reach, max(nms_triton.MAX_WORDS // (blocks * BLOCK), nms_triton.MIN_WINDOW))
 
 
 def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int] | None) -> Placed:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES
+from fastmask.kernels.predict.inputs import CHANNELS, LIMITS, PADDED_SIZE, STRIDES
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.predict.roi_align import POOLED, RATIO, SCALES, levels_of, rois_of
 from fastmask.kernels.triton import roi_align_backward as gpu, roi_bins as roi_bins_triton
@@ -21,7 +21,7 @@ def build(
     num: int,
     batch: int,
     dtype: torch.dtype,
-    size: tuple[int, int] = IMAGE,
+    size: tuple[int, int] = PADDED_SIZE,
     channels: int = CHANNELS,
 ) -> Built:
     rois = rois_of(generator, num, batch, size)

@@ -23,7 +23,7 @@ from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.triton.decode import TYPES, decode_axis
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
-MOST_CLASSES = 2048  # beyond it, plain PyTorch
+MAX_CLASSES = 2048  # beyond it, plain PyTorch
 OF_WARP = 256  # classes, eight a lane
 STRIDES = ("stride_logits", "stride_deltas")
 
@@ -51,7 +51,7 @@ def _select_kernel(
     weight_y,
     weight_w,
     weight_h,
-    most_growth,
+    xform_clip,
     min_size,
     min_score,
     # constants
@@ -78,8 +78,8 @@ def _select_kernel(
     ptrs_box = references_ptr + roi * 4 + label * 0
     height = tl.load(sizes_ptr + image * 2).to(tl.float32)
     width = tl.load(sizes_ptr + image * 2 + 1).to(tl.float32)
-    x1, x2 = decode_axis(ptrs_delta, ptrs_box, fills, weight_x, weight_w, most_growth, width)
-    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, fills, weight_y, weight_h, most_growth, height)
+    x1, x2 = decode_axis(ptrs_delta, ptrs_box, fills, weight_x, weight_w, xform_clip, width)
+    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, fills, weight_y, weight_h, xform_clip, height)
     valid = fills & (x2 - x1 >= min_size) & (y2 - y1 >= min_size)
     place = roi * slots + slot
     ptrs_out = boxes_ptr + place * 4
@@ -110,16 +110,16 @@ def select_candidates(
     count: Tensor,
     slots: int,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shapes as in fallback.decode.select_candidates. float64, and more classes than MOST_CLASSES, take the
+    """Shapes as in fallback.decode.select_candidates. float64, and more classes than MAX_CLASSES, take the
     eager fallback."""
     classes = logits.shape[1]
-    if compute_dtype(logits, deltas, references) == torch.float64 or classes > MOST_CLASSES:
+    if compute_dtype(logits, deltas, references) == torch.float64 or classes > MAX_CLASSES:
         return decode_fallback.select_candidates(
-            logits, deltas, references, sizes, count, slots, weights, most_growth, min_size, min_score
+            logits, deltas, references, sizes, count, slots, weights, xform_clip, min_size, min_score
         )
     batch, each = references.shape[:2]
     boxes, scores = (logits.new_empty((batch, each * slots, *shape), dtype=torch.float32) for shape in ((4,), ()))
@@ -151,7 +151,7 @@ def select_candidates(
             stride_deltas=deltas.stride(0),
             # what counts
             **dict(zip(("weight_x", "weight_y", "weight_w", "weight_h"), map(float, weights), strict=True)),
-            most_growth=most_growth,
+            xform_clip=xform_clip,
             min_size=min_size,
             min_score=min_score,
             # constants

@@ -29,13 +29,13 @@ from fastmask.kernels.triton.roi_geometry import (
     pad_levels,
     strides_of,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 64  # of a program
 NUM_WARPS = 4
 COPY_TAPS = 1  # a pixel that copies pay from
-MOST_BYTES = 2**30  # of all copies together: larger maps are read where they are
+MAX_BYTES = 2**30  # of all copies together: larger maps are read where they are
 
 # the values of all levels stand on one line
 # fmt: off
@@ -62,7 +62,7 @@ def _copy_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # --- 1. locate the tile; neighboring programs have the channels of the same pixels, to fill pages of memory together
+    # --- 1. locate the tile: neighboring programs have the same pixels' channels, to fill pages of memory together
     blocks = tl.cdiv(channels, CHANNELS)
     tile = tl.program_id(0) // blocks
     level = tl.full([], 0, tl.int32)
@@ -109,8 +109,8 @@ def is_worth_it(features: Sequence[Tensor], taps: int) -> bool:
     """Whether so many taps will be read that copies of all maps pay, and whether there is room for these."""
     pixels = sum(feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features)
     size = sum(feature.numel() * feature.element_size() for feature in features)
-    enough = tuned("roi_align.copy_taps", COPY_TAPS, features[0].device) * pixels
-    return taps > enough and size <= MOST_BYTES
+    enough = tuned_value("roi_align.copy_taps", COPY_TAPS, features[0].device) * pixels
+    return taps > enough and size <= MAX_BYTES
 
 
 def copy(features: Sequence[Tensor]) -> list[Tensor]:

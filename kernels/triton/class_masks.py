@@ -43,7 +43,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 QUARTERS = 2  # of the deconvolution's kernel that a program computes
 # Pixels and channels of a program. The channels that it sums over are read at once, and the pixels' only once ...
 AT_ONCE = {"ROWS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 1}
-MOST_DEPTH = 256  # ... if they are no more than these, of a half type, and a program may have so much shared memory;
+MAX_DEPTH = 256  # ... if they are no more than these, of a half type, and a program may have so much shared memory;
 SHARED = 98_304  # bytes
 # or DEPTH at a time, the pixels' again for each of the COLUMNS.
 IN_STEPS = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 1}
@@ -203,7 +203,7 @@ def class_masks(
 def tile_of(dtype: torch.dtype, channels: int, shared: float) -> dict[str, int]:
     """A program's constants, for a device with so many bytes of shared memory a program."""
     depth = max(triton.next_power_of_2(channels), 16)
-    at_once = dtype != torch.float32 and depth <= MOST_DEPTH and shared >= SHARED
+    at_once = dtype != torch.float32 and depth <= MAX_DEPTH and shared >= SHARED
     return (AT_ONCE | {"DEPTH": depth} if at_once else IN_STEPS) | {"AT_ONCE": at_once}
 
 

@@ -61,7 +61,7 @@ def _decode_levels_kernel(
     weight_y,
     weight_w,
     weight_h,
-    most_growth,
+    xform_clip,
     min_size,
     min_score,
     # constants
@@ -90,8 +90,8 @@ def _decode_levels_kernel(
     ptrs_box = anchors_ptr + (first_anchor + place) * 4
     height = tl.load(sizes_ptr + image * 2).to(tl.float32)
     width = tl.load(sizes_ptr + image * 2 + 1).to(tl.float32)
-    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, most_growth, width)
-    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, most_growth, height)
+    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, xform_clip, width)
+    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, xform_clip, height)
     score = sigmoid(tl.load(logits_ptr + row, mask=mask, other=0).to(tl.float32))
     valid = (x2 - x1 >= min_size) & (y2 - y1 >= min_size) & (score >= min_score)
     ptrs_out = boxes_ptr + row * 4
@@ -111,14 +111,14 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes as in fallback.decode.decode_levels. float64, and more levels than MAX_LEVELS, are plain PyTorch's."""
     if compute_dtype(logits, *deltas, anchors) == torch.float64 or len(deltas) > MAX_LEVELS:
         return decode_fallback.decode_levels(
-            logits, index, lengths, deltas, anchors, sizes, weights, most_growth, min_size, min_score
+            logits, index, lengths, deltas, anchors, sizes, weights, xform_clip, min_size, min_score
         )
     batch, num = logits.shape
     boxes, scores = (logits.new_empty((batch, num, *shape), dtype=torch.float32) for shape in ((4,), ()))
@@ -143,7 +143,7 @@ def decode_levels(
             **by_level("anchors{}", numbers),
             # what counts
             **dict(zip(("weight_x", "weight_y", "weight_w", "weight_h"), map(float, weights), strict=True)),
-            most_growth=most_growth,
+            xform_clip=xform_clip,
             min_size=min_size,
             min_score=min_score,
             # constants

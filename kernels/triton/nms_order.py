@@ -28,7 +28,7 @@ COUNTED, COMPARED = 32, 256  # boxes of a program that count, and boxes of a ste
 COUNT_WARPS = 8
 PLACED = 128  # boxes of a program of the small kernels
 RUN = 1024  # scores of a step of a running minimum
-MOST_RUNS = 8  # that binary searches go through side by side
+MAX_RUNS = 8  # that binary searches go through side by side
 # of pointers that kernels of NMS share, for their variants
 TYPES = {
     **pointers("i64", "groups", "labels", "order", "sorted", "keep_words", "indices", "count"),

@@ -33,7 +33,7 @@ from fastmask.kernels.triton.nms_order import BLOCK, TYPES
 from fastmask.kernels.variant import Variant
 
 SPLITS = 16  # programs of a block of rows
-MOST_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
+MAX_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
 COLUMNS = 16  # that a program tests at once, two rows a thread
 SMALLEST_THRESHOLD = 2.0**-20
 SMALLEST_AREA = tl.constexpr(2.0**-80)
@@ -41,7 +41,7 @@ SMALLEST_AREA = tl.constexpr(2.0**-80)
 
 def splits_of(blocks: int, window: int, splits: int) -> int:
     """How many programs a block of rows has, of ``splits`` at the most."""
-    return min(splits, window, max(MOST_PROGRAMS // blocks, 1))
+    return min(splits, window, max(MAX_PROGRAMS // blocks, 1))
 
 
 def columns_of(few: bool, test: str) -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
-from fastmask.kernels.triton.nms_order import BLOCK, MOST_RUNS, RUN, TYPES, _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.triton.nms_order import BLOCK, MAX_RUNS, RUN, TYPES, _fill_rest, _place, _score_key, _takes_part
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 
@@ -104,13 +104,13 @@ def _merge_kernel(
     DIVIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     MERGED: tl.constexpr,
-    MOST_RUNS: tl.constexpr,
+    MAX_RUNS: tl.constexpr,
 ):
     position = tl.program_id(0) * MERGED + tl.arange(0, MERGED)
     mask = position < filled
     image = position // num
     index = position - image * num
-    every = tl.arange(0, MOST_RUNS)[:, None]
+    every = tl.arange(0, MAX_RUNS)[:, None]
     start = _run_end(every - 1, end0, end1, end2, end3, end4, end5, end6, end7)
     end = _run_end(every, end0, end1, end2, end3, end4, end5, end6, end7)
     own = tl.sum((end <= index[None, :]).to(tl.int32), axis=0)  # the run that the box is in
@@ -150,7 +150,7 @@ def variants() -> Iterator[Variant]:
             f"NMS, merged, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}",
             _merge_kernel,
             TYPES | pointers(dtype, "boxes") | pointers("i32", "keys"),
-            {"HAS_VALID": padded, "DIVIDE": divide, "BLOCK": BLOCK, "MERGED": MERGED, "MOST_RUNS": MOST_RUNS},
+            {"HAS_VALID": padded, "DIVIDE": divide, "BLOCK": BLOCK, "MERGED": MERGED, "MAX_RUNS": MAX_RUNS},
             {"num_warps": 4},
             default=padded,
         )

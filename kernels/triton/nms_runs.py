@@ -33,7 +33,7 @@ RUN = 1024  # boxes that a program sorts
 SORT_WARPS = 16
 SEARCHED = 8  # runs that binary searches go through side by side
 MERGED = 32  # boxes of a program that merges
-MOST_BOXES = 2**16  # of an image: an index takes 16 bits
+MAX_BOXES = 2**16  # of an image: an index takes 16 bits
 LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # behind every box that takes part
 
 

@@ -10,7 +10,7 @@ until a pixel row lies between two others: a pixel costs one blend along y and i
     |   | pixel row  ->  |              A program walks an equal share of them, but at least LINES.
    rows +----------------+----------
 
-Cost in bytes: traffic.least_bytes, nearly all of it the zeros. Speed on an H200 (bc309f8): 43 us for 100 masks,
+Cost in bytes: roofline.min_bytes, nearly all of it the zeros. Speed on an H200 (bc309f8): 43 us for 100 masks,
 of which zeros take 32 and the pixels of the boxes 10; 1.33 x zero_().
 Predicted (README.md) for 100 masks, 800 x 1333, bool: 386 us before -> 50, or 1.33 x zero_() where 1.3 is the target (a
 launch of 2.5 us and its longest program of 7), because
@@ -42,7 +42,7 @@ from fastmask.kernels.triton.mask_geometry import (
     reach,
     upper_cell,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 TILE = 128  # columns of a tile; four a thread
@@ -149,8 +149,8 @@ def paste_masks(
     if out.numel() == 0:
         return out
     padding = 0 if continuous else padding
-    lines, least = height * triton.cdiv(width, TILE), tuned("paste.lines", LINES, masks.device)
-    most = tuned("paste.programs", PROGRAMS, masks.device)
+    lines, least = height * triton.cdiv(width, TILE), tuned_value("paste.lines", LINES, masks.device)
+    most = tuned_value("paste.programs", PROGRAMS, masks.device)
     programs = max(min(most // number, triton.cdiv(lines, least)), 1)
     masks = masks.contiguous()
     with on_device(masks):

@@ -3,7 +3,7 @@
 Pixel model, source and differences: paste.py. Specification: the transpose of reference.paste_masks.
 A program owns one row of one mask's cells. It weighs the pixel rows that this row reaches, adds them up column by
 column, and spreads each column over the row's cells; one store, no atomics.
-Cost in bytes: traffic.least_bytes at best; each pixel row of a box is read for the two rows of cells beside it.
+Cost in bytes: roofline.min_bytes at best; each pixel row of a box is read for the two rows of cells beside it.
 Speed: not yet measured.
 """
 

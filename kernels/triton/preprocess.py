@@ -29,7 +29,7 @@ from fastmask.kernels.variant import DTYPES as VARIANT_DTYPES, Variant, pointers
 
 ROWS, COLUMNS = 8, 64  # pixels of a program
 NUM_WARPS = 4
-MOST_TABLES = 256  # that are kept on devices
+MAX_TABLES = 256  # that are kept on devices
 LARGEST = 2**31  # programs of a launch, and pixels along a side of an image: beyond it, plain PyTorch
 DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 WORDS = 10  # of a table's row
@@ -204,7 +204,7 @@ def table_of(
     key = words, device, torch.cuda.current_stream(device).cuda_stream
     table = _tables.get(key)
     if table is None:
-        if len(_tables) >= MOST_TABLES:
+        if len(_tables) >= MAX_TABLES:
             _tables.clear()
         host = torch.from_numpy(np.array(words, np.int64)).pin_memory()
         table = _tables[key] = host.to(device, non_blocking=True)

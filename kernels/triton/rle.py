@@ -18,7 +18,7 @@ What comes before a program's own is summed in two levels: masks before its own,
 by integer atomics (their order changes nothing), then chunks or parts of its own mask.
 A pixel is decided as triton/paste.py does it, so the bytes are those of its masks. A run is at least one character:
 positions are kept for as many changes as the buffer has bytes.
-Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What binds is
+Cost in bytes: roofline.min_bytes, and 8 a change, written twice and read nine times (from the cache). What binds is
 arithmetic, 66 instructions a pixel of a box. On an H200 (bc309f8): 47 us for 100 masks, sums since then not measured.
 """
 
@@ -40,7 +40,7 @@ from fastmask.kernels.triton.mask_geometry import (
     reach,
     upper_cell,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 PROGRAMS = 4096  # chunks of all masks together
 CHUNKS = 256  # of one mask at most
@@ -285,9 +285,9 @@ def encode_masks(
     if number == 0:
         return masks.new_zeros(capacity, dtype=torch.uint8), masks.new_zeros(1, dtype=torch.int64)
     padding = 0 if continuous else padding
-    chunks = max(min(tuned("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
+    chunks = max(min(tuned_value("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
     parts = max(min(TEXT_PROGRAMS // number, PARTS), 1)
-    text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
+    text_warps = tuned_value("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
     words, padded = triton.cdiv(capacity, 16) * 2, triton.cdiv(number, 2) * 2  # so that all parts are aligned
     zeros = masks.new_zeros(words + 2 * padded + number * parts, dtype=torch.int64)  # in one launch

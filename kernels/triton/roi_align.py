@@ -11,7 +11,7 @@ the RoI and the columns' taps are worked out once. A tap is one contiguous row o
 
 RoIs with all samples on the map, which are nearly all, are read without masks. Maps that are not channels-last are
 copied first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
-Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
+Cost in bytes: roofline.min_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
 Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
 because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
 multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. On an H200 (bc309f8): 34 us,
@@ -54,7 +54,7 @@ from fastmask.kernels.triton.roi_geometry import (
     pad_levels,
     samples_of,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 COLUMNS, CHANNELS = 8, 128  # of a tile, at most
 WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
@@ -308,7 +308,10 @@ def multilevel_roi_align(
                 roi_align_apart_triton.launch(features, rois, out, geometry)
                 return out
             features = channels_last_triton.copy(features)
-        knobs = tuned("roi_align.channels", CHANNELS, rois.device), tuned("roi_align.programs", PROGRAMS, rois.device)
+        knobs = (
+            tuned_value("roi_align.channels", CHANNELS, rois.device),
+            tuned_value("roi_align.programs", PROGRAMS, rois.device),
+        )
         levels = layouts_of(features), tuple(scales), tuple(level_limits)
         launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, *knobs, offset_type)
         launch(*pad_levels(features), rois, out)

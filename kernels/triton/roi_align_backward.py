@@ -13,7 +13,7 @@ each pixel, and the sum as one matrix product. It stores once: no atomics on the
 A list of each tile's bins from a kernel of its own would need a bound on its length, which one large RoI breaks, and a
 second path beyond it; the scan, of 512 RoIs at once, is a fifth of the instructions. Products of bfloat16 gradients
 are exact (three bfloat16 a weight), those of float16 and float32 good to 2^-22; sums are float32's.
-Cost in bytes: traffic.least_bytes, but the gradient's bins once for each tile they reach, and 24 a RoI and tile.
+Cost in bytes: roofline.min_bytes, but the gradient's bins once for each tile they reach, and 24 a RoI and tile.
 On an H200 (bc309f8), 8 x 512 RoIs, 7 x 7, 256 channels, bfloat16: 342 us, after 230 for PyTorch's copy of an NCHW
 gradient and 12 for a sort. Predicted, on an H100:
 - 3.07 ms before (README.md): four CTAs a tile scanned all RoIs and weighed every bin anew, one 2-byte load in flight.
@@ -49,7 +49,7 @@ from fastmask.kernels.triton.roi_bins import (
 )
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, VARYING, by_level, level_geometry, of_level
 from fastmask.kernels.triton.roi_weights import tile_weights
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 TILE_Y, TILE_X = 4, 8  # pixels of a program, whose 32 rows keep the matrix products in registers
 CHANNELS = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}  # likewise
@@ -267,7 +267,7 @@ def multilevel_roi_align_backward(
         )
     sizes = list(zip(heights, widths, strict=True))
     outs = [roi_fallback.empty_channels_last(grad, batch, channels, height, width) for height, width in sizes]
-    tile_y, tile_x = tuned("roi_align_backward.tile", (TILE_Y, TILE_X), grad.device)
+    tile_y, tile_x = tuned_value("roi_align_backward.tile", (TILE_Y, TILE_X), grad.device)
     tiles = sum(batch * triton.cdiv(height, tile_y) * triton.cdiv(width, tile_x) for height, width in sizes)
     if tiles == 0 or channels == 0:
         return outs

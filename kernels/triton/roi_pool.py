@@ -4,7 +4,7 @@ Pixel model, source and differences: roi_pool.py. Specification: reference.roi_p
 Forward: a program takes one RoI, BINS of its bins and CHANNELS channels, and goes through the pixels of all its bins
 together. Backward: RoIs are sorted by image; a program owns TILE x TILE pixels of CHANNELS channels, walks its image's
 RoIs in index order, and of each takes the bins that reach the tile and whose maximum lies there; one store, no atomics.
-Cost in bytes: traffic.least_bytes, pixels again for each bin that they are in. Speed: not yet measured.
+Cost in bytes: roofline.min_bytes, pixels again for each bin that they are in. Speed: not yet measured.
 """
 
 import torch

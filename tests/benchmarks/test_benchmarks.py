@@ -215,7 +215,7 @@ def test_no_such_case(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def row(group: str, provider: str, median: float, **info: Any) -> dict[str, Any]:
-    facts = {"inputs": "some", "least_bytes": 10**6, "copy_bandwidth": 1e9, "scales": [], "peak_memory": None}
+    facts = {"inputs": "some", "min_bytes": 10**6, "copy_bandwidth": 1e9, "scales": [], "peak_memory": None}
     facts |= {"device": "abacus", "torch": "2", "torchvision": "0", "triton": None, "fastmask": "0", "commit": "abc"}
     stats = {"median": median, "q1": median / 2, "q3": median * 2}
     return {"group": group, "stats": stats, "extra_info": facts | {"provider": provider} | info}
@@ -228,8 +228,8 @@ def results() -> dict[str, Any]:
         row("one", "torchvision at its best", 0.004),
         row("one", "fastmask", 0.005),
     ]
-    rows += [row("model", "torchvision", 1.0, least_bytes=None, peak_memory=2**30)]
-    rows += [row("model", "fastmask Predictor, float32", 0.5, least_bytes=None, peak_memory=2**29)]
+    rows += [row("model", "torchvision", 1.0, min_bytes=None, peak_memory=2**30)]
+    rows += [row("model", "fastmask Predictor, float32", 0.5, min_bytes=None, peak_memory=2**29)]
     for number in (10, 100, 1000):
         scales = [["sort", "items", number]]
         rows += [row(f"sort {number}", "fastmask", 1e-6 * number**1.5, scales=scales)]

@@ -36,7 +36,7 @@ def clock(times: Mapping[Any, Sequence[float]], name: str = "paste.programs") ->
     """Of each choice of a knob the seconds that its calls take, again and again; what is in force counts."""
 
     def prepare(run: Callable[[], Any], capturable: bool, device: torch.device) -> Callable[[], float]:
-        seconds = itertools.cycle(times[tuning.tuned(name, KNOBS[name].default, device)])
+        seconds = itertools.cycle(times[tuning.tuned_value(name, KNOBS[name].default, device)])
         run()
         return lambda: next(seconds)
 
@@ -67,7 +67,7 @@ def test_the_fastest_choice_that_agrees_is_kept(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "tuning.json"
 
     def result() -> Tensor:
-        wrong = tuning.tuned("paste.programs", 4096, CPU) == 16384
+        wrong = tuning.tuned_value("paste.programs", 4096, CPU) == 16384
         return torch.tensor([1.0, 1.0 + 2**-23 if wrong else 1.0])
 
     (outcome,) = tuned_by(path, clock(TIMES), workloads=workloads(result))
@@ -75,7 +75,7 @@ def test_the_fastest_choice_that_agrees_is_kept(tmp_path: Path, monkeypatch: pyt
     assert outcome.kept.value == 8192
     assert [trial.refused.partition(":")[0] for trial in outcome.trials] == ["", "", "disagrees"]
     assert outcome.trials[2].seconds == {}  # not even timed
-    assert tuning.tuned("paste.programs", 4096, CPU) == 4096  # this process goes on as it was
+    assert tuning.tuned_value("paste.programs", 4096, CPU) == 4096  # this process goes on as it was
 
     found = json.loads(path.read_text())
     assert found["values"] == {"paste.programs": 8192}
@@ -87,7 +87,7 @@ def test_the_fastest_choice_that_agrees_is_kept(tmp_path: Path, monkeypatch: pyt
     assert 9.9 <= default[0] <= default[2] <= 10.1
     monkeypatch.setenv("FASTMASK_TUNING", str(path))  # as the next process reads it
     tuning._tables.clear()
-    assert tuning.tuned("paste.programs", 4096, CPU) == 8192
+    assert tuning.tuned_value("paste.programs", 4096, CPU) == 8192
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_verdict_on_several_workloads() -> None:
 
 def test_a_choice_that_fails_is_refused_and_a_default_that_fails_is_told(tmp_path: Path) -> None:
     def result() -> Tensor:
-        if tuning.tuned("paste.programs", 4096, CPU) == 16384:
+        if tuning.tuned_value("paste.programs", 4096, CPU) == 16384:
             raise RuntimeError("out of resource: shared memory")
         return torch.ones(3)
 

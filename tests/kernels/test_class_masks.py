@@ -1,4 +1,4 @@
-"""fastmask::class_masks against its specification: shapes, counts, hostile labels and pixels; what PyTorch does."""
+"""fastmask::class_masks against its specification: shapes, counts, adversarial labels and pixels; what PyTorch does."""
 
 import pytest
 import torch

@@ -1,10 +1,10 @@
-"""fastmask::decode_boxes against its specification: as an RPN and as a box head call it, hostile boxes, exact steps."""
+"""fastmask::decode_boxes against its specification: calls of an RPN and a box head, adversarial boxes, exact steps."""
 
 import math
 
 import pytest
 import torch
-from helpers.inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
+from helpers.inputs import FLOATS, INF, NAN, adversarial_boxes, draw_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -58,7 +58,7 @@ def test_all_but_the_exponential_is_exact(settings: tuple[object, ...], device: 
 
     On a GPU plain PyTorch multiplies by a weight's reciprocal; the kernel divides, as it does on a CPU.
     """
-    references = torch.cat([draw_boxes(80), hostile_boxes()])[None].expand(2, -1, -1)
+    references = torch.cat([draw_boxes(80), adversarial_boxes()])[None].expand(2, -1, -1)
     deltas = torch.randn(2, 100, 4)
     deltas[..., 2:] = 0
     deltas[:, ::11, 0], deltas[:, 1::13, 1], deltas[:, 2::17, 0] = NAN, -INF, INF

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torchvision
 from helpers.inputs import (
+    adversarial_boxes,
     draw_boxes,
     draw_masks,
     draw_pyramid,
     finite,
-    hostile_boxes,
     pyramid_scales,
     with_images,
 )
@@ -44,7 +44,7 @@ LIMITS = level_limits(SCALES, 224, 4)
 
 
 def draw_rois() -> Tensor:
-    return with_images(torch.cat([draw_boxes(60), hostile_boxes()]), 2)
+    return with_images(torch.cat([draw_boxes(60), adversarial_boxes()]), 2)
 
 
 def roi_align() -> tuple[Op, list[Tensor]]:
@@ -318,7 +318,7 @@ def test_roi_align_against_torchvision(ratio: int, aligned: bool) -> None:
     """Maps of any size and RoIs on and off them, forward and backward, 30 draws."""
     for _ in range(30):
         batch, channels, height, width = (int(size) for size in torch.randint(1, 60, (4,)))
-        boxes = torch.cat([draw_boxes(40, (2 * height, 2 * width), 60), hostile_boxes((2 * height, 2 * width))])
+        boxes = torch.cat([draw_boxes(40, (2 * height, 2 * width), 60), adversarial_boxes((2 * height, 2 * width))])
         # off whole pixels: a sample on the very border of a map counts or not by its last bit
         boxes = boxes[finite(boxes)] + 0.1 + 0.3 * torch.rand(4)
         rois = with_images(boxes, batch).cuda()

@@ -1,9 +1,9 @@
-"""fastmask::paste_masks against its specification: both modes, three outputs, hostile boxes, gradients, size."""
+"""fastmask::paste_masks against its specification: both modes, three outputs, adversarial boxes, gradients, size."""
 
 import numpy as np
 import pytest
 import torch
-from helpers.inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import FLOATS, NAN, adversarial_boxes, draw_boxes, draw_masks
 from torch import Tensor
 
 from fastmask.kernels import reference
@@ -17,7 +17,7 @@ MODES = pytest.mark.parametrize("continuous", [False, True], ids=["torchvision",
 
 
 def draw_case(num: int = 10) -> tuple[Tensor, Tensor]:
-    boxes = torch.cat([draw_boxes(num, SIZE, 70), hostile_boxes(SIZE)])
+    boxes = torch.cat([draw_boxes(num, SIZE, 70), adversarial_boxes(SIZE)])
     return draw_masks(len(boxes)), boxes
 
 
@@ -131,7 +131,7 @@ def test_nan_probabilities_are_no_mask(device: torch.device) -> None:
 @MODES
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None:
-    boxes = torch.cat([draw_boxes(3, (20, 30), 25), hostile_boxes((20, 30))]).to(device)
+    boxes = torch.cat([draw_boxes(3, (20, 30), 25), adversarial_boxes((20, 30))]).to(device)
     masks = torch.randn(len(boxes), 5, 5, dtype=torch.float64, device=device, requires_grad=True)
 
     def paste(masks: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None
 @pytest.mark.parametrize("padding", [0, 1, 2], ids="padding{}".format)
 def test_gradients_meet_float64(padding: int, side: int, logits: bool, continuous: bool, device: torch.device) -> None:
     """Each cell's gradient is a sum over the pixels that it reaches; float32 places those to 1e-5 of a cell."""
-    boxes = torch.cat([draw_boxes(3, SIZE, 50), hostile_boxes(SIZE)])
+    boxes = torch.cat([draw_boxes(3, SIZE, 50), adversarial_boxes(SIZE)])
     if INTERPRET and device.type == "cpu":  # a program for each row of cells
         boxes, side = boxes[::2], min(side, 8)
     masks = torch.randn(len(boxes), side, side)

@@ -1,4 +1,4 @@
-"""fastmask::preprocess against its specification and torch's own operations: kinds, layouts, sizes, hostile pixels."""
+"""fastmask::preprocess against its specification and torch's operations: types, layouts, sizes, adversarial pixels."""
 
 import pytest
 import torch

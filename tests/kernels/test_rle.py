@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.inputs import draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import adversarial_boxes, draw_boxes, draw_masks
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
@@ -42,11 +42,11 @@ def from_pycocotools(inside: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
-    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, hostile boxes among them."""
+    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, with adversarial boxes too."""
     for _ in range(1 if interpreted(device) else 50):
         height, width = (int(side) for side in torch.randint(1, 40 if interpreted(device) else 70, (2,)))
         boxes = torch.cat(
-            [draw_boxes(5 if interpreted(device) else 30, (height, width), 80), hostile_boxes((height, width))]
+            [draw_boxes(5 if interpreted(device) else 30, (height, width), 80), adversarial_boxes((height, width))]
         ).to(device)
         masks = draw_masks(len(boxes), int(torch.randint(1, 29, ()))).to(device)
         masks = 8 * masks - 4 if logits else masks

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
+from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, adversarial_boxes, draw_boxes, strided, with_images
 
 from fastmask.kernels import reference
 from fastmask.kernels.fallback import roi as roi_fallback
@@ -11,7 +11,7 @@ from fastmask.kernels.roi_pool import roi_pool_op
 
 
 def draw_rois(num: int = 12) -> torch.Tensor:
-    boxes = torch.cat([draw_boxes(num), hostile_boxes()])
+    boxes = torch.cat([draw_boxes(num), adversarial_boxes()])
     boxes[:3] = boxes[:3].round() + 0.5  # halves: the rounding rule
     return with_images(boxes, 2)
 

@@ -20,11 +20,11 @@ SIZE = (200, 300)
 GROWTH = math.log(1000 / 16)
 
 
-def decode_case(dtype, each, above, counted, hostile=False) -> Case:
-    references = torch.stack([mask_boxes(45, SIZE, hostile) for _ in range(2)])
+def decode_case(dtype, each, above, counted, adversarial=False) -> Case:
+    references = torch.stack([mask_boxes(45, SIZE, adversarial) for _ in range(2)])
     num = references.shape[1]
     deltas = (torch.randn(2, num * each, 4) * 1.5).to(dtype)
-    if hostile:
+    if adversarial:
         deltas[:, ::7, 0], deltas[:, 1::7, 2], deltas[:, 2::7, 3], deltas[:, 3::7, 1] = NAN, INF, -INF, -INF
     scores = (torch.rand(2, num * each) * 8).round() / 8
     count = torch.tensor([num, 20]) if counted else None
@@ -111,15 +111,15 @@ def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (FP32, BF16, FP16):
         yield f"decode {NAMES[dtype]}, as an RPN", decode_case(dtype, 1, False, False)
         yield f"decode {NAMES[dtype]}, as a box head", decode_case(dtype, 3, True, True)
-    yield "decode fp32, hostile boxes and deltas", decode_case(FP32, 2, False, True, True)
+    yield "decode fp32, adversarial boxes and deltas", decode_case(FP32, 2, False, True, True)
     for dtype in (FP32, BF16, FP16):
         yield f"RPN's candidates {NAMES[dtype]}", levels_case(dtype, "ordinary")
         yield f"box head's candidates {NAMES[dtype]}", classes_case(dtype, "ordinary")
     yield "rows NMS keeps", kept_case(False)
     yield "rows NMS keeps, labels", kept_case(True)
     yield "boxes scaled", scale_case()
-    yield "RPN's candidates fp32, hostile", levels_case(FP32, "adversarial")
-    yield "box head's candidates fp32, hostile", classes_case(FP32, "adversarial")
+    yield "RPN's candidates fp32, adversarial", levels_case(FP32, "adversarial")
+    yield "box head's candidates fp32, adversarial", classes_case(FP32, "adversarial")
     yield "box head's candidates fp32, 300 classes", many_classes_case(300)
 
 

@@ -19,7 +19,7 @@ def clustered(batch, num, size=100.0, side=30.0):
 
 SORTED = {"COMPARISONS": 0, "MERGES": 0}  # constants of triton.nms for a case: sorts instead of counting
 RUNS = {"COMPARISONS": 0, "run": 64}  # sorts of runs
-WINDOWS = {"MOST_WORDS": 0, "LEAST_WINDOW": 2}  # two blocks
+WINDOWS = {"MAX_WORDS": 0, "MIN_WINDOW": 2}  # two blocks
 
 
 def nms_case(
@@ -97,17 +97,17 @@ def cases() -> Iterator[tuple[str, Case]]:
         nms_case(torch.cat([far, chain], 1), torch.linspace(1, 0, 101)[None], None, None, 0.5),
     )
     yield "NMS fp32, a chain, random order", nms_case(chain, torch.rand(1, 100), None, None, 0.3)
-    hostile = clustered(1, 70)
-    hostile[0, ::7, 1] = NAN
-    hostile[0, 3::7, 2] = INF
-    hostile[0, 5::14, 0] = -INF
-    hostile[0, 6::14] = hostile[0, 6::14].flip(1)  # inverted
-    hostile[0, 8::14] = hostile[0, 8::14, :1]  # no area
+    adversarial = clustered(1, 70)
+    adversarial[0, ::7, 1] = NAN
+    adversarial[0, 3::7, 2] = INF
+    adversarial[0, 5::14, 0] = -INF
+    adversarial[0, 6::14] = adversarial[0, 6::14].flip(1)  # inverted
+    adversarial[0, 8::14] = adversarial[0, 8::14, :1]  # no area
     scores = torch.rand(1, 70)
     scores[0, 11] = NAN
     scores[0, 12], scores[0, 13] = 0.0, -0.0
-    yield "NMS fp32, NaN and inf boxes and scores", nms_case(hostile, scores, torch.randint(2, (1, 70)))
-    yield "NMS fp16, NaN and inf boxes and scores", nms_case(hostile.half(), scores.half())
+    yield "NMS fp32, NaN and inf boxes and scores", nms_case(adversarial, scores, torch.randint(2, (1, 70)))
+    yield "NMS fp16, NaN and inf boxes and scores", nms_case(adversarial.half(), scores.half())
     yield "NMS fp32, one box", nms_case(b[:, :1], s[:, :1])
     yield "NMS fp32, one output of 65", nms_case(clustered(1, 65), s[:, :65], g[:, :65], None, 0.5, 1)
     yield "NMS fp32, no output of 64", nms_case(clustered(1, 64), s[:, :64], g[:, :64], None, 0.5, 0)
@@ -150,7 +150,7 @@ def order_cases() -> Iterator[tuple[str, Case]]:
     yield "NMS fp32, presorted, broken promise", nms_case(boxes, scores, presorted=runs)
     yield "NMS fp32, ten runs", nms_case(boxes[:1], scores[:1], presorted=[20] * 10)
     clash = torch.tensor([0, 1 << 62, 5, -7])[groups + (torch.arange(200) % 2)]
-    with_one_bucket = {"MOST_BUCKETS": 2}
+    with_one_bucket = {"MAX_BUCKETS": 2}
     yield "NMS fp32, groups that share a hash", nms_case(boxes, scores, clash, **with_one_bucket)
     yield "NMS fp32, groups beyond their number", nms_case(boxes, scores, groups * 3 - 4, num_groups=2)
 
@@ -180,7 +180,7 @@ def window_cases() -> Iterator[tuple[str, Case]]:
     yield "NMS fp32, windows of a group from within a block", nms_case(near, scores, groups, valid, 0.6, **WINDOWS)
     two = torch.cat([near[:, :260], far[:, :260]])
     yield "NMS fp32, windows of two images", nms_case(two, scores.view(2, 260), threshold=0.4, **WINDOWS)
-    yield "NMS fp32, one block a window", nms_case(near, scores, threshold=0.6, MOST_WORDS=0, LEAST_WINDOW=1)
+    yield "NMS fp32, one block a window", nms_case(near, scores, threshold=0.6, MAX_WORDS=0, MIN_WINDOW=1)
     many = clustered(1, 1500, 300.0)
     yield "NMS fp32, one group of 24 blocks", nms_case(many, torch.rand(1, 1500), threshold=0.7)
 
@@ -198,12 +198,12 @@ def threshold_cases() -> Iterator[tuple[str, Case]]:
         yield f"NMS fp32, IoU a float above the threshold, {i}", nms_case(pairs, scores, groups, None, below)
     for side in (1e-20, 1e-30, 1e-12, 1e12, 1e18):
         yield f"NMS fp32, boxes of {side:.0e}", nms_case(clustered(1, 100) * (side / 30), torch.rand(1, 100))
-    hostile = clustered(1, 70)
-    hostile[0, ::7, 1] = NAN
-    hostile[0, 3::7, 2] = INF
-    hostile[0, 6::14] = hostile[0, 6::14].flip(1)  # inverted
+    adversarial = clustered(1, 70)
+    adversarial[0, ::7, 1] = NAN
+    adversarial[0, 3::7, 2] = INF
+    adversarial[0, 6::14] = adversarial[0, 6::14].flip(1)  # inverted
     for threshold in (0.0, -0.5, 1e-7, 1.0, 1e30):
-        yield f"NMS fp32, threshold {threshold}", nms_case(hostile, torch.rand(1, 70), threshold=threshold)
+        yield f"NMS fp32, threshold {threshold}", nms_case(adversarial, torch.rand(1, 70), threshold=threshold)
     yield (
         "NMS fp32, threshold 0, five windows in groups",
         nms_case(clustered(1, 520, 600.0), torch.rand(1, 520), torch.randint(2, (1, 520)), threshold=0.0, **WINDOWS),

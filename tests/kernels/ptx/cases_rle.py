@@ -61,11 +61,11 @@ def cases() -> Iterator[tuple[str, Case]]:
             f"RLE {NAMES[dtype]}, {'continuous' if continuous else 'torchvision'}, 5 masks",
             rle_case(masks, boxes, [size] * 5, continuous, logits),
         )
-    hostile = mask_boxes(1, size, True)
-    yield "RLE fp32, hostile boxes", rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile))
+    adversarial = mask_boxes(1, size, True)
+    yield "RLE fp32, adversarial boxes", rle_case(some_masks(len(adversarial)), adversarial, [size] * len(adversarial))
     yield (
-        "RLE fp32, hostile boxes, continuous",
-        rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile), True),
+        "RLE fp32, adversarial boxes, continuous",
+        rle_case(some_masks(len(adversarial)), adversarial, [size] * len(adversarial), True),
     )
     sizes = [(40, 60), (1, 7), (64, 3), (33, 17), (16, 16)]
     yield "RLE fp32, images of several sizes, M=14", rle_case(some_masks(5, 14), mask_boxes(5, (30, 30)), sizes)
