@@ -1,8 +1,8 @@
-"""``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--quick] [--json]``: what becomes of the kernels.
+"""``python -m fastmask.kernels.audit [--arch sm_90 sm_80 ...] [--quick] [--json]``: compile every kernel and report.
 
-Compiles ahead of time, so it needs no GPU: every variant that a user can reach, for each architecture, or with
-``--quick`` the default one of each kernel and dtype. Prints registers, spilled bytes, shared memory, slow paths, and
-accesses to global memory by width.
+Kernels are compiled ahead of time, without a GPU: every variant that a user can reach, for each architecture, or with
+``--quick`` the default one of each kernel and dtype. The report has registers, spilled bytes, shared memory, slow
+paths, and accesses to global memory by width. Each module of kernels/triton lists its own ``variants``.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ACCESS = re.compile(r"\b(LDG|STG|LDL|STL|RED|ATOM|ATOMG)\b((?:\.[A-Z0-9_]+)*)")
 
 
 class Report(NamedTuple):
-    """What one variant compiled to."""
+    """Resources and instructions of one compiled variant."""
 
     name: str
     architecture: str
@@ -46,7 +46,7 @@ class Report(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All that a user can reach: what ships, then what a tuning file may choose instead."""
+    """All variants that a user can reach: those that ship, then those that a tuning file may choose instead."""
     yield from shipped_variants()
     yield from _tuned_variants()
 
@@ -57,7 +57,7 @@ def _tuned_variants() -> tuple[Variant, ...]:
 
 
 def shipped_variants() -> Iterator[Variant]:
-    """Those without a tuning file: of every module of kernels/triton that lists some."""
+    """The variants without a tuning file, which the modules of kernels/triton list."""
     for module in modules():
         if hasattr(module, "variants"):
             yield from module.variants()
@@ -71,7 +71,7 @@ def modules() -> list[ModuleType]:
 
 
 def compile_variant(variant: Variant, architecture: str) -> Report:
-    """Compile it as for tensors that are 16-byte aligned."""
+    """Compile a variant for tensors that are 16-byte aligned."""
     if architecture.startswith("gfx"):
         variant = variant._replace(
             constants={name: variant.amd.get(name, value) for name, value in variant.constants.items()},
@@ -111,7 +111,7 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
 
 
 def reports(architectures: Sequence[str], quick: bool = False, without: str | None = None) -> list[Report]:
-    """All variants for each architecture, or with ``quick`` the default ones; none of ``without``, a dtype."""
+    """Reports of all variants for each architecture, or with ``quick`` of the default ones; ``without`` one dtype."""
     wanted = [
         (number, architecture)
         for architecture in architectures
@@ -125,7 +125,7 @@ def reports(architectures: Sequence[str], quick: bool = False, without: str | No
 
 
 def _compile_number(number: int, architecture: str) -> Report:
-    """For another process, to which kernels cannot be handed over."""
+    """Compile a variant by its number, in another process: kernels cannot be pickled."""
     return compile_variant(next(itertools.islice(variants(), number, None)), architecture)
 
 

@@ -1,12 +1,12 @@
-"""``jit``: ``triton.jit`` for kernels that launchers launch, with less of Python between a launch and the GPU.
+"""``jit``: ``triton.jit`` for kernels that the host launches, with less Python between a launch and the GPU.
 
 ``kernel[grid](...)`` stays as it is. Triton binds the arguments, asks what each one is specialized on, makes a string
 of that, builds metadata for hooks, and calls the hooks: 29 us for RoIAlign's 58 arguments on a CPU, with Triton 3.6. A
 :class:`Kernel` keeps what Triton compiled under a key of the same facts, each from Triton's own function, and launches
 it directly: 12 us. A :class:`Plan` holds all that is no tensor, for launches that repeat: 5 us.
 
-Whatever is unusual takes Triton's own path: the first launch of a specialization, hooks of Triton or of a kernel, what
-tests put in the place of ``JITFunction.run``, and a Triton that is not known here.
+All else takes Triton's own path: the first launch of a specialization, hooks of Triton or of a kernel, a patched
+``JITFunction.run``, and unknown versions of Triton.
 """
 
 import functools
@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from fastmask.kernels.launch import INTERPRET
 
 FIRST, PAST = (3, 6), (3, 9)  # Triton's versions whose JITFunction.run is known here
-MOST = 4096  # launches of different facts that are kept, for each kernel, device and way of calling, and each plan
+MAX_CACHED = 4096  # launches with different facts, of each kernel, device and way of calling, and of each plan
 
 
 def is_known(version: str) -> bool:
@@ -61,7 +61,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         kernel = found.get(key)
         if kernel is None:
             kernel = self.run(*args, grid=grid, warmup=False, **kwargs)
-            if is_there(kernel):
+            if is_compiled(kernel):
                 used = self.used_global_vals.items()
                 self._globals = [(place, name, place.get(name)) for (name, _), (_, place) in used]
                 _remember(found, key, kernel)
@@ -140,7 +140,7 @@ class Plan:
         found = self._found.get(key)
         if found is None or found[0] is not caches:
             kernel = self.kernel[self.grid](*tensors, **self.numbers)
-            if is_there(kernel):
+            if is_compiled(kernel):
                 bind, _ = self.kernel.found_on(device, len(tensors), tuple(self.numbers))
                 values = bind(*tensors, *self.numbers.values())[1][len(tensors) :]
                 _remember(self._found, key, (caches, kernel, values))
@@ -149,8 +149,8 @@ class Plan:
         return found[1]
 
 
-def is_there(kernel: Any) -> bool:
-    """Whether a launch has compiled its kernel: a hook may have stopped it, and AsyncCompileMode may be at it."""
+def is_compiled(kernel: Any) -> bool:
+    """Whether a launch has compiled its kernel: a hook may have stopped it, or AsyncCompileMode may be running."""
     return kernel is not None and not hasattr(kernel, "result")
 
 
@@ -162,7 +162,7 @@ def enqueue(kernel: Any, grid: Sequence[int], device: int, values: Sequence[Any]
 
 
 def _remember(found: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(found) < MOST:
+    if len(found) < MAX_CACHED:
         found[key] = value
 
 

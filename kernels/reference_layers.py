@@ -1,4 +1,4 @@
-"""The ops of a prepared model's layers in plain PyTorch: the specification of each, as in reference.py."""
+"""Reference implementations of the ops of a prepared model's layers: their specification, as in reference.py."""
 
 import math
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def decode_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in fallback.decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
 
-    (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and stretch these by
-    e^dw and e^dh, at most e^xform_clip. Source: Fast R-CNN, appendix C.
+    (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and scale these by
+    e^dw and e^dh, at most e^xform_clip. Source: Fast R-CNN, appendix C; torchvision's bbox_xform_clip.
     """
     batch, num = deltas.shape[:2]
     boxes = torch.zeros(batch, num, 4, dtype=torch.float64)
@@ -174,7 +174,7 @@ def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor
 def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:
-    """The mask of each detection's class -> float64 [N, 2h, 2w]; zeros from its image's count on, and of no class.
+    """The mask of each detection's class -> float64 [N, 2h, 2w]; zeros from its image's count on, and without a class.
 
     ``hidden``: [N, C, h, w], N / B detections of each image; ``weight``, ``bias``: [C, D, 2, 2] and [D] of a
     deconvolution of stride 2; ``last_weight``, ``last_bias``: [K, D] and [K] of a 1 x 1 convolution after a ReLU.

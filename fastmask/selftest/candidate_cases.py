@@ -1,4 +1,4 @@
-"""The ops between the large layers, from candidates to detections, with what they are tried on."""
+"""Self-test cases of the ops between the large layers, from candidates to detections."""
 
 import torch
 from torch import Tensor

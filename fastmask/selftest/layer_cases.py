@@ -1,4 +1,4 @@
-"""The ops of a prepared model's layers, with what they are tried on and what their results must be."""
+"""Self-test cases of the ops of a prepared model's layers."""
 
 import math
 
@@ -17,7 +17,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.selftest.inputs import INF, NAN, adversarial_boxes, draw_boxes
-from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
+from fastmask.selftest.op_case import OpCase, check_close, count_of, fill_like
 
 CHANNELS, OUTPUTS, ANCHORS, CLASSES = 256, 128, 3, 5
 # sums of unit size, in float32 and rounded once
@@ -60,7 +60,7 @@ def _draw_images(dtype: torch.dtype, kind: str) -> list[Tensor]:
 
 
 def _preprocess(like: Tensor, *images: Tensor) -> list[Tensor]:
-    mean, std = (filled(values, like) for values in ([0.48, 0.46, 0.41], [0.23, 0.22, 0.22]))
+    mean, std = (fill_like(values, like) for values in ([0.48, 0.46, 0.41], [0.23, 0.22, 0.22]))
     pixels = like.new_full((2, 3, *IMAGE), NAN).contiguous(memory_format=torch.channels_last)
     heights, widths = ([size[axis] for size in RESIZED[: len(images)]] for axis in (0, 1))
     preprocess_op(images, heights, widths, mean, std, pixels)

@@ -1,4 +1,4 @@
-"""Every op with what it is tried on and what its result must be, by kernels/reference.py."""
+"""Self-test cases of the ops: inputs, calls, and checks against kernels/reference.py."""
 
 import functools
 import itertools
@@ -24,12 +24,12 @@ from fastmask.selftest.inputs import (
     with_images,
 )
 from fastmask.selftest.layer_cases import list_layer_cases
-from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
+from fastmask.selftest.op_case import OpCase, check_close, count_of, fill_like
 
 SCALES = pyramid_scales(4)
 LIMITS = level_limits(SCALES, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
 CHANNELS, SIDE = 256, 7
-IMAGE = (60, 91)  # that masks are laid on
+IMAGE = (60, 91)  # that masks are pasted on
 LEVELS = [90, 30, 10]  # boxes of each, as an RPN's; the largest is more than one block of the kernel's
 KEPT = 60  # boxes at most
 CAPACITY = 2**18  # bytes of RLE
@@ -40,7 +40,7 @@ PASTE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-
 
 
 def list_op_cases() -> list[OpCase]:
-    """All of them; draws come from torch's own generator."""
+    """List the cases of all ops; draws come from torch's own generator."""
     return [
         *list_layer_cases(),
         *list_candidate_cases(),
@@ -250,7 +250,7 @@ def _check_paste_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 def _encode(masks: Tensor, boxes: Tensor) -> list[Tensor]:
     """With what it is the encoding of, bool."""
-    sizes = filled(IMAGE, masks).expand(len(masks), 2)
+    sizes = fill_like(IMAGE, masks).expand(len(masks), 2)
     return [*encode_masks_op(masks, boxes, sizes, CAPACITY, 0.5, False, False, 1), *_paste("bool", masks, boxes)]
 
 

@@ -1,4 +1,4 @@
-"""A ResNet's stem in plain PyTorch: the path of devices without Triton, and of what its kernels leave."""
+"""Stem of a ResNet, eager fallback: convolution and max pooling."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from fastmask.kernels.fallback import bias_act as bias_act_fallback
 
 CHANNELS = 3  # of an image
 STRIDE = 2
-PIXEL = 4  # elements from one pixel to the next where the kernel takes them, and of one in arranged weights
-MIN_DEPTH, MAX_DEPTH = 16, 32  # elements of a window's row: what a tensor core takes at least, eight pixels
+PIXEL = 4  # elements of a pixel, in images that the kernel takes and in arranged weights
+MIN_DEPTH, MAX_DEPTH = 16, 32  # elements of a window's row: the least of a tensor core, and eight pixels
 
 
 def has_gaps(x: Tensor) -> bool:

@@ -66,7 +66,7 @@ def build(generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtyp
 
 def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
     size = maps[0].element_size()
-    map_bytes, written = sum(one.nbytes for one in maps), len(rois) * POOLED * POOLED * CHANNELS * size
+    map_bytes, written = sum(feature.nbytes for feature in maps), len(rois) * POOLED * POOLED * CHANNELS * size
     # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
     tile = roi_align_triton.tile_of(POOLED, CHANNELS, RATIO, True, roi_align_triton.CHANNELS)
     blocks = -(-CHANNELS // (tile["TILES"] * tile["CHANNELS"]))

@@ -1,11 +1,11 @@
-"""A box head's candidates in Triton: softmax, choice of classes, decoding, clipping and test in one launch.
+"""Candidates of a box head in Triton: softmax, selection of classes, decoding, clipping and tests in one launch.
 
 Semantics, source: decode.py. Specification: reference_layers.select_candidates.
 A program takes a RoI, a lane some of its classes. The softmax is float32's in torch's steps (maximum, exponentials of
 the differences, their sum, quotients), but for the exponential, which is Triton's. Classes above the threshold take
-their slots by a running sum; each lane decodes its own, so that nothing is sorted and nothing gathered.
-Cost in bytes: the logits, the deltas of what is chosen, and 29 for each slot: 0.8 MB for 1000 RoIs of 91 classes, 19
-slots each. Speed: not yet measured.
+their slots by a running sum; each lane decodes its own, without a sort or a gather.
+Cost in bytes: the logits, the deltas of the selected classes, and 29 for each slot: 0.8 MB for 1000 RoIs of 91 classes,
+19 slots each. Speed: not yet measured.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.triton.decode import TYPES, decode_axis
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
-MAX_CLASSES = 2048  # beyond it, plain PyTorch
+MAX_CLASSES = 2048  # beyond it, the eager fallback
 OF_WARP = 256  # classes, eight a lane
 STRIDES = ("stride_logits", "stride_deltas")
 
@@ -68,8 +68,8 @@ def _select_kernel(
     score = tl.div_rn(power, tl.sum(power, axis=0))
 
     # --- 2. assign the classes above the threshold to slots
-    real = roi % references < tl.load(count_ptr + image)
-    fills = (score > min_score) & (label > 0) & (label < tl.where(real, classes, 0))
+    counted = roi % references < tl.load(count_ptr + image)
+    fills = (score > min_score) & (label > 0) & (label < tl.where(counted, classes, 0))
     slot = tl.cumsum(fills.to(tl.int32), axis=0) - 1
     fills = fills & (slot < slots)
 
@@ -158,7 +158,7 @@ def select_candidates(
             CLASSES=width,
             SLOTS=triton.next_power_of_2(slots),
             num_warps=warps_of(width),
-            enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
+            enable_fp_fusion=False,  # each step is rounded as in eager PyTorch
         )
     return boxes, labels, scores, valid
 

@@ -1,11 +1,11 @@
-"""Channels-last copies of a pyramid's maps in Triton, all levels in one launch, for the kernels that gather pixels.
+"""Channels-last copies of a feature pyramid in Triton, all levels in one launch, for kernels that gather pixels.
 
-RoIAlign's backward copies its gradient so, as a level of K small maps.
+RoIAlign's backward copies its gradient this way, as a level of K small maps.
 
-A program copies PIXELS x CHANNELS of one image: it reads along pixels and writes along channels, and turns the tile in
-shared memory. Cost: every map read and written once: 2 x 46 MB of bfloat16 for P2-P5 of 800 x 1344, 27 us at 3.35 TB/s;
-four copies by PyTorch are four launches, whose reads or writes go across.
-On an H200 (bc309f8): 104 us for 2 x 91 MB of float32 maps, 45 at a copy's speed; since then 1136 -> 552 instructions a
+A program copies PIXELS x CHANNELS of one image: it reads along pixels, transposes the tile in shared memory, and writes
+along channels. Cost: every map read and written once: 2 x 46 MB of bfloat16 for P2-P5 of 800 x 1344, 27 us at 3.35
+TB/s; four copies by PyTorch are four launches, with strided reads or writes.
+On an H200 (bc309f8): 104 us for 2 x 91 MB of float32 maps, 45 at copy bandwidth; since then 1136 -> 552 instructions a
 program, and channels of a pixel by neighboring programs: not yet measured.
 """
 
@@ -34,7 +34,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 64  # of a program
 NUM_WARPS = 4
-COPY_TAPS = 1  # a pixel that copies pay from
+COPY_TAPS = 1  # taps a pixel above which copies pay
 MAX_BYTES = 2**30  # of all copies together: larger maps are read where they are
 
 # the values of all levels stand on one line

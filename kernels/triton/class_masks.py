@@ -2,8 +2,8 @@
 
 Source and differences: class_masks.py. Specification: reference_layers.class_masks.
 A deconvolution of stride 2 with a 2 x 2 kernel gives each pixel four, one a quarter (i, j) of the kernel, each of them
-a matrix product of its own. A program owns ROWS pixels of the detections, one after the other in memory, and QUARTERS
-of the four: it multiplies COLUMNS of the layer's D channels at a time, and what it keeps of them is one number a pixel.
+a matrix product of its own. A program owns ROWS consecutive pixels of the detections and QUARTERS of the four: it
+multiplies COLUMNS of the layer's D channels at a time, and keeps one number a pixel.
 
                         quarter 0: D channels     quarter 1
                       +-------------------------+-----------
@@ -11,9 +11,9 @@ of the four: it multiplies COLUMNS of the layer's D channels at a time, and what
      one detection    |         |         |     |      ...     logit [ROWS, QUARTERS] += sum over COLUMNS
      or of two        +-------------------------+-----------
 
-Programs whose detections are all padding read no pixel and no weight. Sums are float32's, products those of the
-inputs' type, of float32 TF32's, where cuDNN's convolutions may take that (torch.backends.cudnn). From 64 rows on,
-sm_90 compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
+Programs whose detections are all padding read no pixel and no weight. Sums are float32, products those of the inputs'
+type, and TF32 for float32 where cuDNN's convolutions may use it (torch.backends.cudnn). From 64 rows on, sm_90
+compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
 Cost in bytes: pixels once for each half of the quarters, weights once for every ROWS pixels, from the L2 cache.
 Speed on an H200 (bc309f8): 38 us for 100 detections, 256 channels, bfloat16, and 230 for 8 x 100. Predicted (README.md)
 for them, on an H100:
@@ -47,13 +47,13 @@ MAX_DEPTH = 256  # ... if they are no more than these, of a half type, and a pro
 SHARED = 98_304  # bytes
 # or DEPTH at a time, the pixels' again for each of the COLUMNS.
 IN_STEPS = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 1}
-LEAST = 128  # pixels of a detection, the most of ROWS: a program's rows are of two of them at most
-LARGEST = 2**31 - 2**10  # pixels of all detections, and weights: beyond it, plain PyTorch
+MIN_PIXELS = 128  # of a detection, at least ROWS: a program's rows then belong to two detections at most
+LARGEST = 2**31 - 2**10  # pixels of all detections, and weights: beyond it, the eager fallback
 
 
 @triton.jit
 def _find_class(labels_ptr, count_ptr, number, num, rows_per_image, classes):
-    """Whether a detection counts, and its class."""
+    """Whether a detection is valid, and its class."""
     number = tl.minimum(number, num - 1)
     image = number // rows_per_image
     label = tl.load(labels_ptr + number)
@@ -163,12 +163,12 @@ def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:
     """Shapes as in fallback.class_masks.class_masks. The eager fallback takes float64, float32 where convolutions
-    may not take TF32, and detections of fewer pixels than LEAST."""
+    may not take TF32, and detections of fewer pixels than MIN_PIXELS."""
     number, channels, height, width = hidden.shape
     middle, pixels = weight.shape[1], height * width
     large = max(number * pixels, weight.numel()) > LARGEST
     products = precision(hidden.dtype)
-    if hidden.dtype == torch.float64 or not products or pixels < LEAST or large or number == 0:
+    if hidden.dtype == torch.float64 or not products or pixels < MIN_PIXELS or large or number == 0:
         return class_masks_fallback.class_masks(hidden, weight, bias, last_weight, last_bias, labels, count)
     out = hidden.new_empty((number, 2 * height, 2 * width), dtype=torch.float32)
     tile = tile_of(hidden.dtype, channels, shared_memory(hidden.device))
@@ -208,7 +208,7 @@ def tile_of(dtype: torch.dtype, channels: int, shared: float) -> dict[str, int]:
 
 
 def shared_memory(device: torch.device) -> float:
-    """Bytes of it that one program may have: 227 KB on an H100, 99 on a GeForce, 64 on AMD's."""
+    """Bytes of shared memory that one program may have: 227 KB on an H100, 99 on a GeForce, 64 on AMD's."""
     if device.type != "cuda":  # Triton's interpreter
         return float("inf")
     properties: Any = torch.cuda.get_device_properties(device)
@@ -216,9 +216,9 @@ def shared_memory(device: torch.device) -> float:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """_multiply's; "" where cuDNN is faster: float32 without TF32 has no tensor cores, but AMD's.
+    """Precision of _multiply; "" where cuDNN is faster: float32 without TF32 has no tensor cores, except AMD's.
 
-    Half types are wrong in Triton's interpreter.
+    Triton's interpreter has no products of half types.
     """
     if INTERPRET or (dtype == torch.float32 and torch.version.hip):
         return "ieee"

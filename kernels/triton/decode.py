@@ -1,4 +1,4 @@
-"""Boxes from regression deltas in Triton: decoded, clipped and tested in one launch.
+"""Box decoding in Triton: boxes from regression deltas, clipped and tested in one launch.
 
 Formula, source: decode.py. Specification: reference_layers.decode_boxes.
 A thread takes a box. Every step is rounded as fallback/decode.py's, but for the exponential: Triton's is off by 4e-7
@@ -58,7 +58,7 @@ def _decode_kernel(
     references_ptr,  # [B, M, 4] (x1, y1, x2, y2)
     sizes_ptr,  # [B, 2] int64 (height, width)
     scores_ptr,  # [B, N]
-    count_ptr,  # [B] int64 references that count; a stand-in without HAS_COUNT
+    count_ptr,  # [B] int64 references that count; a placeholder without HAS_COUNT
     boxes_ptr,  # [B, N, 4] float32 out
     valid_ptr,  # [B, N] int8 out
     # sizes
@@ -113,7 +113,7 @@ def decode_boxes(
     min_score: float,
     above: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.decode.decode_boxes. float64 is plain PyTorch's."""
+    """Shapes as in fallback.decode.decode_boxes. float64 takes the eager fallback."""
     if compute_dtype(deltas, references, scores) == torch.float64:
         return decode_fallback.decode_boxes(
             deltas, references, sizes, scores, count, weights, xform_clip, min_size, min_score, above
@@ -147,7 +147,7 @@ def decode_boxes(
             HAS_COUNT=count is not None,
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,
-            enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
+            enable_fp_fusion=False,  # each step is rounded as in eager PyTorch
         )
     return boxes, valid
 

@@ -1,8 +1,8 @@
-"""An RPN's candidates in Triton: sigmoid, look-up of anchors and deltas, decoding, clipping and test in one launch.
+"""Candidates of an RPN in Triton: sigmoid, gathering of anchors and deltas, decoding, clipping and tests in one launch.
 
 Semantics, source: decode.py. Specification: reference_layers.decode_levels.
-A thread takes a candidate, a program candidates of one level, whose deltas are read where the head left them: without
-joining the levels' first. Boxes are those of triton/decode.py.
+A thread takes a candidate, a program candidates of one level, whose deltas are read where the head left them, without
+concatenating the levels first. Boxes are those of triton/decode.py.
 Cost in bytes: 59 for each candidate and 32 for each sector of deltas: 0.4 MB for the 4819 of an image. Speed: not yet
 measured.
 """
@@ -115,7 +115,7 @@ def decode_levels(
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes as in fallback.decode.decode_levels. float64, and more levels than MAX_LEVELS, are plain PyTorch's."""
+    """Shapes as in fallback.decode.decode_levels. float64, and over MAX_LEVELS levels, take the eager fallback."""
     if compute_dtype(logits, *deltas, anchors) == torch.float64 or len(deltas) > MAX_LEVELS:
         return decode_fallback.decode_levels(
             logits, index, lengths, deltas, anchors, sizes, weights, xform_clip, min_size, min_score
@@ -150,7 +150,7 @@ def decode_levels(
             LEVELS=len(deltas),
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,
-            enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
+            enable_fp_fusion=False,  # each step is rounded as in eager PyTorch
         )
     return boxes, scores, valid
 

@@ -1,4 +1,4 @@
-"""How a mask lies on an image, shared by the Triton kernels of paste-back and RLE: both mean the same pixels."""
+"""Geometry of masks on an image, shared by the Triton kernels of mask pasting and RLE: both give the same pixels."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 LOGITS = 1024  # of a program of the sigmoid
 
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
-# constants and types of the variants of both
+# constants and argument types that variants of both share
 MODES: dict[str, dict[str, Any]] = {
     "torchvision": {"SIDE": 28, "PADDING": 1, "CONTINUOUS": False},
     "continuous": {"SIDE": 28, "PADDING": 0, "CONTINUOUS": True},
@@ -79,7 +79,7 @@ def axis_cells(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
 
 @triton.jit
 def upper_cell(cell, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """The cell after each: zeros beyond the mask's last one, or, in torchvision's mode, the last one again."""
+    """The cell after each: beyond the mask's last one in continuous mode, the last one again in torchvision's."""
     return cell + 1 if CONTINUOUS else tl.minimum(cell + 1, SIDE - 1)
 
 
@@ -104,7 +104,7 @@ def blend_columns(
 
 @triton.jit
 def is_mask(value, inside, threshold, CONTINUOUS: tl.constexpr):
-    """Which probabilities count as mask; see fallback.masks.exceeds."""
+    """Whether probabilities are above the threshold; see fallback.masks.exceeds."""
     return inside & ((value >= threshold) if CONTINUOUS else (value > threshold))
 
 

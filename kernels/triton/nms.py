@@ -1,11 +1,11 @@
-"""Greedy NMS in Triton: a batch of images, each with its groups, without a word to the host.
+"""Non-maximum suppression (NMS) in Triton: greedy, of a batch of images, each with its groups, without a host sync.
 
 Order, source and differences: nms.py. Specification: reference.nms.
-1. triton/nms_order.py, triton/nms_runs.py, triton/nms_presorted.py: boxes that may meet side by side, by score.
-2. triton/nms_pairs.py: who would remove whom, 64 x 64 pairs a tile, all tiles at once.
-3. triton/nms_resolve.py: who stays, one warp a group; then the list by score.
+1. triton/nms_order.py, nms_runs.py, nms_presorted.py order the boxes: those of a group side by side, by score.
+2. triton/nms_pairs.py tests pairs: a bit for each box that would remove another, 64 x 64 a tile, all tiles at once.
+3. triton/nms_resolve.py decides which boxes are kept, one warp a group, and lists them by score.
 The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MAX_WORDS of them, and beyond that
-groups are done in windows of as many blocks as fit. What is kept of a window then strikes out the group's later boxes
+groups are processed in windows of as many blocks as fit. The boxes kept in a window then strike the group's later ones
 in a launch of its own: 2 x (windows of the largest group - 1) launches more, a number that shapes alone fix.
 Cost in bytes: roofline.min_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
 Predicted (README.md) for 4819 boxes in 5 presorted levels: 384 -> 41 us (one image), 670 -> 58 (eight), because a level
@@ -44,11 +44,11 @@ MAX_BUCKETS = 2**14  # of an image
 
 
 class Placed(NamedTuple):
-    """Boxes in their positions, and where each stands by score; padded to whole tiles."""
+    """Boxes in their positions, and their ranks by score; padded to whole tiles."""
 
     tiles: Tensor  # [blocks, 5, BLOCK] float32
     units: Tensor  # [blocks * BLOCK] int32
-    labels: Tensor  # [blocks * BLOCK] int64 the groups themselves; a stand-in without groups
+    labels: Tensor  # [blocks * BLOCK] int64 the groups themselves; a placeholder without groups
     ranks: Tensor  # [blocks * BLOCK] int32 places in ``keep``
     order: Tensor  # [B, N] int64 boxes of the batch, best score first
     keep: Tensor  # [B, padded] int8 zeros
@@ -64,7 +64,7 @@ def nms_padded(
     num_groups: int = 0,
     presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.nms.nms_padded. float64 boxes or scores are plain PyTorch's."""
+    """Shapes as in fallback.nms.nms_padded. float64 boxes or scores take the eager fallback."""
     if compute_dtype(boxes, scores) == torch.float64:
         return nms_fallback.nms_padded(boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
     batch, num = boxes.shape[:2]
@@ -88,12 +88,12 @@ def nms_padded(
         "enable_fp_fusion": False,  # an IoU at the threshold must be rounded as the specification's is
     }
     with on_device(boxes):
-        placed = _placed(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
+        placed = _place_boxes(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
         _suppress(placed, batch, max(presorted) if presorted else num, max_output, pairs)
-        return _listed(placed, max_output)
+        return _list_kept(placed, max_output)
 
 
-def _placed(
+def _place_boxes(
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor | None,
@@ -162,18 +162,18 @@ def _placed(
     if filled_runs and batch * num * num <= MERGES:
         _merge_runs(placed, scores, runs, inputs, units, outputs)
         return placed
-    return _sorted(placed, scores, inputs, units, outputs)
+    return _sort_all(placed, scores, inputs, units, outputs)
 
 
 def _buckets(batch: int, num_groups: int) -> tuple[int, bool]:
-    """How many units an image's groups are told apart by, and whether through a hash of them."""
+    """Number of units that an image's groups are mapped to, and whether through a hash of them."""
     if 0 < num_groups <= MAX_BUCKETS and batch * (num_groups + 1) < 2**30:
         return num_groups, False
     return max(MAX_BUCKETS >> (batch - 1).bit_length(), 64), True
 
 
 def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[str, Any]) -> None:
-    """The order of presorted runs."""
+    """Order presorted runs: by a merge."""
     batch, num = placed.order.shape
     ends = [sum(lengths[: i + 1]) for i in range(nms_order_triton.MAX_RUNS)]
     sizes = dict(zip(nms_presorted_triton.ENDS, ends, strict=True))
@@ -201,7 +201,7 @@ def _merge_runs(
     units: dict[str, Any],
     outputs: dict[str, Any],
 ) -> None:
-    """The order by sorts of runs, all at once, and a merge of them."""
+    """Order by sorts of runs, all at once, and a merge of them."""
     batch, num = placed.order.shape
     kinds = 2 if outputs["GROUPED"] else 1
     keys = scores.new_empty((batch, kinds, runs, nms_runs_triton.RUN), dtype=torch.int64)
@@ -235,10 +235,10 @@ def _merge_runs(
     )
 
 
-def _sorted(
+def _sort_all(
     placed: Placed, scores: Tensor, inputs: dict[str, Any], units: dict[str, Any], outputs: dict[str, Any]
 ) -> Placed:
-    """The order by one sort of the whole batch by score and, of groups, another by unit."""
+    """Order by one sort of the whole batch by score and, with groups, another by unit."""
     batch, num = placed.order.shape
     grid = (triton.cdiv(batch * num, nms_order_triton.PLACED),)
     valid = {name: inputs[name] for name in ("valid_ptr", "HAS_VALID")}
@@ -275,7 +275,7 @@ def _sorted(
 
 
 def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: dict[str, Any]) -> None:
-    """Mark in ``placed.keep`` what stays; a unit has at most ``largest`` boxes."""
+    """Mark the kept boxes in ``placed.keep``; a unit has at most ``largest`` boxes."""
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
     window = min(reach, max(MAX_WORDS // (blocks * block), MIN_WINDOW))
@@ -317,7 +317,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
         nms_resolve_triton._resolve_kernel[(later,)](**state, step=step + 1, LATER=True)
 
 
-def _listed(placed: Placed, max_output: int) -> tuple[Tensor, Tensor]:
+def _list_kept(placed: Placed, max_output: int) -> tuple[Tensor, Tensor]:
     batch, num = placed.order.shape
     programs = triton.cdiv(num, nms_resolve_triton.LISTED)
     indices = placed.order.new_empty((batch, max_output))

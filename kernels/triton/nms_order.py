@@ -1,9 +1,9 @@
-"""The order of NMS in Triton: where each box stands by score, and where among the boxes that it may meet.
+"""Order of NMS in Triton: each box's *rank* by score in its image, and its *position* among the boxes of its *unit*.
 
-Boxes that may meet stand side by side, by score: the *unit*s of an image, in *position*s. A unit is a group, a run of a
-presorted image, the whole image where there are no groups, or, of arbitrary int64 groups, all that share a hash (the
-pair test compares the groups themselves, so a collision costs time alone). Boxes that cannot take part stand behind the
-others in a unit of their own; a presorted image leaves them where they are. Four ways to the same arrays:
+Boxes that may remove each other form a unit, and stand side by side, by score. A unit is a group, a run of a presorted
+image, the whole image where there are no groups, or, of arbitrary int64 groups, all that share a hash (the pair test
+compares the groups themselves, so a collision costs time alone). Invalid boxes stand behind the others in a unit of
+their own; a presorted image leaves them where they are. Four ways lead to the same arrays:
 - up to COMPARISONS pairs: every box counts those before it, by score and by position, in one launch;
 - up to MERGES pairs: runs of boxes are sorted in a program each and then merged (triton/nms_runs.py);
 - beyond: one stable sort of the whole batch by score and one by the unit's number, in its fewest bytes;
@@ -24,7 +24,7 @@ from fastmask.kernels.jit import jit
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 64  # positions of a tile
-COUNTED, COMPARED = 32, 256  # boxes of a program that count, and boxes of a step that they are compared with
+COUNTED, COMPARED = 32, 256  # boxes of a program that counts, and boxes of a step that they are compared with
 COUNT_WARPS = 8
 PLACED = 128  # boxes of a program of the small kernels
 RUN = 1024  # scores of a step of a running minimum
@@ -41,7 +41,7 @@ HASH_MULTIPLIER = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio: nei
 
 @triton.jit
 def _score_key(scores_ptr, offs, taking, mask):
-    """The order of scores as integers in [0, 2^32): NaN, then descending, -0.0 as 0.0; last what cannot take part."""
+    """The order of scores as integers in [0, 2^32): NaN, then descending, -0.0 as 0.0; invalid boxes last."""
     score = tl.load(scores_ptr + offs, mask=mask, other=0).to(tl.float32) + 0.0
     bits = score.to(tl.int32, bitcast=True)
     nan = (bits & 0x7FFFFFFF) > 0x7F800000
@@ -60,7 +60,7 @@ def _takes_part(valid_ptr, offs, mask, HAS_VALID: tl.constexpr):
 
 @triton.jit
 def _bucket(groups_ptr, offs, taking, mask, buckets, shift, GROUPED: tl.constexpr, HASHED: tl.constexpr):
-    """A box's unit within its image, int32 in [0, buckets); ``buckets`` for what cannot take part."""
+    """A box's unit within its image, int32 in [0, buckets); ``buckets`` for invalid boxes."""
     bucket = offs.to(tl.int32) * 0
     if GROUPED:
         group = tl.load(groups_ptr + offs, mask=mask, other=0)
@@ -89,7 +89,7 @@ def _place(
     DIVIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write boxes to their positions: corners and area, unit, group and rank; NaN where no IoU can count."""
+    """Write boxes to their positions: corners and area, unit, group and rank; NaN where no IoU exceeds a threshold."""
     nan = float("nan")
     ptrs_box = boxes_ptr + element.to(tl.int64) * 4
     x1 = tl.load(ptrs_box, mask=taking, other=nan).to(tl.float32)
@@ -201,7 +201,7 @@ def _count_kernel(
         if GROUPED:
             place += (((unit.to(tl.int64) << 48) | score)[:, None] < by_unit[None, :]).to(tl.int32)
     rank = tl.sum(rank, axis=0)
-    place = tl.sum(place, axis=0) if GROUPED else rank  # what cannot take part has the last scores
+    place = tl.sum(place, axis=0) if GROUPED else rank  # invalid boxes have the last scores
 
     # --- 3. store the boxes at their places
     tl.store(order_ptr + row + rank, row + own, mask=mask)
@@ -271,7 +271,7 @@ def _place_kernel(
     groups_ptr,  # [B, N]
     valid_ptr,  # [B, N]
     order_ptr,  # [B, N] boxes, best score first
-    sorted_ptr,  # [B, N] where in the order each position's box is
+    sorted_ptr,  # [B, N] place in the order of each position's box
     tiles_ptr,  # [size / BLOCK, 5, BLOCK] out
     units_ptr,  # [size] out
     labels_ptr,  # [size] out

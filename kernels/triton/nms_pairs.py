@@ -1,6 +1,6 @@
-"""Which box would remove which, in Triton: every pair inside a unit, 64 boxes against 64, as rows of bits.
+"""Pair tests of NMS in Triton: whether IoUs exceed the threshold, 64 boxes against 64 inside a unit, as rows of bits.
 
-A tile is a block of rows and a block of columns before it, or the same; bit j of a row: column j removes it.
+A tile is a block of rows and a block of columns before it, or the same; bit j of a row: column j would remove it.
     words[block, distance, half, row]: 32 columns of the block ``distance`` before the row's own
 
     block of columns   0    1    2    3         a cell: 64 x 64 pairs, two words a row
@@ -9,8 +9,7 @@ A tile is a block of rows and a block of columns before it, or the same; bit j o
     program (3, s)     distances s, s + SPLITS, ... as long as the unit goes back
 
 A program has one block of rows and every SPLITS-th distance, and leaves where a block of columns ends in another unit.
-One warp: a thread has two rows, so that a column's box is read once for both, and bits are summed without a word to
-other threads.
+It is one warp: a thread has two rows, so that a column's box is read once for both, and sums its bits alone.
 The pair test has no division. With t the threshold and h half the gap to the float above it, inter / union, correctly
 rounded, is above t just where fma(-t, union, inter) > h * union: the quotient is above t where inter > (t + h) * union,
 for 25 bits times 24 are never a float; inter - t * union and h * union then differ by at least one ulp of the latter,
@@ -40,12 +39,12 @@ SMALLEST_AREA = tl.constexpr(2.0**-80)
 
 
 def splits_of(blocks: int, window: int, splits: int) -> int:
-    """How many programs a block of rows has, of ``splits`` at the most."""
+    """Number of programs of a block of rows, at most ``splits``."""
     return min(splits, window, max(MAX_PROGRAMS // blocks, 1))
 
 
 def columns_of(few: bool, test: str) -> int:
-    """COLUMNS as registers allow: groups, strikes and divisions take some."""
+    """COLUMNS as registers allow: fewer with groups, strikes and divisions."""
     return COLUMNS // (2 if few else 1) // (2 if test == "divide" else 1)
 
 
@@ -91,7 +90,7 @@ def _bits(
     tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, column, half, threshold, half_gap,
     GROUPED: tl.constexpr, TEST: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One word a row: which of half a block of columns it has an IoU above the threshold with."""
+    """One word a row: the boxes of half a block of columns whose IoU with it exceeds the threshold."""
     lanes = tl.arange(0, COLUMNS)
     bit = (tl.full([COLUMNS], 1, tl.int32) << lanes)[:, None]
     bits = tl.zeros([BLOCK], tl.int32)
@@ -122,7 +121,7 @@ def _bits(
 
 @triton.jit
 def _same_unit(units_ptr, column, half, unit, BLOCK: tl.constexpr):
-    """One word for half a block of columns: those of the unit."""
+    """One word for half a block of columns: its boxes of the unit."""
     lanes = tl.arange(0, BLOCK // 2)
     same = tl.load(units_ptr + column * BLOCK + half * (BLOCK // 2) + lanes) == unit
     return tl.sum(same.to(tl.int32) << lanes, axis=0)
@@ -130,7 +129,7 @@ def _same_unit(units_ptr, column, half, unit, BLOCK: tl.constexpr):
 
 @triton.jit
 def _earlier_in_unit(units_ptr, units, block, half, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    """One word a row of a block: which of half of the same block are before it and of its unit."""
+    """One word a row of a block: the boxes of half of the same block that are before it and of its unit."""
     lanes = tl.arange(0, COLUMNS)
     bits = tl.zeros([BLOCK], tl.int32)
     for part in range(BLOCK // 2 // COLUMNS):
@@ -201,7 +200,7 @@ def _pairs_kernel(
     first = tl.load(units_ptr + block * BLOCK)
     last = tl.load(units_ptr + block * BLOCK + BLOCK - 1)
     near = tl.load(units_ptr + (block - distance) * BLOCK + BLOCK - 1, mask=distance <= block, other=-1)
-    # a block of nothing that takes part has no tiles, and one of another unit is not reached
+    # a block of invalid boxes only has no tiles, and one of another unit is not reached
     active = ((distance == 0) & ((first != last) | (first % 2 == 0))) | ((near == first) & (first % 2 == 0))
     if active:
         if TEST == "divide":
@@ -222,11 +221,11 @@ def _pairs_kernel(
 
 
 @triton.jit
-def _removed(
+def _find_removed(
     tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
     GROUPED: tl.constexpr, TEST: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the unit that are removed by what is kept of this program's share of a window: not 0."""
+    """Non-zero for the unit's rows that the boxes kept in this program's share of a window remove."""
     x1, y1, x2, y2, area, label = _rows(tiles_ptr, labels_ptr, block, GROUPED, BLOCK)
     mine = tl.load(units_ptr + block * BLOCK + tl.arange(0, BLOCK)) == unit
     removed = tl.zeros([BLOCK], tl.int32)
@@ -248,7 +247,7 @@ def _strike_kernel(
     tiles_ptr,  # [blocks, 5, BLOCK]
     units_ptr,  # [blocks * BLOCK]
     labels_ptr,  # [blocks * BLOCK]
-    kept_ptr,  # [blocks, 2] bits of what is kept of each block
+    kept_ptr,  # [blocks, 2] bits of the boxes kept of each block
     struck_ptr,  # [blocks * BLOCK] out: 1 where a box is removed
     # sizes
     window,
@@ -263,12 +262,12 @@ def _strike_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What is kept in window ``step`` of a unit removes boxes of all its later windows."""
+    """Strike boxes of a unit's later windows that the boxes kept in window ``step`` remove."""
     block = (step + 1) * window + tl.program_id(0) // splits
     unit = tl.load(units_ptr + block * BLOCK)
     before = block - (step + 1) * window
     if (tl.load(units_ptr + before * BLOCK + BLOCK - 1) == unit) & (unit % 2 == 0):
-        # the unit's first block
+        # find the unit's first block
         first = before * 0
         while first < before:
             middle = (first + before) // 2
@@ -279,17 +278,17 @@ def _strike_kernel(
 
         first += step * window
         if TEST == "divide":
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, "divide", BLOCK, COLUMNS,
             )  # fmt: skip
         elif _has_tiny(tiles_ptr, block, BLOCK):
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, "float64", BLOCK, COLUMNS,
             )  # fmt: skip
         else:
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, TEST, BLOCK, COLUMNS,
             )  # fmt: skip

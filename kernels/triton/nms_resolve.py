@@ -1,14 +1,13 @@
-"""What stays of each unit, from the bits of triton/nms_pairs.py, and the list of it by score, in Triton.
+"""Resolution of NMS in Triton: the boxes that are kept, from the bits of triton/nms_pairs.py, and their list by score.
 
-A program, one warp, owns the units that begin in its block of 64 positions. It settles all of them within the block at
-once ("nothing that is kept removes me", until nothing changes: as many rounds as the longest chain of removals), then
+A program, one warp, owns the units that begin in its block of 64 positions. It resolves all of them within the block at
+once ("no kept box removes this one", until nothing changes: as many rounds as the longest chain of removals), then
 walks the last one, if that goes on, block after block:
     block      0   1   2   3   4
-    words of 4     [far   ]  n   d      far: blocks two and more before it, read while block 3 is being settled
+    words of 4     [far   ]  n   d      far: blocks two and more before it, read while block 3 is being resolved
                                         n: the block before it; d: the block itself
-It ends with the unit, where max_output are kept, or with its window, behind which the next launch goes on.
-The list: each program counts what is kept before its boxes, eight to a word, and writes its own and a share of the
-filling.
+It ends with the unit, when max_output boxes are kept, or with its window, after which the next launch goes on.
+For the list, each program counts the kept boxes before its own, eight to a word, and writes its own and a share of -1.
 Cost: 8 bytes a row and block before it; 383 instructions of one warp a block of the longest unit and 25 a round, and
 291 for every 16 blocks beyond 17 before it.
 Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is tested here. On an H200
@@ -45,8 +44,8 @@ def _unpack(low, high, LANES: tl.constexpr):
 
 
 @triton.jit
-def _settle(candidate, low, high):
-    """Which candidates [2, BLOCK / 2] stay, given the bits of those that would remove each -> flags, two words."""
+def _resolve_block(candidate, low, high):
+    """Resolve candidates [2, BLOCK / 2], given the bits of the boxes that would remove each -> flags, two words."""
     kept_low, kept_high = _pack(candidate)
     rounds = tl.where((kept_low | kept_high) != 0, 2 * candidate.shape[1], 0)
     while rounds > 0:  # counted: a loop condition that its body does not use breaks Triton 3.8's layouts
@@ -60,7 +59,7 @@ def _settle(candidate, low, high):
 
 @triton.jit
 def _load_far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.constexpr, BLOCK: tl.constexpr):
-    """A block's words [2 FAR, 2, BLOCK / 2] of FAR blocks, from ``distance`` before it on, and what is kept of these.
+    """A block's words [2 FAR, 2, BLOCK / 2] of FAR blocks, from ``distance`` before it on, and the boxes kept of these.
 
     ``reached`` says whether there are words; blocks before ``first`` are not the unit's.
     """
@@ -76,8 +75,8 @@ def _load_far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR:
 
 
 @triton.jit
-def _removed_by(words, kept):
-    """Two words: rows that one of the kept removes."""
+def _find_removed(words, kept):
+    """Two words: rows that a kept box removes."""
     removed = tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
     return _pack((removed != 0).to(tl.int32))
 
@@ -86,12 +85,12 @@ def _removed_by(words, kept):
 def _resolve_kernel(
     # tensors
     units_ptr,  # [blocks * BLOCK]
-    ranks_ptr,  # [blocks * BLOCK] places in keep, -1 for what takes no part
+    ranks_ptr,  # [blocks * BLOCK] places in keep, -1 for invalid boxes
     words_ptr,  # [blocks, window, 2, BLOCK]
-    struck_ptr,  # [blocks * BLOCK] 1 for what earlier windows removed
-    kept_ptr,  # [blocks, 2] out: bits of what is kept of a unit that goes on
-    num_kept_ptr,  # [blocks] out: how many of the unit that goes on from there, until its window's end
-    keep_ptr,  # [B, padded] out: 1 for what is kept
+    struck_ptr,  # [blocks * BLOCK] 1 for boxes that earlier windows removed
+    kept_ptr,  # [blocks, 2] out: bits of the boxes kept of a unit that goes on
+    num_kept_ptr,  # [blocks] out: number kept of the unit that goes on from there, until its window's end
+    keep_ptr,  # [B, padded] out: 1 for kept boxes
     # sizes
     blocks,
     window,
@@ -131,7 +130,7 @@ def _resolve_kernel(
             candidate = candidate & (tl.load(struck_ptr + block * BLOCK + inner) == 0)
         else:
             candidate = (units != before) & (rank >= 0)
-        alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
+        alive, kept_low, kept_high = _resolve_block(candidate.to(tl.int32), low, high)
         tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
         num_kept += tl.sum(alive * (units == unit).to(tl.int32))
 
@@ -178,7 +177,7 @@ def _resolve_kernel(
             candidate = candidate & (((near_low & kept_low) | (near_high & kept_high)) == 0)
             if LATER:
                 candidate = candidate & (tl.load(struck_ptr + current * BLOCK + inner) == 0)
-            alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
+            alive, kept_low, kept_high = _resolve_block(candidate.to(tl.int32), low, high)
             tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
             num_kept += tl.sum(alive)
             tl.store(kept_ptr + current * 2, kept_low, mask=fills_block)
@@ -186,12 +185,12 @@ def _resolve_kernel(
             tl.debug_barrier()
 
             # --- 6. collect what far blocks remove of the next one
-            next_removed_low, next_removed_high = _removed_by(far_words, far_kept)
+            next_removed_low, next_removed_high = _find_removed(far_words, far_kept)
             for distance in range(2 + FAR, current + 2 - block, FAR):
                 far_words, far_kept = _load_far(
                     words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK
                 )  # fmt: skip
-                more_low, more_high = _removed_by(far_words, far_kept)
+                more_low, more_high = _find_removed(far_words, far_kept)
                 next_removed_low = next_removed_low | more_low
                 next_removed_high = next_removed_high | more_high
             end = tl.where(going & (num_kept < max_output), end, current)
@@ -225,7 +224,7 @@ def _list_kernel(
 ):
     image = (tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
-    # how many are kept before this program's boxes, and in all: bytes of 1, added up in a word's highest byte
+    # boxes kept before this program's, and in all: bytes of 1, summed in a word's highest byte
     before = tl.zeros([WORDS], tl.int64)
     total = tl.zeros([WORDS], tl.int64)
     for first in range(0, padded // 8, WORDS):

@@ -1,11 +1,11 @@
-"""The order of NMS by sorting runs of RUN boxes, each in one program, and merging all runs of an image at once.
+"""Order of NMS in Triton by a merge sort: a program sorts a run of RUN boxes, then all runs of an image merge at once.
 
-A box has two numbers to be sorted by, of 63 bits: score and index, and, with groups, its unit in front of these. No two
-are equal, so where a box stands is how many of each run are smaller: binary searches, in SEARCHED runs side by side.
+A box has two keys of 63 bits: score and index, and, with groups, its unit in front of these. No two are equal, so a
+box's place is the number of smaller keys in each run: binary searches, in SEARCHED runs side by side.
     keys[image, 0, run]    score, index      the smaller ones: a box's rank
     keys[image, 1, run]    unit, score, index                : its position
-Boxes that cannot take part are left out of the runs, whose lengths say so, and the searches are as short as that: of
-candidates that are mostly padding the second launch does next to nothing.
+Invalid boxes are left out of the runs, whose lengths say so, and searches are as short as that: for candidates that are
+mostly padding the second launch does next to nothing.
 Cost: two launches; a bitonic sort of RUN, and per box log2(RUN) + 1 dependent loads for every SEARCHED runs.
 Predicted in place of two radix sorts, for 19,000 candidates of which 1000 take part: 92 -> 12 us; for 20,000 that all
 do: 88 -> 15 us. Speed: not yet measured.
@@ -34,7 +34,7 @@ SORT_WARPS = 16
 SEARCHED = 8  # runs that binary searches go through side by side
 MERGED = 32  # boxes of a program that merges
 MAX_BOXES = 2**16  # of an image: an index takes 16 bits
-LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # behind every box that takes part
+LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)  # behind every valid box
 
 
 @jit(do_not_specialize=["num", "runs", "buckets", "shift"])
@@ -44,7 +44,7 @@ def _sort_runs_kernel(
     groups_ptr,  # [B, N]
     valid_ptr,  # [B, N]
     keys_ptr,  # [B, 1 or 2, runs, RUN] out, ascending
-    lengths_ptr,  # [B, runs] out: boxes of a run that take part
+    lengths_ptr,  # [B, runs] out: valid boxes of a run
     # sizes
     num,
     runs,
@@ -87,7 +87,7 @@ def _merge_runs_kernel(
     units_ptr,  # [size] out
     labels_ptr,  # [size] out
     ranks_ptr,  # [size] out
-    order_ptr,  # [B, N] out: boxes that take part, best score first
+    order_ptr,  # [B, N] out: valid boxes, best score first
     keep_words_ptr,  # [B, padded / 8] out: zeros
     # sizes
     num,
@@ -124,7 +124,7 @@ def _merge_runs_kernel(
     before_score = tl.zeros([SEARCHED, MERGED], tl.int32)
     before_unit = tl.zeros([SEARCHED, MERGED], tl.int32)
     count = tl.zeros([SEARCHED], tl.int32)
-    absent = tl.zeros([SEARCHED], tl.int32)  # of earlier runs, what does not take part
+    absent = tl.zeros([SEARCHED], tl.int32)  # invalid boxes of earlier runs
     for first in range(0, runs, SEARCHED):
         other = first + tl.arange(0, SEARCHED)
         lengths = tl.load(lengths_ptr + image * runs + other, mask=other < runs, other=0)
@@ -138,7 +138,7 @@ def _merge_runs_kernel(
         ptrs_run = ptrs_image + (other * RUN)[:, None] - 1
         found_score = tl.zeros([SEARCHED, MERGED], tl.int32)
         found_unit = tl.zeros([SEARCHED, MERGED], tl.int32)
-        while step > 0:  # a power of two: how many more are looked at
+        while step > 0:  # a power of two: keys to skip at once
             probed = found_score + step
             there = tl.load(ptrs_run + probed, mask=probed <= lengths, other=LAST)
             found_score = tl.where(there < by_score[None, :], probed, found_score)

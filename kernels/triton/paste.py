@@ -1,8 +1,8 @@
-"""Mask paste-back in Triton: zeros, then one launch that writes the pixels of the boxes only.
+"""Mask pasting in Triton, forward: zeros, then one launch that writes the pixels of the boxes only.
 
 Pixel model, source and differences: paste.py. Specification: reference.paste_masks.
-A warp owns TILE columns of a box and walks down its rows. Two rows of mask cells, blended along x, stay in registers
-until a pixel row lies between two others: a pixel costs one blend along y and its store.
+A warp owns TILE columns of a box and walks down its rows. It keeps two rows of mask cells, interpolated along x, in
+registers until a pixel row lies between two others: a pixel costs one interpolation along y and its store.
 
          TILE columns
         +----------------+----------
@@ -46,10 +46,10 @@ from fastmask.kernels.tuning import tuned_value
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 TILE = 128  # columns of a tile; four a thread
-LINES = 8  # rows of a tile that a program is worth being launched for
+LINES = 8  # rows of a tile, the least for a program
 PROGRAMS = 4096  # of all masks together: about as many warps as an H100 holds at once
 NUM_WARPS = 1
-LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, plain PyTorch
+LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["programs", "height", "width", "columns", "threshold", "growth"])
@@ -139,7 +139,7 @@ def paste_masks(
     logits: bool,
     padding: int,
 ) -> Tensor:
-    """Shapes as in fallback.masks.paste_masks. float64 and images of about 2^31 elements are plain PyTorch's."""
+    """Shapes as in fallback.masks.paste_masks. float64 and images of about 2^31 elements take the eager fallback."""
     number, side = masks.shape[0], masks.shape[1]
     columns = triton.cdiv(width, 8) if output == "packed" else width
     if compute_dtype(masks, boxes) == torch.float64 or max(height * columns, width) > LARGEST:

@@ -1,8 +1,8 @@
-"""Mask paste-back's backward in Triton: a gather, the same bits in every run.
+"""Mask pasting in Triton, backward: a gather without atomics, bitwise reproducible.
 
 Pixel model, source and differences: paste.py. Specification: the transpose of reference.paste_masks.
-A program owns one row of one mask's cells. It weighs the pixel rows that this row reaches, adds them up column by
-column, and spreads each column over the row's cells; one store, no atomics.
+A program owns one row of one mask's cells. It weights the pixel rows that this row reaches, sums them column by column,
+and spreads each column over the row's cells; one store.
 Cost in bytes: roofline.min_bytes at best; each pixel row of a box is read for the two rows of cells beside it.
 Speed: not yet measured.
 """
@@ -87,7 +87,7 @@ def _backward_kernel(
 def paste_masks_backward(
     grad: Tensor, masks: Tensor, boxes: Tensor, continuous: bool, logits: bool, padding: int
 ) -> Tensor:
-    """Gradient [N, H, W] of the probabilities' paste -> gradient of masks [N, M, M]. float64 is plain PyTorch's."""
+    """Gradient [N, H, W] of pasted probabilities -> gradient of masks [N, M, M]. float64 takes the eager fallback."""
     if compute_dtype(grad, masks, boxes) == torch.float64:
         return masks_fallback.paste_masks_backward(grad, masks, boxes, continuous, logits, padding)
     number, side = masks.shape[0], masks.shape[1]

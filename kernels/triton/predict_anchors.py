@@ -1,11 +1,11 @@
-"""The end of an RPN's head in Triton: bias and ReLU of its hidden maps, and one matrix product for logits and deltas.
+"""End of an RPN's head in Triton: bias and ReLU of its hidden maps, and one matrix product for logits and deltas.
 
 A program takes PIXELS pixels of one level and walks along their channels, CHANNELS at a time: bias and ReLU in
 registers, rounded to the maps' dtype as PyTorch rounds them, then a product with the weights, summed in float32.
 
 Cost in bytes: the hidden maps read once, 46 MB of bfloat16 for 800 x 1344; PyTorch's convolutions read and write them
 once more for each of bias and ReLU, and read them for each of logits and deltas. Speed on an
-H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at a copy's speed.
+H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at copy bandwidth.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 32  # of a step
 NUM_WARPS, NUM_STAGES = 2, 4
-LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, plain PyTorch
+LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=[f"pixels{level}" for level in range(MAX_LEVELS)])
@@ -103,7 +103,7 @@ def _predict_anchors_kernel(
 def predict_anchors(
     hidden: Sequence[Tensor], hidden_bias: Tensor, weight: Tensor, bias: Tensor, anchors: int
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.bias_act.predict_anchors. float64, many levels, other layouts are plain PyTorch's."""
+    """Shapes as in fallback.bias_act.predict_anchors. float64, many levels, other layouts: the eager fallback."""
     channels = weight.shape[1]
     pixels = [level.shape[0] * level.shape[2] * level.shape[3] for level in hidden]
     plain = len(hidden) > MAX_LEVELS or sum(pixels) > LARGEST or weight.dtype == torch.float64

@@ -1,24 +1,23 @@
-"""Mask-to-RLE in Triton: M x M masks to COCO RLE bytes on the device; full-size masks never exist.
+"""Run-length encoding (RLE) of masks in Triton: M x M masks to COCO RLE bytes; full-size masks never exist.
 
 Order, source and differences: rle.py. Specification: reference.encode_mask of reference.paste_masks.
 
     a box, read down its columns     word: up to WORD neighboring pixels of a column, the bits of one integer
-        +---+---+---+--              changes: the word, exclusive-or itself one pixel later; the first bit is compared
-        | 0 | 2 | 4 |                with the last one of the word before, which the neighboring lane has
+        +---+---+---+--              changes: the word XOR itself one pixel later; the first bit is compared with the
+        | 0 | 2 | 4 |                last one of the word before, which the neighboring lane has
         +---+---+---+--              chunk: an equal share of a mask's words, one program's
         | 1 | 3 | 5 |
 
 1. Changes: each chunk samples its pixels once, counts the changes and keeps the first SLOTS positions.
-2. Positions: each chunk sums the counts before its own and copies its positions behind theirs; a chunk that had more
-   than SLOTS samples its pixels again.
+2. Positions: each chunk sums the counts before its own and copies its positions behind theirs; a chunk of more than
+   SLOTS changes samples its pixels again.
 3. Text: the programs of a mask share its runs, made of positions, and count their characters.
 4. Text again: they sum the characters before their own and write theirs.
-
-What comes before a program's own is summed in two levels: masks before its own, whose totals the launch before added up
-by integer atomics (their order changes nothing), then chunks or parts of its own mask.
+Sums before a program's own have two levels: masks before its own, whose totals the launch before added up by integer
+atomics (their order changes nothing), then chunks or parts of its own mask.
 A pixel is decided as triton/paste.py does it, so the bytes are those of its masks. A run is at least one character:
 positions are kept for as many changes as the buffer has bytes.
-Cost in bytes: roofline.min_bytes, and 8 a change, written twice and read nine times (from the cache). What binds is
+Cost in bytes: roofline.min_bytes, and 8 a change, written twice and read nine times (from the cache). It is bound by
 arithmetic, 66 instructions a pixel of a box. On an H200 (bc309f8): 47 us for 100 masks, sums since then not measured.
 """
 
@@ -246,12 +245,12 @@ def _text_kernel(
     # --- 3. encode the runs, BLOCK at a time, five bits a character
     for first in range(first_run, last_run, BLOCK):
         run = first + tl.arange(0, BLOCK)
-        real = run < last_run
+        inside = run < last_run
         end, start = _change(ptrs, run, changes, area), _change(ptrs, run - 1, changes, area)
         earlier = _change(ptrs, run - 2, changes, area) - _change(ptrs, run - 3, changes, area)
         delta = end - start - tl.where(run > 2, earlier, 0)
-        length = real.to(tl.int32)
-        rest = tl.where(real, tl.where(delta < 0, -1 - delta, delta), 0) >> 4  # four bits and a sign in the last one
+        length = inside.to(tl.int32)
+        rest = tl.where(inside, tl.where(delta < 0, -1 - delta, delta), 0) >> 4  # the last has four bits and a sign
         while tl.max(rest, axis=0) > 0:
             length += (rest > 0).to(tl.int32)
             rest = rest >> 5
@@ -278,7 +277,7 @@ def encode_masks(
     logits: bool,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.masks.encode_masks. float64 is plain PyTorch's."""
+    """Shapes as in fallback.masks.encode_masks. float64 takes the eager fallback."""
     if compute_dtype(masks, boxes) == torch.float64:
         return masks_fallback.encode_masks(masks, boxes, sizes, capacity, threshold, continuous, logits, padding)
     number, side = masks.shape[0], masks.shape[1]

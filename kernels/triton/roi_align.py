@@ -1,23 +1,23 @@
-"""RoIAlign over a pyramid in Triton, forward: one launch for all levels and images.
+"""RoIAlign over a feature pyramid in Triton, forward: one launch for all levels and images.
 
 Pixel model, border rule, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
-A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and goes down the rows: the level,
-the RoI and the columns' taps are worked out once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
+A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and walks down the rows: it computes
+the level, the RoI and the columns' taps once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
 
     program (RoI, columns 0-7, channels 0-255)                  bin (p, q), sampling_ratio 2: 4 samples of 4 taps
       p = 0  2 tiles [8 bins x 128 channels] -> store             row0  o--o----o--o
       p = 1  2 tiles [8 bins x 128 channels] -> store             row1  o--o----o--o   acc = fma(weight, tap, acc)
       ...                                                         and two rows more below
 
-RoIs with all samples on the map, which are nearly all, are read without masks. Maps that are not channels-last are
-copied first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
+RoIs with all samples on the map, nearly all of them, are read without masks. Maps that are not channels-last are copied
+first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
 Cost in bytes: roofline.min_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
 Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
-because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
-multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. On an H200 (bc309f8): 34 us,
-39 with a cold L2 cache; 138 for 8 x 512 RoIs; 23 for 100 RoIs of 14 x 14 from float32 maps.
+because a RoI's geometry is computed twice instead of seven times (290 of 901 instructions), a tap costs one
+multiply-add instead of 1.5 operations, and two tiles share addresses and weights. On an H200 (bc309f8): 34 us, 39 with
+a cold L2 cache; 138 for 8 x 512 RoIs; 23 for 100 RoIs of 14 x 14 from float32 maps.
 Each level's values are parameters of their own. Triton 3.6 and 3.8 compile tuples of them, 26 parameters instead of 57,
-to the same PTX, but specialize a tuple's members whatever ``do_not_specialize`` says: ``native_specialize_impl(backend,
+to the same PTX, but specialize a tuple's members despite ``do_not_specialize``: ``native_specialize_impl(backend,
 (16, 1), False, False, True)`` gives the keys "D" and 1, where 16 alone gives None. Pairs of images padded to multiples
 of 32, short side at most 800, long side 800 to 1344, would compile 35 variants of this kernel instead of one.
 """
@@ -59,8 +59,8 @@ from fastmask.kernels.tuning import tuned_value
 COLUMNS, CHANNELS = 8, 128  # of a tile, at most
 WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
 ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs
-UNROLLED = (2, 3)  # sampling ratios: of more, all taps of a row of bins are too many for the registers
-PROGRAMS = 1024  # to aim at where RoIs are few, by fewer rows each: several for each processor of a GPU
+UNROLLED = (2, 3)  # sampling ratios; for more, the taps of a row of bins do not fit the registers
+PROGRAMS = 1024  # at least, for few RoIs by fewer rows each: several for each multiprocessor
 
 # the values of all levels stand on one line
 # fmt: off
@@ -103,10 +103,10 @@ def _add_sample(
 
 
 @triton.jit
-def _sampled(
+def _sample_mask(
     start_y, roi_h, sample_y, samples_y, height, start_x, roi_w, sample_x, samples_x, width, mask_c, INNER: tl.constexpr
 ):
-    """Where a sample of each bin counts, by the border rule along both axes: [COLUMNS, CHANNELS], or [1, CHANNELS]."""
+    """Mask of a sample of each bin by the border rule along both axes: [COLUMNS, CHANNELS], or [1, CHANNELS]."""
     if INNER:
         return mask_c[None, :]
     else:
@@ -137,7 +137,7 @@ def _row_of_bins(
             for j in tl.static_range(RATIO):
                 sample_x = offs_q * RATIO + j
                 x = x1 + (sample_x + 0.5) * step_x
-                mask = _sampled(
+                mask = _sample_mask(
                     start_y, roi_h, sample_y, POOLED_H * RATIO, height,
                     start_x, roi_w, sample_x, POOLED_W * RATIO, width, mask_c, INNER,
                 )
@@ -166,7 +166,7 @@ def _row_of_bins(
             for j in range(most_x.to(tl.int32)):
                 sample_x = first_x + j
                 x = edge_x + (sample_x + 0.5) * step_x
-                mask = _sampled(
+                mask = _sample_mask(
                     start_y, roi_h, p * grid_y + sample_y, POOLED_H * grid_y, height,
                     start_x, roi_w, offs_q * grid_x + sample_x, POOLED_W * grid_x, width, mask_c, INNER,
                 )
@@ -287,7 +287,7 @@ def multilevel_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Shapes as in reference.py -> [K, C, pooled_height, pooled_width], channels-last. float64 is plain PyTorch's."""
+    """Shapes as in reference.py -> channels-last [K, C, pooled_height, pooled_width]. float64: the eager fallback."""
     if compute_dtype(*features, rois) == torch.float64 or len(features) > MAX_LEVELS:
         return roi_fallback.multilevel_roi_align(
             features, rois, scales, level_limits, pooled_height, pooled_width, sampling_ratio, aligned

@@ -1,8 +1,8 @@
-"""RoIAlign over a pyramid in Triton, forward, of maps whose channels lie apart (NCHW), read where they are.
+"""RoIAlign over a feature pyramid in Triton, forward, of maps that are not channels-last (NCHW), read in place.
 
-For RoIs that are too few to pay for a channels-last copy of the maps, and for maps too large for one. Pixel model,
-border rule: roi_align.py. A program takes BINS bins of one RoI and CHANNELS channels: the lanes of a warp run along the
-bins, so that a request touches the lines of neighboring bins, about 7 as in torchvision, instead of one a channel: 32.
+It serves RoIs too few to pay for a channels-last copy of the maps, and maps too large for one. Pixel model, border
+rule: roi_align.py. A program takes BINS bins of one RoI and CHANNELS channels: the lanes of a warp run along the bins,
+so that a request touches the lines of neighboring bins, about 7 as in torchvision, instead of one a channel: 32.
 Predicted for 100 RoIs of 7 x 7 x 256 on an H100: 11 us of instructions at the ideal rate.
 Speed: not yet measured.
 """

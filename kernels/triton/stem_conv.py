@@ -1,11 +1,10 @@
-"""The stem's convolution in Triton: an implicit matrix product over windows of an image of three channels.
+"""Stem convolution in Triton: an implicit matrix product over windows of an image of three channels.
 
-A program takes ROWS x COLUMNS output pixels and OUTPUTS channels. Where pixels lie four elements apart, as in the
+A program takes ROWS x COLUMNS output pixels and OUTPUTS channels. Where pixels are four elements apart, as in the
 Predictor's buffer (inference/program.py), two of them are 16 bytes, and with stride 2 a window's row begins at such a
 pair or one pixel behind it: a row of 7 pixels is read as four pairs, 64 contiguous bytes, and is 32 terms of the
-product, which has one such step for each row of the kernel. Terms that are no image's (the fourth element of a pixel,
-the pixel before the window) are set to zero, whatever lies there. Neighboring windows share most of their bytes, which
-the L1 cache has.
+product, which has one such step for each row of the kernel. Terms beside the image's (the fourth element of a pixel,
+the pixel before the window) are set to zero. Neighboring windows share most of their bytes, which the L1 cache has.
 
 Cost in bytes: the image and the output once: 8.6 + 34 MB of bfloat16 at 800 x 1344, 13 us at 3.35 TB/s; cuDNN pads the
 three channels to eight in a pass of its own. Speed: not yet measured.
@@ -30,7 +29,7 @@ OUTPUTS = 64  # output channels of a program at most
 NUM_WARPS = 4
 PAIR = 2 * stem_fallback.PIXEL  # elements of two pixels
 DTYPES = (torch.float16, torch.bfloat16)
-LARGEST = 2**31 - 2**20  # elements of an image, and of its output: beyond it, plain PyTorch
+LARGEST = 2**31 - 2**20  # elements of an image, and of its output: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["height", "pairs", "rows", "columns"])

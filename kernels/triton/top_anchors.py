@@ -1,15 +1,16 @@
-"""The best anchors of each level in Triton: selected by digits of their keys, then sorted by one program a level.
+"""Top-k anchors of each level in Triton: a radix select by digits of their keys, then a sort by one program a level.
 
-A key is 32 bits, ascending as logits descend (triton.nms_order._score_key), and of 16-bit floats the last digits tell
-nothing apart. All levels of all images at once, a program a chunk of CHUNK logits, where the head left them:
-1. DIGITS launches: how often each value of a digit occurs in a chunk, of the keys that begin with the digits found so
-   far; each program finds the digit before its own from the sums of all chunks of its level.
-2. One launch: keys below the last one that is kept, in any order, and of those like it as many, by place, as it takes.
-3. One launch: each level's keys and places sorted, which settles the order whatever the one before was.
-    sums of chunks    [.. 0 3 9 40 ..]    the digit where the sum reaches what is wanted is that of the last one kept
+A key is 32 bits, ascending as logits descend (triton.nms_order._score_key); the last digits of 16-bit floats are equal.
+All levels of all images go at once, a program a chunk of CHUNK logits, where the head left them:
+1. DIGITS launches count each value of a digit in a chunk, over the keys that begin with the digits found so far; each
+   program finds the digit before its own from the sums of all chunks of its level.
+2. One launch writes the keys below the last one that is kept, in any order, and as many keys equal to it, by place, as
+   are needed.
+3. One launch sorts each level's keys and places, which fixes the order.
+    sums of chunks    [.. 0 3 9 40 ..]    the digit where the sum reaches the wanted number is the last kept key's
 Specification: fallback/top_anchors.py. Cost: the logits, read DIGITS + 1 times from the L2 cache, 1 KiB a chunk, digit.
 Predicted for 268,569 logits of bfloat16 in five levels, 1000 of each: 19 launches in 87 us -> 4 in 24 us, because
-nothing is copied together and ties need no second selection. Speed: not yet measured.
+nothing is concatenated and ties need no second selection. Speed: not yet measured.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,9 @@ BINS = 256  # values of a digit
 CHUNK = 4096  # logits of a program
 SUMMED = 16  # chunks whose counts are read at once
 NUM_WARPS, SORT_WARPS = 8, 16
-MOST = 4096  # that are sorted in one program
+MAX_KEPT = 4096  # of a level, sorted in one program
 LARGEST = 2**31 - CHUNK  # logits of an image
-# digits of a key that tell its dtype's values apart: sign, exponent and mantissa of float32, as far as they go
+# digits of a key that distinguish its dtype's values: sign, exponent and mantissa as in float32
 DIGITS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 VARYING = [f"{name}{level}" for name in ("pixels", "image", "pitch") for level in range(MAX_LEVELS)]
 
@@ -82,7 +83,7 @@ def _count_digits_kernel(
     logits4_ptr,
     counts_ptr,  # [B, chunks, BINS] out: of this digit
     earlier_ptr,  # [B, chunks, BINS] of the digit before it
-    state_ptr,  # [B, LEVELS, 3] prefix of the last key kept, how many are wanted with it, keys written; read
+    state_ptr,  # [B, LEVELS, 3] prefix of the last key kept, number wanted with it, keys written; read
     next_ptr,  # [B, LEVELS, 3] out: with the digit before this one
     # sizes
     number,
@@ -281,13 +282,13 @@ def _sort_kept_kernel(
 
 
 def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.top_anchors.top_anchors. float64, many levels and many kept ones are plain PyTorch's."""
+    """Shapes as in fallback.top_anchors.top_anchors. float64, many levels, many kept ones: the eager fallback."""
     batch, anchors = logits[0].shape[:2]
     pixels = [level.shape[2] * level.shape[3] for level in logits]
     digits = DIGITS.get(logits[0].dtype)
     kept = min(number, max(pixels) * anchors)
     columns = sum(min(number, side * anchors) for side in pixels)
-    plain = len(logits) > MAX_LEVELS or kept > MOST or sum(pixels) * anchors > LARGEST or batch >= 2**16
+    plain = len(logits) > MAX_LEVELS or kept > MAX_KEPT or sum(pixels) * anchors > LARGEST or batch >= 2**16
     if digits is None or plain or batch * columns == 0:
         return top_anchors_fallback.top_anchors(logits, number)
     rows = [level.permute(0, 2, 3, 1).flatten(1, 2) for level in logits]  # [B, pixels, anchors]

@@ -1,4 +1,4 @@
-"""Variants of top_anchors.py's kernels: dtypes, each digit of their keys, and how many are kept."""
+"""Variants of top_anchors.py's kernels: dtypes, each digit of their keys, and the number kept."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def variants() -> Iterator[Variant]:
         for digit in range(digits):
             name, constants = f"top anchors, {dtype}, digit {digit}", common | chunks | {"DIGIT": digit}
             yield Variant(name, top_anchors._count_digits_kernel, types, constants, options, default=digit == 1)
-        for kept in (16, 1024, 2048, top_anchors.MOST):  # few, an RPN's in use and in training, and the most
+        for kept in (16, 1024, 2048, top_anchors.MAX_KEPT):  # few, an RPN's in use and in training, and the most
             name, default, constants = f"top anchors, {dtype}, {kept}", kept == 1024, common | {"KEPT": kept}
             every = constants | chunks | {"DIGITS": digits}
             yield Variant(f"{name} kept", top_anchors._keep_kernel, types, every, options, default=default)

@@ -98,7 +98,7 @@ def test_empty_and_small(shape: tuple[int, ...], device: torch.device) -> None:
     check(draw(*shape), draw(8), draw(*shape), True, device)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import (
         bias_act as bias_act_triton,

@@ -133,7 +133,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter, forward and backward; float64 is plain PyTorch's."""
+    """On CUDA tensors, and on CPU tensors in the interpreter, forward and backward; float64 falls back."""
     launched: list[str] = []
     for name in set(launchers):
         module = importlib.import_module(f"fastmask.kernels.{name}")

@@ -100,7 +100,7 @@ def test_any_number_of_programs(
     assert torch.equal(paste_masks_op(masks, boxes.to(device), 21, 83, output, 0.5, False, False, 1), expected)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 @pytest.mark.parametrize("output", ["bool", "packed"])
 def test_images_too_large_for_int32(output: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import paste as paste_triton

@@ -135,7 +135,7 @@ def test_empty(device: torch.device) -> None:
     assert run(device, [], []).shape == (0, 3, *PADDED)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_more_than_int32_counts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import preprocess as preprocess_triton
 
@@ -201,7 +201,7 @@ def test_a_table_that_graphs_may_hold(device: torch.device) -> None:
     from fastmask.kernels.triton import preprocess as preprocess_triton
 
     words = [0, 2**62 + 1, -3, 7]
-    assert preprocess_triton.filled_table(words, device).tolist() == words
+    assert preprocess_triton.fill_table(words, device).tolist() == words
 
 
 @pytest.mark.gpu

@@ -42,7 +42,7 @@ def from_pycocotools(inside: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
-    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, with adversarial boxes too."""
+    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, some boxes adversarial."""
     for _ in range(1 if interpreted(device) else 50):
         height, width = (int(side) for side in torch.randint(1, 40 if interpreted(device) else 70, (2,)))
         boxes = torch.cat(

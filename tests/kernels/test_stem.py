@@ -161,7 +161,7 @@ def test_pool_that_cannot_be(device: torch.device) -> None:
             max_pool2d_op(x.to(device), None, *geometry)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 

@@ -138,6 +138,6 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     )
     yield (
         "rows NMS keeps, the row before the first",
-        Bug("triton.take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
+        Bug("triton.take", "valid = kept >= 0", "valid = kept >= -1", kept_case(True)),
     )
     yield "boxes scaled by the other axis", Bug("triton.take", "2 * end + 1 - axis", "2 * end + axis", scale_case())
