@@ -151,7 +151,7 @@ def _draw_hidden(dtype: torch.dtype, kind: str) -> list[Tensor]:
     batch = count_of(kind, 2)
     maps = [_draw(batch, CHANNELS, *size, dtype=dtype, kind=kind) for size in ((25, 38), (13, 19))]
     weight = (torch.randn(5 * ANCHORS, CHANNELS) / CHANNELS**0.5).to(dtype)
-    last = [one.contiguous(memory_format=torch.channels_last) for one in maps]
+    last = [feature.contiguous(memory_format=torch.channels_last) for feature in maps]
     return [*last, _draw(CHANNELS, dtype=dtype), weight, _draw(5 * ANCHORS, dtype=dtype)]
 
 
@@ -162,8 +162,8 @@ def _predict_anchors(first: Tensor, second: Tensor, hidden_bias: Tensor, weight:
 def _check_predict_anchors(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     *maps, hidden_bias, weight, bias = inputs
     rows = []
-    for one in maps:
-        hidden = reference_layers.bias_act(one, hidden_bias, None, True).to(one.dtype)
+    for feature in maps:
+        hidden = reference_layers.bias_act(feature, hidden_bias, None, True).to(feature.dtype)
         rows.append(hidden.permute(0, 2, 3, 1).flatten(0, 2).double() @ weight.double().t() + bias.double())
     expected = torch.cat(rows).split([ANCHORS, 4 * ANCHORS], dim=1)
     for actual, values in zip(outputs, expected, strict=True):
@@ -171,10 +171,10 @@ def _check_predict_anchors(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_logits(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """Of two levels, channels-last, with many that are equal."""
+    """Draw logits of two levels, channels-last, many of them equal."""
     batch = count_of(kind, 2)
     maps = [_draw(batch, ANCHORS, *size, dtype=dtype, kind=kind) * 8 for size in ((50, 75), (13, 19))]
-    return [one.round().contiguous(memory_format=torch.channels_last) for one in maps]
+    return [feature.round().contiguous(memory_format=torch.channels_last) for feature in maps]
 
 
 def _choose(first: Tensor, second: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the compiler makes of the Triton kernels, without a GPU: no spills, wide accesses, no atomics."""
+"""Audit of the compiled Triton kernels, without a GPU: no spills, wide accesses, no atomics."""
 
 import pytest
 

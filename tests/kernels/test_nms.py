@@ -50,7 +50,7 @@ def test_meets_the_specification(num: int, grouped: bool, device: torch.device) 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dtypes(dtype: torch.dtype, device: torch.device) -> None:
-    """Half-typed boxes are what they are; only their IoU is computed in float32. Scores may be of another type."""
+    """Half-typed boxes are not rounded; only their IoU is computed in float32. Scores may be of another type."""
     boxes = draw_boxes(150, largest=60).to(dtype)[None]
     check(boxes, torch.rand(1, 150).half(), None, None, 0.3, 150, device)
 
@@ -62,7 +62,7 @@ def test_ties_keep_the_input_order(device: torch.device) -> None:
     check(boxes, scores, torch.randint(2, (1, 200)), None, 0.5, 200, device)
 
 
-def test_special_scores_and_hostile_boxes(device: torch.device) -> None:
+def test_special_scores_and_adversarial_boxes(device: torch.device) -> None:
     boxes = torch.cat([adversarial_boxes(), draw_boxes(40), adversarial_boxes()])[None]
     scores = torch.rand(1, boxes.shape[1])
     scores[0, ::7], scores[0, 1::7], scores[0, 2::7], scores[0, 3::7] = NAN, INF, -INF, -NAN
@@ -172,7 +172,7 @@ def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: py
     ids=["one run", "five runs", "ten runs"],
 )
 def test_presorted_runs(runs: list[int], dtype: torch.dtype, device: torch.device) -> None:
-    """What an RPN hands over: no sort, and ties across runs in the input's order."""
+    """Presorted runs, as of an RPN: no sort, and ties across runs in the input's order."""
     boxes = torch.stack([draw_boxes(130, largest=60) for _ in range(2)])
     scores = (torch.rand(2, 130) * 20).round().to(dtype)
     scores[0, ::9], scores[0, 1::9] = INF, -INF
@@ -196,7 +196,7 @@ def test_scores_that_rise_in_a_run_count_as_the_lowest_before(device: torch.devi
 def test_groups_beyond_the_window(
     window: int, splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several launches then settle a group, window after window, and stop where enough is kept."""
+    """Several launches then resolve a group, window after window, and stop where enough is kept."""
     if HAS_TRITON:
         monkeypatch.setattr("fastmask.kernels.triton.nms.MAX_WORDS", 0)
         monkeypatch.setattr("fastmask.kernels.triton.nms.MIN_WINDOW", window)

@@ -46,7 +46,7 @@ def test_bool_and_packed_are_the_thresholded_floats(width: int, continuous: bool
 
 
 def test_the_threshold_itself(device: torch.device) -> None:
-    """torchvision's mode takes what is above the threshold, the continuous mode also what is on it."""
+    """torchvision's mode takes probabilities above the threshold, the continuous mode also those on it."""
     masks, boxes = torch.full((1, 4, 4), 0.5, device=device), torch.tensor([[0.0, 0, 8, 8]], device=device)
     for continuous, count in ((False, 0), (True, 36)):  # half a cell fades out on each side
         assert paste_masks_op(masks, boxes, 8, 8, "bool", 0.5, continuous, False, 0).sum() == count
@@ -54,7 +54,7 @@ def test_the_threshold_itself(device: torch.device) -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5])
 def test_beyond_the_box_nothing_is_mask(threshold: float, device: torch.device) -> None:
-    """Not even where every probability counts: what ends the mask is its reach, half a cell beyond the box."""
+    """The mask ends half a cell beyond the box, even where every probability counts."""
     box = torch.tensor([[10.3, 12.2, 30.7, 33.1]], device=device)
     pasted = paste_masks_op(torch.rand(1, 28, 28, device=device), box, *SIZE, "bool", threshold, True, False, 0)
     (left, top, right, bottom), cell = box[0].double().tolist(), torch.tensor([20.4, 20.9], dtype=torch.float64) / 28
@@ -90,7 +90,7 @@ def test_mask_sides(side: int, continuous: bool, dtype: torch.dtype, device: tor
 def test_any_number_of_programs(
     output: str, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that walks several tiles, several that share one, and most of them with nothing to do."""
+    """One program walks several tiles, several share one, and most have nothing to do."""
     from fastmask.kernels.triton import paste as paste_triton
 
     masks, boxes = draw_masks(3, 5).to(device), torch.tensor([[2.0, 1, 78, 19], [-9, -9, 99, 99], [30, 3, 31, 20]])

@@ -44,7 +44,7 @@ def draw_case(
     return draw_pyramid(levels, batch), rois, scales, limits
 
 
-def specified(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor:
+def align_exactly(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor:
     return reference.multilevel_roi_align([f.double().cpu() for f in features], rois.double().cpu(), *rest)
 
 
@@ -58,7 +58,7 @@ def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, 
     features = [f.to(device, dtype) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 3, 2, ratio, aligned)
     assert actual.dtype == dtype
-    expected = specified(features, rois, scales, limits, 3, 2, ratio, aligned)
+    expected = align_exactly(features, rois, scales, limits, 3, 2, ratio, aligned)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -69,7 +69,7 @@ def test_any_strides_and_levels(levels: int, layout: str, dtype: torch.dtype, de
     features, rois, scales, limits = draw_case(levels, adversarial=False)
     features = [strided(f.to(device, dtype), layout) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
-    expected = specified(features, rois, scales, limits, 2, 3, 2, True)
+    expected = align_exactly(features, rois, scales, limits, 2, 3, 2, True)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert actual.stride() == (30, 1, 15, 5)  # channels-last, whatever went in
 
@@ -119,7 +119,7 @@ def test_numbers_of_rois(num_rois: int, device: torch.device) -> None:
     features = [f.double().to(device).requires_grad_() for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 2, 2, False)
     assert actual.shape == (num_rois, 5, 2, 2)
-    expected = specified(features, rois, scales, limits, 2, 2, 2, False)
+    expected = align_exactly(features, rois, scales, limits, 2, 2, 2, False)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
     actual.sum().backward()
     assert [f.grad.shape for f in features] == [f.shape for f in features]
@@ -142,7 +142,7 @@ def test_tiny_maps(shape: tuple[int, int], ratio: int, device: torch.device) -> 
     features = torch.randn(1, 3, *shape, dtype=torch.float64, device=device)
     rois = with_images(draw_boxes(20, (9, 9), 12), 1).double()
     actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 2, 2, ratio, True)
-    expected = specified([features], rois, [1.0], [INF], 2, 2, ratio, True)
+    expected = align_exactly([features], rois, [1.0], [INF], 2, 2, ratio, True)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
 
 
@@ -185,7 +185,7 @@ def test_huge_adaptive_grids_are_exact_and_cheap(scale: float, device: torch.dev
 
 
 def axis_weights(low: float, high: float, bins: int, size: int) -> Tensor:
-    """The weight of each of ``size`` pixels in each bin's mean of all samples, vectorised over a million of them."""
+    """The weight of each of ``size`` pixels in each bin's mean of all samples, vectorized over a million of them."""
     length = (high - low) / bins
     grid = int(-(-length // 1))
     rows = []
@@ -276,7 +276,7 @@ def test_paths(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, d
     layout = torch.contiguous_format if path in ("copied", "apart") else torch.channels_last
     features = [f[:, :4].repeat(1, 4, 1, 1).to(device, dtype).contiguous(memory_format=layout) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 9, ratio, False)
-    expected = specified(features, rois, scales, limits, 2, 9, ratio, False)
+    expected = align_exactly(features, rois, scales, limits, 2, 9, ratio, False)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 

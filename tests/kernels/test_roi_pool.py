@@ -41,7 +41,7 @@ def test_bins_that_end_between_two_pixels(dtype: torch.dtype, device: torch.devi
 
 
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # plain PyTorch's
+    features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # eager fallback
     together = roi_pool_op(features, rois, 1.0, 3, 2)
     monkeypatch.setattr(roi_fallback, "SMALL", 0)
     for whole, alone in zip(together, roi_pool_op(features, rois, 1.0, 3, 2), strict=True):
@@ -90,7 +90,7 @@ def test_gradients(layout: str, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 0.125], ids="scale{}".format)
 def test_gradients_meet_the_argmaxima(scale: float, dtype: torch.dtype, device: torch.device) -> None:
-    """Each pixel gets the gradients of all bins whose maximum it is, summed in float32; twice the same bits."""
+    """Each pixel gets the gradients of all bins whose maximum it is, summed in float32; bitwise reproducible."""
     features = torch.randn(2, 5, 9, 13, device=device).to(dtype)
     rois = draw_rois(6).to(device)
     grads = []

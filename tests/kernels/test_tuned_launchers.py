@@ -1,4 +1,4 @@
-"""Knobs: launchers take every choice of theirs, the audit compiles it, and results stay what they are."""
+"""Knobs: launchers take every choice, the audit compiles it, and results stay the same."""
 
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ LAUNCH = {
 
 
 def launches(knob: Knob, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """What a launcher launches with these values: kernel, grid, numbers and constants, warps."""
+    """Launches of a launcher with these values: kernel, grid, numbers and constants, warps."""
     from triton.runtime.jit import JITFunction
 
     found = []

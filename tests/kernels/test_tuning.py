@@ -1,4 +1,4 @@
-"""Tuning files: which one is read, and what is believed of it."""
+"""Tuning files: which one is read, and which of its values are used."""
 
 import json
 import warnings
@@ -30,13 +30,13 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A file for the CPU, which ``FASTMASK_TUNING`` names."""
 
-    def written(values: Any, **facts: Any) -> Path:
+    def write_file(values: Any, **facts: Any) -> Path:
         path = tmp_path / "tuning.json"
         path.write_text(json.dumps({"format": tuning.FORMAT, **tuning.facts_of("cpu"), "values": values, **facts}))
         monkeypatch.setenv("FASTMASK_TUNING", str(path))
         return path
 
-    return written
+    return write_file
 
 
 def test_values_of_a_file_are_read_once(write: Callable[..., Path]) -> None:
@@ -101,7 +101,7 @@ def test_a_foreign_file_is_named_once_and_ignored(
     path = write({"paste.programs": 8192}, **facts)
     with pytest.warns(UserWarning, match=message) as caught:
         assert tuned_value("paste.programs", 4096, CPU) == 4096
-    assert [str(path) in str(one.message) for one in caught] == [True]
+    assert [str(path) in str(warning.message) for warning in caught] == [True]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tuned_value("paste.programs", 4096, CPU) == 4096
@@ -153,10 +153,10 @@ def test_a_value_that_is_no_choice_is_named_and_ignored(name: str, value: Any, w
     with pytest.warns(UserWarning, match=f"{name}") as caught:
         assert tuned_value(name, "default", CPU) == "default"
     assert len(caught) == 1
-    assert tuned_value("rle.programs", 4096, CPU) == 2048  # the others are believed
+    assert tuned_value("rle.programs", 4096, CPU) == 2048  # the others are used
 
 
-def test_overridden_values_end_with_the_block(write: Callable[..., Path]) -> None:
+def test_override_ends_with_the_block(write: Callable[..., Path]) -> None:
     write({"paste.programs": 8192})
     for known in (False, True):  # whether the file was read before
         assert (CPU in tuning._tables) == known

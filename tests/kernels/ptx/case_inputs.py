@@ -1,4 +1,4 @@
-"""What the cases draw: RoIs, pyramids, masks and boxes, ordinary and adversarial."""
+"""Inputs of the cases: RoIs, pyramids, masks and boxes, ordinary and adversarial."""
 
 import torch
 

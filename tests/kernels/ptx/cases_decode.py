@@ -1,4 +1,4 @@
-"""Compiled kernels between the large layers against the reference: boxes decoded and chosen, and what NMS keeps."""
+"""Compiled kernels between the large layers against the reference: box decoding, candidates, gathering after NMS."""
 
 import math
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def decode_case(dtype, each, above, counted, adversarial=False) -> Case:
     return Case(lambda: decode_triton.decode_boxes(*arguments), check)
 
 
-def described(check, inputs, out) -> list[str]:
+def describe_errors(check, inputs, out) -> list[str]:
     try:
         check(inputs, list(out))
     except AssertionError as error:
@@ -56,7 +56,7 @@ def levels_case(dtype, kind) -> Case:
     arguments = (logits, index, candidate_cases.LENGTHS, deltas, anchors, sizes, *candidate_cases.LEVEL_SETTINGS)
     return Case(
         lambda: decode_levels_triton.decode_levels(*arguments),
-        lambda out: described(candidate_cases.check_levels, inputs, out),
+        lambda out: describe_errors(candidate_cases.check_levels, inputs, out),
     )
 
 
@@ -65,12 +65,12 @@ def classes_case(dtype, kind) -> Case:
     arguments = (*inputs, candidate_cases.SLOTS, *candidate_cases.CLASS_SETTINGS)
     return Case(
         lambda: candidates_triton.select_candidates(*arguments),
-        lambda out: described(candidate_cases.check_classes, inputs, out),
+        lambda out: describe_errors(candidate_cases.check_classes, inputs, out),
     )
 
 
 def many_classes_case(classes) -> Case:
-    """Of a program of several warps."""
+    """Candidates of so many classes that a program has several warps."""
     logits, deltas = torch.randn(4, classes), torch.randn(4, classes, 4)
     logits[:, 200:203] += 12
     boxes, sizes = mask_boxes(4, SIZE)[None], torch.tensor([SIZE])
@@ -103,7 +103,7 @@ def kept_case(labeled) -> Case:
 def scale_case() -> Case:
     inputs = candidate_cases.draw_detections(FP32, "adversarial")
     return Case(
-        lambda: take_triton.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out)
+        lambda: take_triton.scale_boxes(*inputs), lambda out: describe_errors(candidate_cases.check_scaled, inputs, out)
     )
 
 

@@ -1,4 +1,4 @@
-"""Compiled kernels before and behind the network, preprocessing and the mask branch, against the reference.
+"""Compiled kernels of preprocessing and of the mask branch against the reference.
 
 On sm_90 Triton makes tl.dot of 64 rows or more wgmma, which is not executed here: there the mask branch's programs get
 32 rows, and mma.sync; their real number is executed as compiled for sm_80, and for sm_90 it is compiled and audited.

@@ -1,4 +1,4 @@
-"""Compiled pasting of masks, forward and backward, against the reference."""
+"""Compiled mask pasting, forward and backward, against the reference."""
 
 from collections.abc import Iterator
 from unittest import mock

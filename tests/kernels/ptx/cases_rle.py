@@ -14,7 +14,7 @@ from fastmask.kernels.triton import paste as paste_triton, rle as rle_triton
 def rle_case(
     masks, boxes, sizes, continuous=False, logits=False, padding=1, threshold=0.5, capacity=6000, programs=None
 ) -> Case:
-    """Bytes must be those of the paste kernel's own masks."""
+    """Check that the bytes encode the paste kernel's own masks."""
 
     def run():
         with mock.patch.object(rle_triton, "PROGRAMS", programs or rle_triton.PROGRAMS):

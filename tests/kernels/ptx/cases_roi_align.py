@@ -44,7 +44,7 @@ def border_roi(x1, x2):
 
 
 def border_case(x1, x2, width, num_bins, last):
-    """A sample lies on the border of the map, where rounding decides unless nothing is rounded: it counts."""
+    """A sample on the border of the map, which counts unless a product is rounded."""
     roi = border_roi(x1, x2)
     features = torch.ones(1, 16, 8, width)
     features = features.contiguous(memory_format=torch.channels_last) if last else features
@@ -71,7 +71,7 @@ def roi_align_backward_case(
     last=False,
     counted=True,
 ):
-    """``last``: the gradient is channels-last, and not copied; ``counted``: so many RoIs are not sorted."""
+    """``last``: the gradient is channels-last, and not copied; ``counted``: up to so many RoIs are not sorted."""
     scales, limits = geometry(levels)
     heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)

@@ -1,4 +1,4 @@
-"""The kernels that a tuning file can lead to, executed as compiled: each choice that is a constant of one."""
+"""Kernels that a tuning file can choose, executed as compiled: each choice that is a constant of a kernel."""
 
 from collections.abc import Iterator
 
