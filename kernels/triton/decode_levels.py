@@ -29,16 +29,16 @@ NUM_WARPS = 2
 VARYING = [f"{name}{level}" for name in ("length", "anchors") for level in range(MAX_LEVELS)]
 
 
+# the values of all levels stand on one line
+# fmt: off
+
+
 @jit(do_not_specialize=["num", "min_size", "min_score", *VARYING])
 def _decode_levels_kernel(
     # tensors
     logits_ptr,  # [B, N]
     index_ptr,  # [B, N] int64 places among the anchors of all levels
-    deltas0_ptr,  # [B, anchors0, 4] (dx, dy, dw, dh)
-    deltas1_ptr,
-    deltas2_ptr,
-    deltas3_ptr,
-    deltas4_ptr,
+    deltas0_ptr, deltas1_ptr, deltas2_ptr, deltas3_ptr, deltas4_ptr,  # [B, anchors0, 4] (dx, dy, dw, dh)
     anchors_ptr,  # [all levels' anchors, 4] (x1, y1, x2, y2)
     sizes_ptr,  # [B, 2] int64 (height, width)
     boxes_ptr,  # [B, N, 4] float32 out
@@ -46,16 +46,8 @@ def _decode_levels_kernel(
     valid_ptr,  # [B, N] int8 out
     # sizes
     num,  # N
-    length0,  # candidates of each level, of an image
-    length1,
-    length2,
-    length3,
-    length4,
-    anchors0,  # of each level, of an image
-    anchors1,
-    anchors2,
-    anchors3,
-    anchors4,
+    length0, length1, length2, length3, length4,  # candidates of each level, of an image
+    anchors0, anchors1, anchors2, anchors3, anchors4,  # of each level, of an image
     # what counts
     weight_x,
     weight_y,
@@ -101,6 +93,9 @@ def _decode_levels_kernel(
     tl.store(ptrs_out + 3, y2, mask=mask)
     tl.store(scores_ptr + row, score, mask=mask)
     tl.store(valid_ptr + row, valid.to(tl.int8), mask=mask)
+
+
+# fmt: on
 
 
 def decode_levels(

@@ -40,6 +40,10 @@ MERGED = 32  # boxes of a program: eight reads of eight runs at once would queue
 ENDS = [f"end{i}" for i in range(8)]
 
 
+# the ends of all runs stand on one line
+# fmt: off
+
+
 @jit(do_not_specialize=["num", *ENDS])
 def _run_keys_kernel(
     # tensors
@@ -47,14 +51,7 @@ def _run_keys_kernel(
     keys_ptr,  # [B, N] out, ascending in each run
     # sizes
     num,
-    end0,
-    end1,
-    end2,
-    end3,
-    end4,
-    end5,
-    end6,
-    end7,
+    end0, end1, end2, end3, end4, end5, end6, end7,
     # constants
     RUN: tl.constexpr,
 ):
@@ -91,14 +88,7 @@ def _merge_kernel(
     keep_words,
     runs,
     steps,
-    end0,
-    end1,
-    end2,
-    end3,
-    end4,
-    end5,
-    end6,
-    end7,
+    end0, end1, end2, end3, end4, end5, end6, end7,
     # constants
     HAS_VALID: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -141,6 +131,9 @@ def _merge_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, valid_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, False, BLOCK, MERGED
     )
+
+
+# fmt: on
 
 
 def variants() -> Iterator[Variant]:

@@ -27,25 +27,21 @@ NUM_WARPS, NUM_STAGES = 2, 4
 LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, the eager fallback
 
 
+# the values of all levels stand on one line
+# fmt: off
+
+
 @jit(do_not_specialize=[f"pixels{level}" for level in range(MAX_LEVELS)])
 def _predict_anchors_kernel(
     # tensors
-    hidden0_ptr,  # [pixels0, channels]
-    hidden1_ptr,
-    hidden2_ptr,
-    hidden3_ptr,
-    hidden4_ptr,
+    hidden0_ptr, hidden1_ptr, hidden2_ptr, hidden3_ptr, hidden4_ptr,  # [pixels0, channels]
     hidden_bias_ptr,  # [channels]
     weight_ptr,  # [5 * ANCHORS, channels]
     bias_ptr,  # [5 * ANCHORS]
     logits_ptr,  # [all levels' pixels, ANCHORS] out
     deltas_ptr,  # [all levels' pixels, 4 * ANCHORS] out
     # sizes
-    pixels0,  # of all images
-    pixels1,
-    pixels2,
-    pixels3,
-    pixels4,
+    pixels0, pixels1, pixels2, pixels3, pixels4,  # of all images
     channels,
     # constants
     LEVELS: tl.constexpr,
@@ -98,6 +94,9 @@ def _predict_anchors_kernel(
     tl.store(ptrs_logits, out, mask=mask_pixel[:, None] & (offs_out < ANCHORS)[None, :])
     ptrs_deltas = deltas_ptr + (row * (4 * ANCHORS))[:, None] + (offs_out - ANCHORS)[None, :]
     tl.store(ptrs_deltas, out, mask=mask_pixel[:, None] & (mask_out & (offs_out >= ANCHORS))[None, :])
+
+
+# fmt: on
 
 
 def predict_anchors(

@@ -1,7 +1,6 @@
 """Run-length encoding (RLE) of masks in Triton: M x M masks to COCO RLE bytes; full-size masks never exist.
 
 Order, source and differences: rle.py. Specification: reference.encode_mask of reference.paste_masks.
-
     a box, read down its columns     word: up to WORD neighboring pixels of a column, the bits of one integer
         +---+---+---+--              changes: the word XOR itself one pixel later; the first bit is compared with the
         | 0 | 2 | 4 |                last one of the word before, which the neighboring lane has

@@ -3,12 +3,10 @@
 Pixel model, border rule, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
 A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and walks down the rows: it computes
 the level, the RoI and the columns' taps once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
-
     program (RoI, columns 0-7, channels 0-255)                  bin (p, q), sampling_ratio 2: 4 samples of 4 taps
       p = 0  2 tiles [8 bins x 128 channels] -> store             row0  o--o----o--o
       p = 1  2 tiles [8 bins x 128 channels] -> store             row1  o--o----o--o   acc = fma(weight, tap, acc)
       ...                                                         and two rows more below
-
 RoIs with all samples on the map, nearly all of them, are read without masks. Maps that are not channels-last are copied
 first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
 Cost in bytes: roofline.min_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
@@ -308,12 +306,10 @@ def multilevel_roi_align(
                 roi_align_apart_triton.launch(features, rois, out, geometry)
                 return out
             features = channels_last_triton.copy(features)
-        knobs = (
-            tuned_value("roi_align.channels", CHANNELS, rois.device),
-            tuned_value("roi_align.programs", PROGRAMS, rois.device),
-        )
+        most_channels = tuned_value("roi_align.channels", CHANNELS, rois.device)
+        programs = tuned_value("roi_align.programs", PROGRAMS, rois.device)
         levels = layouts_of(features), tuple(scales), tuple(level_limits)
-        launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, *knobs, offset_type)
+        launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, most_channels, programs, offset_type)
         launch(*pad_levels(features), rois, out)
     return out
 
@@ -337,8 +333,7 @@ def _prepare(
     num_rois, channels, pooled_height, pooled_width = shape
     wide, offset = is_wide(features), type_offsets(features)
     tile = tile_of(pooled_width, channels, ratio, wide and offset == tl.int32, most_channels)  # registers: no more
-    unit = 16 if wide else 1
-    column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
+    unit, column_blocks = 16 if wide else 1, triton.cdiv(pooled_width, tile["COLUMNS"])
     channel_blocks = triton.cdiv(channels, tile["TILES"] * tile["CHANNELS"])
     wanted = triton.cdiv(programs, num_rois * column_blocks * channel_blocks)
     rows = triton.cdiv(pooled_height, min(wanted, pooled_height))

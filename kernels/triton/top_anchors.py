@@ -13,7 +13,7 @@ Predicted for 268,569 logits of bfloat16 in five levels, 1000 of each: 19 launch
 nothing is concatenated and ties need no second selection. Speed: not yet measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -25,6 +25,7 @@ from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.triton.nms_order import _score_key
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BINS = 256  # values of a digit
 CHUNK = 4096  # logits of a program
@@ -35,6 +36,10 @@ LARGEST = 2**31 - CHUNK  # logits of an image
 # digits of a key that distinguish its dtype's values: sign, exponent and mantissa as in float32
 DIGITS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 VARYING = [f"{name}{level}" for name in ("pixels", "image", "pitch") for level in range(MAX_LEVELS)]
+
+
+# the values of all levels stand on one line
+# fmt: off
 
 
 @triton.jit
@@ -76,11 +81,7 @@ def _find_digit(counts_ptr, chunks, wanted, SUMMED: tl.constexpr, BINS: tl.const
 @jit(do_not_specialize=[*VARYING, "number", "chunks"])
 def _count_digits_kernel(
     # tensors
-    logits0_ptr,  # [B, pixels0, ANCHORS]
-    logits1_ptr,
-    logits2_ptr,
-    logits3_ptr,
-    logits4_ptr,
+    logits0_ptr, logits1_ptr, logits2_ptr, logits3_ptr, logits4_ptr,  # [B, pixels0, ANCHORS]
     counts_ptr,  # [B, chunks, BINS] out: of this digit
     earlier_ptr,  # [B, chunks, BINS] of the digit before it
     state_ptr,  # [B, LEVELS, 3] prefix of the last key kept, number wanted with it, keys written; read
@@ -88,21 +89,9 @@ def _count_digits_kernel(
     # sizes
     number,
     chunks,
-    pixels0,
-    pixels1,
-    pixels2,
-    pixels3,
-    pixels4,
-    image0,  # strides of an image and of a pixel
-    image1,
-    image2,
-    image3,
-    image4,
-    pitch0,
-    pitch1,
-    pitch2,
-    pitch3,
-    pitch4,
+    pixels0, pixels1, pixels2, pixels3, pixels4,
+    image0, image1, image2, image3, image4,  # strides of an image and of a pixel
+    pitch0, pitch1, pitch2, pitch3, pitch4,
     # constants
     DIGIT: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -150,32 +139,16 @@ def _count_digits_kernel(
 @jit(do_not_specialize=[*VARYING, "number", "chunks"])
 def _keep_kernel(
     # tensors
-    logits0_ptr,  # [B, pixels0, ANCHORS]
-    logits1_ptr,
-    logits2_ptr,
-    logits3_ptr,
-    logits4_ptr,
+    logits0_ptr, logits1_ptr, logits2_ptr, logits3_ptr, logits4_ptr,  # [B, pixels0, ANCHORS]
     counts_ptr,  # [B, chunks, BINS] of the last digit
     state_ptr,  # [B, LEVELS, 3]; keys written is counted up
     kept_ptr,  # [B, LEVELS, KEPT] out: key << 31 | place in the level, in any order
     # sizes
     number,
     chunks,
-    pixels0,
-    pixels1,
-    pixels2,
-    pixels3,
-    pixels4,
-    image0,
-    image1,
-    image2,
-    image3,
-    image4,
-    pitch0,
-    pitch1,
-    pitch2,
-    pitch3,
-    pitch4,
+    pixels0, pixels1, pixels2, pixels3, pixels4,
+    image0, image1, image2, image3, image4,
+    pitch0, pitch1, pitch2, pitch3, pitch4,
     # constants
     DIGITS: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -228,32 +201,16 @@ def _keep_kernel(
 @jit(do_not_specialize=[*VARYING, "number", "columns"])
 def _sort_kept_kernel(
     # tensors
-    logits0_ptr,  # [B, pixels0, ANCHORS]
-    logits1_ptr,
-    logits2_ptr,
-    logits3_ptr,
-    logits4_ptr,
+    logits0_ptr, logits1_ptr, logits2_ptr, logits3_ptr, logits4_ptr,  # [B, pixels0, ANCHORS]
     kept_ptr,  # [B, LEVELS, KEPT]
     best_ptr,  # [B, columns] out
     places_ptr,  # [B, columns] out
     # sizes
     number,
     columns,
-    pixels0,
-    pixels1,
-    pixels2,
-    pixels3,
-    pixels4,
-    image0,
-    image1,
-    image2,
-    image3,
-    image4,
-    pitch0,
-    pitch1,
-    pitch2,
-    pitch3,
-    pitch4,
+    pixels0, pixels1, pixels2, pixels3, pixels4,
+    image0, image1, image2, image3, image4,
+    pitch0, pitch1, pitch2, pitch3, pitch4,
     # constants
     LEVELS: tl.constexpr,
     ANCHORS: tl.constexpr,
@@ -279,6 +236,9 @@ def _sort_kept_kernel(
     out = image.to(tl.int64) * columns + column + lanes
     tl.store(best_ptr + out, tl.load(ptrs_logit + _anchor_offsets(index, pitch, ANCHORS), mask=mask), mask=mask)
     tl.store(places_ptr + out, before + index, mask=mask)
+
+
+# fmt: on
 
 
 def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
@@ -334,3 +294,22 @@ def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
             num_warps=SORT_WARPS,
         )
     return best, places
+
+
+def variants() -> Iterator[Variant]:
+    """What the audit compiles: dtypes, each digit of their keys, numbers kept."""
+    chunks = {"CHUNK": CHUNK, "SUMMED": SUMMED, "BINS": BINS}
+    common = {"LEVELS": MAX_LEVELS, "ANCHORS": 3}
+    integers = pointers("i32", "counts", "earlier", "state", "next") | pointers("i64", "kept", "places")
+    options, sorting = {"num_warps": NUM_WARPS}, {"num_warps": SORT_WARPS}
+    for dtype in DTYPES:
+        types = integers | pointers(dtype, "best", *(f"logits{level}" for level in range(MAX_LEVELS)))
+        digits = DIGITS[DTYPES[dtype]]
+        for digit in range(digits):
+            name, constants = f"top anchors, {dtype}, digit {digit}", common | chunks | {"DIGIT": digit}
+            yield Variant(name, _count_digits_kernel, types, constants, options, default=digit == 1)
+        for kept in (16, 1024, 2048, MAX_KEPT):  # few, an RPN's in use and in training, and the most
+            name, default, constants = f"top anchors, {dtype}, {kept}", kept == 1024, common | {"KEPT": kept}
+            every = constants | chunks | {"DIGITS": digits}
+            yield Variant(f"{name} kept", _keep_kernel, types, every, options, default=default)
+            yield Variant(f"{name} sorted", _sort_kept_kernel, types, constants, sorting, default=default)
