@@ -43,7 +43,7 @@ def shorten(op: Any, kernel: Callable[..., Any], key: str) -> None:
 
 
 def _hide_from_dynamo(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel whose Python ``torch.compile`` leaves alone, also where it broke its graph around the op."""
+    """Wrap a kernel so that ``torch.compile`` does not trace its Python, also where the graph breaks around the op."""
     disabled = torch.compiler.disable(kernel)
 
     @functools.wraps(kernel)

@@ -51,7 +51,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return functools.partial(self._launch, grid)
 
     def _launch(self, grid: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """As ``JITFunction.run``: the compiled kernel."""
+        """Launch as ``JITFunction.run`` does -> the compiled kernel."""
         device = self.usual_device()
         if device is None or callable(grid):
             return self.run(*args, grid=grid, warmup=False, **kwargs)
@@ -83,7 +83,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return driver.active.get_current_device()  # type: ignore[no-any-return]
 
     def found_on(self, device: int, positional: int, names: tuple[str, ...]) -> tuple[Bind, dict[Any, Any]]:
-        """For arguments that are given so: what binds them, and what Triton has compiled and launched, by facts."""
+        """Binder of arguments passed this way, and the kernels that Triton compiled and launched, by facts."""
         caches = self.device_caches[device]
         found = self._found.get(device)
         if found is None or found[0] is not caches:  # or Triton's cache was cleared
@@ -94,7 +94,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return way
 
     def _make_bind(self, backend: Any, positional: int, names: tuple[str, ...]) -> Bind:
-        """A function of a launch's arguments in the order given: what Triton's key holds, and the parameters' values.
+        """Make a function of a launch's arguments in this order -> the facts of Triton's key, the parameters' values.
 
         Raises:
             TypeError: they do not fit the kernel.
@@ -113,7 +113,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return scope["bind"]  # type: ignore[no-any-return]
 
     def _facts(self) -> Iterator[str]:
-        """What Triton's key holds of each parameter, as Python; as in triton.runtime.jit."""
+        """Python expressions of the facts of each parameter in Triton's key; as in triton.runtime.jit."""
         for p in self.params:
             assert p.is_constexpr or not p.annotation_type, f"{p.name} must not be annotated: Triton skips what is"
             rules = f"{p.is_const}, {not p.do_not_specialize}, {not p.do_not_specialize_on_alignment}"
@@ -167,7 +167,7 @@ def _remember(found: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequence[str] = ()) -> Any:
-    """``triton.jit`` for a kernel that is launched, in the place of those that other kernels call."""
+    """``triton.jit`` for a kernel that the host launches; functions that kernels call stay ``triton.jit``."""
     if function is None:
         return functools.partial(jit, do_not_specialize=do_not_specialize)
     if INTERPRET:

@@ -104,7 +104,7 @@ def is_capturable() -> bool:
 
 
 def describe() -> str:
-    """Which path ops take, for a bug report."""
+    """Describe the path that ops take, for a bug report."""
     if not HAS_TRITON:
         return "eager PyTorch for all ops: Triton is not installed"
     on, off = (", ".join(op for op in OPS if (op in SWITCHED_OFF) == switched) for switched in (False, True))

@@ -94,7 +94,7 @@ def _check_stem(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_map(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """A convolution's output, and the bias behind the pooling."""
+    """Draw a convolution's output, and the bias behind the pooling."""
     x = _draw(count_of(kind, 2), 64, 13, 30, dtype=dtype, kind=kind).contiguous(memory_format=torch.channels_last)
     return [x, _draw(64, dtype=dtype)]
 
@@ -110,7 +110,7 @@ def _check_max_pool(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_sum(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """A convolution's output, bias, and a coarser map as an FPN adds it."""
+    """Draw a convolution's output, bias, and a coarser map as an FPN adds it."""
     batch = count_of(kind, 2)
     y = _draw(batch, CHANNELS, 26, 19, dtype=dtype, kind=kind).contiguous(memory_format=torch.channels_last)
     return [y, _draw(CHANNELS, dtype=dtype), _draw(batch, CHANNELS, 13, 10, dtype=dtype)]

@@ -109,7 +109,7 @@ def _empty_maps() -> list[Tensor]:
 
 
 def _check_align_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    """Of some channels, and of the sum of all: each has a gradient of its own, and the reference is slow."""
+    """Check some channels, and the sum of all: the reference is slow."""
     rois, grad = inputs
     some = torch.randperm(CHANNELS)[:6]
     chosen = [
@@ -249,7 +249,7 @@ def _check_paste_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _encode(masks: Tensor, boxes: Tensor) -> list[Tensor]:
-    """With what it is the encoding of, bool."""
+    """Encode masks, and paste them as bool for the check."""
     sizes = fill_like(IMAGE, masks).expand(len(masks), 2)
     return [*encode_masks_op(masks, boxes, sizes, CAPACITY, 0.5, False, False, 1), *_paste("bool", masks, boxes)]
 

@@ -64,7 +64,7 @@ def multilevel_roi_align(
 
 
 def empty_channels_last(like: Tensor, num: int, channels: int, height: int, width: int) -> Tensor:
-    """An uninitialized [num, channels, height, width], channels-last whatever its sizes, and no view of anything."""
+    """An uninitialized [num, channels, height, width], channels-last whatever its sizes, and not a view."""
     strides = (height * width * channels, 1, width * channels, channels)
     return like.new_empty_strided((num, channels, height, width), strides)
 

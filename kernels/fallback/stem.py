@@ -26,7 +26,7 @@ def row_depth(kernel_size: int, padding: int) -> int:
 
 
 def arrange_weight(weight: Tensor, padding: int) -> Tensor:
-    """A convolution's weight [O, 3, k, k] -> [k, D, O], a window's row of D elements after the other.
+    """Arrange a convolution's weight [O, 3, k, k] -> [k, D, O], a window's row of D elements after the other.
 
     A row begins at the even pixel at or before the window, and each pixel has PIXEL elements; weights beside the
     window and of a fourth channel are zeros.

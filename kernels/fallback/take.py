@@ -18,7 +18,7 @@ def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
 
 
 def with_image(boxes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] -> RoIs [B, N, 5], each with its image's index before it."""
+    """Boxes [B, N, 4] -> RoIs [B, N, 5], with the index of each one's image first."""
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
     return torch.cat((image[:, None, None].expand(-1, boxes.shape[1], 1), boxes), dim=2)
 

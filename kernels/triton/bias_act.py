@@ -117,7 +117,7 @@ def bias_act_(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> N
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, residuals, widths of accesses."""
+    """Yield the audit's variants: dtypes, residuals, widths of accesses."""
     residuals = {"alone": (False, False), "residual": (True, False), "coarser residual": (True, True)}
     layouts = {"": (True, CHANNELS), ", odd width": (False, 64)}
     for dtype, residual, layout in itertools.product(DTYPES, residuals, layouts):

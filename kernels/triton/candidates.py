@@ -164,12 +164,12 @@ def select_candidates(
 
 
 def warps_of(width: int) -> int:
-    """Of a program of so many classes, padded."""
+    """Number of warps for so many classes, padded."""
     return max(width // OF_WARP, 1)
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, numbers of classes and slots."""
+    """Yield the audit's variants: dtypes, numbers of classes and slots."""
     sizes = {"": (128, 32), ", LVIS": (2048, 32), ", few": (2, 1), ", all kept": (2048, 2048)}
     for dtype, (name, (classes, slots)) in itertools.product(DTYPES, sizes.items()):
         yield Variant(

@@ -122,7 +122,7 @@ def copy(features: Sequence[Tensor]) -> list[Tensor]:
 
 @functools.lru_cache(256)
 def _prepare(features: tuple[Layout, ...]) -> Plan:
-    """A launch, but for its tensors."""
+    """Prepare a launch, except for its tensors."""
     batch, channels = features[0].shape[:2]
     tiles = sum(batch * triton.cdiv(feature.shape[2] * feature.shape[3], PIXELS) for feature in features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
@@ -142,7 +142,7 @@ def _prepare(features: tuple[Layout, ...]) -> Plan:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, numbers of levels, rows of pixels that follow each other or not."""
+    """Yield the audit's variants: dtypes, numbers of levels, rows of pixels that follow each other or not."""
     for dtype, levels, flat in itertools.product(DTYPES, (4, 1), (True, False)):
         yield Variant(
             f"channels-last copies, {dtype}, {levels} levels{'' if flat else ', rows apart'}",

@@ -227,7 +227,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, channels, sizes of shared memory."""
+    """Yield the audit's variants: dtypes, channels, sizes of shared memory."""
     h100, geforce, amd = 232_448, 101_376, 65_536  # bytes of shared memory that a program may have
     shapes = {  # channels in and in the middle
         "C=256": (256, 256, h100),

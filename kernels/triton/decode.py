@@ -153,7 +153,7 @@ def decode_boxes(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes; deltas of a box head and of an RPN."""
+    """Yield the audit's variants: dtypes; deltas of a box head and of an RPN."""
     for dtype, counted in itertools.product(DTYPES, (False, True)):
         yield Variant(
             f"decode, {'classes' if counted else 'levels'}, {dtype}",

@@ -151,7 +151,7 @@ def decode_levels(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, numbers of levels."""
+    """Yield the audit's variants: dtypes, numbers of levels."""
     for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
         yield Variant(
             f"RPN's candidates, {dtype}, {levels} level{'s' if levels > 1 else ''}",

@@ -110,7 +110,7 @@ def linear_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: half types."""
+    """Yield the audit's variants: half types."""
     for dtype in ("fp16", "bf16"):
         yield Variant(
             f"product with residual, {dtype}",

@@ -96,7 +96,7 @@ def _load_cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.co
 def blend_columns(
     mask_ptr, row, column, share, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr
 ):
-    """A row of cells between a column and the next one, of which ``share`` comes from the latter."""
+    """Interpolate a row of cells between a column and the next one, whose weight is ``share``."""
     beside = upper_cell(column, SIDE + 2 * PADDING, CONTINUOUS)
     value = (1 - share) * _load_cell(mask_ptr, row, column, counts, SIDE, PADDING, CONTINUOUS)
     return value + share * _load_cell(mask_ptr, row, beside, counts, SIDE, PADDING, CONTINUOUS)
@@ -133,7 +133,7 @@ def probabilities(masks: Tensor) -> Tensor:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes of logits."""
+    """Yield the audit's variants: dtypes of logits."""
     for dtype in DTYPES:
         types = pointers(dtype, "logits") | pointers("fp32", "out")
         name, constants = f"masks' sigmoid, {dtype}", {"BLOCK": LOGITS}

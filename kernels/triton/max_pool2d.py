@@ -31,7 +31,7 @@ LARGEST = 2**31 - 2**20  # elements of an image: beyond it, the eager fallback
 
 @triton.jit
 def _read(ptrs, line, column, height, width, mask):
-    """A pixel of each window, in float32; -inf beyond the image."""
+    """Read a pixel of each window, in float32; -inf beyond the image."""
     inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
     return tl.load(ptrs, mask=inside[:, None] & mask, other=float("-inf")).to(tl.float32)
 
@@ -144,7 +144,7 @@ def max_pool2d(x: Tensor, bias: Tensor | None, kernel_size: int, stride: int, pa
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, windows, widths of accesses."""
+    """Yield the audit's variants: dtypes, windows, widths of accesses."""
     pools = {  # kernel, stride, padding; channels; whether bias and ReLU follow
         "stem's": ((3, 2, 1), 64, True),
         "3 x 3": ((3, 2, 1), 64, False),

@@ -314,13 +314,13 @@ def _place_kernel(
 
 
 def group_modes() -> Iterator[tuple[str, dict[str, bool]]]:
-    """Constants of the audit's variants by what groups there are, with their names."""
+    """Yield names and constants of the kinds of groups, for variants."""
     for name, grouped, hashed in (("groups", True, False), ("any groups", True, True), ("one group", False, False)):
         yield name, {"GROUPED": grouped, "HASHED": hashed}
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, padding, groups, thresholds; keys of one image and of several."""
+    """Yield the audit's variants: dtypes, padding, groups, thresholds; keys of one image and of several."""
     flags = (False, True)
     for dtype, padded, divide, (groups, mode) in itertools.product(DTYPES, flags, flags, group_modes()):
         types = TYPES | pointers(dtype, "boxes", "scores")

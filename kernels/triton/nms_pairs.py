@@ -71,7 +71,7 @@ def _exceeds(ax1, ay1, ax2, ay2, a_area, bx1, by1, bx2, by2, b_area, threshold, 
 
 @triton.jit
 def _rows(tiles_ptr, labels_ptr, block, GROUPED: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of boxes as rows: corners, area, group; each thread has the same rows of all of these."""
+    """Load a block of boxes as rows: corners, area, group; each thread has the same rows of all of these."""
     rows = tl.arange(0, BLOCK)
     ptrs_row = tiles_ptr + block.to(tl.int64) * (5 * BLOCK) + rows
     x1 = tl.load(ptrs_row)
@@ -297,7 +297,7 @@ def _strike_kernel(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: groups and none, the two tests."""
+    """Yield the audit's variants: groups and none, the two tests."""
     types = TYPES | {"threshold": "fp32", "half_gap": "fp32"}
     options = {"num_warps": 1, "enable_fp_fusion": False}
     for grouped, test in itertools.product((False, True), ("fma", "divide")):

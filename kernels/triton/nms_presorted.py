@@ -137,7 +137,7 @@ def _merge_kernel(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, padding, thresholds."""
+    """Yield the audit's variants: dtypes, padding, thresholds."""
     for dtype, padded, divide in itertools.product(DTYPES, (False, True), (False, True)):
         yield Variant(
             f"NMS, merged, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}",

@@ -253,7 +253,7 @@ def _list_kernel(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: the first window and later ones; the list."""
+    """Yield the audit's variants: the first window and later ones; the list."""
     for later in (False, True):
         name = f"NMS, what stays, {'later windows' if later else 'first window'}"
         constants = {"LATER": later, "FAR": FAR, "BLOCK": BLOCK}

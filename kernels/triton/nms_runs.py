@@ -168,7 +168,7 @@ def _merge_runs_kernel(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, padding, groups; thresholds of the merges, which read no ``valid``."""
+    """Yield the audit's variants: dtypes, padding, groups; thresholds of the merges, which read no ``valid``."""
     flags = (False, True)
     types = TYPES | pointers("i64", "keys")
     for dtype, padded, (groups, mode) in itertools.product(DTYPES, flags, group_modes()):

@@ -183,7 +183,7 @@ def paste_masks(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, outputs, modes."""
+    """Yield the audit's variants: dtypes, outputs, modes."""
     for dtype, output, mode in itertools.product(DTYPES, ("float", "bool", "packed"), MODES):
         yield Variant(
             f"paste, {dtype} to {output}, {mode}",

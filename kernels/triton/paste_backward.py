@@ -27,7 +27,7 @@ BLOCK = 128  # pixel columns of a step
 
 @triton.jit
 def _share(pixel, cell, counts, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """How much each pixel counts for a cell along one axis of a box."""
+    """Weight of each pixel for a cell along one axis of a box."""
     inside, lower, share = axis_cells(pixel, low, high, SIDE, CONTINUOUS)
     upper = lower + 1 if CONTINUOUS else tl.minimum(lower + 1, SIDE - 1)
     weight = tl.where(lower == cell, 1 - share, 0.0) + tl.where(upper == cell, share, 0.0)
@@ -120,7 +120,7 @@ def paste_masks_backward(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, modes, logits and probabilities."""
+    """Yield the audit's variants: dtypes, modes, logits and probabilities."""
     for dtype, mode, logits in itertools.product(DTYPES, MODES, (True, False)):
         yield Variant(
             f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",

@@ -137,7 +137,7 @@ def predict_anchors(
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, numbers of levels."""
+    """Yield the audit's variants: dtypes, numbers of levels."""
     for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
         yield Variant(
             f"RPN's predictions, {dtype}, {levels} level{'s' if levels > 1 else ''}",

@@ -221,7 +221,7 @@ def fill_table(words: Sequence[int], device: torch.device) -> Tensor:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: types of the buffer."""
+    """Yield the audit's variants: types of the buffer."""
     for dtype in (*VARIANT_DTYPES, "fp64"):
         yield Variant(
             f"preprocessing, to {dtype}",

@@ -67,7 +67,7 @@ def _sum(values_ptr, begin, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def _count_bits(word):
-    """How many bits of a non-negative int32 are set."""
+    """Number of set bits of a non-negative int32."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
@@ -192,7 +192,7 @@ def _changes_kernel(
 
 @triton.jit
 def _change(positions_ptr, i, number, area):
-    """Where run i ends: at a mask's i-th change, the last run at the end of the image, run -1 at its beginning."""
+    """End of run i: a mask's i-th change, the image's end for the last run, its beginning for run -1."""
     position = tl.load(positions_ptr + i, mask=(i >= 0) & (i < number), other=0)
     return tl.where(i == number, area, position)
 

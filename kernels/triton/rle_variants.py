@@ -11,7 +11,7 @@ TYPES = BOX_TYPES | pointers("i64", "sizes", "counts", "changes", "totals", "slo
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles."""
+    """Yield the audit's variants."""
     names = ("SLOTS", "BLOCK", "WORD", "UNROLLED", "SUMMED")
     for dtype, mode, positions in itertools.product(DTYPES, MODES, (False, True)):
         yield Variant(

@@ -329,7 +329,7 @@ def _prepare(
     dtype: torch.dtype, ratio: int, aligned: bool, most_channels: int, programs: int,
     type_offsets: Callable[[Sequence[Layout]], Any],
 ) -> Plan:  # fmt: skip
-    """A launch but for its tensors, of channels-last features; ``type_offsets``: offset_type, or a test's."""
+    """Prepare a launch, but for its tensors, of channels-last features; ``type_offsets``: offset_type, or a test's."""
     num_rois, channels, pooled_height, pooled_width = shape
     wide, offset = is_wide(features), type_offsets(features)
     tile = tile_of(pooled_width, channels, ratio, wide and offset == tl.int32, most_channels)  # registers: no more

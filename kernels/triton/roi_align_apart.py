@@ -161,7 +161,7 @@ def launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, numbers of levels, sampling ratios."""
+    """Yield the audit's variants: dtypes, numbers of levels, sampling ratios."""
     for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
         yield Variant(
             f"RoIAlign forward, NCHW, {dtype}, {levels} levels, sampling ratio {ratio}",

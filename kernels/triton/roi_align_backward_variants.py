@@ -9,7 +9,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, levels, sampling ratios, pooled sizes, channels; RoIs counted and sorted."""
+    """Yield the audit's variants: dtypes, levels, sampling ratios, pooled sizes, channels; RoIs counted and sorted."""
     tile = {"TILE_Y": backward.TILE_Y, "TILE_X": backward.TILE_X}
     for dtype, levels, ratio, (side, channels) in itertools.product(
         DTYPES, (4, 1), (2, 0, 1, 3), ((7, 256), (14, 256), (7, 64), (7, 1))

@@ -15,7 +15,7 @@ LAYOUTS = {"NHWC": (16, tl.int32), "NHWC of odd width": (1, tl.int32), "NHWC of 
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: other layouts and shapes of four levels and sampling ratio 2 only."""
+    """Yield the audit's variants: other layouts and shapes of four levels and sampling ratio 2 only."""
     for dtype, levels, ratio, layout, shape in itertools.product(DTYPES, (4, 1), (2, 0, 1, 3, 4, 5), LAYOUTS, SHAPES):
         first, usual = (levels, ratio) == (4, 2), (layout, shape) == ("NHWC", "7 x 7")
         if (levels == 1 and ratio not in (2, 0)) or (not usual and not first):

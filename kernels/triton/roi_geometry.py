@@ -106,7 +106,7 @@ def locate(
     LEVELS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """As locate_exactly, in float32: for uses that decide no border."""
+    """Locate RoIs in float32, for uses that decide no border."""
     image, level, x, y, width, height, valid = locate_exactly(
         rois_ptr, roi, mask, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -283,7 +283,7 @@ def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Ten
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: numbers of levels, types of the keys."""
+    """Yield the audit's variants: numbers of levels, types of the keys."""
     for levels, keys in itertools.product((4, 1), ("u8", "i32")):
         yield Variant(
             f"RoIs' maps, {levels} levels, {keys}",

@@ -10,7 +10,7 @@ SCALARS = {"spatial_scale": "fp32", "lowest": "fp32"}
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles."""
+    """Yield the audit's variants."""
     layouts = {"NHWC": (True, 16), "NHWC of odd width": (True, 1), "NCHW": (False, 1)}
     for dtype, (layout, (last, multiple)) in itertools.product(DTYPES, layouts.items()):
         yield Variant(

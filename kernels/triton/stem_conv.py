@@ -142,7 +142,7 @@ def ends_in_memory(x: Tensor) -> bool:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: half types, sizes of the kernel and of the output."""
+    """Yield the audit's variants: half types, sizes of the kernel and of the output."""
     shapes = ((7, 3, 64), (3, 1, 64), (3, 1, 32), (5, 2, 24))
     for dtype, (kernel_size, padding, outputs) in itertools.product(("fp16", "bf16"), shapes):
         yield Variant(

@@ -146,7 +146,7 @@ def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: rows with labels and without, and scaling."""
+    """Yield the audit's variants: rows with labels and without, and scaling."""
     floats = pointers("fp32", "boxes", "scores", "boxes_out", "scores_out", "rois")
     integers = pointers("i64", "kept", "labels", "labels_out", "originals", "sizes", "sizes_out")
     options = {"num_warps": NUM_WARPS}

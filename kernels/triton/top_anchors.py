@@ -47,7 +47,7 @@ def _level_of(
     tile, pixels0, pixels1, pixels2, pixels3, pixels4,
     LEVELS: tl.constexpr, ANCHORS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's level and the first chunk of that."""
+    """A chunk's level, and the first chunk of that level."""
     level = tl.full([], 0, tl.int32)
     past = tl.cdiv(pixels0 * ANCHORS, CHUNK)
     first = past * 0
@@ -61,7 +61,7 @@ def _level_of(
 
 @triton.jit
 def _anchor_offsets(index, pitch, ANCHORS: tl.constexpr):
-    """Where in an image's logits of a level its anchors are."""
+    """Offsets of anchors in an image's logits of a level."""
     return (index // ANCHORS).to(tl.int64) * pitch + index % ANCHORS
 
 
@@ -297,7 +297,7 @@ def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
 
 
 def variants() -> Iterator[Variant]:
-    """What the audit compiles: dtypes, each digit of their keys, numbers kept."""
+    """Yield the audit's variants: dtypes, each digit of their keys, numbers kept."""
     chunks = {"CHUNK": CHUNK, "SUMMED": SUMMED, "BINS": BINS}
     common = {"LEVELS": MAX_LEVELS, "ANCHORS": 3}
     integers = pointers("i32", "counts", "earlier", "state", "next") | pointers("i64", "kept", "places")

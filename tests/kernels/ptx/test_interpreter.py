@@ -243,12 +243,12 @@ def test_finds_a_missing_barrier(order: str) -> None:
     x, scratch, out = torch.arange(256.0), torch.empty(256), torch.empty(256)
     for barrier, wrong in ((True, ""), (False, "race in global memory")):
         errors = find(
-            lambda: small_kernels.neighbours[(1,)](x, scratch, out, BARRIER=barrier, BLOCK=256),  # noqa: B023
+            lambda: small_kernels.neighbors[(1,)](x, scratch, out, BARRIER=barrier, BLOCK=256),  # noqa: B023
             order=order,
         )
         assert errors.startswith(wrong)
         assert bool(errors) == bool(wrong)
-    assert not find(lambda: small_kernels.neighbours[(1,)](x, scratch, out, BARRIER=True, BLOCK=256))
+    assert not find(lambda: small_kernels.neighbors[(1,)](x, scratch, out, BARRIER=True, BLOCK=256))
     assert torch.equal(out, (x * 2).roll(-37))
 
 
