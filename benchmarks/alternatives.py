@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastmask.benchmarks.cases import nms, roi_align
 from fastmask.benchmarks.device_time import time_graph
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, STRIDES, blob_masks
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, STRIDES, blob_masks
 from fastmask.benchmarks.measure import format_error, name_of, versions
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.fallback.stem import arrange_weight
@@ -52,23 +52,23 @@ def _draw(*shape: int, device: torch.device) -> Tensor:
 
 
 def _levels(batch: int, device: torch.device, channels: int) -> list[Tensor]:
-    sizes = [(-(-IMAGE[0] // stride), -(-IMAGE[1] // stride)) for stride in (*STRIDES, 2 * STRIDES[-1])]
+    sizes = [(-(-PADDED_SIZE[0] // stride), -(-PADDED_SIZE[1] // stride)) for stride in (*STRIDES, 2 * STRIDES[-1])]
     return [_draw(batch, channels, *size, device=device) for size in sizes]
 
 
 def _stem(batch: int, device: torch.device) -> Run:
-    pixels = _draw(batch, 4, *IMAGE, device=device)[:, :3]
+    pixels = _draw(batch, 4, *PADDED_SIZE, device=device)[:, :3]
     weight = arrange_weight(_draw(64, 3, 7, 7, device=device) / 12, 3)
     return lambda: stem_conv_op(pixels, weight, 3)
 
 
 def _pool(batch: int, device: torch.device) -> Run:
-    maps, bias = _draw(batch, 64, IMAGE[0] // 2, IMAGE[1] // 2, device=device), _draw(64, device=device)
+    maps, bias = _draw(batch, 64, PADDED_SIZE[0] // 2, PADDED_SIZE[1] // 2, device=device), _draw(64, device=device)
     return lambda: max_pool2d_op(maps, bias, 3, 2, 1)
 
 
 def _product(batch: int, device: torch.device) -> Run:
-    pixels = batch * (IMAGE[0] // 4) * (IMAGE[1] // 4)
+    pixels = batch * (PADDED_SIZE[0] // 4) * (PADDED_SIZE[1] // 4)
     x, weight, bias, residual = (_draw(*s, device=device) for s in ((pixels, 64), (256, 64), (256,), (pixels, 256)))
     return lambda: linear_add_relu_op(x, weight / 8, bias, residual)
 
@@ -101,12 +101,12 @@ def _text(batch: int, device: torch.device) -> Run:
 
 
 def _roi_backward(batch: int, device: torch.device) -> Run:
-    options: dict[str, Any] = {"num": 512, "batch": batch, "dtype": BF16, "way": "backward", "size": IMAGE}
+    options: dict[str, Any] = {"num": 512, "batch": batch, "dtype": BF16, "way": "backward", "size": PADDED_SIZE}
     return roi_align.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
 
 
 def _nchw(batch: int, device: torch.device) -> Run:
-    options: dict[str, Any] = {"batch": batch, "channels_last": False, "size": IMAGE}
+    options: dict[str, Any] = {"batch": batch, "channels_last": False, "size": PADDED_SIZE}
     return roi_align.roi_align(torch.Generator().manual_seed(0), device, **options).capturable["fastmask"]
 
 

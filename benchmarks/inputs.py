@@ -5,9 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask.kernels.predict import inputs
-from fastmask.kernels.predict.inputs import IMAGE, IMAGE_SIZE, STRIDES, boxes_in
+from fastmask.kernels.predict.inputs import IMAGE_SIZE, PADDED_SIZE, STRIDES, boxes_in
 
-__all__ = ["IMAGE", "IMAGE_SIZE", "STRIDES", "blob_masks", "boxes_in", "clustered_boxes", "pyramid", "textured_image"]
+__all__ = [
+    "IMAGE_SIZE",
+    "PADDED_SIZE",
+    "STRIDES",
+    "blob_masks",
+    "boxes_in",
+    "clustered_boxes",
+    "pyramid",
+    "textured_image",
+]
 
 
 def clustered_boxes(generator: torch.Generator, num: int) -> Tensor:
@@ -23,7 +32,7 @@ def pyramid(
     batch: int,
     dtype: torch.dtype,
     channels_last: bool,
-    size: tuple[int, int] = IMAGE,
+    size: tuple[int, int] = PADDED_SIZE,
 ) -> dict[str, Tensor]:
     """Feature maps P2 to P5 of 256 channels, of images padded to ``size``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format

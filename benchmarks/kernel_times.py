@@ -18,7 +18,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastmask.benchmarks.cases.model import calibrated_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, textured_image
 from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.inference.predictor import Predictor
 from fastmask.kernels.tuning import with_index
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for batch in args.batch:
         images = [(textured_image(generator, IMAGE_SIZE) * 255).byte().to(device) for _ in range(batch)]
         for fuse in args.fuse:
-            predictor = Predictor(model, IMAGE, batch, torch.bfloat16, fuse=fuse)
+            predictor = Predictor(model, PADDED_SIZE, batch, torch.bfloat16, fuse=fuse)
             summary = result[f"batch {batch}, bfloat16, {predictor.fuse}"] = summarize(profile_calls(predictor, images))
             args.file.write_text(json.dumps(result))
             print(f"batch {batch}, {predictor.fuse}: {summary['kernels a call']} in {summary['from first to last']} us")

@@ -18,7 +18,7 @@ import torch
 import triton
 
 from fastmask.benchmarks.expansions import KINDS, OTHER, PART, TRITON, Kernel
-from fastmask.benchmarks.inputs import IMAGE
+from fastmask.benchmarks.inputs import PADDED_SIZE
 from fastmask.benchmarks.predicted import predict
 from fastmask.benchmarks.trace import Call, trace
 from fastmask.models.prepare import FUSE_MODES, Fuse
@@ -34,7 +34,9 @@ Frame = dict[str, Any]  # batch, dtype, fuse, stages: {name: {call: count}}
 Stages = dict[str, "collections.Counter[Call]"]
 
 
-def count(batch: int, dtype: str, fuse: Fuse = "kernel", size: tuple[int, int] = IMAGE, model: Any = None) -> Frame:
+def count(
+    batch: int, dtype: str, fuse: Fuse = "kernel", size: tuple[int, int] = PADDED_SIZE, model: Any = None
+) -> Frame:
     """Count a frame's launches."""
     traced = trace(batch, getattr(torch, dtype), size, fuse, model)
     stages = {name: collections.Counter(calls) for name, calls in traced.items()}

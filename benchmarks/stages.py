@@ -19,8 +19,8 @@ from fastmask.structures import Features
 Stage = Callable[[], Any]
 
 
-def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict[str, Stage]:
-    """The program's stages; each reads earlier outputs from ``left`` and adds its own; the last is "packed"."""
+def build_stages(program: Program, inputs: Inputs, outputs: dict[str, Any]) -> dict[str, Stage]:
+    """The program's stages; each reads earlier outputs from ``outputs`` and adds its own; the last is "packed"."""
     model: Any = program.model
     heads = model.roi_heads
     scales = model.extract_features(inputs.pixels).scales
@@ -30,45 +30,51 @@ def build_stages(program: Program, inputs: Inputs, left: dict[str, Any]) -> dict
         return drop_padding(padded) if program.trim else padded
 
     def box_head() -> None:
-        logits, deltas = heads.box_predictor(heads.box_head(left["pooled"]))
-        left["classes"] = logits, deltas.unflatten(1, (-1, 4))
+        logits, deltas = heads.box_predictor(heads.box_head(outputs["pooled"]))
+        outputs["classes"] = logits, deltas.unflatten(1, (-1, 4))
 
     def masks() -> None:
-        hidden = heads.mask_head(left["pooled masks"])
-        found = left["found"]
-        left["masks"] = predict_mask_probs(heads.mask_predictor, hidden, found.labels, found.count)
+        hidden = heads.mask_head(outputs["pooled masks"])
+        detections = outputs["detected"]
+        outputs["masks"] = predict_mask_probs(heads.mask_predictor, hidden, detections.labels, detections.count)
 
     def keep(name: str, function: Callable[[], Any]) -> Stage:
         def stage() -> None:
-            left[name] = function()
+            outputs[name] = function()
 
         return stage
 
     return {
         "backbone": keep("body", lambda: model.backbone.body(inputs.pixels)),
-        "FPN": keep("features", lambda: Features(model.backbone.fpn(left["body"]), scales)),
-        "RPN head": keep("RPN outputs", lambda: model.rpn.predict(left["features"], size)),
-        "proposals": keep("proposals", lambda: cut(model.rpn.propose(left["RPN outputs"], inputs.sizes))),
+        "FPN": keep("features", lambda: Features(model.backbone.fpn(outputs["body"]), scales)),
+        "RPN head": keep("RPN outputs", lambda: model.rpn.predict(outputs["features"], size)),
+        "proposals": keep("proposals", lambda: cut(model.rpn.propose(outputs["RPN outputs"], inputs.sizes))),
         "RoIAlign 7 x 7": keep(
             "pooled",
             lambda: pool(
                 heads.box_roi_pool,
-                left["features"],
-                left["proposals"].boxes,
-                rois=left["proposals"].rois,
+                outputs["features"],
+                outputs["proposals"].boxes,
+                rois=outputs["proposals"].rois,
             ),
         ),
         "box head": box_head,
         "detections": keep(
-            "found",
-            lambda: cut(heads.suppress(heads.select_candidates(*left["classes"], left["proposals"], inputs.sizes))),
+            "detected",
+            lambda: cut(
+                heads.suppress(heads.select_candidates(*outputs["classes"], outputs["proposals"], inputs.sizes))
+            ),
         ),
         "RoIAlign 14 x 14": keep(
             "pooled masks",
-            lambda: pool(heads.mask_roi_pool, left["features"], left["found"].boxes, rois=left["found"].rois),
+            lambda: pool(
+                heads.mask_roi_pool, outputs["features"], outputs["detected"].boxes, rois=outputs["detected"].rois
+            ),
         ),
         "mask head": masks,
-        "RLE and packing": keep("packed", lambda: program.pack(inputs, left["found"]._replace(masks=left["masks"]))),
+        "RLE and packing": keep(
+            "packed", lambda: program.pack(inputs, outputs["detected"]._replace(masks=outputs["masks"]))
+        ),
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastmask
 from fastmask.benchmarks.cases.model import calibrated_model
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, textured_image
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, textured_image
 from fastmask.benchmarks.measure import name_of, synchronize, versions
 from fastmask.benchmarks.stages import Stage, time_in_turns, time_stages
 from fastmask.inference.program import Inputs, Program
@@ -32,12 +32,12 @@ Save = Callable[[dict[str, Any]], None]
 def build_calls(model: Any, image: Tensor, dtype: torch.dtype) -> dict[str, Stage]:
     """Whole calls with and without mask_buckets, with all and with few detections."""
     runs: dict[str, Stage] = {}
-    (prediction,) = fastmask.Predictor(model, IMAGE, dtype=dtype)([image])
+    (prediction,) = fastmask.Predictor(model, PADDED_SIZE, dtype=dtype)([image])
     before = model.roi_heads.score_thresh
     for number in (len(prediction["scores"]), 7):
         model.roi_heads.score_thresh = before if number != 7 else float(prediction["scores"][7])
         for buckets in (False, True):
-            predictor = fastmask.Predictor(model, IMAGE, dtype=dtype, mask_buckets=buckets)
+            predictor = fastmask.Predictor(model, PADDED_SIZE, dtype=dtype, mask_buckets=buckets)
             name = f"call, {number} detections{', mask_buckets' if buckets else ''}"
             runs[name] = functools.partial(predictor, [image])
     model.roi_heads.score_thresh = before
@@ -77,7 +77,7 @@ def time_image(device: torch.device, dtype: torch.dtype, rounds: int, save: Save
     model = calibrated_model("fastmask", device)
     program = Program(prepare_for_inference(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
     image = (textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
-    pixels = program.empty_pixels(1, IMAGE, dtype, device).normal_()
+    pixels = program.empty_pixels(1, PADDED_SIZE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)
     inputs = Inputs(pixels, original, original.clone())
     parts, whole = time_stages(program, inputs, rounds, functools.partial(add, "stages"))

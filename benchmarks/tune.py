@@ -101,7 +101,7 @@ def tune(
                 outcomes.append(Outcome(full, knob.default, [], None, f"not begun after {limit:.0f} seconds"))
                 continue
             try:
-                with tuning.overridden(device, values):
+                with tuning.override(device, values):
                     if built[0] != knob.op:
                         built = (knob.op, [])  # frees the inputs before
                         built = (knob.op, workloads[knob.op](shapes, device))
@@ -128,7 +128,7 @@ def tune_knob(
     if not workloads:
         return Outcome(name, knob.default, [], None, "no workload uses it")
     check, expected, defaults = choose_check(knob), [], []
-    with tuning.overridden(device, values):
+    with tuning.override(device, values):
         for workload in workloads:
             run = workload.make()
             expected.append(run())
@@ -138,7 +138,7 @@ def tune_knob(
         seconds: dict[str, tuple[Quartiles, Quartiles]] = {}
         rejected = ""
         try:
-            with tuning.overridden(device, {**values, name: choice}):
+            with tuning.override(device, {**values, name: choice}):
                 runs = [workload.make() for workload in workloads]
                 for run, result in zip(runs, expected, strict=True):
                     check(run(), result)

@@ -10,7 +10,7 @@ import fastmask
 from fastmask.benchmarks.case import Check
 from fastmask.benchmarks.cases import nms as nms_cases, roi_align as roi_cases
 from fastmask.benchmarks.cases.model import check_bf16, decode_detections
-from fastmask.benchmarks.inputs import IMAGE, blob_masks, textured_image
+from fastmask.benchmarks.inputs import PADDED_SIZE, blob_masks, textured_image
 from fastmask.evaluation.agreement import matched_share
 from fastmask.kernels.knobs import Knob
 from fastmask.kernels.paste import paste_masks_op
@@ -27,7 +27,7 @@ SHARE = 0.95  # minimum share of matching detections: smaller batches of masks m
 class Shapes(NamedTuple):
     """Shapes of a model's inputs."""
 
-    size: tuple[int, int] = IMAGE  # (height, width) of padded images
+    size: tuple[int, int] = PADDED_SIZE  # (height, width) of padded images
     batch: int = 1
     dtype: torch.dtype = torch.bfloat16
     model: Callable[[], Any] | None = None  # builds the model; None: settings of Predictor are not tuned

@@ -1,8 +1,8 @@
 """The ops' implementations, installed as ``fastmask.kernels`` and private to ``fastmask.ops``.
 
-reference.py is the specification of every op; cpu_*.py are the fast plain-PyTorch paths, used wherever no kernel is
-registered for a device; gpu_*.py are Triton kernels with their launchers, which launch.py says where to use; each
-remaining file registers one ``fastmask::`` op and its backward.
+reference.py specifies every op; fallback/ has the eager fallbacks, for devices and inputs without a kernel; triton/ has
+the Triton kernels with their launchers and variants, and launch.py registers them; each file named as an op registers
+that ``fastmask::`` op and its backward.
 """
 
 if __name__ == "kernels":  # on sys.path at the repository's root; PyPI has another package of that name

@@ -1,4 +1,4 @@
-"""The variants that a tuning file can lead to, for audit.py: the choices of knobs.py, alone and together."""
+"""Variants that a tuning file can choose, for audit.py: the choices of knobs.py, alone and together."""
 
 import contextlib
 import importlib
@@ -12,9 +12,9 @@ from fastmask.kernels.variant import Variant
 
 
 def tuned_variants(shipped: Callable[[], Iterator[Variant]]) -> Iterator[Variant]:
-    """What ``shipped``, audit.py's variants of the modules' constants, gives with other choices alone."""
+    """Variants that only other choices give; ``shipped`` yields those of the modules' constants as they are."""
     known = {_key(variant) for variant in shipped()}
-    compiled: dict[str, list[Knob]] = defaultdict(list)  # by module, the knobs that its kernels are compiled with
+    compiled: dict[str, list[Knob]] = defaultdict(list)  # by module: knobs that are constants of its kernels
     for knob in KNOBS.values():
         if knob.module and any(_key(v) not in known for choice in knob.choices for v in _with({knob: choice}, shipped)):
             compiled[knob.module].append(knob)
@@ -33,7 +33,7 @@ def _key(variant: Variant) -> tuple[str, str, str]:
 
 
 def _with(chosen: dict[Knob, Value], shipped: Callable[[], Iterator[Variant]]) -> list[Variant]:
-    """The variants where the modules' constants are these."""
+    """The variants with these choices as the modules' constants."""
     with contextlib.ExitStack() as stack:
         for knob, choice in chosen.items():
             module = importlib.import_module(f"fastmask.kernels.{knob.module}")

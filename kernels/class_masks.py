@@ -1,10 +1,10 @@
-"""``fastmask::class_masks``: the mask branch's last layers for one class a detection, to probabilities; inference only.
+"""``fastmask::class_masks``: the mask branch's last layers, for the class of each detection only; inference only.
 
 A 2 x 2 deconvolution of stride 2 with bias, ReLU, and the dot product with the row of the last 1 x 1 convolution that
 belongs to the detection's class, instead of all classes' maps; then the sigmoid.
 Source: Mask R-CNN section 3 (figure 4, right); torchvision/models/detection/mask_rcnn.py MaskRCNNPredictor.
 Differs from torchvision: nothing is rounded to a half type between the layers, the output is float32 (float64 of
-float64), and rows from their image's count on, or with a label of no class, are zeros.
+float64), and rows from their image's count on, or with a label that is no class, are zeros.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""CUDA's own tools, which Triton's wheel brings, on what was compiled ahead of time."""
+"""CUDA's cuobjdump and nvdisasm, which Triton's wheel brings, on kernels compiled ahead of time."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import triton
 
 
 def run_tool(command: list[str], cubin: bytes) -> str:
-    """What ``cuobjdump`` or ``nvdisasm`` says of a cubin."""
+    """Output of ``cuobjdump`` or ``nvdisasm`` for a cubin."""
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -19,7 +19,7 @@ def run_tool(command: list[str], cubin: bytes) -> str:
 
 
 def registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of stack a thread, which are those that were spilled."""
+    """Registers of a thread, and bytes of its stack, which are the spilled ones."""
     usage = run_tool(["cuobjdump", "-res-usage"], cubin)
     registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
     return registers, stack

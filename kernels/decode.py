@@ -1,12 +1,12 @@
-"""Candidates' boxes from regression deltas, clipped to their images, and which of them count.
+"""Box decoding: boxes of candidates from regression deltas, clipped to their images, and which of them are valid.
 
-- ``fastmask::decode_boxes``: of deltas that were chosen.
-- ``fastmask::decode_levels``: of an RPN's deltas at the anchors that were chosen, with the sigmoid of their logits.
-- ``fastmask::select_candidates``: of a box head's deltas, for the classes whose softmax is above a threshold.
+- ``fastmask::decode_boxes`` decodes deltas that are selected already.
+- ``fastmask::decode_levels`` decodes an RPN's deltas at the selected anchors, with the sigmoid of their logits.
+- ``fastmask::select_candidates`` decodes a box head's deltas for the classes whose softmax is above a threshold.
 
 Source: Fast R-CNN, appendix C; torchvision/models/detection/_utils.py (BoxCoder), rpn.py and roi_heads.py.
-One op each, because on a GPU their steps on a few thousand boxes are ten to twenty launches. Not differentiable: who
-needs gradients, a compiled or an exported program calls what is in fallback/decode.py, which PyTorch sees through.
+Each is one op, because on a GPU its steps on a few thousand boxes are ten to twenty launches. None is differentiable:
+training, and compiled or exported programs, call fallback/decode.py, which PyTorch traces.
 """
 
 from collections.abc import Sequence

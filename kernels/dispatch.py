@@ -1,6 +1,6 @@
-"""How ops enter PyTorch's dispatcher with less of its Python, by names that PyTorch gives no promise for.
+"""Dispatch of ops into PyTorch with less of its Python, through private names of PyTorch.
 
-A PyTorch that lacks one of them cannot import this module: ops are then PyTorch's own custom ops (launch.register).
+A PyTorch that lacks one of them cannot import this module; ops are then plain custom ops (launch.register).
 """
 
 import functools
@@ -39,11 +39,11 @@ def shorten(op: Any, kernel: Callable[..., Any], key: str) -> None:
     Past ``op.register_kernel``, whose layers of Python cost 3 us and look whether outputs alias inputs: none do here.
     """
     op.__class__ = Op
-    _library.impl(op._qualname.partition("::")[2], _unseen(kernel), key)
+    _library.impl(op._qualname.partition("::")[2], _hide_from_dynamo(kernel), key)
 
 
-def _unseen(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel whose Python ``torch.compile`` leaves alone, also where it broke its graph around the op."""
+def _hide_from_dynamo(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a kernel so that ``torch.compile`` does not trace its Python, also where the graph breaks around the op."""
     disabled = torch.compiler.disable(kernel)
 
     @functools.wraps(kernel)

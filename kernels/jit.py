@@ -1,12 +1,12 @@
-"""``jit``: ``triton.jit`` for kernels that launchers launch, with less of Python between a launch and the GPU.
+"""``jit``: ``triton.jit`` for kernels that the host launches, with less Python between a launch and the GPU.
 
 ``kernel[grid](...)`` stays as it is. Triton binds the arguments, asks what each one is specialized on, makes a string
 of that, builds metadata for hooks, and calls the hooks: 29 us for RoIAlign's 58 arguments on a CPU, with Triton 3.6. A
 :class:`Kernel` keeps what Triton compiled under a key of the same facts, each from Triton's own function, and launches
 it directly: 12 us. A :class:`Plan` holds all that is no tensor, for launches that repeat: 5 us.
 
-Whatever is unusual takes Triton's own path: the first launch of a specialization, hooks of Triton or of a kernel, what
-tests put in the place of ``JITFunction.run``, and a Triton that is not known here.
+All else takes Triton's own path: the first launch of a specialization, hooks of Triton or of a kernel, a patched
+``JITFunction.run``, and unknown versions of Triton.
 """
 
 import functools
@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from fastmask.kernels.launch import INTERPRET
 
 FIRST, PAST = (3, 6), (3, 9)  # Triton's versions whose JITFunction.run is known here
-MOST = 4096  # launches of different facts that are kept, for each kernel, device and way of calling, and each plan
+MAX_CACHED = 4096  # launches with different facts, of each kernel, device and way of calling, and of each plan
 
 
 def is_known(version: str) -> bool:
@@ -51,7 +51,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return functools.partial(self._launch, grid)
 
     def _launch(self, grid: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """As ``JITFunction.run``: the compiled kernel."""
+        """Launch as ``JITFunction.run`` does -> the compiled kernel."""
         device = self.usual_device()
         if device is None or callable(grid):
             return self.run(*args, grid=grid, warmup=False, **kwargs)
@@ -61,7 +61,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         kernel = found.get(key)
         if kernel is None:
             kernel = self.run(*args, grid=grid, warmup=False, **kwargs)
-            if is_there(kernel):
+            if is_compiled(kernel):
                 used = self.used_global_vals.items()
                 self._globals = [(place, name, place.get(name)) for (name, _), (_, place) in used]
                 _remember(found, key, kernel)
@@ -83,7 +83,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return driver.active.get_current_device()  # type: ignore[no-any-return]
 
     def found_on(self, device: int, positional: int, names: tuple[str, ...]) -> tuple[Bind, dict[Any, Any]]:
-        """For arguments that are given so: what binds them, and what Triton has compiled and launched, by facts."""
+        """Binder of arguments passed this way, and the kernels that Triton compiled and launched, by facts."""
         caches = self.device_caches[device]
         found = self._found.get(device)
         if found is None or found[0] is not caches:  # or Triton's cache was cleared
@@ -94,7 +94,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return way
 
     def _make_bind(self, backend: Any, positional: int, names: tuple[str, ...]) -> Bind:
-        """A function of a launch's arguments in the order given: what Triton's key holds, and the parameters' values.
+        """Make a function of a launch's arguments in this order -> the facts of Triton's key, the parameters' values.
 
         Raises:
             TypeError: they do not fit the kernel.
@@ -113,7 +113,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return scope["bind"]  # type: ignore[no-any-return]
 
     def _facts(self) -> Iterator[str]:
-        """What Triton's key holds of each parameter, as Python; as in triton.runtime.jit."""
+        """Python expressions of the facts of each parameter in Triton's key; as in triton.runtime.jit."""
         for p in self.params:
             assert p.is_constexpr or not p.annotation_type, f"{p.name} must not be annotated: Triton skips what is"
             rules = f"{p.is_const}, {not p.do_not_specialize}, {not p.do_not_specialize_on_alignment}"
@@ -140,7 +140,7 @@ class Plan:
         found = self._found.get(key)
         if found is None or found[0] is not caches:
             kernel = self.kernel[self.grid](*tensors, **self.numbers)
-            if is_there(kernel):
+            if is_compiled(kernel):
                 bind, _ = self.kernel.found_on(device, len(tensors), tuple(self.numbers))
                 values = bind(*tensors, *self.numbers.values())[1][len(tensors) :]
                 _remember(self._found, key, (caches, kernel, values))
@@ -149,8 +149,8 @@ class Plan:
         return found[1]
 
 
-def is_there(kernel: Any) -> bool:
-    """Whether a launch has compiled its kernel: a hook may have stopped it, and AsyncCompileMode may be at it."""
+def is_compiled(kernel: Any) -> bool:
+    """Whether a launch has compiled its kernel: a hook may have stopped it, or AsyncCompileMode may be running."""
     return kernel is not None and not hasattr(kernel, "result")
 
 
@@ -162,12 +162,12 @@ def enqueue(kernel: Any, grid: Sequence[int], device: int, values: Sequence[Any]
 
 
 def _remember(found: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(found) < MOST:
+    if len(found) < MAX_CACHED:
         found[key] = value
 
 
 def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequence[str] = ()) -> Any:
-    """``triton.jit`` for a kernel that is launched, in the place of those that other kernels call."""
+    """``triton.jit`` for a kernel that the host launches; functions that kernels call stay ``triton.jit``."""
     if function is None:
         return functools.partial(jit, do_not_specialize=do_not_specialize)
     if INTERPRET:

@@ -1,7 +1,7 @@
-"""What ``fastmask tune`` may choose: constants of launchers and settings of Predictor, each with its few choices.
+"""Knobs that ``fastmask tune`` may turn: constants of launchers and settings of Predictor, each with few choices.
 
-Every choice compiles without spills (audit.py compiles all of them), so no tuning file leads to a kernel that nobody
-has seen. Results are bitwise those of the defaults where ``exact``; elsewhere sums may round differently, and are
+Every choice compiles without spills (audit.py compiles all of them), so no tuning file leads to an unknown kernel.
+Results are bitwise those of the defaults where ``exact``; elsewhere sums may round differently, and are bitwise
 reproducible for a given tuning file.
 """
 
@@ -15,11 +15,11 @@ Value = bool | int | str | tuple[int, ...]
 
 
 class Knob(NamedTuple):
-    """One thing that may be chosen.
+    """A tunable constant or setting.
 
     Args:
         name: in tuning files.
-        op: whose workloads it is timed on, see fastmask.benchmarks.tune_cases.
+        op: whose workloads time it; see fastmask.benchmarks.tune_cases.
         choices: all values it can have. Of a Predictor's setting the first one is the default.
         exact: whether the choice changes no bit of a result.
         module: of fastmask.kernels, which has the default; empty for a Predictor's setting.
@@ -71,7 +71,7 @@ KNOBS: dict[str, Knob] = {
         # chunks in all; warps of a mask's text, whose programs are few
         Knob("rle.programs", "encode_masks", (2048, 4096, 8192), True, "triton.rle", ("PROGRAMS",)),
         Knob("rle.text_warps", "encode_masks", (4, 8), True, "triton.rle", ("TEXT_WARPS",)),
-        # waiting for the number of detections against masks for rows that are padding
+        # a host sync for the number of detections, against masks for rows that are padding
         Knob("predictor.mask_buckets", "predictor", (False, True), False),
         # in which form convolutions have bias, residual and ReLU; the first is the default on CUDA
         Knob("predictor.fuse", "predictor", ("cudnn", "kernel", "off"), False),
@@ -80,12 +80,12 @@ KNOBS: dict[str, Knob] = {
 
 
 def name_at(name: str, size: Sequence[int], batch: int, dtype: torch.dtype) -> str:
-    """The name of a Predictor's setting at one shape: another shape's time says nothing about it."""
+    """The name of a Predictor's setting at one shape, since each shape is timed on its own."""
     return f"{name} at {size[0]}x{size[1]}, batch {batch}, {str(dtype).removeprefix('torch.')}"
 
 
 def check_value(name: str, value: Any) -> Value:
-    """A value from a file, as the launchers take it.
+    """Check a value from a file -> the value as launchers take it.
 
     Raises:
         ValueError: there is no such knob, or it has no such choice.

@@ -1,7 +1,7 @@
-"""Where Triton kernels run: on CUDA and ROCm tensors; with TRITON_INTERPRET=1 on CPU tensors, in the interpreter.
+"""Registration of Triton kernels: for CUDA and ROCm tensors; with TRITON_INTERPRET=1 for CPU tensors, interpreted.
 
-``FASTMASK_KERNELS=off`` in the environment takes the eager fallback instead, ``FASTMASK_KERNELS=off:nms_padded,...``
-that of some ops; it is read once, at import.
+``FASTMASK_KERNELS=off`` in the environment selects the eager fallback of every op, and
+``FASTMASK_KERNELS=off:nms_padded,...`` that of some ops. It is read once, at import.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ KERNELS: dict[str, Callable[..., Any]] = {}  # by the ops' qualified names
 
 
 def register(op: Any, kernel: Callable[..., Any], fallback: Callable[..., Any]) -> None:
-    """Let an op's tensors of the kernels' device go to ``kernel``; others keep the eager fallback."""
+    """Register ``kernel`` for an op's tensors on the kernels' device; others keep the eager fallback."""
     name = op._qualname.partition("::")[2]
     assert name in OPS
     KERNELS[op._qualname] = chosen = with_warning(fallback) if name in SWITCHED_OFF else kernel
@@ -81,7 +81,7 @@ def register(op: Any, kernel: Callable[..., Any], fallback: Callable[..., Any]) 
 
 
 def with_warning(fallback: Callable[..., Any]) -> Callable[..., Any]:
-    """An eager fallback in the place of a kernel, which the first such call in a process is told."""
+    """An eager fallback in place of a kernel; the first such call in a process warns."""
 
     @functools.wraps(fallback)
     def call(*args: Any) -> Any:
@@ -93,18 +93,18 @@ def with_warning(fallback: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _warn_once() -> None:
-    """Not by the warnings' own filters, which a user may have set to show every one."""
+    """Warn once even where the user's filters show every warning."""
     ops = ", ".join(op for op in OPS if op in SWITCHED_OFF)
     warnings.warn(f"FASTMASK_KERNELS takes slow, eager PyTorch instead of Triton kernels for {ops}", stacklevel=4)
 
 
 def is_capturable() -> bool:
-    """Whether no op waits for the device, so that CUDA graphs can be captured: the eager fallbacks do wait."""
+    """Whether no op has a host sync, so that CUDA graphs can be captured: eager fallbacks have some."""
     return HAS_TRITON and not SWITCHED_OFF
 
 
 def describe() -> str:
-    """Which path ops take, for a bug report."""
+    """Describe the path that ops take, for a bug report."""
     if not HAS_TRITON:
         return "eager PyTorch for all ops: Triton is not installed"
     on, off = (", ".join(op for op in OPS if (op in SWITCHED_OFF) == switched) for switched in (False, True))

@@ -1,7 +1,7 @@
-"""``fastmask::linear_add_relu``: ``relu(x W' + bias + residual)``: the end of a ResNet's bottleneck in one kernel.
+"""``fastmask::linear_add_relu``: ``relu(x W' + bias + residual)``, the end of a ResNet's bottleneck in one kernel.
 
-Its 1x1 convolution as a matrix product over pixels, and all that follows it (arXiv 1512.03385, section 3.1). Half types
-are summed in float32 and rounded once.
+The bottleneck's last 1x1 convolution is a matrix product over pixels; bias, residual and ReLU follow it (arXiv
+1512.03385, section 3.1). Half types are summed in float32 and rounded once.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""``fastmask::max_pool2d``: max pooling without indices, with what follows it in a stem: bias and ReLU; inference only.
+"""``fastmask::max_pool2d``: max pooling without indices, then bias and ReLU as in a stem; inference only.
 
 relu(max_pool2d(x) + bias) is max_pool2d(relu(x + bias)) on a quarter of the pixels: rounding, adding a channel's bias
 and clamping are monotone. NaN is the largest, as in ``torch.nn.functional.max_pool2d``. Half types are summed in

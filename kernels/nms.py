@@ -1,9 +1,9 @@
-"""``fastmask::nms_padded``: greedy NMS of a batch of images in fixed shapes.
+"""``fastmask::nms_padded``: greedy non-maximum suppression (NMS) of a batch of images in fixed shapes.
 
 Order: score descending (NaN first), then input index; IoU in the boxes' dtype (half types in float32), compared with
 the threshold as double. Source: torchvision/csrc/ops/cpu/nms_kernel.cpp.
 Differs from torchvision: groups are exact (no coordinate offsets), ties are stable everywhere, several images at once.
-``presorted`` gives groups by their lengths, each with its scores descending; then a GPU sorts nothing.
+``presorted`` gives groups by their lengths, each with its scores descending: a GPU then needs no sort.
 """
 
 import torch

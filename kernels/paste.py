@@ -1,4 +1,4 @@
-"""``fastmask::paste_masks``: M x M masks laid on an image, as probabilities, bool or packed bits.
+"""``fastmask::paste_masks``: mask pasting: M x M masks in boxes of an image, to probabilities, bool or packed bits.
 
 Pixel model: see reference.paste_masks (torchvision's padded, truncated boxes, or detectron2's continuous ones).
 Source: Mask R-CNN section 3.1 (inference); torchvision/models/detection/roi_heads.py; detectron2/layers/mask_ops.py.

@@ -1,4 +1,4 @@
-"""``fastmask::predict_anchors``: what a Region Proposal Network says of each anchor, from its hidden maps.
+"""``fastmask::predict_anchors``: a Region Proposal Network's logits and deltas of each anchor, from its hidden maps.
 
 logits, deltas = split(W relu(hidden + bias) + b), over the pixels of all levels: the end of Faster R-CNN's RPN
 (arXiv 1506.01497, section 3.1), its two 1x1 convolutions as one matrix product that reads the hidden maps once.

@@ -1,4 +1,4 @@
-"""``fastmask::preprocess``: a batch of images resized, normalized and padded into the buffer that a model reads.
+"""``fastmask::preprocess``: resize, normalize and pad a batch of images into the buffer that a model reads.
 
 uint8 counts as [0, 255], floating point as [0, 1]. Bilinear, align_corners=False, without antialiasing: output pixel i
 samples (i + 0.5) * scale - 0.5, at least 0, with scale = input / output rounded to float32 and the product and the

@@ -1,6 +1,6 @@
-"""Every op in plain PyTorch: the specification that each fast path is tested against. Literal, slow, float64-capable.
+"""Reference implementations of the ops, which specify every other path: literal, slow, float64-capable.
 
-Pixel model: pixel (i, j) covers [i, i+1) x [j, j+1); a continuous coordinate c samples between the centres at i + 0.5
+Pixel model: pixel (i, j) covers [i, i+1) x [j, j+1); a continuous coordinate c samples between the centers at i + 0.5
 where an op says "aligned" or "continuous", and between integer grid points where it does not (torchvision's legacy).
 """
 
@@ -52,7 +52,7 @@ def count_samples(extent: float, bins: int, dtype: torch.dtype) -> int:
 
 
 def choose_level(box: Sequence[float], level_limits: Sequence[float]) -> int | None:
-    """Pyramid level of a box (x1, y1, x2, y2): the first whose limit is above sqrt(area); None without a real area."""
+    """Pyramid level of a box (x1, y1, x2, y2): the first whose limit is above sqrt(area); None if that is NaN."""
     area = (box[2] - box[0]) * (box[3] - box[1])
     if len(level_limits) == 1:
         return 0
@@ -206,7 +206,7 @@ def _iou(a: Tensor, b: Tensor) -> float:
 
 
 def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes [N, 4] grown about their centres, in their own dtype and torchvision's order of operations."""
+    """Boxes [N, 4] grown about their centers, in their own dtype and torchvision's order of operations."""
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5
     center = (boxes[:, 2:] + boxes[:, :2]) * 0.5
     half = half * scale
@@ -214,10 +214,10 @@ def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool, padding: int) -> Tensor:
-    """Probabilities [N, M, M] of boxes [N, 4] laid on an image of ``size`` -> float64 [N, H, W], 0 outside the boxes.
+    """Paste probabilities [N, M, M] of boxes [N, 4] on an image of ``size`` -> float64 [N, H, W], 0 outside the boxes.
 
     torchvision's mode: the mask padded with zeros, the box grown alike and truncated to whole pixels, both ends
-    included, bilinear between pixel centres with the border repeated. Continuous mode: pixel centres sampled in the
+    included, bilinear between pixel centers with the border repeated. Continuous mode: pixel centers sampled in the
     box as it is, zeros beyond the mask. A box that is not finite or reaches beyond COORDINATE_LIMIT gives zeros.
     Source: torchvision/models/detection/roi_heads.py paste_masks_in_image; detectron2/layers/mask_ops.py.
     """
@@ -239,7 +239,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], continuous:
 
 
 def _paste_weights(low: float, high: float, side: int, size: int, continuous: bool) -> Tensor:
-    """How much each of ``side`` mask cells counts for each of ``size`` pixels, along one axis -> [size, side]."""
+    """Weight of each of ``side`` mask cells for each of ``size`` pixels, along one axis -> [size, side]."""
     weights = torch.zeros(size, side, dtype=torch.float64)
     length = high - low if continuous else max(high - low + 1, 1)
     for pixel in range(size):
@@ -250,9 +250,9 @@ def _paste_weights(low: float, high: float, side: int, size: int, continuous: bo
         else:
             continue
         cell = math.floor(position)
-        for neighbour, weight in ((cell, 1 - (position - cell)), (cell + 1, position - cell)):
-            if 0 <= neighbour < side:
-                weights[pixel, neighbour] += weight
+        for neighbor, weight in ((cell, 1 - (position - cell)), (cell + 1, position - cell)):
+            if 0 <= neighbor < side:
+                weights[pixel, neighbor] += weight
     return weights
 
 

@@ -1,4 +1,4 @@
-"""The ops of a prepared model's layers in plain PyTorch: the specification of each, as in reference.py."""
+"""Reference implementations of the ops of a prepared model's layers: their specification, as in reference.py."""
 
 import math
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ def decode_boxes(
     scores: Tensor,
     count: Tensor | None,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
     above: bool,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in fallback.decode.decode_boxes; each box by itself, in float64 -> boxes, valid.
 
-    (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and stretch these by
-    e^dw and e^dh, at most e^most_growth. Source: Fast R-CNN, appendix C.
+    (dx, dy, dw, dh), divided by their weights, move a reference's center by shares of its sides and scale these by
+    e^dw and e^dh, at most e^xform_clip. Source: Fast R-CNN, appendix C; torchvision's bbox_xform_clip.
     """
     batch, num = deltas.shape[:2]
     boxes = torch.zeros(batch, num, 4, dtype=torch.float64)
@@ -50,7 +50,7 @@ def decode_boxes(
                 low, high = (float(references[b, reference, axis + end]) for end in (0, 2))
                 shift = float(deltas[b, n, axis]) / weights[axis]
                 growth = float(deltas[b, n, axis + 2]) / weights[axis + 2]
-                growth = most_growth if growth > most_growth else growth
+                growth = xform_clip if growth > xform_clip else growth
                 center = (low + high) / 2 + shift * (high - low)
                 half = math.exp(growth) * (high - low) / 2
                 for end, value in ((0, center - half), (2, center + half)):
@@ -72,7 +72,7 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +96,7 @@ def decode_levels(
                 place -= each * delta.shape[2] * width
     scores = logits.double().sigmoid()
     boxes, valid = decode_boxes(
-        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+        chosen, anchors[index], sizes, scores, None, weights, xform_clip, min_size, min_score, above=False
     )
     return boxes, scores, valid
 
@@ -109,7 +109,7 @@ def select_candidates(
     count: Tensor,
     slots: int,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,7 +130,7 @@ def select_candidates(
             above = [label for label in range(1, logits.shape[1]) if float(share[label]) > min_score]
             for slot, label in enumerate(above[:slots]):
                 box, score = references[b : b + 1, p : p + 1], share[label].view(1, 1)
-                limits = (weights, most_growth, min_size, min_score)
+                limits = (weights, xform_clip, min_size, min_score)
                 found, counts = decode_boxes(
                     deltas[roi, label].view(1, 1, 4), box, sizes[b : b + 1], score, None, *limits, above=True
                 )
@@ -174,7 +174,7 @@ def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor
 def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:
-    """The mask of each detection's class -> float64 [N, 2h, 2w]; zeros from its image's count on, and of no class.
+    """The mask of each detection's class -> float64 [N, 2h, 2w]; zeros from its image's count on, and without a class.
 
     ``hidden``: [N, C, h, w], N / B detections of each image; ``weight``, ``bias``: [C, D, 2, 2] and [D] of a
     deconvolution of stride 2; ``last_weight``, ``last_bias``: [K, D] and [K] of a 1 x 1 convolution after a ReLU.

@@ -1,4 +1,4 @@
-"""``fastmask::encode_masks``: M x M masks and their boxes to COCO RLE bytes; full-size masks never exist.
+"""``fastmask::encode_masks``: COCO run-length encoding (RLE) of M x M masks in boxes; full-size masks never exist.
 
 Order: runs down the columns, zeros first. The bytes are those of encoding what ``fastmask::paste_masks`` gives as bool.
 Source: cocoapi/common/maskApi.c rleEncode, rleToString.

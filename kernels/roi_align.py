@@ -1,7 +1,7 @@
 """``fastmask::multilevel_roi_align``: RoIAlign over a feature pyramid in one op, with its backward.
 
 Pixel model: a RoI is scaled by its level's scale; with ``aligned`` half a pixel is taken off, so that feature (i, j)
-stands for the center of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
+is the center of its pixel; samples further than one pixel outside the map count as 0, nearer ones are clamped.
 Border rule: along an axis of n = bins x samples a bin, sample k lies at start + (2k + 1) / 2n x extent, and counts if
 (-1 - start) 2n <= (2k + 1) extent <= (size - start) 2n. That is evaluated in float64, in which the products of float32
 RoIs and scales are exact: no fused multiply-add changes it, and all paths decide alike (reference.is_sampled). How many

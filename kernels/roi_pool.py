@@ -1,4 +1,4 @@
-"""``fastmask::roi_pool``: RoI max pooling, with its backward.
+"""``fastmask::roi_pool``: RoIPool, max pooling of regions of interest, with its backward.
 
 Pixel model: corners are rounded (halves away from zero) to whole pixels, both belonging to the RoI; a bin is every
 pixel that it touches, so neighboring bins may share one.

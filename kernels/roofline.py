@@ -1,4 +1,4 @@
-"""The byte model of every op: what it must move at least, which its benchmarks divide by the time it takes."""
+"""Roofline model of the ops: the fewest bytes that each must move, which benchmarks divide by its time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from torch.utils import _pytree as pytree
 
 
 def min_bytes(op: Callable[..., Any], *args: Any) -> int:
-    """Each tensor that goes in read once and each that comes out written once, in bytes.
+    """Bytes of an op's inputs, each read once, and outputs, each written once.
 
     Args:
-        op: one of the ``fastmask::`` ops; only its shapes are worked out.
-        args: what it is called with; tensors of the device "meta" will do.
+        op: one of the ``fastmask::`` ops; only its shapes are computed.
+        args: its arguments; tensors of the device "meta" suffice.
 
-    RoIs may leave parts of a map untouched, and what is read twice comes from a cache at best: a model, not a count.
+    This is a model, not a count: RoIs may leave parts of a map unread, and second reads may come from a cache.
     """
     shapes = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), args)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""``fastmask::stem_conv``: the first convolution of a ResNet, of the three channels of an image; inference only.
+"""``fastmask::stem_conv``: the first convolution of a ResNet, over the three channels of an image; inference only.
 
-A convolution of stride 2 without bias (arXiv 1512.03385, table 1: 7 x 7, 64 channels), whose bias and ReLU follow the
-max pooling behind it; see max_pool2d.py.
+The convolution has stride 2 and no bias (arXiv 1512.03385, table 1: 7 x 7, 64 channels): bias and ReLU follow the max
+pooling after it; see max_pool2d.py.
 """
 
 import torch

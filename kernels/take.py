@@ -1,10 +1,10 @@
-"""From what NMS keeps to detections in pixels of the original images.
+"""Gathering after NMS: the kept boxes, and detections in pixels of the original images.
 
-- ``fastmask::take_kept``: the rows that NMS keeps, and the same boxes as RoIs; zeros where it keeps none.
-- ``fastmask::scale_boxes``: boxes in pixels of the original images, and the size of the image of each.
+- ``fastmask::take_kept`` gathers the rows that NMS keeps, and their boxes as RoIs; zeros where it keeps none.
+- ``fastmask::scale_boxes`` scales boxes to pixels of the original images, and repeats the image's size for each.
 
-One op each, because on a GPU their steps on a thousand boxes are five to ten launches. Not differentiable: who needs
-gradients, a compiled or an exported program calls what is in fallback/take.py, which PyTorch sees through.
+Each is one op, because on a GPU its steps on a thousand boxes are five to ten launches. None is differentiable:
+training, and compiled or exported programs, call fallback/take.py, which PyTorch traces.
 """
 
 import torch

@@ -1,9 +1,9 @@
-"""``fastmask::top_anchors``: the anchors of each level with the largest logits, an RPN's candidates before NMS.
+"""``fastmask::top_anchors``: top-k anchors of each level by their logits, an RPN's candidates before NMS.
 
 Source: Faster R-CNN, section 3.3 of arXiv 1506.01497; torchvision/models/detection/rpn.py (_get_top_n_idx).
 Differs from torchvision: of equal logits the first anchor comes first, on every device.
-One op, because torch.topk of five levels is 5 x 16 launches on a GPU. Not for compiled or exported programs, which call
-PyTorch's own operations.
+It is one op, because torch.topk of five levels is 5 x 16 launches on a GPU. Compiled and exported programs call
+PyTorch's own operations instead.
 """
 
 from collections.abc import Sequence

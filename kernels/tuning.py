@@ -1,10 +1,10 @@
-"""The values that ``fastmask tune`` found fastest on this GPU, for launchers and Predictor.
+"""Tuned values: those that ``fastmask tune`` found fastest on this GPU, for launchers and Predictor.
 
-They are in one JSON file for each name of a device, version of Triton and version of fastmask, in
+There is one JSON file for each name of a device, version of Triton and version of fastmask, in
 ``$XDG_CACHE_HOME/fastmask/tuning`` (``~/.cache/fastmask/tuning`` without that variable). ``FASTMASK_TUNING=FILE`` takes
-another file, ``FASTMASK_TUNING=off`` none. A file is read when its device is first used, once in a process, and never
-written here; nothing asks the device. After that a lookup is two dictionaries' work, 0.2 us.
-A file that is broken, or another device's, is named in one warning and ignored, and so is a value that is no choice.
+another file, ``FASTMASK_TUNING=off`` none. A file is read when its device is first used, once in a process, without a
+host sync, and is never written here. After that a lookup is two dictionaries' work, 0.2 us.
+A broken file, or another device's, is named in one warning and ignored, and so is a value that is no choice.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _files: dict[tuple[Path, str], Table] = {}  # what was read, by file and the dev
 _lock = threading.Lock()
 
 
-def tuned(name: str, default: T, device: torch.device) -> T:
+def tuned_value(name: str, default: T, device: torch.device) -> T:
     """A knob's value on a device, or its default."""
     table = _tables.get(device)
     if table is None:
@@ -42,20 +42,20 @@ def tuned(name: str, default: T, device: torch.device) -> T:
     return table.get(name, default)  # type: ignore[no-any-return]
 
 
-def tuned_at(
+def tuned_value_at(
     name: str, default: T, device: torch.device, size: Sequence[int] | str, batch: int, dtype: torch.dtype
 ) -> T:
     """A Predictor's setting on a device at one shape, or its default, which "exact" sizes always have."""
-    return default if isinstance(size, str) else tuned(name_at(name, size, batch, dtype), default, device)
+    return default if isinstance(size, str) else tuned_value(name_at(name, size, batch, dtype), default, device)
 
 
 def values_on(device: torch.device) -> dict[str, Any]:
-    """All values that are in use on a device instead of the defaults, by the names of knobs."""
+    """Values in use on a device instead of the defaults, by the names of knobs."""
     return dict(_resolve(device))
 
 
 def _resolve(device: torch.device) -> Table:
-    """The table of a device that is used for the first time; from then on it stays as it is."""
+    """The table of a device, read at its first use and constant from then on."""
     with _lock:
         if device not in _tables:
             path = find_file(device)
@@ -79,7 +79,7 @@ def _read_once(path: Path, name: str) -> Table:
 
 
 def find_file(device: torch.device) -> Path | None:
-    """The file that is read for a device, whether or not it exists; None where none is."""
+    """The file to read for a device, whether or not it exists; None where none is read."""
     setting = os.environ.get("FASTMASK_TUNING", "")
     if setting == "off":
         return None
@@ -89,7 +89,7 @@ def find_file(device: torch.device) -> Path | None:
 
 
 def default_file(device: torch.device) -> Path:
-    """Where a device's file is in the user's cache."""
+    """Path of a device's file in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     facts = facts_of(name_of(device))
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", facts["device"]).strip("-")
@@ -97,25 +97,25 @@ def default_file(device: torch.device) -> Path:
 
 
 def file_to_write(device: torch.device) -> Path:
-    """Where ``fastmask tune`` puts a device's values: where they will be read, unless reading is off."""
+    """Path to which ``fastmask tune`` writes a device's values: where they will be read, unless reading is off."""
     path = find_file(device)
     return default_file(device) if path is None else path
 
 
 def with_index(device: torch.device) -> torch.device:
-    """As tensors on it have it: the current device has a number as well."""
+    """The device with its index, as tensors on it have it."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def name_of(device: torch.device) -> str:
-    """The GPU's name, which torch keeps; else the kind of device."""
+    """Name of a GPU, which torch keeps; else the type of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def facts_of(name: str) -> dict[str, str]:
-    """What a file must have been measured with, to be believed here."""
+    """Device and versions that a file must have been measured with to be used here."""
     version = "none"
     if HAS_TRITON:
         import triton
@@ -125,7 +125,7 @@ def facts_of(name: str) -> dict[str, str]:
 
 
 def read_tuning(path: Path, name: str) -> dict[str, Any]:
-    """All that a file says.
+    """Read and check a tuning file.
 
     Raises:
         OSError: it cannot be read.
@@ -144,7 +144,7 @@ def read_tuning(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_values(path: Path, name: str) -> tuple[dict[str, Any], list[str]]:
-    """The values that a file chooses, and what is wrong with others in it; raises as :func:`read_tuning`."""
+    """Read the valid values of a file, and messages about the others; raises as :func:`read_tuning`."""
     values, problems = {}, []
     for knob, value in read_tuning(path, name)["values"].items():
         try:
@@ -155,8 +155,8 @@ def read_values(path: Path, name: str) -> tuple[dict[str, Any], list[str]]:
 
 
 @contextlib.contextmanager
-def overridden(device: torch.device, values: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, these are a device's values, and no file's; for what tries them out, in one thread."""
+def override(device: torch.device, values: Mapping[str, Any]) -> Iterator[None]:
+    """Use these values on a device inside the block, instead of a file's; for one thread."""
     before = _tables.get(device)
     _tables[device] = MappingProxyType(dict(values))
     try:
@@ -169,7 +169,7 @@ def overridden(device: torch.device, values: Mapping[str, Any]) -> Iterator[None
 
 
 def describe_all() -> list[str]:
-    """For each GPU, or for the CPU where there is none: which values are in use, and where from; for a bug report."""
+    """Describe the values in use on each GPU, or on the CPU where there is none, and their file, for a bug report."""
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [f"{device}: {_describe(device)}" for device in devices or [torch.device("cpu")]]
 

@@ -1,4 +1,4 @@
-"""``fastmask selftest``: all is well here; what is planted is found and named."""
+"""``fastmask selftest``: every check passes here; planted errors are found and named."""
 
 import json
 from pathlib import Path
@@ -33,9 +33,14 @@ def test_all_is_well_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sum(row.count("ok") for row in table) == 7 * cases + 3
     assert f"{7 * cases + 3} checks in" in out
     assert "report" not in out
-    told = json.loads(path.read_text())
-    assert (told["seed"], told["tests"], told["failures"], told["finished"]) == (seed, 7 * cases + 3, 0, True)
-    assert {word for row in told["checks"].values() for word in row.values()} == {"ok"}
+    saved = json.loads(path.read_text())
+    assert (saved["seed"], saved["tests"], saved["failures"], saved["finished"]) == (
+        seed,
+        7 * cases + 3,
+        0,
+        True,
+    )
+    assert {word for row in saved["checks"].values() for word in row.values()} == {"ok"}
 
 
 def test_what_is_drawn_is_the_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +74,9 @@ def test_a_wrong_value_and_an_error_are_named(monkeypatch: pytest.MonkeyPatch) -
     assert set(words.values()) == {"ok"}
     row = format_table(results).splitlines()[1]
     assert row.split() == ["paste,", "float", "ok", "ok", "fails", "differs", "ok", "ok", "ok"]
-    told = describe_results(results)
-    assert (told["tests"], told["failures"]) == (7, 2)
-    assert told["checks"]["paste, float"]["float16"] == "fails: RuntimeError: out of resources"
+    saved = describe_results(results)
+    assert (saved["tests"], saved["failures"]) == (7, 2)
+    assert saved["checks"]["paste, float"]["float16"] == "fails: RuntimeError: out of resources"
     text = format_failures(results, 7)
     assert "paste, float, float16, fails: RuntimeError: out of resources" in text
     assert "paste, float, bfloat16, differs: Tensor-likes are not close!" in text
@@ -81,7 +86,7 @@ def test_a_wrong_value_and_an_error_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("row", [case.name for case in op_cases.list_op_cases()])
 def test_every_op_can_fail(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number of the first output is off; by 1 where it is an integer."""
+    """Change one number of the first output, by 1 where it is an integer."""
     (case,) = (case for case in op_cases.list_op_cases() if case.name == row)
 
     def call(*inputs: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from fastmask import models
 from fastmask.benchmarks.baselines import ENCODER, decode_masks, encode_pasted
 from fastmask.benchmarks.calibrate import calibrate
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec, Check
-from fastmask.benchmarks.inputs import IMAGE, IMAGE_SIZE, boxes_in, textured_image
+from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, boxes_in, textured_image
 from fastmask.evaluation.agreement import matched_share
 
 ROUNDS = 5
@@ -110,7 +110,7 @@ def compiled_model(device: torch.device) -> Any:
 @functools.cache
 def predictor(device: torch.device, batch: int, dtype: torch.dtype, masks: str, tf32: bool) -> fastmask.Predictor:
     """A Predictor for all sets of inputs; ``tf32``: whether its graphs were captured with TF32."""
-    return fastmask.Predictor(calibrated_model("fastmask", device), IMAGE, batch, dtype, masks=masks)
+    return fastmask.Predictor(calibrated_model("fastmask", device), PADDED_SIZE, batch, dtype, masks=masks)
 
 
 def make_predictor_run(
@@ -151,7 +151,7 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
     With ``frozen``, norms and the first two stages are fixed, as both libraries train a pretrained backbone.
     """
     on_cuda = device.type == "cuda"
-    batch, size = (12, IMAGE) if on_cuda else (2, (256, 320))
+    batch, size = (12, PADDED_SIZE) if on_cuda else (2, (256, 320))
     images = [textured_image(generator, size).to(device) for _ in range(batch)]
     targets = [draw_targets(generator, size, device) for _ in range(batch)]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec
-from fastmask.benchmarks.inputs import IMAGE, STRIDES, boxes_in, pyramid
+from fastmask.benchmarks.inputs import PADDED_SIZE, STRIDES, boxes_in, pyramid
 from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
@@ -32,7 +32,7 @@ def roi_align(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
     way: str = "forward",
-    size: tuple[int, int] = IMAGE,
+    size: tuple[int, int] = PADDED_SIZE,
 ) -> Case:
     """RoIAlign of ``num`` RoIs an image.
 
@@ -118,8 +118,8 @@ def rois_of_images(boxes: list[Tensor]) -> Tensor:
 
 
 def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500) -> Case:
-    features = torch.randn(1, 256, IMAGE[0] // 8, IMAGE[1] // 8, generator=generator).to(device)
-    boxes = [boxes_in(generator, num, IMAGE).to(device)]
+    features = torch.randn(1, 256, PADDED_SIZE[0] // 8, PADDED_SIZE[1] // 8, generator=generator).to(device)
+    boxes = [boxes_in(generator, num, PADDED_SIZE).to(device)]
     providers: dict[str, Callable[[], Any]] = {}
     if HAS_TORCHVISION:
         import torchvision
@@ -135,7 +135,7 @@ def roi_pool(generator: torch.Generator, device: torch.device, *, num: int = 500
         expected, _ = reference.roi_pool(features[:, :8].cpu(), rois, 0.125, 7, 7)
         check(ops.roi_pool(features, [boxes[0][:SAMPLE]], 7, 0.125)[:, :8].cpu(), expected)
 
-    inputs = f"P3 of {IMAGE} x 256 float32, {num} RoIs, 7 x 7"
+    inputs = f"P3 of {PADDED_SIZE} x 256 float32, {num} RoIs, 7 x 7"
     args = (features, rois_of_images(boxes), 0.125, 7, 7)
     capturable = {"fastmask": lambda: roi_pool_op(*args)[0]}
     return Case(providers, check, inputs, min_bytes(roi_pool_op, *args), sample=sample, capturable=capturable)

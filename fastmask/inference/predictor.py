@@ -19,7 +19,7 @@ from fastmask.inference.program import Program, Runner
 from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
-from fastmask.kernels.tuning import tuned_at
+from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
@@ -112,12 +112,12 @@ class Predictor:
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         usual: Fuse = choose_fuse(self.device)
-        asked = tuned_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
+        asked = tuned_value_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
         ready = prepare_for_inference(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
-            mask_buckets = tuned_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
+            mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and ready.roi_heads.has_mask()
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         transform = ready.transform

@@ -197,7 +197,7 @@ def _is_stem(conv: nn.Conv2d) -> bool:
     return (
         square
         and usual
-        and stem_fallback.row_depth(conv.kernel_size[0], int(conv.padding[0])) <= stem_fallback.MOST_DEPTH
+        and stem_fallback.row_depth(conv.kernel_size[0], int(conv.padding[0])) <= stem_fallback.MAX_DEPTH
     )
 
 

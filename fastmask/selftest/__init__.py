@@ -1,1 +1,1 @@
-"""Whether the ops and a model give the right values on the user's own device: ``fastmask selftest``."""
+"""Self-test of the ops and of a model on the user's own device, against their specifications: ``fastmask selftest``."""

@@ -1,4 +1,4 @@
-"""The ops between the large layers, from candidates to detections, with what they are tried on."""
+"""Self-test cases of the ops between the large layers, from candidates to detections."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from fastmask.kernels import reference_layers
 from fastmask.kernels.decode import decode_levels_op, select_candidates_op
 from fastmask.kernels.take import scale_boxes_op, take_kept_op
-from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
+from fastmask.selftest.inputs import INF, NAN, adversarial_boxes, draw_boxes
 from fastmask.selftest.op_case import OpCase, check_close, count_of
 
 SIZES = [[200, 300], [150, 90]]
@@ -37,7 +37,7 @@ def draw_levels(dtype: torch.dtype, kind: str) -> list[Tensor]:
     anchors = draw_boxes(first + second)
     deltas = [torch.randn(batch, 4 * ANCHORS, *shape) for shape in LEVEL_SHAPES]
     if kind == "adversarial":
-        anchors[: len(hostile_boxes())] = hostile_boxes()
+        anchors[: len(adversarial_boxes())] = adversarial_boxes()
         for values, start in zip((NAN, INF, -INF), (0, 5, 11), strict=True):
             deltas[0].view(-1)[start::17] = values
     last = [level.to(dtype).contiguous(memory_format=torch.channels_last) for level in deltas]
@@ -73,7 +73,7 @@ def draw_classes(dtype: torch.dtype, kind: str) -> list[Tensor]:
     rows = torch.randn(2 * num, 5 * CLASSES + 5) * torch.tensor([1.0] * 4 * CLASSES + [1.5] * (CLASSES + 5))
     boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
     if kind == "adversarial":
-        boxes[:, : len(hostile_boxes())] = hostile_boxes()
+        boxes[:, : len(adversarial_boxes())] = adversarial_boxes()
         rows[::7, 4 * CLASSES + 2], rows[1::7, 4 * CLASSES] = NAN, -INF
         rows[2::7, 3], rows[3::7, 8], rows[4::7, 4 * CLASSES + 1] = NAN, INF, INF
     rows = rows.to(dtype)
@@ -117,7 +117,7 @@ def draw_kept(dtype: torch.dtype, kind: str) -> list[Tensor]:
     kept[1, num // 4 :] = -1
     boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
     if kind == "adversarial":
-        boxes[:, : len(hostile_boxes())] = hostile_boxes()
+        boxes[:, : len(adversarial_boxes())] = adversarial_boxes()
     return [kept, boxes.to(dtype), torch.rand(2, num).to(dtype), torch.randint(1, 99, (2, num))]
 
 
@@ -141,7 +141,7 @@ def draw_detections(dtype: torch.dtype, kind: str) -> list[Tensor]:
     num = count_of(kind, 50)
     boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
     if kind == "adversarial":
-        boxes[:, : len(hostile_boxes())] = hostile_boxes()
+        boxes[:, : len(adversarial_boxes())] = adversarial_boxes()
     return [boxes.to(dtype), torch.tensor([[427, 640], [999, 601]]), torch.tensor(SIZES)]
 
 

@@ -1,4 +1,4 @@
-"""What ops are tried on: boxes, RoIs, pyramids and masks, ordinary and adversarial, from torch's own generator."""
+"""Inputs of the self-test: boxes, RoIs, pyramids and masks, ordinary and adversarial, from torch's own generator."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def draw_boxes(num: int, size: tuple[int, int] = (200, 300), largest: float = 15
     return torch.cat([center - sides / 2, center + sides / 2], 1)
 
 
-def hostile_boxes(size: tuple[int, int] = (200, 300)) -> Tensor:
+def adversarial_boxes(size: tuple[int, int] = (200, 300)) -> Tensor:
     """One of each: no area, inverted, whole image, out of it on every side, huge, tiny, halves, NaN and inf."""
     h, w = size
     rows = [
@@ -47,7 +47,7 @@ def with_images(boxes: Tensor, num_images: int) -> Tensor:
 
 
 def away_from_limits(rois: Tensor, limits: list[float]) -> Tensor:
-    """The boundary band: RoIs whose sqrt(area) is within 1e-5 of a level's limit may go either way; shrink them."""
+    """Shrink RoIs whose sqrt(area) is within 1e-5 of a level's limit: rounding decides their level."""
     size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()[:, None]
     near = ((size / torch.tensor(limits) - 1).abs() < 1e-5).any(1)
     rois[near, 3:] -= 1e-3 * (rois[near, 3:] - rois[near, 1:3])

@@ -1,4 +1,4 @@
-"""The ops of a prepared model's layers, with what they are tried on and what their results must be."""
+"""Self-test cases of the ops of a prepared model's layers."""
 
 import math
 
@@ -16,8 +16,8 @@ from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.kernels.top_anchors import top_anchors_op
-from fastmask.selftest.inputs import INF, NAN, draw_boxes, hostile_boxes
-from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
+from fastmask.selftest.inputs import INF, NAN, adversarial_boxes, draw_boxes
+from fastmask.selftest.op_case import OpCase, check_close, count_of, fill_like
 
 CHANNELS, OUTPUTS, ANCHORS, CLASSES = 256, 128, 3, 5
 # sums of unit size, in float32 and rounded once
@@ -60,7 +60,7 @@ def _draw_images(dtype: torch.dtype, kind: str) -> list[Tensor]:
 
 
 def _preprocess(like: Tensor, *images: Tensor) -> list[Tensor]:
-    mean, std = (filled(values, like) for values in ([0.48, 0.46, 0.41], [0.23, 0.22, 0.22]))
+    mean, std = (fill_like(values, like) for values in ([0.48, 0.46, 0.41], [0.23, 0.22, 0.22]))
     pixels = like.new_full((2, 3, *IMAGE), NAN).contiguous(memory_format=torch.channels_last)
     heights, widths = ([size[axis] for size in RESIZED[: len(images)]] for axis in (0, 1))
     preprocess_op(images, heights, widths, mean, std, pixels)
@@ -94,7 +94,7 @@ def _check_stem(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_map(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """A convolution's output, and the bias behind the pooling."""
+    """Draw a convolution's output, and the bias behind the pooling."""
     x = _draw(count_of(kind, 2), 64, 13, 30, dtype=dtype, kind=kind).contiguous(memory_format=torch.channels_last)
     return [x, _draw(64, dtype=dtype)]
 
@@ -110,7 +110,7 @@ def _check_max_pool(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_sum(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """A convolution's output, bias, and a coarser map as an FPN adds it."""
+    """Draw a convolution's output, bias, and a coarser map as an FPN adds it."""
     batch = count_of(kind, 2)
     y = _draw(batch, CHANNELS, 26, 19, dtype=dtype, kind=kind).contiguous(memory_format=torch.channels_last)
     return [y, _draw(CHANNELS, dtype=dtype), _draw(batch, CHANNELS, 13, 10, dtype=dtype)]
@@ -151,7 +151,7 @@ def _draw_hidden(dtype: torch.dtype, kind: str) -> list[Tensor]:
     batch = count_of(kind, 2)
     maps = [_draw(batch, CHANNELS, *size, dtype=dtype, kind=kind) for size in ((25, 38), (13, 19))]
     weight = (torch.randn(5 * ANCHORS, CHANNELS) / CHANNELS**0.5).to(dtype)
-    last = [one.contiguous(memory_format=torch.channels_last) for one in maps]
+    last = [feature.contiguous(memory_format=torch.channels_last) for feature in maps]
     return [*last, _draw(CHANNELS, dtype=dtype), weight, _draw(5 * ANCHORS, dtype=dtype)]
 
 
@@ -162,8 +162,8 @@ def _predict_anchors(first: Tensor, second: Tensor, hidden_bias: Tensor, weight:
 def _check_predict_anchors(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     *maps, hidden_bias, weight, bias = inputs
     rows = []
-    for one in maps:
-        hidden = reference_layers.bias_act(one, hidden_bias, None, True).to(one.dtype)
+    for feature in maps:
+        hidden = reference_layers.bias_act(feature, hidden_bias, None, True).to(feature.dtype)
         rows.append(hidden.permute(0, 2, 3, 1).flatten(0, 2).double() @ weight.double().t() + bias.double())
     expected = torch.cat(rows).split([ANCHORS, 4 * ANCHORS], dim=1)
     for actual, values in zip(outputs, expected, strict=True):
@@ -171,10 +171,10 @@ def _check_predict_anchors(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _draw_logits(dtype: torch.dtype, kind: str) -> list[Tensor]:
-    """Of two levels, channels-last, with many that are equal."""
+    """Draw logits of two levels, channels-last, many of them equal."""
     batch = count_of(kind, 2)
     maps = [_draw(batch, ANCHORS, *size, dtype=dtype, kind=kind) * 8 for size in ((50, 75), (13, 19))]
-    return [one.round().contiguous(memory_format=torch.channels_last) for one in maps]
+    return [feature.round().contiguous(memory_format=torch.channels_last) for feature in maps]
 
 
 def _choose(first: Tensor, second: Tensor) -> list[Tensor]:
@@ -192,8 +192,8 @@ def _draw_deltas(dtype: torch.dtype, kind: str) -> list[Tensor]:
     num = count_of(kind, 40)
     boxes = torch.stack([draw_boxes(num), draw_boxes(num)])
     if kind == "adversarial":
-        hostile = hostile_boxes()
-        boxes[:, : len(hostile)] = hostile
+        adversarial = adversarial_boxes()
+        boxes[:, : len(adversarial)] = adversarial
     deltas = _draw(2, 3 * num, 4, dtype=dtype, kind=kind)
     scores = (torch.rand(2, 3 * num) * 8).round() / 8
     return [deltas, boxes, torch.tensor(SIZES), scores, torch.tensor([num, num // 2])]

@@ -1,4 +1,4 @@
-"""A whole model on a device against the same model on the CPU, on synthetic images, by the matched rule."""
+"""Self-test case of a whole model: on a device against the CPU, on synthetic images, by matched detections."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from fastmask.evaluation.agreement import mask_ious, matched_share
 from fastmask.inference.predictor import Predictor
 from fastmask.models.detection.slim import maskrcnn_slim_fpn
 
-IMAGES = 20  # with about nine detections each, so that one more or less is half a percent
+IMAGES = 20  # with about nine detections each: a detection is half a percent
 SIZE = (192, 192)
 
 
 class ModelCase:
-    """The slim model with the weights that come with the package, which finds shapes.
+    """The slim model with the package's own weights, which detects shapes.
 
     Args:
         seed: of the images.
@@ -30,28 +30,28 @@ class ModelCase:
         self.expected = self.model([image / 255 for image in self.images])
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise AssertionError where too many detections of a Predictor are not the model's."""
+        """Raise AssertionError where too few of a Predictor's detections match the model's on the CPU."""
         copy = maskrcnn_slim_fpn(weights="SHAPES_V1", progress=False).eval().to(device)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
             predictor = Predictor(copy, "exact", dtype=dtype, masks="float")
-            found = [{name: values.cpu() for name, values in one.items()} for one in predictor(self.images)]
-        pairs = list(zip(found, self.expected, strict=True))
+            predictions = [{name: values.cpu() for name, values in p.items()} for p in predictor(self.images)]
+        pairs = list(zip(predictions, self.expected, strict=True))
         if dtype in (torch.float64, torch.float32):
-            weights = [len(one["boxes"]) + len(other["boxes"]) for one, other in pairs]
-            shares = [matched_share(one, other) for one, other in pairs]
+            weights = [len(prediction["boxes"]) + len(expected["boxes"]) for prediction, expected in pairs]
+            shares = [matched_share(prediction, expected) for prediction, expected in pairs]
             share = sum(share * weight for share, weight in zip(shares, weights, strict=True)) / sum(weights)
             assert share >= 0.98, f"{share:.1%} of {sum(weights)} detections are matched, 98 % must be"
             return
-        ious = torch.cat([_ious(one, other) for one, other in pairs])
+        ious = torch.cat([_ious(prediction, expected) for prediction, expected in pairs])
         share = float((ious > 0.9).double().mean())
         assert share >= 0.95, f"{share:.1%} of {len(ious)} masks have an IoU above 0.9, 95 % must have"
 
 
-def _ious(found: dict[str, Any], expected: dict[str, Tensor]) -> Tensor:
-    """Of the masks that the model is sure of: half types move scores by hundredths."""
+def _ious(prediction: dict[str, Any], expected: dict[str, Tensor]) -> Tensor:
+    """IoUs of confident masks: half types move scores by hundredths."""
     sure = expected["scores"] > 0.5
     ours, theirs = (
-        {"labels": one["labels"], "masks": one["masks"][:, 0] > 0.5}
-        for one in (found, {name: values[sure] for name, values in expected.items()})
+        {"labels": detections["labels"], "masks": detections["masks"][:, 0] > 0.5}
+        for detections in (prediction, {name: values[sure] for name, values in expected.items()})
     )
     return mask_ious(ours, theirs)

@@ -1,4 +1,4 @@
-"""What only a CUDA device can get wrong, of any op: graphs, streams, a second device. Results are equal to the bit."""
+"""Checks of any op that need a CUDA device: graphs, streams, a second device. Results are bitwise equal."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ Call = Callable[..., list[Tensor]]
 
 
 def check_graph(call: Call, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Captured on one set of inputs on the CPU, replayed on another of the same shapes, and on the first again."""
+    """Capture a graph on one set of inputs, and replay it on another of the same shapes, then on the first again."""
     buffers = [tensor.cuda() for tensor in first]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -27,7 +27,7 @@ def check_graph(call: Call, first: Sequence[Tensor], second: Sequence[Tensor]) -
 
 
 def check_side_stream(call: Call, inputs: Sequence[Tensor]) -> None:
-    """Kernels go to the current stream: they see what was written there just before, behind a long wait."""
+    """Run on a side stream: kernels must see what was written there just before, behind a long wait."""
     expected = call(*[tensor.cuda() for tensor in inputs])
     late = [torch.zeros_like(tensor, device="cuda") for tensor in inputs]
     sources = [tensor.cuda() for tensor in inputs]
@@ -43,7 +43,7 @@ def check_side_stream(call: Call, inputs: Sequence[Tensor]) -> None:
 
 
 def check_second_device(call: Call, inputs: Sequence[Tensor]) -> None:
-    """Tensors of another device than the current one, which stays current."""
+    """Run on tensors of another device than the current one, which must stay current."""
     current = torch.cuda.current_device()
     other = torch.device("cuda", (current + 1) % torch.cuda.device_count())
     expected = call(*[tensor.to("cuda") for tensor in inputs])
@@ -55,8 +55,8 @@ def check_second_device(call: Call, inputs: Sequence[Tensor]) -> None:
 
 def check_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raise AssertionError where a bit differs."""
-    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        one, other = one.cpu().contiguous(), other.cpu().contiguous()
-        assert one.shape == other.shape, f"output {number} is {tuple(one.shape)}, not {tuple(other.shape)}"
-        different = int((one.flatten().view(torch.uint8) != other.flatten().view(torch.uint8)).sum())
-        assert different == 0, f"output {number} differs in {different} of {one.nbytes} bytes"
+    for number, tensors in enumerate(zip(actual, expected, strict=True)):
+        ours, theirs = (tensor.cpu().contiguous() for tensor in tensors)
+        assert ours.shape == theirs.shape, f"output {number} is {tuple(ours.shape)}, not {tuple(theirs.shape)}"
+        different = int((ours.flatten().view(torch.uint8) != theirs.flatten().view(torch.uint8)).sum())
+        assert different == 0, f"output {number} differs in {different} of {ours.nbytes} bytes"

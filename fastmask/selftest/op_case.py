@@ -1,4 +1,4 @@
-"""What a self-test has of an op."""
+"""Self-test case of an op."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ DRAWS = ("ordinary", "adversarial", "single", "empty")
 
 
 class OpCase(NamedTuple):
-    """One op in one form."""
+    """One op in one form: its inputs, its call, and the check of its outputs."""
 
     name: str
     op: str  # as FASTMASK_KERNELS names it
@@ -20,12 +20,12 @@ class OpCase(NamedTuple):
 
 
 def count_of(kind: str, ordinary: int) -> int:
-    """How many of what is drawn."""
+    """Number of boxes, RoIs or rows to draw."""
     return {"single": 1, "empty": 0}.get(kind, ordinary)
 
 
-def filled(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers on a tensor's device, without the copy from the host that no graph may hold; integers are int64."""
+def fill_like(values: Sequence[float], like: Tensor) -> Tensor:
+    """Values on a tensor's device, without a copy from the host, which no graph may hold; integers are int64."""
     return torch.stack([torch.full((), value, device=like.device) for value in values])
 
 

@@ -1,4 +1,4 @@
-"""Every op with what it is tried on and what its result must be, by kernels/reference.py."""
+"""Self-test cases of the ops: inputs, calls, and checks against kernels/reference.py."""
 
 import functools
 import itertools
@@ -15,21 +15,21 @@ from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import level_limits
 from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.inputs import (
+    adversarial_boxes,
     away_from_limits,
     draw_boxes,
     draw_masks,
     draw_pyramid,
-    hostile_boxes,
     pyramid_scales,
     with_images,
 )
 from fastmask.selftest.layer_cases import list_layer_cases
-from fastmask.selftest.op_case import OpCase, check_close, count_of, filled
+from fastmask.selftest.op_case import OpCase, check_close, count_of, fill_like
 
 SCALES = pyramid_scales(4)
 LIMITS = level_limits(SCALES, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
 CHANNELS, SIDE = 256, 7
-IMAGE = (60, 91)  # that masks are laid on
+IMAGE = (60, 91)  # that masks are pasted on
 LEVELS = [90, 30, 10]  # boxes of each, as an RPN's; the largest is more than one block of the kernel's
 KEPT = 60  # boxes at most
 CAPACITY = 2**18  # bytes of RLE
@@ -40,7 +40,7 @@ PASTE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-
 
 
 def list_op_cases() -> list[OpCase]:
-    """All of them; draws come from torch's own generator."""
+    """List the cases of all ops; draws come from torch's own generator."""
     return [
         *list_layer_cases(),
         *list_candidate_cases(),
@@ -64,7 +64,7 @@ def list_op_cases() -> list[OpCase]:
 
 def _draw_boxes(num: int, kind: str, size: tuple[int, int] = (200, 300), largest: float = 150) -> Tensor:
     boxes = draw_boxes(count_of(kind, num), size, largest)
-    return torch.cat([boxes, hostile_boxes(size)]) if kind == "adversarial" else boxes
+    return torch.cat([boxes, adversarial_boxes(size)]) if kind == "adversarial" else boxes
 
 
 def _draw_rois(num: int, kind: str) -> Tensor:
@@ -109,7 +109,7 @@ def _empty_maps() -> list[Tensor]:
 
 
 def _check_align_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    """Of some channels, and of the sum of all: each has a gradient of its own, and the reference is slow."""
+    """Check some channels, and the sum of all: the reference is slow."""
     rois, grad = inputs
     some = torch.randperm(CHANNELS)[:6]
     chosen = [
@@ -162,8 +162,8 @@ def _draw_groups(dtype: torch.dtype, kind: str) -> list[Tensor]:
     boxes = torch.stack([draw_boxes(num, largest=60) for _ in range(2)])
     scores = torch.rand(2, num)
     if kind == "adversarial":
-        hostile = hostile_boxes()
-        boxes[:, : len(hostile)], boxes[:, 50:80] = hostile, boxes[:, 100:130]
+        adversarial = adversarial_boxes()
+        boxes[:, : len(adversarial)], boxes[:, 50:80] = adversarial, boxes[:, 100:130]
         scores[:, ::5], scores[:, 1::9], scores[:, 2::9] = 0.5, torch.nan, -torch.inf
     groups = torch.rand(2, num).square().mul(3).long()  # the first is the largest
     return [boxes.to(dtype), scores, groups, torch.rand(2, num) < 0.9]
@@ -249,8 +249,8 @@ def _check_paste_backward(inputs: list[Tensor], outputs: list[Tensor]) -> None:
 
 
 def _encode(masks: Tensor, boxes: Tensor) -> list[Tensor]:
-    """With what it is the encoding of, bool."""
-    sizes = filled(IMAGE, masks).expand(len(masks), 2)
+    """Encode masks, and paste them as bool for the check."""
+    sizes = fill_like(IMAGE, masks).expand(len(masks), 2)
     return [*encode_masks_op(masks, boxes, sizes, CAPACITY, 0.5, False, False, 1), *_paste("bool", masks, boxes)]
 
 

@@ -1,4 +1,4 @@
-"""Run every check on a device, and say what came out."""
+"""Run every check of the self-test on a device."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came out of a check."""
+    """Result of a check."""
 
     check: Check
     word: str  # "ok", "differs" or "fails"
@@ -36,12 +36,12 @@ class Result(NamedTuple):
 
 
 def run_checks(checks: Sequence[Check], seed: int, progress: bool = True) -> list[Result]:
-    """What came out of each check, in order.
+    """Run checks -> their results, in order.
 
     Args:
         checks: see :func:`list_checks`.
-        seed: of what they draw.
-        progress: show a bar.
+        seed: of the inputs that they draw.
+        progress: show a progress bar.
     """
     results = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -52,9 +52,9 @@ def run_checks(checks: Sequence[Check], seed: int, progress: bool = True) -> lis
 
 
 def list_checks(device: torch.device, seed: int) -> list[Check]:
-    """Every op, forward and backward, in each dtype, on adversarial, single and no inputs; and a model.
+    """List the checks: every op, forward and backward, in each dtype, on adversarial, single and no inputs; a model.
 
-    On CUDA also in a graph, where no kernel is switched off, on a side stream and on a second device, if there is one.
+    On CUDA also in a graph, if no kernel is switched off, on a side stream, and on a second device, if there is one.
 
     Args:
         device: of the tensors.

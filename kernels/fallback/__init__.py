@@ -1,1 +1,1 @@
-"""The fast plain-PyTorch and NumPy paths, used wherever no kernel is registered for a device."""
+"""Eager fallbacks of the ops, in PyTorch and NumPy: for devices, and inputs, that no kernel is registered for."""

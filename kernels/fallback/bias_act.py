@@ -1,4 +1,4 @@
-"""A convolution's epilogue in plain PyTorch: the path of devices without Triton, and of what its kernel leaves."""
+"""Convolution epilogue, eager fallback: bias, residual and ReLU; logits and deltas of an RPN."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The mask branch's last layers in plain PyTorch, layer by layer. Specification: reference_layers.class_masks."""
+"""Mask branch's last layers, eager fallback, layer by layer. Specification: reference_layers.class_masks."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def class_masks(
 ) -> Tensor:
     """[N, C, h, w], [C, D, 2, 2], [D], [K, D], [K], labels [N], count [B] -> probabilities [N, 2h, 2w].
 
-    In float32, or float64 where ``hidden`` is; rows from their image's count on, and of no class, are zeros.
+    In float32, or float64 where ``hidden`` is; rows from their image's count on, and without a class, are zeros.
     """
     known = (labels >= 0) & (labels < len(last_weight))
     own = labels.where(known, 0)

@@ -1,7 +1,7 @@
-"""Boxes from regression deltas, clipped and tested, in plain PyTorch of any device; in the deltas' dtype or float32.
+"""Box decoding, eager fallback: boxes from regression deltas, clipped and tested, in the deltas' dtype or float32.
 
-In few operations, each of which is a launch on a GPU: what is the same for both axes is done at once, and dividing by a
-weight of 1 is left out. Specification: reference.py.
+It takes few operations, each a launch on a GPU: both axes are computed at once, and no weight of 1 divides.
+Specification: reference_layers.py.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ def decode_boxes(
     scores: Tensor,
     count: Tensor | None,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
     above: bool,
 ) -> tuple[Tensor, Tensor]:
     """Deltas [B, N, 4] on references [B, M, 4], N / M of them on each -> boxes [B, N, 4], valid [B, N].
 
-    Boxes are clipped to the image sizes [B, 2] (height, width). Valid are those of the first ``count`` [B] references
-    with sides of at least ``min_size`` and scores [B, N] of at least ``min_score``, or ``above`` it.
+    Boxes are clipped to the image sizes [B, 2] (height, width). A box is valid if it is of the first ``count`` [B]
+    references, its sides are at least ``min_size``, and its score [B, N] is at least ``min_score``, or ``above`` it.
     """
     each = references.shape[1]
-    alone = each == deltas.shape[1]  # also where both are 0, which says nothing of how many there are on each
+    alone = each == deltas.shape[1]  # also where both are 0, and the quotient is undefined
     grouped = deltas[:, :, None] if alone else deltas.unflatten(1, (each, -1))
-    boxes = clip(decode(grouped, references[:, :, None], weights, most_growth), sizes).flatten(1, 2)
+    boxes = clip(decode(grouped, references[:, :, None], weights, xform_clip), sizes).flatten(1, 2)
     valid = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(2) & (
         scores > min_score if above else scores >= min_score
     )
     if count is not None:
-        real = torch.arange(each, device=deltas.device) < count[:, None]  # [B, M]
-        valid = valid & real if alone else (valid.unflatten(1, (each, -1)) & real[:, :, None]).flatten(1)
+        counted = torch.arange(each, device=deltas.device) < count[:, None]  # [B, M]
+        valid = valid & counted if alone else (valid.unflatten(1, (each, -1)) & counted[:, :, None]).flatten(1)
     return boxes, valid
 
 
@@ -50,22 +50,23 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What an RPN proposes before NMS -> boxes [B, N, 4], their scores [B, N], valid [B, N].
+    """Decode an RPN's candidates before NMS -> boxes [B, N, 4], their scores [B, N], valid [B, N].
 
-    The logits [B, N] chosen of each level, so many as in ``lengths``; their places among the anchors of all levels
-    [B, N]; the deltas of each level [B, 4 * A, H, W]; all anchors [levels' H * W * A, 4]; and see
-    :func:`decode_boxes`, of scores of at least ``min_score``. A place beyond its level's anchors is of no defined box.
+    Takes the logits [B, N] selected of each level, as many as in ``lengths``; their places among the anchors of all
+    levels [B, N]; the deltas of each level [B, 4 * A, H, W]; all anchors [levels' H * W * A, 4]; the rest is as in
+    :func:`decode_boxes`, with scores of at least ``min_score``. The box of a place beyond its level's anchors is
+    undefined.
     """
     every = torch.cat([delta.permute(0, 2, 3, 1).flatten(1, 2) for delta in deltas], 1)  # [B, all H * W, A * 4]
     every = every.unflatten(2, (-1, 4)).flatten(1, 2)
     scores = logits.to(compute_dtype(logits)).sigmoid()
     chosen = every.gather(1, index[:, :, None].expand(-1, -1, 4))
     boxes, valid = decode_boxes(
-        chosen, anchors[index], sizes, scores, None, weights, most_growth, min_size, min_score, above=False
+        chosen, anchors[index], sizes, scores, None, weights, xform_clip, min_size, min_score, above=False
     )
     return boxes, scores, valid
 
@@ -78,21 +79,21 @@ def select_candidates(
     count: Tensor,
     slots: int,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a box head says of its RoIs -> boxes [B, P * slots, 4], labels int64, scores and valid [B, P * slots].
+    """Decode a box head's candidates -> boxes [B, P * slots, 4], labels int64, scores and valid [B, P * slots].
 
-    Of the first ``count`` [B] RoIs of the references [B, P, 4] the classes whose softmax of logits [B * P, C] is above
-    ``min_score``, background (class 0) left out: in each RoI's ``slots`` in the order of classes, as many of them as
-    fit, decoded from deltas [B * P, C, 4] as :func:`decode_boxes` does it. What is not valid is zeros.
+    Selects, for the first ``count`` [B] RoIs of the references [B, P, 4], the classes whose softmax of logits
+    [B * P, C] is above ``min_score``, without background (class 0): as many as fit in the RoI's ``slots``, in the
+    order of classes, decoded from deltas [B * P, C, 4] as in :func:`decode_boxes`. Invalid slots are zeros.
     """
     num_classes, batch = logits.shape[1], references.shape[0]
     scores = logits.softmax(1, dtype=compute_dtype(logits))
     classes = torch.arange(num_classes, device=logits.device)
-    real = (torch.arange(references.shape[1], device=logits.device) < count[:, None]).flatten()
-    fills = (scores > min_score) & (classes > 0) & real[:, None]
+    counted = (torch.arange(references.shape[1], device=logits.device) < count[:, None]).flatten()
+    fills = (scores > min_score) & (classes > 0) & counted[:, None]
     labels = torch.where(fills, classes, num_classes).topk(slots, dim=1, largest=False).values  # ascending
     filled = labels < num_classes
     labels = labels.where(filled, 0)
@@ -100,35 +101,35 @@ def select_candidates(
     chosen = deltas.gather(1, labels[:, :, None].expand(-1, -1, 4)).view(*shape, 4)
     scores, labels, filled = (values.view(shape) for values in (scores.gather(1, labels), labels, filled))
     boxes, valid = decode_boxes(
-        chosen, references, sizes, scores, None, weights, most_growth, min_size, min_score, above=True
+        chosen, references, sizes, scores, None, weights, xform_clip, min_size, min_score, above=True
     )
     valid = valid & filled
     return boxes.where(valid[:, :, None], 0), labels.where(valid, 0), scores.where(valid, 0), valid
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], most_growth: float) -> Tensor:
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float], xform_clip: float) -> Tensor:
     """Deltas [..., 4] on boxes [..., 4] (broadcast) -> boxes [..., 4]. Source: Fast R-CNN, appendix C."""
     if deltas.dtype not in (torch.float32, torch.float64):
         deltas = deltas.float()  # bfloat16 cannot tell pixels apart from 256 on
     boxes = boxes.to(deltas.dtype)
     size = boxes[..., 2:] - boxes[..., :2]
     center = boxes[..., :2] + 0.5 * size
-    shift = _divided(deltas[..., :2], weights[0], weights[1])
-    growth = _divided(deltas[..., 2:], weights[2], weights[3]).clamp(max=most_growth)
+    shift = _divide(deltas[..., :2], weights[0], weights[1])
+    growth = _divide(deltas[..., 2:], weights[2], weights[3]).clamp(max=xform_clip)
     center = shift * size + center
     half = 0.5 * (torch.exp(growth) * size)
     return torch.cat((center - half, center + half), dim=-1)
 
 
-def _divided(pair: Tensor, x: float, y: float) -> Tensor:
-    """[..., 2] by a number along each axis, which mostly is the same, or 1."""
+def _divide(pair: Tensor, x: float, y: float) -> Tensor:
+    """Divide [..., 2] by a number along each axis, which mostly is the same, or 1."""
     if x != y:
         return torch.stack((pair[..., 0] / x, pair[..., 1] / y), dim=-1)
     return pair if x == 1 else pair / x
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes [B, ..., 4] within the image sizes [B, 2] (height, width)."""
+    """Clip boxes [B, ..., 4] to the image sizes [B, 2] (height, width)."""
     limit = sizes.flip(1).to(boxes.dtype)  # [B, 2] (w, h)
     limit = limit.view(limit.shape[0], *[1] * (boxes.ndim - 1), 2)
     return torch.minimum(boxes.unflatten(-1, (2, 2)).clamp(min=0), limit).flatten(-2)

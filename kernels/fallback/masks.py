@@ -1,7 +1,7 @@
-"""Mask paste-back and COCO RLE, mask by mask, touching only the pixels inside each box.
+"""Mask pasting and COCO run-length encoding (RLE), eager fallback, mask by mask, only over the pixels of each box.
 
-Paste writes crops into lazily zeroed memory (pages outside the boxes are never touched); RLE finds the value changes of
-each crop down its columns, so that full-size masks never exist. Specification: reference.py.
+Pasting writes crops into lazily zeroed memory (pages outside the boxes are never touched); RLE finds the value changes
+of each crop down its columns, so that full-size masks never exist. Specification: reference.py.
 """
 
 import contextlib
@@ -65,14 +65,14 @@ def paste_masks(
 
 
 def exceeds(values: Tensor, threshold: float, continuous: bool) -> Tensor:
-    """Which probabilities count as mask: torchvision's users write > 0.5, detectron2 (continuous) writes >= 0.5."""
+    """Whether probabilities are mask: torchvision's users write > 0.5, detectron2 (continuous) writes >= 0.5."""
     return values >= threshold if continuous else values > threshold
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose pages the system hands out when they are first written to; no view of anything.
+    """Zeros whose pages the system allocates when they are first written to; no view of another tensor.
 
-    In small pages, where it can be said: with the huge ones that NumPy asks for, a tiny mask pays for clearing 2 MB.
+    Pages are small where the system allows it: with the huge ones that NumPy asks for, a tiny mask clears 2 MB.
     """
     if device.type != "cpu" or dtype not in NUMPY_TYPES:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -94,7 +94,7 @@ def _crops(
     masks = masks.to(compute_dtype(masks))
     if logits:
         masks = masks.sigmoid()
-    for index, mask, low, high in _placed(masks, boxes, continuous, padding):
+    for index, mask, low, high in _place_masks(masks, boxes, continuous, padding):
         height, width = sizes[index]
         axes = [Axis(low[1], high[1], mask.shape[0], height), Axis(low[0], high[0], mask.shape[1], width)]
         (top, bottom), (left, right) = (axis.visible(continuous) for axis in axes)
@@ -115,7 +115,7 @@ def _crops(
         yield Crop(index, top, left, crop)
 
 
-def _placed(
+def _place_masks(
     masks: Tensor, boxes: Tensor, continuous: bool, padding: int
 ) -> Iterator[tuple[int, Tensor, list[float], list[float]]]:
     """(index, mask, low corner, high corner) of each valid mask, in whole pixels unless continuous."""
@@ -158,7 +158,7 @@ class Axis(NamedTuple):
         return (first + int(inside[0]), first + int(inside[-1]) + 1) if len(inside) else (0, 0)
 
     def positions(self, first: int, past: int) -> Tensor:
-        """Where pixels first..past-1 are among the cells, in the continuous mode."""
+        """Positions of pixels first..past-1 among the cells, in the continuous mode."""
         pixel = torch.arange(first, past, dtype=torch.float64)
         return (pixel + 0.5 - self.low) / (self.high - self.low) * self.side - 0.5
 
@@ -179,12 +179,12 @@ class Axis(NamedTuple):
 def paste_masks_backward(
     grad: Tensor, masks: Tensor, boxes: Tensor, continuous: bool, logits: bool, padding: int
 ) -> Tensor:
-    """Gradient [N, H, W] of the probabilities' paste -> gradient of masks [N, M, M]."""
+    """Gradient [N, H, W] of pasted probabilities -> gradient of masks [N, M, M]."""
     dtype = compute_dtype(masks)
     values = masks.to(dtype)
     out = torch.zeros(values.shape, dtype=dtype, device=values.device)
     margin = 0 if continuous else padding
-    for index, mask, low, high in _placed(values, boxes, continuous, padding):
+    for index, mask, low, high in _place_masks(values, boxes, continuous, padding):
         dense = []
         spans = []
         for axis in (

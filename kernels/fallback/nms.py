@@ -1,4 +1,4 @@
-"""NMS in blocks: each block of boxes against the boxes kept so far, then within itself as bit rows.
+"""Non-maximum suppression (NMS), eager fallback, in blocks: against the boxes kept so far, then within as bit rows.
 
 Linear memory: BLOCK x kept IoUs at a time. NumPy, because a block's dozen steps cost microseconds there, and because
 Python's integers resolve a block's serial chain 128 boxes at a time. Specification: reference.py.
@@ -30,8 +30,8 @@ def nms_padded(
 ) -> tuple[Tensor, Tensor]:
     """[B, N, 4], [B, N], groups [B, N], valid [B, N] -> indices [B, max_output] filled up with -1, count [B], int64.
 
-    ``num_groups`` is for the export to ONNX, which has to know it, and for sorts on a GPU. ``presorted``: lengths of
-    the runs that each image consists of, in the place of groups; a score counts as the running minimum of its run.
+    ``num_groups`` is for the export to ONNX, which needs it, and for sorts on a GPU. ``presorted``: lengths of the runs
+    that each image consists of, in place of groups; a score counts as the running minimum of its run.
     """
     batch = len(boxes)
     if presorted is not None and batch * boxes.shape[1] > 0:
@@ -85,13 +85,13 @@ def _suppress(
 
 
 def largest_not_above(value: float, dtype: np.dtype[np.floating]) -> np.floating:
-    """x > it is x > value for every x of ``dtype``, so that the threshold counts as the double it is."""
+    """Largest t of ``dtype`` not above ``value``: x > t is x > value for every x of ``dtype``."""
     rounded = dtype.type(value)
     return dtype.type(np.nextafter(rounded, dtype.type(-np.inf))) if float(rounded) > value else rounded
 
 
 def _greedy(columns: Columns, threshold: np.floating, max_output: int) -> NDArray[np.bool_]:
-    """Which boxes stay, as bool [n]; the block that reaches max_output is done to its end."""
+    """Kept boxes as bool [n]; the block that reaches max_output is finished."""
     total = columns.shape[1]
     keep = np.zeros(total, bool)
     kept = np.empty_like(columns)
@@ -129,7 +129,7 @@ def _exceeds(a: Columns, b: Columns, threshold: np.floating) -> NDArray[np.bool_
 
 
 def _resolve(suppresses: NDArray[np.bool_]) -> list[int]:
-    """The greedy chain inside one block: which of its boxes stay, given who would remove whom."""
+    """Resolve one block greedily: indices of the kept boxes, given which box would remove which."""
     rows = np.packbits(suppresses, axis=1, bitorder="little")
     removed, chosen = 0, []
     for i, row in enumerate(rows):

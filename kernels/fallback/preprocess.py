@@ -1,4 +1,4 @@
-"""Preprocessing of a batch in plain PyTorch, image by image. Specification: reference_layers.preprocess."""
+"""Preprocessing of a batch, eager fallback, image by image. Specification: reference_layers.preprocess."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def preprocess(
     images: Sequence[Tensor], heights: Sequence[int], widths: Sequence[int], mean: Tensor, std: Tensor, pixels: Tensor
 ) -> None:
-    """Images [3, h, w] of any strides, sizes to resize them to, mean [3], std [3] -> into ``pixels`` [B, 3, H, W]."""
+    """Resize images [3, h, w] to heights and widths, normalize by mean [3] and std [3] -> ``pixels`` [B, 3, H, W]."""
     pixels.zero_()
     mean, std = mean[:, None, None], std[:, None, None]
     for padded, image, height, width in zip(pixels, images, heights, widths, strict=False):

@@ -1,4 +1,4 @@
-"""RoIAlign and RoIPool as weighted sums and maxima over pixel rows: the plain-PyTorch path, on any device.
+"""RoIAlign and RoIPool, eager fallback: weighted sums and maxima over pixel rows.
 
 RoIAlign is linear in the features and separable: every output bin is a sum over (rows x columns) of bilinear weights.
 The weights are written out as a sparse matrix [bins, pixels] and applied by ``embedding_bag`` to the features seen as
@@ -20,7 +20,7 @@ from fastmask.kernels.reference import COORDINATE_LIMIT, compute_dtype, is_sampl
 SMALL = 2**24  # elements of a level that may be copied whole
 TAP_BUDGET = 2**20  # weights in flight: 4 MB, so that building them stays in the cache
 MAX = 2  # torch.embedding_bag's number for mode="max"; F.embedding_bag would drop the argmaxima
-ROWS_PER_BAG = 4096  # output rows computed at once: they are still in the cache when they are copied to their place
+ROWS_PER_BAG = 4096  # output rows computed at once: they are still cached when they are copied to their place
 
 
 def multilevel_roi_align(
@@ -64,7 +64,7 @@ def multilevel_roi_align(
 
 
 def empty_channels_last(like: Tensor, num: int, channels: int, height: int, width: int) -> Tensor:
-    """An uninitialized [num, channels, height, width], channels-last whatever its sizes, and no view of anything."""
+    """An uninitialized [num, channels, height, width], channels-last whatever its sizes, and not a view."""
     strides = (height * width * channels, 1, width * channels, channels)
     return like.new_empty_strided((num, channels, height, width), strides)
 
@@ -125,12 +125,12 @@ def pixel_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows_at_once(features: Tensor) -> bool:
-    """Whether all images of a level are made rows together: where that is free or small. Else one after the other."""
+    """Whether all images of a level become rows together, where that is free or small; else one by one."""
     return features.permute(0, 2, 3, 1).is_contiguous() or features.numel() <= SMALL
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that decides which samples count; float64, which Apple's GPUs lack."""
+    """Dtype of the border rule: float64, except on Apple's GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -200,7 +200,7 @@ def _taps(
     if sampling_ratio <= 0:  # as reference.count_samples
         rounded = extent.to(dtype)
         grid = (rounded / rounded.new_tensor([pooled_width, pooled_height])).ceil().clamp(min=0).to(extent.dtype)
-    for part in _alike(grid, (height, width), sampling_ratio):
+    for part in _split_by_grid(grid, (height, width), sampling_ratio):
         (x_index, x_weight), (y_index, y_weight) = (
             _axis(corners[part, axis], extent[part, axis], grid[part, axis], num_bins, size, sampling_ratio, dtype)
             for axis, (num_bins, size) in enumerate(((pooled_width, width), (pooled_height, height)))
@@ -215,7 +215,7 @@ def _taps(
             yield part[piece], index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2)
 
 
-def _alike(grid: Tensor, size: Sequence[int], sampling_ratio: int) -> Iterator[Tensor]:
+def _split_by_grid(grid: Tensor, size: Sequence[int], sampling_ratio: int) -> Iterator[Tensor]:
     """Split RoIs so that adaptive grids of one part differ less than twofold per axis: little of a row is filler."""
     if sampling_ratio > 0:
         yield torch.arange(len(grid), device=grid.device)
@@ -249,7 +249,7 @@ def _axis(
     share = position - low
     near, far = torch.where(inside, (1 - share) / grid, 0), torch.where(inside, share / grid, 0)
     if sampling_ratio > 0:
-        return _filled(torch.cat([low, high], 2), torch.cat([near, far], 2), inside.repeat(1, 1, 2))
+        return _fill_unused(torch.cat([low, high], 2), torch.cat([near, far], 2), inside.repeat(1, 1, 2))
     # adaptive samples are at most a pixel apart: a bin's taps are neighbors, and samples that share one are added up
     base = torch.where(inside, low, size).amin(2, keepdim=True)
     length = min(low.shape[2] + 1, size)
@@ -258,10 +258,10 @@ def _axis(
         weight.scatter_add_(2, (tap - base).clamp(0, length - 1), value)
     last = torch.where(inside, high, 0).amax(2, keepdim=True)
     index = base + torch.arange(length, device=start.device)
-    return _filled(index.clamp(max=size - 1), weight, index <= last)
+    return _fill_unused(index.clamp(max=size - 1), weight, index <= last)
 
 
-def _filled(index: Tensor, weight: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+def _fill_unused(index: Tensor, weight: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Taps [k, num_bins, taps] whose unused ones repeat their bin's heaviest and share its weight.
 
     With weight 0 instead, a pixel that is inf would make its whole bin NaN, which torchvision's is not.

@@ -1,4 +1,4 @@
-"""A ResNet's stem in plain PyTorch: the path of devices without Triton, and of what its kernels leave."""
+"""Stem of a ResNet, eager fallback: convolution and max pooling."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from fastmask.kernels.fallback import bias_act as bias_act_fallback
 
 CHANNELS = 3  # of an image
 STRIDE = 2
-PIXEL = 4  # elements from one pixel to the next where the kernel takes them, and of one in arranged weights
-LEAST_DEPTH, MOST_DEPTH = 16, 32  # elements of a window's row: what a tensor core takes at least, eight pixels
+PIXEL = 4  # elements of a pixel, in images that the kernel takes and in arranged weights
+MIN_DEPTH, MAX_DEPTH = 16, 32  # elements of a window's row: the least of a tensor core, and eight pixels
 
 
 def has_gaps(x: Tensor) -> bool:
@@ -22,11 +22,11 @@ def has_gaps(x: Tensor) -> bool:
 def row_depth(kernel_size: int, padding: int) -> int:
     """Elements of a window's row as the kernel reads it: whole pairs of pixels, as many as a power of 2."""
     elements = PIXEL * (padding % STRIDE + kernel_size)
-    return max(1 << (elements - 1).bit_length(), LEAST_DEPTH)
+    return max(1 << (elements - 1).bit_length(), MIN_DEPTH)
 
 
 def arrange_weight(weight: Tensor, padding: int) -> Tensor:
-    """A convolution's weight [O, 3, k, k] -> [k, D, O], a window's row of D elements after the other.
+    """Arrange a convolution's weight [O, 3, k, k] -> [k, D, O], a window's row of D elements after the other.
 
     A row begins at the even pixel at or before the window, and each pixel has PIXEL elements; weights beside the
     window and of a fourth channel are zeros.

@@ -1,4 +1,4 @@
-"""Rows by their numbers, and boxes in other pixels, in plain PyTorch of any device."""
+"""Gathering after NMS, eager fallback: kept rows, and boxes in pixels of the original images."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
-    """Rows of several [B, N, ...] at [B, M] -> [B, M, ...] of each; at -1, zeros."""
+    """Take rows of tensors [B, N, ...] at [B, M] -> [B, M, ...] of each; zeros at -1."""
     safe, missing = indices.clamp(min=0), indices < 0
     taken = []
-    for one in values:
-        shape = (*indices.shape, *[1] * (one.ndim - 2))
-        rows = one.gather(1, safe.view(shape).expand(*indices.shape, *one.shape[2:]))
-        taken.append(rows.masked_fill_(missing.view(shape), 0))  # of its own, so in place
+    for value in values:
+        shape = (*indices.shape, *[1] * (value.ndim - 2))
+        rows = value.gather(1, safe.view(shape).expand(*indices.shape, *value.shape[2:]))
+        taken.append(rows.masked_fill_(missing.view(shape), 0))  # a copy, so in place
     return taken
 
 
 def with_image(boxes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] -> RoIs [B, N, 5], each with its image's index before it."""
+    """Boxes [B, N, 4] -> RoIs [B, N, 5], with the index of each one's image first."""
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
     return torch.cat((image[:, None, None].expand(-1, boxes.shape[1], 1), boxes), dim=2)
 
@@ -35,9 +35,9 @@ def take_kept(
 
 
 def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes [B, D, 4] in pixels of images of ``sizes`` [B, 2] (height, width) -> in those of the ``originals`` [B, 2].
+    """Scale boxes [B, D, 4] from images of ``sizes`` [B, 2] (height, width) to ``originals`` [B, 2].
 
-    And the original image's size of each of them [B * D, 2].
+    Also returns the size of each box's original image [B * D, 2].
     """
     ratios = originals.to(boxes.dtype) / sizes  # [B, 2] (height, width)
     scaled = (boxes.unflatten(2, (2, 2)) * ratios.flip(1)[:, None, None]).flatten(2)

@@ -1,4 +1,4 @@
-"""The best anchors of each level in plain PyTorch: a stable sort of each."""
+"""Top-k anchors of each level, eager fallback: a stable sort of each."""
 
 from collections.abc import Sequence
 

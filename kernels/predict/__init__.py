@@ -1,4 +1,4 @@
-"""``python -m fastmask.kernels.predict``: what each op would take on a GPU, worked out without one; see ../README.md.
+"""``python -m fastmask.kernels.predict``: predicted GPU time of each op, computed without a GPU; see ../README.md.
 
 Predictions are not measurements. Trip counts of the kernels' loops are counted on the benchmarks' inputs (one file an
 op); instructions, registers and shared memory come from the machine code that Triton makes for sm_90 of the launch that

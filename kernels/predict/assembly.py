@@ -1,4 +1,4 @@
-"""A compiled kernel, as SASS or PTX: instructions with the source lines they come from, blocks, and natural loops."""
+"""Compiled kernels, as SASS or PTX: instructions with the source lines they come from, blocks, and natural loops."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class Instruction(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Instructions that run one after the other, and which blocks follow."""
+    """Instructions that run one after the other, and the blocks that may follow."""
 
     instructions: list[Instruction]
     successors: list[int]
@@ -39,8 +39,8 @@ class Code(NamedTuple):
     """A kernel's blocks in order of address.
 
     Args:
-        loops: the natural ones, as sets of blocks, outer before inner ones.
-        reached: the blocks that control can come to; not the subroutines of slow paths, which are called.
+        loops: natural loops, as sets of blocks, outer before inner ones.
+        reached: blocks that control can reach; not the subroutines of slow paths, which are called.
     """
 
     blocks: list[Block]
@@ -49,7 +49,7 @@ class Code(NamedTuple):
 
 
 def parse_sass(text: str) -> Code:
-    """``text``: of ``nvdisasm -gi -c``."""
+    """Parse the output of ``nvdisasm -gi -c``."""
     blocks: list[list[Instruction]] = [[]]
     labels: dict[str, int] = {}
     stack: Stack = ()
@@ -76,11 +76,11 @@ def parse_sass(text: str) -> Code:
             blocks.append([])
     if not blocks[-1]:
         blocks.pop()
-    return _linked(blocks, labels)
+    return _link_blocks(blocks, labels)
 
 
 def parse_ptx(text: str) -> Code:
-    """Without registers: for what is executed, not for how long it takes."""
+    """Parse PTX, without registers: for what is executed, not for how long it takes."""
     blocks: list[list[Instruction]] = [[]]
     labels: dict[str, int] = {}
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M))
@@ -105,14 +105,14 @@ def parse_ptx(text: str) -> Code:
             blocks[-1].append(Instruction(opcode, stack, bool(predicate), operands.strip() if jumps else None, (), ()))
             if opcode in ("BRA", "EXIT"):
                 blocks.append([])
-    return _linked(blocks, labels)
+    return _link_blocks(blocks, labels)
 
 
-def _linked(blocks: list[list[Instruction]], labels: Mapping[str, int]) -> Code:
+def _link_blocks(blocks: list[list[Instruction]], labels: Mapping[str, int]) -> Code:
     if not blocks[-1]:
         blocks.pop()
     linked = [Block(block, list(_successors(i, block, labels, len(blocks)))) for i, block in enumerate(blocks)]
-    order = _reached(linked)
+    order = _order_blocks(linked)
     return Code(linked, _loops(linked, order), sorted(order))
 
 
@@ -148,12 +148,12 @@ def _successors(i: int, block: list[Instruction], labels: Mapping[str, int], num
         yield i + 1
 
 
-def _reached(blocks: list[Block]) -> list[int]:
-    """In reverse postorder."""
+def _order_blocks(blocks: list[Block]) -> list[int]:
+    """Numbers of the blocks that control can reach, in reverse postorder."""
     order, seen, stack = [], {0}, [(0, iter(blocks[0].successors))]
     while stack:
         block, rest = stack[-1]
-        follower = next((one for one in rest if one not in seen), None)
+        follower = next((number for number in rest if number not in seen), None)
         if follower is None:
             order.append(block)
             stack.pop()
@@ -174,7 +174,7 @@ def _loops(blocks: list[Block], order: list[int]) -> list[frozenset[int]]:
     while changed:
         changed = False
         for block in order[1:]:
-            new = set.intersection(*(dominators[one] for one in before[block])) | {block}
+            new = set.intersection(*(dominators[number] for number in before[block])) | {block}
             changed |= new != dominators[block]
             dominators[block] = new
     loops: dict[int, set[int]] = {}
@@ -183,8 +183,8 @@ def _loops(blocks: list[Block], order: list[int]) -> list[frozenset[int]]:
             if header in dominators[block]:
                 body, pending = loops.setdefault(header, {header}), [block]
                 while pending:
-                    one = pending.pop()
-                    if one not in body:
-                        body.add(one)
-                        pending.extend(before[one])
+                    number = pending.pop()
+                    if number not in body:
+                        body.add(number)
+                        pending.extend(before[number])
     return sorted(map(frozenset, loops.values()), key=len, reverse=True)

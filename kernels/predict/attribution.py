@@ -1,4 +1,4 @@
-"""How often each block of a compiled kernel runs, from how often the loops of its source do."""
+"""Attribution of executions: how often each block of a compiled kernel runs, from the trip counts of source loops."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +22,11 @@ ANCHORS = {
 
 
 def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None) -> Iterator[tuple[int, str, Counts]]:
-    """Blocks, the loop or condition that each stands in, and how often it runs in each program.
+    """Yield blocks, the loop or condition that each is in, and how often it runs in each program.
 
     Args:
         trips: by the beginning of a loop's or condition's first line; see model.Work.
-        ptx: what ``code`` was made from, if that is SASS; it tells where ptxas unrolled a loop.
+        ptx: the source of ``code``, if that is SASS; it shows where ptxas unrolled a loop.
     """
     _check(code, trips)
     loops = _labels(code)
@@ -41,7 +41,7 @@ def executions(code: Code, trips: Mapping[str, Counts], ptx: Code | None = None)
         inside = [i for i in loops if number in code.loops[i]]  # outer first
         count: Counts = 1.0
         name = ""
-        around = [source.around(one.stack) for one in code.blocks[number].instructions]
+        around = [source.around(instruction.stack) for instruction in code.blocks[number].instructions]
         paths = collections.Counter(path for path in around if path)  # barriers have no line
         path = paths.most_common(1)[0][0] if paths else ()
         if inside:
@@ -84,18 +84,18 @@ def _test(code: Code, loop: frozenset[int]) -> set[int]:
     }
     if len(ends) != 1 or headers & set(code.blocks[ends[0]].successors):
         return set()
-    after, pending = set(headers), [one for one in code.blocks[ends[0]].successors if one in loop]
+    after, pending = set(headers), [block for block in code.blocks[ends[0]].successors if block in loop]
     while pending:
-        one = pending.pop()
-        if one not in after:
-            after.add(one)
-            pending.extend(set(code.blocks[one].successors) & loop)
+        block = pending.pop()
+        if block not in after:
+            after.add(block)
+            pending.extend(set(code.blocks[block].successors) & loop)
     return set(loop) - (after - headers)
 
 
 def _check(code: Code, trips: Mapping[str, Counts]) -> None:
-    """Every key must be the beginning of one loop or condition."""
-    stacks = {one.stack for number in code.reached for one in code.blocks[number].instructions}
+    """Check that every key is the beginning of one loop or condition."""
+    stacks = {instruction.stack for number in code.reached for instruction in code.blocks[number].instructions}
     places = {place for stack in stacks for place in source.around(stack)}
     for key in trips:
         named = {place[0] for place in places if _named(place, [key])}
@@ -125,7 +125,7 @@ def _name(place: Label) -> str:
 
 
 def _named(place: Label, trips: Iterable[str]) -> list[str]:
-    """The keys that mean a place; the more it says, the longer a key."""
+    """The keys that match a place; the longest is the most specific."""
     region, outer = place[0], _outer(place)
     found = []
     for key in trips:
@@ -145,16 +145,16 @@ def _trips(place: Label, trips: Mapping[str, Counts]) -> Counts:
 
 
 def _labels(code: Code) -> dict[int, Label]:
-    """The source loop of each loop of the machine code: that with which it shares most instructions."""
+    """The source loop of each loop of the machine code: the one that shares most instructions with it."""
     under: dict[Label, set[int]] = collections.defaultdict(set)
     of_block: dict[int, set[int]] = {}
     for number in code.reached:
         of_block[number] = set()
-        for one in code.blocks[number].instructions:
-            of_block[number].add(id(one))
-            for place in source.around(one.stack):
+        for instruction in code.blocks[number].instructions:
+            of_block[number].add(id(instruction))
+            for place in source.around(instruction.stack):
                 if place[0].loop:
-                    under[place].add(id(one))
+                    under[place].add(id(instruction))
     labels: dict[int, Label] = {}
     for i, loop in enumerate(code.loops):
         mine = set().union(*(of_block[number] for number in loop))
@@ -170,26 +170,26 @@ def _labels(code: Code) -> dict[int, Label]:
 
 
 def _copies(code: Code, loops: Mapping[int, Any], ptx: Code) -> dict[int, int]:
-    """How many copies of its body each loop of the machine code holds; 0: it is for what the copies leave over."""
+    """Number of copies of its body in each loop of the machine code; 0 for a loop over the remainder."""
     written: dict[tuple[str, Stack], int] = collections.Counter()
     for block in ptx.blocks:
-        for one in block.instructions:
+        for instruction in block.instructions:
             for anchor, kind in ANCHORS.items():
-                if one.opcode.startswith(anchor):
-                    written[kind, one.stack] += 1
+                if instruction.opcode.startswith(anchor):
+                    written[kind, instruction.stack] += 1
     copies: dict[int, int] = {}
     for i, loop in enumerate(code.loops):
         nested = set().union(*(other for other in code.loops if other < loop))
         found: dict[tuple[str, Stack], int] = collections.Counter()
         for number in loop - nested:
-            for one in code.blocks[number].instructions:
+            for instruction in code.blocks[number].instructions:
                 for kind in ANCHORS.values():
-                    if one.opcode.startswith(kind) and (kind, one.stack) in written:
-                        found[kind, one.stack] += 1
+                    if instruction.opcode.startswith(kind) and (kind, instruction.stack) in written:
+                        found[kind, instruction.stack] += 1
         ratios = [number / written[key] for key, number in found.items()]
         copies[i] = max(round(float(np.median(ratios))), 1) if ratios else 1
     for i in loops:
-        twins = [j for j in loops if loops[j] == loops[i] and not (code.loops[i] < code.loops[j])]
-        if copies[i] < max(copies[j] for j in twins):
+        same = [j for j in loops if loops[j] == loops[i] and not (code.loops[i] < code.loops[j])]
+        if copies[i] < max(copies[j] for j in same):
             copies[i] = 0
     return copies

@@ -1,4 +1,4 @@
-"""What a prediction is made of: an op on its benchmark's inputs, and how much its launches have to do."""
+"""Cases of predictions: an op on its benchmark's inputs, and the work of its launches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Case(NamedTuple):
 
     Args:
         build: from a generator -> the launcher's call on CPU tensors, and the work of its launches.
-        floor, target: microseconds on an H200, of bytes or steps that cannot be avoided, and what is aimed at.
+        floor, target: microseconds on an H200: of bytes or steps that cannot be avoided, and the goal.
     """
 
     build: Callable[[torch.Generator], Built]

@@ -1,9 +1,9 @@
-"""What kernels are measured on, and what predictions count on: boxes and masks, drawn from a generator on the CPU."""
+"""Inputs of benchmarks and predictions: boxes and masks, drawn from a generator on the CPU."""
 
 import torch
 from torch import Tensor
 
-IMAGE = (800, 1344)  # padded; pixels
+PADDED_SIZE = (800, 1344)  # pixels (height, width)
 IMAGE_SIZE = (800, 1333)
 STRIDES = (4, 8, 16, 32)
 CHANNELS = 256
@@ -28,7 +28,7 @@ def blob_masks(generator: torch.Generator, num: int, size: tuple[int, int]) -> t
 
 
 def empty_pyramid(batch: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
-    """P2 to P5 of padded images, for launchers that only ask for shapes and strides."""
+    """P2 to P5 of padded images, for launchers that only read shapes and strides."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    sizes = [(batch, CHANNELS, IMAGE[0] // stride, IMAGE[1] // stride) for stride in STRIDES]
+    sizes = [(batch, CHANNELS, PADDED_SIZE[0] // stride, PADDED_SIZE[1] // stride) for stride in STRIDES]
     return [torch.empty(size, dtype=dtype, memory_format=memory_format) for size in sizes]

@@ -1,4 +1,4 @@
-"""What the model assumes of the GPU, an H100 SXM (sm_90), each constant once with its source.
+"""Machine model: constants of an H100 SXM (sm_90), each once with its source.
 
 [N] NVIDIA's H100 whitepaper and the throughput table of the CUDA C++ programming guide (compute capability 9.0).
 [L] measured by Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking",
@@ -32,7 +32,7 @@ BRANCH = 8  # a taken branch [A]
 
 
 class Unit(NamedTuple):
-    """Where an instruction runs."""
+    """Pipe, cycles and latency of an instruction."""
 
     pipe: str
     cycles: float  # for which it occupies the pipe of its scheduler, for one warp
@@ -75,7 +75,7 @@ _KNOWN: dict[str, Unit] = {}
 
 
 def unit(opcode: str) -> Unit:
-    """Where an instruction such as ``LDG.E.128`` runs."""
+    """The unit of an instruction such as ``LDG.E.128``."""
     group = re.match(r"HGMMA\.64x(\d+)x", opcode)
     if group:  # four warps together; 512 products a cycle and scheduler of 16 bits, 256 of tf32, of which k is half [N]
         return Unit("tensor", int(group[1]) / 2, int(group[1]) / 2 + 32)

@@ -1,4 +1,4 @@
-"""The work of paste-back and of RLE."""
+"""The work of mask pasting and of RLE."""
 
 import functools
 from typing import Any
@@ -132,7 +132,7 @@ def encode_works(masks: Tensor, boxes: Tensor, size: Size) -> list[Work]:
 
 
 def _words(inside: NDArray[np.bool_], joined: bool) -> tuple[int, Array]:
-    """The length of words in pixels, and how many changes each word of a box has, down the columns."""
+    """Length of words in pixels, and the number of changes in each word of a box, down the columns."""
     rows = inside.shape[0]
     pixels = rows + 1 - joined
     words = cdiv(pixels, rle_triton.WORD)
@@ -146,7 +146,7 @@ def _words(inside: NDArray[np.bool_], joined: bool) -> tuple[int, Array]:
 
 
 def _spans(boxes: Tensor, size: Size) -> list[tuple[Array, Array, Array]]:
-    """Of each box: its corners in whole pixels, and the first and one-past-last pixel (x, y) of it on the image."""
+    """Corners of each box in whole pixels, and its first and one-past-last pixel (x, y) on the image."""
     most = np.array([size[1], size[0]])
     corners = reference.expand_boxes(boxes, GROWTH).trunc().double().numpy()
     return [(box, np.clip(box[:2], 0, most).astype(int), np.clip(box[2:] + 1, 0, most).astype(int)) for box in corners]

@@ -1,4 +1,4 @@
-"""From a recorded launch and how often its loops run to microseconds.
+"""Cost model: microseconds of a recorded launch, from how often its loops run.
 
 A launch takes as long as the longest of these:
 - its programs, handed out in order to the places that registers, shared memory and warps leave on the multiprocessors:
@@ -26,17 +26,17 @@ SLOW_CYCLES = 4  # each of them, one after the other
 
 
 class Work(NamedTuple):
-    """How much one launch has to do, beyond what its code says.
+    """Work of one launch, beyond what its code says.
 
     Args:
         kernel: its function's name.
         trips: how often the body of each run-time loop, and of a condition of interest, runs in each program, by the
             beginning of its first line, or all of it with the colon: "for k in range(0, num_kept"; after "function: "
             where two begin alike; after those around it and " -> " where it is in a function that is called twice.
-            A condition that is not named counts as true; one of constants is none. "else of if ..." is what its name
-            says; behind a condition whose body returns, that is the rest of the function.
-        hbm_bytes: that must come from or go to HBM.
-        l2_bytes: that come from the L2 cache.
+            A condition that is not named counts as true; constant ones are not counted. "else of if ..." is the else
+            branch; behind a condition whose body returns, that is the rest of the function.
+        hbm_bytes: read from or written to HBM.
+        l2_bytes: read from the L2 cache.
         slow_paths: share of the guarded calls (a division's, a root's) that are taken.
         lines: cache lines a load's warp touches, over what its width asks for.
     """
@@ -50,7 +50,7 @@ class Work(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one launch; microseconds, but for what is named otherwise."""
+    """Cost of one launch, in microseconds where no unit is named."""
 
     kernel: str
     programs: int
@@ -74,7 +74,7 @@ class Cost(NamedTuple):
 
 
 def cost(launch: Launch, work: Work) -> Cost:
-    """What a launch takes."""
+    """Compute the cost of a launch."""
     code, ptx = assembly.parse_sass(launch.sass), assembly.parse_ptx(launch.ptx)
     cycles = cycles_of_blocks(code, launch.warps)
     pipes: dict[str, NDArray[Any]] = collections.defaultdict(lambda: np.zeros(launch.programs))  # of one warp
@@ -83,15 +83,15 @@ def cost(launch: Launch, work: Work) -> Cost:
     for number, name, trips in executions(code, work.trips, ptx):
         each = np.broadcast_to(np.asarray(trips, float), launch.programs)
         block = code.blocks[number].instructions
-        if any(one.opcode.startswith("CALL") for one in block):
+        if any(instruction.opcode.startswith("CALL") for instruction in block):
             instructions = work.slow_paths * (len(block) + SLOW_PATH)
             serial += each * instructions * SLOW_CYCLES
         else:
             instructions = len(block)
             serial += each * cycles[number]
-            for one in block:
-                unit = machine.unit(one.opcode)
-                pipes[unit.pipe] += each * unit.cycles * (work.lines if one.opcode.startswith("LDG") else 1)
+            for instruction in block:
+                unit = machine.unit(instruction.opcode)
+                pipes[unit.pipe] += each * unit.cycles * (work.lines if instruction.opcode.startswith("LDG") else 1)
         issued += each * instructions
         written, times = phases.get(name, (0, 0.0))  # a loop's test runs once more than its body: on average
         both = written + round(instructions)
@@ -118,7 +118,7 @@ def cost(launch: Launch, work: Work) -> Cost:
 
 
 class Prediction(NamedTuple):
-    """Of one case, in microseconds."""
+    """Predicted time of one case, in microseconds."""
 
     launches: list[Cost]
     torch: list[tuple[str, int, float]]  # operation, kernels, microseconds beside their launch
@@ -129,8 +129,8 @@ class Prediction(NamedTuple):
 
     @property
     def ideal(self) -> float:
-        """With every multiprocessor busy to the end and every ceiling reached."""
-        own = sum(max(one.pipe, one.hbm, one.l2, one.longest) for one in self.launches)
+        """Time with every multiprocessor busy to the end and every ceiling reached."""
+        own = sum(max(launch.pipe, launch.hbm, launch.l2, launch.longest) for launch in self.launches)
         return own + self.kernels * machine.LAUNCH + sum(time for _, _, time in self.torch)
 
     @property
@@ -140,9 +140,10 @@ class Prediction(NamedTuple):
 
 
 def predict(events: Sequence[Launch | TorchOp], works: Sequence[Work]) -> Prediction:
-    """``works``: of each kernel's launches, in their order; the last one also of those that follow.
+    """Predict the time of recorded events.
 
-    A kernel without loops that moves little needs none.
+    ``works`` has each kernel's launches in their order, and the last one counts for all that follow; a kernel without
+    loops that moves few bytes needs none.
     """
     launches = [event for event in events if isinstance(event, Launch)]
     unknown = {work.kernel for work in works} - {launch.name for launch in launches}
@@ -156,4 +157,4 @@ def predict(events: Sequence[Launch | TorchOp], works: Sequence[Work]) -> Predic
         costs.append(cost(launch, work))
         left[launch.name] = mine[1:] or mine
     around = [(event.name, *torch_ops.cost(event)) for event in events if isinstance(event, TorchOp)]
-    return Prediction(costs, [one for one in around if one[1]])
+    return Prediction(costs, [op for op in around if op[1]])

@@ -1,4 +1,4 @@
-"""The work of NMS: an order, bits of all pairs of a unit, who stays of each unit, and the list by score."""
+"""The work of NMS: order, bits of all pairs of a unit, resolution of each unit, and the list by score."""
 
 import functools
 import itertools
@@ -41,7 +41,7 @@ def build(
     most: int,
     runs: list[int] | None = None,
 ) -> Built:
-    """``runs``: lengths of presorted runs, in place of groups."""
+    """Build a case; ``runs``: lengths of presorted runs, in place of groups."""
     boxes = torch.stack([boxes_in(generator, num, IMAGE_SIZE) for _ in range(batch)])
     scores = torch.rand(batch, num, generator=generator)
     labels = torch.randint(groups, (batch, num), generator=generator) if groups > 1 and not runs else None
@@ -130,7 +130,7 @@ def _order(batch: int, num: int, runs: list[int] | None) -> list[Work]:
 
 def _window(blocks: int, largest: int) -> int:
     reach = min(-(-(largest - 1) // BLOCK) + 1, blocks)
-    return min(reach, max(nms_triton.MOST_WORDS // (blocks * BLOCK), nms_triton.LEAST_WINDOW))
+    return min(reach, max(nms_triton.MAX_WORDS // (blocks * BLOCK), nms_triton.MIN_WINDOW))
 
 
 def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int] | None) -> Placed:
@@ -148,7 +148,7 @@ def _place(boxes: Tensor, scores: Tensor, labels: Tensor | None, runs: list[int]
 
 
 def _pairs(units: Tensor, blocks: int, window: int) -> tuple[Counts, Counts]:
-    """For each program: whether it has the tile on the diagonal, and how many before it."""
+    """For each program: whether it has the tile on the diagonal, and the number of tiles before it."""
     padded = torch.cat([units, units.new_full((blocks * BLOCK - len(units),), -1)]).view(blocks, BLOCK).numpy()
     first, last = padded[:, 0], padded[:, -1]
     splits = nms_pairs_triton.splits_of(blocks, window, nms_pairs_triton.SPLITS)
@@ -172,7 +172,7 @@ def _resolve(placed: Placed, blocks: int, threshold: float, most: int) -> Counts
         kept = placed.boxes[:0]
         for number, (low, high) in enumerate(itertools.pairwise(steps)):
             boxes = placed.boxes[low:high]
-            alive, rounds = settle(boxes, kept, threshold)
+            alive, rounds = resolve_block(boxes, kept, threshold)
             kept = torch.cat([kept, boxes[alive]])
             if number == 0:
                 counts[0, block] = 1
@@ -185,8 +185,8 @@ def _resolve(placed: Placed, blocks: int, threshold: float, most: int) -> Counts
     return counts
 
 
-def settle(boxes: Tensor, kept: Tensor, threshold: float) -> tuple[Tensor, int]:
-    """Which of the sorted boxes stay beside those kept before, and after how many rounds that is known."""
+def resolve_block(boxes: Tensor, kept: Tensor, threshold: float) -> tuple[Tensor, int]:
+    """Which of the sorted boxes are kept beside those kept before, and the number of rounds until that is known."""
     first = ~(_iou(boxes, kept) > threshold).any(1)
     removes = (_iou(boxes, boxes) > threshold).tril(-1)
     alive, rounds, changed = first, 0, bool(first.any())

@@ -9,7 +9,7 @@ from triton import cdiv
 
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import IMAGE
+from fastmask.kernels.predict.inputs import PADDED_SIZE
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.triton import preprocess as gpu
 
@@ -24,7 +24,7 @@ def build(
     dtype: torch.dtype,
     size: tuple[int, int] = FRAME,
     resized: tuple[int, int] = RESIZED,
-    padded: tuple[int, int] = IMAGE,
+    padded: tuple[int, int] = PADDED_SIZE,
 ) -> Built:
     frames = torch.randint(0, 256, (batch, *size, 3), generator=generator, dtype=torch.uint8)
     pixels = torch.empty(batch, 3, *padded, dtype=dtype, memory_format=torch.channels_last)
@@ -52,7 +52,7 @@ def works(images: list[Tensor], pixels: Tensor) -> list[Work]:
 
 def floor(batch: int) -> float:
     """Microseconds of reading the frames and writing the buffer once."""
-    moved = batch * 3 * (FRAME[0] * FRAME[1] + 2 * IMAGE[0] * IMAGE[1])
+    moved = batch * 3 * (FRAME[0] * FRAME[1] + 2 * PADDED_SIZE[0] * PADDED_SIZE[1])
     return moved / (machine.HBM * machine.HBM_EFFICIENCY) * 1e6 + machine.LAUNCH
 
 

@@ -1,7 +1,7 @@
-"""What a launcher does on the device, written down instead of done: kernels it launches, and torch's own around them.
+"""Recording of a launcher's work on the device: the kernels that it launches, and torch's operations around them.
 
 The launcher runs on CPU tensors. Triton compiles each kernel ahead of time with the specialization of its real
-arguments, and launches nothing; outputs of kernels are zeros. Torch's operations run, and are written down in turn.
+arguments, and launches nothing; outputs of kernels are zeros. Torch's operations run and are recorded in order.
 """
 
 import contextlib
@@ -47,14 +47,14 @@ class TorchOp(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What is kept of a tensor."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class _Target:
-    """In place of Triton's driver, which needs a GPU."""
+    """A driver for Triton in place of its own, which needs a GPU."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -70,7 +70,7 @@ class _Target:
 
 
 class _Torch(TorchDispatchMode):
-    """Writes down what runs; what would be uninitialized is zero."""
+    """Record torch's operations; uninitialized tensors become zeros."""
 
     def __init__(self, events: list[Launch | TorchOp]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,36 +91,36 @@ class _Torch(TorchDispatchMode):
 
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
-    writes = [one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments]
-    aliases = bool(returns) and all(one.alias_info is not None for one in returns)
+    writes = [value.alias_info is not None and value.alias_info.is_write for value in func._schema.arguments]
+    aliases = bool(returns) and all(value.alias_info is not None for value in returns)
     return (aliases and not any(writes)) or func.name().startswith(("aten::_unsafe_view", "aten::lift", "aten::detach"))
 
 
 @contextlib.contextmanager
 def _compiling(launch: Callable[..., Any], capability: int) -> Iterator[None]:
     driver = triton.runtime.driver
-    before, real = driver._active, JITFunction.run
+    before, run_kernel = driver._active, JITFunction.run
     driver.set_active(_Target(capability))
     JITFunction.run = launch
     try:
         with mock.patch.dict(os.environ, TRITON_CACHE_DIR=_CACHE.name):
             yield
     finally:
-        JITFunction.run = real
+        JITFunction.run = run_kernel
         driver._active = before
 
 
 def record(run: Callable[[], Any], architecture: str = "sm_90") -> list[Launch | TorchOp]:
-    """``run``: a launcher on CPU tensors, without arguments.
+    """Record ``run``, which calls a launcher on CPU tensors.
 
     Raises:
         RuntimeError: kernels are interpreted, or this Triton does not say where a function was called.
     """
     events: list[Launch | TorchOp] = []
-    real = JITFunction.run
+    run_kernel = JITFunction.run
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
-        compiled = real(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled = run_kernel(self, *args, grid=grid, warmup=True, **kwargs)
         if callable(grid):
             grid = grid(dict(zip(self.arg_names, args, strict=False)) | kwargs)
         programs = 1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES, boxes_in, empty_pyramid
+from fastmask.kernels.predict.inputs import CHANNELS, LIMITS, PADDED_SIZE, STRIDES, boxes_in, empty_pyramid
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.triton import roi_align as roi_align_triton
 
@@ -17,7 +17,7 @@ POOLED, RATIO = 7, 2
 SCALES = tuple(1 / stride for stride in STRIDES)
 
 
-def rois_of(generator: torch.Generator, num: int, batch: int, size: tuple[int, int] = IMAGE) -> Tensor:
+def rois_of(generator: torch.Generator, num: int, batch: int, size: tuple[int, int] = PADDED_SIZE) -> Tensor:
     """RoIs [batch * num, 5] as the benchmarks draw them, ``num`` an image."""
     boxes = [boxes_in(generator, num, size) for _ in range(batch)]
     return torch.cat([torch.cat([torch.full((num, 1), float(i)), one], 1) for i, one in enumerate(boxes)])
@@ -32,7 +32,7 @@ def levels_of(rois: Tensor) -> Tensor:
 def taps(rois: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
     """Rows and columns of the maps that RoIs take: [K, POOLED * RATIO, 2], from both neighbors of each sample."""
     scale = torch.tensor(SCALES)[levels_of(rois)]
-    sizes = torch.tensor([[IMAGE[0] // s, IMAGE[1] // s] for s in STRIDES])[levels_of(rois)]
+    sizes = torch.tensor([[PADDED_SIZE[0] // s, PADDED_SIZE[1] // s] for s in STRIDES])[levels_of(rois)]
     axes = []
     for axis, (low, high) in enumerate(((2, 4), (1, 3))):
         start, length = rois[:, low] * scale, ((rois[:, high] - rois[:, low]) * scale).clamp(min=1)
@@ -66,7 +66,7 @@ def build(generator: torch.Generator, *, num: int, batch: int, dtype: torch.dtyp
 
 def works(maps: list[Tensor], rois: Tensor, channels_last: bool) -> list[Work]:
     size = maps[0].element_size()
-    map_bytes, written = sum(one.nbytes for one in maps), len(rois) * POOLED * POOLED * CHANNELS * size
+    map_bytes, written = sum(feature.nbytes for feature in maps), len(rois) * POOLED * POOLED * CHANNELS * size
     # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
     tile = roi_align_triton.tile_of(POOLED, CHANNELS, RATIO, True, roi_align_triton.CHANNELS)
     blocks = -(-CHANNELS // (tile["TILES"] * tile["CHANNELS"]))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import CHANNELS, IMAGE, LIMITS, STRIDES
+from fastmask.kernels.predict.inputs import CHANNELS, LIMITS, PADDED_SIZE, STRIDES
 from fastmask.kernels.predict.model import Work
 from fastmask.kernels.predict.roi_align import POOLED, RATIO, SCALES, levels_of, rois_of
 from fastmask.kernels.triton import roi_align_backward as gpu, roi_bins as roi_bins_triton
@@ -21,7 +21,7 @@ def build(
     num: int,
     batch: int,
     dtype: torch.dtype,
-    size: tuple[int, int] = IMAGE,
+    size: tuple[int, int] = PADDED_SIZE,
     channels: int = CHANNELS,
 ) -> Built:
     rois = rois_of(generator, num, batch, size)
@@ -41,8 +41,8 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     for i, scale in enumerate(SCALES):
         for b in range(batch):
             some = (rois[(level == i) & (image == b)] * scale).double().numpy()
-            y = _reached(some[:, 2], some[:, 4], sizes[i][0], gpu.TILE_Y)
-            x = _reached(some[:, 1], some[:, 3], sizes[i][1], gpu.TILE_X)
+            y = _count_bins(some[:, 2], some[:, 4], sizes[i][0], gpu.TILE_Y)
+            x = _count_bins(some[:, 1], some[:, 3], sizes[i][1], gpu.TILE_X)
             begins = range(0, len(some), gpu.ROIS)
             totals = [(y[k : k + gpu.ROIS].T @ x[k : k + gpu.ROIS]).ravel() for k in begins]
             searches.append(np.full(y.shape[1] * x.shape[1], len(begins)))
@@ -70,7 +70,7 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     ]
 
 
-def _reached(low: NDArray[Any], high: NDArray[Any], size: int, side: int) -> NDArray[Any]:
+def _count_bins(low: NDArray[Any], high: NDArray[Any], size: int, side: int) -> NDArray[Any]:
     """Bins of each RoI that may reach each tile along one axis, float64 [RoIs, tiles]."""
     tile = np.arange(-(-size // side)) * side
     length = np.maximum(high - low, 1)[:, None] / POOLED

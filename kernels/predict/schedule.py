@@ -1,4 +1,4 @@
-"""When all programs of a launch are done, each begun in order on the multiprocessor with most places free.
+"""Schedule of a launch: when all programs end, each begun in order on the multiprocessor with most free places.
 
 Programs on a multiprocessor run as if alone until they want more of its busiest pipe than there is; then all of them
 are slower by the same factor. A multiprocessor's clock counts the cycles of a program that is not slowed down.
@@ -33,7 +33,7 @@ class _Multiprocessor:
 
 
 def makespan(alone: NDArray[Any], busy: NDArray[Any], fit: int) -> float:
-    """Cycles.
+    """Cycles until the last program ends.
 
     Args:
         alone: cycles of each program on an empty multiprocessor.
@@ -42,43 +42,43 @@ def makespan(alone: NDArray[Any], busy: NDArray[Any], fit: int) -> float:
     """
     lasting, share = alone.tolist(), (busy / np.maximum(alone, 1)).tolist()
     multiprocessors = [_Multiprocessor(i) for i in range(machine.MULTIPROCESSORS)]
-    free = [(0, one.number) for one in multiprocessors]  # (programs there, which), a heap
+    free = [(0, processor.number) for processor in multiprocessors]  # (programs there, which), a heap
     events: list[tuple[float, int, int]] = []
     waiting, now = 0, 0.0
     while True:
         changed = set()
         while free and waiting < len(lasting):
             programs, number = heapq.heappop(free)
-            one = multiprocessors[number]
-            if programs != len(one.running):
+            processor = multiprocessors[number]
+            if programs != len(processor.running):
                 continue  # an old entry
-            one.advance(now)
-            heapq.heappush(one.running, (one.clock + lasting[waiting], waiting))
-            one.load += share[waiting]
+            processor.advance(now)
+            heapq.heappush(processor.running, (processor.clock + lasting[waiting], waiting))
+            processor.load += share[waiting]
             waiting += 1
             changed.add(number)
-            if len(one.running) < fit:
-                heapq.heappush(free, (len(one.running), number))
+            if len(processor.running) < fit:
+                heapq.heappush(free, (len(processor.running), number))
         _expect(events, [multiprocessors[number] for number in changed])
         until = events[0][0] + TOGETHER if events else 0.0
         if not events:
             return now
         while events and events[0][0] <= until:
             end, number, version = heapq.heappop(events)
-            one = multiprocessors[number]
-            if version != one.version:
+            processor = multiprocessors[number]
+            if version != processor.version:
                 continue
             now = end
-            one.advance(now)
-            one.load = max(one.load - share[heapq.heappop(one.running)[1]], 0.0)
-            heapq.heappush(free, (len(one.running), number))
-            _expect(events, [one])
+            processor.advance(now)
+            processor.load = max(processor.load - share[heapq.heappop(processor.running)[1]], 0.0)
+            heapq.heappush(free, (len(processor.running), number))
+            _expect(events, [processor])
 
 
 def _expect(events: list[tuple[float, int, int]], changed: list[_Multiprocessor]) -> None:
-    """When the next program ends on each of them."""
-    for one in changed:
-        one.version += 1
-        if one.running:
-            end = one.seen + max(one.running[0][0] - one.clock, 0.0) * one.slower
-            heapq.heappush(events, (end, one.number, one.version))
+    """Push the event of the next program's end on each multiprocessor."""
+    for processor in changed:
+        processor.version += 1
+        if processor.running:
+            end = processor.seen + max(processor.running[0][0] - processor.clock, 0.0) * processor.slower
+            heapq.heappush(events, (end, processor.number, processor.version))

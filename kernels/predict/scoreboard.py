@@ -1,4 +1,4 @@
-"""How long one warp takes for each block of a kernel's SASS, when it is alone."""
+"""Scoreboard of one warp: the cycles that it takes for each block of a kernel's SASS when it is alone."""
 
 from fastmask.kernels.predict import machine
 from fastmask.kernels.predict.assembly import Code
@@ -13,17 +13,17 @@ def cycles_of_blocks(code: Code, warps: int) -> dict[int, float]:
     for number in code.reached:
         begun = now
         block = code.blocks[number]
-        if any(one.opcode.startswith("CALL") for one in block.instructions):
+        if any(instruction.opcode.startswith("CALL") for instruction in block.instructions):
             cycles[number] = 0.0
             continue
-        for one in block.instructions:
-            unit = machine.unit(one.opcode)
-            start = max([now + 1, free.get(unit.pipe, 0.0), *(ready.get(name, 0.0) for name in one.reads)])
+        for instruction in block.instructions:
+            unit = machine.unit(instruction.opcode)
+            start = max([now + 1, free.get(unit.pipe, 0.0), *(ready.get(name, 0.0) for name in instruction.reads)])
             now = start
             free[unit.pipe] = start + unit.cycles * (shared if unit.pipe == "memory" else 1)
-            for name in one.writes:
+            for name in instruction.writes:
                 ready[name] = start + unit.latency
-            if one.opcode.startswith("BAR"):
+            if instruction.opcode.startswith("BAR"):
                 now += machine.BARRIER
         if block.instructions and block.instructions[-1].opcode.startswith("BRA"):
             now += machine.BRANCH

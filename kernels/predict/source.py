@@ -1,4 +1,4 @@
-"""Where a line of a kernel stands in its source: in which loops and conditions, also those of its callers."""
+"""Source regions of a kernel's lines: the loops and conditions around each, also those of its callers."""
 
 import ast
 import functools
@@ -61,7 +61,7 @@ def _last(node: ast.stmt) -> int:
 
 
 def is_ours(file: str) -> bool:
-    """Not Triton's own library, whose loops are unrolled, nor a line that no file has."""
+    """Whether a file is ours: not of Triton's library, whose loops are unrolled, and not missing."""
     return Path(file).is_file() and not Path(file).is_relative_to(Path(triton.__file__).parent)
 
 

@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 def predict_case(name: str) -> dict[str, Any]:
-    """One row."""
+    """Predict one case -> a row of predictions.json."""
     case = CASES[name]
     run, works = case.build(torch.Generator().manual_seed(SEED))
     return {
@@ -60,17 +60,17 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         "predicted": round(prediction.expected, 1),
         "ideal": round(prediction.ideal, 1),
         "parts": {
-            "issue": round(sum(one.pipe for one in launches), 1),
-            "bytes": round(sum(max(one.hbm, one.l2) for one in launches), 1),
-            "longest": round(sum(one.longest for one in launches), 1),
+            "issue": round(sum(launch.pipe for launch in launches), 1),
+            "bytes": round(sum(max(launch.hbm, launch.l2) for launch in launches), 1),
+            "longest": round(sum(launch.longest for launch in launches), 1),
             "launches": round(prediction.kernels * machine.LAUNCH, 1),
             "torch": round(sum(time for _, _, time in prediction.torch), 1),
         },
         "kernels": {"own": len(launches), "torch": around},
         "launches": [
-            {key: round(value, 2) if isinstance(value, float) else value for key, value in one._asdict().items()}
-            | {"predicted": round(one.expected, 1)}
-            for one in launches
+            {key: round(value, 2) if isinstance(value, float) else value for key, value in launch._asdict().items()}
+            | {"predicted": round(launch.expected, 1)}
+            for launch in launches
         ],
     }
 
@@ -89,7 +89,7 @@ def format_table(versions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(version: str, row: Mapping[str, Any]) -> list[str]:
-    main = max(row["launches"], key=lambda one: one["predicted"])
+    main = max(row["launches"], key=lambda launch: launch["predicted"])
     parts, target = row["parts"], row["target"]
     warps = main["resident"] * main["warps"]
     met = "" if target is None else "yes" if row["predicted"] <= target else "no"
@@ -115,27 +115,28 @@ def _number(value: float | None) -> str:
 
 
 def format_phases(row: Mapping[str, Any]) -> Iterator[str]:
-    """Lines: what each launch of an op is made of."""
-    for one in row["launches"]:
+    """Lines of an op's launches and of their phases."""
+    for launch in row["launches"]:
         yield (
-            f"  {one['kernel']}: {one['predicted']:.1f} us; {one['programs']} programs of {one['warps']} warps, "
-            f"{one['registers']} registers, {one['resident']} resident, "
-            f"{one['instructions'] / 1e6:.2f} M warp-instructions; issue {one['issue']:.1f}, "
-            f"{one['busiest']} {one['pipe']:.1f}, scheduled {one['scheduled']:.1f}, "
-            f"longest {one['longest']:.1f}, HBM {one['hbm']:.1f}, L2 {one['l2']:.1f}"
+            f"  {launch['kernel']}: {launch['predicted']:.1f} us; "
+            f"{launch['programs']} programs of {launch['warps']} warps, {launch['registers']} registers, "
+            f"{launch['resident']} resident, "
+            f"{launch['instructions'] / 1e6:.2f} M warp-instructions; issue {launch['issue']:.1f}, "
+            f"{launch['busiest']} {launch['pipe']:.1f}, scheduled {launch['scheduled']:.1f}, "
+            f"longest {launch['longest']:.1f}, HBM {launch['hbm']:.1f}, L2 {launch['l2']:.1f}"
         )
-        for name, (instructions, trips) in one["phases"].items():
+        for name, (instructions, trips) in launch["phases"].items():
             yield f"    {instructions:6} instructions x {trips:12,.0f}  {name or '(once a program)'}"
 
 
 def load_versions() -> list[dict[str, Any]]:
-    """What predictions.json holds."""
+    """Read predictions.json."""
     versions: list[dict[str, Any]] = json.loads(SAVED.read_text())["versions"]
     return versions
 
 
 def fill_measured(path: Path) -> None:
-    """Put the device times of a GPU's results into the last row of each op that was measured."""
+    """Write the device times of a GPU's results into the last row of each op that was measured."""
     times = {
         row["group"]: row["extra_info"]["device_time"]
         for row in json.loads(path.read_text())["benchmarks"]
@@ -150,7 +151,7 @@ def fill_measured(path: Path) -> None:
 
 
 def write_readme() -> None:
-    """Put the table of predictions.json between README's markers."""
+    """Write the table of predictions.json between README's markers."""
     text = README.read_text()
     between = re.compile(f"(?<={re.escape(MARKERS[0])}\n).*?(?={re.escape(MARKERS[1])})", re.S)
     README.write_text(between.sub(lambda _: format_table(load_versions()) + "\n", text))
@@ -159,7 +160,7 @@ def write_readme() -> None:
 def save(version: str, rows: list[dict[str, Any]], commit: str | None) -> None:
     """Put rows into predictions.json, in place of the version's rows of the same ops."""
     versions = load_versions() if SAVED.exists() else []
-    old = next((one for one in versions if one["version"] == version), None)
+    old = next((entry for entry in versions if entry["version"] == version), None)
     kept = [row for row in old["rows"] if row["op"] not in {row["op"] for row in rows}] if old else []
     new = {
         "version": version,
@@ -169,7 +170,7 @@ def save(version: str, rows: list[dict[str, Any]], commit: str | None) -> None:
         "torch": torch.__version__,
         "rows": kept + rows,
     }
-    versions = [new if one is old else one for one in versions] + ([] if old else [new])
+    versions = [new if entry is old else entry for entry in versions] + ([] if old else [new])
     SAVED.write_text(json.dumps({"versions": versions}, indent=1) + "\n")
 
 

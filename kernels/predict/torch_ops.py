@@ -1,4 +1,4 @@
-"""What torch's own operations around a kernel cost: how many kernels they launch, and the bytes these move.
+"""Cost of torch's operations around a kernel: the kernels that they launch, and the bytes that these move.
 
 Numbers of kernels are read from ATen's CUDA sources (Sort.cu, SortStable.cu, cub's DeviceRadixSort and DeviceScan);
 torch 2.11 to 2.15. Each kernel costs machine.LAUNCH, which the model adds, and here its bytes at the L2 cache's speed,
@@ -15,7 +15,7 @@ FREE = ("aten::set_", "aten::resize_", "aten::_local_scalar_dense", "prim::devic
 
 
 def cost(op: TorchOp) -> tuple[int, float]:
-    """Kernels, and microseconds that these take beside their launches."""
+    """Number of kernels, and the microseconds that they take beside their launches."""
     if op.name in FREE:
         return 0, 0.0
     speed = machine.L2 if op.moved_bytes < CACHE else machine.HBM * machine.HBM_EFFICIENCY

@@ -1,1 +1,1 @@
-"""Triton kernels with their launchers, one subject a file; launch.py says where they are used."""
+"""Triton kernels with their launchers and the variants that audit.py compiles, one subject a file."""

@@ -1,12 +1,15 @@
-"""A convolution's epilogue in Triton: bias, residual and ReLU, in one pass over its channels-last output, in place.
+"""Convolution epilogue in Triton: bias, residual and ReLU, in one pass over a channels-last output, in place.
 
 A program takes PIXELS pixels of one line and CHANNELS channels; a thread reads and writes 16 bytes at a time. A line is
-a row of the map where the residual is a coarser map, whose row is then the same for all of it; else all pixels are one.
+a row of the map where the residual is a coarser map, whose row is then the same for all of it; else it is all pixels.
 
 Cost in bytes: y read and written once, the residual read once; PyTorch's separate passes read and write y for each of
-bias, residual and ReLU. Speed on an H200 (bc309f8): P2 with its coarser residual, 77 MB, 19 us, a copy's speed; 28
+bias, residual and ReLU. Speed on an H200 (bc309f8): P2 with its coarser residual, 77 MB, 19 us, copy bandwidth; 28
 epilogues of R50-FPN together 113 us for one image, 811 for eight.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -16,11 +19,12 @@ from torch import Tensor
 from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 ELEMENTS = 4096  # of a program
 CHANNELS = 256  # of a program at most
 NUM_WARPS = 4
-LARGEST = 2**31 - 2 * ELEMENTS  # pixels, and elements of a row: beyond it, plain PyTorch
+LARGEST = 2**31 - 2 * ELEMENTS  # pixels, and elements of a row: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["width", "height", "rows", "columns", "scale_y", "scale_x"])
@@ -73,7 +77,7 @@ def _bias_act_kernel(
 
 
 def bias_act_(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> None:
-    """Shapes as in fallback.bias_act.bias_act_. float64, and maps whose channels are not last, are plain PyTorch's."""
+    """Shapes as in fallback.bias_act.bias_act_. float64 and maps that are not channels-last: eager fallback."""
     batch, channels, height, width = y.shape
     large = max(batch * height * width, width * channels) > LARGEST
     if large or not y.permute(0, 2, 3, 1).is_contiguous() or y.dtype == torch.float64:
@@ -109,4 +113,24 @@ def bias_act_(y: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> N
             PIXELS=pixels,
             CHANNELS=block,
             num_warps=NUM_WARPS,
+        )
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, residuals, widths of accesses."""
+    residuals = {"alone": (False, False), "residual": (True, False), "coarser residual": (True, True)}
+    layouts = {"": (True, CHANNELS), ", odd width": (False, 64)}
+    for dtype, residual, layout in itertools.product(DTYPES, residuals, layouts):
+        has_residual, nearest = residuals[residual]
+        even, block = layouts[layout]
+        yield Variant(
+            f"epilogue, {dtype}, {residual}{layout}",
+            _bias_act_kernel,
+            pointers(dtype, "y", "bias", "residual") | {"scale_y": "fp32", "scale_x": "fp32"},
+            {"RESIDUAL": has_residual, "NEAREST": nearest, "RELU": not nearest}
+            | {"PIXELS": ELEMENTS // block, "CHANNELS": block},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",) if even else (),
+            default=even and not has_residual,
+            wide=("LDG", "STG") if even else (),
         )

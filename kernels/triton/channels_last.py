@@ -1,16 +1,17 @@
-"""Channels-last copies of a pyramid's maps in Triton, all levels in one launch, for the kernels that gather pixels.
+"""Channels-last copies of a feature pyramid in Triton, all levels in one launch, for kernels that gather pixels.
 
-RoIAlign's backward copies its gradient so, as a level of K small maps.
+RoIAlign's backward copies its gradient this way, as a level of K small maps.
 
-A program copies PIXELS x CHANNELS of one image: it reads along pixels and writes along channels, and turns the tile in
-shared memory. Cost: every map read and written once: 2 x 46 MB of bfloat16 for P2-P5 of 800 x 1344, 27 us at 3.35 TB/s;
-four copies by PyTorch are four launches, whose reads or writes go across.
-On an H200 (bc309f8): 104 us for 2 x 91 MB of float32 maps, 45 at a copy's speed; since then 1136 -> 552 instructions a
+A program copies PIXELS x CHANNELS of one image: it reads along pixels, transposes the tile in shared memory, and writes
+along channels. Cost: every map read and written once: 2 x 46 MB of bfloat16 for P2-P5 of 800 x 1344, 27 us at 3.35
+TB/s; four copies by PyTorch are four launches, with strided reads or writes.
+On an H200 (bc309f8): 104 us for 2 x 91 MB of float32 maps, 45 at copy bandwidth; since then 1136 -> 552 instructions a
 program, and channels of a pixel by neighboring programs: not yet measured.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
@@ -19,6 +20,7 @@ from torch import Tensor
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import Plan, jit
 from fastmask.kernels.triton.roi_geometry import (
+    MAX_LEVELS,
     VARYING,
     Layout,
     layouts_of,
@@ -27,12 +29,13 @@ from fastmask.kernels.triton.roi_geometry import (
     pad_levels,
     strides_of,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 64  # of a program
 NUM_WARPS = 4
-COPY_TAPS = 1  # a pixel that copies pay from
-MOST_BYTES = 2**30  # of all copies together: larger maps are read where they are
+COPY_TAPS = 1  # taps a pixel above which copies pay
+MAX_BYTES = 2**30  # of all copies together: larger maps are read where they are
 
 # the values of all levels stand on one line
 # fmt: off
@@ -59,7 +62,7 @@ def _copy_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # the level, the image and the pixels; whose channels follow each other, to fill pages of memory together
+    # --- 1. locate the tile: neighboring programs have the same pixels' channels, to fill pages of memory together
     blocks = tl.cdiv(channels, CHANNELS)
     tile = tl.program_id(0) // blocks
     level = tl.full([], 0, tl.int32)
@@ -78,7 +81,7 @@ def _copy_kernel(
     offs_pixel = (tile - first) % tiles * PIXELS + tl.arange(0, PIXELS)
     offs_c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
 
-    # read along pixels
+    # --- 2. read along pixels
     source = of_level(level, map0_ptr, map1_ptr, map2_ptr, map3_ptr, map4_ptr, LEVELS)
     stride_b = of_level(level, stride_b0, stride_b1, stride_b2, stride_b3, stride_b4, LEVELS).to(tl.int64)
     stride_c = of_level(level, stride_c0, stride_c1, stride_c2, stride_c3, stride_c4, LEVELS).to(tl.int64)
@@ -93,7 +96,7 @@ def _copy_kernel(
     ptrs = source + (offs_c * stride_c)[:, None] + offs_in[None, :]
     values = tl.load(ptrs, mask=mask_c[:, None] & mask_pixel[None, :], other=0)
 
-    # write along channels
+    # --- 3. write along channels
     out = of_level(level, out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr, LEVELS)
     ptrs_out = out + (image * height * width + offs_pixel)[:, None] * channels + offs_c[None, :]
     tl.store(ptrs_out, tl.trans(values), mask=mask_pixel[:, None] & mask_c[None, :])
@@ -106,8 +109,8 @@ def is_worth_it(features: Sequence[Tensor], taps: int) -> bool:
     """Whether so many taps will be read that copies of all maps pay, and whether there is room for these."""
     pixels = sum(feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features)
     size = sum(feature.numel() * feature.element_size() for feature in features)
-    enough = tuned("roi_align.copy_taps", COPY_TAPS, features[0].device) * pixels
-    return taps > enough and size <= MOST_BYTES
+    enough = tuned_value("roi_align.copy_taps", COPY_TAPS, features[0].device) * pixels
+    return taps > enough and size <= MAX_BYTES
 
 
 def copy(features: Sequence[Tensor]) -> list[Tensor]:
@@ -119,7 +122,7 @@ def copy(features: Sequence[Tensor]) -> list[Tensor]:
 
 @functools.lru_cache(256)
 def _prepare(features: tuple[Layout, ...]) -> Plan:
-    """A launch, but for its tensors."""
+    """Prepare a launch, except for its tensors."""
     batch, channels = features[0].shape[:2]
     tiles = sum(batch * triton.cdiv(feature.shape[2] * feature.shape[3], PIXELS) for feature in features)
     block = min(triton.next_power_of_2(channels), CHANNELS)
@@ -136,3 +139,18 @@ def _prepare(features: tuple[Layout, ...]) -> Plan:
         CHANNELS=block,
         num_warps=NUM_WARPS,
     )
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, numbers of levels, rows of pixels that follow each other or not."""
+    for dtype, levels, flat in itertools.product(DTYPES, (4, 1), (True, False)):
+        yield Variant(
+            f"channels-last copies, {dtype}, {levels} levels{'' if flat else ', rows apart'}",
+            _copy_kernel,
+            pointers(dtype, *(f"{name}{level}" for name in ("map", "out") for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "FLAT": flat, "PIXELS": PIXELS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",),
+            default=levels == 4 and flat,
+            wide=("STG",),
+        )

@@ -2,8 +2,8 @@
 
 Source and differences: class_masks.py. Specification: reference_layers.class_masks.
 A deconvolution of stride 2 with a 2 x 2 kernel gives each pixel four, one a quarter (i, j) of the kernel, each of them
-a matrix product of its own. A program owns ROWS pixels of the detections, one after the other in memory, and QUARTERS
-of the four: it multiplies COLUMNS of the layer's D channels at a time, and what it keeps of them is one number a pixel.
+a matrix product of its own. A program owns ROWS consecutive pixels of the detections and QUARTERS of the four: it
+multiplies COLUMNS of the layer's D channels at a time, and keeps one number a pixel.
 
                         quarter 0: D channels     quarter 1
                       +-------------------------+-----------
@@ -11,9 +11,9 @@ of the four: it multiplies COLUMNS of the layer's D channels at a time, and what
      one detection    |         |         |     |      ...     logit [ROWS, QUARTERS] += sum over COLUMNS
      or of two        +-------------------------+-----------
 
-Programs whose detections are all padding read no pixel and no weight. Sums are float32's, products those of the
-inputs' type, of float32 TF32's, where cuDNN's convolutions may take that (torch.backends.cudnn). From 64 rows on,
-sm_90 compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
+Programs whose detections are all padding read no pixel and no weight. Sums are float32, products those of the inputs'
+type, and TF32 for float32 where cuDNN's convolutions may use it (torch.backends.cudnn). From 64 rows on, sm_90
+compiles wgmma, which the PTX interpreter does not execute: see tests/kernels/ptx/cases_heads.py.
 Cost in bytes: pixels once for each half of the quarters, weights once for every ROWS pixels, from the L2 cache.
 Speed on an H200 (bc309f8): 38 us for 100 detections, 256 channels, bfloat16, and 230 for 8 x 100. Predicted (README.md)
 for them, on an H100:
@@ -25,6 +25,8 @@ for them, on an H100:
   which 330 are expected, stay.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,21 +38,22 @@ from fastmask.kernels.fallback import class_masks as class_masks_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.triton.mask_geometry import sigmoid
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 QUARTERS = 2  # of the deconvolution's kernel that a program computes
 # Pixels and channels of a program. The channels that it sums over are read at once, and the pixels' only once ...
 AT_ONCE = {"ROWS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 1}
-MOST_DEPTH = 256  # ... if they are no more than these, of a half type, and a program may have so much shared memory;
+MAX_DEPTH = 256  # ... if they are no more than these, of a half type, and a program may have so much shared memory;
 SHARED = 98_304  # bytes
 # or DEPTH at a time, the pixels' again for each of the COLUMNS.
 IN_STEPS = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 1}
-LEAST = 128  # pixels of a detection, the most of ROWS: a program's rows are of two of them at most
-LARGEST = 2**31 - 2**10  # pixels of all detections, and weights: beyond it, plain PyTorch
+MIN_PIXELS = 128  # of a detection, at least ROWS: a program's rows then belong to two detections at most
+LARGEST = 2**31 - 2**10  # pixels of all detections, and weights: beyond it, the eager fallback
 
 
 @triton.jit
 def _find_class(labels_ptr, count_ptr, number, num, rows_per_image, classes):
-    """Whether a detection counts, and its class."""
+    """Whether a detection is valid, and its class."""
     number = tl.minimum(number, num - 1)
     image = number // rows_per_image
     label = tl.load(labels_ptr + number)
@@ -95,7 +98,7 @@ def _class_masks_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    # which pixels of which detection, or of the one after it
+    # --- 1. locate the pixels: of one detection, or of it and the next one
     pixels = height * width
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     number = tl.program_id(0) * ROWS // pixels
@@ -116,7 +119,7 @@ def _class_masks_kernel(
             hidden = tl.load(ptrs_hidden, mask=counts[:, None] & (offs_k < channels)[None, :], other=0)
         blocks = tl.cdiv(middle, COLUMNS)
         for block in range(QUARTERS * blocks):
-            # a matrix product
+            # --- 2. one quarter's matrix product, COLUMNS channels of it
             own = block // blocks
             offs_d = (block - own * blocks) * COLUMNS + tl.arange(0, COLUMNS)
             mask_d = offs_d < middle
@@ -133,7 +136,7 @@ def _class_masks_kernel(
                     weight = tl.load(ptrs_w, mask=mask_k[:, None] & mask_d[None, :], other=0)
                     acc = _multiply(some, weight, acc, PRECISION)
 
-            # what follows it, and the sum
+            # --- 3. bias, ReLU and the dot product with the class's row
             bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0).to(tl.float32)
             last0 = tl.load(last_weight_ptr + label0 * middle + offs_d, mask=mask_d, other=0).to(tl.float32)
             last1 = tl.load(last_weight_ptr + label1 * middle + offs_d, mask=mask_d, other=0).to(tl.float32)
@@ -147,6 +150,7 @@ def _class_masks_kernel(
         bias1 = tl.load(last_bias_ptr + label1).to(tl.float32)
         logit += tl.where(later, bias1, bias0)[:, None]
 
+    # --- 4. store each quarter at its pixel of the upsampled mask
     out = tl.where(counts[:, None], sigmoid(logit), 0)
     quarters = quarter + tl.arange(0, QUARTERS)
     y, x = pixel // width, pixel % width
@@ -159,12 +163,12 @@ def class_masks(
     hidden: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, labels: Tensor, count: Tensor
 ) -> Tensor:
     """Shapes as in fallback.class_masks.class_masks. The eager fallback takes float64, float32 where convolutions
-    may not take TF32, and detections of fewer pixels than LEAST."""
+    may not take TF32, and detections of fewer pixels than MIN_PIXELS."""
     number, channels, height, width = hidden.shape
     middle, pixels = weight.shape[1], height * width
     large = max(number * pixels, weight.numel()) > LARGEST
     products = precision(hidden.dtype)
-    if hidden.dtype == torch.float64 or not products or pixels < LEAST or large or number == 0:
+    if hidden.dtype == torch.float64 or not products or pixels < MIN_PIXELS or large or number == 0:
         return class_masks_fallback.class_masks(hidden, weight, bias, last_weight, last_bias, labels, count)
     out = hidden.new_empty((number, 2 * height, 2 * width), dtype=torch.float32)
     tile = tile_of(hidden.dtype, channels, shared_memory(hidden.device))
@@ -199,12 +203,12 @@ def class_masks(
 def tile_of(dtype: torch.dtype, channels: int, shared: float) -> dict[str, int]:
     """A program's constants, for a device with so many bytes of shared memory a program."""
     depth = max(triton.next_power_of_2(channels), 16)
-    at_once = dtype != torch.float32 and depth <= MOST_DEPTH and shared >= SHARED
+    at_once = dtype != torch.float32 and depth <= MAX_DEPTH and shared >= SHARED
     return (AT_ONCE | {"DEPTH": depth} if at_once else IN_STEPS) | {"AT_ONCE": at_once}
 
 
 def shared_memory(device: torch.device) -> float:
-    """Bytes of it that one program may have: 227 KB on an H100, 99 on a GeForce, 64 on AMD's."""
+    """Bytes of shared memory that one program may have: 227 KB on an H100, 99 on a GeForce, 64 on AMD's."""
     if device.type != "cuda":  # Triton's interpreter
         return float("inf")
     properties: Any = torch.cuda.get_device_properties(device)
@@ -212,11 +216,42 @@ def shared_memory(device: torch.device) -> float:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """_multiply's; "" where cuDNN is faster: float32 without TF32 has no tensor cores, but AMD's.
+    """Precision of _multiply; "" where cuDNN is faster: float32 without TF32 has no tensor cores, except AMD's.
 
-    Half types are wrong in Triton's interpreter.
+    Triton's interpreter has no products of half types.
     """
     if INTERPRET or (dtype == torch.float32 and torch.version.hip):
         return "ieee"
     convolutions: Any = torch.backends.cudnn
     return "half" if dtype != torch.float32 else "tf32" if convolutions.conv.fp32_precision == "tf32" else ""
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, channels, sizes of shared memory."""
+    h100, geforce, amd = 232_448, 101_376, 65_536  # bytes of shared memory that a program may have
+    shapes = {  # channels in and in the middle
+        "C=256": (256, 256, h100),
+        "C=64": (64, 64, h100),
+        "C=3 to 80": (3, 80, h100),
+        "C=512": (512, 256, h100),
+        "C=256, GeForce": (256, 256, geforce),
+        "C=256, little shared memory": (256, 256, amd),
+        "C=40 to 70": (40, 70, h100),
+    }
+    for dtype, (name, (channels, middle, shared)) in itertools.product(DTYPES, shapes.items()):
+        precision = "tf32" if dtype == "fp32" else "half"
+        tile, amd_tile = (tile_of(DTYPES[dtype], channels, size) for size in (shared, amd))
+        tile, amd_tile = ({**t, "EVEN": middle % t["COLUMNS"] == 0} for t in (tile, amd_tile))
+        yield Variant(
+            f"mask branch, {dtype}, {precision}, {name}",
+            _class_masks_kernel,
+            pointers(dtype, "hidden", "weight", "bias", "last_weight", "last_bias")
+            | pointers("i64", "labels", "count")
+            | pointers("fp32", "out"),
+            {"PRECISION": precision, "QUARTERS": QUARTERS}
+            | {key: value for key, value in tile.items() if not key.startswith("num_")},
+            {key: value for key, value in tile.items() if key.startswith("num_")},
+            multiples=tuple(key for key, size in (("channels", channels), ("middle", middle)) if size % 16 == 0),
+            default=name == "C=256",
+            amd=amd_tile | ({"PRECISION": "ieee"} if dtype == "fp32" else {}),
+        )

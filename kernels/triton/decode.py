@@ -1,13 +1,14 @@
-"""Boxes from regression deltas in Triton: decoded, clipped and tested in one launch.
+"""Box decoding in Triton: boxes from regression deltas, clipped and tested in one launch.
 
 Formula, source: decode.py. Specification: reference_layers.decode_boxes.
 A thread takes a box. Every step is rounded as fallback/decode.py's, but for the exponential: Triton's is off by 4e-7
 of the box's size at most (2 in its last place, and what log2(e) times a growth of up to 4.1 is rounded by).
-Cost in bytes: traffic.least_bytes. Predicted for 19,000 boxes of 91 classes: 69 us -> 3 us, because 27 launches of
+Cost in bytes: roofline.min_bytes. Predicted for 19,000 boxes of 91 classes: 69 us -> 3 us, because 27 launches of
 2.5 us become one; for an RPN's 4819 boxes 22 launches become one. Speed on an H200 (bc309f8): 2.3 us for either.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -18,19 +19,27 @@ from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 128  # boxes of a program
 NUM_WARPS = 4
+# of arguments that kernels of candidates share, for their variants
+TYPES = {
+    **pointers("fp32", "boxes", "scores"),
+    **pointers("i64", "sizes", "count", "index", "labels"),
+    **pointers("i8", "valid"),
+    **dict.fromkeys(("weight_x", "weight_y", "weight_w", "weight_h", "xform_clip", "min_size", "min_score"), "fp32"),
+}
 
 
 @triton.jit
-def decode_axis(ptrs_delta, ptrs_box, mask, weight, weight_size, most_growth, limit):
+def decode_axis(ptrs_delta, ptrs_box, mask, weight, weight_size, xform_clip, limit):
     """One axis of each box: its first and last coordinate. NaN stays NaN."""
     low = tl.load(ptrs_box, mask=mask, other=0).to(tl.float32)
     size = tl.load(ptrs_box + 2, mask=mask, other=0).to(tl.float32) - low
     shift = tl.div_rn(tl.load(ptrs_delta, mask=mask, other=0).to(tl.float32), weight)
     growth = tl.div_rn(tl.load(ptrs_delta + 2, mask=mask, other=0).to(tl.float32), weight_size)
-    growth = tl.where(growth > most_growth, most_growth, growth)
+    growth = tl.where(growth > xform_clip, xform_clip, growth)
     center = shift * size + (low + 0.5 * size)
     half = 0.5 * (tl.exp(growth) * size)
     return _clip(center - half, limit), _clip(center + half, limit)
@@ -49,7 +58,7 @@ def _decode_kernel(
     references_ptr,  # [B, M, 4] (x1, y1, x2, y2)
     sizes_ptr,  # [B, 2] int64 (height, width)
     scores_ptr,  # [B, N]
-    count_ptr,  # [B] int64 references that count; a stand-in without HAS_COUNT
+    count_ptr,  # [B] int64 references that count; a placeholder without HAS_COUNT
     boxes_ptr,  # [B, N, 4] float32 out
     valid_ptr,  # [B, N] int8 out
     # sizes
@@ -61,7 +70,7 @@ def _decode_kernel(
     weight_y,
     weight_w,
     weight_h,
-    most_growth,
+    xform_clip,
     min_size,
     min_score,
     # constants
@@ -76,8 +85,8 @@ def _decode_kernel(
     ptrs_delta, ptrs_box = deltas_ptr + offs * 4, references_ptr + (image * references + reference) * 4
     height = tl.load(sizes_ptr + image * 2, mask=mask, other=0).to(tl.float32)
     width = tl.load(sizes_ptr + image * 2 + 1, mask=mask, other=0).to(tl.float32)
-    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, most_growth, width)
-    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, most_growth, height)
+    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, xform_clip, width)
+    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, xform_clip, height)
 
     score = tl.load(scores_ptr + offs, mask=mask, other=0).to(tl.float32)
     valid = (x2 - x1 >= min_size) & (y2 - y1 >= min_size)
@@ -99,15 +108,15 @@ def decode_boxes(
     scores: Tensor,
     count: Tensor | None,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
     above: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.decode.decode_boxes. float64 is plain PyTorch's."""
+    """Shapes as in fallback.decode.decode_boxes. float64 takes the eager fallback."""
     if compute_dtype(deltas, references, scores) == torch.float64:
         return decode_fallback.decode_boxes(
-            deltas, references, sizes, scores, count, weights, most_growth, min_size, min_score, above
+            deltas, references, sizes, scores, count, weights, xform_clip, min_size, min_score, above
         )
     batch, num = deltas.shape[:2]
     boxes = deltas.new_empty((batch, num, 4), dtype=torch.float32)
@@ -130,7 +139,7 @@ def decode_boxes(
             filled=batch * num,
             # what counts
             **dict(zip(("weight_x", "weight_y", "weight_w", "weight_h"), map(float, weights), strict=True)),
-            most_growth=most_growth,
+            xform_clip=xform_clip,
             min_size=min_size,
             min_score=min_score,
             # constants
@@ -138,6 +147,19 @@ def decode_boxes(
             HAS_COUNT=count is not None,
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,
-            enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
+            enable_fp_fusion=False,  # each step is rounded as in eager PyTorch
         )
     return boxes, valid
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes; deltas of a box head and of an RPN."""
+    for dtype, counted in itertools.product(DTYPES, (False, True)):
+        yield Variant(
+            f"decode, {'classes' if counted else 'levels'}, {dtype}",
+            _decode_kernel,
+            TYPES | pointers("fp32", "references") | pointers(dtype, "deltas"),
+            {"ABOVE": counted, "HAS_COUNT": counted, "BLOCK": BLOCK},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=True,
+        )

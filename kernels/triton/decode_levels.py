@@ -1,13 +1,14 @@
-"""An RPN's candidates in Triton: sigmoid, look-up of anchors and deltas, decoding, clipping and test in one launch.
+"""Candidates of an RPN in Triton: sigmoid, gathering of anchors and deltas, decoding, clipping and tests in one launch.
 
 Semantics, source: decode.py. Specification: reference_layers.decode_levels.
-A thread takes a candidate, a program candidates of one level, whose deltas are read where the head left them: without
-joining the levels' first. Boxes are those of triton/decode.py.
+A thread takes a candidate, a program candidates of one level, whose deltas are read where the head left them, without
+concatenating the levels first. Boxes are those of triton/decode.py.
 Cost in bytes: 59 for each candidate and 32 for each sector of deltas: 0.4 MB for the 4819 of an image. Speed: not yet
 measured.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -18,13 +19,18 @@ from fastmask.kernels.fallback import decode as decode_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
-from fastmask.kernels.triton.decode import decode_axis
+from fastmask.kernels.triton.decode import TYPES, decode_axis
 from fastmask.kernels.triton.mask_geometry import sigmoid
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 64  # candidates of a program
 NUM_WARPS = 2
 VARYING = [f"{name}{level}" for name in ("length", "anchors") for level in range(MAX_LEVELS)]
+
+
+# the values of all levels stand on one line
+# fmt: off
 
 
 @jit(do_not_specialize=["num", "min_size", "min_score", *VARYING])
@@ -32,11 +38,7 @@ def _decode_levels_kernel(
     # tensors
     logits_ptr,  # [B, N]
     index_ptr,  # [B, N] int64 places among the anchors of all levels
-    deltas0_ptr,  # [B, anchors0, 4] (dx, dy, dw, dh)
-    deltas1_ptr,
-    deltas2_ptr,
-    deltas3_ptr,
-    deltas4_ptr,
+    deltas0_ptr, deltas1_ptr, deltas2_ptr, deltas3_ptr, deltas4_ptr,  # [B, anchors0, 4] (dx, dy, dw, dh)
     anchors_ptr,  # [all levels' anchors, 4] (x1, y1, x2, y2)
     sizes_ptr,  # [B, 2] int64 (height, width)
     boxes_ptr,  # [B, N, 4] float32 out
@@ -44,22 +46,14 @@ def _decode_levels_kernel(
     valid_ptr,  # [B, N] int8 out
     # sizes
     num,  # N
-    length0,  # candidates of each level, of an image
-    length1,
-    length2,
-    length3,
-    length4,
-    anchors0,  # of each level, of an image
-    anchors1,
-    anchors2,
-    anchors3,
-    anchors4,
+    length0, length1, length2, length3, length4,  # candidates of each level, of an image
+    anchors0, anchors1, anchors2, anchors3, anchors4,  # of each level, of an image
     # what counts
     weight_x,
     weight_y,
     weight_w,
     weight_h,
-    most_growth,
+    xform_clip,
     min_size,
     min_score,
     # constants
@@ -88,8 +82,8 @@ def _decode_levels_kernel(
     ptrs_box = anchors_ptr + (first_anchor + place) * 4
     height = tl.load(sizes_ptr + image * 2).to(tl.float32)
     width = tl.load(sizes_ptr + image * 2 + 1).to(tl.float32)
-    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, most_growth, width)
-    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, most_growth, height)
+    x1, x2 = decode_axis(ptrs_delta, ptrs_box, mask, weight_x, weight_w, xform_clip, width)
+    y1, y2 = decode_axis(ptrs_delta + 1, ptrs_box + 1, mask, weight_y, weight_h, xform_clip, height)
     score = sigmoid(tl.load(logits_ptr + row, mask=mask, other=0).to(tl.float32))
     valid = (x2 - x1 >= min_size) & (y2 - y1 >= min_size) & (score >= min_score)
     ptrs_out = boxes_ptr + row * 4
@@ -101,6 +95,9 @@ def _decode_levels_kernel(
     tl.store(valid_ptr + row, valid.to(tl.int8), mask=mask)
 
 
+# fmt: on
+
+
 def decode_levels(
     logits: Tensor,
     index: Tensor,
@@ -109,14 +106,14 @@ def decode_levels(
     anchors: Tensor,
     sizes: Tensor,
     weights: Sequence[float],
-    most_growth: float,
+    xform_clip: float,
     min_size: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes as in fallback.decode.decode_levels. float64, and more levels than MAX_LEVELS, are plain PyTorch's."""
+    """Shapes as in fallback.decode.decode_levels. float64, and over MAX_LEVELS levels, take the eager fallback."""
     if compute_dtype(logits, *deltas, anchors) == torch.float64 or len(deltas) > MAX_LEVELS:
         return decode_fallback.decode_levels(
-            logits, index, lengths, deltas, anchors, sizes, weights, most_growth, min_size, min_score
+            logits, index, lengths, deltas, anchors, sizes, weights, xform_clip, min_size, min_score
         )
     batch, num = logits.shape
     boxes, scores = (logits.new_empty((batch, num, *shape), dtype=torch.float32) for shape in ((4,), ()))
@@ -141,13 +138,28 @@ def decode_levels(
             **by_level("anchors{}", numbers),
             # what counts
             **dict(zip(("weight_x", "weight_y", "weight_w", "weight_h"), map(float, weights), strict=True)),
-            most_growth=most_growth,
+            xform_clip=xform_clip,
             min_size=min_size,
             min_score=min_score,
             # constants
             LEVELS=len(deltas),
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,
-            enable_fp_fusion=False,  # each step is rounded as plain PyTorch's
+            enable_fp_fusion=False,  # each step is rounded as in eager PyTorch
         )
     return boxes, scores, valid
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, numbers of levels."""
+    for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
+        yield Variant(
+            f"RPN's candidates, {dtype}, {levels} level{'s' if levels > 1 else ''}",
+            _decode_levels_kernel,
+            TYPES
+            | pointers("fp32", "anchors")
+            | pointers(dtype, "logits", *(f"deltas{level}" for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "BLOCK": BLOCK},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=levels > 1,
+        )

@@ -1,18 +1,20 @@
-"""A matrix product with bias, residual and ReLU in its epilogue, in Triton, for half types.
+"""Matrix product with bias, residual and ReLU in its epilogue, in Triton, for half types.
 
-A program computes PIXELS x OUTPUTS of the product, DEPTH columns of x at a time, sums in float32, and finishes them in
-registers. Programs side by side share their pixels, which the L2 cache then has.
+A program computes PIXELS x OUTPUTS of the product, DEPTH columns of x at a time, sums in float32, and applies the
+epilogue in registers. Neighboring programs share their pixels, which the L2 cache then has.
 
     x [P, K]          weight [N, K]            out [P, N]
     +--DEPTH-->       +--DEPTH-->              tile (i, j) = relu(x tile i . weight tile j + bias + residual tile)
     PIXELS            OUTPUTS
 
-Cost in bytes: x, the residual and the output once each; a product and an epilogue apart write and read the output once
-more. At a bottleneck's shapes that, and not the product, is what takes the time.
-Speed on an H200, bfloat16, eight images of 200 x 336, 64 -> 256 channels (151 us at a copy's bandwidth): 257 us
+Cost in bytes: x, the residual and the output once each; a separate epilogue writes and reads the output once more. At a
+bottleneck's shapes that takes the time, not the product.
+Speed on an H200, bfloat16, eight images of 200 x 336, 64 -> 256 channels (151 us at copy bandwidth): 257 us
 with tiles of 128 x 64 and three stages; 223 with 64 x 128 and two; 218 with 128 x 128, which spills; 284 and more with
 eight warps. cuDNN's (conv_relu.py) takes 189.
 """
+
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
@@ -21,10 +23,11 @@ from torch import Tensor
 from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import Variant, pointers
 
 PIXELS, OUTPUTS, DEPTH = 64, 128, 64
 NUM_WARPS, NUM_STAGES = 4, 2
-LARGEST = 2**31 - 2 * PIXELS  # pixels: beyond it, plain PyTorch
+LARGEST = 2**31 - 2 * PIXELS  # pixels: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["pixels"])
@@ -76,7 +79,7 @@ def _linear_add_relu_kernel(
 
 
 def linear_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    """Shapes as in fallback.bias_act.linear_add_relu. Float32 and float64 are plain PyTorch's."""
+    """Shapes as in fallback.bias_act.linear_add_relu. float32 and float64 take the eager fallback."""
     pixels, outputs = residual.shape
     if x.dtype.itemsize > 2 or max(pixels, PIXELS * outputs, PIXELS * x.shape[1]) > LARGEST:
         return bias_act_fallback.linear_add_relu(x, weight, bias, residual)
@@ -104,3 +107,18 @@ def linear_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
             num_stages=NUM_STAGES,
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: half types."""
+    for dtype in ("fp16", "bf16"):
+        yield Variant(
+            f"product with residual, {dtype}",
+            _linear_add_relu_kernel,
+            pointers(dtype, "x", "weight", "bias", "residual", "out"),
+            {"WIDE": False, "PIXELS": PIXELS, "OUTPUTS": OUTPUTS, "DEPTH": DEPTH},
+            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+            multiples=("outputs", "depth"),
+            default=dtype == "bf16",
+            wide=("STG",),
+        )

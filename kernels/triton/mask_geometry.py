@@ -1,4 +1,7 @@
-"""How a mask lies on an image, shared by the Triton kernels of paste-back and RLE: both mean the same pixels."""
+"""Geometry of masks on an image, shared by the Triton kernels of mask pasting and RLE: both give the same pixels."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -7,10 +10,18 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 LOGITS = 1024  # of a program of the sigmoid
 
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
+# constants and argument types that variants of both share
+MODES: dict[str, dict[str, Any]] = {
+    "torchvision": {"SIDE": 28, "PADDING": 1, "CONTINUOUS": False},
+    "continuous": {"SIDE": 28, "PADDING": 0, "CONTINUOUS": True},
+    "torchvision without padding, side 14": {"SIDE": 14, "PADDING": 0, "CONTINUOUS": False},
+}
+BOX_TYPES = pointers("fp32", "boxes") | {"threshold": "fp32", "growth": "fp32"}
 
 
 @triton.jit
@@ -68,7 +79,7 @@ def axis_cells(pixel, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
 
 @triton.jit
 def upper_cell(cell, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """The cell after each: zeros beyond the mask's last one, or, in torchvision's mode, the last one again."""
+    """The cell after each: beyond the mask's last one in continuous mode, the last one again in torchvision's."""
     return cell + 1 if CONTINUOUS else tl.minimum(cell + 1, SIDE - 1)
 
 
@@ -85,7 +96,7 @@ def _load_cell(mask_ptr, row, column, counts, SIDE: tl.constexpr, PADDING: tl.co
 def blend_columns(
     mask_ptr, row, column, share, counts, SIDE: tl.constexpr, PADDING: tl.constexpr, CONTINUOUS: tl.constexpr
 ):
-    """A row of cells between a column and the next one, of which ``share`` comes from the latter."""
+    """Interpolate a row of cells between a column and the next one, whose weight is ``share``."""
     beside = upper_cell(column, SIDE + 2 * PADDING, CONTINUOUS)
     value = (1 - share) * _load_cell(mask_ptr, row, column, counts, SIDE, PADDING, CONTINUOUS)
     return value + share * _load_cell(mask_ptr, row, beside, counts, SIDE, PADDING, CONTINUOUS)
@@ -93,7 +104,7 @@ def blend_columns(
 
 @triton.jit
 def is_mask(value, inside, threshold, CONTINUOUS: tl.constexpr):
-    """Which probabilities count as mask; see fallback.masks.exceeds."""
+    """Whether probabilities are above the threshold; see fallback.masks.exceeds."""
     return inside & ((value >= threshold) if CONTINUOUS else (value > threshold))
 
 
@@ -119,3 +130,11 @@ def probabilities(masks: Tensor) -> Tensor:
         logits_ptr=masks, out_ptr=out, elements=masks.numel(), BLOCK=LOGITS
     )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes of logits."""
+    for dtype in DTYPES:
+        types = pointers(dtype, "logits") | pointers("fp32", "out")
+        name, constants = f"masks' sigmoid, {dtype}", {"BLOCK": LOGITS}
+        yield Variant(name, _sigmoid_kernel, types, constants, {"num_warps": 4}, ("elements",), wide=("STG",))

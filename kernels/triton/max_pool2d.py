@@ -1,12 +1,15 @@
 """Max pooling of channels-last maps in Triton, without indices, with bias and ReLU in its epilogue.
 
 A program takes COLUMNS output pixels of ROWS rows and CHANNELS channels; a thread reads and writes 16 bytes at a time.
-It goes down its rows: where windows overlap, the largest of an input row is kept for the row below, so that six pixels
-are read for an output of 3 x 3, not nine; those of neighboring columns are in the L1 cache.
+It walks down its rows: where windows overlap, the maximum of an input row is kept for the row below, so that an output
+of 3 x 3 reads six pixels, not nine; those of neighboring columns are in the L1 cache.
 
 Cost in bytes: the map read once, the output written once: 34 + 8.6 MB of bfloat16 for a stem's at 800 x 1344, 13 us at
 3.35 TB/s; PyTorch's own kernel writes an index of 8 bytes for each output too. Speed: not yet measured.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -17,24 +20,25 @@ from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 ROWS = 2  # output rows of a program
 ELEMENTS = 2048  # of each of them
 CHANNELS = 64  # of a program at most
 NUM_WARPS = 4
-LARGEST = 2**31 - 2**20  # elements of an image: beyond it, plain PyTorch
+LARGEST = 2**31 - 2**20  # elements of an image: beyond it, the eager fallback
 
 
 @triton.jit
 def _read(ptrs, line, column, height, width, mask):
-    """A pixel of each window, in float32; -inf beyond the image."""
+    """Read a pixel of each window, in float32; -inf beyond the image."""
     inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
     return tl.load(ptrs, mask=inside[:, None] & mask, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
 def _largest_of_row(ptrs, line, column, height, width, channels, mask, KERNEL: tl.constexpr):
-    """The largest of the windows' pixels in one row of an image.
+    """The maximum of the windows' pixels in one row of an image.
 
     ``ptrs``: of the windows' first pixels, ``line``, ``column``: the row and their columns.
     """
@@ -137,3 +141,27 @@ def max_pool2d(x: Tensor, bias: Tensor | None, kernel_size: int, stride: int, pa
             num_warps=NUM_WARPS,
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, windows, widths of accesses."""
+    pools = {  # kernel, stride, padding; channels; whether bias and ReLU follow
+        "stem's": ((3, 2, 1), 64, True),
+        "3 x 3": ((3, 2, 1), 64, False),
+        "3 x 3, odd channels": ((3, 2, 1), 24, True),
+        "1 x 1": ((1, 2, 0), 256, False),
+        "2 x 2": ((2, 2, 0), 64, False),
+    }
+    for dtype, (name, ((kernel, stride, padding), channels, bias)) in itertools.product(DTYPES, pools.items()):
+        even, block = channels % 16 == 0, min(triton.next_power_of_2(channels), CHANNELS)
+        yield Variant(
+            f"max pooling, {dtype}, {name}",
+            _max_pool2d_kernel,
+            pointers(dtype, "x", "bias", "out"),
+            {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding, "BIAS": bias}
+            | {"ROWS": ROWS, "COLUMNS": ELEMENTS // block, "CHANNELS": block},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",) if even else (),
+            default=name == "stem's",
+            wide=("LDG", "STG") if even else (),
+        )

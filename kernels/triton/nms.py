@@ -1,13 +1,13 @@
-"""Greedy NMS in Triton: a batch of images, each with its groups, without a word to the host.
+"""Non-maximum suppression (NMS) in Triton: greedy, of a batch of images, each with its groups, without a host sync.
 
 Order, source and differences: nms.py. Specification: reference.nms.
-1. triton/nms_order.py, triton/nms_runs.py, triton/nms_presorted.py: boxes that may meet side by side, by score.
-2. triton/nms_pairs.py: who would remove whom, 64 x 64 pairs a tile, all tiles at once.
-3. triton/nms_resolve.py: who stays, one warp a group; then the list by score.
-The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MOST_WORDS of them, and beyond that
-groups are done in windows of as many blocks as fit. What is kept of a window then strikes out the group's later boxes
+1. triton/nms_order.py, nms_runs.py, nms_presorted.py order the boxes: those of a group side by side, by score.
+2. triton/nms_pairs.py tests pairs: a bit for each box that would remove another, 64 x 64 a tile, all tiles at once.
+3. triton/nms_resolve.py decides which boxes are kept, one warp a group, and lists them by score.
+The bits of pairs take 8 bytes a box and block of 64 before it in its group: up to MAX_WORDS of them, and beyond that
+groups are processed in windows of as many blocks as fit. The boxes kept in a window then strike the group's later ones
 in a launch of its own: 2 x (windows of the largest group - 1) launches more, a number that shapes alone fix.
-Cost in bytes: traffic.least_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
+Cost in bytes: roofline.min_bytes, the sorts, and the bits. Fewer than 2^31 boxes in all.
 Predicted (README.md) for 4819 boxes in 5 presorted levels: 384 -> 41 us (one image), 670 -> 58 (eight), because a level
 is no longer one CTA's work; for 20,000 boxes in 80 classes 122 -> 61 us, in one group 54 -> 1.8 ms.
 The target of the levels, 30 us, is missed by 11 and 28: five launches take 12, the walk of 17 blocks takes 12, and at
@@ -34,21 +34,21 @@ from fastmask.kernels.triton import (
     nms_resolve as nms_resolve_triton,
     nms_runs as nms_runs_triton,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 COMPARISONS = 2**22  # pairs up to which boxes are counted instead of sorted
 MERGES = 2**32  # pairs up to which they are sorted in runs that are merged, and not by PyTorch
-MOST_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or LEAST_WINDOW a box where that is more
-LEAST_WINDOW = 16  # blocks
-MOST_BUCKETS = 2**14  # of an image
+MAX_WORDS = 2**24  # 64-bit words of the pairs: 128 MiB, or MIN_WINDOW a box where that is more
+MIN_WINDOW = 16  # blocks
+MAX_BUCKETS = 2**14  # of an image
 
 
 class Placed(NamedTuple):
-    """Boxes in their positions, and where each stands by score; padded to whole tiles."""
+    """Boxes in their positions, and their ranks by score; padded to whole tiles."""
 
     tiles: Tensor  # [blocks, 5, BLOCK] float32
     units: Tensor  # [blocks * BLOCK] int32
-    labels: Tensor  # [blocks * BLOCK] int64 the groups themselves; a stand-in without groups
+    labels: Tensor  # [blocks * BLOCK] int64 the groups themselves; a placeholder without groups
     ranks: Tensor  # [blocks * BLOCK] int32 places in ``keep``
     order: Tensor  # [B, N] int64 boxes of the batch, best score first
     keep: Tensor  # [B, padded] int8 zeros
@@ -64,13 +64,13 @@ def nms_padded(
     num_groups: int = 0,
     presorted: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.nms.nms_padded. float64 boxes or scores are plain PyTorch's."""
+    """Shapes as in fallback.nms.nms_padded. float64 boxes or scores take the eager fallback."""
     if compute_dtype(boxes, scores) == torch.float64:
         return nms_fallback.nms_padded(boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
     batch, num = boxes.shape[:2]
     if batch * num * max_output == 0:
         return boxes.new_full((batch, max_output), -1, dtype=torch.int64), boxes.new_zeros(batch, dtype=torch.int64)
-    if presorted is not None and len(presorted) > nms_order_triton.MOST_RUNS:
+    if presorted is not None and len(presorted) > nms_order_triton.MAX_RUNS:
         scores = nms_fallback.running_minimum(scores, presorted)
         groups, num_groups, presorted = nms_fallback.run_groups(presorted, scores), len(presorted), None
     threshold = float(nms_fallback.largest_not_above(iou_threshold, np.dtype(np.float32)))
@@ -88,12 +88,12 @@ def nms_padded(
         "enable_fp_fusion": False,  # an IoU at the threshold must be rounded as the specification's is
     }
     with on_device(boxes):
-        placed = _placed(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
+        placed = _place_boxes(boxes, scores, groups, valid, num_groups, presorted, test == "divide")
         _suppress(placed, batch, max(presorted) if presorted else num, max_output, pairs)
-        return _listed(placed, max_output)
+        return _list_kept(placed, max_output)
 
 
-def _placed(
+def _place_boxes(
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor | None,
@@ -145,7 +145,7 @@ def _placed(
         "HASHED": hashed,
     }
     outputs |= {"labels_ptr": placed.labels, "GROUPED": groups is not None}
-    if batch * num * num <= tuned("nms.comparisons", COMPARISONS, boxes.device):
+    if batch * num * num <= tuned_value("nms.comparisons", COMPARISONS, boxes.device):
         nms_order_triton._count_kernel[(batch * triton.cdiv(num, nms_order_triton.COUNTED),)](
             **inputs,
             **units,
@@ -158,24 +158,24 @@ def _placed(
         )
         return placed
     runs = triton.cdiv(num, nms_runs_triton.RUN)
-    filled_runs = runs * nms_runs_triton.RUN <= 4 * num and num <= nms_runs_triton.MOST_BOXES
+    filled_runs = runs * nms_runs_triton.RUN <= 4 * num and num <= nms_runs_triton.MAX_BOXES
     if filled_runs and batch * num * num <= MERGES:
         _merge_runs(placed, scores, runs, inputs, units, outputs)
         return placed
-    return _sorted(placed, scores, inputs, units, outputs)
+    return _sort_all(placed, scores, inputs, units, outputs)
 
 
 def _buckets(batch: int, num_groups: int) -> tuple[int, bool]:
-    """How many units an image's groups are told apart by, and whether through a hash of them."""
-    if 0 < num_groups <= MOST_BUCKETS and batch * (num_groups + 1) < 2**30:
+    """Number of units that an image's groups are mapped to, and whether through a hash of them."""
+    if 0 < num_groups <= MAX_BUCKETS and batch * (num_groups + 1) < 2**30:
         return num_groups, False
-    return max(MOST_BUCKETS >> (batch - 1).bit_length(), 64), True
+    return max(MAX_BUCKETS >> (batch - 1).bit_length(), 64), True
 
 
 def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[str, Any]) -> None:
-    """The order of presorted runs."""
+    """Order presorted runs: by a merge."""
     batch, num = placed.order.shape
-    ends = [sum(lengths[: i + 1]) for i in range(nms_order_triton.MOST_RUNS)]
+    ends = [sum(lengths[: i + 1]) for i in range(nms_order_triton.MAX_RUNS)]
     sizes = dict(zip(nms_presorted_triton.ENDS, ends, strict=True))
     keys = torch.empty_like(placed.order, dtype=torch.int32)
     nms_presorted_triton._run_keys_kernel[(batch, len(lengths))](
@@ -189,7 +189,7 @@ def _merge(placed: Placed, scores: Tensor, lengths: Sequence[int], common: dict[
         runs=len(lengths),
         steps=max(lengths).bit_length(),
         MERGED=nms_presorted_triton.MERGED,
-        MOST_RUNS=nms_order_triton.MOST_RUNS,
+        MAX_RUNS=nms_order_triton.MAX_RUNS,
     )
 
 
@@ -201,7 +201,7 @@ def _merge_runs(
     units: dict[str, Any],
     outputs: dict[str, Any],
 ) -> None:
-    """The order by sorts of runs, all at once, and a merge of them."""
+    """Order by sorts of runs, all at once, and a merge of them."""
     batch, num = placed.order.shape
     kinds = 2 if outputs["GROUPED"] else 1
     keys = scores.new_empty((batch, kinds, runs, nms_runs_triton.RUN), dtype=torch.int64)
@@ -235,10 +235,10 @@ def _merge_runs(
     )
 
 
-def _sorted(
+def _sort_all(
     placed: Placed, scores: Tensor, inputs: dict[str, Any], units: dict[str, Any], outputs: dict[str, Any]
 ) -> Placed:
-    """The order by one sort of the whole batch by score and, of groups, another by unit."""
+    """Order by one sort of the whole batch by score and, with groups, another by unit."""
     batch, num = placed.order.shape
     grid = (triton.cdiv(batch * num, nms_order_triton.PLACED),)
     valid = {name: inputs[name] for name in ("valid_ptr", "HAS_VALID")}
@@ -275,12 +275,12 @@ def _sorted(
 
 
 def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: dict[str, Any]) -> None:
-    """Mark in ``placed.keep`` what stays; a unit has at most ``largest`` boxes."""
+    """Mark the kept boxes in ``placed.keep``; a unit has at most ``largest`` boxes."""
     blocks, _, block = placed.tiles.shape
     reach = min(triton.cdiv(largest - 1, block) + 1, blocks)  # blocks that one unit can be in
-    window = min(reach, max(MOST_WORDS // (blocks * block), LEAST_WINDOW))
+    window = min(reach, max(MAX_WORDS // (blocks * block), MIN_WINDOW))
     splits = nms_pairs_triton.splits_of(
-        blocks, window, tuned("nms.splits", nms_pairs_triton.SPLITS, placed.tiles.device)
+        blocks, window, tuned_value("nms.splits", nms_pairs_triton.SPLITS, placed.tiles.device)
     )
     words = placed.units.new_empty((blocks, window, 2, block))
     boxes = {"tiles_ptr": placed.tiles, "units_ptr": placed.units, "labels_ptr": placed.labels}
@@ -317,7 +317,7 @@ def _suppress(placed: Placed, batch: int, largest: int, max_output: int, pairs: 
         nms_resolve_triton._resolve_kernel[(later,)](**state, step=step + 1, LATER=True)
 
 
-def _listed(placed: Placed, max_output: int) -> tuple[Tensor, Tensor]:
+def _list_kept(placed: Placed, max_output: int) -> tuple[Tensor, Tensor]:
     batch, num = placed.order.shape
     programs = triton.cdiv(num, nms_resolve_triton.LISTED)
     indices = placed.order.new_empty((batch, max_output))

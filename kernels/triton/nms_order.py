@@ -1,9 +1,9 @@
-"""The order of NMS in Triton: where each box stands by score, and where among the boxes that it may meet.
+"""Order of NMS in Triton: each box's *rank* by score in its image, and its *position* among the boxes of its *unit*.
 
-Boxes that may meet stand side by side, by score: the *unit*s of an image, in *position*s. A unit is a group, a run of a
-presorted image, the whole image where there are no groups, or, of arbitrary int64 groups, all that share a hash (the
-pair test compares the groups themselves, so a collision costs time alone). Boxes that cannot take part stand behind the
-others in a unit of their own; a presorted image leaves them where they are. Four ways to the same arrays:
+Boxes that may remove each other form a unit, and stand side by side, by score. A unit is a group, a run of a presorted
+image, the whole image where there are no groups, or, of arbitrary int64 groups, all that share a hash (the pair test
+compares the groups themselves, so a collision costs time alone). Invalid boxes stand behind the others in a unit of
+their own; a presorted image leaves them where they are. Four ways lead to the same arrays:
 - up to COMPARISONS pairs: every box counts those before it, by score and by position, in one launch;
 - up to MERGES pairs: runs of boxes are sorted in a program each and then merged (triton/nms_runs.py);
 - beyond: one stable sort of the whole batch by score and one by the unit's number, in its fewest bytes;
@@ -14,23 +14,34 @@ Predicted for 4819 presorted boxes of one image, with launches: 68 us of sorts a
 launches become 2. On an H200 (bc309f8) 13 us; counting 23 million pairs took 43, which MERGES now leaves to runs.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 64  # positions of a tile
-COUNTED, COMPARED = 32, 256  # boxes of a program that count, and boxes of a step that they are compared with
+COUNTED, COMPARED = 32, 256  # boxes of a program that counts, and boxes of a step that they are compared with
 COUNT_WARPS = 8
 PLACED = 128  # boxes of a program of the small kernels
 RUN = 1024  # scores of a step of a running minimum
-MOST_RUNS = 8  # that binary searches go through side by side
+MAX_RUNS = 8  # that binary searches go through side by side
+# of pointers that kernels of NMS share, for their variants
+TYPES = {
+    **pointers("i64", "groups", "labels", "order", "sorted", "keep_words", "indices", "count"),
+    **pointers("i32", "units", "ranks", "words", "kept", "num_kept", "lengths"),
+    **pointers("i8", "valid", "keep", "struck"),
+    **pointers("fp32", "tiles"),
+}
 HASH_MULTIPLIER = tl.constexpr(-7046029254386353131)  # 2^64 / golden ratio: neighbors fall far apart
 
 
 @triton.jit
 def _score_key(scores_ptr, offs, taking, mask):
-    """The order of scores as integers in [0, 2^32): NaN, then descending, -0.0 as 0.0; last what cannot take part."""
+    """The order of scores as integers in [0, 2^32): NaN, then descending, -0.0 as 0.0; invalid boxes last."""
     score = tl.load(scores_ptr + offs, mask=mask, other=0).to(tl.float32) + 0.0
     bits = score.to(tl.int32, bitcast=True)
     nan = (bits & 0x7FFFFFFF) > 0x7F800000
@@ -49,7 +60,7 @@ def _takes_part(valid_ptr, offs, mask, HAS_VALID: tl.constexpr):
 
 @triton.jit
 def _bucket(groups_ptr, offs, taking, mask, buckets, shift, GROUPED: tl.constexpr, HASHED: tl.constexpr):
-    """A box's unit within its image, int32 in [0, buckets); ``buckets`` for what cannot take part."""
+    """A box's unit within its image, int32 in [0, buckets); ``buckets`` for invalid boxes."""
     bucket = offs.to(tl.int32) * 0
     if GROUPED:
         group = tl.load(groups_ptr + offs, mask=mask, other=0)
@@ -78,7 +89,7 @@ def _place(
     DIVIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write boxes to their positions: corners and area, unit, group and rank; NaN where no IoU can count."""
+    """Write boxes to their positions: corners and area, unit, group and rank; NaN where no IoU exceeds a threshold."""
     nan = float("nan")
     ptrs_box = boxes_ptr + element.to(tl.int64) * 4
     x1 = tl.load(ptrs_box, mask=taking, other=nan).to(tl.float32)
@@ -164,6 +175,7 @@ def _count_kernel(
     COUNTED: tl.constexpr,
     COMPARED: tl.constexpr,
 ):
+    # --- 1. make the keys of this program's boxes
     programs = tl.cdiv(num, COUNTED)
     image = tl.program_id(0) // programs
     own = tl.program_id(0) % programs * COUNTED + tl.arange(0, COUNTED)
@@ -175,7 +187,7 @@ def _count_kernel(
     by_score = (_score_key(scores_ptr, row + own, taking, mask) << 16) | own
     by_unit = (bucket.to(tl.int64) << 48) | by_score
 
-    # how many of the image are before it
+    # --- 2. count the boxes before each: by score, and by unit and score
     rank = tl.zeros([COMPARED, COUNTED], tl.int32)
     place = tl.zeros([COMPARED, COUNTED], tl.int32)
     for first in range(0, num, COMPARED):
@@ -189,8 +201,9 @@ def _count_kernel(
         if GROUPED:
             place += (((unit.to(tl.int64) << 48) | score)[:, None] < by_unit[None, :]).to(tl.int32)
     rank = tl.sum(rank, axis=0)
-    place = tl.sum(place, axis=0) if GROUPED else rank  # what cannot take part has the last scores
+    place = tl.sum(place, axis=0) if GROUPED else rank  # invalid boxes have the last scores
 
+    # --- 3. store the boxes at their places
     tl.store(order_ptr + row + rank, row + own, mask=mask)
     unit = 2 * (image * (buckets + 1) + bucket) + (bucket == buckets).to(tl.int32)
     _place(
@@ -258,7 +271,7 @@ def _place_kernel(
     groups_ptr,  # [B, N]
     valid_ptr,  # [B, N]
     order_ptr,  # [B, N] boxes, best score first
-    sorted_ptr,  # [B, N] where in the order each position's box is
+    sorted_ptr,  # [B, N] place in the order of each position's box
     tiles_ptr,  # [size / BLOCK, 5, BLOCK] out
     units_ptr,  # [size] out
     labels_ptr,  # [size] out
@@ -298,3 +311,34 @@ def _place_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, labels_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, GROUPED, BLOCK, PLACED
     )
+
+
+def group_modes() -> Iterator[tuple[str, dict[str, bool]]]:
+    """Yield names and constants of the kinds of groups, for variants."""
+    for name, grouped, hashed in (("groups", True, False), ("any groups", True, True), ("one group", False, False)):
+        yield name, {"GROUPED": grouped, "HASHED": hashed}
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, padding, groups, thresholds; keys of one image and of several."""
+    flags = (False, True)
+    for dtype, padded, divide, (groups, mode) in itertools.product(DTYPES, flags, flags, group_modes()):
+        types = TYPES | pointers(dtype, "boxes", "scores")
+        suffix = f"{groups}, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}"
+        constants = {"HAS_VALID": padded, "DIVIDE": divide, **mode, "BLOCK": BLOCK}
+        default = groups == "groups" and padded and not divide
+        counted, options = {"COUNTED": COUNTED, "COMPARED": COMPARED}, {"num_warps": COUNT_WARPS}
+        name = f"NMS, counted, {suffix}"
+        yield Variant(name, _count_kernel, types, constants | counted, options, default=default)
+        placed = {"PLACED": PLACED}
+        name = f"NMS, placed, {suffix}"
+        yield Variant(name, _place_kernel, types, constants | placed, {"num_warps": 4}, default=default)
+    for dtype, padded, alone in itertools.product(DTYPES, flags, flags):
+        name = f"NMS, scores' keys, {dtype}, {'one image' if alone else 'a batch'}{', padding' if padded else ''}"
+        types = TYPES | pointers(dtype, "scores") | pointers("i32" if alone else "i64", "keys")
+        constants = {"HAS_VALID": padded, "ONE_IMAGE": alone, "PLACED": PLACED}
+        yield Variant(name, _score_keys_kernel, types, constants, {"num_warps": 4})
+    for bits, padded, hashed in itertools.product(("u8", "i16", "i32"), flags, flags):
+        name = f"NMS, units' keys, {bits}, {'any groups' if hashed else 'groups'}{', padding' if padded else ''}"
+        constants = {"HAS_VALID": padded, "HASHED": hashed, "PLACED": PLACED}
+        yield Variant(name, _unit_keys_kernel, TYPES | pointers(bits, "keys"), constants, {"num_warps": 4})

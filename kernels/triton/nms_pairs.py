@@ -1,10 +1,15 @@
-"""Which box would remove which, in Triton: every pair inside a unit, 64 boxes against 64, as rows of bits.
+"""Pair tests of NMS in Triton: whether IoUs exceed the threshold, 64 boxes against 64 inside a unit, as rows of bits.
 
-A tile is a block of rows and a block of columns before it, or the same; bit j of a row: column j removes it.
+A tile is a block of rows and a block of columns before it, or the same; bit j of a row: column j would remove it.
     words[block, distance, half, row]: 32 columns of the block ``distance`` before the row's own
+
+    block of columns   0    1    2    3         a cell: 64 x 64 pairs, two words a row
+    block of rows 3  | 3  | 2  | 1  |\0  |       its number: the distance; on the diagonal only
+                     +----+----+----+----+       columns before the row count
+    program (3, s)     distances s, s + SPLITS, ... as long as the unit goes back
+
 A program has one block of rows and every SPLITS-th distance, and leaves where a block of columns ends in another unit.
-One warp: a thread has two rows, so that a column's box is read once for both, and bits are summed without a word to
-other threads.
+It is one warp: a thread has two rows, so that a column's box is read once for both, and sums its bits alone.
 The pair test has no division. With t the threshold and h half the gap to the float above it, inter / union, correctly
 rounded, is above t just where fma(-t, union, inter) > h * union: the quotient is above t where inter > (t + h) * union,
 for 25 bits times 24 are never a float; inter - t * union and h * union then differ by at least one ulp of the latter,
@@ -16,25 +21,30 @@ Predicted for 1000 boxes: 136 tiles in one CTA -> in 136 CTAs, because a tile ne
 rows. On an H200 (bc309f8): 8.4 us; 30 for eight images, of which starting 38,000 programs was the most.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.triton.nms_order import BLOCK, TYPES
+from fastmask.kernels.variant import Variant
 
 SPLITS = 16  # programs of a block of rows
-MOST_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
+MAX_PROGRAMS = 10_000  # beyond which there are fewer for a block of rows: a GPU starts about one a cycle
 COLUMNS = 16  # that a program tests at once, two rows a thread
 SMALLEST_THRESHOLD = 2.0**-20
 SMALLEST_AREA = tl.constexpr(2.0**-80)
 
 
 def splits_of(blocks: int, window: int, splits: int) -> int:
-    """How many programs a block of rows has, of ``splits`` at the most."""
-    return min(splits, window, max(MOST_PROGRAMS // blocks, 1))
+    """Number of programs of a block of rows, at most ``splits``."""
+    return min(splits, window, max(MAX_PROGRAMS // blocks, 1))
 
 
 def columns_of(few: bool, test: str) -> int:
-    """COLUMNS as registers allow: groups, strikes and divisions take some."""
+    """COLUMNS as registers allow: fewer with groups, strikes and divisions."""
     return COLUMNS // (2 if few else 1) // (2 if test == "divide" else 1)
 
 
@@ -61,7 +71,7 @@ def _exceeds(ax1, ay1, ax2, ay2, a_area, bx1, by1, bx2, by2, b_area, threshold, 
 
 @triton.jit
 def _rows(tiles_ptr, labels_ptr, block, GROUPED: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of boxes as rows: corners, area, group; each thread has the same rows of all of these."""
+    """Load a block of boxes as rows: corners, area, group; each thread has the same rows of all of these."""
     rows = tl.arange(0, BLOCK)
     ptrs_row = tiles_ptr + block.to(tl.int64) * (5 * BLOCK) + rows
     x1 = tl.load(ptrs_row)
@@ -80,7 +90,7 @@ def _bits(
     tiles_ptr, labels_ptr, x1, y1, x2, y2, area, label, column, half, threshold, half_gap,
     GROUPED: tl.constexpr, TEST: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One word a row: which of half a block of columns it has an IoU above the threshold with."""
+    """One word a row: the boxes of half a block of columns whose IoU with it exceeds the threshold."""
     lanes = tl.arange(0, COLUMNS)
     bit = (tl.full([COLUMNS], 1, tl.int32) << lanes)[:, None]
     bits = tl.zeros([BLOCK], tl.int32)
@@ -111,7 +121,7 @@ def _bits(
 
 @triton.jit
 def _same_unit(units_ptr, column, half, unit, BLOCK: tl.constexpr):
-    """One word for half a block of columns: those of the unit."""
+    """One word for half a block of columns: its boxes of the unit."""
     lanes = tl.arange(0, BLOCK // 2)
     same = tl.load(units_ptr + column * BLOCK + half * (BLOCK // 2) + lanes) == unit
     return tl.sum(same.to(tl.int32) << lanes, axis=0)
@@ -119,7 +129,7 @@ def _same_unit(units_ptr, column, half, unit, BLOCK: tl.constexpr):
 
 @triton.jit
 def _earlier_in_unit(units_ptr, units, block, half, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    """One word a row of a block: which of half of the same block are before it and of its unit."""
+    """One word a row of a block: the boxes of half of the same block that are before it and of its unit."""
     lanes = tl.arange(0, COLUMNS)
     bits = tl.zeros([BLOCK], tl.int32)
     for part in range(BLOCK // 2 // COLUMNS):
@@ -190,7 +200,7 @@ def _pairs_kernel(
     first = tl.load(units_ptr + block * BLOCK)
     last = tl.load(units_ptr + block * BLOCK + BLOCK - 1)
     near = tl.load(units_ptr + (block - distance) * BLOCK + BLOCK - 1, mask=distance <= block, other=-1)
-    # a block of nothing that takes part has no tiles, and one of another unit is not reached
+    # a block of invalid boxes only has no tiles, and one of another unit is not reached
     active = ((distance == 0) & ((first != last) | (first % 2 == 0))) | ((near == first) & (first % 2 == 0))
     if active:
         if TEST == "divide":
@@ -211,11 +221,11 @@ def _pairs_kernel(
 
 
 @triton.jit
-def _removed(
+def _find_removed(
     tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
     GROUPED: tl.constexpr, TEST: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the unit that are removed by what is kept of this program's share of a window: not 0."""
+    """Non-zero for the unit's rows that the boxes kept in this program's share of a window remove."""
     x1, y1, x2, y2, area, label = _rows(tiles_ptr, labels_ptr, block, GROUPED, BLOCK)
     mine = tl.load(units_ptr + block * BLOCK + tl.arange(0, BLOCK)) == unit
     removed = tl.zeros([BLOCK], tl.int32)
@@ -237,7 +247,7 @@ def _strike_kernel(
     tiles_ptr,  # [blocks, 5, BLOCK]
     units_ptr,  # [blocks * BLOCK]
     labels_ptr,  # [blocks * BLOCK]
-    kept_ptr,  # [blocks, 2] bits of what is kept of each block
+    kept_ptr,  # [blocks, 2] bits of the boxes kept of each block
     struck_ptr,  # [blocks * BLOCK] out: 1 where a box is removed
     # sizes
     window,
@@ -252,12 +262,12 @@ def _strike_kernel(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What is kept in window ``step`` of a unit removes boxes of all its later windows."""
+    """Strike boxes of a unit's later windows that the boxes kept in window ``step`` remove."""
     block = (step + 1) * window + tl.program_id(0) // splits
     unit = tl.load(units_ptr + block * BLOCK)
     before = block - (step + 1) * window
     if (tl.load(units_ptr + before * BLOCK + BLOCK - 1) == unit) & (unit % 2 == 0):
-        # the unit's first block
+        # find the unit's first block
         first = before * 0
         while first < before:
             middle = (first + before) // 2
@@ -268,19 +278,30 @@ def _strike_kernel(
 
         first += step * window
         if TEST == "divide":
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, "divide", BLOCK, COLUMNS,
             )  # fmt: skip
         elif _has_tiny(tiles_ptr, block, BLOCK):
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, "float64", BLOCK, COLUMNS,
             )  # fmt: skip
         else:
-            removed = _removed(
+            removed = _find_removed(
                 tiles_ptr, units_ptr, labels_ptr, kept_ptr, block, unit, first, window, splits, threshold, half_gap,
                 GROUPED, TEST, BLOCK, COLUMNS,
             )  # fmt: skip
         offs = block * BLOCK + tl.arange(0, BLOCK)
         tl.store(struck_ptr + offs, tl.full([BLOCK], 1, tl.int8), mask=removed != 0)
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: groups and none, the two tests."""
+    types = TYPES | {"threshold": "fp32", "half_gap": "fp32"}
+    options = {"num_warps": 1, "enable_fp_fusion": False}
+    for grouped, test in itertools.product((False, True), ("fma", "divide")):
+        suffix = f"{'groups' if grouped else 'one group'}{', no positive threshold' if test == 'divide' else ''}"
+        for name, kernel, few in (("pairs", _pairs_kernel, grouped), ("strikes", _strike_kernel, True)):
+            constants = {"GROUPED": grouped, "TEST": test, "BLOCK": BLOCK, "COLUMNS": columns_of(few, test)}
+            yield Variant(f"NMS, {name}, {suffix}", kernel, types, constants, options, default=test == "fma")

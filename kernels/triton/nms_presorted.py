@@ -1,22 +1,26 @@
-"""The order of images whose boxes stand in runs, each by score descending, as an RPN's levels leave top-k.
+"""Order of presorted NMS in Triton: images whose boxes come in runs by descending score, as the top-k of RPN levels.
 
-Positions are the input's. A box's rank is its place in its own run plus, by binary search in each other run, how many
-stand before it there; of equal scores the earlier index is first. Scores count as the running minimum of their run
-(NaN, which comes first, excepted), so that ranks are a permutation whatever a run is like.
+Positions are the input's. A box's rank is its place in its own run plus, by binary search in each other run, the number
+of boxes before it there; of equal scores the earlier index is first. A score counts as the running minimum of its run
+(NaN, which comes first, excepted), so that ranks are a permutation even if a run is not sorted.
 Cost: two launches; 11 dependent loads a box and run of 1000. On an H200 (bc309f8): 3.7 and 9.3 us
 for 4819 boxes in five runs; since then a program merges 32 boxes, not 128: not yet measured.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
-from fastmask.kernels.triton.nms_order import _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.triton.nms_order import BLOCK, MAX_RUNS, RUN, TYPES, _fill_rest, _place, _score_key, _takes_part
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 
 @triton.jit
 def _run_end(run, end0, end1, end2, end3, end4, end5, end6, end7):
-    """Where runs end, and the last of them for numbers beyond; 0 for those before the first."""
+    """The end of each run; of the last one for numbers beyond it, and 0 for those before the first."""
     end = tl.where(run < 0, 0, end0)
     end = tl.where(run >= 1, end1, end)
     end = tl.where(run >= 2, end2, end)
@@ -36,6 +40,10 @@ MERGED = 32  # boxes of a program: eight reads of eight runs at once would queue
 ENDS = [f"end{i}" for i in range(8)]
 
 
+# the ends of all runs stand on one line
+# fmt: off
+
+
 @jit(do_not_specialize=["num", *ENDS])
 def _run_keys_kernel(
     # tensors
@@ -43,14 +51,7 @@ def _run_keys_kernel(
     keys_ptr,  # [B, N] out, ascending in each run
     # sizes
     num,
-    end0,
-    end1,
-    end2,
-    end3,
-    end4,
-    end5,
-    end6,
-    end7,
+    end0, end1, end2, end3, end4, end5, end6, end7,
     # constants
     RUN: tl.constexpr,
 ):
@@ -87,26 +88,19 @@ def _merge_kernel(
     keep_words,
     runs,
     steps,
-    end0,
-    end1,
-    end2,
-    end3,
-    end4,
-    end5,
-    end6,
-    end7,
+    end0, end1, end2, end3, end4, end5, end6, end7,
     # constants
     HAS_VALID: tl.constexpr,
     DIVIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     MERGED: tl.constexpr,
-    MOST_RUNS: tl.constexpr,
+    MAX_RUNS: tl.constexpr,
 ):
     position = tl.program_id(0) * MERGED + tl.arange(0, MERGED)
     mask = position < filled
     image = position // num
     index = position - image * num
-    every = tl.arange(0, MOST_RUNS)[:, None]
+    every = tl.arange(0, MAX_RUNS)[:, None]
     start = _run_end(every - 1, end0, end1, end2, end3, end4, end5, end6, end7)
     end = _run_end(every, end0, end1, end2, end3, end4, end5, end6, end7)
     own = tl.sum((end <= index[None, :]).to(tl.int32), axis=0)  # the run that the box is in
@@ -137,3 +131,22 @@ def _merge_kernel(
     _fill_rest(
         tiles_ptr, units_ptr, valid_ptr, ranks_ptr, keep_words_ptr, filled, size, keep_words, False, BLOCK, MERGED
     )
+
+
+# fmt: on
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, padding, thresholds."""
+    for dtype, padded, divide in itertools.product(DTYPES, (False, True), (False, True)):
+        yield Variant(
+            f"NMS, merged, {dtype}{', padding' if padded else ''}{', no positive threshold' if divide else ''}",
+            _merge_kernel,
+            TYPES | pointers(dtype, "boxes") | pointers("i32", "keys"),
+            {"HAS_VALID": padded, "DIVIDE": divide, "BLOCK": BLOCK, "MERGED": MERGED, "MAX_RUNS": MAX_RUNS},
+            {"num_warps": 4},
+            default=padded,
+        )
+    for dtype in DTYPES:
+        types = pointers(dtype, "scores") | pointers("i32", "keys")
+        yield Variant(f"NMS, runs' keys, {dtype}", _run_keys_kernel, types, {"RUN": RUN}, {"num_warps": 4})

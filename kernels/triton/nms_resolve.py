@@ -1,24 +1,27 @@
-"""What stays of each unit, from the bits of triton/nms_pairs.py, and the list of it by score, in Triton.
+"""Resolution of NMS in Triton: the boxes that are kept, from the bits of triton/nms_pairs.py, and their list by score.
 
-A program, one warp, owns the units that begin in its block of 64 positions. It settles all of them within the block at
-once ("nothing that is kept removes me", until nothing changes: as many rounds as the longest chain of removals), then
+A program, one warp, owns the units that begin in its block of 64 positions. It resolves all of them within the block at
+once ("no kept box removes this one", until nothing changes: as many rounds as the longest chain of removals), then
 walks the last one, if that goes on, block after block:
     block      0   1   2   3   4
-    words of 4     [far   ]  n   d      far: blocks two and more before it, read while block 3 is being settled
+    words of 4     [far   ]  n   d      far: blocks two and more before it, read while block 3 is being resolved
                                         n: the block before it; d: the block itself
-It ends with the unit, where max_output are kept, or with its window, behind which the next launch goes on.
-The list: each program counts what is kept before its boxes, eight to a word, and writes its own and a share of the
-filling.
+It ends with the unit, when max_output boxes are kept, or with its window, after which the next launch goes on.
+For the list, each program counts the kept boxes before its own, eight to a word, and writes its own and a share of -1.
 Cost: 8 bytes a row and block before it; 383 instructions of one warp a block of the longest unit and 25 a round, and
 291 for every 16 blocks beyond 17 before it.
 Predicted for 1000 boxes: 317 us -> 17 blocks in 12 us, because no pair is tested here. On an H200
 (bc309f8): 15.4 us, and 3.3 for the list.
 """
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 
 from fastmask.kernels.jit import jit
+from fastmask.kernels.triton.nms_order import BLOCK, TYPES
+from fastmask.kernels.variant import Variant
 
 FAR = 16  # earlier blocks whose words are read at once
 LISTED = 1024  # boxes that a program of the list writes
@@ -41,8 +44,8 @@ def _unpack(low, high, LANES: tl.constexpr):
 
 
 @triton.jit
-def _settle(candidate, low, high):
-    """Which candidates [2, BLOCK / 2] stay, given the bits of those that would remove each -> flags, two words."""
+def _resolve_block(candidate, low, high):
+    """Resolve candidates [2, BLOCK / 2], given the bits of the boxes that would remove each -> flags, two words."""
     kept_low, kept_high = _pack(candidate)
     rounds = tl.where((kept_low | kept_high) != 0, 2 * candidate.shape[1], 0)
     while rounds > 0:  # counted: a loop condition that its body does not use breaks Triton 3.8's layouts
@@ -56,7 +59,7 @@ def _settle(candidate, low, high):
 
 @triton.jit
 def _load_far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR: tl.constexpr, BLOCK: tl.constexpr):
-    """A block's words [2 FAR, 2, BLOCK / 2] of FAR blocks, from ``distance`` before it on, and what is kept of these.
+    """A block's words [2 FAR, 2, BLOCK / 2] of FAR blocks, from ``distance`` before it on, and the boxes kept of these.
 
     ``reached`` says whether there are words; blocks before ``first`` are not the unit's.
     """
@@ -72,8 +75,8 @@ def _load_far(words_ptr, kept_ptr, block, distance, window, first, reached, FAR:
 
 
 @triton.jit
-def _removed_by(words, kept):
-    """Two words: rows that one of the kept removes."""
+def _find_removed(words, kept):
+    """Two words: rows that a kept box removes."""
     removed = tl.max((words & kept[:, None, None]).to(tl.uint32, bitcast=True), axis=0)
     return _pack((removed != 0).to(tl.int32))
 
@@ -82,12 +85,12 @@ def _removed_by(words, kept):
 def _resolve_kernel(
     # tensors
     units_ptr,  # [blocks * BLOCK]
-    ranks_ptr,  # [blocks * BLOCK] places in keep, -1 for what takes no part
+    ranks_ptr,  # [blocks * BLOCK] places in keep, -1 for invalid boxes
     words_ptr,  # [blocks, window, 2, BLOCK]
-    struck_ptr,  # [blocks * BLOCK] 1 for what earlier windows removed
-    kept_ptr,  # [blocks, 2] out: bits of what is kept of a unit that goes on
-    num_kept_ptr,  # [blocks] out: how many of the unit that goes on from there, until its window's end
-    keep_ptr,  # [B, padded] out: 1 for what is kept
+    struck_ptr,  # [blocks * BLOCK] 1 for boxes that earlier windows removed
+    kept_ptr,  # [blocks, 2] out: bits of the boxes kept of a unit that goes on
+    num_kept_ptr,  # [blocks] out: number kept of the unit that goes on from there, until its window's end
+    keep_ptr,  # [B, padded] out: 1 for kept boxes
     # sizes
     blocks,
     window,
@@ -100,6 +103,7 @@ def _resolve_kernel(
 ):
     block = tl.program_id(0)
     inner = (tl.arange(0, 2) * (BLOCK // 2))[:, None] + tl.arange(0, BLOCK // 2)[None, :]
+    # --- 1. find the units that begin in this block, and the one that goes on beyond it
     first = block  # where the unit that goes on begins
     if LATER:
         block = block + step * window
@@ -115,7 +119,7 @@ def _resolve_kernel(
         top = tl.load(units_ptr + block * BLOCK)
         active = (unit != before) & ((top != unit) | (unit % 2 == 0))
     if active:
-        # the block that the units, or the window, begin in
+        # --- 2. resolve the block that the units, or the window, begin in
         units = tl.load(units_ptr + block * BLOCK + inner)
         rank = tl.load(ranks_ptr + block * BLOCK + inner)
         ptrs_word = words_ptr + block.to(tl.int64) * window * (2 * BLOCK) + inner
@@ -126,11 +130,11 @@ def _resolve_kernel(
             candidate = candidate & (tl.load(struck_ptr + block * BLOCK + inner) == 0)
         else:
             candidate = (units != before) & (rank >= 0)
-        alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
+        alive, kept_low, kept_high = _resolve_block(candidate.to(tl.int32), low, high)
         tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
         num_kept += tl.sum(alive * (units == unit).to(tl.int32))
 
-        # the blocks after it: words are loaded a block ahead
+        # --- 3. walk the blocks after it: words are loaded a block ahead
         current = block
         following = tl.load(units_ptr + (current + 1) * BLOCK, mask=goes_on & (current + 1 < blocks), other=-1)
         going = goes_on & (following == unit)
@@ -152,7 +156,7 @@ def _resolve_kernel(
         end = tl.where(going, block + window, block)  # one behind the last block that can be walked
         while current + 1 < end:
             current += 1
-            # what the next block needs, whatever stays of this one
+            # --- 4. load what the next block needs, whatever is kept of this one
             fills_block = following == unit
             going = fills_block & (current + 1 < end)
             following = tl.load(units_ptr + (current + 2) * BLOCK, mask=going & (current + 2 < blocks), other=-1)
@@ -167,25 +171,26 @@ def _resolve_kernel(
                 words_ptr, kept_ptr, current + 1, 2, window, block, going, FAR, BLOCK
             )  # fmt: skip
 
-            # what stays of this one
+            # --- 5. resolve this block
             candidate = (units == unit) & (rank >= 0)
             candidate = candidate & (_unpack(removed_low, removed_high, BLOCK // 2) == 0)
             candidate = candidate & (((near_low & kept_low) | (near_high & kept_high)) == 0)
             if LATER:
                 candidate = candidate & (tl.load(struck_ptr + current * BLOCK + inner) == 0)
-            alive, kept_low, kept_high = _settle(candidate.to(tl.int32), low, high)
+            alive, kept_low, kept_high = _resolve_block(candidate.to(tl.int32), low, high)
             tl.store(keep_ptr + rank, alive.to(tl.int8), mask=alive > 0)
             num_kept += tl.sum(alive)
             tl.store(kept_ptr + current * 2, kept_low, mask=fills_block)
             tl.store(kept_ptr + current * 2 + 1, kept_high, mask=fills_block)
             tl.debug_barrier()
 
-            next_removed_low, next_removed_high = _removed_by(far_words, far_kept)
+            # --- 6. collect what far blocks remove of the next one
+            next_removed_low, next_removed_high = _find_removed(far_words, far_kept)
             for distance in range(2 + FAR, current + 2 - block, FAR):
                 far_words, far_kept = _load_far(
                     words_ptr, kept_ptr, current + 1, distance, window, block, going, FAR, BLOCK
                 )  # fmt: skip
-                more_low, more_high = _removed_by(far_words, far_kept)
+                more_low, more_high = _find_removed(far_words, far_kept)
                 next_removed_low = next_removed_low | more_low
                 next_removed_high = next_removed_high | more_high
             end = tl.where(going & (num_kept < max_output), end, current)
@@ -219,7 +224,7 @@ def _list_kernel(
 ):
     image = (tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
-    # how many are kept before this program's boxes, and in all: bytes of 1, added up in a word's highest byte
+    # boxes kept before this program's, and in all: bytes of 1, summed in a word's highest byte
     before = tl.zeros([WORDS], tl.int64)
     total = tl.zeros([WORDS], tl.int64)
     for first in range(0, padded // 8, WORDS):
@@ -245,3 +250,13 @@ def _list_kernel(
         tl.store(indices_ptr + image * max_output + rest, empty, mask=(rest >= total) & (rest < max_output))
     if part == 0:
         tl.store(count_ptr + image, total.to(tl.int64))
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: the first window and later ones; the list."""
+    for later in (False, True):
+        name = f"NMS, what stays, {'later windows' if later else 'first window'}"
+        constants = {"LATER": later, "FAR": FAR, "BLOCK": BLOCK}
+        yield Variant(name, _resolve_kernel, TYPES, constants, {"num_warps": 1}, default=True)
+    constants = {"LISTED": LISTED, "WORDS": COUNTED_WORDS}
+    yield Variant("NMS, list", _list_kernel, TYPES, constants, {"num_warps": 4}, default=True)

@@ -1,8 +1,8 @@
-"""Mask paste-back in Triton: zeros, then one launch that writes the pixels of the boxes only.
+"""Mask pasting in Triton, forward: zeros, then one launch that writes the pixels of the boxes only.
 
 Pixel model, source and differences: paste.py. Specification: reference.paste_masks.
-A warp owns TILE columns of a box and walks down its rows. Two rows of mask cells, blended along x, stay in registers
-until a pixel row lies between two others: a pixel costs one blend along y and its store.
+A warp owns TILE columns of a box and walks down its rows. It keeps two rows of mask cells, interpolated along x, in
+registers until a pixel row lies between two others: a pixel costs one interpolation along y and its store.
 
          TILE columns
         +----------------+----------
@@ -10,7 +10,7 @@ until a pixel row lies between two others: a pixel costs one blend along y and i
     |   | pixel row  ->  |              A program walks an equal share of them, but at least LINES.
    rows +----------------+----------
 
-Cost in bytes: traffic.least_bytes, nearly all of it the zeros. Speed on an H200 (bc309f8): 43 us for 100 masks,
+Cost in bytes: roofline.min_bytes, nearly all of it the zeros. Speed on an H200 (bc309f8): 43 us for 100 masks,
 of which zeros take 32 and the pixels of the boxes 10; 1.33 x zero_().
 Predicted (README.md) for 100 masks, 800 x 1333, bool: 386 us before -> 50, or 1.33 x zero_() where 1.3 is the target (a
 launch of 2.5 us and its longest program of 7), because
@@ -18,6 +18,9 @@ launch of 2.5 us and its longest program of 7), because
 - what depends on a row or a column is computed once for it, and a row of cells once for all pixels below it;
 - so 2.97 million warp instructions (of PTX, executed) are left of 192 million, in 80 registers instead of 216.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -29,6 +32,8 @@ from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.triton.mask_geometry import (
+    BOX_TYPES,
+    MODES,
     axis_cells,
     blend_columns,
     is_mask,
@@ -37,13 +42,14 @@ from fastmask.kernels.triton.mask_geometry import (
     reach,
     upper_cell,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 TILE = 128  # columns of a tile; four a thread
-LINES = 8  # rows of a tile that a program is worth being launched for
+LINES = 8  # rows of a tile, the least for a program
 PROGRAMS = 4096  # of all masks together: about as many warps as an H100 holds at once
 NUM_WARPS = 1
-LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, plain PyTorch
+LARGEST = 2**31 - 8 * TILE  # elements of one image and pixels of its width: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["programs", "height", "width", "columns", "threshold", "growth"])
@@ -71,7 +77,7 @@ def _paste_kernel(
     padded: tl.constexpr = SIDE + 2 * PADDING
     PIXELS: tl.constexpr = 8 if OUTPUT == "packed" else 1  # of an output element
 
-    # which lines of which mask
+    # --- 1. place the box, and find this program's share of its lines
     number = (tl.program_id(0) // programs).to(tl.int64)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
     left, right = reach(x1, x2, width, padded, CONTINUOUS)
@@ -85,7 +91,7 @@ def _paste_kernel(
 
     mask_ptr, image_ptr = masks_ptr + number * (SIDE * SIDE), out_ptr + number * height * columns
     while first < last:
-        # columns of a tile
+        # --- 2. find the tile's columns of mask cells
         tile = first // rows
         offs_element = left_element + tile * (TILE // PIXELS) + tl.arange(0, TILE // PIXELS)
         x = offs_element
@@ -94,7 +100,7 @@ def _paste_kernel(
         inside, column, share_x = axis_cells(x, x1, x2, padded, CONTINUOUS)
         inside = inside & (x < right)
 
-        # its rows
+        # --- 3. walk down its rows: blend along x once a row of cells, along y once a pixel
         stop = tl.minimum(last, (tile + 1) * rows)
         cell = top * 0 - 3  # none, and not the one before the first
         above, below = tl.zeros_like(share_x), tl.zeros_like(share_x)
@@ -133,7 +139,7 @@ def paste_masks(
     logits: bool,
     padding: int,
 ) -> Tensor:
-    """Shapes as in fallback.masks.paste_masks. float64 and images of about 2^31 elements are plain PyTorch's."""
+    """Shapes as in fallback.masks.paste_masks. float64 and images of about 2^31 elements take the eager fallback."""
     number, side = masks.shape[0], masks.shape[1]
     columns = triton.cdiv(width, 8) if output == "packed" else width
     if compute_dtype(masks, boxes) == torch.float64 or max(height * columns, width) > LARGEST:
@@ -143,8 +149,8 @@ def paste_masks(
     if out.numel() == 0:
         return out
     padding = 0 if continuous else padding
-    lines, least = height * triton.cdiv(width, TILE), tuned("paste.lines", LINES, masks.device)
-    most = tuned("paste.programs", PROGRAMS, masks.device)
+    lines, least = height * triton.cdiv(width, TILE), tuned_value("paste.lines", LINES, masks.device)
+    most = tuned_value("paste.programs", PROGRAMS, masks.device)
     programs = max(min(most // number, triton.cdiv(lines, least)), 1)
     masks = masks.contiguous()
     with on_device(masks):
@@ -174,3 +180,16 @@ def paste_masks(
             enable_fp_fusion=False,  # a box is truncated to whole pixels: it must be rounded as torchvision's is
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, outputs, modes."""
+    for dtype, output, mode in itertools.product(DTYPES, ("float", "bool", "packed"), MODES):
+        yield Variant(
+            f"paste, {dtype} to {output}, {mode}",
+            _paste_kernel,
+            BOX_TYPES | pointers(dtype, "masks") | pointers(dtype if output == "float" else "u8", "out"),
+            {"OUTPUT": output, **MODES[mode], "TILE": TILE, "LINES": LINES},
+            {"num_warps": NUM_WARPS, "enable_fp_fusion": False},
+            default=output == "bool" and mode == "torchvision",
+        )

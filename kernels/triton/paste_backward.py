@@ -1,11 +1,14 @@
-"""Mask paste-back's backward in Triton: a gather, the same bits in every run.
+"""Mask pasting in Triton, backward: a gather without atomics, bitwise reproducible.
 
 Pixel model, source and differences: paste.py. Specification: the transpose of reference.paste_masks.
-A program owns one row of one mask's cells. It weighs the pixel rows that this row reaches, adds them up column by
-column, and spreads each column over the row's cells; one store, no atomics.
-Cost in bytes: traffic.least_bytes at best; each pixel row of a box is read for the two rows of cells beside it.
+A program owns one row of one mask's cells. It weights the pixel rows that this row reaches, sums them column by column,
+and spreads each column over the row's cells; one store.
+Cost in bytes: roofline.min_bytes at best; each pixel row of a box is read for the two rows of cells beside it.
 Speed: not yet measured.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -16,14 +19,15 @@ from fastmask.kernels.fallback import masks as masks_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
 from fastmask.kernels.reference import compute_dtype
-from fastmask.kernels.triton.mask_geometry import axis_cells, place_box, reach, sigmoid
+from fastmask.kernels.triton.mask_geometry import BOX_TYPES, MODES, axis_cells, place_box, reach, sigmoid
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BLOCK = 128  # pixel columns of a step
 
 
 @triton.jit
 def _share(pixel, cell, counts, low, high, SIDE: tl.constexpr, CONTINUOUS: tl.constexpr):
-    """How much each pixel counts for a cell along one axis of a box."""
+    """Weight of each pixel for a cell along one axis of a box."""
     inside, lower, share = axis_cells(pixel, low, high, SIDE, CONTINUOUS)
     upper = lower + 1 if CONTINUOUS else tl.minimum(lower + 1, SIDE - 1)
     weight = tl.where(lower == cell, 1 - share, 0.0) + tl.where(upper == cell, share, 0.0)
@@ -83,7 +87,7 @@ def _backward_kernel(
 def paste_masks_backward(
     grad: Tensor, masks: Tensor, boxes: Tensor, continuous: bool, logits: bool, padding: int
 ) -> Tensor:
-    """Gradient [N, H, W] of the probabilities' paste -> gradient of masks [N, M, M]. float64 is plain PyTorch's."""
+    """Gradient [N, H, W] of pasted probabilities -> gradient of masks [N, M, M]. float64 takes the eager fallback."""
     if compute_dtype(grad, masks, boxes) == torch.float64:
         return masks_fallback.paste_masks_backward(grad, masks, boxes, continuous, logits, padding)
     number, side = masks.shape[0], masks.shape[1]
@@ -113,3 +117,16 @@ def paste_masks_backward(
             enable_fp_fusion=False,  # a box is truncated to whole pixels: it must be rounded as in the forward
         )
     return out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, modes, logits and probabilities."""
+    for dtype, mode, logits in itertools.product(DTYPES, MODES, (True, False)):
+        yield Variant(
+            f"paste backward, {dtype}, {mode}{', logits' if logits else ''}",
+            _backward_kernel,
+            BOX_TYPES | pointers(dtype, "grad", "masks", "out"),
+            {**MODES[mode], "LOGITS": logits, "CELLS": triton.next_power_of_2(MODES[mode]["SIDE"]), "BLOCK": BLOCK},
+            {"num_warps": 4, "enable_fp_fusion": False},
+            default=logits and mode == "torchvision",
+        )

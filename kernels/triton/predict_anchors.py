@@ -1,14 +1,15 @@
-"""The end of an RPN's head in Triton: bias and ReLU of its hidden maps, and one matrix product for logits and deltas.
+"""End of an RPN's head in Triton: bias and ReLU of its hidden maps, and one matrix product for logits and deltas.
 
 A program takes PIXELS pixels of one level and walks along their channels, CHANNELS at a time: bias and ReLU in
 registers, rounded to the maps' dtype as PyTorch rounds them, then a product with the weights, summed in float32.
 
 Cost in bytes: the hidden maps read once, 46 MB of bfloat16 for 800 x 1344; PyTorch's convolutions read and write them
 once more for each of bias and ReLU, and read them for each of logits and deltas. Speed on an
-H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at a copy's speed.
+H200 (bc309f8): 22 us, 130 for eight images, of 11 and 90 at copy bandwidth.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -19,31 +20,28 @@ from fastmask.kernels.fallback import bias_act as bias_act_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 PIXELS, CHANNELS = 64, 32  # of a step
 NUM_WARPS, NUM_STAGES = 2, 4
-LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, plain PyTorch
+LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, the eager fallback
+
+
+# the values of all levels stand on one line
+# fmt: off
 
 
 @jit(do_not_specialize=[f"pixels{level}" for level in range(MAX_LEVELS)])
 def _predict_anchors_kernel(
     # tensors
-    hidden0_ptr,  # [pixels0, channels]
-    hidden1_ptr,
-    hidden2_ptr,
-    hidden3_ptr,
-    hidden4_ptr,
+    hidden0_ptr, hidden1_ptr, hidden2_ptr, hidden3_ptr, hidden4_ptr,  # [pixels0, channels]
     hidden_bias_ptr,  # [channels]
     weight_ptr,  # [5 * ANCHORS, channels]
     bias_ptr,  # [5 * ANCHORS]
     logits_ptr,  # [all levels' pixels, ANCHORS] out
     deltas_ptr,  # [all levels' pixels, 4 * ANCHORS] out
     # sizes
-    pixels0,  # of all images
-    pixels1,
-    pixels2,
-    pixels3,
-    pixels4,
+    pixels0, pixels1, pixels2, pixels3, pixels4,  # of all images
     channels,
     # constants
     LEVELS: tl.constexpr,
@@ -53,7 +51,7 @@ def _predict_anchors_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # which pixels of which level
+    # --- 1. locate the pixels: level, and first of its rows
     tile = tl.program_id(0)
     level = tl.full([], 0, tl.int32)
     past = tl.cdiv(pixels0, PIXELS)  # tiles of this level and those before it
@@ -70,7 +68,7 @@ def _predict_anchors_kernel(
     offs_pixel = tl.arange(0, PIXELS)
     mask_pixel = first + offs_pixel < pixels
 
-    # relu(hidden + bias) @ weight
+    # --- 2. relu(hidden + bias) @ weight
     offs_out = tl.arange(0, OUTPUTS)
     mask_out = offs_out < 5 * ANCHORS
     ptrs_hidden = hidden_ptr + first.to(tl.int64) * channels + (offs_pixel * channels)[:, None]
@@ -89,7 +87,7 @@ def _predict_anchors_kernel(
         acc = tl.dot(value, weight, acc, input_precision="ieee")
     acc += tl.load(bias_ptr + offs_out, mask=mask_out, other=0).to(tl.float32)[None, :]
 
-    # logits first, then deltas
+    # --- 3. store logits, then deltas
     out = acc.to(logits_ptr.dtype.element_ty)
     row = (before + first).to(tl.int64) + offs_pixel
     ptrs_logits = logits_ptr + (row * ANCHORS)[:, None] + offs_out[None, :]
@@ -98,10 +96,13 @@ def _predict_anchors_kernel(
     tl.store(ptrs_deltas, out, mask=mask_pixel[:, None] & (mask_out & (offs_out >= ANCHORS))[None, :])
 
 
+# fmt: on
+
+
 def predict_anchors(
     hidden: Sequence[Tensor], hidden_bias: Tensor, weight: Tensor, bias: Tensor, anchors: int
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.bias_act.predict_anchors. float64, many levels, other layouts are plain PyTorch's."""
+    """Shapes as in fallback.bias_act.predict_anchors. float64, many levels, other layouts: the eager fallback."""
     channels = weight.shape[1]
     pixels = [level.shape[0] * level.shape[2] * level.shape[3] for level in hidden]
     plain = len(hidden) > MAX_LEVELS or sum(pixels) > LARGEST or weight.dtype == torch.float64
@@ -133,3 +134,18 @@ def predict_anchors(
             num_stages=NUM_STAGES,
         )
     return logits, deltas
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, numbers of levels."""
+    for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
+        yield Variant(
+            f"RPN's predictions, {dtype}, {levels} level{'s' if levels > 1 else ''}",
+            _predict_anchors_kernel,
+            pointers(dtype, *(f"hidden{level}" for level in range(MAX_LEVELS)))
+            | pointers(dtype, "hidden_bias", "weight", "bias", "logits", "deltas"),
+            {"LEVELS": levels, "ANCHORS": 3, "OUTPUTS": 16, "WIDE": False, "PIXELS": PIXELS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+            multiples=("channels",),
+            default=levels > 1,
+        )

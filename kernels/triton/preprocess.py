@@ -1,10 +1,10 @@
-"""Preprocessing of a batch in Triton: one launch reads images where they are and writes every pixel of the buffer.
+"""Preprocessing of a batch in Triton: one launch reads images in place and writes every pixel of the padded buffer.
 
 Source and differences: preprocess.py. Specification: reference_layers.preprocess.
-A row of a table says of each image where it lies and how; the table is all that is copied to the device. A program
-owns ROWS x COLUMNS pixels of one image's place in the buffer: it finds their four neighbors once and blends three
-channels; what lies beyond the image becomes zero in the same pass. Images of several types and sizes may be mixed:
-where a program's lies and of which type it is are numbers that it reads, so that none of them is a variant.
+A table, all that is copied to the device, has each image's address, type, sizes and strides. A program owns ROWS x
+COLUMNS pixels of one image's place in the buffer: it finds their four neighbors once and interpolates three channels;
+pixels beyond the image become zero in the same pass. Images of several types and sizes may be mixed: a program reads
+its image's address and type as numbers, so that none of them is a variant.
 Cost in bytes: the images and the buffer once. On an H200 (bc309f8), 800 x 1333: 20 us, 125 for eight.
 Predicted (README.md) for one frame of 720 x 1280, uint8, to 800 x 1344 in bfloat16, on an H100:
 - as torch's operations, one after the other: seven launches, 17 us, and 127 MB of passes, 38 us at 3.35 TB/s.
@@ -13,7 +13,7 @@ Predicted (README.md) for one frame of 720 x 1280, uint8, to 800 x 1344 in bfloa
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,15 @@ from torch import Tensor
 from fastmask.kernels.fallback import preprocess as preprocess_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import DTYPES as VARIANT_DTYPES, Variant, pointers
 
 ROWS, COLUMNS = 8, 64  # pixels of a program
 NUM_WARPS = 4
-MOST_TABLES = 256  # that are kept on devices
-LARGEST = 2**31  # programs of a launch, and pixels along a side of an image: beyond it, plain PyTorch
+MAX_TABLES = 256  # that are kept on devices
+LARGEST = 2**31  # programs of a launch, and pixels along a side of an image: beyond it, the eager fallback
 DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 WORDS = 10  # of a table's row
-_tables: dict[Any, Tensor] = {}  # on devices, by what they say and the stream that they came over
+_tables: dict[Any, Tensor] = {}  # on devices, by their words and the stream that copied them
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def _neighbors(offs, size, resized, ROUNDING: tl.constexpr):
 
 @triton.jit
 def _blend(ptr, top, bottom, left, right, share_y, share_x, inside):
-    """A channel: the four neighbors of each pixel, weighted."""
+    """One channel, interpolated from the four neighbors of each pixel."""
     above = (1 - share_x) * tl.load(ptr + (top + left), mask=inside, other=0).to(tl.float32)
     above += share_x * tl.load(ptr + (top + right), mask=inside, other=0).to(tl.float32)
     below = (1 - share_x) * tl.load(ptr + (bottom + left), mask=inside, other=0).to(tl.float32)
@@ -71,7 +72,7 @@ def _blend_channels(address, DTYPE: tl.constexpr, stride_c, top, bottom, left, r
 
 @triton.jit
 def _store_channel(ptrs_out, value, channel: tl.constexpr, mean_ptr, std_ptr, largest, inside, mask):
-    """Normalized, and zeros beyond the image."""
+    """Store one channel, normalized; zeros beyond the image."""
     std = tl.load(std_ptr + channel)
     value = tl.fma(value, 1 / (largest * std), -tl.load(mean_ptr + channel) / std)
     value = tl.where(inside, value, 0.0)
@@ -99,6 +100,7 @@ def _preprocess_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    # --- 1. locate this program's pixels of the buffer
     tiles_x = tl.cdiv(width, COLUMNS)
     tiles = tiles_x * tl.cdiv(height, ROWS)
     image = tl.program_id(0) // tiles
@@ -106,7 +108,7 @@ def _preprocess_kernel(
     y = tile // tiles_x * ROWS + tl.arange(0, ROWS)
     x = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
 
-    # where the image lies, and how
+    # --- 2. read the image's row of the table
     words = table_ptr + image * WORDS
     address, bytes, float16 = tl.load(words), tl.load(words + 1), tl.load(words + 2)
     size_y, size_x = tl.load(words + 3).to(tl.int32), tl.load(words + 4).to(tl.int32)
@@ -114,7 +116,7 @@ def _preprocess_kernel(
     step_c, step_y, step_x = tl.load(words + 7), tl.load(words + 8), tl.load(words + 9)
     inside = (y < resized_y)[:, None] & (x < resized_x)[None, :]
 
-    # its pixels
+    # --- 3. sample its pixels bilinearly, by their type
     y0, y1, share_y = _neighbors(y, size_y, resized_y, ROUNDING)
     x0, x1, share_x = _neighbors(x, size_x, resized_x, ROUNDING)
     top, bottom = (y0 * step_y)[:, None], (y1 * step_y)[:, None]
@@ -138,6 +140,7 @@ def _preprocess_kernel(
             address, tl.bfloat16, step_c, top, bottom, left, right, share_y, share_x, inside
         )
 
+    # --- 4. normalize and store; zeros beyond the image
     offs_out = (
         image.to(tl.int64) * stride_b + (y.to(tl.int64) * stride_y)[:, None] + (x.to(tl.int64) * stride_x)[None, :]
     )
@@ -185,9 +188,9 @@ def preprocess(
 def table_of(
     images: Sequence[Tensor], heights: Sequence[int], widths: Sequence[int], batch: int, device: torch.device
 ) -> Tensor:
-    """Of each image: address, bytes of a value, whether that is a float16, sizes before and after, strides.
+    """Table of each image's address, bytes of a value, whether that is a float16, sizes before and after, strides.
 
-    A stream of images of one size takes turns at few addresses: tables are kept, for the stream that they came over.
+    A video's frames reuse few addresses: tables are cached, for the CUDA stream that copied them.
     """
     rows = [
         (image.data_ptr(), image.itemsize, image.dtype == torch.float16, *image.shape[1:], *resized, *image.stride())
@@ -197,21 +200,34 @@ def table_of(
     if device.type == "cpu":
         return torch.from_numpy(np.array(words, np.int64))
     if torch.cuda.is_current_stream_capturing():
-        return filled_table(words, device)
+        return fill_table(words, device)
     key = words, device, torch.cuda.current_stream(device).cuda_stream
     table = _tables.get(key)
     if table is None:
-        if len(_tables) >= MOST_TABLES:
+        if len(_tables) >= MAX_TABLES:
             _tables.clear()
         host = torch.from_numpy(np.array(words, np.int64)).pin_memory()
         table = _tables[key] = host.to(device, non_blocking=True)
     return table
 
 
-def filled_table(words: Sequence[int], device: torch.device) -> Tensor:
-    """A table that a graph may hold: its replays read no memory of the host."""
+def fill_table(words: Sequence[int], device: torch.device) -> Tensor:
+    """Make a table for a CUDA graph, whose replays may not read memory of the host."""
     table = torch.zeros(len(words), dtype=torch.int64, device=device)
     for number, word in enumerate(words):
         if word:
             table[number].fill_(word)
     return table
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: types of the buffer."""
+    for dtype in (*VARIANT_DTYPES, "fp64"):
+        yield Variant(
+            f"preprocessing, to {dtype}",
+            _preprocess_kernel,
+            pointers("i64", "table") | pointers("fp32", "mean", "std") | pointers(dtype, "out"),
+            {"ROUNDING": "fma", "WORDS": WORDS, "ROWS": ROWS, "COLUMNS": COLUMNS},
+            {"num_warps": NUM_WARPS},
+            default=dtype != "fp64",
+        )

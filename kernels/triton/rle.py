@@ -1,24 +1,22 @@
-"""Mask-to-RLE in Triton: M x M masks to COCO RLE bytes on the device; full-size masks never exist.
+"""Run-length encoding (RLE) of masks in Triton: M x M masks to COCO RLE bytes; full-size masks never exist.
 
 Order, source and differences: rle.py. Specification: reference.encode_mask of reference.paste_masks.
-
     a box, read down its columns     word: up to WORD neighboring pixels of a column, the bits of one integer
-        +---+---+---+--              changes: the word, exclusive-or itself one pixel later; the first bit is compared
-        | 0 | 2 | 4 |                with the last one of the word before, which the neighboring lane has
+        +---+---+---+--              changes: the word XOR itself one pixel later; the first bit is compared with the
+        | 0 | 2 | 4 |                last one of the word before, which the neighboring lane has
         +---+---+---+--              chunk: an equal share of a mask's words, one program's
         | 1 | 3 | 5 |
 
 1. Changes: each chunk samples its pixels once, counts the changes and keeps the first SLOTS positions.
-2. Positions: each chunk sums the counts before its own and copies its positions behind theirs; a chunk that had more
-   than SLOTS samples its pixels again.
+2. Positions: each chunk sums the counts before its own and copies its positions behind theirs; a chunk of more than
+   SLOTS changes samples its pixels again.
 3. Text: the programs of a mask share its runs, made of positions, and count their characters.
 4. Text again: they sum the characters before their own and write theirs.
-
-What comes before a program's own is summed in two levels: masks before its own, whose totals the launch before added up
-by integer atomics (their order changes nothing), then chunks or parts of its own mask.
+Sums before a program's own have two levels: masks before its own, whose totals the launch before added up by integer
+atomics (their order changes nothing), then chunks or parts of its own mask.
 A pixel is decided as triton/paste.py does it, so the bytes are those of its masks. A run is at least one character:
 positions are kept for as many changes as the buffer has bytes.
-Cost in bytes: traffic.least_bytes, and 8 a change, written twice and read nine times (from the cache). What binds is
+Cost in bytes: roofline.min_bytes, and 8 a change, written twice and read nine times (from the cache). It is bound by
 arithmetic, 66 instructions a pixel of a box. On an H200 (bc309f8): 47 us for 100 masks, sums since then not measured.
 """
 
@@ -40,7 +38,7 @@ from fastmask.kernels.triton.mask_geometry import (
     reach,
     upper_cell,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 PROGRAMS = 4096  # chunks of all masks together
 CHUNKS = 256  # of one mask at most
@@ -69,7 +67,7 @@ def _sum(values_ptr, begin, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def _count_bits(word):
-    """How many bits of a non-negative int32 are set."""
+    """Number of set bits of a non-negative int32."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
@@ -108,7 +106,7 @@ def _changes_kernel(
     pid = tl.program_id(0)
     number = (pid // chunks).to(tl.int64)
 
-    # where positions go
+    # --- 1. find where this chunk's positions go; done if the first launch kept all of them
     ptrs_out = slots_ptr + pid.to(tl.int64) * SLOTS
     limit = tl.full([], SLOTS, tl.int64)
     if POSITIONS:
@@ -125,7 +123,7 @@ def _changes_kernel(
             tl.store(ptrs_out + slots, kept, mask=slots < tl.minimum(known, limit))
             return
 
-    # the box, and its words
+    # --- 2. place the box, and find this chunk's words
     height = tl.maximum(tl.load(sizes_ptr + number * 2), 0)
     width = tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     x1, y1, x2, y2, valid = place_box(boxes_ptr, number, growth, CONTINUOUS)
@@ -150,7 +148,7 @@ def _changes_kernel(
     start_word = ((first + words - 1) % words).to(tl.int32)
     found = first * 0
     for step in range(0, num, BLOCK - 1):
-        # a word a lane, the first lane's from before
+        # --- 3. sample the pixels of a word a lane; the first lane's word is the step before's last
         column = start_column + (start_word + lanes) // words
         start_row = (start_word + lanes) % words * length
         x = left + column
@@ -168,7 +166,7 @@ def _changes_kernel(
                 value = (1 - share_y) * above + share_y * below
                 bits |= is_mask(value, inside, threshold, CONTINUOUS).to(tl.int32) << (start + i)
 
-        # its changes: bits that differ from the one before
+        # --- 4. find its changes: bits that differ from the one before
         num_pixels = tl.minimum(length, pixels - start_row)
         before = tl.gather((bits >> (num_pixels - 1)) & 1, tl.maximum(lanes - 1, 0), axis=0)
         position = x.to(tl.int64) * height + (top + start_row)
@@ -194,7 +192,7 @@ def _changes_kernel(
 
 @triton.jit
 def _change(positions_ptr, i, number, area):
-    """Where run i ends: at a mask's i-th change, the last run at the end of the image, run -1 at its beginning."""
+    """End of run i: a mask's i-th change, the image's end for the last run, its beginning for run -1."""
     position = tl.load(positions_ptr + i, mask=(i >= 0) & (i < number), other=0)
     return tl.where(i == number, area, position)
 
@@ -221,14 +219,14 @@ def _text_kernel(
     pid = tl.program_id(0)
     number, part = (pid // parts).to(tl.int64), pid % parts
 
-    # an equal share of its runs, in whole blocks
+    # --- 1. find this part's share of the runs, in whole blocks
     changes = tl.load(changes_ptr + number)
     share = tl.cdiv(tl.cdiv(changes + 1, parts), BLOCK) * BLOCK
     first_run = part * share
     if first_run > changes:
         return
 
-    # where its text goes
+    # --- 2. find where its text goes
     begin = _sum(changes_ptr, number * 0, number, SUMMED)
     area = tl.maximum(tl.load(sizes_ptr + number * 2), 0) * tl.maximum(tl.load(sizes_ptr + number * 2 + 1), 0)
     known = begin + changes <= capacity
@@ -243,14 +241,15 @@ def _text_kernel(
             tl.store(offsets_ptr + number + 1, end_text)
     last_run = tl.where(known, tl.minimum(first_run + share, changes + 1), first_run)
     ptrs = positions_ptr + begin
+    # --- 3. encode the runs, BLOCK at a time, five bits a character
     for first in range(first_run, last_run, BLOCK):
         run = first + tl.arange(0, BLOCK)
-        real = run < last_run
+        inside = run < last_run
         end, start = _change(ptrs, run, changes, area), _change(ptrs, run - 1, changes, area)
         earlier = _change(ptrs, run - 2, changes, area) - _change(ptrs, run - 3, changes, area)
         delta = end - start - tl.where(run > 2, earlier, 0)
-        length = real.to(tl.int32)
-        rest = tl.where(real, tl.where(delta < 0, -1 - delta, delta), 0) >> 4  # four bits and a sign in the last one
+        length = inside.to(tl.int32)
+        rest = tl.where(inside, tl.where(delta < 0, -1 - delta, delta), 0) >> 4  # the last has four bits and a sign
         while tl.max(rest, axis=0) > 0:
             length += (rest > 0).to(tl.int32)
             rest = rest >> 5
@@ -277,16 +276,16 @@ def encode_masks(
     logits: bool,
     padding: int,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.masks.encode_masks. float64 is plain PyTorch's."""
+    """Shapes as in fallback.masks.encode_masks. float64 takes the eager fallback."""
     if compute_dtype(masks, boxes) == torch.float64:
         return masks_fallback.encode_masks(masks, boxes, sizes, capacity, threshold, continuous, logits, padding)
     number, side = masks.shape[0], masks.shape[1]
     if number == 0:
         return masks.new_zeros(capacity, dtype=torch.uint8), masks.new_zeros(1, dtype=torch.int64)
     padding = 0 if continuous else padding
-    chunks = max(min(tuned("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
+    chunks = max(min(tuned_value("rle.programs", PROGRAMS, masks.device) // number, CHUNKS), 1)
     parts = max(min(TEXT_PROGRAMS // number, PARTS), 1)
-    text_warps = tuned("rle.text_warps", TEXT_WARPS, masks.device)
+    text_warps = tuned_value("rle.text_warps", TEXT_WARPS, masks.device)
     masks, sizes = masks.contiguous(), sizes.contiguous()
     words, padded = triton.cdiv(capacity, 16) * 2, triton.cdiv(number, 2) * 2  # so that all parts are aligned
     zeros = masks.new_zeros(words + 2 * padded + number * parts, dtype=torch.int64)  # in one launch

@@ -1,23 +1,21 @@
-"""RoIAlign over a pyramid in Triton, forward: one launch for all levels and images.
+"""RoIAlign over a feature pyramid in Triton, forward: one launch for all levels and images.
 
 Pixel model, border rule, source and differences: roi_align.py. Specification: reference.multilevel_roi_align.
-A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and goes down the rows: the level,
-the RoI and the columns' taps are worked out once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
-
+A program takes one RoI, COLUMNS columns of its bins and TILES x CHANNELS channels, and walks down the rows: it computes
+the level, the RoI and the columns' taps once. A tap is one contiguous row of CHANNELS, 16 bytes a thread:
     program (RoI, columns 0-7, channels 0-255)                  bin (p, q), sampling_ratio 2: 4 samples of 4 taps
       p = 0  2 tiles [8 bins x 128 channels] -> store             row0  o--o----o--o
       p = 1  2 tiles [8 bins x 128 channels] -> store             row1  o--o----o--o   acc = fma(weight, tap, acc)
       ...                                                         and two rows more below
-
-RoIs with all samples on the map, which are nearly all, are read without masks. Maps that are not channels-last are
-copied first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
-Cost in bytes: traffic.least_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
+RoIs with all samples on the map, nearly all of them, are read without masks. Maps that are not channels-last are copied
+first where taps outnumber pixels (triton/channels_last.py), else read in place (triton/roi_align_apart.py).
+Cost in bytes: roofline.min_bytes at best, where the 16 taps of a bin at sampling_ratio 2 come from the cache.
 Predicted (README.md) for 1000 RoIs of 7 x 7 x 256 bfloat16: 77 -> 51 us, ideal instruction issue 55 -> 25,
-because a RoI's geometry is worked out twice instead of seven times (290 of 901 instructions), a tap costs one
-multiply-add instead of 1.5 operations, and addresses and weights are shared by two tiles. On an H200 (bc309f8): 34 us,
-39 with a cold L2 cache; 138 for 8 x 512 RoIs; 23 for 100 RoIs of 14 x 14 from float32 maps.
+because a RoI's geometry is computed twice instead of seven times (290 of 901 instructions), a tap costs one
+multiply-add instead of 1.5 operations, and two tiles share addresses and weights. On an H200 (bc309f8): 34 us, 39 with
+a cold L2 cache; 138 for 8 x 512 RoIs; 23 for 100 RoIs of 14 x 14 from float32 maps.
 Each level's values are parameters of their own. Triton 3.6 and 3.8 compile tuples of them, 26 parameters instead of 57,
-to the same PTX, but specialize a tuple's members whatever ``do_not_specialize`` says: ``native_specialize_impl(backend,
+to the same PTX, but specialize a tuple's members despite ``do_not_specialize``: ``native_specialize_impl(backend,
 (16, 1), False, False, True)`` gives the keys "D" and 1, where 16 alone gives None. Pairs of images padded to multiples
 of 32, short side at most 800, long side 800 to 1344, would compile 35 variants of this kernel instead of one.
 """
@@ -54,13 +52,13 @@ from fastmask.kernels.triton.roi_geometry import (
     pad_levels,
     samples_of,
 )
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 COLUMNS, CHANNELS = 8, 128  # of a tile, at most
 WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
 ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs
-UNROLLED = (2, 3)  # sampling ratios: of more, all taps of a row of bins are too many for the registers
-PROGRAMS = 1024  # to aim at where RoIs are few, by fewer rows each: several for each processor of a GPU
+UNROLLED = (2, 3)  # sampling ratios; for more, the taps of a row of bins do not fit the registers
+PROGRAMS = 1024  # at least, for few RoIs by fewer rows each: several for each multiprocessor
 
 # the values of all levels stand on one line
 # fmt: off
@@ -103,10 +101,10 @@ def _add_sample(
 
 
 @triton.jit
-def _sampled(
+def _sample_mask(
     start_y, roi_h, sample_y, samples_y, height, start_x, roi_w, sample_x, samples_x, width, mask_c, INNER: tl.constexpr
 ):
-    """Where a sample of each bin counts, by the border rule along both axes: [COLUMNS, CHANNELS], or [1, CHANNELS]."""
+    """Mask of a sample of each bin by the border rule along both axes: [COLUMNS, CHANNELS], or [1, CHANNELS]."""
     if INNER:
         return mask_c[None, :]
     else:
@@ -137,7 +135,7 @@ def _row_of_bins(
             for j in tl.static_range(RATIO):
                 sample_x = offs_q * RATIO + j
                 x = x1 + (sample_x + 0.5) * step_x
-                mask = _sampled(
+                mask = _sample_mask(
                     start_y, roi_h, sample_y, POOLED_H * RATIO, height,
                     start_x, roi_w, sample_x, POOLED_W * RATIO, width, mask_c, INNER,
                 )
@@ -166,7 +164,7 @@ def _row_of_bins(
             for j in range(most_x.to(tl.int32)):
                 sample_x = first_x + j
                 x = edge_x + (sample_x + 0.5) * step_x
-                mask = _sampled(
+                mask = _sample_mask(
                     start_y, roi_h, p * grid_y + sample_y, POOLED_H * grid_y, height,
                     start_x, roi_w, offs_q * grid_x + sample_x, POOLED_W * grid_x, width, mask_c, INNER,
                 )
@@ -211,7 +209,7 @@ def _forward_kernel(
     UNROLL: tl.constexpr,  # RATIO x RATIO samples, all in a row
     EVEN: tl.constexpr,  # channels are a multiple of CHANNELS
 ):
-    # this program's rows of bins [first, past), columns and channels
+    # --- 1. find this program's rows of bins [first, past), columns and channels
     column_blocks: tl.constexpr = (POOLED_W + COLUMNS - 1) // COLUMNS
     roi = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) // column_blocks * rows
@@ -221,7 +219,7 @@ def _forward_kernel(
     mask_out = (offs_q < POOLED_W)[:, None] & (offs_c < channels)[None, :]
     ptrs_out = out_ptr + ((roi * POOLED_H + first) * POOLED_W + offs_q)[:, None] * channels + offs_c[None, :]
 
-    # the RoI and its map
+    # --- 2. locate the RoI and its map
     image, level, start_x, start_y, roi_w, roi_h, valid = locate_exactly(
         rois_ptr, roi, True, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -240,7 +238,7 @@ def _forward_kernel(
     valid = valid & (height > 0) & (width > 0)
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
-    # whether all of its samples count: the first and the last along both axes
+    # --- 3. test whether all of its samples count: the first and the last along both axes
     samples_y = POOLED_H * samples_of(roi_h, POOLED_H, RATIO)
     samples_x = POOLED_W * samples_of(roi_w, POOLED_W, RATIO)
     inner = is_sampled(start_y, roi_h, samples_y * 0, samples_y, height)
@@ -248,6 +246,7 @@ def _forward_kernel(
     inner = inner & is_sampled(start_x, roi_w, samples_x * 0, samples_x, width)
     inner = inner & is_sampled(start_x, roi_w, samples_x - 1, samples_x, width)
 
+    # --- 4. average the samples of a row of bins at a time, without masks where all samples count
     offs_q = tl.minimum(offs_q, POOLED_W - 1)  # columns beyond the last read what it reads
     mask_c = offs_in < channels // PACK
     MORE: tl.constexpr = CHANNELS // PACK if TILES == 2 else 0
@@ -286,7 +285,7 @@ def multilevel_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Shapes as in reference.py -> [K, C, pooled_height, pooled_width], channels-last. float64 is plain PyTorch's."""
+    """Shapes as in reference.py -> channels-last [K, C, pooled_height, pooled_width]. float64: the eager fallback."""
     if compute_dtype(*features, rois) == torch.float64 or len(features) > MAX_LEVELS:
         return roi_fallback.multilevel_roi_align(
             features, rois, scales, level_limits, pooled_height, pooled_width, sampling_ratio, aligned
@@ -307,9 +306,10 @@ def multilevel_roi_align(
                 roi_align_apart_triton.launch(features, rois, out, geometry)
                 return out
             features = channels_last_triton.copy(features)
-        knobs = tuned("roi_align.channels", CHANNELS, rois.device), tuned("roi_align.programs", PROGRAMS, rois.device)
+        most_channels = tuned_value("roi_align.channels", CHANNELS, rois.device)
+        programs = tuned_value("roi_align.programs", PROGRAMS, rois.device)
         levels = layouts_of(features), tuple(scales), tuple(level_limits)
-        launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, *knobs, offset_type)
+        launch = _prepare(*levels, out.shape, out.dtype, ratio, aligned, most_channels, programs, offset_type)
         launch(*pad_levels(features), rois, out)
     return out
 
@@ -329,12 +329,11 @@ def _prepare(
     dtype: torch.dtype, ratio: int, aligned: bool, most_channels: int, programs: int,
     type_offsets: Callable[[Sequence[Layout]], Any],
 ) -> Plan:  # fmt: skip
-    """A launch but for its tensors, of channels-last features; ``type_offsets``: offset_type, or a test's."""
+    """Prepare a launch, but for its tensors, of channels-last features; ``type_offsets``: offset_type, or a test's."""
     num_rois, channels, pooled_height, pooled_width = shape
     wide, offset = is_wide(features), type_offsets(features)
     tile = tile_of(pooled_width, channels, ratio, wide and offset == tl.int32, most_channels)  # registers: no more
-    unit = 16 if wide else 1
-    column_blocks = triton.cdiv(pooled_width, tile["COLUMNS"])
+    unit, column_blocks = 16 if wide else 1, triton.cdiv(pooled_width, tile["COLUMNS"])
     channel_blocks = triton.cdiv(channels, tile["TILES"] * tile["CHANNELS"])
     wanted = triton.cdiv(programs, num_rois * column_blocks * channel_blocks)
     rows = triton.cdiv(pooled_height, min(wanted, pooled_height))

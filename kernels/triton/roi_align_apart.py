@@ -1,13 +1,14 @@
-"""RoIAlign over a pyramid in Triton, forward, of maps whose channels lie apart (NCHW), read where they are.
+"""RoIAlign over a feature pyramid in Triton, forward, of maps that are not channels-last (NCHW), read in place.
 
-For RoIs that are too few to pay for a channels-last copy of the maps, and for maps too large for one. Pixel model,
-border rule: roi_align.py. A program takes BINS bins of one RoI and CHANNELS channels: the lanes of a warp run along the
-bins, so that a request touches the lines of neighboring bins, about 7 as in torchvision, instead of one a channel: 32.
+It serves RoIs too few to pay for a channels-last copy of the maps, and maps too large for one. Pixel model, border
+rule: roi_align.py. A program takes BINS bins of one RoI and CHANNELS channels: the lanes of a warp run along the bins,
+so that a request touches the lines of neighboring bins, about 7 as in torchvision, instead of one a channel: 32.
 Predicted for 100 RoIs of 7 x 7 x 256 on an H100: 11 us of instructions at the ideal rate.
 Speed: not yet measured.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import triton
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.triton.roi_geometry import (
+    MAX_LEVELS,
+    TYPES,
     VARYING,
     by_level,
     first_sample,
@@ -26,6 +29,7 @@ from fastmask.kernels.triton.roi_geometry import (
     samples_of,
     strides_of,
 )
+from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 BINS, CHANNELS = 64, 16  # of a program
 NUM_WARPS = 4
@@ -62,13 +66,14 @@ def _apart_kernel(
     BINS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    # --- 1. find this program's bins and channels
     bin_blocks: tl.constexpr = (POOLED_H * POOLED_W + BINS - 1) // BINS
     roi = (tl.program_id(0) // bin_blocks).to(tl.int64)
     offs_bin = tl.program_id(0) % bin_blocks * BINS + tl.arange(0, BINS)
     offs_c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mask_bin, mask_c = offs_bin < POOLED_H * POOLED_W, offs_c < channels
 
-    # the RoI and its map
+    # --- 2. locate the RoI and its map
     image, level, start_x, start_y, roi_w, roi_h, valid = locate_exactly(
         rois_ptr, roi, True, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -84,7 +89,7 @@ def _apart_kernel(
     valid = valid & (height > 0) & (width > 0)
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
-    # samples of each bin
+    # --- 3. find the samples of each bin, and sum them
     offs_p, offs_q = offs_bin // POOLED_W, offs_bin % POOLED_W
     grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
     num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
@@ -117,7 +122,7 @@ def _apart_kernel(
             acc = tl.fma((dy * dx)[None, :], v11, acc)
     acc = acc * tl.div_rn(1.0, tl.maximum(num_y * num_x, 1.0))
 
-    # write along channels
+    # --- 4. write along channels
     ptrs_out = out_ptr + (roi * (POOLED_H * POOLED_W) + offs_bin)[:, None] * channels + offs_c[None, :]
     tl.store(ptrs_out, tl.trans(acc).to(out_ptr.dtype.element_ty), mask=mask_bin[:, None] & mask_c[None, :])
 
@@ -153,3 +158,19 @@ def launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict
         CHANNELS=block,
         num_warps=NUM_WARPS,
     )
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: dtypes, numbers of levels, sampling ratios."""
+    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
+        yield Variant(
+            f"RoIAlign forward, NCHW, {dtype}, {levels} levels, sampling ratio {ratio}",
+            _apart_kernel,
+            TYPES | pointers(dtype, "out", *(f"map{level}" for level in range(MAX_LEVELS))),
+            {"LEVELS": levels, "POOLED_H": 7, "POOLED_W": 7, "RATIO": ratio, "ALIGNED": False}
+            | {"BINS": BINS, "CHANNELS": CHANNELS},
+            {"num_warps": NUM_WARPS},
+            multiples=("channels",),
+            default=(levels, ratio) == (4, 2),
+            wide=("STG",),
+        )

@@ -1,8 +1,8 @@
-"""RoIAlign over a pyramid in Triton, backward: a gather of matrix products, bitwise reproducible.
+"""RoIAlign over a feature pyramid in Triton, backward: a gather of matrix products, bitwise reproducible.
 
 Pixel model, source and differences: roi_align.py. Specification: the transpose of reference.multilevel_roi_align.
-A program owns a tile of one map with all its channels. It reads how many bins of each of its image's RoIs reach the
-tile, numbers these bins through, and takes them SLOTS at a time: whose each is (roi_bins.find_roi), what it gives
+A program owns a tile of one map with all its channels. It counts the bins of each of its image's RoIs that reach the
+tile, numbers these bins, and takes them SLOTS at a time: it finds the RoI of each (roi_bins.find_roi), its weight for
 each pixel, and the sum as one matrix product. It stores once: no atomics on the result, no zero-fill and no cast.
 
       8 pixels        bins that reach the tile, in the RoIs' order, SLOTS at a time:
@@ -13,7 +13,7 @@ each pixel, and the sum as one matrix product. It stores once: no atomics on the
 A list of each tile's bins from a kernel of its own would need a bound on its length, which one large RoI breaks, and a
 second path beyond it; the scan, of 512 RoIs at once, is a fifth of the instructions. Products of bfloat16 gradients
 are exact (three bfloat16 a weight), those of float16 and float32 good to 2^-22; sums are float32's.
-Cost in bytes: traffic.least_bytes, but the gradient's bins once for each tile they reach, and 24 a RoI and tile.
+Cost in bytes: roofline.min_bytes, but the gradient's bins once for each tile they reach, and 24 a RoI and tile.
 On an H200 (bc309f8), 8 x 512 RoIs, 7 x 7, 256 channels, bfloat16: 342 us, after 230 for PyTorch's copy of an NCHW
 gradient and 12 for a sort. Predicted, on an H100:
 - 3.07 ms before (README.md): four CTAs a tile scanned all RoIs and weighed every bin anew, one 2-byte load in flight.
@@ -42,22 +42,22 @@ from fastmask.kernels.triton.roi_bins import (
     ROI,
     SCALE,
     WORDS,
+    count_bins,
     find_bin,
     find_roi,
-    reached,
     table_by_map,
 )
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, VARYING, by_level, level_geometry, of_level
 from fastmask.kernels.triton.roi_weights import tile_weights
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 TILE_Y, TILE_X = 4, 8  # pixels of a program, whose 32 rows keep the matrix products in registers
 CHANNELS = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}  # likewise
-ROIS, GROUP = 512, 32  # that a program looks at together; of a step of its search
+ROIS, GROUP = 512, 32  # of a program's scan, and of a step of its search
 SLOTS = 32  # bins of a matrix product
 NUM_WARPS = 4
 REGISTERS = {torch.bfloat16: 168, torch.float16: 168, torch.float32: 255}  # on NVIDIA: 168 are three programs an SM
-LARGEST = 2**31  # bins that int32 counts
+LARGEST = 2**31  # bins: they are counted in int32
 
 # the values of all levels stand on one line
 # fmt: off
@@ -106,8 +106,8 @@ def _sum_one_by_one(
     for k in range(begin, end):
         words = words_ptr + (k + tl.arange(0, 1)).to(tl.int64) * WORDS
         along_x = words + ALONG_X
-        _, num_p = reached(tile_y, tl.load(words + SCALE), tl.load(words + LOW), tl.load(words + HIGH), POOLED_H)
-        _, num_q = reached(
+        _, num_p = count_bins(tile_y, tl.load(words + SCALE), tl.load(words + LOW), tl.load(words + HIGH), POOLED_H)
+        _, num_q = count_bins(
             tile_x, tl.load(along_x + SCALE), tl.load(along_x + LOW), tl.load(along_x + HIGH), POOLED_W
         )
         for rank in range(tl.sum(num_p * num_q, 0).to(tl.int32)):
@@ -186,6 +186,7 @@ def _backward_kernel(
     GROUP: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
+    # --- 1. locate the tile and its image's RoIs
     level, image, height, width, row, column = _locate_tile(
         tl.program_id(0), batch, height0, height1, height2, height3, height4, width0, width1, width2, width3, width4,
         LEVELS, TILE_Y, TILE_X,
@@ -198,33 +199,34 @@ def _backward_kernel(
 
     acc = tl.zeros([TILE_Y * TILE_X, CHANNELS], dtype=tl.float32)
     for block in range(begin, end, ROIS):
-        # how many bins of each RoI reach the tile
+        # --- 2. count the bins of each RoI that reach the tile
         offs_k = block + tl.arange(0, ROIS)
         ptrs = lines_ptr + offs_k
         scale, low, high = tl.load(ptrs), tl.load(ptrs + columns), tl.load(ptrs + 2 * columns)
-        _first, num_p = reached(tile_y, scale, low, high, POOLED_H)
+        _first, num_p = count_bins(tile_y, scale, low, high, POOLED_H)
         ptrs += 3 * columns
         scale, low, high = tl.load(ptrs), tl.load(ptrs + columns), tl.load(ptrs + 2 * columns)
-        _first, num_q = reached(tile_x, scale, low, high, POOLED_W)
+        _first, num_q = count_bins(tile_x, scale, low, high, POOLED_W)
         num_bins = tl.where(offs_k < end, num_p * num_q, 0.0).to(tl.int32)
         ends = tl.cumsum(num_bins, 0)
         group_ends = tl.max(tl.reshape(ends, [ROIS // GROUP, GROUP]), 1)
         total = tl.max(group_ends, 0)
 
         for done in range(0, total, SLOTS):
-            # the next bins: whose they are, and which
+            # --- 3. find the next SLOTS bins: their RoIs, and their places there
             wanted = done + tl.arange(0, SLOTS)
             member, rank = find_roi(ends, group_ends, wanted, GROUP)
             words = words_ptr + (block + member).to(tl.int64) * WORDS
             p, q = find_bin(words, rank, tile_y, tile_x, POOLED_H, POOLED_W)
 
-            # what each gives each pixel, and the sum of it
+            # --- 4. multiply what they give each pixel by their gradients
             weight = tile_weights(words, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
             offs_b = tl.load(words + ROI).to(tl.int32, bitcast=True) * (POOLED_H * POOLED_W) + p * POOLED_W + q
             ptrs_g = grad_ptr + offs_b.to(tl.int64)[:, None] * channels + offs_c[None, :]
             grad = tl.load(ptrs_g, mask=(wanted < total)[:, None] & mask_c[None, :], other=0)
             acc = _add_products(acc, weight, grad, PRECISION)
 
+    # --- 5. store the tile; bin by bin if an inf or NaN may have met a weight of 0
     out = of_level(level, out0_ptr, out1_ptr, out2_ptr, out3_ptr, out4_ptr, LEVELS)
     row, column = tile_y.to(tl.int32), tile_x.to(tl.int32)  # two registers fewer in the loop; exact to LARGEST
     out += ((image.to(tl.int64) * height + row) * width + column) * channels
@@ -254,7 +256,7 @@ def multilevel_roi_align_backward(
 ) -> list[Tensor]:
     """Gradient [K, C, ph, pw] -> one [B, C, H_l, W_l] a level, channels-last, dtype of ``grad``; deterministic.
 
-    Plain PyTorch's are float64, more than MAX_LEVELS levels, LARGEST bins, 2^16 bins a RoI, 2^26 pixels along a side.
+    float64 takes the eager fallback, as do over MAX_LEVELS levels, LARGEST bins, 2^16 bins a RoI or 2^26 pixels a side.
     """
     num_rois, channels, pooled_height, pooled_width = grad.shape
     bins = pooled_height * pooled_width * max(num_rois, 2 * ROIS * GROUP)  # or triton.roi_bins.find_roi's keys
@@ -265,7 +267,7 @@ def multilevel_roi_align_backward(
         )
     sizes = list(zip(heights, widths, strict=True))
     outs = [roi_fallback.empty_channels_last(grad, batch, channels, height, width) for height, width in sizes]
-    tile_y, tile_x = tuned("roi_align_backward.tile", (TILE_Y, TILE_X), grad.device)
+    tile_y, tile_x = tuned_value("roi_align_backward.tile", (TILE_Y, TILE_X), grad.device)
     tiles = sum(batch * triton.cdiv(height, tile_y) * triton.cdiv(width, tile_x) for height, width in sizes)
     if tiles == 0 or channels == 0:
         return outs
@@ -311,7 +313,7 @@ def multilevel_roi_align_backward(
 
 
 def precision(dtype: torch.dtype) -> str:
-    """_add_products' way: bfloat16 products are wrong in Triton's interpreter, and AMD's are float32 anyway."""
+    """The precision of _add_products: Triton's interpreter has no bfloat16 products, and AMD's are float32 anyway."""
     if torch.version.hip:
         return "ieee"
     return "bf16" if dtype == torch.bfloat16 and not INTERPRET else "tf32"

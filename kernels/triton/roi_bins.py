@@ -1,9 +1,9 @@
-"""Which bins of which RoIs reach a tile of a map: RoIAlign's backward reads it from a table of the sorted RoIs.
+"""Table of RoIs for RoIAlign's backward, sorted by map: from it, a tile of a map finds the bins that reach it.
 
 RoIs are sorted by (level, image). The table's kernel computes once a RoI what every tile would compute again: where its
 bins lie, which samples count (roi_align.py's border rule), and per axis the line that maps a tile to its bins, widened
-by a pixel for the interpolation and by what float32 may be off. What a tile reads of every RoI is stored by rows
-(24 bytes a RoI), what it reads of those that reach it as 16 words a RoI.
+by a pixel for the interpolation and by float32's error. What a tile reads of every RoI is stored by rows (24 bytes a
+RoI), what it reads of those that reach it as 16 words a RoI.
 Launches: the maps' keys and the table, for which every RoI counts those that come before it; beyond COUNTED RoIs, keys
 are sorted between the two (bytes where they suffice). On an H200 (bc309f8) keys 1.7 us, sort 12, table 3.6. Predicted
 since then, not yet measured:
@@ -123,6 +123,7 @@ def _table_kernel(
     offs_k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask_k, mask = offs_k < num_rois, offs_k < columns
     maps = LEVELS * batch
+    # --- 1. find each RoI's column, and where each (level, image) begins
     key = tl.load(keys_ptr + offs_k, mask=mask_k, other=0).to(tl.int32)
     if COMPARED > 0:
         # a RoI stands behind those of lower keys and of its own before it; maps follow the columns, before their RoIs
@@ -145,12 +146,14 @@ def _table_kernel(
         for i in range(tl.max(past - first, 0)):
             tl.store(starts_ptr + first + i, offs_k, mask=first + i < past)
 
+    # --- 2. locate the RoIs
     _, level, x, y, width, height, _ = locate_exactly(
         rois_ptr, roi, mask_k, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
     )
     map_height = of_level(level, height0, height1, height2, height3, height4, LEVELS)
     map_width = of_level(level, width0, width1, width2, width3, width4, LEVELS)
+    # --- 3. write their axes
     lines, words = lines_ptr + offs_k, words_ptr + offs_k.to(tl.int64) * WORDS
     tl.store(words + ROI, roi.to(tl.float32, bitcast=True), mask=mask)
     _write_axis(lines, words, y, height, map_height, mask, columns, POOLED_H, RATIO, TILE_Y)
@@ -159,8 +162,8 @@ def _table_kernel(
 
 
 @triton.jit
-def reached(tile_start, scale, low, high, BINS: tl.constexpr):
-    """First of the bins along one axis that may reach the tile, and how many do; floats."""
+def count_bins(tile_start, scale, low, high, BINS: tl.constexpr):
+    """First of the bins along one axis that may reach the tile, and their number; floats."""
     first = tl.maximum(tl.ceil(tile_start * scale + low), 0.0)
     past = tl.minimum(tl.floor(tile_start * scale + high) + 1, BINS * 1.0)
     return first, tl.maximum(past - first, 0.0)
@@ -168,10 +171,10 @@ def reached(tile_start, scale, low, high, BINS: tl.constexpr):
 
 @triton.jit
 def find_roi(ends, group_ends, wanted, GROUP: tl.constexpr):
-    """Whose each wanted bin [SLOTS] is, where RoIs' bins have running totals [ROIS], and which of that RoI's own.
+    """RoI of each wanted bin [SLOTS], given running totals [ROIS] of RoIs' bins, and the bin's rank in that RoI.
 
-    ``group_ends``: the totals at the end of each GROUP of RoIs. What is found in either is the last total that is not
-    above a bin's number, and how many there are: one maximum of both in one number, as totals only grow.
+    ``group_ends``: the totals at the end of each GROUP of RoIs. Both searches find the last total that is not above a
+    bin's number, and the count of such totals: one maximum of both in one number, as totals only grow.
     """
     groups: tl.constexpr = group_ends.shape[0]
     slots: tl.constexpr = wanted.shape[0]
@@ -189,8 +192,8 @@ def find_roi(ends, group_ends, wanted, GROUP: tl.constexpr):
 def find_bin(words, rank, tile_y, tile_x, POOLED_H: tl.constexpr, POOLED_W: tl.constexpr):
     """Row and column of each RoI's bin of that rank, among those of its bins that reach the tile."""
     along_x = words + ALONG_X
-    first_p, _num_p = reached(tile_y, tl.load(words + SCALE), tl.load(words + LOW), tl.load(words + HIGH), POOLED_H)
-    first_q, num_q = reached(
+    first_p, _num_p = count_bins(tile_y, tl.load(words + SCALE), tl.load(words + LOW), tl.load(words + HIGH), POOLED_H)
+    first_q, num_q = count_bins(
         tile_x, tl.load(along_x + SCALE), tl.load(along_x + LOW), tl.load(along_x + HIGH), POOLED_W
     )
     down = tl.floor((rank.to(tl.float32) + 0.5) / tl.maximum(num_q, 1.0))
@@ -211,7 +214,7 @@ def table_by_map(
     tile: tuple[int, int],
     spare: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """RoIs [K, 5] -> the table's floats and integers, with ``spare`` columns beyond K, and each map's start."""
+    """Build the table of RoIs [K, 5], with ``spare`` columns beyond K -> its lines, its words, each map's start."""
     num_rois = rois.shape[0]
     columns = triton.cdiv(num_rois + max(spare, 1), COLUMNS) * COLUMNS
     maps = geometry["LEVELS"] * batch

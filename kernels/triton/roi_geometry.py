@@ -1,6 +1,7 @@
-"""Where RoIs lie on a pyramid, shared by the Triton kernels of RoIAlign and RoIPool, forward and backward."""
+"""Geometry of RoIs on a feature pyramid, shared by the Triton kernels of RoIAlign and RoIPool."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastmask.kernels.jit import jit
 from fastmask.kernels.reference import COORDINATE_LIMIT
+from fastmask.kernels.variant import Variant, pointers
 
 MAX_LEVELS = 5
 KEYS = 256  # RoIs that a program finds the map of
@@ -17,6 +19,10 @@ _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
 # change from call to call: never part of a compiled variant's key, as members of a tuple would be (roi_align.py)
 VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for level in range(MAX_LEVELS))]
+# of arguments that kernels of RoIs share, for their variants
+TYPES = {f"{name}{level}": "fp32" for name in ("scale", "limit") for level in range(MAX_LEVELS)} | pointers(
+    "fp32", "rois"
+)
 
 # the values of all levels stand on one line
 # fmt: off
@@ -24,7 +30,7 @@ VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for le
 
 @triton.jit
 def of_level(level, v0, v1, v2, v3, v4, LEVELS: tl.constexpr):
-    """The value of a level that is known on the device only."""
+    """Select the value of a level, which is known on the device only."""
     value = v0
     if LEVELS > 1:
         value = tl.where(level == 1, v1, value)
@@ -48,7 +54,7 @@ def locate_exactly(
     LEVELS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """RoIs -> image, level, float64 (x, y, width, height) on that level's map, and whether they count at all."""
+    """RoIs -> image, level, float64 (x, y, width, height) on that level's map, and whether they are valid."""
     ptrs = rois_ptr + roi.to(tl.int64) * 5
     image = tl.load(ptrs, mask=mask, other=-1).to(tl.float32)
     x1 = tl.load(ptrs + 1, mask=mask, other=0).to(tl.float32)
@@ -100,7 +106,7 @@ def locate(
     LEVELS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """The same in float32, where no border is decided."""
+    """Locate RoIs in float32, for uses that decide no border."""
     image, level, x, y, width, height, valid = locate_exactly(
         rois_ptr, roi, mask, batch, scale0, scale1, scale2, scale3, scale4,
         limit0, limit1, limit2, limit3, LEVELS, ALIGNED,
@@ -146,7 +152,7 @@ def first_sample(edge, length, grid, most):
 
 @triton.jit
 def neighbors(position, size):
-    """Where a sample reads along one axis: the pixel before it, the pixel after it, and the share of the latter."""
+    """Taps of a sample along one axis: the pixel before it, the pixel after it, and the weight of the latter."""
     position = tl.minimum(tl.maximum(position, 0.0), (size - 1).to(tl.float32))
     before = position.to(tl.int32)
     return before, tl.minimum(before + 1, size - 1), position - before
@@ -182,7 +188,7 @@ def _keys_kernel(
 
 
 class Layout(NamedTuple):
-    """What a launch depends on of a map: in its place where that is worked out, and a key under which it is kept."""
+    """Facts of a map that a launch depends on: in the map's place where a launch is prepared, and as a cache key."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -200,12 +206,12 @@ def layouts_of(features: Sequence[Tensor]) -> tuple[Layout, ...]:
 
 
 def pad_levels(features: Sequence[Tensor]) -> list[Tensor]:
-    """Kernel arguments of each level; those of levels that are not there repeat the last."""
+    """Kernel arguments of each level; missing levels repeat the last."""
     return [*features, *[features[-1]] * (MAX_LEVELS - len(features))]
 
 
 def by_level(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """The same by their names, such as "height{}"."""
+    """Kernel arguments of each level by their names, such as "height{}"."""
     return {name.format(i): values[min(i, len(values) - 1)] for i in range(MAX_LEVELS)}
 
 
@@ -274,3 +280,16 @@ def sort_by_map(rois: Tensor, batch: int, geometry: dict[str, Any]) -> tuple[Ten
     keys, order = keys_of(rois, batch, geometry).sort(stable=True)
     ends = torch.arange(geometry["LEVELS"] * batch + 1, dtype=keys.dtype, device=rois.device)
     return order, torch.searchsorted(keys, ends)
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: numbers of levels, types of the keys."""
+    for levels, keys in itertools.product((4, 1), ("u8", "i32")):
+        yield Variant(
+            f"RoIs' maps, {levels} levels, {keys}",
+            _keys_kernel,
+            TYPES | pointers(keys, "keys"),
+            {"LEVELS": levels, "ALIGNED": False, "BLOCK": KEYS},
+            {"num_warps": 4},
+            default=(levels, keys) == (4, "u8"),
+        )

@@ -1,10 +1,10 @@
-"""RoIPool in Triton, forward and backward; the backward is a gather, the same bits in every run.
+"""RoIPool in Triton, forward and backward; the backward is a gather, bitwise reproducible.
 
 Pixel model, source and differences: roi_pool.py. Specification: reference.roi_pool.
-Forward: a program takes one RoI, BINS of its bins and CHANNELS channels, and goes through the pixels of all its bins
-together. Backward: RoIs are sorted by image; a program owns TILE x TILE pixels of CHANNELS channels, walks its image's
+Forward: a program takes one RoI, BINS of its bins and CHANNELS channels, and walks the pixels of all its bins at once.
+Backward: RoIs are sorted by image; a program owns TILE x TILE pixels of CHANNELS channels, walks its image's
 RoIs in index order, and of each takes the bins that reach the tile and whose maximum lies there; one store, no atomics.
-Cost in bytes: traffic.least_bytes, pixels again for each bin that they are in. Speed: not yet measured.
+Cost in bytes: roofline.min_bytes, pixels again for each bin that they are in. Speed: not yet measured.
 """
 
 import torch
@@ -27,7 +27,7 @@ from fastmask.kernels.triton.roi_geometry import (
 BINS, CHANNELS = 8, 128  # of a forward program
 NUM_WARPS = 4
 TILE, GRAD_CHANNELS = 4, 64  # of a backward program: TILE x TILE pixels
-ROIS = 16  # that a backward program looks at together; 32 spill on sm_100 with Triton 3.6
+ROIS = 16  # of a step of a backward program; 32 spill on sm_100 with Triton 3.6
 
 VARYING = [
     *("batch", "height", "width", "stride_b", "stride_c", "stride_y", "stride_x"),
@@ -37,7 +37,7 @@ _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 
 
 @triton.jit
-def _rounded(value):
+def _round(value):
     """C's round(): halves go away from zero."""
     whole = value.to(tl.int32).to(tl.float32)
     away = tl.where(tl.abs(value - whole) >= 0.5, 1.0, 0.0)
@@ -46,7 +46,7 @@ def _rounded(value):
 
 @triton.jit
 def _locate(rois_ptr, roi, mask, batch, spatial_scale):
-    """RoIs -> image, whole (x1, y1, x2, y2) on the map, and whether they count at all."""
+    """RoIs -> image, whole (x1, y1, x2, y2) on the map, and whether they are valid."""
     ptrs = rois_ptr + roi.to(tl.int64) * 5
     image = tl.load(ptrs, mask=mask, other=-1).to(tl.float32)
     x1 = tl.load(ptrs + 1, mask=mask, other=0).to(tl.float32) * spatial_scale
@@ -57,10 +57,10 @@ def _locate(rois_ptr, roi, mask, batch, spatial_scale):
     valid = valid & (tl.abs(x1) <= _LIMIT) & (tl.abs(y1) <= _LIMIT) & (tl.abs(x2) <= _LIMIT) & (tl.abs(y2) <= _LIMIT)
     return (
         tl.where(valid, image, 0).to(tl.int64),
-        _rounded(tl.where(valid, x1, 0)),
-        _rounded(tl.where(valid, y1, 0)),
-        _rounded(tl.where(valid, x2, 0)),
-        _rounded(tl.where(valid, y2, 0)),
+        _round(tl.where(valid, x1, 0)),
+        _round(tl.where(valid, y1, 0)),
+        _round(tl.where(valid, x2, 0)),
+        _round(tl.where(valid, y2, 0)),
         valid,
     )
 
@@ -125,6 +125,7 @@ def _forward_kernel(
     else:
         step_c = stride_c.to(tl.int64)
 
+    # --- 1. find the pixels of each bin
     image, x1, y1, x2, y2, valid = _locate(rois_ptr, roi, True, batch, spatial_scale)
     top, bottom = _span(y1, y2, (offs_bin // POOLED_W).to(tl.float32), height, POOLED_H)
     left, right = _span(x1, x2, (offs_bin % POOLED_W).to(tl.float32), width, POOLED_W)
@@ -132,6 +133,7 @@ def _forward_kernel(
     filled = (bottom > top) & (right > left)
     bottom = tl.where(filled, bottom, top)
     base = map_ptr + image * stride_b + offs_c[None, :] * step_c
+    # --- 2. take the maximum over them
     best = tl.zeros([BINS, CHANNELS], dtype=tl.float32) + lowest
     where = tl.full([BINS, CHANNELS], -1, dtype=tl.int64)
     for i in range(tl.max(bottom - top, axis=0)):
@@ -144,6 +146,7 @@ def _forward_kernel(
             better = (value > best) & inside[:, None]  # NaN never is
             best = tl.where(better, value, best)
             where = tl.where(better, (y.to(tl.int64) * width + x)[:, None], where)
+    # --- 3. store maxima and their pixels
     best = tl.where(filled[:, None], best, 0.0)
     offs_out = (roi * (POOLED_H * POOLED_W) + offs_bin)[:, None] * channels + offs_c[None, :]
     mask = mask_bin[:, None] & mask_c[None, :]
@@ -152,7 +155,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _reached(low, high, tile_start, TILE: tl.constexpr, BINS: tl.constexpr):
+def _find_bins(low, high, tile_start, TILE: tl.constexpr, BINS: tl.constexpr):
     """First and one-past-last of the bins along one axis that may have a pixel in the tile."""
     length = _bin_length(low, high, BINS)
     first = tl.floor((tile_start - 2 - low) / length)  # a pixel for the ceiling, one for rounding
@@ -184,6 +187,7 @@ def _backward_kernel(
     CHANNELS: tl.constexpr,
     ROIS: tl.constexpr,
 ):
+    # --- 1. locate the tile
     tiles_y, tiles_x = tl.cdiv(height, TILE), tl.cdiv(width, TILE)
     tile = tl.program_id(0)
     image = tile // (tiles_y * tiles_x)
@@ -197,18 +201,20 @@ def _backward_kernel(
     acc = tl.zeros([TILE * TILE, CHANNELS], dtype=tl.float32)
     begin, end = tl.load(starts_ptr + image), tl.load(starts_ptr + image + 1)
     for block in range(begin, end, ROIS):
+        # --- 2. find the RoIs that may reach it, ROIS at a time
         mask_k = block + lanes < end
         members = tl.load(order_ptr + block + lanes, mask=mask_k, other=0)
         _image, x1, y1, x2, y2, valid = _locate(rois_ptr, members, mask_k, batch, spatial_scale)
-        first_p, past_p = _reached(y1, y2, tile_y, TILE, POOLED_H)
-        first_q, past_q = _reached(x1, x2, tile_x, TILE, POOLED_W)
+        first_p, past_p = _find_bins(y1, y2, tile_y, TILE, POOLED_H)
+        first_q, past_q = _find_bins(x1, x2, tile_x, TILE, POOLED_W)
         near = valid & (first_p < past_p) & (first_q < past_q)
         lane = tl.min(tl.where(near, lanes, ROIS), axis=0)
+        # --- 3. add the gradients of their bins whose maximum lies here
         while lane < ROIS:
             roi = tl.load(order_ptr + block + lane).to(tl.int64)
             _same, left, top, right, bottom, _valid = _locate(rois_ptr, roi, True, batch, spatial_scale)
-            p0, p1 = _reached(top, bottom, tile_y, TILE, POOLED_H)
-            q0, q1 = _reached(left, right, tile_x, TILE, POOLED_W)
+            p0, p1 = _find_bins(top, bottom, tile_y, TILE, POOLED_H)
+            q0, q1 = _find_bins(left, right, tile_x, TILE, POOLED_W)
             for p in range(p0, p1):
                 for q in range(q0, q1):
                     offs = ((roi * POOLED_H + p) * POOLED_W + q) * channels + offs_c
@@ -220,6 +226,7 @@ def _backward_kernel(
                     acc += tl.where(pixels[:, None] == hit[None, :], grad[None, :], 0.0)
             lane = tl.min(tl.where(near & (lanes > lane), lanes, ROIS), axis=0)
 
+    # --- 4. store the tile
     offs_y, offs_x = row + pixels // TILE, column + pixels % TILE
     rows = (image.to(tl.int64) * height + offs_y) * width + offs_x
     mask = ((offs_y < height) & (offs_x < width))[:, None] & mask_c[None, :]
@@ -229,7 +236,7 @@ def _backward_kernel(
 def roi_pool(
     features: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in reference.py, channels-last. float64 is plain PyTorch's."""
+    """Shapes as in reference.py, channels-last. float64 takes the eager fallback."""
     if compute_dtype(features, rois) == torch.float64:
         return roi_fallback.roi_pool(features, rois, spatial_scale, pooled_height, pooled_width)
     batch, channels, height, width = features.shape
@@ -278,7 +285,7 @@ def roi_pool_backward(
 ) -> Tensor:
     """Gradient and argmaxima [K, C, ph, pw] -> [B, C, H, W], channels-last, dtype of ``grad``; deterministic.
 
-    float64 and maps of over 2^31 pixels are plain PyTorch's.
+    float64 and maps of over 2^31 pixels take the eager fallback.
     """
     if compute_dtype(grad, rois) == torch.float64 or height * width >= 2**31:
         return roi_fallback.roi_pool_backward(grad, rois, argmax, spatial_scale, batch, height, width)

@@ -1,7 +1,7 @@
-"""What bins of RoIs give the pixels of a tile in RoIAlign's backward: hat functions about their samples, averaged.
+"""Bilinear weights of RoIs' bins for the pixels of a tile in RoIAlign's backward: hat functions, averaged over samples.
 
-The weights are separable, TILE_Y + TILE_X of them a bin; which samples count stands in triton/roi_bins.py's table. A
-sample may be placed in any rounding: it is clamped to the map, and whether it counts is decided already.
+The weights are separable, TILE_Y + TILE_X of them a bin; triton/roi_bins.py's table says which samples count. A sample
+may be placed in any rounding: it is clamped to the map, and whether it counts is decided already.
 """
 
 import triton
@@ -12,7 +12,7 @@ from fastmask.kernels.triton.roi_bins import ALONG_X, FIRST, LENGTH, PAST, START
 
 @triton.jit
 def _weights(words, bins, pixels, size, RATIO: tl.constexpr):
-    """What the samples of bins [SLOTS] along one axis give pixels [TILE], divided by their number -> [TILE, SLOTS]."""
+    """Mean weights of the samples of bins [SLOTS] along one axis for pixels [TILE] -> [TILE, SLOTS]."""
     start, length = tl.load(words + START), tl.load(words + LENGTH)
     first = tl.load(words + FIRST).to(tl.int32, bitcast=True)
     past = tl.load(words + PAST).to(tl.int32, bitcast=True)
@@ -44,7 +44,7 @@ def _weights(words, bins, pixels, size, RATIO: tl.constexpr):
 def tile_weights(
     words, p, q, tile_y, tile_x, height, width, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, RATIO: tl.constexpr
 ):
-    """What bins (p, q) [SLOTS] give each of the tile's pixels -> [TILE_Y * TILE_X, SLOTS]."""
+    """Weights of bins (p, q) [SLOTS] for each of the tile's pixels -> [TILE_Y * TILE_X, SLOTS]."""
     weight_y = _weights(words, p, tile_y + tl.arange(0, TILE_Y).to(tl.float32), height, RATIO)
     weight_x = _weights(words + ALONG_X, q, tile_x + tl.arange(0, TILE_X).to(tl.float32), width, RATIO)
     return tl.reshape(weight_y[:, None, :] * weight_x[None, :, :], [TILE_Y * TILE_X, p.shape[0]])

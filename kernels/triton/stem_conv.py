@@ -1,15 +1,17 @@
-"""The stem's convolution in Triton: an implicit matrix product over windows of an image of three channels.
+"""Stem convolution in Triton: an implicit matrix product over windows of an image of three channels.
 
-A program takes ROWS x COLUMNS output pixels and OUTPUTS channels. Where pixels lie four elements apart, as in the
+A program takes ROWS x COLUMNS output pixels and OUTPUTS channels. Where pixels are four elements apart, as in the
 Predictor's buffer (inference/program.py), two of them are 16 bytes, and with stride 2 a window's row begins at such a
 pair or one pixel behind it: a row of 7 pixels is read as four pairs, 64 contiguous bytes, and is 32 terms of the
-product, which has one such step for each row of the kernel. Terms that are no image's (the fourth element of a pixel,
-the pixel before the window) are set to zero, whatever lies there. Neighboring windows share most of their bytes, which
-the L1 cache has.
+product, which has one such step for each row of the kernel. Terms beside the image's (the fourth element of a pixel,
+the pixel before the window) are set to zero. Neighboring windows share most of their bytes, which the L1 cache has.
 
 Cost in bytes: the image and the output once: 8.6 + 34 MB of bfloat16 at 800 x 1344, 13 us at 3.35 TB/s; cuDNN pads the
 three channels to eight in a pass of its own. Speed: not yet measured.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -20,13 +22,14 @@ from fastmask.kernels.fallback import stem as stem_fallback
 from fastmask.kernels.fallback.roi import empty_channels_last
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import INTERPRET, on_device
+from fastmask.kernels.variant import Variant, pointers
 
 ROWS, COLUMNS = 4, 32  # output pixels of a program
 OUTPUTS = 64  # output channels of a program at most
 NUM_WARPS = 4
 PAIR = 2 * stem_fallback.PIXEL  # elements of two pixels
 DTYPES = (torch.float16, torch.bfloat16)
-LARGEST = 2**31 - 2**20  # elements of an image, and of its output: beyond it, plain PyTorch
+LARGEST = 2**31 - 2**20  # elements of an image, and of its output: beyond it, the eager fallback
 
 
 @jit(do_not_specialize=["height", "pairs", "rows", "columns"])
@@ -136,3 +139,21 @@ def ends_in_memory(x: Tensor) -> bool:
     """Whether the gap behind the last pixel is memory of the tensor's too."""
     end = x.storage_offset() + stem_fallback.PIXEL * x.shape[0] * x.shape[2] * x.shape[3]
     return x.untyped_storage().nbytes() >= end * x.element_size()
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: half types, sizes of the kernel and of the output."""
+    shapes = ((7, 3, 64), (3, 1, 64), (3, 1, 32), (5, 2, 24))
+    for dtype, (kernel_size, padding, outputs) in itertools.product(("fp16", "bf16"), shapes):
+        yield Variant(
+            f"stem's convolution, {dtype}, {kernel_size} x {kernel_size} to {outputs}",
+            _stem_conv_kernel,
+            pointers(dtype, "x", "weight", "out"),
+            {"KERNEL": kernel_size, "PADDING": padding, "DEPTH": stem_fallback.row_depth(kernel_size, padding)}
+            | {"CHANNELS": stem_fallback.CHANNELS, "PIXEL": stem_fallback.PIXEL, "PAIR": PAIR, "WIDE": False}
+            | {"ROWS": ROWS, "COLUMNS": COLUMNS, "OUTPUTS": min(triton.next_power_of_2(outputs), OUTPUTS)},
+            {"num_warps": NUM_WARPS},
+            multiples=("outputs",) if outputs % 16 == 0 else (),
+            default=kernel_size == 7,
+            wide=("LDG", "STG") if outputs == OUTPUTS else (),
+        )

@@ -1,9 +1,11 @@
-"""What NMS keeps, in Triton: rows by their numbers, and boxes in pixels of the original images, in a launch each.
+"""Gathering after NMS in Triton: kept rows, and boxes in pixels of the original images, in a launch each.
 
-Semantics: take.py. A thread takes a row. Both copy, divide and multiply as plain PyTorch does: bit for bit the same.
+Semantics: take.py. A thread takes a row. Both are bitwise equal to eager PyTorch: they copy, divide and multiply alike.
 Cost in bytes: 8 for each row's number, 28 read and 48 written; and of scaling, 16 read and 32 written for each box.
 Speed: not yet measured.
 """
+
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -13,6 +15,7 @@ from torch import Tensor
 from fastmask.kernels.fallback import take as take_fallback
 from fastmask.kernels.jit import jit
 from fastmask.kernels.launch import on_device
+from fastmask.kernels.variant import Variant, pointers
 
 BLOCK = 64  # rows of a program
 NUM_WARPS = 2
@@ -24,10 +27,10 @@ def _take_kernel(
     kept_ptr,  # [B, M] int64 rows of their image; -1 for none
     boxes_ptr,  # [B, N, 4]
     scores_ptr,  # [B, N]
-    labels_ptr,  # [B, N] int64; a stand-in without HAS_LABELS
+    labels_ptr,  # [B, N] int64; a placeholder without HAS_LABELS
     boxes_out_ptr,  # [B, M, 4] out
     scores_out_ptr,  # [B, M] out
-    labels_out_ptr,  # [B, M] out; a stand-in without HAS_LABELS
+    labels_out_ptr,  # [B, M] out; a placeholder without HAS_LABELS
     rois_ptr,  # [B, M, 5] out
     # sizes
     num,  # N
@@ -41,23 +44,23 @@ def _take_kernel(
     mask = offs < filled
     image = offs // most
     kept = tl.load(kept_ptr + offs, mask=mask, other=-1)
-    real = kept >= 0
+    valid = kept >= 0
     row = image * num + kept
     ptrs_roi = rois_ptr + offs * 5
     tl.store(ptrs_roi, image.to(tl.float32), mask=mask)
     for corner in tl.static_range(4):
-        value = tl.load(boxes_ptr + row * 4 + corner, mask=real, other=0)
+        value = tl.load(boxes_ptr + row * 4 + corner, mask=valid, other=0)
         tl.store(boxes_out_ptr + offs * 4 + corner, value, mask=mask)
         tl.store(ptrs_roi + 1 + corner, value, mask=mask)
-    tl.store(scores_out_ptr + offs, tl.load(scores_ptr + row, mask=real, other=0), mask=mask)
+    tl.store(scores_out_ptr + offs, tl.load(scores_ptr + row, mask=valid, other=0), mask=mask)
     if HAS_LABELS:
-        tl.store(labels_out_ptr + offs, tl.load(labels_ptr + row, mask=real, other=0), mask=mask)
+        tl.store(labels_out_ptr + offs, tl.load(labels_ptr + row, mask=valid, other=0), mask=mask)
 
 
 def take_kept(
     kept: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shapes as in fallback.take.take_kept. Other types than float32 are plain PyTorch's."""
+    """Shapes as in fallback.take.take_kept. Other types than float32 take the eager fallback."""
     if boxes.dtype != torch.float32 or scores.dtype != torch.float32:
         return take_fallback.take_kept(kept, boxes, scores, labels)
     batch, most = kept.shape
@@ -117,7 +120,7 @@ def _scale_kernel(
 
 
 def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes as in fallback.take.scale_boxes. Other types than float32 are plain PyTorch's."""
+    """Shapes as in fallback.take.scale_boxes. Other types than float32 take the eager fallback."""
     if boxes.dtype != torch.float32:
         return take_fallback.scale_boxes(boxes, originals, sizes)
     filled = boxes.shape[0] * boxes.shape[1]
@@ -140,3 +143,15 @@ def scale_boxes(boxes: Tensor, originals: Tensor, sizes: Tensor) -> tuple[Tensor
             num_warps=NUM_WARPS,
         )
     return boxes_out, sizes_out
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the audit's variants: rows with labels and without, and scaling."""
+    floats = pointers("fp32", "boxes", "scores", "boxes_out", "scores_out", "rois")
+    integers = pointers("i64", "kept", "labels", "labels_out", "originals", "sizes", "sizes_out")
+    options = {"num_warps": NUM_WARPS}
+    for labels in (False, True):
+        constants = {"HAS_LABELS": labels, "BLOCK": BLOCK}
+        name = f"what NMS keeps{', labels' if labels else ''}"
+        yield Variant(name, _take_kernel, floats | integers, constants, options, default=True)
+    yield Variant("boxes scaled", _scale_kernel, floats | integers, {"BLOCK": BLOCK}, options, default=True)

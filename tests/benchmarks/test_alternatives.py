@@ -26,7 +26,7 @@ def test_choices_are_of_constants_and_no_defaults(name: str) -> None:
 @pytest.mark.parametrize("name", alternatives.CASES)
 def test_every_case_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small image and a CPU, where no constant of a kernel matters: the first choice stands for all."""
-    monkeypatch.setattr(alternatives, "IMAGE", (64, 96))
+    monkeypatch.setattr(alternatives, "PADDED_SIZE", (64, 96))
     monkeypatch.setattr(alternatives, "IMAGE_SIZE", (60, 90))
     case = alternatives.CASES[name]
     case = case._replace(choices=case.choices[:1])

@@ -18,7 +18,7 @@ def test_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     """On the slim model."""
     model = slim_pair()[1]
     monkeypatch.setattr(timeline, "calibrated_model", lambda *_: model)
-    monkeypatch.setattr(timeline, "IMAGE", (128, 160))
+    monkeypatch.setattr(timeline, "PADDED_SIZE", (128, 160))
     monkeypatch.setattr(timeline, "IMAGE_SIZE", (120, 150))
     assert timeline.main([str(tmp_path / "time.json"), "--rounds", "2"]) == 0
     times = json.loads((tmp_path / "time.json").read_text())["milliseconds"]
@@ -48,7 +48,7 @@ def test_kernel_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     """On the slim model and a CPU: operations in order, and their sums by name."""
     model = slim_pair()[1]
     monkeypatch.setattr(kernel_times, "calibrated_model", lambda *_: model)
-    monkeypatch.setattr(kernel_times, "IMAGE", (128, 160))
+    monkeypatch.setattr(kernel_times, "PADDED_SIZE", (128, 160))
     monkeypatch.setattr(kernel_times, "IMAGE_SIZE", (120, 150))
     monkeypatch.setattr(kernel_times, "CALLS", 2)
     path = tmp_path / "kernels.json"

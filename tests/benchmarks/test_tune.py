@@ -36,7 +36,7 @@ def clock(times: Mapping[Any, Sequence[float]], name: str = "paste.programs") ->
     """A timer whose calls take the given seconds by the knob's value in force, in a cycle."""
 
     def prepare(run: Callable[[], Any], capturable: bool, device: torch.device) -> Callable[[], float]:
-        seconds = itertools.cycle(times[tuning.tuned(name, KNOBS[name].default, device)])
+        seconds = itertools.cycle(times[tuning.tuned_value(name, KNOBS[name].default, device)])
         run()
         return lambda: next(seconds)
 
@@ -67,7 +67,7 @@ def test_the_fastest_matching_choice_is_accepted(tmp_path: Path, monkeypatch: py
     path = tmp_path / "tuning.json"
 
     def result() -> Tensor:
-        wrong = tuning.tuned("paste.programs", 4096, CPU) == 16384
+        wrong = tuning.tuned_value("paste.programs", 4096, CPU) == 16384
         return torch.tensor([1.0, 1.0 + 2**-23 if wrong else 1.0])
 
     (outcome,) = run_tune(path, clock(TIMES), workloads=workloads(result))
@@ -75,7 +75,7 @@ def test_the_fastest_matching_choice_is_accepted(tmp_path: Path, monkeypatch: py
     assert outcome.accepted.value == 8192
     assert [trial.rejected.partition(":")[0] for trial in outcome.trials] == ["", "", "does not match"]
     assert outcome.trials[2].seconds == {}  # not even timed
-    assert tuning.tuned("paste.programs", 4096, CPU) == 4096  # this process goes on as it was
+    assert tuning.tuned_value("paste.programs", 4096, CPU) == 4096  # this process goes on as it was
 
     content = json.loads(path.read_text())
     assert content["values"] == {"paste.programs": 8192}
@@ -87,7 +87,7 @@ def test_the_fastest_matching_choice_is_accepted(tmp_path: Path, monkeypatch: py
     assert 9.9 <= default[0] <= default[2] <= 10.1
     monkeypatch.setenv("FASTMASK_TUNING", str(path))  # as the next process reads it
     tuning._tables.clear()
-    assert tuning.tuned("paste.programs", 4096, CPU) == 8192
+    assert tuning.tuned_value("paste.programs", 4096, CPU) == 8192
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_rejections_on_several_workloads() -> None:
 
 def test_a_failing_choice_is_rejected_and_a_failing_default_reported(tmp_path: Path) -> None:
     def result() -> Tensor:
-        if tuning.tuned("paste.programs", 4096, CPU) == 16384:
+        if tuning.tuned_value("paste.programs", 4096, CPU) == 16384:
             raise RuntimeError("out of resource: shared memory")
         return torch.ones(3)
 

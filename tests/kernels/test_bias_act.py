@@ -25,7 +25,7 @@ PRODUCT = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers of which half types lose nothing, channels-last."""
+    """Draw numbers that half types represent exactly, channels-last."""
     values = torch.randn(shape).bfloat16().to(dtype)
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
@@ -85,7 +85,7 @@ def test_other_layouts(device: torch.device) -> None:
     check(draw(2, 8, 5, 6), draw(16)[::2], torch.randn(2, 8, 2, 3), True, device)
 
 
-def test_hostile_values(device: torch.device) -> None:
+def test_adversarial_values(device: torch.device) -> None:
     """NaN stays NaN, as in PyTorch; a sum beyond the largest number is infinite."""
     y = torch.tensor([NAN, -float("inf"), float("inf"), -0.0, -1e-30, 6e4, -6e4, 3e38]).view(1, 8, 1, 1)
     check(y, torch.tensor([1.0, 1, -1, 0, 0, 6e4, 0, 3e38]), None, True, device)
@@ -98,7 +98,7 @@ def test_empty_and_small(shape: tuple[int, ...], device: torch.device) -> None:
     check(draw(*shape), draw(8), draw(*shape), True, device)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import (
         bias_act as bias_act_triton,
@@ -180,7 +180,7 @@ def test_linear_add_relu_of_other_strides(device: torch.device) -> None:
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_conv_relu(dtype: torch.dtype, residual: bool, device: torch.device) -> None:
-    """What memory held before is nothing to the answer: on a GPU, the allocator's is full of NaN."""
+    """Earlier contents of the memory do not matter: on a GPU, the allocator's is full of NaN."""
     if dtype == torch.float16 and device.type == "cpu":
         pytest.skip("PyTorch has no such convolution on every CPU")
     for kernel, stride in ((1, 1), (3, 1), (3, 2)):

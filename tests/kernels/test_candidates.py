@@ -1,4 +1,4 @@
-"""Ops between the large layers against their specifications: an RPN's and a box head's candidates, what NMS keeps."""
+"""Ops between the large layers against their specifications: candidates of an RPN and a box head, kept rows."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_any_number_of_classes(classes: int, slots: int, device: torch.device) -
     inputs = [*draw_head(3, classes), torch.tensor([3, 1])]
     inputs[0][:, 5:12] += 12  # above a few hundredths
     settings = (*SETTINGS[:3], 0.03 if slots == 19 else 0.0)
-    found = select_candidates_op(*(one.to(device) for one in inputs), slots, *settings)
+    found = select_candidates_op(*(tensor.to(device) for tensor in inputs), slots, *settings)
     expected = decode_fallback.select_candidates(*inputs, slots, *settings)
     assert torch.equal(found[1].cpu(), expected[1])
     assert torch.equal(found[3].cpu(), expected[3])
@@ -51,13 +51,13 @@ def test_any_number_of_classes(classes: int, slots: int, device: torch.device) -
 
 
 def test_more_classes_than_slots(device: torch.device) -> None:
-    """By hand: the first classes that are above the threshold, never a slot of the next RoI."""
+    """Worked example: the first classes that are above the threshold, never a slot of the next RoI."""
     inputs = [torch.zeros(4, 6), torch.zeros(4, 6, 4), draw_boxes(4)[None], torch.tensor([[200, 300]])]
     inputs[2] = inputs[2].clamp(10, 80) + torch.tensor([0.0, 0, 9, 9])
     inputs[0][1, 2:] = NAN
     inputs[0][2, 4] = INF
     inputs[0][3, [0, 3]] = -INF
-    tensors = [one.to(device) for one in [*inputs, torch.tensor([4])]]
+    tensors = [tensor.to(device) for tensor in [*inputs, torch.tensor([4])]]
     boxes, labels, scores, valid = select_candidates_op(*tensors, 3, *SETTINGS)
     assert labels.tolist() == [[1, 2, 3, *[0] * 6, 1, 2, 4]]
     assert valid.tolist() == [[label > 0 for label in labels[0].tolist()]]
@@ -67,8 +67,8 @@ def test_more_classes_than_slots(device: torch.device) -> None:
 
 @pytest.mark.parametrize("layout", ["rows of one tensor", "columns"])
 def test_layouts_of_a_head(layout: str, device: torch.device) -> None:
-    """Whatever the strides, the same bits."""
-    logits, deltas, boxes, sizes = (one.to(device) for one in draw_head(5, 7))
+    """Results do not depend on the strides, bitwise."""
+    logits, deltas, boxes, sizes = (tensor.to(device) for tensor in draw_head(5, 7))
     count = torch.tensor([5, 4], device=device)
     expected = select_candidates_op(logits, deltas, boxes, sizes, count, 6, *SETTINGS)
     if layout == "columns":
@@ -106,8 +106,8 @@ def test_layouts_and_numbers_of_levels(levels: int, layout: str, device: torch.d
     logits, anchors = torch.randn(index.shape), draw_boxes(sum(sides))
     sizes = torch.tensor([[200, 300], [150, 90]])
     expected = decode_fallback.decode_levels(logits, index, lengths, deltas, anchors, sizes, *SETTINGS)
-    inputs = [one.to(device) for one in (logits, index, anchors, sizes)]
-    found = decode_levels_op(*inputs[:2], lengths, [one.to(device) for one in deltas], *inputs[2:], *SETTINGS)
+    inputs = [tensor.to(device) for tensor in (logits, index, anchors, sizes)]
+    found = decode_levels_op(*inputs[:2], lengths, [tensor.to(device) for tensor in deltas], *inputs[2:], *SETTINGS)
     torch.testing.assert_close(found[0].cpu(), expected[0], rtol=0, atol=0.01)
     torch.testing.assert_close(found[1].cpu(), expected[1], rtol=1e-6, atol=1e-7)
     assert (found[2].cpu() != expected[2]).float().mean() < 0.02
@@ -118,25 +118,25 @@ def test_places_beyond_a_level_are_read_nowhere(device: torch.device) -> None:
     """What a top-k over padded levels may give of logits of -inf."""
     inputs = candidate_cases.draw_levels(torch.float32, "ordinary")
     inputs[1][:, 3] = candidate_cases.ANCHORS * 13 * 19 + 40
-    expected = candidate_cases.decode_levels(*(one.to(device) for one in inputs))
+    expected = candidate_cases.decode_levels(*(tensor.to(device) for tensor in inputs))
     inputs[1][:, 3] = candidate_cases.ANCHORS * 13 * 19 - 1
     for actual, values in zip(
-        candidate_cases.decode_levels(*(one.to(device) for one in inputs)), expected, strict=True
+        candidate_cases.decode_levels(*(tensor.to(device) for tensor in inputs)), expected, strict=True
     ):
         assert torch.equal(actual, values)
 
 
 def test_registrations_are_sound(device: torch.device) -> None:
     logits, index, anchors, sizes, *deltas = (
-        one.to(device) for one in candidate_cases.draw_levels(torch.bfloat16, "ordinary")
+        tensor.to(device) for tensor in candidate_cases.draw_levels(torch.bfloat16, "ordinary")
     )
     arguments = (logits, index, candidate_cases.LENGTHS, deltas, anchors, sizes, *candidate_cases.LEVEL_SETTINGS)
     torch.library.opcheck(decode_levels_op, arguments)
-    inputs = [one.to(device) for one in candidate_cases.draw_classes(torch.bfloat16, "ordinary")]
+    inputs = [tensor.to(device) for tensor in candidate_cases.draw_classes(torch.bfloat16, "ordinary")]
     torch.library.opcheck(select_candidates_op, (*inputs, candidate_cases.SLOTS, *candidate_cases.CLASS_SETTINGS))
-    inputs = [one.to(device) for one in candidate_cases.draw_kept(torch.float32, "ordinary")]
+    inputs = [tensor.to(device) for tensor in candidate_cases.draw_kept(torch.float32, "ordinary")]
     torch.library.opcheck(take_kept_op, tuple(inputs))
     torch.library.opcheck(take_kept_op, (*inputs[:3], None))
     for num in (50, 1):
-        boxes, *sizes = (one.to(device) for one in candidate_cases.draw_detections(torch.float32, "ordinary"))
-        torch.library.opcheck(scale_boxes_op, (boxes[:1, :num], *(one[:1] for one in sizes)))
+        boxes, *sizes = (tensor.to(device) for tensor in candidate_cases.draw_detections(torch.float32, "ordinary"))
+        torch.library.opcheck(scale_boxes_op, (boxes[:1, :num], *(size[:1] for size in sizes)))

@@ -1,4 +1,4 @@
-"""fastmask::class_masks against its specification: shapes, counts, hostile labels and pixels; what PyTorch does."""
+"""fastmask::class_masks against its specification: shapes, counts, adversarial labels and pixels; what PyTorch does."""
 
 import pytest
 import torch
@@ -116,7 +116,7 @@ def test_any_share_and_little_shared_memory(
     check(device, inputs)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_more_than_int32_counts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import class_masks as class_masks_triton
 

@@ -1,10 +1,10 @@
-"""fastmask::decode_boxes against its specification: as an RPN and as a box head call it, hostile boxes, exact steps."""
+"""fastmask::decode_boxes against its specification: calls of an RPN and a box head, adversarial boxes, exact steps."""
 
 import math
 
 import pytest
 import torch
-from helpers.inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
+from helpers.inputs import FLOATS, INF, NAN, adversarial_boxes, draw_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference_layers
@@ -30,7 +30,7 @@ def draw_inputs(each: int, counted: bool) -> Inputs:
 
 
 def on(device: torch.device, inputs: Inputs) -> list[Tensor | None]:
-    return [None if one is None else one.to(device) for one in inputs]
+    return [None if tensor is None else tensor.to(device) for tensor in inputs]
 
 
 @SETTINGS
@@ -54,11 +54,11 @@ def test_meets_the_specification(
 
 @SETTINGS
 def test_all_but_the_exponential_is_exact(settings: tuple[object, ...], device: torch.device) -> None:
-    """Without growth every bit is that of plain PyTorch, also of boxes that are none and of deltas that are no numbers.
+    """Without growth results are bitwise those of eager PyTorch, also for invalid boxes and deltas that are NaN or inf.
 
-    On a GPU plain PyTorch multiplies by a weight's reciprocal; the kernel divides, as it does on a CPU.
+    On a GPU eager PyTorch multiplies by a weight's reciprocal; the kernel divides, as it does on a CPU.
     """
-    references = torch.cat([draw_boxes(80), hostile_boxes()])[None].expand(2, -1, -1)
+    references = torch.cat([draw_boxes(80), adversarial_boxes()])[None].expand(2, -1, -1)
     deltas = torch.randn(2, 100, 4)
     deltas[..., 2:] = 0
     deltas[:, ::11, 0], deltas[:, 1::13, 1], deltas[:, 2::17, 0] = NAN, -INF, INF
@@ -72,7 +72,7 @@ def test_all_but_the_exponential_is_exact(settings: tuple[object, ...], device: 
 
 
 def test_growth_is_bounded(device: torch.device) -> None:
-    """By hand: a box of 2 x 4 around (50, 50) that grows as far as it may; infinity grows as far, NaN is no box."""
+    """Worked example: a box of 2 x 4 around (50, 50) grows to the clip, by infinity no further; NaN is no valid box."""
     deltas = torch.tensor([[[0.0, 0, 99, INF], [0, 0, -INF, 0], [0, 0, NAN, 0]]], device=device)
     references = torch.tensor([[[49.0, 48, 51, 52]]], device=device)
     inputs = (deltas, references, torch.tensor([[100, 100]], device=device), torch.ones(1, 3, device=device), None)

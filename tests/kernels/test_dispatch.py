@@ -1,4 +1,4 @@
-"""Which path an op takes: its Triton kernel, or plain PyTorch."""
+"""Dispatch of ops: to the Triton kernel or the eager fallback."""
 
 import importlib
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def class_masks(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def preprocess(device: torch.device, dtype: torch.dtype) -> None:
-    """Whatever the buffer's type; images of float64 become float32."""
+    """The kernel runs for every type of the buffer; images of float64 become float32."""
     pixels, values = torch.empty(1, 3, 9, 9, device=device, dtype=dtype), torch.ones(3, device=device)
     preprocess_op([torch.rand(3, 4, 5, device=device).to(dtype)], [8], [9], values, values, pixels)
 
@@ -133,7 +133,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
 def test_the_kernel_is_what_runs(
     run: Run, launchers: list[str], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter, forward and backward; float64 is plain PyTorch's."""
+    """On CUDA tensors, and on CPU tensors in the interpreter, forward and backward; float64 falls back."""
     launched: list[str] = []
     for name in set(launchers):
         module = importlib.import_module(f"fastmask.kernels.{name}")

@@ -1,4 +1,4 @@
-"""Short launches do what Triton's own do: the same compiled kernel, with the same arguments, for whatever is passed."""
+"""Short launches against Triton's own: the same compiled kernel, with the same arguments, for any arguments."""
 
 import contextlib
 import importlib
@@ -42,7 +42,7 @@ def scale_rows(in_ptr, out_ptr, rows, varying, scale, FLAG: tl.constexpr, BLOCK:
 
 
 class Compiled:
-    """In the place of a compiled kernel: what it was compiled for, and how it was launched."""
+    """A compiled kernel's stand-in: it records what it was compiled for, and how it was launched."""
 
     packed_metadata, function = (), 7
 
@@ -63,7 +63,7 @@ DEVICE = 3
 
 @pytest.fixture(autouse=True)
 def driver() -> Iterator[None]:
-    """A driver that has one GPU's target; nothing is compiled."""
+    """A driver with one GPU's target, so that nothing is compiled."""
     LAUNCHES.clear()
     fake = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
@@ -74,7 +74,7 @@ def driver() -> Iterator[None]:
         yield
 
 
-def uncompiled(kernel: JITFunction) -> JITFunction:
+def stub_compiler(kernel: JITFunction) -> JITFunction:
     def compile(src: Any, target: Any, options: Any, **_: Any) -> Compiled:
         parts = (src.signature, src.constants, src.attrs, dict(options))
         return Compiled(tuple(repr(sorted(part.items(), key=str)) for part in parts))
@@ -85,16 +85,16 @@ def uncompiled(kernel: JITFunction) -> JITFunction:
 
 
 def pair() -> tuple[Kernel, JITFunction]:
-    kernel = uncompiled(jit(do_not_specialize=["varying"])(scale_rows))
+    kernel = stub_compiler(jit(do_not_specialize=["varying"])(scale_rows))
     assert isinstance(kernel, Kernel)
-    twin = uncompiled(triton.jit(scale_rows, do_not_specialize=["varying"]))
-    assert type(twin) is JITFunction
-    return kernel, twin
+    original = stub_compiler(triton.jit(scale_rows, do_not_specialize=["varying"]))
+    assert type(original) is JITFunction
+    return kernel, original
 
 
 @contextlib.contextmanager
 def counted_runs() -> Iterator[list[Any]]:
-    """How often Triton's own way was taken by a kernel of ours; patched where only it looks."""
+    """Count the launches of our kernels that take Triton's own path."""
     runs: list[Any] = []
     real = JITFunction.run
 
@@ -134,12 +134,12 @@ def draws(number: int) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...], dict[
 
 
 def test_launches_are_tritons() -> None:
-    kernel, twin = pair()
+    kernel, original = pair()
     chosen = list(draws(400))
     with counted_runs() as runs:
         for grid, args, kwargs in chosen + random.sample(chosen, len(chosen)):
             ours = kernel[grid](*args, **kwargs)
-            theirs = twin[grid](*args, **kwargs)
+            theirs = original[grid](*args, **kwargs)
             launch, expected = LAUNCHES[-2:]
             assert same_launch(launch, expected), (launch, expected)
             assert ours.facts == theirs.facts
@@ -170,7 +170,7 @@ def test_triton_is_asked_once_for_each_specialization() -> None:
 
 
 def test_plans_are_launches() -> None:
-    kernel, twin = pair()
+    kernel, original = pair()
     with counted_runs() as runs:
         for grid, _, kwargs in draws(60):
             numbers = {"rows": 16, "varying": 5, "scale": 0.5, "FLAG": True} | kwargs
@@ -178,21 +178,21 @@ def test_plans_are_launches() -> None:
             plan = Plan(kernel, grid, **numbers)
             for tensors in random.choices(list(itertools.product(TENSORS.values(), repeat=2)), k=8) * 2:
                 plan(*tensors)
-                twin[grid](*tensors, **numbers)
+                original[grid](*tensors, **numbers)
                 launch, expected = LAUNCHES[-2:]
                 assert same_launch(launch, expected), (launch, expected)
         assert len(runs) <= 60 * 8
 
 
 def test_debug_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, twin = pair()
+    kernel, original = pair()
     tensor = TENSORS[torch.float32, 0]
     plan = Plan(kernel, (1,), rows=2, varying=3, scale=0.5, FLAG=True)
     for debug in (False, True, False):
         monkeypatch.setattr(triton.knobs.runtime, "debug", debug)
         kernel[(1,)](tensor, tensor, 2, 3, 0.5, True)
         plan(tensor, tensor)
-        twin[(1,)](tensor, tensor, 2, 3, 0.5, True)
+        original[(1,)](tensor, tensor, 2, 3, 0.5, True)
         assert same_launch(LAUNCHES[-3], LAUNCHES[-1])
         assert same_launch(LAUNCHES[-2], LAUNCHES[-1])
     assert len({launch[0] for launch in LAUNCHES}) == 2
@@ -245,7 +245,7 @@ def test_what_triton_forgets_is_forgotten() -> None:
     first = plan(tensor, tensor)
     assert plan(tensor, tensor) is first
     kernel.device_caches.clear()
-    uncompiled(kernel)
+    stub_compiler(kernel)
     second = plan(tensor, tensor)
     assert second is not first
     assert kernel[(1,)](tensor, tensor, rows=2, varying=3, scale=0.5, FLAG=True) is second
@@ -268,7 +268,7 @@ def test_versions() -> None:
 
 
 def test_every_launched_kernel_is_one() -> None:
-    """Those that launchers index with a grid or plan; a new one with ``triton.jit`` would be right, but slower."""
+    """Launchers index kernels with a grid or a plan; under plain ``triton.jit`` these would be right, but slower."""
     launched = set()
     for path in Path(fastmask.kernels.__file__).parent.glob("triton/*.py"):
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""fastmask::nms_padded against its specification: order, ties, groups, exact fractions, hostile boxes, padding."""
+"""fastmask::nms_padded against its specification: order, ties, groups, exact fractions, adversarial boxes, padding."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers.inputs import FLOATS, INF, NAN, draw_boxes, hostile_boxes
+from helpers.inputs import FLOATS, INF, NAN, adversarial_boxes, draw_boxes
 from torch import Tensor
 
 from fastmask.kernels import reference
@@ -50,7 +50,7 @@ def test_meets_the_specification(num: int, grouped: bool, device: torch.device) 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dtypes(dtype: torch.dtype, device: torch.device) -> None:
-    """Half-typed boxes are what they are; only their IoU is computed in float32. Scores may be of another type."""
+    """Half-typed boxes are not rounded; only their IoU is computed in float32. Scores may be of another type."""
     boxes = draw_boxes(150, largest=60).to(dtype)[None]
     check(boxes, torch.rand(1, 150).half(), None, None, 0.3, 150, device)
 
@@ -62,8 +62,8 @@ def test_ties_keep_the_input_order(device: torch.device) -> None:
     check(boxes, scores, torch.randint(2, (1, 200)), None, 0.5, 200, device)
 
 
-def test_special_scores_and_hostile_boxes(device: torch.device) -> None:
-    boxes = torch.cat([hostile_boxes(), draw_boxes(40), hostile_boxes()])[None]
+def test_special_scores_and_adversarial_boxes(device: torch.device) -> None:
+    boxes = torch.cat([adversarial_boxes(), draw_boxes(40), adversarial_boxes()])[None]
     scores = torch.rand(1, boxes.shape[1])
     scores[0, ::7], scores[0, 1::7], scores[0, 2::7], scores[0, 3::7] = NAN, INF, -INF, -NAN
     for threshold in (0.0, 0.5, 1.0, -1.0, 2.0, INF):
@@ -162,7 +162,7 @@ def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: py
     check(boxes[:1], scores[:1], groups[:1], None, 0.3, 70, device, num_groups)
     check(boxes, scores, None, valid, 0.3, 9, device)
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.triton.nms.MOST_BUCKETS", 2)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MAX_BUCKETS", 2)
     check(boxes, scores, groups * 11 - 9, valid, 0.3, 70, device)
 
 
@@ -172,7 +172,7 @@ def test_orders(way: str, num_groups: int, device: torch.device, monkeypatch: py
     ids=["one run", "five runs", "ten runs"],
 )
 def test_presorted_runs(runs: list[int], dtype: torch.dtype, device: torch.device) -> None:
-    """What an RPN hands over: no sort, and ties across runs in the input's order."""
+    """Presorted runs, as of an RPN: no sort, and ties across runs in the input's order."""
     boxes = torch.stack([draw_boxes(130, largest=60) for _ in range(2)])
     scores = (torch.rand(2, 130) * 20).round().to(dtype)
     scores[0, ::9], scores[0, 1::9] = INF, -INF
@@ -196,10 +196,10 @@ def test_scores_that_rise_in_a_run_count_as_the_lowest_before(device: torch.devi
 def test_groups_beyond_the_window(
     window: int, splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several launches then settle a group, window after window, and stop where enough is kept."""
+    """Several launches then resolve a group, window after window, and stop where enough is kept."""
     if HAS_TRITON:
-        monkeypatch.setattr("fastmask.kernels.triton.nms.MOST_WORDS", 0)
-        monkeypatch.setattr("fastmask.kernels.triton.nms.LEAST_WINDOW", window)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MAX_WORDS", 0)
+        monkeypatch.setattr("fastmask.kernels.triton.nms.MIN_WINDOW", window)
         monkeypatch.setattr("fastmask.kernels.triton.nms_pairs.SPLITS", splits)
     boxes, scores = draw_boxes(300, largest=100)[None], torch.rand(1, 300)
     check(boxes, scores, None, None, 0.4, 300, device)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the kernels: no waiting for the device, graphs, streams, a second device."""
+"""Tests of the kernels that need a GPU: no host sync, graphs, streams, a second device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 import torch
 import torchvision
 from helpers.inputs import (
+    adversarial_boxes,
     draw_boxes,
     draw_masks,
     draw_pyramid,
     finite,
-    hostile_boxes,
     pyramid_scales,
     with_images,
 )
@@ -44,7 +44,7 @@ LIMITS = level_limits(SCALES, 224, 4)
 
 
 def draw_rois() -> Tensor:
-    return with_images(torch.cat([draw_boxes(60), hostile_boxes()]), 2)
+    return with_images(torch.cat([draw_boxes(60), adversarial_boxes()]), 2)
 
 
 def roi_align() -> tuple[Op, list[Tensor]]:
@@ -225,7 +225,7 @@ def class_masks_bfloat16() -> tuple[Op, list[Tensor]]:
 
 
 def class_masks_float32() -> tuple[Op, list[Tensor]]:
-    """In TF32."""
+    """float32 masks, in TF32."""
     return class_masks(torch.float32)
 
 
@@ -264,7 +264,7 @@ def flat(output: Any) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else list(output)
 
 
-def listed(op: Op) -> Callable[..., list[Tensor]]:
+def return_list(op: Op) -> Callable[..., list[Tensor]]:
     return lambda *inputs: flat(op(*inputs))
 
 
@@ -285,13 +285,13 @@ def test_nothing_waits_for_the_device(case: Callable[[], tuple[Op, list[Tensor]]
 def test_in_a_graph(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
     op, first = case()
     _, second = case()
-    check_graph(listed(op), first, second)
+    check_graph(return_list(op), first, second)
 
 
 @CASES
 def test_on_a_side_stream(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
     op, inputs = case()
-    check_side_stream(listed(op), inputs)
+    check_side_stream(return_list(op), inputs)
 
 
 @CASES
@@ -299,12 +299,12 @@ def test_on_the_second_device(case: Callable[[], tuple[Op, list[Tensor]]]) -> No
     if torch.cuda.device_count() < 2:
         pytest.skip("there is no second GPU")
     op, inputs = case()
-    check_second_device(listed(op), inputs)
+    check_second_device(return_list(op), inputs)
 
 
 @CASES
 def test_bitwise_equal_over_100_runs(case: Callable[[], tuple[Op, list[Tensor]]]) -> None:
-    """The kernels have no order of summation that could change."""
+    """Results are bitwise reproducible: no order of summation can change."""
     op, inputs = case()
     inputs = [tensor.cuda() for tensor in inputs]
     expected = flat(op(*inputs))
@@ -318,18 +318,18 @@ def test_roi_align_against_torchvision(ratio: int, aligned: bool) -> None:
     """Maps of any size and RoIs on and off them, forward and backward, 30 draws."""
     for _ in range(30):
         batch, channels, height, width = (int(size) for size in torch.randint(1, 60, (4,)))
-        boxes = torch.cat([draw_boxes(40, (2 * height, 2 * width), 60), hostile_boxes((2 * height, 2 * width))])
+        boxes = torch.cat([draw_boxes(40, (2 * height, 2 * width), 60), adversarial_boxes((2 * height, 2 * width))])
         # off whole pixels: a sample on the very border of a map counts or not by its last bit
         boxes = boxes[finite(boxes)] + 0.1 + 0.3 * torch.rand(4)
         rois = with_images(boxes, batch).cuda()
         features = torch.randn(batch, channels, height, width, device="cuda")
-        answers = []
+        results = []
         for module in (ops, torchvision.ops):
             leaf = features.clone().requires_grad_()
             pooled = module.roi_align(leaf, rois, (5, 3), 0.5, ratio, aligned)
             pooled.backward(torch.linspace(-1, 1, pooled.numel(), device="cuda").view(pooled.shape))
-            answers.append((pooled.detach(), leaf.grad))
-        for ours, theirs in zip(*answers, strict=True):
+            results.append((pooled.detach(), leaf.grad))
+        for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
 

@@ -1,9 +1,9 @@
-"""fastmask::paste_masks against its specification: both modes, three outputs, hostile boxes, gradients, size."""
+"""fastmask::paste_masks against its specification: both modes, three outputs, adversarial boxes, gradients, size."""
 
 import numpy as np
 import pytest
 import torch
-from helpers.inputs import FLOATS, NAN, draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import FLOATS, NAN, adversarial_boxes, draw_boxes, draw_masks
 from torch import Tensor
 
 from fastmask.kernels import reference
@@ -17,7 +17,7 @@ MODES = pytest.mark.parametrize("continuous", [False, True], ids=["torchvision",
 
 
 def draw_case(num: int = 10) -> tuple[Tensor, Tensor]:
-    boxes = torch.cat([draw_boxes(num, SIZE, 70), hostile_boxes(SIZE)])
+    boxes = torch.cat([draw_boxes(num, SIZE, 70), adversarial_boxes(SIZE)])
     return draw_masks(len(boxes)), boxes
 
 
@@ -46,7 +46,7 @@ def test_bool_and_packed_are_the_thresholded_floats(width: int, continuous: bool
 
 
 def test_the_threshold_itself(device: torch.device) -> None:
-    """torchvision's mode takes what is above the threshold, the continuous mode also what is on it."""
+    """torchvision's mode takes probabilities above the threshold, the continuous mode also those on it."""
     masks, boxes = torch.full((1, 4, 4), 0.5, device=device), torch.tensor([[0.0, 0, 8, 8]], device=device)
     for continuous, count in ((False, 0), (True, 36)):  # half a cell fades out on each side
         assert paste_masks_op(masks, boxes, 8, 8, "bool", 0.5, continuous, False, 0).sum() == count
@@ -54,7 +54,7 @@ def test_the_threshold_itself(device: torch.device) -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5])
 def test_beyond_the_box_nothing_is_mask(threshold: float, device: torch.device) -> None:
-    """Not even where every probability counts: what ends the mask is its reach, half a cell beyond the box."""
+    """The mask ends half a cell beyond the box, even where every probability counts."""
     box = torch.tensor([[10.3, 12.2, 30.7, 33.1]], device=device)
     pasted = paste_masks_op(torch.rand(1, 28, 28, device=device), box, *SIZE, "bool", threshold, True, False, 0)
     (left, top, right, bottom), cell = box[0].double().tolist(), torch.tensor([20.4, 20.9], dtype=torch.float64) / 28
@@ -90,7 +90,7 @@ def test_mask_sides(side: int, continuous: bool, dtype: torch.dtype, device: tor
 def test_any_number_of_programs(
     output: str, programs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that walks several tiles, several that share one, and most of them with nothing to do."""
+    """One program walks several tiles, several share one, and most have nothing to do."""
     from fastmask.kernels.triton import paste as paste_triton
 
     masks, boxes = draw_masks(3, 5).to(device), torch.tensor([[2.0, 1, 78, 19], [-9, -9, 99, 99], [30, 3, 31, 20]])
@@ -100,7 +100,7 @@ def test_any_number_of_programs(
     assert torch.equal(paste_masks_op(masks, boxes.to(device), 21, 83, output, 0.5, False, False, 1), expected)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 @pytest.mark.parametrize("output", ["bool", "packed"])
 def test_images_too_large_for_int32(output: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import paste as paste_triton
@@ -131,7 +131,7 @@ def test_nan_probabilities_are_no_mask(device: torch.device) -> None:
 @MODES
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None:
-    boxes = torch.cat([draw_boxes(3, (20, 30), 25), hostile_boxes((20, 30))]).to(device)
+    boxes = torch.cat([draw_boxes(3, (20, 30), 25), adversarial_boxes((20, 30))]).to(device)
     masks = torch.randn(len(boxes), 5, 5, dtype=torch.float64, device=device, requires_grad=True)
 
     def paste(masks: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def test_gradients(continuous: bool, logits: bool, device: torch.device) -> None
 @pytest.mark.parametrize("padding", [0, 1, 2], ids="padding{}".format)
 def test_gradients_meet_float64(padding: int, side: int, logits: bool, continuous: bool, device: torch.device) -> None:
     """Each cell's gradient is a sum over the pixels that it reaches; float32 places those to 1e-5 of a cell."""
-    boxes = torch.cat([draw_boxes(3, SIZE, 50), hostile_boxes(SIZE)])
+    boxes = torch.cat([draw_boxes(3, SIZE, 50), adversarial_boxes(SIZE)])
     if INTERPRET and device.type == "cpu":  # a program for each row of cells
         boxes, side = boxes[::2], min(side, 8)
     masks = torch.randn(len(boxes), side, side)

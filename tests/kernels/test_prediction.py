@@ -1,4 +1,4 @@
-"""Predicted times: what they rest on is counted right, where that can be executed; the table is that of the data."""
+"""Predicted times: their counts against executed kernels, and their table against the data."""
 
 import functools
 import json
@@ -76,7 +76,7 @@ def record_located(run: Callable[[], object]) -> list[Launch | TorchOp]:
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 )
 def test_counts_are_those_of_executed_kernels(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instructions and barriers of the PTX, worked out from trip counts, against those that an interpreter executes."""
+    """Instructions and barriers of the PTX, computed from trip counts, against those that the interpreter executes."""
     for tile in (class_masks_triton.AT_ONCE, class_masks_triton.IN_STEPS):
         monkeypatch.setitem(tile, "ROWS", 32)  # 64 are wgmma, which it does not execute
     run, works = SMALL[name](torch.Generator().manual_seed(seed))
@@ -100,7 +100,7 @@ def count(launch: Launch, work: Work) -> tuple[float, float]:
         times = float(np.broadcast_to(np.asarray(trips, float), launch.programs).sum())
         block = code.blocks[number].instructions
         instructions += times * launch.warps * len(block)
-        barriers += times * sum(one.opcode.startswith("bar.sync") for one in block)
+        barriers += times * sum(instruction.opcode.startswith("bar.sync") for instruction in block)
     return instructions, barriers
 
 
@@ -113,11 +113,11 @@ def recorded() -> tuple[list[Launch | TorchOp], list[Work]]:
 def test_what_is_launched_and_what_is_around_it(recorded: tuple[list[Launch | TorchOp], list[Work]]) -> None:
     events, works = recorded
     prediction = predict(events, works)
-    assert {one.kernel for one in prediction.launches} >= {work.kernel for work in works}
-    for one in prediction.launches:
-        assert one.registers > 0
-        assert 0 < one.issue <= one.pipe <= one.expected
-        assert one.longest <= one.expected
+    assert {launch.kernel for launch in prediction.launches} >= {work.kernel for work in works}
+    for launch in prediction.launches:
+        assert launch.registers > 0
+        assert 0 < launch.issue <= launch.pipe <= launch.expected
+        assert launch.longest <= launch.expected
     assert 0 < prediction.ideal <= prediction.expected
 
 
@@ -209,7 +209,7 @@ def test_measured_by_cases_that_there_are() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", table.CASES)
 def test_the_last_row_of_each_op_is_that_of_its_kernels(name: str) -> None:
-    """A kernel that changed wants a new row: ``--save VERSION --write-readme``."""
+    """A changed kernel needs a new row: ``--save VERSION --write-readme``."""
     version, row = [(v, r) for v in table.load_versions() for r in v["rows"] if r["op"] == name][-1]
     if version["triton"] != triton.__version__:
         pytest.skip(f"the row was made with Triton {version['triton']}")

@@ -1,4 +1,4 @@
-"""fastmask::preprocess against its specification and torch's own operations: kinds, layouts, sizes, hostile pixels."""
+"""fastmask::preprocess against its specification and torch's operations: types, layouts, sizes, adversarial pixels."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def run(
 
 
 def in_torch(images: list[Tensor], sizes: Sizes) -> Tensor:
-    """What torch's operations make of it, on the images' device."""
+    """Preprocess with torch's operations, on the images' device."""
     out = torch.zeros(len(images), 3, *PADDED, device=images[0].device)
     for padded, image, (height, width) in zip(out, images, sizes, strict=True):
         scaled = image.float() if image.is_floating_point() else image.float() / 255
@@ -83,7 +83,7 @@ def test_equals_torchs_operations(dtype: torch.dtype, device: torch.device) -> N
         assert not padded[:, :, width:].any()
 
 
-@pytest.mark.skipif(INTERPRET, reason="plain PyTorch's path")
+@pytest.mark.skipif(INTERPRET, reason="tests the eager fallback")
 def test_on_a_cpu_it_is_torchs_operations() -> None:
     images, sizes = draw()
     assert torch.equal(run(torch.device("cpu"), images, sizes), in_torch(images, sizes))
@@ -135,7 +135,7 @@ def test_empty(device: torch.device) -> None:
     assert run(device, [], []).shape == (0, 3, *PADDED)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernel leaves to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_more_than_int32_counts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import preprocess as preprocess_triton
 
@@ -175,7 +175,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 @pytest.mark.gpu
 def test_on_a_side_stream() -> None:
-    """What was written there just before is what is read, and the images may be let go of at once."""
+    """The kernel reads what the stream wrote just before, and the images may be freed at once."""
     images, sizes = draw()
     expected = run(torch.device("cuda"), images, sizes)
     sources = [image.cuda() for image in images]
@@ -201,7 +201,7 @@ def test_a_table_that_graphs_may_hold(device: torch.device) -> None:
     from fastmask.kernels.triton import preprocess as preprocess_triton
 
     words = [0, 2**62 + 1, -3, 7]
-    assert preprocess_triton.filled_table(words, device).tolist() == words
+    assert preprocess_triton.fill_table(words, device).tolist() == words
 
 
 @pytest.mark.gpu

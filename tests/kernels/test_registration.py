@@ -1,4 +1,4 @@
-"""How ops enter PyTorch's dispatcher: below autograd where nothing requires gradients, and as ever elsewhere."""
+"""Dispatch of ops into PyTorch: below autograd where nothing requires gradients, and as usual elsewhere."""
 
 import importlib
 import re
@@ -24,17 +24,17 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="where there are no kerne
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What was said of autograd, call by call."""
-    answers: list[bool] = []
-    real = dispatch.needs_autograd
+def autograd_results(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Results of needs_autograd, call by call."""
+    results: list[bool] = []
+    original = dispatch.needs_autograd
 
     def note(args: Any, kwargs: Any) -> bool:
-        answers.append(real(args, kwargs))
-        return answers[-1]
+        results.append(original(args, kwargs))
+        return results[-1]
 
     monkeypatch.setattr(dispatch, "needs_autograd", note)
-    return answers
+    return results
 
 
 def align(device: torch.device, gradients: bool) -> Tensor:
@@ -68,17 +68,17 @@ def test_a_pytorch_without_these_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registered == {"cpu" if launch.INTERPRET else "cuda": len}
 
 
-def test_autograd_is_entered_for_gradients_only(device: torch.device, asked: list[bool]) -> None:
+def test_autograd_is_entered_for_gradients_only(device: torch.device, autograd_results: list[bool]) -> None:
     assert not align(device, gradients=False).requires_grad
     assert align(device, gradients=True).requires_grad  # of a list's tensors too
     with torch.no_grad():
         assert not align(device, gradients=True).requires_grad
     with torch.inference_mode():
         assert align(device, gradients=False).is_inference()
-    assert asked == [False, True, False, False]
+    assert autograd_results == [False, True, False, False]
 
 
-def test_modes_and_transforms_see_the_op_as_ever(device: torch.device, asked: list[bool]) -> None:
+def test_modes_and_transforms_see_the_op_as_ever(device: torch.device, autograd_results: list[bool]) -> None:
     with FakeTensorMode():
         assert align(torch.device("cpu"), gradients=False).shape == (3, draw_pyramid(2)[0].shape[1], 2, 2)
     maps = [feature.to(device) for feature in draw_pyramid(2)]
@@ -87,11 +87,11 @@ def test_modes_and_transforms_see_the_op_as_ever(device: torch.device, asked: li
         lambda rois: multilevel_roi_align_op(maps, rois, SCALES, limits, 2, 2, 2, False)
     )(rois)
     assert torch.ops.fastmask.multilevel_roi_align.default in {node.target for node in traced.graph.nodes}
-    assert asked[:2] == [True, True]
+    assert autograd_results[:2] == [True, True]
 
 
 def _write(y: Tensor, value: float) -> None:
-    """As a kernel does: PyTorch does not see it."""
+    """Write in place as a kernel does, unseen by PyTorch."""
     y.detach().numpy()[:] = value
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.inputs import draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import adversarial_boxes, draw_boxes, draw_masks
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
@@ -19,7 +19,7 @@ from fastmask.kernels.rle import encode_masks_op
 HAS_PYCOCOTOOLS = importlib.util.find_spec("pycocotools") is not None
 
 
-def interpreted(device: torch.device) -> bool:
+def is_interpreted(device: torch.device) -> bool:
     return INTERPRET and device.type == "cpu"
 
 
@@ -33,7 +33,7 @@ def encode(masks: Tensor, boxes: Tensor, sizes: Tensor, *options: object, capaci
 
 
 def from_pycocotools(inside: Tensor) -> list[bytes]:
-    """Where it is missing, as on some GPU's machine: from the specification, which is compared with it elsewhere."""
+    """pycocotools' encoding; without it the specification's, which another test compares with it."""
     if not HAS_PYCOCOTOOLS:
         return [reference.encode_mask(mask) for mask in inside.cpu()]
     return [coco.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8)))["counts"] for mask in inside]
@@ -42,11 +42,11 @@ def from_pycocotools(inside: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 @pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
 def test_bytes_equal_pycocotools(continuous: bool, logits: bool, device: torch.device) -> None:
-    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, hostile boxes among them."""
-    for _ in range(1 if interpreted(device) else 50):
-        height, width = (int(side) for side in torch.randint(1, 40 if interpreted(device) else 70, (2,)))
+    """10,000 masks over the four cases (100 in the interpreter), on images of many shapes, some boxes adversarial."""
+    for _ in range(1 if is_interpreted(device) else 50):
+        height, width = (int(side) for side in torch.randint(1, 40 if is_interpreted(device) else 70, (2,)))
         boxes = torch.cat(
-            [draw_boxes(5 if interpreted(device) else 30, (height, width), 80), hostile_boxes((height, width))]
+            [draw_boxes(5 if is_interpreted(device) else 30, (height, width), 80), adversarial_boxes((height, width))]
         ).to(device)
         masks = draw_masks(len(boxes), int(torch.randint(1, 29, ()))).to(device)
         masks = 8 * masks - 4 if logits else masks

@@ -1,4 +1,4 @@
-"""fastmask::multilevel_roi_align against its specification: dtypes, layouts, levels, hostile RoIs, gradients, size."""
+"""fastmask::multilevel_roi_align against its specification: dtypes, layouts, levels, adversarial RoIs, gradients."""
 
 from fractions import Fraction
 
@@ -9,10 +9,10 @@ from helpers.inputs import (
     INF,
     LAYOUTS,
     NAN,
+    adversarial_boxes,
     away_from_limits,
     draw_boxes,
     draw_pyramid,
-    hostile_boxes,
     pyramid_scales,
     strided,
     with_images,
@@ -33,18 +33,18 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, tor
 
 
 def draw_case(
-    levels: int, num_rois: int = 12, batch: int = 2, hostile: bool = True
+    levels: int, num_rois: int = 12, batch: int = 2, adversarial: bool = True
 ) -> tuple[list[Tensor], Tensor, list[float], list[float]]:
     boxes = draw_boxes(num_rois)
-    if hostile:
-        boxes = torch.cat([boxes, hostile_boxes()])
+    if adversarial:
+        boxes = torch.cat([boxes, adversarial_boxes()])
     scales = pyramid_scales(levels)
     limits = level_limits(scales, 56, 4)  # of 224 / 4: so that the boxes drawn reach all levels
     rois = away_from_limits(with_images(boxes, batch), limits)
     return draw_pyramid(levels, batch), rois, scales, limits
 
 
-def specified(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor:
+def align_exactly(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor:
     return reference.multilevel_roi_align([f.double().cpu() for f in features], rois.double().cpu(), *rest)
 
 
@@ -58,7 +58,7 @@ def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, 
     features = [f.to(device, dtype) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 3, 2, ratio, aligned)
     assert actual.dtype == dtype
-    expected = specified(features, rois, scales, limits, 3, 2, ratio, aligned)
+    expected = align_exactly(features, rois, scales, limits, 3, 2, ratio, aligned)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -66,10 +66,10 @@ def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5], ids="L{}".format)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides_and_levels(levels: int, layout: str, dtype: torch.dtype, device: torch.device) -> None:
-    features, rois, scales, limits = draw_case(levels, hostile=False)
+    features, rois, scales, limits = draw_case(levels, adversarial=False)
     features = [strided(f.to(device, dtype), layout) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
-    expected = specified(features, rois, scales, limits, 2, 3, 2, True)
+    expected = align_exactly(features, rois, scales, limits, 2, 3, 2, True)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert actual.stride() == (30, 1, 15, 5)  # channels-last, whatever went in
 
@@ -105,7 +105,7 @@ def test_nan_gradients_stay_where_they_came_from(device: torch.device) -> None:
 
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """Levels too large to copy whole give what small ones give."""
-    features, rois, scales, limits = draw_case(3, hostile=False)
+    features, rois, scales, limits = draw_case(3, adversarial=False)
     features = [f.double().to(device) for f in features]
     together = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 3, 2, True)
     monkeypatch.setattr(roi_fallback, "SMALL", 0)
@@ -115,11 +115,11 @@ def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: tor
 
 @pytest.mark.parametrize("num_rois", [0, 1, 63, 64, 65], ids="K{}".format)
 def test_numbers_of_rois(num_rois: int, device: torch.device) -> None:
-    features, rois, scales, limits = draw_case(3, num_rois, hostile=False)
+    features, rois, scales, limits = draw_case(3, num_rois, adversarial=False)
     features = [f.double().to(device).requires_grad_() for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 2, 2, False)
     assert actual.shape == (num_rois, 5, 2, 2)
-    expected = specified(features, rois, scales, limits, 2, 2, 2, False)
+    expected = align_exactly(features, rois, scales, limits, 2, 2, 2, False)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
     actual.sum().backward()
     assert [f.grad.shape for f in features] == [f.shape for f in features]
@@ -142,14 +142,14 @@ def test_tiny_maps(shape: tuple[int, int], ratio: int, device: torch.device) -> 
     features = torch.randn(1, 3, *shape, dtype=torch.float64, device=device)
     rois = with_images(draw_boxes(20, (9, 9), 12), 1).double()
     actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 2, 2, ratio, True)
-    expected = specified([features], rois, [1.0], [INF], 2, 2, ratio, True)
+    expected = align_exactly([features], rois, [1.0], [INF], 2, 2, ratio, True)
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
 @pytest.mark.parametrize("image", [-1, -7, 2, 1e9, NAN, INF, -INF], ids=str)
 def test_a_wrong_image_index_gives_zeros(image: float, ratio: int, device: torch.device) -> None:
-    features, rois, scales, limits = draw_case(2, num_rois=3, hostile=False)
+    features, rois, scales, limits = draw_case(2, num_rois=3, adversarial=False)
     features = [f.to(device).requires_grad_() for f in features]
     rois[1, 0] = image
     pooled = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 2, ratio, False)
@@ -185,7 +185,7 @@ def test_huge_adaptive_grids_are_exact_and_cheap(scale: float, device: torch.dev
 
 
 def axis_weights(low: float, high: float, bins: int, size: int) -> Tensor:
-    """The weight of each of ``size`` pixels in each bin's mean of all samples, vectorised over a million of them."""
+    """The weight of each of ``size`` pixels in each bin's mean of all samples, vectorized over a million of them."""
     length = (high - low) / bins
     grid = int(-(-length // 1))
     rows = []
@@ -256,8 +256,8 @@ def test_axes_of_one_element_have_no_stride() -> None:
 
 
 PATHS = {
-    "copied": {"triton.channels_last.MOST_BYTES": 2**30},
-    "apart": {"triton.channels_last.MOST_BYTES": 0},
+    "copied": {"triton.channels_last.MAX_BYTES": 2**30},
+    "apart": {"triton.channels_last.MAX_BYTES": 0},
     "split": {"triton.roi_align.PROGRAMS": 10**6},
     "looped": {},
     "int64": {"triton.roi_align.offset_type": lambda _: roi_align_triton.tl.int64},
@@ -271,12 +271,12 @@ def test_paths(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, d
     """What the launcher decides by sizes, on small ones."""
     for name, value in PATHS[path].items():
         monkeypatch.setattr(f"fastmask.kernels.{name}", value)
-    features, rois, scales, limits = draw_case(levels=3, num_rois=6, hostile=path in ("copied", "apart"))
+    features, rois, scales, limits = draw_case(levels=3, num_rois=6, adversarial=path in ("copied", "apart"))
     ratio = 5 if path == "looped" else 2
     layout = torch.contiguous_format if path in ("copied", "apart") else torch.channels_last
     features = [f[:, :4].repeat(1, 4, 1, 1).to(device, dtype).contiguous(memory_format=layout) for f in features]
     actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 2, 9, ratio, False)
-    expected = specified(features, rois, scales, limits, 2, 9, ratio, False)
+    expected = align_exactly(features, rois, scales, limits, 2, 9, ratio, False)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -296,7 +296,7 @@ def test_gradients(ratio: int, layout: str, device: torch.device) -> None:
 
 def test_expanded_gradients_and_half_types(device: torch.device) -> None:
     """``.sum()`` hands over a gradient of stride 0; half-typed features get half-typed gradients, rounded once."""
-    features, rois, scales, limits = draw_case(3, hostile=False)
+    features, rois, scales, limits = draw_case(3, adversarial=False)
     grads = {}
     for dtype in (torch.float64, torch.bfloat16):
         leaves = [f.to(device, dtype).requires_grad_() for f in features]
@@ -310,7 +310,7 @@ def test_expanded_gradients_and_half_types(device: torch.device) -> None:
 
 
 def test_runs_are_bitwise_equal(device: torch.device) -> None:
-    features, rois, scales, limits = draw_case(3, num_rois=8 if INTERPRET else 200, hostile=False)
+    features, rois, scales, limits = draw_case(3, num_rois=8 if INTERPRET else 200, adversarial=False)
     rois = rois.to(device)
     size = 2 if INTERPRET else 7
     outputs = []

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def compare(grad: Tensor, rois: Tensor, device: torch.device, *options: object) -> list[Tensor]:
-    """Against plain PyTorch in float64, up to sums of many more gradients than one: relative to the largest."""
+    """Compare with the eager fallback in float64, relative to the largest sum of gradients."""
     actual = multilevel_roi_align_backward_op(grad.to(device), rois.to(device), *options)
     expected = roi_fallback.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
     for one, other in zip(actual, expected, strict=True):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, draw_boxes, hostile_boxes, strided, with_images
+from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, adversarial_boxes, draw_boxes, strided, with_images
 
 from fastmask.kernels import reference
 from fastmask.kernels.fallback import roi as roi_fallback
@@ -11,7 +11,7 @@ from fastmask.kernels.roi_pool import roi_pool_op
 
 
 def draw_rois(num: int = 12) -> torch.Tensor:
-    boxes = torch.cat([draw_boxes(num), hostile_boxes()])
+    boxes = torch.cat([draw_boxes(num), adversarial_boxes()])
     boxes[:3] = boxes[:3].round() + 0.5  # halves: the rounding rule
     return with_images(boxes, 2)
 
@@ -41,7 +41,7 @@ def test_bins_that_end_between_two_pixels(dtype: torch.dtype, device: torch.devi
 
 
 def test_images_one_after_the_other(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # plain PyTorch's
+    features, rois = torch.randn(2, 4, 25, 38, device=device).double(), draw_rois().to(device)  # eager fallback
     together = roi_pool_op(features, rois, 1.0, 3, 2)
     monkeypatch.setattr(roi_fallback, "SMALL", 0)
     for whole, alone in zip(together, roi_pool_op(features, rois, 1.0, 3, 2), strict=True):
@@ -90,7 +90,7 @@ def test_gradients(layout: str, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 0.125], ids="scale{}".format)
 def test_gradients_meet_the_argmaxima(scale: float, dtype: torch.dtype, device: torch.device) -> None:
-    """Each pixel gets the gradients of all bins whose maximum it is, summed in float32; twice the same bits."""
+    """Each pixel gets the gradients of all bins whose maximum it is, summed in float32; bitwise reproducible."""
     features = torch.randn(2, 5, 9, 13, device=device).to(dtype)
     rois = draw_rois(6).to(device)
     grads = []

@@ -1,4 +1,4 @@
-"""The byte model against bytes counted by hand."""
+"""The roofline model against worked examples."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A stem's ops against their specification: stem_conv, max_pool2d."""
+"""Ops of a ResNet's stem against their specification: stem_conv, max_pool2d."""
 
 import pytest
 import torch
@@ -26,12 +26,12 @@ CONVS = {  # kernel, padding, output channels
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TF32, which cuDNN takes by default."""
+    """Disable TF32, which cuDNN uses by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def with_gaps(x: Tensor, between: float = NAN) -> Tensor:
-    """The same images, of whose pixels each lies four elements behind the last."""
+    """Copy images into memory with four elements a pixel."""
     whole = F.pad(x, (0, 0, 0, 0, 0, 1), value=between)
     return whole.contiguous(memory_format=torch.channels_last)[:, :3]
 
@@ -64,7 +64,7 @@ def test_conv_meets_the_specification(dtype: torch.dtype, conv: str, device: tor
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_conv_of_other_layouts(dtype: torch.dtype, device: torch.device) -> None:
-    """Planes, pixels without gaps, rows of an odd number of pixels: plain PyTorch's."""
+    """Planes, pixels without gaps and rows of an odd number of pixels take the eager fallback."""
     x = torch.randn(2, 3, 14, 18).to(dtype)
     for other in (x, x.contiguous(memory_format=torch.channels_last), with_gaps(x[..., :17])):
         check_conv(other, "7 x 7", device)
@@ -113,7 +113,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def check_pool(x: Tensor, bias: Tensor | None, geometry: tuple[int, int, int], device: torch.device) -> None:
-    """Bit for bit what pooling, then a bias, then ReLU give, but for the sign of a zero."""
+    """Results are bitwise those of pooling, then a bias, then ReLU, except for the sign of a zero."""
     on_device, ours = x.to(device), None if bias is None else bias.to(device)
     actual = max_pool2d_op(on_device, ours, *geometry)
     expected = F.max_pool2d(on_device, *geometry)
@@ -139,7 +139,7 @@ def test_pool_meets_the_specification(dtype: torch.dtype, pool: str, bias: bool,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pool_of_nan_and_infinity(dtype: torch.dtype, device: torch.device) -> None:
-    """NaN wins, wherever in a window it stands; a window of -inf stays that."""
+    """NaN is the maximum, wherever in a window it is; a window of -inf gives -inf."""
     x = draw(1, 16, 12, 14, dtype=dtype)
     x[0, 0, 3, 3], x[0, 1, 4, 4], x[0, 2, 0, 0], x[0, 3, 11, 13], x[0, 4] = NAN, NAN, NAN, NAN, -INF
     x[0, 5, 6, 6], x[0, 6, 6, 6] = INF, -INF
@@ -161,7 +161,7 @@ def test_pool_that_cannot_be(device: torch.device) -> None:
             max_pool2d_op(x.to(device), None, *geometry)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="what the Triton kernels leave to plain PyTorch")
+@pytest.mark.skipif(not HAS_TRITON, reason="tests what takes the eager fallback instead of Triton")
 def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 
@@ -173,7 +173,7 @@ def test_too_large_for_int32(device: torch.device, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux only: elsewhere there is one path")
 def test_the_kernel_is_what_runs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA tensors, and on CPU tensors in the interpreter; of the layouts and types that are its own."""
+    """The kernel runs on CUDA tensors, and on CPU tensors in the interpreter, for its own layouts and types."""
     from fastmask.kernels.launch import on_device
     from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv as stem_conv_triton
 

@@ -114,7 +114,7 @@ def test_what_the_environment_has_wrong_is_named_at_import() -> None:
 
 @pytest.mark.gpu
 def test_predictions_without_kernels(tmp_path: Path) -> None:
-    """Their eager fallbacks wait for the device, which a CUDA graph cannot capture."""
+    """Their eager fallbacks have a host sync, which a CUDA graph cannot capture."""
     env = os.environ | {"FASTMASK_KERNELS": "off"}
     command = [sys.executable, "-m", "fastmask", "demo", "--number", "4", "--device", "cuda", "--out", str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -51,7 +51,7 @@ def test_numbers(number: int, device: torch.device) -> None:
 def test_ties_keep_the_order_of_anchors(
     dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Across chunks: the last ones kept are the first of their equals."""
+    """Ties across chunks: the last ones kept are the first of equal logits."""
     if HAS_TRITON:
         monkeypatch.setattr("fastmask.kernels.triton.top_anchors.CHUNK", 128)
     check([(level * 2).round() for level in draw(dtype)], 100, device)
@@ -73,7 +73,7 @@ def test_special_values(dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 6], ids="L{}".format)
 def test_levels_and_chunks(levels: int, device: torch.device) -> None:
-    """Up to 26,112 anchors a level, in seven chunks; six levels are plain PyTorch's."""
+    """Up to 26,112 anchors a level, in seven chunks; six levels take the eager fallback."""
     logits = [torch.randn(1, 3, 128 >> level, 68).bfloat16() for level in range(levels)]
     check(logits, 250, device)
 

@@ -1,4 +1,4 @@
-"""Knobs: launchers take every choice of theirs, the audit compiles it, and results stay what they are."""
+"""Knobs: launchers take every choice, the audit compiles it, and results stay the same."""
 
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ LAUNCH = {
 
 
 def launches(knob: Knob, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """What a launcher launches with these values: kernel, grid, numbers and constants, warps."""
+    """Launches of a launcher with these values: kernel, grid, numbers and constants, warps."""
     from triton.runtime.jit import JITFunction
 
     found = []
@@ -123,7 +123,7 @@ def launches(knob: Knob, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         fixed = {name: value for name, value in kwargs.items() if not isinstance(value, torch.Tensor)}
         found.append((self.__name__, grid, fixed))
 
-    with mock.patch.object(JITFunction, "run", note), tuning.overridden(CPU, values):
+    with mock.patch.object(JITFunction, "run", note), tuning.override(CPU, values):
         LAUNCH[knob.op]()
     return found
 
@@ -154,7 +154,7 @@ def test_an_interpreted_launcher_takes_what_was_saved(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(paste_triton, "_paste_kernel", Noting())
     args = (draw_masks(2), draw_boxes(2, (32, 60), 30), 32, 60, "float", 0.5, False, False, 1)
-    with tuning.overridden(CPU, {}):
+    with tuning.override(CPU, {}):
         expected = paste_masks_op(*args)
     path = tmp_path / "tuning.json"
     tune.save_outcome(path, "cpu", tune.Outcome("paste.lines", 8, [], tune.Trial(4, {}, "")), Shapes())
@@ -172,8 +172,8 @@ def test_every_choice_agrees_with_the_default(knob: Knob) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     for workload in WORKLOADS[knob.op](Shapes((256, 320), 2), device):
         run = workload.make()
-        with tuning.overridden(device, {}):
+        with tuning.override(device, {}):
             expected = run()
         for choice in knob.choices:
-            with tuning.overridden(device, {knob.name: choice}):
+            with tuning.override(device, {knob.name: choice}):
                 choose_check(knob)(run(), expected)

@@ -1,4 +1,4 @@
-"""Tuning files: which one is read, and what is believed of it."""
+"""Tuning files: which one is read, and which of its values are used."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from helpers.slim import slim_model
 
 import fastmask
 from fastmask.kernels import tuning
-from fastmask.kernels.tuning import tuned
+from fastmask.kernels.tuning import tuned_value
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -30,29 +30,29 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A file for the CPU, which ``FASTMASK_TUNING`` names."""
 
-    def written(values: Any, **facts: Any) -> Path:
+    def write_file(values: Any, **facts: Any) -> Path:
         path = tmp_path / "tuning.json"
         path.write_text(json.dumps({"format": tuning.FORMAT, **tuning.facts_of("cpu"), "values": values, **facts}))
         monkeypatch.setenv("FASTMASK_TUNING", str(path))
         return path
 
-    return written
+    return write_file
 
 
 def test_values_of_a_file_are_read_once(write: Callable[..., Path]) -> None:
     path = write({"paste.programs": 8192, "roi_align_backward.tile": [4, 4]})
-    assert tuned("paste.programs", 4096, CPU) == 8192
-    assert tuned("roi_align_backward.tile", (4, 8), CPU) == (4, 4)
-    assert tuned("rle.programs", 4096, CPU) == 4096
+    assert tuned_value("paste.programs", 4096, CPU) == 8192
+    assert tuned_value("roi_align_backward.tile", (4, 8), CPU) == (4, 4)
+    assert tuned_value("rle.programs", 4096, CPU) == 4096
     path.unlink()  # what was captured in a graph and what is launched later must be the same
-    assert tuned("paste.programs", 4096, CPU) == 8192
+    assert tuned_value("paste.programs", 4096, CPU) == 8192
     assert tuning.values_on(CPU) == {"paste.programs": 8192, "roi_align_backward.tile": (4, 4)}
 
 
 def test_off_and_no_file(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     write({"paste.programs": 8192})
     monkeypatch.setenv("FASTMASK_TUNING", "off")
-    assert tuned("paste.programs", 4096, CPU) == 4096
+    assert tuned_value("paste.programs", 4096, CPU) == 4096
     assert tuning.find_file(CPU) is tuning.find_file(GPU) is None
     monkeypatch.delenv("FASTMASK_TUNING")
     assert tuning.find_file(CPU) is None  # only GPUs are tuned
@@ -70,7 +70,7 @@ def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert path.parent == tmp_path / "fastmask" / "tuning"
     assert path.name.startswith("NVIDIA-H100-80GB-HBM3_triton-")
     assert path == tuning.find_file(GPU) == tuning.file_to_write(GPU)
-    assert tuned("paste.programs", 4096, GPU) == 4096
+    assert tuned_value("paste.programs", 4096, GPU) == 4096
     assert list(tmp_path.iterdir()) == []
 
     tuning._tables.clear(), tuning._files.clear()
@@ -78,7 +78,8 @@ def test_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path.write_text(json.dumps({"format": tuning.FORMAT, **tuning.facts_of(NAME), "values": {"paste.programs": 2048}}))
     before = path.stat().st_mtime_ns
     path.parent.chmod(0o555)
-    assert tuned("paste.programs", 4096, GPU) == tuned("paste.programs", 4096, torch.device("cuda", 1)) == 2048
+    for device in (GPU, torch.device("cuda", 1)):
+        assert tuned_value("paste.programs", 4096, device) == 2048
     assert [*path.parent.iterdir()] == [path]
     assert path.stat().st_mtime_ns == before
     path.parent.chmod(0o755)
@@ -99,11 +100,11 @@ def test_a_foreign_file_is_named_once_and_ignored(
 ) -> None:
     path = write({"paste.programs": 8192}, **facts)
     with pytest.warns(UserWarning, match=message) as caught:
-        assert tuned("paste.programs", 4096, CPU) == 4096
-    assert [str(path) in str(one.message) for one in caught] == [True]
+        assert tuned_value("paste.programs", 4096, CPU) == 4096
+    assert [str(path) in str(warning.message) for warning in caught] == [True]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tuned("paste.programs", 4096, CPU) == 4096
+        assert tuned_value("paste.programs", 4096, CPU) == 4096
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_a_foreign_file_is_named_once_and_ignored(
 def test_a_broken_file_is_named_and_ignored(text: str, write: Callable[..., Path]) -> None:
     write({}).write_bytes(text.encode(errors="surrogatepass"))
     with pytest.warns(UserWarning, match="the file is ignored"):
-        assert tuned("paste.programs", 4096, CPU) == 4096
+        assert tuned_value("paste.programs", 4096, CPU) == 4096
 
 
 def test_a_cache_that_is_closed_to_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,13 +124,13 @@ def test_a_cache_that_is_closed_to_the_user_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
     monkeypatch.setattr(Path, "exists", refuse)
     with pytest.warns(UserWarning, match="Permission denied"):
-        assert tuned("paste.programs", 4096, GPU) == 4096
+        assert tuned_value("paste.programs", 4096, GPU) == 4096
 
 
 def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FASTMASK_TUNING", str(tmp_path / "missing.json"))
     with pytest.warns(UserWarning, match=r"missing\.json"):
-        assert tuned("paste.programs", 4096, CPU) == 4096
+        assert tuned_value("paste.programs", 4096, CPU) == 4096
 
 
 @pytest.mark.parametrize(
@@ -150,27 +151,27 @@ def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_value_that_is_no_choice_is_named_and_ignored(name: str, value: Any, write: Callable[..., Path]) -> None:
     write({name: value, "rle.programs": 2048})
     with pytest.warns(UserWarning, match=f"{name}") as caught:
-        assert tuned(name, "default", CPU) == "default"
+        assert tuned_value(name, "default", CPU) == "default"
     assert len(caught) == 1
-    assert tuned("rle.programs", 4096, CPU) == 2048  # the others are believed
+    assert tuned_value("rle.programs", 4096, CPU) == 2048  # the others are used
 
 
-def test_overridden_values_end_with_the_block(write: Callable[..., Path]) -> None:
+def test_override_ends_with_the_block(write: Callable[..., Path]) -> None:
     write({"paste.programs": 8192})
     for known in (False, True):  # whether the file was read before
         assert (CPU in tuning._tables) == known
-        with tuning.overridden(CPU, {"paste.programs": 2048}):
-            assert tuned("paste.programs", 4096, CPU) == 2048
-            assert tuned("rle.programs", 4096, CPU) == 4096
-        assert tuned("paste.programs", 4096, CPU) == 8192
+        with tuning.override(CPU, {"paste.programs": 2048}):
+            assert tuned_value("paste.programs", 4096, CPU) == 2048
+            assert tuned_value("rle.programs", 4096, CPU) == 4096
+        assert tuned_value("paste.programs", 4096, CPU) == 8192
 
 
 def test_settings_of_a_shape(write: Callable[..., Path]) -> None:
     write({"predictor.mask_buckets at 320x480, batch 2, bfloat16": True})
     wanted = ((320, 480), 2, torch.bfloat16)
-    assert tuning.tuned_at("predictor.mask_buckets", False, CPU, *wanted) is True
+    assert tuning.tuned_value_at("predictor.mask_buckets", False, CPU, *wanted) is True
     for other in (((480, 320), *wanted[1:]), ((320, 480), 1, torch.bfloat16), ("exact", *wanted[1:])):
-        assert tuning.tuned_at("predictor.mask_buckets", False, CPU, *other) is False
+        assert tuning.tuned_value_at("predictor.mask_buckets", False, CPU, *other) is False
 
 
 def test_a_predictors_form_is_read_where_none_is_asked_for(write: Callable[..., Path]) -> None:
@@ -195,7 +196,7 @@ def test_looking_values_up_waits_for_nothing(tmp_path: Path, monkeypatch: pytest
         out = torch.zeros(1, device=device)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            out += tuned("paste.programs", 4096, device)
+            out += tuned_value("paste.programs", 4096, device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     graph.replay()

@@ -84,7 +84,7 @@ def boxes_of(num):
     nms_triton.COMPARISONS = 2**25
     nms_triton.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     nms_triton.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
-    nms_triton.COMPARISONS, nms_triton.MOST_WORDS, nms_triton.LEAST_WINDOW = 0, 0, 8
+    nms_triton.COMPARISONS, nms_triton.MAX_WORDS, nms_triton.MIN_WINDOW = 0, 0, 8
     nms_runs_triton.RUN = 64
     for nms_triton.MERGES in (0, 2**32):
         nms_triton.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100), 3)

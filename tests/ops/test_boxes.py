@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 import torchvision.ops as tv
-from helpers.inputs import NAN, draw_boxes, hostile_boxes
+from helpers.inputs import NAN, adversarial_boxes, draw_boxes
 from torch import Tensor
 
 from fastmask import ops
@@ -27,7 +27,7 @@ def test_nms(num: int, threshold: float) -> None:
 
 def test_nms_ties_and_special_values() -> None:
     """torchvision's CPU kernel sorts stably too, so equal scores and NaN come out in the same order."""
-    boxes = torch.cat([hostile_boxes(), draw_boxes(8, largest=40)[torch.randint(8, (200,))], hostile_boxes()])
+    boxes = torch.cat([adversarial_boxes(), draw_boxes(8, largest=40)[torch.randint(8, (200,))], adversarial_boxes()])
     scores = torch.randint(4, (len(boxes),)).float()
     scores[::9], scores[1::9], scores[2::9] = NAN, float("inf"), float("-inf")
     for threshold in (0.0, 0.5, 1.0):
@@ -107,7 +107,7 @@ def test_pairwise(dtype: torch.dtype, batch: tuple[int, ...]) -> None:
 
 
 def test_pairwise_hostile_and_empty() -> None:
-    boxes = hostile_boxes().double()
+    boxes = adversarial_boxes().double()
     for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         for a, b in ((boxes, boxes), (boxes[:0], boxes), (boxes, boxes[:0])):
             actual, expected = (getattr(module, name)(a, b) for module in (ops, tv))
@@ -125,7 +125,7 @@ def test_area_clip_and_small(dtype: torch.dtype) -> None:
 
 
 def test_clip_and_small_hostile() -> None:
-    boxes = hostile_boxes()
+    boxes = adversarial_boxes()
     clipped = ops.clip_boxes_to_image(boxes.view(2, -1, 4), (90, 120))
     expected = tv.clip_boxes_to_image(boxes.view(2, -1, 4), (90, 120))
     torch.testing.assert_close(clipped, expected, rtol=0, atol=0, equal_nan=True)

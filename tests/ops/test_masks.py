@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.inputs import FLOATS, draw_boxes, draw_masks, hostile_boxes
+from helpers.inputs import FLOATS, adversarial_boxes, draw_boxes, draw_masks
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
 
@@ -30,7 +30,7 @@ def test_paste_is_torchvisions_bitwise(dtype: torch.dtype, num: int, padding: in
 
 def test_paste_is_torchvisions_bitwise_on_degenerate_boxes() -> None:
     """Boxes without area, of the whole image and beyond it; torchvision raises for boxes outside the image."""
-    boxes = hostile_boxes(SIZE)[[0, 1, 2, 3, 4, 7, 10, 11, 12]]
+    boxes = adversarial_boxes(SIZE)[[0, 1, 2, 3, 4, 7, 10, 11, 12]]
     masks = draw_masks(len(boxes))[:, None]
     assert torch.equal(ops.paste_masks_in_image(masks, boxes, SIZE), torchvision_paste(masks, boxes, SIZE))
 
@@ -76,7 +76,7 @@ def test_continuous_mode_is_detectron2s() -> None:
 
 @pytest.mark.parametrize("mode", ["torchvision", "continuous"])
 def test_outputs_agree(mode: str) -> None:
-    masks, boxes = draw_masks(20), torch.cat([draw_boxes(10, SIZE), hostile_boxes(SIZE)[:10]])
+    masks, boxes = draw_masks(20), torch.cat([draw_boxes(10, SIZE), adversarial_boxes(SIZE)[:10]])
     logits = masks.logit(1e-4)
     inside = ops.paste_masks(masks, boxes, SIZE, mode=mode, threshold=0.3)
     values = ops.paste_masks(masks[:, None], boxes, SIZE, mode=mode, output="float")

@@ -10,10 +10,10 @@ import torchvision.ops as tv
 from helpers.inputs import (
     FLOATS,
     LAYOUTS,
+    adversarial_boxes,
     draw_boxes,
     draw_pyramid,
     finite,
-    hostile_boxes,
     strided,
     with_images,
 )
@@ -24,7 +24,7 @@ from fastmask import ops
 
 def draw_rois(num: int = 30) -> Tensor:
     """Every box that does not crash torchvision's CPU kernel."""
-    boxes = torch.cat([draw_boxes(num), hostile_boxes()])
+    boxes = torch.cat([draw_boxes(num), adversarial_boxes()])
     return with_images(boxes[finite(boxes)], 2)
 
 
@@ -119,7 +119,7 @@ def test_roi_pool(dtype: torch.dtype, scale: float) -> None:
 def test_pooler(levels: int, ratio: int) -> None:
     size = (200, 300)
     maps = {f"p{i}": f.double() for i, f in enumerate(draw_pyramid(levels))} | {"not used": torch.zeros(2, 9, 1, 1)}
-    boxes = [torch.cat([draw_boxes(40), hostile_boxes()]).double(), draw_boxes(25).double()]
+    boxes = [torch.cat([draw_boxes(40), adversarial_boxes()]).double(), draw_boxes(25).double()]
     boxes = [b[finite(b)] for b in boxes]
     arguments = ([f"p{i}" for i in range(levels)], (3, 2), ratio)
     options = {"canonical_scale": 56, "canonical_level": 4}  # so that the boxes reach all levels

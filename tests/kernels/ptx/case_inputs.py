@@ -1,4 +1,4 @@
-"""What the cases draw: RoIs, pyramids, masks and boxes, ordinary and hostile."""
+"""Inputs of the cases: RoIs, pyramids, masks and boxes, ordinary and adversarial."""
 
 import torch
 
@@ -14,11 +14,11 @@ def pyramid(levels, batch, channels, dtype, last, size=(64, 80)):
     return [m.contiguous(memory_format=torch.channels_last) if last else m for m in maps]
 
 
-def some_rois(num, batch, hostile=False, size=(64, 80)):
+def some_rois(num, batch, adversarial=False, size=(64, 80)):
     sides = 2 ** (torch.rand(num, 2) * 5 + 1)
     center = torch.rand(num, 2) * torch.tensor([size[1], size[0]])
     rois = torch.cat([torch.randint(batch, (num, 1)).float(), center - sides / 2, center + sides / 2], 1)
-    if hostile:
+    if adversarial:
         rows = [
             [0, 10, 10, 10, 10], [0, 60, 20, 10, 70], [0, NAN, 1, 20, 20], [NAN, 1, 1, 20, 20], [-1, 1, 1, 20, 20],
             [batch, 1, 1, 20, 20], [0, -INF, 0, INF, 20], [0, -40, -40, -10, -10], [0, 0, 0, size[1], size[0]],
@@ -42,11 +42,11 @@ def some_masks(num, side=28):
     return torch.where((torch.arange(num) % 2 == 0)[:, None, None], blob, torch.rand(num, side, side))
 
 
-def mask_boxes(num, size, hostile=False):
+def mask_boxes(num, size, adversarial=False):
     sides = 4 + torch.rand(num, 2) * torch.tensor([size[1], size[0]]) * 0.7
     center = torch.rand(num, 2) * torch.tensor([size[1], size[0]])
     boxes = torch.cat([center - sides / 2, center + sides / 2], 1)
-    if hostile:
+    if adversarial:
         h, w = size
         rows = [
             [0, 0, w, h], [-20, -20, w + 20, h + 20], [5, 5, 5, 5], [30, 9, 10, 30], [NAN, 1, 9, 9], [-INF, 0, INF, 9],

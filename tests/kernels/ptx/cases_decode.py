@@ -1,4 +1,4 @@
-"""Compiled kernels between the large layers against the reference: boxes decoded and chosen, and what NMS keeps."""
+"""Compiled kernels between the large layers against the reference: box decoding, candidates, gathering after NMS."""
 
 import math
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ SIZE = (200, 300)
 GROWTH = math.log(1000 / 16)
 
 
-def decode_case(dtype, each, above, counted, hostile=False) -> Case:
-    references = torch.stack([mask_boxes(45, SIZE, hostile) for _ in range(2)])
+def decode_case(dtype, each, above, counted, adversarial=False) -> Case:
+    references = torch.stack([mask_boxes(45, SIZE, adversarial) for _ in range(2)])
     num = references.shape[1]
     deltas = (torch.randn(2, num * each, 4) * 1.5).to(dtype)
-    if hostile:
+    if adversarial:
         deltas[:, ::7, 0], deltas[:, 1::7, 2], deltas[:, 2::7, 3], deltas[:, 3::7, 1] = NAN, INF, -INF, -INF
     scores = (torch.rand(2, num * each) * 8).round() / 8
     count = torch.tensor([num, 20]) if counted else None
@@ -42,7 +42,7 @@ def decode_case(dtype, each, above, counted, hostile=False) -> Case:
     return Case(lambda: decode_triton.decode_boxes(*arguments), check)
 
 
-def described(check, inputs, out) -> list[str]:
+def describe_errors(check, inputs, out) -> list[str]:
     try:
         check(inputs, list(out))
     except AssertionError as error:
@@ -56,7 +56,7 @@ def levels_case(dtype, kind) -> Case:
     arguments = (logits, index, candidate_cases.LENGTHS, deltas, anchors, sizes, *candidate_cases.LEVEL_SETTINGS)
     return Case(
         lambda: decode_levels_triton.decode_levels(*arguments),
-        lambda out: described(candidate_cases.check_levels, inputs, out),
+        lambda out: describe_errors(candidate_cases.check_levels, inputs, out),
     )
 
 
@@ -65,12 +65,12 @@ def classes_case(dtype, kind) -> Case:
     arguments = (*inputs, candidate_cases.SLOTS, *candidate_cases.CLASS_SETTINGS)
     return Case(
         lambda: candidates_triton.select_candidates(*arguments),
-        lambda out: described(candidate_cases.check_classes, inputs, out),
+        lambda out: describe_errors(candidate_cases.check_classes, inputs, out),
     )
 
 
 def many_classes_case(classes) -> Case:
-    """Of a program of several warps."""
+    """Candidates of so many classes that a program has several warps."""
     logits, deltas = torch.randn(4, classes), torch.randn(4, classes, 4)
     logits[:, 200:203] += 12
     boxes, sizes = mask_boxes(4, SIZE)[None], torch.tensor([SIZE])
@@ -103,7 +103,7 @@ def kept_case(labeled) -> Case:
 def scale_case() -> Case:
     inputs = candidate_cases.draw_detections(FP32, "adversarial")
     return Case(
-        lambda: take_triton.scale_boxes(*inputs), lambda out: described(candidate_cases.check_scaled, inputs, out)
+        lambda: take_triton.scale_boxes(*inputs), lambda out: describe_errors(candidate_cases.check_scaled, inputs, out)
     )
 
 
@@ -111,15 +111,15 @@ def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (FP32, BF16, FP16):
         yield f"decode {NAMES[dtype]}, as an RPN", decode_case(dtype, 1, False, False)
         yield f"decode {NAMES[dtype]}, as a box head", decode_case(dtype, 3, True, True)
-    yield "decode fp32, hostile boxes and deltas", decode_case(FP32, 2, False, True, True)
+    yield "decode fp32, adversarial boxes and deltas", decode_case(FP32, 2, False, True, True)
     for dtype in (FP32, BF16, FP16):
         yield f"RPN's candidates {NAMES[dtype]}", levels_case(dtype, "ordinary")
         yield f"box head's candidates {NAMES[dtype]}", classes_case(dtype, "ordinary")
     yield "rows NMS keeps", kept_case(False)
     yield "rows NMS keeps, labels", kept_case(True)
     yield "boxes scaled", scale_case()
-    yield "RPN's candidates fp32, hostile", levels_case(FP32, "adversarial")
-    yield "box head's candidates fp32, hostile", classes_case(FP32, "adversarial")
+    yield "RPN's candidates fp32, adversarial", levels_case(FP32, "adversarial")
+    yield "box head's candidates fp32, adversarial", classes_case(FP32, "adversarial")
     yield "box head's candidates fp32, 300 classes", many_classes_case(300)
 
 
@@ -138,6 +138,6 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     )
     yield (
         "rows NMS keeps, the row before the first",
-        Bug("triton.take", "real = kept >= 0", "real = kept >= -1", kept_case(True)),
+        Bug("triton.take", "valid = kept >= 0", "valid = kept >= -1", kept_case(True)),
     )
     yield "boxes scaled by the other axis", Bug("triton.take", "2 * end + 1 - axis", "2 * end + axis", scale_case())

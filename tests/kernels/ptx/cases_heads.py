@@ -1,4 +1,4 @@
-"""Compiled kernels before and behind the network, preprocessing and the mask branch, against the reference.
+"""Compiled kernels of preprocessing and of the mask branch against the reference.
 
 On sm_90 Triton makes tl.dot of 64 rows or more wgmma, which is not executed here: there the mask branch's programs get
 32 rows, and mma.sync; their real number is executed as compiled for sm_80, and for sm_90 it is compiled and audited.
@@ -18,14 +18,16 @@ from fastmask.kernels.triton import class_masks as class_masks_triton, preproces
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-def mask_case(dtype, num, batch, channels, middle, classes, size, precision="ieee", shared=227 * 1024, hostile=False):
+def mask_case(
+    dtype, num, batch, channels, middle, classes, size, precision="ieee", shared=227 * 1024, adversarial=False
+):
     hidden = torch.randn(num, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(channels, middle, 2, 2) / channels**0.5).to(dtype)
     weight = weight.contiguous(memory_format=torch.channels_last)
     bias, last_bias = torch.randn(middle).to(dtype), torch.randn(classes).to(dtype)
     last_weight = (torch.randn(classes, middle) / middle**0.5).to(dtype)
     labels, count = torch.randint(classes, (num,)), torch.arange(batch, 0, -1).clamp(max=num // batch)
-    if hostile:
+    if adversarial:
         labels[0], labels[-1], hidden[1, 0, 3, 3], hidden[1, :, 5, 5] = 2**40, -3, NAN, INF
     inputs = hidden, weight, bias, last_weight, last_bias, labels, count
 
@@ -62,12 +64,15 @@ def preprocess_case(images, sizes, padded, dtype=FP32, more=0, layout=torch.chan
 def cases() -> Iterator[tuple[str, Case]]:
     yield "mask branch bf16, C=256", mask_case(BF16, 2, 1, 256, 64, 3, (14, 14))
     yield "mask branch fp16, C=64, two images", mask_case(FP16, 4, 2, 64, 64, 3, (14, 14))
-    yield "mask branch bf16, C=20 to 70, hostile", mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
+    yield "mask branch bf16, C=20 to 70, adversarial", mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), adversarial=True)
     yield "mask branch bf16, C=40, in steps", mask_case(BF16, 2, 1, 40, 64, 3, (14, 14), shared=65_536)
     yield "mask branch fp16, C=300", mask_case(FP16, 2, 1, 300, 16, 3, (14, 14))
     yield "mask branch fp32, C=40", mask_case(FP32, 2, 1, 40, 64, 3, (12, 11))
     yield "mask branch fp32, C=1 to 1", mask_case(FP32, 2, 1, 1, 1, 1, (12, 11))
-    yield "mask branch fp32 by tf32, C=70, hostile", mask_case(FP32, 4, 1, 70, 64, 3, (12, 11), "tf32", hostile=True)
+    yield (
+        "mask branch fp32 by tf32, C=70, adversarial",
+        mask_case(FP32, 4, 1, 70, 64, 3, (12, 11), "tf32", adversarial=True),
+    )
 
     def noise(*shape):
         return torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -92,7 +97,7 @@ def bugs() -> Iterator[tuple[str, Bug]]:
         "mask branch, the wrong detection's class",
         Bug("triton.class_masks", "later = pixel >= pixels", "later = pixel > pixels", case),
     )
-    case = mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), hostile=True)
+    case = mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), adversarial=True)
     yield (
         "mask branch, padding is read",
         Bug("triton.class_masks", "counts = tl.where(later, counts1, counts0) & inside", "counts = inside", case),

@@ -1,4 +1,4 @@
-"""Compiled pasting of masks, forward and backward, against the reference."""
+"""Compiled mask pasting, forward and backward, against the reference."""
 
 from collections.abc import Iterator
 from unittest import mock
@@ -74,11 +74,11 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
                 f"paste {NAMES[dtype]} to {output}, {mode}, 40x60",
                 paste_case(masks, boxes, size, output, continuous, logits),
             )
-    hostile = mask_boxes(2, size, True)
+    adversarial = mask_boxes(2, size, True)
     for output, continuous in (("float", False), ("float", True), ("packed", False), ("bool", True)):
         yield (
-            f"paste fp32 to {output}, hostile boxes, {'continuous' if continuous else 'torchvision'}",
-            paste_case(some_masks(len(hostile)), hostile, size, output, continuous),
+            f"paste fp32 to {output}, adversarial boxes, {'continuous' if continuous else 'torchvision'}",
+            paste_case(some_masks(len(adversarial)), adversarial, size, output, continuous),
         )
     yield "paste fp32 to bool, 33x1", paste_case(some_masks(3), mask_boxes(3, (33, 9)), (33, 1), "bool")
     yield (
@@ -130,14 +130,14 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
             f"paste backward {NAMES[dtype]}, {'continuous' if continuous else 'torchvision'}, 40x60",
             paste_backward_case(masks, boxes, size, continuous, logits),
         )
-    hostile = mask_boxes(1, (20, 150), True)
+    adversarial = mask_boxes(1, (20, 150), True)
     yield (
-        "paste backward fp32, hostile boxes, M=7, 20x150",
-        paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150)),
+        "paste backward fp32, adversarial boxes, M=7, 20x150",
+        paste_backward_case(some_masks(len(adversarial), 7), adversarial, (20, 150)),
     )
     yield (
-        "paste backward fp32, hostile boxes, M=7, continuous",
-        paste_backward_case(some_masks(len(hostile), 7), hostile, (20, 150), True),
+        "paste backward fp32, adversarial boxes, M=7, continuous",
+        paste_backward_case(some_masks(len(adversarial), 7), adversarial, (20, 150), True),
     )
 
 

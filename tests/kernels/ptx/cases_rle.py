@@ -14,7 +14,7 @@ from fastmask.kernels.triton import paste as paste_triton, rle as rle_triton
 def rle_case(
     masks, boxes, sizes, continuous=False, logits=False, padding=1, threshold=0.5, capacity=6000, programs=None
 ) -> Case:
-    """Bytes must be those of the paste kernel's own masks."""
+    """Check that the bytes encode the paste kernel's own masks."""
 
     def run():
         with mock.patch.object(rle_triton, "PROGRAMS", programs or rle_triton.PROGRAMS):
@@ -61,11 +61,11 @@ def cases() -> Iterator[tuple[str, Case]]:
             f"RLE {NAMES[dtype]}, {'continuous' if continuous else 'torchvision'}, 5 masks",
             rle_case(masks, boxes, [size] * 5, continuous, logits),
         )
-    hostile = mask_boxes(1, size, True)
-    yield "RLE fp32, hostile boxes", rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile))
+    adversarial = mask_boxes(1, size, True)
+    yield "RLE fp32, adversarial boxes", rle_case(some_masks(len(adversarial)), adversarial, [size] * len(adversarial))
     yield (
-        "RLE fp32, hostile boxes, continuous",
-        rle_case(some_masks(len(hostile)), hostile, [size] * len(hostile), True),
+        "RLE fp32, adversarial boxes, continuous",
+        rle_case(some_masks(len(adversarial)), adversarial, [size] * len(adversarial), True),
     )
     sizes = [(40, 60), (1, 7), (64, 3), (33, 17), (16, 16)]
     yield "RLE fp32, images of several sizes, M=14", rle_case(some_masks(5, 14), mask_boxes(5, (30, 30)), sizes)

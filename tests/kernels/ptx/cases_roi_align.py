@@ -44,7 +44,7 @@ def border_roi(x1, x2):
 
 
 def border_case(x1, x2, width, num_bins, last):
-    """A sample lies on the border of the map, where rounding decides unless nothing is rounded: it counts."""
+    """A sample on the border of the map, which counts unless a product is rounded."""
     roi = border_roi(x1, x2)
     features = torch.ones(1, 16, 8, width)
     features = features.contiguous(memory_format=torch.channels_last) if last else features
@@ -71,7 +71,7 @@ def roi_align_backward_case(
     last=False,
     counted=True,
 ):
-    """``last``: the gradient is channels-last, and not copied; ``counted``: so many RoIs are not sorted."""
+    """``last``: the gradient is channels-last, and not copied; ``counted``: up to so many RoIs are not sorted."""
     scales, limits = geometry(levels)
     heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
@@ -115,14 +115,14 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
             for ratio in (2, 0):
                 name = f"RoIAlign {NAMES[dtype]}, {'NHWC' if last else 'NCHW'}, 4 levels, C=64, ratio {ratio}"
                 yield name, roi_align_case(pyramid(4, 2, 64, dtype, last), six, ratio=ratio)
-    hostile = some_rois(4, 2, True)
+    adversarial = some_rois(4, 2, True)
     yield (
-        "RoIAlign fp32, NHWC, hostile RoIs, C=32, aligned",
-        roi_align_case(pyramid(4, 2, 32, FP32, True), hostile, ratio=2, aligned=True),
+        "RoIAlign fp32, NHWC, adversarial RoIs, C=32, aligned",
+        roi_align_case(pyramid(4, 2, 32, FP32, True), adversarial, ratio=2, aligned=True),
     )
     yield (
-        "RoIAlign fp32, NCHW, hostile RoIs, C=5, ratio 0",
-        roi_align_case(pyramid(4, 2, 5, FP32, False), hostile, ratio=0),
+        "RoIAlign fp32, NCHW, adversarial RoIs, C=5, ratio 0",
+        roi_align_case(pyramid(4, 2, 5, FP32, False), adversarial, ratio=0),
     )
     yield (
         "RoIAlign bf16, NHWC, C=33, 5 levels, 3x4",
@@ -155,12 +155,12 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     odd = torch.cat([torch.zeros(1), six.flatten()])[1:].view(-1, 5)
     yield "RoIAlign fp32, RoIs at an odd address", roi_align_case(pyramid(4, 2, 32, FP32, True), odd)
     yield (
-        "RoIAlign bf16, NHWC, hostile RoIs, C=64, ratio 3, 3x10",
-        roi_align_case(pyramid(4, 2, 64, BF16, True), hostile, (3, 10), 3),
+        "RoIAlign bf16, NHWC, adversarial RoIs, C=64, ratio 3, 3x10",
+        roi_align_case(pyramid(4, 2, 64, BF16, True), adversarial, (3, 10), 3),
     )
     yield (
-        "RoIAlign bf16, NHWC, hostile RoIs, C=40, ratio 0",
-        roi_align_case(pyramid(4, 2, 40, BF16, True), hostile, (3, 4), 0),
+        "RoIAlign bf16, NHWC, adversarial RoIs, C=40, ratio 0",
+        roi_align_case(pyramid(4, 2, 40, BF16, True), adversarial, (3, 4), 0),
     )
     yield (
         "RoIAlign bf16, NHWC, C=272 in three blocks",
@@ -174,7 +174,7 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
         "RoIAlign bf16, NHWC, C=256 in two tiles, ratio 5",
         roi_align_case(pyramid(2, 1, 256, BF16, True), six[:2] * OF_ONE_IMAGE, (3, 3), 5),
     )
-    hits = hostile[[0, 1, 4, 9, 12]] * OF_ONE_IMAGE
+    hits = adversarial[[0, 1, 4, 9, 12]] * OF_ONE_IMAGE
     yield "RoIAlign fp32, NHWC, C=256 in two tiles", roi_align_case(pyramid(2, 1, 256, FP32, True), hits, (2, 7))
     one = [m.as_strided(m.shape, (7, *m.stride()[1:])) for m in pyramid(2, 1, 32, BF16, True)]
     yield (
@@ -205,11 +205,11 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
                 roi_align_backward_case(dtype, 64, 4, six, 2, (3, 3), ratio),
             )
     yield (
-        "RoIAlign backward fp32, hostile RoIs, C=32, aligned",
+        "RoIAlign backward fp32, adversarial RoIs, C=32, aligned",
         roi_align_backward_case(FP32, 32, 4, some_rois(4, 2, True), 2, (3, 3), 2, True),
     )
     yield (
-        "RoIAlign backward fp32, hostile RoIs, C=7, ratio 0",
+        "RoIAlign backward fp32, adversarial RoIs, C=7, ratio 0",
         roi_align_backward_case(FP32, 7, 2, some_rois(2, 2, True), 2, (2, 3), 0),
     )
     yield (

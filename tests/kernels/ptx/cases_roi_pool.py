@@ -53,13 +53,16 @@ def cases() -> Iterator[tuple[str, Case]]:
     features[0, :, 3:6, 3:9] = NAN
     features[1, :, 8:12, 3:9] = -INF
     features[:, 1] = 1.0  # ties
-    yield "RoIPool fp32, NHWC, C=33, hostile RoIs, NaN, ties", roi_pool_case(features, some_rois(8, 2, True), (3, 4))
+    yield (
+        "RoIPool fp32, NHWC, C=33, adversarial RoIs, NaN, ties",
+        roi_pool_case(features, some_rois(8, 2, True), (3, 4)),
+    )
     yield "RoIPool fp16, NCHW, C=1", roi_pool_case(pyramid(1, 2, 1, FP16, False)[0], six, (7, 7))
     yield "RoIPool bf16, NHWC, C=144 in two blocks", roi_pool_case(pyramid(1, 2, 144, BF16, True)[0], six[:3], (2, 2))
     for dtype in (FP32, BF16, FP16):
         yield f"RoIPool backward {NAMES[dtype]}, C=32", roi_pool_backward_case(dtype, 32, six, 2)
     yield (
-        "RoIPool backward fp32, hostile RoIs, C=33",
+        "RoIPool backward fp32, adversarial RoIs, C=33",
         roi_pool_backward_case(FP32, 33, some_rois(6, 2, True), 2, (3, 4)),
     )
     yield (

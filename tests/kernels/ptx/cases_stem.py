@@ -20,9 +20,9 @@ from fastmask.kernels.triton import max_pool2d as max_pool2d_triton, stem_conv a
 TOLERANCE = {FP32: 1e-6, FP16: 1e-3, BF16: 8e-3}
 
 
-def conv_case(batch, height, width, kernel_size, padding, outputs, dtype, hostile=False):
+def conv_case(batch, height, width, kernel_size, padding, outputs, dtype, adversarial=False):
     x = torch.randn(batch, 3, height, width).to(dtype)
-    if hostile:
+    if adversarial:
         x[0, 0, 5, 8], x[0, 2, -1, -1], x[0, 1, 0, 0] = NAN, INF, -INF
     images = F.pad(x, (0, 0, 0, 0, 0, 1), value=NAN).contiguous(memory_format=torch.channels_last)[:, :3]
     weight = (torch.randn(outputs, 3, kernel_size, kernel_size) / 12).to(dtype)
@@ -59,8 +59,8 @@ def pool_case(shape, geometry, dtype, bias=False, elements=512):
 def cases() -> Iterator[tuple[str, Case]]:
     for dtype in (BF16, FP16):
         name = NAMES[dtype]
-        yield f"stem's convolution {name}, 7 x 7", conv_case(2, 17, 42, 7, 3, 64, dtype, hostile=True)
-        yield f"stem's convolution {name}, 3 x 3 to 24", conv_case(1, 18, 36, 3, 1, 24, dtype, hostile=True)
+        yield f"stem's convolution {name}, 7 x 7", conv_case(2, 17, 42, 7, 3, 64, dtype, adversarial=True)
+        yield f"stem's convolution {name}, 3 x 3 to 24", conv_case(1, 18, 36, 3, 1, 24, dtype, adversarial=True)
         yield f"stem's convolution {name}, 6 x 6 to 80", conv_case(1, 13, 20, 6, 3, 80, dtype)
     for dtype in (FP32, BF16, FP16):
         name = NAMES[dtype]
@@ -71,7 +71,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 def bugs() -> Iterator[tuple[str, Bug]]:
-    case = conv_case(1, 9, 20, 7, 3, 64, BF16, hostile=True)
+    case = conv_case(1, 9, 20, 7, 3, 64, BF16, adversarial=True)
     gap = "window = tl.load", "counts = pixel >= 0\n        window = tl.load", case
     yield "stem's convolution, what lies between pixels", Bug("triton.stem_conv", *gap)
     border = "(pair < pairs)", "(pair <= pairs)", conv_case(1, 9, 20, 7, 3, 64, BF16)

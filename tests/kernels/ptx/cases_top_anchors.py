@@ -1,4 +1,4 @@
-"""The compiled selection of anchors against its specification."""
+"""Compiled top-k of anchors against its specification."""
 
 from collections.abc import Iterator
 

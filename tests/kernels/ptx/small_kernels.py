@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def neighbours(x_ptr, scratch_ptr, out_ptr, BARRIER: tl.constexpr, BLOCK: tl.constexpr):
+def neighbors(x_ptr, scratch_ptr, out_ptr, BARRIER: tl.constexpr, BLOCK: tl.constexpr):
     """Each thread reads what another one wrote: a race without the barrier."""
     lanes = tl.arange(0, BLOCK)
     tl.store(scratch_ptr + lanes, tl.load(x_ptr + lanes) * 2)

@@ -1,4 +1,4 @@
-"""The kernels as Triton compiles them, executed from their PTX: results, bounds, races, uninitialized reads, barriers.
+"""Compiled kernels, executed from their PTX: results, bounds, races, uninitialized reads, barriers.
 
 `pytest -m "ptx and not slow"`: each case in two modes; with slow: in all. See helpers/ptx.
 """
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def name_cases() -> Iterator[object]:
-    """In the first mode, and two of three in one of the others as well; the rest is slow."""
+    """Run every case in the first mode, and two of three in one of the others as well; the rest is slow."""
     first, *others = MODES
     for family, module in FAMILIES.items():
         for number, (name, _) in enumerate(module.cases()):
@@ -65,7 +65,7 @@ def test_compiled(family: str, name: str, mode: str, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_backward_is_bitwise_reproducible(dtype: str, seed: int) -> None:
-    """Whatever order warps run in."""
+    """Results do not depend on the order in which warps run."""
     torch.manual_seed(seed)
     case = dict(cases_roi_align.cases())[f"RoIAlign backward {dtype}, 4 levels, C=64, ratio 2"]
     outputs = []

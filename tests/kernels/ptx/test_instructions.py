@@ -1,4 +1,4 @@
-"""Single instructions of the PTX interpreter against Python's integers: also such that no kernel contains today."""
+"""Single instructions of the PTX interpreter against Python's integers, also those that no kernel contains today."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""The PTX interpreter itself: small Triton kernels against PyTorch, and what is wrong on purpose must be found."""
+"""The PTX interpreter itself: small Triton kernels against PyTorch, and planted errors that must be found."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def run(capability: int, launch: Callable[[], object], **options: object) -> list[Run]:
-    """Launches in which nothing is wrong."""
+    """Run launches, and check that the interpreter reports no error."""
     with launched(capability, Options(statistics=True, **options)) as runs:
         launch()
     assert not [error for r in runs for error in r.errors]
@@ -30,7 +30,7 @@ def run(capability: int, launch: Callable[[], object], **options: object) -> lis
 
 
 def draw(*shape: int) -> Tensor:
-    """float32 of all sizes, with special ones."""
+    """Draw float32 of all magnitudes, with special values."""
     x = torch.randn(shape) * 2.0 ** torch.randint(-9, 9, shape)
     special = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 1e30, -1e-30, 3e38])
     return torch.where(torch.rand(shape) < 0.1, special[torch.randint(len(special), shape)], x)
@@ -243,12 +243,12 @@ def test_finds_a_missing_barrier(order: str) -> None:
     x, scratch, out = torch.arange(256.0), torch.empty(256), torch.empty(256)
     for barrier, wrong in ((True, ""), (False, "race in global memory")):
         errors = find(
-            lambda: small_kernels.neighbours[(1,)](x, scratch, out, BARRIER=barrier, BLOCK=256),  # noqa: B023
+            lambda: small_kernels.neighbors[(1,)](x, scratch, out, BARRIER=barrier, BLOCK=256),  # noqa: B023
             order=order,
         )
         assert errors.startswith(wrong)
         assert bool(errors) == bool(wrong)
-    assert not find(lambda: small_kernels.neighbours[(1,)](x, scratch, out, BARRIER=True, BLOCK=256))
+    assert not find(lambda: small_kernels.neighbors[(1,)](x, scratch, out, BARRIER=True, BLOCK=256))
     assert torch.equal(out, (x * 2).roll(-37))
 
 
@@ -294,7 +294,7 @@ def test_finds_missing_lanes() -> None:
     )
 
 
-def pipelined() -> Tensor:
+def multiply_pipelined() -> Tensor:
     a, b, out = torch.randn(32, 128), torch.randn(128, 16), torch.empty(32, 16)
     small_kernels.dot[(1,)](a, b, out, 128, M=32, N=16, K=32, PRECISION="tf32", STAGES=3)
     return (out - a @ b).abs().max()
@@ -309,8 +309,8 @@ def pipelined() -> Tensor:
     ],
 )
 def test_finds_bugs_of_asynchronous_copies(old: str, new: str, wrong: str) -> None:
-    assert not find(pipelined)
-    assert wrong in find(pipelined, lambda ptx: ptx.replace(old, new))
+    assert not find(multiply_pipelined)
+    assert wrong in find(multiply_pipelined, lambda ptx: ptx.replace(old, new))
 
 
 def test_names_an_unknown_instruction() -> None:

@@ -1,4 +1,4 @@
-"""Bugs planted in the kernels must be found: by the results, by bounds, or as races."""
+"""Planted bugs in the kernels, which must be found: by the results, by bounds, or as races."""
 
 from collections.abc import Iterator
 
@@ -50,8 +50,8 @@ def test_finds_planted_bug(module: object, name: str, seed: int) -> None:
         assert any(execute(bug.case, 90, o)[0] for o in options)
 
 
-def name_mutated() -> Iterator[object]:
-    """Some cases of each family: those of most kernels."""
+def name_some_cases() -> Iterator[object]:
+    """Some cases of each family, with most of its kernels."""
     for module in FAMILIES:
         names = [name for name, _ in module.cases()]
         for name in names[:: max(1, len(names) // 4)]:
@@ -59,9 +59,9 @@ def name_mutated() -> Iterator[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "name"), [*name_mutated()])
+@pytest.mark.parametrize(("module", "name"), [*name_some_cases()])
 def test_finds_missing_barriers(module: object, name: str, seed: int) -> None:
-    """Each bar.sync is taken out in turn. A few change nothing: Triton emits some that are redundant, such as the first
+    """Remove each bar.sync in turn. A few change nothing: Triton emits some that are redundant, such as the first
     one of a program, and beside a bar.warp.sync all of a kernel of one warp."""
     torch.manual_seed(seed)
     case = dict(module.cases())[name]

@@ -1,4 +1,4 @@
-"""The kernels that a tuning file can lead to, executed as compiled: each choice that is a constant of one."""
+"""Kernels that a tuning file can choose, executed as compiled: each choice that is a constant of a kernel."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ CASES = {
     "roi_align_backward.tile": (
         cases_roi_align,
         "RoIAlign backward bf16, 4 levels, C=64, ratio 2",
-        "RoIAlign backward fp32, hostile RoIs, C=7, ratio 0",
+        "RoIAlign backward fp32, adversarial RoIs, C=7, ratio 0",
     ),
     "paste.lines": (cases_paste, "paste bf16 to packed, continuous, 40x60", "paste fp32 to bool, 64x64, threshold 0.3"),
     "rle.text_warps": (cases_rle, "RLE fp32, all noise, over 512 runs"),
@@ -55,6 +55,6 @@ def test_every_choice_is_right(knob: str, choice: Value, name: str, seed: int) -
     torch.manual_seed(seed)
     case = next(case for other, case in CASES[knob][0].cases() if other == name)
     mode = next(iter(MODES.values()))
-    with tuning.overridden(torch.device("cpu"), {knob: choice}):
+    with tuning.override(torch.device("cpu"), {knob: choice}):
         errors, _ = execute(case, mode.capability, mode.options(seed))
     assert not errors, "\n".join(errors)
