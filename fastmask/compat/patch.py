@@ -76,9 +76,9 @@ def patch_torchvision(keys: Iterable[str] = ("CUDA",)) -> Patch:
     """Run torchvision's detection ops on fastmask's, from now on or within a ``with`` block.
 
     The patch covers nms, batched_nms, roi_align, roi_pool, MultiScaleRoIAlign and the detection models' mask pasting,
-    also in existing models, forward and backward. Results are fastmask's: compat/README.md lists the differences. torchvision's
-    own ops run while TorchScript traces or a program is exported, and where fastmask has no equivalent, such as for a
-    user's level mapper. Processes that are spawned, not forked, have to patch for themselves.
+    also in existing models, forward and backward. Results are fastmask's: compat/README.md lists the differences.
+    torchvision's own ops run while TorchScript traces or a program is exported, and where fastmask has no equivalent,
+    such as for a user's level mapper. Processes that are spawned, not forked, have to patch for themselves.
 
     Args:
         keys: dispatch keys (device types in capitals) to patch.

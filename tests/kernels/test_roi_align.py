@@ -23,7 +23,7 @@ from fastmask.kernels import reference
 from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
-from fastmask.ops.roi_align import NEVER, level_limits
+from fastmask.ops.roi_align import NO_LIMIT, level_limits
 
 if HAS_TRITON:
     from fastmask.kernels.triton import roi_align as roi_align_triton, roi_geometry as roi_geometry_triton
@@ -326,7 +326,7 @@ def test_runs_are_bitwise_equal(device: torch.device) -> None:
 def test_boundary_band_level_limits() -> None:
     """A RoI of exactly 224 x 224 is of level 4; FPN's tolerance of 1e-6 in log2 takes a little less too."""
     limits = level_limits([0.25, 0.125, 0.0625, 0.03125], 224, 4)
-    assert limits == [pytest.approx(56 * k, rel=1e-6) for k in (2, 4, 8)] + [NEVER]
+    assert limits == [pytest.approx(56 * k, rel=1e-6) for k in (2, 4, 8)] + [NO_LIMIT]
     for size, level in ((111.9, 0), (112.0, 1), (223.9, 1), (224 * 2**-0.9e-6, 2), (224.0, 2), (448.0, 3), (9e3, 3)):
         assert reference.choose_level((0, 0, size, size), limits) == level
 
