@@ -68,9 +68,8 @@ def sample(generator: torch.Generator, device: torch.device) -> Case:
         ellipse_to_polygon((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2)
         for x1, y1, x2, y2 in boxes.tolist()
     ]
-    record = Record(
-        save_photo(generator, folder.name), IMAGE_SIZE, tuple(Instance("thing", (one,)) for one in outlines)
-    )
+    instances = tuple(Instance("thing", (outline,)) for outline in outlines)
+    record = Record(save_photo(generator, folder.name), IMAGE_SIZE, instances)
     samples = SampleDataset([record], np.zeros(1, np.int64), {"thing": 1}, Augmentation(), 0, True, None)
 
     def run(folder: object = folder) -> object:

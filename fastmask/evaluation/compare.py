@@ -51,7 +51,7 @@ def compare_settings(
         image = read_image(path)
         (detections,) = model.detect([to_float(image).to(device)])
         detections["masks"] = paste_masks(detections["masks"], detections["boxes"], (image.height, image.width))
-        originals.append({name: value.cpu() for name, value in detections.items()})
+        originals.append({name: cast(Tensor, value).cpu() for name, value in detections.items()})
 
     sizes: tuple[Any, ...] = ("exact", (size[0], size[1]))
     matches, by_setting = [], {"the model, float32": originals}

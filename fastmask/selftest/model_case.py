@@ -1,6 +1,6 @@
 """Self-test case of a whole model: on a device against the CPU, on synthetic images, by matched detections."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ class ModelCase:
         copy = maskrcnn_slim_fpn(weights="SHAPES_V1", progress=False).eval().to(device)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which has ten bits
             predictor = Predictor(copy, "exact", dtype=dtype, masks="float")
-            predictions = [{name: values.cpu() for name, values in p.items()} for p in predictor(self.images)]
+            found = predictor(self.images)
+        predictions = [{name: cast(Tensor, values).cpu() for name, values in image.items()} for image in found]
         pairs = list(zip(predictions, self.expected, strict=True))
         if dtype in (torch.float64, torch.float32):
             weights = [len(prediction["boxes"]) + len(expected["boxes"]) for prediction, expected in pairs]
