@@ -316,18 +316,9 @@ class Predictor:
                 self.anchors.evict(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            options = (
-                self.batch,
-                size,
-                self.dtype,
-                self.device,
-                self._pool,
-                self._capture,
-                self._buckets,
-                self.compile,
-            )
-            runner = Runner(self.program, *options)
-            self._runners[size] = runner
+            shape = (self.batch, size, self.dtype, self.device)
+            graphs = (self._pool, self._capture, self._buckets, self.compile)
+            self._runners[size] = Runner(self.program, *shape, *graphs)
         self._runners.move_to_end(size)
         return self._runners[size]
 

@@ -1,7 +1,6 @@
 """fastmask.Predictor: the predictions of the model in every form, from every kind of image, in streams and threads."""
 
 import gc
-import itertools
 import resource
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ import pytest
 import torch
 import torchvision
 from helpers.exact import assert_matched, pair_masks
-from helpers.images import draw_image
-from helpers.slim import slim_model, slim_pair
+from helpers.slim import slim_model
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
@@ -25,19 +23,6 @@ from fastmask.inference.program import Inputs, Program, Runner, split_fields
 from fastmask.models.prepare import prepare_for_inference
 
 CPU = torch.device("cpu")
-SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(7)
-    return slim_pair()[1]
-
-
-@pytest.fixture
-def images() -> list[Tensor]:
-    """uint8 [3, h, w]."""
-    return [(draw_image(*size)[0] * 255).to(torch.uint8) for size in SIZES]
 
 
 def predictions(model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
@@ -58,7 +43,8 @@ def test_exact_is_the_model(masks: str, model: nn.Module, images: list[Tensor]) 
     check(found, expected, *(() if masks == "float" else ("masks",)))
     with torch.no_grad():
         soft = [model.detect([image.float() / 255])[0] for image in images]
-    for one, detected, size in zip(found, soft, SIZES, strict=True):
+    for one, detected, image in zip(found, soft, images, strict=True):
+        size = (image.shape[1], image.shape[2])
         assert {value.device.type for value in one.values() if isinstance(value, Tensor)} == {"cpu"}
         ours, theirs = pair_masks(one, detected)
         probabilities = detected["masks"][theirs]
@@ -93,7 +79,8 @@ def test_sizes(model: nn.Module, images: list[Tensor]) -> None:
     square = Predictor(model, (160, 160), batch=5)
     square(images)
     assert list(square._runners) == [(160, 160)]
-    for one, (height, width) in zip(found(images), SIZES, strict=True):
+    for one, image in zip(found(images), images, strict=True):
+        height, width = image.shape[1:]
         assert (one["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
         assert one["masks"].shape[2:] == (height, width)
 
@@ -294,30 +281,6 @@ def test_wrong_models() -> None:
         Predictor(broken)
 
 
-@pytest.mark.gpu
-def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's predictions in float32, bitwise reproducible at every replay; nothing syncs before they are read."""
-    expected = Predictor(model, (128, 160), masks="float")(images)
-    found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
-    try:
-        first = found(images)
-        assert_matched([{k: v.cpu() for k, v in ours.items()} for ours in first], expected, 0.95)
-        for _ in range(20):
-            for one, other in zip(found(images), first, strict=True):
-                assert all(torch.equal(one[name], other[name]) for name in one)
-        planes = [images[0].cuda()]
-        found._launch(planes)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        pending = found._launch(planes)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        model.cpu()
-    (last,) = found._unpack([pending])
-    assert torch.equal(last["boxes"], first[0]["boxes"])
-
-
 def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
     runner = Runner(
         Program(prepare_for_inference(model, torch.float32), "rle", 0.5, 2048),
@@ -338,46 +301,3 @@ def test_sizes_are_written_where_they_change(model: nn.Module) -> None:
     runner.write_sizes([(60, 90)], [(30, 45)])
     assert runner.inputs.sizes.tolist() == [[60, 90], [1, 1]]
     assert runner.inputs.originals.tolist() == [[30, 45], [1, 1]]
-
-
-@pytest.mark.gpu
-def test_a_call_waits_for_its_answer_alone(model: nn.Module, images: list[Tensor]) -> None:
-    """From images on the device to RLE, nothing is copied from memory that is not pinned."""
-    try:
-        found = Predictor(model.cuda(), (128, 160))
-        inputs = [image.cuda() for image in images[:2]]
-        expected = found(inputs)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        actual = found(inputs)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        model.cpu()
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one["boxes"], other["boxes"])
-        assert one["masks"] == other["masks"]
-
-
-@pytest.mark.gpu
-def test_modes_on_a_gpu(model: nn.Module, images: list[Tensor]) -> None:
-    """bfloat16, batches, several shapes of which few are kept, from two threads with streams of their own."""
-    try:
-        for masks, mask_buckets in itertools.product(predictor.MASKS, (False, True)):
-            found = Predictor(model.cuda(), "exact", batch=2, masks=masks, graphs=2, mask_buckets=mask_buckets)
-            expected = [prediction["boxes"] for prediction in found(images)]
-            results: list[list[Tensor]] = []
-
-            def work(found: Predictor, results: list[list[Tensor]]) -> None:
-                with torch.cuda.stream(torch.cuda.Stream()):
-                    results.append([prediction["boxes"] for prediction in found(images)])
-
-            threads = [threading.Thread(target=work, args=(found, results)) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert len(results) == 2
-            for boxes in results:
-                assert all(torch.equal(one, other) for one, other in zip(boxes, expected, strict=True))
-    finally:
-        model.cpu()

@@ -7,27 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import draw_image, draw_image_file
-from helpers.slim import slim_pair
+from helpers.images import draw_image_file
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from fastmask import Predictor
 from fastmask.inference import prefetch
-
-SIZES = [(128, 160), (100, 130), (170, 120), (128, 160), (60, 200)]
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(7)
-    return slim_pair()[1]
-
-
-@pytest.fixture
-def images() -> list[Tensor]:
-    """uint8 [3, h, w]."""
-    return [(draw_image(*size)[0] * 255).to(torch.uint8) for size in SIZES]
 
 
 def test_images_of_every_kind(model: nn.Module, images: list[Tensor], tmp_path: Path) -> None:
@@ -107,7 +92,7 @@ def test_a_camera_on_a_gpu(kind: str, model: nn.Module, images: list[Tensor]) ->
 
     model.cuda()
     try:
-        predictor = Predictor(model, SIZES[0], dtype=torch.float32, masks="soft")
+        predictor = Predictor(model, (128, 160), dtype=torch.float32, masks="soft")
         expected = [predictor([frame.cuda()])[0] for frame in frames[:2]]
         for i, one in enumerate(predictor.stream(reading(), progress=False)):
             assert torch.equal(one["boxes"], expected[i % 2]["boxes"])
