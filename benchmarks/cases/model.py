@@ -22,7 +22,7 @@ ROUNDS = 5
 
 @functools.cache
 def calibrated_model(library: str, device: torch.device) -> Any:
-    """R50-FPN in eval mode with calibrated weights, as trained ones cannot be had; the same in both libraries."""
+    """R50-FPN in eval mode with calibrated weights, as trained ones are not available; the same in both libraries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {"weights": None, "weights_backbone": None}

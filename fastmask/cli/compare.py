@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 2 if an argument is wrong, an image is broken or the weights cannot be had."""
+    """Exit code 0; 2 if an argument is wrong, an image is broken or the weights are not available."""
     from fastmask.evaluation.compare import compare_settings
     from fastmask.inference.image_files import find_images
 

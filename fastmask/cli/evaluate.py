@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if an image could not be read; 2 if an argument is wrong, or something cannot be had.
+    """Exit code 0; 1 if an image could not be read; 2 if an argument is wrong, or something is not available.
 
     Under torchrun every rank evaluates its share of the images.
     """

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if an image was skipped; 2 if an argument is wrong, or weights or results cannot be had.
+    """Exit code 0; 1 if an image was skipped; 2 if an argument is wrong, or weights or results are not available.
 
     Under torchrun every rank predicts its share of the images, and all end with one code (torchrun itself with 1).
     """

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if training had to stop; 2 if an argument is wrong, or something cannot be had."""
+    """Exit code 0; 1 if training had to stop; 2 if an argument is wrong, or something is not available."""
     from fastmask.distributed import join_ranks
 
     with join_ranks(nccl=True) as ranks:

@@ -1,4 +1,4 @@
-"""What tests draw: boxes, RoIs, pyramids and masks, ordinary and hostile."""
+"""Inputs that tests draw: boxes, RoIs, pyramids and masks, ordinary and adversarial."""
 
 import torch
 from torch import Tensor

@@ -106,7 +106,7 @@ def test_pairwise(dtype: torch.dtype, batch: tuple[int, ...]) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_pairwise_hostile_and_empty() -> None:
+def test_pairwise_adversarial_and_empty() -> None:
     boxes = adversarial_boxes().double()
     for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         for a, b in ((boxes, boxes), (boxes[:0], boxes), (boxes, boxes[:0])):
@@ -124,7 +124,7 @@ def test_area_clip_and_small(dtype: torch.dtype) -> None:
         assert torch.equal(ops.remove_small_boxes(boxes, size), tv.remove_small_boxes(boxes, size))
 
 
-def test_clip_and_small_hostile() -> None:
+def test_clip_and_small_adversarial() -> None:
     boxes = adversarial_boxes()
     clipped = ops.clip_boxes_to_image(boxes.view(2, -1, 4), (90, 120))
     expected = tv.clip_boxes_to_image(boxes.view(2, -1, 4), (90, 120))
