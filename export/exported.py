@@ -1,4 +1,4 @@
-"""An exported file, whoever runs it: its metadata, and preprocessing of images for it."""
+"""Exported files, independent of their runtime: metadata, and preprocessing of images."""
 
 import abc
 import json

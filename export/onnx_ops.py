@@ -50,7 +50,7 @@ def nms_of_probabilities(
 ) -> tuple[Value, Value]:
     """:func:`nms_padded` of scores in [0, 1], of which one that is 0 is never kept.
 
-    With TensorRT's own threshold: what it makes of negative ones is not documented.
+    The threshold is TensorRT's own: its documentation does not say how it handles negative scores.
     """
     return nms_above(0.0, -1.0, boxes, scores, groups, valid, iou_threshold, max_output, num_groups, presorted)
 
@@ -198,12 +198,12 @@ def like(value: float, tensor: Value) -> Value:
 
 
 def number(value: Value | int) -> Value:
-    """A size that is known, or is not before the graph runs."""
+    """A static size, or a tensor for a dynamic one."""
     return constant(value) if isinstance(value, int) else value
 
 
 def columns(values: Value, start: int, end: int) -> Value:
-    """[N, start:end]. Not by Slice: the exporter makes several of one tensor a Split, in the place of the last."""
+    """Columns [N, start:end], not by Slice: the exporter merges several Slices into a Split where the last one was."""
     return op.Gather(values, constant(np.arange(start, end)), axis=1)
 
 

@@ -26,7 +26,7 @@ class ExportedPredictor:
 
     Args:
         path, device: see :class:`OnnxSession` and :class:`AOTPackage`.
-        score: minimum score of a kept detection, if that is above the one that the model was exported with.
+        score: minimum score of a kept detection; below the exported model's own it has no effect.
         batch: images of a batch, where the file does not fix it; all images of a batch are padded alike.
 
     Raises:

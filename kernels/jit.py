@@ -5,8 +5,8 @@ of that, builds metadata for hooks, and calls the hooks: 29 us for RoIAlign's 58
 :class:`Kernel` keeps what Triton compiled under a key of the same facts, each from Triton's own function, and launches
 it directly: 12 us. A :class:`Plan` holds all that is no tensor, for launches that repeat: 5 us.
 
-All else takes Triton's own path: the first launch of a specialization, hooks of Triton or of a kernel, a patched
-``JITFunction.run``, and unknown versions of Triton.
+Everything else uses Triton's own launcher: the first launch of a specialization, hooks of Triton or of a kernel, a
+patched ``JITFunction.run``, and unknown versions of Triton.
 """
 
 import functools
@@ -83,7 +83,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
         return driver.active.get_current_device()  # type: ignore[no-any-return]
 
     def found_on(self, device: int, positional: int, names: tuple[str, ...]) -> tuple[Bind, dict[Any, Any]]:
-        """Binder of arguments passed this way, and the kernels that Triton compiled and launched, by facts."""
+        """Argument binder for this form of call, and the kernels that Triton compiled and launched, by their keys."""
         caches = self.device_caches[device]
         found = self._found.get(device)
         if found is None or found[0] is not caches:  # or Triton's cache was cleared
@@ -123,7 +123,7 @@ class Kernel(JITFunction):  # type: ignore[misc, unused-ignore]
 class Plan:
     """All of a launch but the tensors: ``plan(*tensors)`` is ``kernel[grid](*tensors, **numbers)``.
 
-    To be kept, and called again. The tensors are the kernel's first parameters, specialized on type and alignment.
+    Created once and reused. The tensors are the kernel's first parameters, specialized on type and alignment.
     """
 
     def __init__(self, kernel: Any, grid: Sequence[int], **numbers: Any) -> None:

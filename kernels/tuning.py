@@ -3,7 +3,7 @@
 There is one JSON file for each name of a device, version of Triton and version of fastmask, in
 ``$XDG_CACHE_HOME/fastmask/tuning`` (``~/.cache/fastmask/tuning`` without that variable). ``FASTMASK_TUNING=FILE`` takes
 another file, ``FASTMASK_TUNING=off`` none. A file is read when its device is first used, once in a process, without a
-host sync, and is never written here. After that a lookup is two dictionaries' work, 0.2 us.
+host sync, and is never written here. After that a lookup costs two dictionary accesses, 0.2 us.
 A broken file, or another device's, is named in one warning and ignored, and so is a value that is no choice.
 """
 

@@ -23,7 +23,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code."""
-    parser = argparse.ArgumentParser(prog="fastmask", description="Mask R-CNN at the speed the GPU allows.")
+    parser = argparse.ArgumentParser(
+        prog="fastmask", description="Train, run, evaluate and export Mask R-CNN; a drop-in for torchvision's."
+    )
     parser.add_argument("--version", action="version", version=f"fastmask {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: the data, the model, the settings by the names of TrainConfig, and where the results go."""
     add = parser.add_argument
-    add("--data-path", type=Path, required=True, metavar="DIR", help="with train and val, or COCO's, or annotations")
+    add(
+        "--data-path",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="with train and val, COCO's, or an annotation file",
+    )
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
-    add("--class-attribute", metavar="NAME", help="VIA's that is the class [the usual ones are tried]")
+    add("--class-attribute", metavar="NAME", help="VIA's region attribute that is the class [usual names are tried]")
     add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
     add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
@@ -25,21 +31,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=2, metavar="B", help="images of a step on each GPU [%(default)s]")
     add("--optimizer", default="sgd", choices=("sgd", "adamw"), help="[%(default)s]")
     add("--lr", type=float, help="learning rate [0.02 for 16 images with sgd, 0.0002 with adamw]")
-    add("--schedule", default="step", choices=("step", "cosine"), help="of the learning rate [%(default)s]")
+    add("--schedule", default="step", choices=("step", "cosine"), help="learning-rate schedule [%(default)s]")
     add("--warmup", type=int, default=500, metavar="STEPS", help="[%(default)s, at most a tenth]")
     add("--weight-decay", type=float, default=1e-4, help="[%(default)s]")
     add("--max-grad-norm", type=float, default=0.0, metavar="NORM", help="clip gradients; 0: do not [%(default)s]")
     add("--ema-decay", type=float, default=0.0, metavar="DECAY", help="average the weights; 0: do not [%(default)s]")
     add("--bf16", action="store_true", help="bfloat16 where autocast allows it")
     add("--compile", action="store_true", help="torch.compile the losses")
-    add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="gradients that are not finite [%(default)s]")
+    add("--on-nonfinite", default="stop", choices=("stop", "skip"), help="at a non-finite gradient [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
     add("--workers", type=int, default=2, metavar="N", help="processes that read images [%(default)s]")
     add("--save-every", type=int, default=0, metavar="STEPS", help="save within epochs, too [0: after each]")
     add("--tensorboard", action="store_true", help="write for TensorBoard, too")
-    add("--min-size", type=int, nargs="+", metavar="PIXELS", help="shorter sides to draw from [the model's]")
+    add(
+        "--min-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="shorter side; of several, each image draws one [model's]",
+    )
     add("--max-size", type=int, metavar="PIXELS", help="the longer side's limit [the model's]")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="that all batches are padded to [as they need]")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="padded size of every batch [the smallest that fits]")
     add("--flip", type=float, default=0.5, help="probability of mirroring [%(default)s]")
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"), help="[800 1344]")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size [%(default)s]")
     parser.add_argument("--only", default="", metavar="PATTERN", help="knobs whose names match")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin no knob after M minutes")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="start no knob after M minutes")
     parser.add_argument("--output", type=Path, metavar="FILE", help="tuning file [this device's in the user's cache]")
     parser.add_argument("--dry-run", action="store_true", help="list the choices, and time nothing")
 

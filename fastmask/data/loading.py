@@ -23,7 +23,7 @@ __all__ = ["GroupedBatchSampler", "training_loader"]
 
 
 class Key(NamedTuple):
-    """What a sample depends on, beside the seed."""
+    """Inputs of a sample besides the seed."""
 
     epoch: int
     record: int  # index among the loader's records

@@ -190,7 +190,7 @@ def _check_settings(folder: Path, before: dict[str, Any], settings: Mapping[str,
     if other:
         raise ValueError(
             f"{folder / PARTS} must be an unfinished run with these settings, got one with {', '.join(other)}: run it "
-            "as it was, or with restart"
+            "as it was, or with --restart"
         )
 
 
@@ -200,7 +200,7 @@ def _check_images(folder: Path, jobs: Sequence[Job], done: Mapping[str, Line]) -
     if others:
         raise ValueError(
             f"{folder / PARTS} must be an unfinished run on these images, got one on others ({others[0]}, ...): run "
-            "it as it was, or with restart"
+            "it as it was, or with --restart"
         )
 
 

@@ -66,7 +66,7 @@ class Predictor:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
 
     A Predictor is safe to use from several threads, which take turns. While a new shape is captured, a
-    ``torch.cuda.synchronize()`` of another thread breaks the capture, as CUDA has it.
+    ``torch.cuda.synchronize()`` of another thread breaks the capture (CUDA's rule).
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def prefetch_batches(
     Args:
         images: images of any kind; ``ahead`` batches of them are asked for before they are needed.
         size: number of images of a batch.
-        kind: computes what all images of a batch have in common, from (height, width); its error is the image's.
+        kind: computes what all images of a batch have in common, from (height, width); its error counts as the image's.
         ahead: number of batches to read ahead; 0 reads each image when it is due.
         pin: return pinned memory.
         unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
@@ -76,7 +76,7 @@ def prefetch_batches(
 
 
 def _await(image: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]) -> tuple[Tensor | Exception, Hashable]:
-    """Return an image and its kind, or the error of either, which is of a kind of its own."""
+    """Return an image and its kind; where either fails, the error in place of both, which equals no other kind."""
     try:
         planes = image.result()
         return planes, kind((planes.shape[1], planes.shape[2]))

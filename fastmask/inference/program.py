@@ -68,7 +68,7 @@ class Program(nn.Module):
     def empty_pixels(self, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Allocate zeros [batch, 3, *size], channels last, laid out as the model reads them fastest.
 
-        Where its stem is our own, pixels lie four elements apart, so that two of a half type are 16 bytes.
+        For the stem kernel pixels have a stride of four elements, so that two of a half type are 16 bytes.
         """
         pixels = torch.zeros(batch, self.pixel_stride, *size, dtype=dtype, device=device)
         return pixels.to(memory_format=torch.channels_last)[:, :3]

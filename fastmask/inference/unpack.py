@@ -80,7 +80,7 @@ def _make_masks(
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, part: str, size: int) -> Iterator[None]:
-    """Let an out-of-memory error say how much was wanted; the CPU's has no type of its own."""
+    """Add the size asked for to an out-of-memory error, which on a CPU is a plain RuntimeError."""
     try:
         yield
     except RuntimeError as error:

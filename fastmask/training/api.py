@@ -97,7 +97,7 @@ def train(
 def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Splits:
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
-        raise ValueError(f"out must be a new folder, or resume be set, got {folder} with {LAST} in it")
+        raise ValueError(f"out must be a new folder, or resume (--resume) be set, got {folder} with {LAST} in it")
     splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), class_attribute)
     if val is None:
         return splits

@@ -11,7 +11,8 @@ class ModelEma:
 
     Args:
         model: the model that is averaged.
-        decay: the share of the average that each step keeps. The first steps keep less, so that they do not count long.
+        decay: the share of the average that each step keeps. It is lower in the first steps, so that early
+            weights fade quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

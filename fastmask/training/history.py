@@ -97,7 +97,7 @@ class History:
 
 
 def score_epoch(entry: Mapping[str, Any]) -> float:
-    """By which epochs are compared: the average precision of masks, or of boxes, or where there is neither, -loss."""
+    """Score that ranks epochs: the average precision of masks, or of boxes, or where there is neither, -loss."""
     return float(entry.get("mask", entry["box"])[0] if "box" in entry else -entry["loss"])
 
 

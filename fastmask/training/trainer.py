@@ -1,4 +1,4 @@
-"""The training loop, from the first step, or the one where a run was interrupted, to the last."""
+"""The training loop, from the first or resumed step to the last."""
 
 import collections
 import contextlib
@@ -39,7 +39,7 @@ class DivergedError(RuntimeError):
 
 
 class TrainResult(NamedTuple):
-    """What a run has come to."""
+    """Result of a training run."""
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
     metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
@@ -305,7 +305,7 @@ class Trainer:
         return {"categories": self.names, "options": options}
 
     def _settings(self) -> dict[str, Any]:
-        """All that the losses depend on, beside the images."""
+        """Settings that determine the losses, besides the images."""
         settings = {name: value for name, value in vars(self.config).items() if name not in FREE}
         return (
             settings

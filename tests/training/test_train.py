@@ -96,7 +96,7 @@ def test_from_a_file_to_better_weights(
     assert settings["lr"] == 1e-9
     assert settings["fastmask"] == fastmask.__version__
     assert main(command(drawn, tmp_path / "out", "--weights", "none")) == 2
-    assert "out must be a new folder, or resume be set" in capsys.readouterr().err
+    assert "out must be a new folder, or resume (--resume) be set" in capsys.readouterr().err
     again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
     assert main(again) == 0  # the same categories: all weights are loaded
     for name, value in torch.load(tmp_path / "again" / "last.pth")["model"].items():
