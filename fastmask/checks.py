@@ -55,10 +55,17 @@ def attribute_error(module: str, name: str) -> AttributeError:
     return AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
-def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Raise a ValueError unless ``tensor`` has the axes of ``shape``; names in it stand for any size."""
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise a ValueError unless ``tensor`` is a tensor, and not a quantized one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_quantized:
+        raise ValueError(f"{name} must not be quantized, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Raise a ValueError unless ``tensor`` has the axes of ``shape``; names in it stand for any size."""
+    check_tensor(name, tensor)
     fits = tensor.ndim == len(shape)
     if fits:
         for rule, actual in zip(shape, tensor.shape, strict=True):

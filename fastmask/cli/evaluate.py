@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from fastmask.distributed import Ranks
     from fastmask.evaluation import Evaluation
 
+AREAS_HELP = "areas by which detections are small, medium or large: own: the masks' for masks; loadRes: the boxes', as"
+AREAS_HELP += " pycocotools takes them from results that have both [%(default)s]"
+ID_ZERO = "an annotation has the id 0: its detection is a true positive here, and a false positive for pycocotools"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the annotations, the model or its detections, and where the output goes."""
@@ -20,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("annotations", type=Path, help=SOURCE_HELP)
     add_source_arguments(parser)
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
+    add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
     add_model_arguments(parser, score=0.05)
     add_predictor_arguments(parser)
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder of the output [%(default)s]")
@@ -56,11 +61,14 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     from fastmask.evaluation.files import read_results
 
     if args.results is not None:
-        return ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset)), None
+        evaluated = ranks.run_on_first(
+            lambda: evaluation.evaluate_results(read_results(args.results), dataset, areas=args.areas)
+        )
+        return evaluated, None
     predictor, categories, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
     names = categories if set(categories or ()) & set(dataset.categories) else None  # else labels are category numbers
     results: list[Any] = []
-    evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, results=results)
+    evaluated = evaluation.evaluate(predictor, dataset, names=names, areas=args.areas, ranks=ranks, results=results)
     return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
 
 
@@ -69,6 +77,8 @@ def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path)
 
     for problem in dataset.problems:
         print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+    if any(instance.id == 0 and not instance.crowd for record in dataset.records for instance in record.instances):
+        print(f"fastmask evaluate: {ID_ZERO}", file=sys.stderr)
     for text in evaluation.problems:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
     print(format_evaluation(evaluation))

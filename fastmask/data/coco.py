@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.polygons import signed_area
@@ -13,11 +13,14 @@ from fastmask.data.records import (
     Polygon,
     Problem,
     Record,
-    check_rle,
     compress_rle,
+    parse_box,
+    parse_id,
     parse_numbers,
     parse_polygon,
+    parse_rle,
     parse_size,
+    to_number,
 )
 
 
@@ -38,14 +41,15 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     names: dict[int, str] = {}
     for i, category in enumerate(content.get("categories", [])):
         where = f"{path.name}: categories[{i}]"
-        if not isinstance(category, Mapping) or not is_id(category.get("id")):
+        number = parse_id(category.get("id")) if isinstance(category, Mapping) else None
+        if number is None:
             problems.append(Problem("broken category", where, "it must have an id"))
             continue
-        name = str(category.get("name", category["id"]))
+        name = str(category.get("name", number))
         if name in names.values():
             problems.append(Problem("duplicate name", where, f"the name {name} is taken"))
-            name = f"{name} ({category['id']})"
-        names[category["id"]] = name
+            name = f"{name} ({number})"
+        names[number] = name
     instances: dict[int, list[Instance]] = {}
     ids: set[int] = set()
     for i, annotation in enumerate(content.get("annotations", [])):
@@ -63,53 +67,47 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     records: dict[int, Record] = {}
     for i, image in enumerate(content["images"]):
         where = f"{path.name}: images[{i}]"
-        if not isinstance(image, Mapping) or not is_id(image.get("id")) or not image.get("file_name"):
+        number = parse_id(image.get("id")) if isinstance(image, Mapping) else None
+        if number is None or not image.get("file_name"):
             problems.append(Problem("broken image entry", where, "it must have an id and a file_name"))
             continue
-        if image["id"] in records:
-            problems.append(Problem("duplicate id", where, f"the image id {image['id']} is taken"))
+        if number in records:
+            problems.append(Problem("duplicate id", where, f"the image id {number} is taken"))
             continue
         size = parse_size(image.get("height"), image.get("width"))
         file = _find_image(str(image["file_name"]), path, images)
-        records[image["id"]] = Record(file, size, tuple(instances.pop(image["id"], ())), image["id"])
+        records[number] = Record(file, size, tuple(instances.pop(number, ())), number)
     for image_id, lost in instances.items():
         problems.append(Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {image_id}"))
     return Dataset(list(records.values()), {name: category for category, name in sorted(names.items())}, problems)
 
 
-def is_id(value: Any) -> TypeGuard[int]:
-    """Whether a value is an integer within int64."""
-    return isinstance(value, int) and -(2**63) <= value < 2**63
-
-
 def _read_annotation(annotation: Any, names: Mapping[int, str]) -> tuple[int, Instance]:
     """(image id, instance)."""
-    if not isinstance(annotation, Mapping) or not is_id(annotation.get("image_id")):
+    image_id = parse_id(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
+    if image_id is None:
         raise ValueError("it must have an image_id")
-    category = annotation.get("category_id")
-    if not is_id(category) or category not in names:
-        raise ValueError(f"category_id must be one of the file's, got {category!r}")
+    category = parse_id(annotation.get("category_id"))
+    if category is None or category not in names:
+        raise ValueError(f"category_id must be one of the file's, got {annotation.get('category_id')!r}")
     segmentation = annotation.get("segmentation")
     polygons: tuple[Polygon, ...] = ()
     rle = None
     if isinstance(segmentation, list):
         polygons = tuple(parse_polygon(points) for points in segmentation)
     elif isinstance(segmentation, Mapping):
-        rle = dict(segmentation)
-        check_rle(rle)
+        rle = parse_rle(segmentation)
     box = None
     if annotation.get("bbox") is not None:
-        bbox = annotation["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4:
-            raise ValueError(f"bbox must be x, y, width, height, got {bbox!r}")
-        x, y, width, height = parse_numbers(dict(zip("xywh", bbox, strict=True)), *"xywh")
+        x, y, width, height = parse_box(annotation["bbox"])
         box = (x, y, x + width, y + height)
     elif not polygons and rle is None:
         raise ValueError("it must have a segmentation or a bbox")
-    identity = annotation["id"] if isinstance(annotation.get("id"), int) else None
+    identity = to_number(annotation.get("id"))
+    identity = identity if isinstance(identity, int) else None
     area = parse_numbers(annotation, "area")[0] if annotation.get("area") is not None else None
     crowd = bool(annotation.get("iscrowd"))
-    return annotation["image_id"], Instance(names[category], polygons, rle, box, crowd, identity, area)
+    return image_id, Instance(names[category], polygons, rle, box, crowd, identity, area)
 
 
 def _find_image(name: str, path: Path, images: Path | None) -> Path:
@@ -123,37 +121,40 @@ def _find_image(name: str, path: Path, images: Path | None) -> Path:
 def write_coco(dataset: Dataset, path: Path) -> None:
     """Write one COCO JSON file; image paths inside its folder are relative, others absolute."""
     images, annotations = [], []
-    ids = {instance.id for record in dataset.records for instance in record.instances}
+    categories = {name: to_number(category) for name, category in dataset.categories.items()}
+    ids = {to_number(instance.id) for record in dataset.records for instance in record.instances}
     free_ids = (i for i in range(1, 2**62) if i not in ids)
-    image_ids = {record.id for record in dataset.records}
+    image_ids = {to_number(record.id) for record in dataset.records}
     free_image_ids = (i for i in range(1, 2**62) if i not in image_ids)
     for record in dataset.records:
-        height, width = record.size or (0, 0)
-        image_id = next(free_image_ids) if record.id is None else record.id
+        height, width = map(to_number, record.size or (0, 0))
+        image_id = next(free_image_ids) if record.id is None else to_number(record.id)
         name = relative_name(record.file, path.parent)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for instance in record.instances:
-            x1, y1, x2, y2 = instance.bounds()
-            identity = next(free_ids) if instance.id is None else instance.id
+            x1, y1, x2, y2 = map(to_number, instance.bounds())
+            identity = next(free_ids) if instance.id is None else to_number(instance.id)
             annotation: dict[str, Any] = {"id": identity, "image_id": image_id}
-            annotation |= {"category_id": dataset.categories[instance.category], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotation |= {"category_id": categories[instance.category], "bbox": [x1, y1, x2 - x1, y2 - y1]}
             annotation |= {"area": compute_area(instance), "iscrowd": int(instance.crowd)}
             if instance.rle is not None:
-                counts = instance.rle["counts"]
-                text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-                annotation["segmentation"] = {"size": list(instance.rle["size"]), "counts": text}
+                size, counts = (instance.rle[name] for name in ("size", "counts"))
+                counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+                counts = counts if isinstance(counts, str) else [to_number(run) for run in counts]
+                annotation["segmentation"] = {"size": [to_number(side) for side in size], "counts": counts}
             elif instance.polygons:
                 annotation["segmentation"] = [polygon.ravel().tolist() for polygon in instance.polygons]
             annotations.append(annotation)
-    categories = [{"id": category, "name": name} for name, category in dataset.categories.items()]
+    names = [{"id": category, "name": name} for name, category in categories.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
 
 
 def compute_area(instance: Instance) -> float:
     """The annotated area in pixels, else that of its RLE, the sum of its polygons' areas, or that of its box."""
     if instance.area is not None:
-        return instance.area
+        area: float = to_number(instance.area)
+        return area
     if instance.rle is not None:
         return float(coco_mask.area(compress_rle(instance.rle)))
     if instance.polygons:

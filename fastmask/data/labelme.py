@@ -23,6 +23,7 @@ from fastmask.data.records import (
     number_categories,
     parse_polygon,
     parse_size,
+    to_number,
 )
 
 
@@ -123,7 +124,7 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
                 continue
             for polygon in instance.polygons or (box_to_polygon(*instance.bounds()),):
                 shapes.append(common | {"shape_type": "polygon", "points": polygon.tolist()})
-        height, width = record.size or (None, None)
+        height, width = map(to_number, record.size or (None, None))
         content: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imageData": None}
         content |= {"imagePath": os.path.relpath(record.file, folder), "imageHeight": height, "imageWidth": width}
         name = record.file.stem

@@ -118,16 +118,27 @@ def encode_polygons(polygons: Sequence[Polygon], height: int, width: int) -> dic
     return union
 
 
-def check_rle(rle: Any) -> None:
-    """Raise a ValueError unless it is a valid COCO RLE; pycocotools itself reads out of bounds on a broken one."""
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"an RLE's size must be [height, width], got {size!r}")
-    runs = decode_counts(counts) if isinstance(counts, str | bytes) else counts
-    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+def parse_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """The COCO RLE in Python's integers; ValueError unless it is valid: pycocotools reads out of bounds otherwise."""
+    size, counts = _parse_integers(rle.get("size")), rle.get("counts")
+    if size is None or len(size) != 2 or min(size) <= 0:
+        raise ValueError(f"an RLE's size must be [height, width], got {rle.get('size')!r}")
+    compressed = isinstance(counts, str | bytes)
+    runs = decode_counts(counts) if isinstance(counts, str | bytes) else _parse_integers(counts)
+    if runs is None or min(runs, default=0) < 0:
         raise ValueError(f"an RLE's counts must be runs, got {str(counts)[:40]!r}")
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f"an RLE's runs must have {size[0]} x {size[1]} pixels in all, got {sum(runs)}")
+    return {"size": size, "counts": counts if compressed else runs}
+
+
+def _parse_integers(values: Any) -> list[int] | None:
+    """A list, tuple, array or tensor of integers as a list; None if it is none."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        return None
+    integers = [integer for value in values if (integer := parse_id(value)) is not None]
+    return integers if len(integers) == len(values) else None
 
 
 def decode_counts(text: str | bytes) -> list[int]:
@@ -188,7 +199,8 @@ def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, ang
 
 def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
     """(height, width), or None unless both are positive integers."""
-    return (height, width) if all(isinstance(side, int) and side > 0 for side in (height, width)) else None
+    size = _parse_integers((height, width))
+    return (size[0], size[1]) if size is not None and min(size) > 0 else None
 
 
 def number_categories(names: Sequence[str]) -> dict[str, int]:
@@ -196,11 +208,33 @@ def number_categories(names: Sequence[str]) -> dict[str, int]:
     return {name: category for category, name in enumerate(dict.fromkeys(names), 1)}
 
 
+def to_number(value: Any) -> Any:
+    """The Python number in a NumPy scalar or a zero-dimensional array or tensor; any other value as it is."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    return float(number) if isinstance(number, np.longdouble) else number  # its item is itself
+
+
+def parse_id(value: Any) -> int | None:
+    """An integer within int64, of Python or as :func:`to_number` takes it, as int; None if it is none."""
+    number = to_number(value)
+    if not isinstance(number, int) or isinstance(number, bool) or not -(2**63) <= number < 2**63:
+        return None
+    return int(number)
+
+
+def parse_box(box: Any) -> list[float]:
+    """The sides x, y, width, height of a list, tuple, array or tensor; ValueError unless they are finite numbers."""
+    sides = box.tolist() if hasattr(box, "tolist") else box
+    if not isinstance(sides, list | tuple) or len(sides) != 4:
+        raise ValueError(f"bbox must be x, y, width, height, got {box!r}")
+    return parse_numbers(dict(zip("xywh", sides, strict=True)), *"xywh")
+
+
 def parse_numbers(values: Any, *names: str) -> list[float]:
-    """The named values of a JSON object; ValueError unless all are finite numbers."""
+    """The named values of a JSON object, see :func:`to_number`; ValueError unless all are finite numbers."""
     result = []
     for name in names:
-        value = values.get(name)
+        value = to_number(values.get(name))
         try:
             number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
         except OverflowError:
@@ -216,8 +250,9 @@ def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:
 
     If an id is below 1, which is the background's, or above 9999, labels count from 1 in the categories' order instead.
     """
-    if all(1 <= category <= 9999 for category in categories.values()):
-        return dict(categories)
+    ids = {name: to_number(category) for name, category in categories.items()}
+    if all(1 <= category <= 9999 for category in ids.values()):
+        return ids
     return {name: label for label, name in enumerate(categories, 1)}
 
 

@@ -4,8 +4,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fastmask.data.records import Record
-from fastmask.evaluation.matching import IOU_TYPES, Matches, match_image, read_ground_truth
+from fastmask.checks import check_choice
+from fastmask.data.records import Record, to_number
+from fastmask.evaluation.matching import AREAS, IOU_TYPES, Matches, match_image, read_ground_truth
 from fastmask.evaluation.metrics import Curves, Metrics, accumulate, summarize, summarize_category
 from fastmask.structures import CocoResult
 
@@ -31,6 +32,7 @@ class Evaluation(NamedTuple):
     detections: int
     problems: tuple[str, ...]  # unreadable images, whose ground truth counts as missed
     seconds: dict[str, float]  # by stage, of the slowest rank
+    areas: str = "own"  # or "loadRes": by which areas detections are small, medium or large
 
 
 class Evaluator:
@@ -39,10 +41,16 @@ class Evaluator:
     Args:
         categories: ids by name.
         iou_types: what is compared, of "bbox" and "segm".
+        areas: "own" or "loadRes", see :func:`fastmask.evaluation.evaluate`.
+
+    Raises:
+        ValueError: areas is neither.
     """
 
-    def __init__(self, categories: Mapping[str, int], iou_types: Sequence[str] = IOU_TYPES) -> None:
-        self.categories, self.iou_types = categories, tuple(iou_types)
+    def __init__(self, categories: Mapping[str, int], iou_types: Sequence[str] = IOU_TYPES, areas: str = "own") -> None:
+        check_choice("areas", areas, AREAS)
+        self.categories = {name: to_number(category) for name, category in categories.items()}
+        self.iou_types, self.areas = tuple(iou_types), areas
         self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by image id, IoU type and category id
         self.detections = 0
         self.seconds = 0.0  # spent on matching
@@ -58,6 +66,7 @@ class Evaluator:
         Raises:
             ValueError: the image was added before.
         """
+        image_id = to_number(image_id)
         if image_id in self.matches:
             raise ValueError(f"images must be added once, got number {image_id} again")
         start = time.perf_counter()
@@ -65,7 +74,7 @@ class Evaluator:
         if record.size is None and sizes:
             record = record._replace(size=(sizes[0][0], sizes[0][1]))
         truth = read_ground_truth(record, self.categories, "segm" in self.iou_types)
-        self.matches[image_id] = {iou_type: match_image(truth, results, iou_type) for iou_type in self.iou_types}
+        self.matches[image_id] = {name: match_image(truth, results, name, self.areas) for name in self.iou_types}
         self.detections += len(results)
         self.seconds += time.perf_counter() - start
 
@@ -116,4 +125,5 @@ class Evaluator:
         ]
         metrics = {kind: summarize(c) for kind, c in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
-        return Evaluation(metrics, categories, curves, len(self.matches), self.detections, tuple(problems), spent)
+        counts = (len(self.matches), self.detections)
+        return Evaluation(metrics, categories, curves, *counts, tuple(problems), spent, self.areas)

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import compute_area
-from fastmask.data.records import Record, compress_rle
+from fastmask.data.records import Record, compress_rle, to_number
 from fastmask.structures import CocoResult
 
 # as in pycocotools.cocoeval.Params: T IoU thresholds; A ranges of areas in pixels: all, small, medium, large
 IOU_TYPES = ("bbox", "segm")
+AREAS = ("own", "loadRes")
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_RANGES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
 MAX_DETECTIONS = 100  # of a category in an image
@@ -53,13 +54,16 @@ def read_ground_truth(record: Record, categories: Mapping[str, int], masks: bool
     )
 
 
-def match_image(truth: GroundTruth, results: Sequence[CocoResult], iou_type: str) -> dict[int, Matches]:
+def match_image(
+    truth: GroundTruth, results: Sequence[CocoResult], iou_type: str, areas_by: str = "own"
+) -> dict[int, Matches]:
     """The matches of an image by category id, of masks if ``iou_type`` is "segm", else of boxes.
 
-    A result without a bbox gets the box around its mask.
+    A result without a bbox gets the box around its mask. ``areas_by`` is one of AREAS, see
+    :func:`fastmask.evaluation.evaluate`.
     """
-    categories = np.array([result["category_id"] for result in results], np.int64)
-    scores = np.array([result["score"] for result in results], np.float64)
+    categories = np.array([to_number(result["category_id"]) for result in results], np.int64)
+    scores = np.array([to_number(result["score"]) for result in results], np.float64)
     dt_shapes: Any
     gt_shapes: Any
     if iou_type == "segm":
@@ -68,6 +72,8 @@ def match_image(truth: GroundTruth, results: Sequence[CocoResult], iou_type: str
     else:
         dt_shapes = np.array([read_box(result) for result in results], np.float64).reshape(-1, 4)
         gt_shapes, areas = truth.boxes, dt_shapes[:, 2] * dt_shapes[:, 3]
+    if areas_by == "loadRes":
+        areas = np.array([load_area(result) for result in results], np.float64)
     matches = {}
     for category in np.unique(np.concatenate([categories, truth.categories])).tolist():
         dt, gt = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
@@ -81,6 +87,13 @@ def match_image(truth: GroundTruth, results: Sequence[CocoResult], iou_type: str
                 ious = coco.iou(dt_shapes[dt], gt_shapes[gt], crowds)
         matches[category] = match(ious, scores[dt], areas[dt], truth.areas[gt], truth.crowds[gt] > 0)
     return matches
+
+
+def load_area(result: CocoResult) -> float:
+    """The area in pixels that pycocotools' loadRes gives a result: of its bbox, else of its mask."""
+    if result.get("bbox") is None:
+        return float(coco.area(compress_rle(result["segmentation"])))
+    return float(result["bbox"][2] * result["bbox"][3])
 
 
 def read_box(result: CocoResult) -> Any:

@@ -8,8 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from fastmask.data.coco import is_id
-from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels, check_rle, parse_numbers
+from fastmask.data.records import (
+    Dataset,
+    LazyRecords,
+    Record,
+    add_sizes,
+    assign_labels,
+    parse_box,
+    parse_id,
+    parse_numbers,
+    parse_rle,
+    to_number,
+)
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.matching import IOU_TYPES
@@ -28,6 +38,7 @@ def evaluate(
     dataset: Dataset,
     *,
     names: Sequence[str] | None = None,
+    areas: str = "own",
     progress: bool = True,
     ranks: Ranks | None = None,
     results: list[CocoResult] | None = None,
@@ -43,18 +54,21 @@ def evaluate(
         dataset: annotated images.
         names: of the model's labels, from 0, the background; labels are matched to categories by name. None: by id, see
             :func:`fastmask.data.assign_labels`.
+        areas: by which detections are small, medium or large: "own", the boxes' for boxes and the masks' for masks, as
+            torchvision, detectron2 and MMDetection evaluate; or "loadRes", for both the area that pycocotools' loadRes
+            gives results that have a bbox: the bbox's.
         progress: show a progress bar, on the first rank.
         ranks: the ranks, if joined already.
         results: a list to which this rank's detections are appended.
 
     Raises:
-        ValueError: there are no images, no name is a category's, or the Predictor's masks are not RLE.
+        ValueError: there are no images, no name is a category's, the Predictor's masks are not RLE, or areas is wrong.
     """
     predictor = _make_predictor(model)
-    labels = map_labels(names, dataset.categories)
     records, ids = number_records(dataset)
     masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
-    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1])
+    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1], areas)
+    labels = map_labels(names, evaluator.categories)
     with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
         share = range(ranks.rank, len(records), ranks.world_size)
         matching = _Matching(evaluator, labels, results)
@@ -85,61 +99,70 @@ def evaluate(
         return merged[0] if merged else shared
 
 
-def evaluate_results(results: Sequence[CocoResult], dataset: Dataset, *, progress: bool = True) -> Evaluation:
+def evaluate_results(
+    results: Sequence[CocoResult], dataset: Dataset, *, areas: str = "own", progress: bool = True
+) -> Evaluation:
     """COCO's average precision and recall of detections in COCO's results format.
 
     Args:
-        results: with image_id, category_id, score, and bbox or segmentation (RLE) or both.
+        results: with image_id, category_id, score, and bbox or segmentation (RLE) or both; numbers are Python's,
+            NumPy's or zero-dimensional tensors.
         dataset: annotated images; if not all have an id, image ids count from 1.
+        areas: see :func:`evaluate`; with "loadRes", the masks' for both where results have no bbox.
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are no images, or a result is broken, of an unknown image, or with a mask of another size.
+        ValueError: there are no images, areas is wrong, or a result is broken, of an unknown image, or with a mask of
+            another size.
     """
     from tqdm import tqdm
 
     records, ids = number_records(dataset)
     sizes = dict(zip(ids, (record.size for record in records), strict=True))
     by_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in ids}
+    lacking: dict[str, list[int]] = {"segmentation": [], "bbox": []}
     for i, result in enumerate(results):
         try:
-            check_result(result, sizes)
+            parsed = parse_result(result, sizes)
         except ValueError as error:
             raise ValueError(f"results[{i}] {error}") from error
-        by_image[result["image_id"]].append(result)
-    boxes_only = [i for i, result in enumerate(results) if result.get("segmentation") is None]
-    if 0 < len(boxes_only) < len(results):
-        raise ValueError(f"results must all have a segmentation, or none, got none in results[{boxes_only[0]}]")
-    masks = has_masks(records) and not boxes_only
-    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1])
+        by_image[parsed["image_id"]].append(parsed)
+        for name, indices in lacking.items():
+            if name not in parsed:
+                indices.append(i)
+    for name, indices in lacking.items():
+        if 0 < len(indices) < len(results) and (name == "segmentation" or areas == "loadRes"):
+            raise ValueError(f"results must all have a {name}, or none, got none in results[{indices[0]}]")
+    masks = has_masks(records) and not lacking["segmentation"]
+    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1], areas)
     for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(image_id, record, by_image[image_id])
     return evaluator.evaluate((), {"match": evaluator.seconds})
 
 
-def check_result(result: Any, sizes: Mapping[int, tuple[int, int] | None]) -> None:
-    """Raise a ValueError unless ``result`` is a COCO result of one of the images, whose sizes are given by id."""
+def parse_result(result: Any, sizes: Mapping[int, tuple[int, int] | None]) -> CocoResult:
+    """A COCO result in Python's numbers; ValueError unless it is one of the images, whose sizes are given by id."""
     if not isinstance(result, Mapping):
         raise ValueError(f"must be an object, got {type(result).__name__}")
-    if not isinstance(result.get("image_id"), int) or result["image_id"] not in sizes:
+    image_id, category = parse_id(result.get("image_id")), parse_id(result.get("category_id"))
+    if image_id is None or image_id not in sizes:
         raise ValueError(f"must have the image_id of one of the {len(sizes)} images, got {result.get('image_id')!r}")
-    if not is_id(result.get("category_id")):
+    if category is None:
         raise ValueError(f"must have a category_id, got {result.get('category_id')!r}")
-    parse_numbers(result, "score")
+    parsed = CocoResult(image_id=image_id, category_id=category, score=parse_numbers(result, "score")[0])
     box, rle = result.get("bbox"), result.get("segmentation")
     if box is None and rle is None:
         raise ValueError("must have a bbox or a segmentation")
     if box is not None:
-        if not isinstance(box, list | tuple) or len(box) != 4:
-            raise ValueError(f"must have x, y, width, height as its bbox, got {box!r}")
-        parse_numbers(dict(zip("xywh", box, strict=True)), *"xywh")
+        parsed["bbox"] = parse_box(box)
     if rle is not None:
         if not isinstance(rle, Mapping):
             raise ValueError("must have an RLE as its segmentation")
-        check_rle(rle)
-        size = sizes[result["image_id"]]
+        parsed["segmentation"] = rle = parse_rle(rle)
+        size = sizes[image_id]
         if size not in (None, tuple(rle["size"])):
             raise ValueError(f"must have a mask of {size} as its image, got {tuple(rle['size'])}")
+    return parsed
 
 
 class _Matching:
@@ -220,7 +243,7 @@ def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
     if isinstance(records, LazyRecords):
         return records, list(range(1, len(records) + 1))
     records = add_sizes(dataset).records
-    ids = [record.id for record in records if record.id is not None]
+    ids = [to_number(record.id) for record in records if record.id is not None]
     if len(ids) < len(records):
         return records, list(range(1, len(records) + 1))
     repeated = [image_id for image_id, times in collections.Counter(ids).items() if times > 1]

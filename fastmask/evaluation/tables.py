@@ -52,6 +52,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, object]:
             kind: {name: None if value < 0 else value for name, value in metrics._asdict().items()}
             for kind, metrics in evaluation.metrics.items()
         },
+        "areas": evaluation.areas,
         "images": evaluation.images,
         "detections": evaluation.detections,
         "problems": list(evaluation.problems),

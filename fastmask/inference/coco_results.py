@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fastmask.data.records import to_number
 from fastmask.structures import CocoResult
 
 
@@ -14,6 +15,7 @@ def to_coco_results(image_id: int, detections: Mapping[str, Any]) -> list[CocoRe
         detections: boxes [N, 4] (x1, y1, x2, y2) in its pixels, labels [N] (the category ids), scores [N], optionally
             masks: N COCO RLEs.
     """
+    image_id = to_number(image_id)
     results = []
     masks = detections.get("masks")
     rows = zip(*(detections[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)

@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor
 
+from fastmask.checks import check_tensor
+
 
 def check_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """Check a pair of box sets and convert every dtype but float64 to float32."""
+    check_tensor("boxes1", boxes1)
+    check_tensor("boxes2", boxes2)
     shapes = tuple(boxes1.shape), tuple(boxes2.shape)
     together = all(a == b or 1 in (a, b) for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False))
     if not together or any(shape[-1:] != (4,) for shape in shapes):

@@ -13,6 +13,7 @@ from fastmask.checks import (
     check_floating,
     check_pair,
     check_shape,
+    check_tensor,
     not_scriptable,
     upcast,
 )
@@ -151,7 +152,7 @@ def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
 @not_scriptable
 def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Clip boxes (x1, y1, x2, y2) [..., 4] to an image of ``size`` (height, width) pixels; NaN stays NaN."""
-    _check_last("boxes", boxes, 4)
+    _check_last("boxes", boxes, 4, quantized=True)
     height, width = check_pair("size", size, 0)
     x = boxes[..., 0::2].clamp(min=0, max=width)
     y = boxes[..., 1::2].clamp(min=0, max=height)
@@ -167,7 +168,7 @@ def box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
     """
     check_choice("in_fmt", in_fmt, tuple(COORDINATES))
     check_choice("out_fmt", out_fmt, tuple(COORDINATES))
-    _check_last("boxes", boxes, COORDINATES[in_fmt])
+    _check_last("boxes", boxes, COORDINATES[in_fmt], quantized=in_fmt == out_fmt)
     if in_fmt == out_fmt:
         return boxes.clone()
     if in_fmt in ROTATED and out_fmt in ROTATED:
@@ -286,8 +287,8 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     return torch.where(masks.bool().flatten(1).any(1, keepdim=True), boxes, 0.0)
 
 
-def _check_last(name: str, boxes: Tensor, coordinates: int) -> None:
-    if not isinstance(boxes, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(boxes).__name__}")
+def _check_last(name: str, boxes: Tensor, coordinates: int, quantized: bool = False) -> None:
+    if not (quantized and isinstance(boxes, Tensor)):
+        check_tensor(name, boxes)
     if boxes.ndim == 0 or boxes.shape[-1] != coordinates:
         raise ValueError(f"{name} must be [..., {coordinates}], got {tuple(boxes.shape)}")

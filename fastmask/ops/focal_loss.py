@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.checks import not_scriptable, reduce_loss
+from fastmask.checks import check_tensor, not_scriptable, reduce_loss
 
 
 @not_scriptable
@@ -28,6 +28,8 @@ def sigmoid_focal_loss(
 
     Source: torchvision/ops/focal_loss.py.
     """
+    check_tensor("inputs", inputs)
+    check_tensor("targets", targets)
     if inputs.shape != targets.shape:
         raise ValueError(f"targets must be {tuple(inputs.shape)}, got {tuple(targets.shape)}")
     if not 0 <= alpha <= 1 and alpha != -1:

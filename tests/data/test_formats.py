@@ -14,7 +14,7 @@ from helpers.images import draw_image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import box_to_polygon, check_rle, decode_counts, ellipse_to_polygon
+from fastmask.data.records import box_to_polygon, decode_counts, ellipse_to_polygon, parse_rle
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS
@@ -121,13 +121,14 @@ def test_coco_keeps_ids_crowds_and_masks(tmp_path: Path) -> None:
 def test_rle_is_checked() -> None:
     """Before pycocotools, which would read out of bounds."""
     for mask in (torch.rand(30, 40) > 0.5, torch.rand(7, 1) > 0.9, torch.ones(500, 400) > 0):
-        check_rle(coco_mask.encode(np.asfortranarray(mask.byte().numpy())))
+        rle = coco_mask.encode(np.asfortranarray(mask.byte().numpy()))
+        assert parse_rle(rle) == rle
     for counts in (None, "", "abc", [3, -3, 900], [1.5], [899], "\u20ac", b"0" * 99):
         with pytest.raises(ValueError, match="an RLE's"):
-            check_rle({"size": [30, 30], "counts": counts})
+            parse_rle({"size": [30, 30], "counts": counts})
     for size in (None, [3], [0, 3], ["3", 3]):
         with pytest.raises(ValueError, match="an RLE's size"):
-            check_rle({"size": size, "counts": [9]})
+            parse_rle({"size": size, "counts": [9]})
 
 
 def test_where_coco_has_its_images(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_a_model_gets_the_metrics_of_its_detections(model: nn.Module, tmp_path: 
     assert evaluation.metrics["box"].ar_100 >= 0
     again = evaluate_results(results, read_dataset(tmp_path / "truth.json"), progress=False)
     assert again.metrics == evaluation.metrics
+    loaded = evaluate(model, dataset, areas="loadRes", progress=False).metrics["mask"]
+    np.testing.assert_allclose(loaded, run_cocoeval(annotations, results, "segm", whole=True).stats, rtol=0, atol=1e-9)
     predictions = Predictor(model, "exact")([record.load() for record in dataset.records])
     expected_results = [result for i, each in enumerate(predictions, 1) for result in to_coco_results(i, each)]
     assert results == [result for result in expected_results if result["category_id"] in dataset.categories.values()]
@@ -161,7 +163,7 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
         ({"image_id": [1]}, r"must have the image_id of one of the 2 images, got \[1\]"),
         ({"category_id": None}, "must have a category_id, got None"),
         ({"score": float("nan")}, "score must be a finite number, got nan"),
-        ({"bbox": [1, 2, 3]}, "must have x, y, width, height as its bbox"),
+        ({"bbox": [1, 2, 3]}, "bbox must be x, y, width, height"),
         ({"bbox": None, "segmentation": None}, "must have a bbox or a segmentation"),
         ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's runs must"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its image"),
@@ -210,6 +212,15 @@ def test_the_command(
     assert main(["evaluate", str(tmp_path / "set"), *results]) == 0
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert again["metrics"] == summary["metrics"]
+    assert again["areas"] == "own"
+    assert main(["evaluate", str(tmp_path / "set"), *results, "--areas", "loadRes"]) == 0
+    loaded = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    stats = run_cocoeval(annotations, results, "segm", whole=True).stats
+    assert loaded["areas"] == "loadRes"
+    assert [-1 if value is None else value for value in loaded["metrics"]["mask"].values()] == pytest.approx(
+        list(stats)
+    )
     capsys.readouterr()
     (tmp_path / "set" / "images" / "000000.png").write_bytes(b"torn")
     assert main(command) == 1

@@ -68,13 +68,16 @@ def draw_case(
     return {"images": inputs, "annotations": annotations, "categories": names}, results
 
 
-def run_cocoeval(annotations: Json, results: list[Json], iou_type: str) -> COCOeval:
-    """COCOeval run as pycocotools' demo runs it; with "segm", areas of detections are those of their masks."""
+def run_cocoeval(annotations: Json, results: list[Json], iou_type: str, whole: bool = False) -> COCOeval:
+    """COCOeval run as pycocotools' demo runs it; with "segm", areas of detections are those of their masks.
+
+    With ``whole``, loadRes gets the results as they are, and chooses the areas.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {**annotations, "annotations": [dict(annotation) for annotation in annotations["annotations"]]}
         truth.createIndex()
-        dropped = "bbox" if iou_type == "segm" else "segmentation"
+        dropped = "" if whole else "bbox" if iou_type == "segm" else "segmentation"
         kept = [{name: value for name, value in result.items() if name != dropped} for result in results]
         if kept:
             detections = truth.loadRes(kept)
