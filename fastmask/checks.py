@@ -7,6 +7,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+
+class ArgumentError(ValueError, RuntimeError, AssertionError):
+    """An argument that does not fit. torchvision raises any of the three, and code that catches them keeps working."""
+
+
 AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
 
 
@@ -56,15 +61,15 @@ def attribute_error(module: str, name: str) -> AttributeError:
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """Raise a ValueError unless ``tensor`` is a tensor, and not a quantized one."""
+    """Raise an ArgumentError unless ``tensor`` is a tensor, and not a quantized one."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        raise ArgumentError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.is_quantized:
-        raise ValueError(f"{name} must not be quantized, got {tensor.dtype}")
+        raise ArgumentError(f"{name} must not be quantized, got {tensor.dtype}")
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Raise a ValueError unless ``tensor`` has the axes of ``shape``; names in it stand for any size."""
+    """Raise an ArgumentError unless ``tensor`` has the axes of ``shape``; names in it stand for any size."""
     check_tensor(name, tensor)
     fits = tensor.ndim == len(shape)
     if fits:
@@ -72,41 +77,41 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
             if rule != actual and not isinstance(rule, str):
                 fits = False
     if not fits:
-        raise ValueError(f"{name} must be [{', '.join(map(str, shape))}], got {tuple(tensor.shape)}")
+        raise ArgumentError(f"{name} must be [{', '.join(map(str, shape))}], got {tuple(tensor.shape)}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+        raise ArgumentError(f"{name} must be floating point, got {tensor.dtype}")
 
 
 def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
     if tensor.device != other.device:
-        raise ValueError(f"{name} must be on {other.device}, got {tensor.device}")
+        raise ArgumentError(f"{name} must be on {other.device}, got {tensor.device}")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise ArgumentError(f"{name} must be at least {least}, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_scale(name: str, scale: float) -> None:
     if not 0 < scale < math.inf:
-        raise ValueError(f"{name} must be positive, got {scale}")
+        raise ArgumentError(f"{name} must be positive, got {scale}")
 
 
 def check_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """An int or a pair (height, width), each at least ``least`` -> the pair."""
     pair: Any = (value, value) if _is_integer(value) else value
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_integer(side) for side in pair):
-        raise ValueError(f"{name} must be an int or (height, width), got {value!r}")
+        raise ArgumentError(f"{name} must be an int or (height, width), got {value!r}")
     if min(pair) < least:
-        raise ValueError(f"{name} must be at least {least}, got {pair}")
+        raise ArgumentError(f"{name} must be at least {least}, got {pair}")
     return pair[0], pair[1]
 
 
@@ -128,9 +133,9 @@ def rois_from_boxes(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tenso
         check_device("rois", boxes, features)
         return boxes
     if not isinstance(boxes, list | tuple) or not boxes:
-        raise ValueError(f"boxes must be a tensor [K, 5] or a list of tensors [L, 4], got {boxes!r}")
+        raise ArgumentError(f"boxes must be a tensor [K, 5] or a list of tensors [L, 4], got {boxes!r}")
     if len(boxes) > features.shape[0]:
-        raise ValueError(f"boxes must have at most one tensor an image ({features.shape[0]}), got {len(boxes)}")
+        raise ArgumentError(f"boxes must have at most one tensor an image ({features.shape[0]}), got {len(boxes)}")
     for i, box in enumerate(boxes):
         check_shape(f"boxes[{i}]", box, "L", 4)
         check_floating(f"boxes[{i}]", box)
@@ -151,7 +156,8 @@ def upcast(tensor: Tensor) -> Tensor:
 
 def reduce_loss(loss: Tensor, reduction: str, empty_mean: float | None = None) -> Tensor:
     """Apply the reduction 'none', 'mean' or 'sum'; ``empty_mean`` is the mean of an empty loss, in place of NaN."""
-    check_choice("reduction", reduction, ("none", "mean", "sum"))
+    if reduction not in ("none", "mean", "sum"):
+        raise ArgumentError(f"Invalid reduction: reduction must be one of none, mean, sum, got {reduction!r}")
     if reduction == "mean":
         return loss.sum() * empty_mean if empty_mean is not None and loss.numel() == 0 else loss.mean()
     return loss.sum() if reduction == "sum" else loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.checks import rois_from_boxes
+from fastmask.checks import check_floating, check_shape, rois_from_boxes
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import follow_format
@@ -57,6 +57,9 @@ def roi_align_backward(
 def roi_pool(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
+    check_shape("input", input, "N", "C", "H", "W")
+    check_floating("input", input)
+    rois = rois_from_boxes(rois, input)
     pooled, argmax = roi_pool_op(input, rois, spatial_scale, pooled_height, pooled_width)
     return pooled.contiguous(), argmax.to(torch.int32).contiguous()
 

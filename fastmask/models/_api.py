@@ -1,19 +1,20 @@
 """Downloadable weights, and models by name; torchvision.models._api's names."""
 
 import fnmatch
-import functools
 import importlib
 import pickle
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from torch import nn
 from torch.hub import get_dir, load_state_dict_from_url
+
+from fastmask.checks import ArgumentError
+from fastmask.models._legacy import Builder, accept_legacy
 
 
 @dataclass
@@ -44,7 +45,7 @@ class WeightsEnum(Enum):
 
         Raises:
             ConnectionError: not in the cache and not reachable; the message says which file to put where.
-            ValueError: the file in the cache is broken, or the download's hash is wrong.
+            ArgumentError: the file in the cache is broken, or the download's hash is wrong.
         """
         options.setdefault("weights_only", True)
         file = Path(get_dir(), "checkpoints", self.url.rpartition("/")[2])
@@ -56,7 +57,7 @@ class WeightsEnum(Enum):
             ) from error
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{file} is broken ({reason}): remove it and download again") from error
+            raise ArgumentError(f"{file} is broken ({reason}): remove it and download again") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -74,7 +75,6 @@ class WeightsEnum(Enum):
         return self.value.meta
 
 
-Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
@@ -82,26 +82,16 @@ _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 def register_model(
     weights: type[WeightsEnum], pretrained: WeightsEnum | None = None, pretrained_backbone: WeightsEnum | None = None
 ) -> Callable[[Builder], Builder]:
-    """Register a builder under its name, and let it take torchvision's old ``pretrained`` arguments, with a warning."""
+    """Register a builder under its name, and let it take old arguments: positional, ``pretrained`` (_legacy.py)."""
 
     def register(builder: Builder) -> Builder:
-        legacy = {
-            "pretrained": ("weights", pretrained),
-            "pretrained_backbone": ("weights_backbone", pretrained_backbone),
-        }
-
-        @functools.wraps(builder)
-        def build(**options: Any) -> nn.Module:
-            for old, (new, value) in legacy.items():
-                if value is not None and old in options:
-                    used = value if options.pop(old) else None
-                    options.setdefault(new, used)
-                    warnings.warn(f"{old} is deprecated: use {new}={used!r}", FutureWarning, stacklevel=2)
-            return builder(**options)
-
+        legacy = {"weights": ("pretrained", pretrained)}
+        if pretrained_backbone is not None:
+            legacy["weights_backbone"] = ("pretrained_backbone", pretrained_backbone)
+        build = accept_legacy(**legacy)(builder)
         _BUILDERS[builder.__name__] = build
         _WEIGHTS[builder.__name__] = weights
-        return cast(Builder, build)
+        return build
 
     return register
 

@@ -12,8 +12,11 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``, in one convolution where that is the same: a fixed norm, no padding mode, no hooks."""
-    if not can_fold(conv, norm):
+    """``norm(conv(x))``, in one convolution where that is the same: a fixed norm, no padding mode, no hooks.
+
+    torch.fx, whose proxies are no tensors, records the two modules, under torchvision's names of nodes.
+    """
+    if not isinstance(x, Tensor) or not can_fold(conv, norm):
         result: Tensor = norm(conv(x))
         return result
     weight, shift = fold_norm(conv, norm)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastmask.checks import check_tensor
+from fastmask.checks import ArgumentError, check_tensor
 
 
 def check_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -13,7 +13,7 @@ def check_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     shapes = tuple(boxes1.shape), tuple(boxes2.shape)
     together = all(a == b or 1 in (a, b) for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False))
     if not together or any(shape[-1:] != (4,) for shape in shapes):
-        raise ValueError(f"boxes1 and boxes2 must be [..., 4] and broadcast, got {shapes[0]} and {shapes[1]}")
+        raise ArgumentError(f"boxes1 and boxes2 must be [..., 4] and broadcast, got {shapes[0]} and {shapes[1]}")
     wide = (torch.float32, torch.float64)
     return tuple(boxes if boxes.dtype in wide else boxes.float() for boxes in (boxes1, boxes2))  # type: ignore[return-value]
 

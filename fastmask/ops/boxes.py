@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmask.checks import (
+    ArgumentError,
     check_at_least,
     check_choice,
     check_device,
@@ -118,21 +119,21 @@ def nms_padded(
         check_shape("groups", groups, *boxes.shape[:2])
         check_device("groups", groups, boxes)
         if groups.is_floating_point():
-            raise ValueError(f"groups must be integer, got {groups.dtype}")
+            raise ArgumentError(f"groups must be integer, got {groups.dtype}")
         groups = groups.to(torch.int64)
     if presorted is not None:
         if groups is not None:
-            raise ValueError("presorted and groups must not both be given")
+            raise ArgumentError("presorted and groups must not both be given")
         lengths = list(presorted)
         if sum(lengths) != boxes.shape[1] or any(length < 0 for length in lengths):
-            raise ValueError(f"presorted must be lengths that add up to {boxes.shape[1]}, got {lengths}")
+            raise ArgumentError(f"presorted must be lengths that add up to {boxes.shape[1]}, got {lengths}")
     if valid is not None:
         check_shape("valid", valid, *boxes.shape[:2])
         check_device("valid", valid, boxes)
         if valid.dtype != torch.bool:
-            raise ValueError(f"valid must be bool, got {valid.dtype}")
+            raise ArgumentError(f"valid must be bool, got {valid.dtype}")
     if iou_threshold != iou_threshold:  # math.isnan would end torch.compile(dynamic=True)'s graph
-        raise ValueError(f"iou_threshold must be a number, got {iou_threshold}")
+        raise ArgumentError(f"iou_threshold must be a number, got {iou_threshold}")
     limit = boxes.shape[1] if max_output is None else max_output
     check_at_least("max_output", limit, 0)
     check_at_least("num_groups", num_groups, 0)
@@ -288,7 +289,9 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
 
 
 def _check_last(name: str, boxes: Tensor, coordinates: int, quantized: bool = False) -> None:
+    if isinstance(boxes, torch.fx.Proxy):  # without a shape
+        return
     if not (quantized and isinstance(boxes, Tensor)):
         check_tensor(name, boxes)
     if boxes.ndim == 0 or boxes.shape[-1] != coordinates:
-        raise ValueError(f"{name} must be [..., {coordinates}], got {tuple(boxes.shape)}")
+        raise ArgumentError(f"{name} must be [..., {coordinates}], got {tuple(boxes.shape)}")

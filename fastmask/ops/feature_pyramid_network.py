@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.ops.misc import Conv2dNormActivation
 
 
@@ -47,7 +47,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
     ) -> None:
         super().__init__()
         if 0 in in_channels_list:
-            raise ValueError(f"in_channels_list must be positive, got {in_channels_list}")
+            raise ArgumentError(f"in_channels_list must be positive, got {in_channels_list}")
         if extra_blocks is not None and not isinstance(extra_blocks, ExtraFPNBlock):
             kind = type(extra_blocks)
             raise TypeError(f"extra_blocks must be fastmask's ExtraFPNBlock, got {kind.__module__}.{kind.__name__}")
@@ -100,6 +100,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
         return level
 
 
+@torch.fx.wrap
 def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbor upsampling in x's dtype: autocast would take float32, although nothing is summed."""
     if not torch.is_autocast_enabled(x.device.type):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.checks import check_tensor, not_scriptable, reduce_loss
+from fastmask.checks import ArgumentError, check_tensor, not_scriptable, reduce_loss
 
 
 @not_scriptable
@@ -28,12 +28,13 @@ def sigmoid_focal_loss(
 
     Source: torchvision/ops/focal_loss.py.
     """
-    check_tensor("inputs", inputs)
-    check_tensor("targets", targets)
-    if inputs.shape != targets.shape:
-        raise ValueError(f"targets must be {tuple(inputs.shape)}, got {tuple(targets.shape)}")
+    if not isinstance(inputs, torch.fx.Proxy):  # which has no shape
+        check_tensor("inputs", inputs)
+        check_tensor("targets", targets)
+        if inputs.shape != targets.shape:
+            raise ArgumentError(f"targets must be {tuple(inputs.shape)}, got {tuple(targets.shape)}")
     if not 0 <= alpha <= 1 and alpha != -1:
-        raise ValueError(f"alpha must be in [0, 1], or -1 for none, got {alpha}")
+        raise ArgumentError(f"Invalid alpha value: alpha must be in [0, 1], or -1 for none, got {alpha}")
     p = torch.sigmoid(inputs)
     p_true = p * targets + (1 - p) * (1 - targets)
     loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none") * (1 - p_true) ** gamma

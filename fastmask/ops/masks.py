@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmask.checks import (
+    ArgumentError,
     check_at_least,
     check_choice,
     check_device,
@@ -173,7 +174,7 @@ def _check_masks(masks: Tensor, boxes: Tensor, mode: str, padding: int) -> Tenso
         masks = masks[:, 0]
     check_shape("masks", masks, "N", "M", "M")
     if masks.shape[1] != masks.shape[2] or masks.shape[1] == 0:
-        raise ValueError(f"masks must be square and not empty, got {tuple(masks.shape)}")
+        raise ArgumentError(f"masks must be square and not empty, got {tuple(masks.shape)}")
     check_floating("masks", masks)
     check_shape("boxes", boxes, masks.shape[0], 4)
     check_floating("boxes", boxes)
@@ -192,6 +193,6 @@ def _check_sizes(img_shape: tuple[int, int] | Tensor, masks: Tensor) -> Tensor:
         return sizes
     check_shape("img_shape", img_shape, masks.shape[0], 2)
     if img_shape.is_floating_point() or img_shape.dtype == torch.bool:
-        raise ValueError(f"img_shape must be integer, got {img_shape.dtype}")
+        raise ArgumentError(f"img_shape must be integer, got {img_shape.dtype}")
     check_device("img_shape", img_shape, masks)
     return img_shape.to(torch.int64)

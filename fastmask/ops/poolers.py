@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable, rois_from_boxes
+from fastmask.checks import ArgumentError, NotScriptable, rois_from_boxes
 from fastmask.ops.roi_align import follow_format, multilevel_roi_align
 
 
 def infer_scale(feature: Tensor, image_height: int) -> float:
     """The power of two nearest to a feature map's height over the tallest unpadded image's, as in torchvision."""
     if min(feature.shape[-2], image_height) < 1:
-        raise ValueError(f"maps and images must have pixels, got heights {feature.shape[-2]} and {image_height}")
+        raise ArgumentError(f"maps and images must have pixels, got heights {feature.shape[-2]} and {image_height}")
     return 2.0 ** round(math.log2(feature.shape[-2] / image_height))
 
 
@@ -100,12 +100,12 @@ def _pool(
     """The module's forward as a function, which torch.fx records as one node."""
     features = [feature for name, feature in x.items() if name in featmap_names]
     if not features:
-        raise ValueError(f"x must have one of the maps {featmap_names}, got {list(x)}")
+        raise ArgumentError(f"x must have one of the maps {featmap_names}, got {list(x)}")
     dtype = features[0].dtype
     features = [feature if feature.dtype == dtype else feature.to(dtype) for feature in features]  # autocast mixes them
     if scales is None:
         if not image_shapes:
-            raise ValueError("image_shapes must not be empty, got []")
+            raise ArgumentError("image_shapes must not be empty, got []")
         tallest = max(height for height, _ in image_shapes)
         scales = [infer_scale(feature, tallest) for feature in features]
     pooled = multilevel_roi_align(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.checks import (
+    ArgumentError,
     NotScriptable,
     check_device,
     check_floating,
@@ -101,9 +102,9 @@ def multilevel_roi_align(
     Source: torchvision/ops/poolers.py; unlike there, a size is compared with 224 * 2^(k-4) * 2^-1e-6, not by log2.
     """
     if not isinstance(features, list | tuple) or not features:
-        raise ValueError(f"features must be a list of at least one level, got {type(features).__name__}")
+        raise ArgumentError(f"features must be a list of at least one level, got {type(features).__name__}")
     if len(scales) != len(features):
-        raise ValueError(f"scales must have one entry a level ({len(features)}), got {len(scales)}")
+        raise ArgumentError(f"scales must have one entry a level ({len(features)}), got {len(scales)}")
     first = features[0]
     for i, feature in enumerate(features):
         if i > 0 and _is_like(feature, first):
@@ -112,9 +113,11 @@ def multilevel_roi_align(
         check_floating(f"features[{i}]", feature)
         check_device(f"features[{i}]", feature, first)
         if feature.shape[:2] != first.shape[:2]:
-            raise ValueError(f"features[{i}] must have N, C = {tuple(first.shape[:2])}, got {tuple(feature.shape[:2])}")
+            raise ArgumentError(
+                f"features[{i}] must have N, C = {tuple(first.shape[:2])}, got {tuple(feature.shape[:2])}"
+            )
         if feature.dtype != first.dtype:
-            raise ValueError(f"features[{i}] must be {first.dtype}, got {feature.dtype}")
+            raise ArgumentError(f"features[{i}] must be {first.dtype}, got {feature.dtype}")
     for i, scale in enumerate(scales):
         check_scale(f"scales[{i}]", scale)
     check_shape("rois", rois, "K", 5)

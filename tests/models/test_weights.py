@@ -127,6 +127,7 @@ def put_in_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, state:
     torch.save(state, path)
 
 
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained' is deprecated")
 def test_coco_weights_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published weights load as in torchvision: norms frozen, eps 0, first stages not trained."""
     frozen = torchvision.ops.FrozenBatchNorm2d
@@ -143,7 +144,7 @@ def test_coco_weights_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     trained = [[name for name, p in model.named_parameters() if p.requires_grad] for model in (ours, theirs)]
     assert trained[0] == trained[1]
     assert {module.eps for module in ours.modules() if isinstance(module, fastmask.ops.FrozenBatchNorm2d)} == {0.0}
-    with pytest.warns(FutureWarning, match="pretrained is deprecated: use weights="):
+    with pytest.warns(UserWarning, match=r"equivalent to passing `weights=MaskRCNN_ResNet50_FPN_Weights.COCO_V1`"):
         old = detection.maskrcnn_resnet50_fpn(pretrained=True, progress=False)
     assert old.state_dict().keys() == state.keys()
     with pytest.raises(ValueError, match=r"num_classes must be 91 with MaskRCNN_ResNet50_FPN_Weights.COCO_V1, got 5"):
@@ -177,7 +178,7 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
     assert torch.equal(load(f"good-{prefix}.pth")["a"], torch.ones(2))
     assert [path.name for path in cache.iterdir()] == [f"good-{prefix}.pth"]
     (tmp_path / "bad-00000000.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad-00000000.pth is broken \(invalid hash value"):
+    with pytest.raises(RuntimeError, match=r"bad-00000000.pth is broken \(invalid hash value"):  # torch.hub's kind
         load("bad-00000000.pth")
     assert not (cache / "bad-00000000.pth").exists()
     (cache / f"good-{prefix}.pth").write_bytes(content[: len(content) // 2])
@@ -224,9 +225,9 @@ def test_wrong_arguments_say_so() -> None:
         detection.FasterRCNN(backbone, 2, rpn_anchor_generator=3)
     with pytest.raises(TypeError, match="mask_roi_pool must be a MultiScaleRoIAlign or None, got int"):
         detection.MaskRCNN(backbone, 2, mask_roi_pool=3)
-    with pytest.raises(ValueError, match=r"trainable_layers must be in \[0, 5\], got 6"):
+    with pytest.raises(ValueError, match=r"Trainable layers should be in the range \[0,5\], got 6"):
         detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=6)
-    with pytest.raises(ValueError, match=r"returned_layers must be in \[1, 4\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"returned_layers: Each .* should be in the range \[1,4\]. Got \[5\]"):
         detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, returned_layers=[5])
     with pytest.warns(UserWarning, match="trainable_backbone_layers has no effect"), torch.device("meta"):
         detection.fasterrcnn_resnet50_fpn(weights_backbone=None, trainable_backbone_layers=2)

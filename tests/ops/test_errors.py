@@ -105,9 +105,13 @@ ERRORS: dict[str, Callable[[], object]] = {
     "boxes1 and boxes2 must be [..., 4] and broadcast, got (6, 4) and (5, 4)": lambda: ops.complete_box_iou_loss(
         boxes, boxes[:5]
     ),
-    "reduction must be one of none, mean, sum, got 'avg'": lambda: ops.complete_box_iou_loss(boxes, boxes, "avg"),
+    "Invalid reduction: reduction must be one of none, mean, sum, got 'avg'": lambda: ops.complete_box_iou_loss(
+        boxes, boxes, "avg"
+    ),
     "targets must be (6,), got (5,)": lambda: ops.sigmoid_focal_loss(scores, scores[:5]),
-    "alpha must be in [0, 1], or -1 for none, got 2": lambda: ops.sigmoid_focal_loss(scores, scores, 2),
+    "Invalid alpha value: alpha must be in [0, 1], or -1 for none, got 2": lambda: ops.sigmoid_focal_loss(
+        scores, scores, 2
+    ),
     # masks
     "masks must be [N, 1, M, M], got (6, 5, 5)": lambda: ops.paste_masks_in_image(masks, boxes, (9, 9)),
     "masks must be [N, M, M], got (6, 2, 5, 5)": lambda: ops.paste_masks(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable, upcast
+from fastmask.checks import ArgumentError, NotScriptable, upcast
 from fastmask.models.detection.image_list import ImageList
 
 DEFAULT_DEVICE = torch.device("cpu")
@@ -59,7 +59,7 @@ class AnchorGenerator(NotScriptable, nn.Module):
         In the maps' dtype, but float32 for half types, which cannot count the pixels of an image.
         """
         if len(maps) != len(self.cell_anchors):
-            raise ValueError(
+            raise ArgumentError(
                 f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
             )
         grids = []

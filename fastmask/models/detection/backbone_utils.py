@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
 from fastmask.models import resnet
-from fastmask.models._api import WeightsEnum
+from fastmask.models._api import WeightsEnum, get_model_weights
+from fastmask.models._legacy import accept_legacy
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 from fastmask.ops.misc import FrozenBatchNorm2d
@@ -53,6 +54,9 @@ class BackboneWithFPN(NotScriptable, nn.Module):
         return pyramid
 
 
+@accept_legacy(
+    weights=("pretrained", lambda options: get_model_weights(options["backbone_name"])["IMAGENET1K_V1"]),
+)
 def resnet_fpn_backbone(
     *,
     backbone_name: str,
@@ -86,7 +90,7 @@ def _resnet_fpn_extractor(
     norm_layer: Norm | None = None,
 ) -> BackboneWithFPN:
     if not 0 <= trainable_layers <= 5:
-        raise ValueError(f"trainable_layers must be in [0, 5], got {trainable_layers}")
+        raise ValueError(f"trainable_layers: Trainable layers should be in the range [0,5], got {trainable_layers}")
     trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
     if trainable_layers == 5:
         trained.append("bn1")
@@ -95,7 +99,7 @@ def _resnet_fpn_extractor(
             parameter.requires_grad_(False)
     stages = [1, 2, 3, 4] if returned_layers is None else returned_layers
     if not all(1 <= stage <= 4 for stage in stages):
-        raise ValueError(f"returned_layers must be in [1, 4], got {stages}")
+        raise ValueError(f"returned_layers: Each returned layer should be in the range [1,4]. Got {stages}")
     result = BackboneWithFPN(
         backbone,
         {f"layer{stage}": str(i) for i, stage in enumerate(stages)},
@@ -121,5 +125,7 @@ def _validate_trainable_layers(
         return max_value
     layers = default_value if trainable_backbone_layers is None else trainable_backbone_layers
     if not 0 <= layers <= max_value:
-        raise ValueError(f"trainable_backbone_layers must be in [0, {max_value}], got {layers}")
+        raise ValueError(
+            f"trainable_backbone_layers: Trainable backbone layers should be in the range [0,{max_value}], got {layers}"
+        )
     return layers

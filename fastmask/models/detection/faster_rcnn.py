@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._weights import (
     Source,
@@ -165,7 +165,9 @@ class TwoMLPHead(NotScriptable, nn.Module):
         """
         fc6 = self.fc6
         hooks = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
-        if not x.requires_grad or hooks or type(fc6) is not nn.Linear or not self._has_channels_last(x):
+        plain = type(fc6) is nn.Linear and not hooks
+        # torch.fx's proxies are no tensors
+        if not (isinstance(x, Tensor) and x.requires_grad and plain and self._has_channels_last(x)):
             y: Tensor = fc6(x.flatten(start_dim=1))
             return y
         weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
@@ -214,7 +216,7 @@ class FastRCNNPredictor(NotScriptable, nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim == 4 and x.shape[2:] != (1, 1):
-            raise ValueError(f"x must be [N, C] or [N, C, 1, 1], got {tuple(x.shape)}")
+            raise ArgumentError(f"x must be [N, C] or [N, C, 1, 1], got {tuple(x.shape)}")
         x = x.flatten(start_dim=1)
         return self.cls_score(x), self.bbox_pred(x)
 

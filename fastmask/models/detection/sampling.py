@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastmask.checks import ArgumentError
+
 
 class Matcher:
     """Assigns candidates to ground-truth instances by IoU (Faster R-CNN, section 3.1.2).
@@ -22,7 +24,7 @@ class Matcher:
 
     def __init__(self, high_threshold: float, low_threshold: float, allow_low_quality_matches: bool = False) -> None:
         if low_threshold > high_threshold:
-            raise ValueError(f"low_threshold must be at most {high_threshold}, got {low_threshold}")
+            raise ArgumentError(f"low_threshold must be at most {high_threshold}, got {low_threshold}")
         self.high_threshold = high_threshold
         self.low_threshold = low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches

@@ -50,7 +50,7 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-@register_model(MaskRCNN_Slim_FPN_Weights)
+@register_model(MaskRCNN_Slim_FPN_Weights, pretrained=MaskRCNN_Slim_FPN_Weights.SHAPES_V1)
 def maskrcnn_slim_fpn(
     *,
     weights: MaskRCNN_Slim_FPN_Weights | str | os.PathLike[str] | None = None,
