@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmask.models._plain import is_plain
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 
@@ -39,13 +40,8 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm is fixed, its convolution plain, and neither has hooks."""
-    fixed = type(norm) is FrozenBatchNorm2d or (
-        type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
-    )
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    hooks = any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in (conv, norm)
-    )
-    return fixed and plain and not hooks
+    """Whether a norm is fixed, and both modules are plain."""
+    if not is_plain(conv, nn.Conv2d) or not is_plain(norm, FrozenBatchNorm2d, nn.BatchNorm2d):
+        return False
+    fixed = type(norm) is FrozenBatchNorm2d or (not norm.training and norm.running_mean is not None)
+    return fixed and conv.padding_mode == "zeros"

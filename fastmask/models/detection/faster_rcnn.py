@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models._plain import is_plain
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
@@ -164,8 +165,7 @@ class TwoMLPHead(NotScriptable, nn.Module):
         weight is reordered then, rather than the features and their gradients.
         """
         fc6 = self.fc6
-        hooks = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
-        if not x.requires_grad or hooks or type(fc6) is not nn.Linear or not self._has_channels_last(x):
+        if not x.requires_grad or not is_plain(fc6, nn.Linear) or not self._has_channels_last(x):
             y: Tensor = fc6(x.flatten(start_dim=1))
             return y
         weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
