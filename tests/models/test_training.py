@@ -155,36 +155,6 @@ def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -
             assert (share - chance).abs().max() <= 6 * (chance * (1 - chance) / 300) ** 0.5 + 1e-9
 
 
-BAD_TARGETS = {
-    "targets must be one dict an image (3), got None": lambda t: None,
-    "targets must be one dict an image (3), got 1": lambda t: t[:1],
-    "targets[0] must have boxes, labels, masks, got boxes, labels": lambda t: [
-        {k: v for k, v in t[0].items() if k != "masks"},
-        *t[1:],
-    ],
-    "targets[1]['boxes'] must be [N, 4], got (4,)": lambda t: [t[0], t[1] | {"boxes": torch.zeros(4)}, t[2]],
-    "targets[2]['boxes'] must be a tensor, got list": lambda t: [*t[:2], t[2] | {"boxes": [1]}],
-    "targets[2]['boxes'] must be floating point, got torch.int64": lambda t: [
-        *t[:2],
-        t[2] | {"boxes": t[2]["boxes"].long()},
-    ],
-    "targets[0]['labels'] must be int64, got torch.int32": lambda t: [t[0] | {"labels": t[0]["labels"].int()}, *t[1:]],
-    "targets[0]['boxes'] must have positive width and height, got [5.0, 5.0, 5.0, 9.0]": lambda t: [
-        {"boxes": torch.tensor([[5.0, 5, 5, 9]]), "labels": torch.ones(1).long(), "masks": torch.ones(1, 100, 140)},
-        *t[1:],
-    ],
-}
-
-
-@pytest.mark.parametrize("message", BAD_TARGETS)
-def test_bad_targets_say_so(message: str) -> None:
-    model = slim_model(fastmask).train()
-    images, targets = draw_batch(torch.float32)
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 -- compared below, whole
-        model(images, BAD_TARGETS[message](targets))
-    assert str(raised.value) == message
-
-
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 1.0])
 def test_padding_repeats_what_counts(share: float, device: torch.device) -> None:
     """Norms in the heads must not see zeros where all rows are computed; each valid row counts once."""

@@ -97,7 +97,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
         Args:
             pixels, sizes: see :meth:`infer`.
-            targets: padded, in pixels of the batch.
+            targets: padded, in pixels of the batch; their values are not checked (:meth:`losses_of` does).
             normalizer: number of samples of a loss -> divisor of its sum; the number itself makes the loss a mean.
         """
         features = self.extract_features(pixels)
@@ -122,7 +122,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             In training, the losses; in eval mode, for each image boxes, labels, scores and masks [n, 1, h, w].
 
         Raises:
-            ValueError: targets are missing or do not fit.
+            ValueError: targets are missing or do not fit; see :meth:`losses_of`.
         """
         if self.training:
             return self.losses_of(images, targets)
@@ -151,8 +151,13 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         return unpad(self.infer(batch.tensors, sizes, trim=True)), batch.image_sizes, original
 
     def losses_of(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Losses:
-        """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval."""
-        check_targets(targets, images, self.roi_heads.has_mask())
+        """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval.
+
+        Raises:
+            ValueError: targets do not fit; their values are checked where they are on the CPU, as on a GPU that would
+                be a host sync.
+        """
+        check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
         batch, resized = self.transform(images, targets)
         assert resized is not None
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
