@@ -4,10 +4,10 @@ y = scale * conv(x, w) + shift = conv(x, scale * w) + shift. Folding costs one p
 the activations, hundreds of times larger; the gradient flows through it, so frozen norms are folded in training too.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmask.checks import is_autocast
 from fastmask.models._plain import is_plain
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -19,7 +19,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         return result
     weight, shift = fold_norm(conv, norm)
     assert isinstance(conv, nn.Conv2d)
-    if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
+    if is_autocast(x):  # the sums above ran in the weights' dtype, and so does this one
         weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 

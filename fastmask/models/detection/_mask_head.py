@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable, upcast
+from fastmask.checks import NotScriptable, is_autocast, upcast
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.models._plain import is_plain
 from fastmask.ops.misc import Conv2dNormActivation
@@ -93,7 +93,7 @@ def can_replace(predictor: nn.Module, hidden: Tensor) -> bool:
     parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
     same = all(parameter.dtype == hidden.dtype for parameter in parameters)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
-    return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
+    return bool(usual and same) and not gradient and not is_autocast(hidden)
 
 
 def ends_plainly(predictor: nn.Module) -> bool:

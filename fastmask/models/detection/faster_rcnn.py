@@ -132,9 +132,9 @@ class FasterRCNN(GeneralizedRCNN):
             box_nms_thresh,
             box_detections_per_img,
         )
-        transform = GeneralizedRCNNTransform(
-            min_size, max_size, image_mean or list(IMAGE_MEAN), image_std or list(IMAGE_STD), **kwargs
-        )
+        mean = list(IMAGE_MEAN) if image_mean is None else image_mean
+        std = list(IMAGE_STD) if image_std is None else image_std
+        transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)
         super().__init__(backbone, rpn, roi_heads, transform)
 
 

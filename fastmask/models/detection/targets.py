@@ -4,9 +4,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
-from fastmask.checks import check_shape
+from fastmask.checks import check_shape, is_readable
 
 
 def check_targets(
@@ -38,15 +37,14 @@ def check_targets(
             raise ValueError(f"targets[{i}]['labels'] must be int64, got {labels.dtype}")
         if masks:
             check_shape(f"targets[{i}]['masks']", target["masks"], boxes.shape[0], *image.shape[-2:])
-        if not torch.compiler.is_compiling():
-            _check_boxes(f"targets[{i}]['boxes']", boxes)
-            _check_range(f"targets[{i}]['labels']", labels, 1, math.inf if num_classes is None else num_classes - 1)
-            if masks and target["masks"].dtype != torch.bool:
-                _check_range(f"targets[{i}]['masks']", target["masks"], 0, 1)
+        _check_boxes(f"targets[{i}]['boxes']", boxes)
+        _check_range(f"targets[{i}]['labels']", labels, 1, math.inf if num_classes is None else num_classes - 1)
+        if masks and target["masks"].dtype != torch.bool:
+            _check_range(f"targets[{i}]['masks']", target["masks"], 0, 1)
 
 
 def _check_boxes(name: str, boxes: Tensor) -> None:
-    if not _is_readable(boxes):
+    if not is_readable(boxes):
         return
     finite, positive = boxes.isfinite().all(1), (boxes[:, 2:] > boxes[:, :2]).all(1)
     for good, rule in ((finite, "be finite"), (positive, "have positive width and height")):
@@ -56,13 +54,9 @@ def _check_boxes(name: str, boxes: Tensor) -> None:
 
 def _check_range(name: str, values: Tensor, least: int, most: float) -> None:
     """NaN is out of any range."""
-    if not _is_readable(values) or values.numel() == 0:
+    if not is_readable(values) or values.numel() == 0:
         return
     for extreme in (float(values.amin()), float(values.amax())):
         if not least <= extreme <= most:
             rule = f"be at least {least}" if most == math.inf else f"be in [{least}, {most}]"
             raise ValueError(f"{name} must {rule}, got {extreme:g}")
-
-
-def _is_readable(values: Tensor) -> bool:
-    return values.device.type == "cpu" and not isinstance(values, FakeTensor)
