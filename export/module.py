@@ -65,7 +65,7 @@ class ExportableModel(nn.Module):
         self.has_mask = self.model.roi_heads.has_mask()
         wide = torch.promote_types(dtype, torch.float32)
         for name in ("image_mean", "image_std"):
-            values = torch.tensor(getattr(model.transform, name), dtype=wide)
+            values = torch.as_tensor(getattr(model.transform, name), dtype=wide, device="cpu")
             self.register_buffer(name, values, persistent=False)
         self.eval()
 
@@ -153,8 +153,8 @@ class ExportableModel(nn.Module):
         metadata: dict[str, Any] = {
             "fastmask": __version__,
             "categories": None if categories is None else list(categories),
-            "image_mean": list(transform.image_mean),
-            "image_std": list(transform.image_std),
+            "image_mean": [float(value) for value in transform.image_mean],
+            "image_std": [float(value) for value in transform.image_std],
             "min_size": int(transform.min_size[-1]),
             "max_size": int(transform.max_size),
             "size_divisible": int(transform.size_divisible),

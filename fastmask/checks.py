@@ -6,6 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 
 class ArgumentError(ValueError, RuntimeError, AssertionError):
@@ -152,6 +153,16 @@ def upcast(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
     return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.int()
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether reading values costs nothing: on the CPU, with values, in a program that is not being compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; the meta device, where nothing is computed, knows none."""
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
 def reduce_loss(loss: Tensor, reduction: str, empty_mean: float | None = None) -> Tensor:

@@ -62,8 +62,8 @@ def normalize_padded(pixels: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -
 def pad(images: Sequence[Tensor], size: Size, batch: int | None = None) -> Tensor:
     """Put images [C, h, w] into the top left corners of zeros [B, C, *size]; B is ``batch`` or their number."""
     padded = images[0].new_zeros(batch or len(images), images[0].shape[0], *size)
-    for place, image in zip(padded, images, strict=False):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for i, image in enumerate(images):  # by index: gradients do not pass through views that an iteration gives
+        padded[i, :, : image.shape[1], : image.shape[2]] = image
     return padded
 
 

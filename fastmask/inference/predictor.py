@@ -133,7 +133,7 @@ class Predictor:
         assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
         self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
-            torch.tensor(values, device=self.device)
+            torch.as_tensor(values, dtype=torch.get_default_dtype(), device=self.device)
             for values in (ready.transform.image_mean, ready.transform.image_std)
         )
         self.program = Program(ready, masks, threshold, BYTES_PER_MASK, trim=self.device.type == "cpu")

@@ -4,10 +4,11 @@ y = scale * conv(x, w) + shift = conv(x, scale * w) + shift. Folding costs one p
 the activations, hundreds of times larger; the gradient flows through it, so frozen norms are folded in training too.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmask.checks import is_autocast
+from fastmask.models._plain import is_plain
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 
@@ -21,7 +22,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         return result
     weight, shift = fold_norm(conv, norm)
     assert isinstance(conv, nn.Conv2d)
-    if torch.is_autocast_enabled(x.device.type):  # the sums above ran in the weights' dtype, and so does this one
+    if is_autocast(x):  # the sums above ran in the weights' dtype, and so does this one
         weight, shift = weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
@@ -42,13 +43,8 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm is fixed, its convolution plain, and neither has hooks."""
-    fixed = type(norm) is FrozenBatchNorm2d or (
-        type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
-    )
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    hooks = any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in (conv, norm)
-    )
-    return fixed and plain and not hooks
+    """Whether a norm is fixed, and both modules are plain."""
+    if not is_plain(conv, nn.Conv2d) or not is_plain(norm, FrozenBatchNorm2d, nn.BatchNorm2d):
+        return False
+    fixed = type(norm) is FrozenBatchNorm2d or (not norm.training and norm.running_mean is not None)
+    return fixed and conv.padding_mode == "zeros"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.kernels.fallback import stem as stem_fallback
+from fastmask.models._plain import is_plain, is_untouched
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -65,7 +66,8 @@ def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
     pending = [*known, *(head for head in heads if head is not None)]
     while pending:
         module = pending.pop()
-        if type(module).forward in (nn.Sequential.forward, IntermediateLayerGetter.forward):
+        known_forward = type(module).forward in (nn.Sequential.forward, IntermediateLayerGetter.forward)
+        if known_forward and "forward" not in vars(module):
             pending += module.children()
             if type(module) is not MaskRCNNPredictor:  # predict_mask_logits calls its layers
                 yield module
@@ -81,7 +83,7 @@ class _Fuser:
 
     def fuse_whole(self, module: nn.Module) -> nn.Module | None:
         """A fused module for one of a known type, or None."""
-        if self.uses[id(module)] > 1 or any(map(_has_hooks, module.modules())):
+        if self.uses[id(module)] > 1 or not all(map(is_untouched, module.modules())):
             return None
         if type(module) in (BasicBlock, Bottleneck):
             return self._fuse_block(module)
@@ -135,7 +137,7 @@ class _Fuser:
         layers: dict[str, Any] = sequence._modules
         for name, layer in list(layers.items()):
             behind = _following(sequence, name)
-            kinds = [type(layers[other]) for other in behind[:2] if not _has_hooks(layers[other])]
+            kinds = [type(layers[other]) for other in behind[:2] if is_untouched(layers[other])]
             relu = behind[0] if kinds[:1] == [nn.ReLU] else None
             if type(layer) is nn.Linear and relu and self._is_alone(layer) and layer.bias is not None:
                 layers[name], layers[relu] = FusedLinear(layer), nn.Identity()
@@ -169,7 +171,7 @@ class _Fuser:
         return plain and self._is_alone(conv)
 
     def _is_alone(self, layer: nn.Module) -> bool:
-        return self.uses[id(layer)] == 1 and not _has_hooks(layer)
+        return self.uses[id(layer)] == 1 and is_untouched(layer)
 
 
 def _following(sequence: Any, name: str) -> list[str]:
@@ -177,13 +179,7 @@ def _following(sequence: Any, name: str) -> list[str]:
     layers, taken_out = sequence._modules, getattr(sequence, "return_layers", ())
     names = list(layers)[list(layers).index(name) :]
     end = next((i for i, other in enumerate(names) if other in taken_out), len(names))
-    return [
-        other for other in names[1 : end + 1] if type(layers[other]) is not nn.Identity or _has_hooks(layers[other])
-    ]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    return [other for other in names[1 : end + 1] if not is_plain(layers[other], nn.Identity)]
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastmask.models._fold import can_fold, fold_norm
 from fastmask.models._fuse import fuse_epilogues
+from fastmask.models._plain import is_untouched
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
@@ -38,7 +39,7 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
         ValueError: a weight is NaN or infinite.
     """
     _check_finite(model)
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model, _detached(model)).eval().requires_grad_(False)
     for parent, conv_name, norm_name in list(_pairs(model)):
         conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
         if can_fold(conv, norm):
@@ -62,6 +63,12 @@ def choose_fuse(device: torch.device) -> Fuse:
     return "cudnn" if torch.version.hip is None and torch.backends.cudnn.is_available() else "kernel"
 
 
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """Copies of weights that hooks computed in the last forward, which deepcopy refuses; hooks compute them anew."""
+    values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(value): value.detach().clone() for value in values if not value.is_leaf}
+
+
 def _check_finite(model: nn.Module) -> None:
     """Called before and after the conversion: a half type holds fewer numbers."""
     for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
@@ -82,6 +89,8 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     for parent in model.modules():
+        if "forward" in vars(parent):  # it may use its layers apart
+            continue
         if type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
             for name in children:
@@ -97,7 +106,7 @@ def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def _flatten_pixels_first(head: nn.Module, pixels: int) -> nn.Module:
     """Let the first linear layer of a box head read RoI features in their memory order, channels last."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in head.modules()):
+    if not all(map(is_untouched, head.modules())):
         return head
     if type(head) is TwoMLPHead:
         layers: list[nn.Module] = [nn.Flatten(), head.fc6, nn.ReLU(inplace=True), head.fc7, nn.ReLU(inplace=True)]
@@ -106,7 +115,7 @@ def _flatten_pixels_first(head: nn.Module, pixels: int) -> nn.Module:
     else:
         return head
     for i, (layer, linear) in enumerate(itertools.pairwise(layers)):
-        if isinstance(layer, nn.Flatten) and isinstance(linear, nn.Linear) and linear.in_features % pixels == 0:
+        if type(layer) is nn.Flatten and type(linear) is nn.Linear and linear.in_features % pixels == 0:
             weight = linear.weight.unflatten(1, (-1, pixels)).transpose(1, 2).flatten(1)
             linear.weight = nn.Parameter(weight.contiguous(), False)
             layers[i] = FlattenPixels()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastmask.checks import NotScriptable
 from fastmask.models._api import WeightsEnum, overwrite_num_classes, register_model
 from fastmask.models._fold import conv_norm
+from fastmask.models._plain import is_plain
 from fastmask.models._resnet_weights import (
     ResNet18_Weights,
     ResNet34_Weights,
@@ -66,7 +67,7 @@ def _conv(
 def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
     if downsample is None:
         return x
-    if type(downsample) is nn.Sequential and len(downsample) == 2:
+    if is_plain(downsample, nn.Sequential) and len(downsample) == 2:
         return conv_norm(downsample[0], downsample[1], x)
     result: Tensor = downsample(x)
     return result

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import ArgumentError, NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable, is_autocast
 from fastmask.ops.misc import Conv2dNormActivation
 
 
@@ -103,7 +103,7 @@ class FeaturePyramidNetwork(NotScriptable, nn.Module):
 @torch.fx.wrap
 def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbor upsampling in x's dtype: autocast would take float32, although nothing is summed."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not is_autocast(x):
         return F.interpolate(x, size=size, mode="nearest")
     with torch.autocast(x.device.type, enabled=False):
         return F.interpolate(x, size=size, mode="nearest")

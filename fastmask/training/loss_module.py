@@ -31,7 +31,7 @@ class LossModule(nn.Module):
         self.model, self.normalizer, self.bf16 = model, normalizer, bf16
         like = next(model.parameters())
         for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-            self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device), persistent=False)
+            self.register_buffer(name, torch.as_tensor(values, dtype=like.dtype, device=like.device), persistent=False)
 
     def forward(self, pixels: Tensor, sizes: Tensor, targets: Targets) -> Losses:
         """Return the losses by name, each a scalar; the arguments are those of :class:`fastmask.structures.Batch`."""

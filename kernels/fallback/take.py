@@ -11,6 +11,9 @@ def take_rows_of(values: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
     safe, missing = indices.clamp(min=0), indices < 0
     taken = []
     for value in values:
+        if isinstance(value.shape[1], int) and value.shape[1] == 0:  # and every index is -1
+            taken.append(value.new_zeros(*indices.shape, *value.shape[2:]))
+            continue
         shape = (*indices.shape, *[1] * (value.ndim - 2))
         rows = value.gather(1, safe.view(shape).expand(*indices.shape, *value.shape[2:]))
         taken.append(rows.masked_fill_(missing.view(shape), 0))  # a copy, so in place

@@ -35,7 +35,7 @@ def test_the_op_gives_what_the_layers_do(
     predictor, tensors = predictor.to(device), [tensor.to(device) for tensor in tensors]
     masks = _mask_head.predict_mask_probs(predictor, *tensors)
     assert len(calls) == 1
-    monkeypatch.setattr(_mask_head, "is_plain", lambda *_: False)
+    monkeypatch.setattr(_mask_head, "can_replace", lambda *_: False)
     expected = _mask_head.predict_mask_probs(predictor, *tensors)
     assert len(calls) == 1
     torch.testing.assert_close(masks, expected, rtol=0, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
@@ -100,14 +100,14 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_is_no_plain_predictor_stays_layers(change: Callable[[MaskRCNNPredictor], None]) -> None:
     predictor, hidden, _, _ = draw()
-    assert _mask_head.is_plain(predictor, hidden)
+    assert _mask_head.can_replace(predictor, hidden)
     change(predictor)
     if change is keep_gradients:
         with torch.no_grad():
-            assert _mask_head.is_plain(predictor, hidden)
+            assert _mask_head.can_replace(predictor, hidden)
     else:
         predictor.requires_grad_(False)
-    assert not _mask_head.is_plain(predictor, hidden)
+    assert not _mask_head.can_replace(predictor, hidden)
 
 
 def test_users_own_predictors_and_autocast_stay_layers(calls: list[int]) -> None:

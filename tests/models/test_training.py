@@ -1,59 +1,17 @@
 """The losses and their gradients against torchvision's on the same samples; static; targets checked; tutorial."""
 
-import types
-
 import pytest
 import torch
 import torchvision
-from helpers.images import draw_image
 from helpers.slim import slim_model, slim_pair
 from helpers.static import NoDataDependence
+from helpers.training import draw_batch, draw_first, train_pair
 from torch import Tensor, nn
 
 import fastmask
 from fastmask.models.detection.losses import repeat_valid_rows
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.structures import pad_targets
-
-Target = dict[str, Tensor]
-SIZES = [(100, 140), (150, 90), (64, 128)]
-
-
-def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets, the first of which may have no instances."""
-    images, targets = [], []
-    for i, (height, width) in enumerate(SIZES):
-        image, target = draw_image(height, width)
-        while len(target["labels"]) == 0:
-            image, target = draw_image(height, width)
-        if empty and i == 0:
-            target = {key: value[:0] for key, value in target.items()}
-        images.append(image.to(dtype))
-        targets.append(target | {"boxes": target["boxes"].to(dtype)})
-    return images, targets
-
-
-def draw_first(model: nn.Module) -> None:
-    """Let both libraries draw the first candidates, positive and negative, instead of random ones."""
-    for part in (model.rpn, model.roi_heads):
-        sampler = part.fg_bg_sampler
-        if isinstance(sampler, BalancedPositiveNegativeSampler):
-            sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1], dtype=torch.float64).expand(
-                labels.shape
-            )
-            continue
-
-        def draw(self: object, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            chosen = ([], [])
-            for labels in matched:
-                positive, negative = (labels >= 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
-                positive = positive[: int(self.batch_size_per_image * self.positive_fraction)]
-                negative = negative[: self.batch_size_per_image - len(positive)]
-                for masks, index in zip(chosen, (positive, negative), strict=True):
-                    masks.append(torch.zeros_like(labels, dtype=torch.uint8).index_fill_(0, index, 1))
-            return chosen
-
-        part.fg_bg_sampler = types.MethodType(draw, types.SimpleNamespace(**vars(sampler)))
 
 
 @pytest.mark.parametrize("num", [9, 4], ids=["more than outputs", "fewer"])
@@ -78,22 +36,6 @@ def test_box_head_of_channels_last_features(num: int, hooked: bool) -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
     if num > 6 and not hooked:
         assert last.grad.is_contiguous(memory_format=torch.channels_last)  # nothing was put into another order
-
-
-def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
-    small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
-    theirs, ours = slim_pair(**small | options)
-    for model in (theirs, ours):
-        model.double().train()
-        draw_first(model)
-    assign = theirs.rpn.assign_targets_to_anchors
-
-    def in_double(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
-        """float32 labels would round torchvision's objectness loss."""
-        return tuple([value.double() for value in values] for values in assign(*arguments))
-
-    theirs.rpn.assign_targets_to_anchors = in_double
-    return theirs, ours
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["objects", "one image without"])
@@ -211,36 +153,6 @@ def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -
         if len(share):
             chance = float(wanted) / len(share)
             assert (share - chance).abs().max() <= 6 * (chance * (1 - chance) / 300) ** 0.5 + 1e-9
-
-
-BAD_TARGETS = {
-    "targets must be one dict an image (3), got None": lambda t: None,
-    "targets must be one dict an image (3), got 1": lambda t: t[:1],
-    "targets[0] must have boxes, labels, masks, got boxes, labels": lambda t: [
-        {k: v for k, v in t[0].items() if k != "masks"},
-        *t[1:],
-    ],
-    "targets[1]['boxes'] must be [N, 4], got (4,)": lambda t: [t[0], t[1] | {"boxes": torch.zeros(4)}, t[2]],
-    "targets[2]['boxes'] must be a tensor, got list": lambda t: [*t[:2], t[2] | {"boxes": [1]}],
-    "targets[2]['boxes'] must be floating point, got torch.int64": lambda t: [
-        *t[:2],
-        t[2] | {"boxes": t[2]["boxes"].long()},
-    ],
-    "targets[0]['labels'] must be int64, got torch.int32": lambda t: [t[0] | {"labels": t[0]["labels"].int()}, *t[1:]],
-    "targets[0]['boxes'] must have positive width and height, got [5.0, 5.0, 5.0, 9.0]": lambda t: [
-        {"boxes": torch.tensor([[5.0, 5, 5, 9]]), "labels": torch.ones(1).long(), "masks": torch.ones(1, 100, 140)},
-        *t[1:],
-    ],
-}
-
-
-@pytest.mark.parametrize("message", BAD_TARGETS)
-def test_bad_targets_say_so(message: str) -> None:
-    model = slim_model(fastmask).train()
-    images, targets = draw_batch(torch.float32)
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 -- compared below, whole
-        model(images, BAD_TARGETS[message](targets))
-    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 1.0])

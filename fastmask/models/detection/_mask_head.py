@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable, upcast
+from fastmask.checks import NotScriptable, is_autocast, upcast
 from fastmask.kernels.class_masks import class_masks_op
+from fastmask.models._plain import is_plain
 from fastmask.ops.misc import Conv2dNormActivation
 from fastmask.structures import valid_mask
 
@@ -67,7 +68,7 @@ def predict_mask_probs(predictor: nn.Module, hidden: Tensor, labels: Tensor, cou
 
     From hidden [B * D, C, h, w], labels [B, D] and count [B].
     """
-    if is_plain(predictor, hidden):
+    if can_replace(predictor, hidden):
         layers: Any = predictor
         deconv, _, last = layers
         weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
@@ -78,31 +79,39 @@ def predict_mask_probs(predictor: nn.Module, hidden: Tensor, labels: Tensor, cou
     return masks.masked_fill(~valid_mask(count, labels.shape[1])[:, :, None, None], 0)
 
 
-def is_plain(predictor: nn.Module, hidden: Tensor) -> bool:
+def can_replace(predictor: nn.Module, hidden: Tensor) -> bool:
     """Whether ``fastmask::class_masks`` can replace a predictor: unchanged layers, no gradient, no export."""
-    if type(predictor) is not MaskRCNNPredictor or len(predictor) != 3 or torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or not ends_plainly(predictor):
         return False
     layers: Any = predictor
     deconv, relu, last = layers
-    kinds = type(deconv) is nn.ConvTranspose2d and type(relu) is nn.ReLU and type(last) is nn.Conv2d
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    if not kinds or hooked or deconv.bias is None or last.bias is None:
+    plain = is_plain(deconv, nn.ConvTranspose2d) and is_plain(relu, nn.ReLU)
+    if not plain or deconv.bias is None or last.bias is None:
         return False
-    sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding, last.kernel_size, last.stride
-    usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0), (1, 1), (1, 1)) and deconv.groups == last.groups == 1
+    sizes = deconv.kernel_size, deconv.stride, deconv.padding, deconv.output_padding
+    usual = sizes == ((2, 2), (2, 2), (0, 0), (0, 0)) and deconv.groups == 1
     parameters = (deconv.weight, deconv.bias, last.weight, last.bias)
     same = all(parameter.dtype == hidden.dtype for parameter in parameters)
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
-    return bool(usual and same) and not gradient and not torch.is_autocast_enabled(hidden.device.type)
+    return bool(usual and same) and not gradient and not is_autocast(hidden)
+
+
+def ends_plainly(predictor: nn.Module) -> bool:
+    """Whether a predictor is a MaskRCNNPredictor whose last layer is a plain 1x1 convolution."""
+    if not is_plain(predictor, MaskRCNNPredictor) or len(predictor) != 3 or not is_plain(predictor[2], nn.Conv2d):
+        return False
+    last = predictor[2]
+    geometry = last.kernel_size, last.stride, last.padding, last.groups
+    return geometry == ((1, 1), (1, 1), (0, 0), 1)
 
 
 def predict_mask_logits(predictor: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
-    if type(predictor) is not MaskRCNNPredictor:  # a user's own: all classes, then the predicted one
+    if not ends_plainly(predictor):  # a user's own: all classes, then the predicted one
         every: Tensor = predictor(hidden)
         return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
-    deconv, relu, last = predictor
-    assert isinstance(last, nn.Conv2d)
+    layers: Any = predictor
+    deconv, relu, last = layers
     up = relu(deconv(hidden))  # [N, D, 2h, 2w]
     weight = last.weight.flatten(1)[labels]  # [N, D]: one dot product a pixel instead of one for every class
     logits = torch.einsum("nd,ndhw->nhw", weight, up)

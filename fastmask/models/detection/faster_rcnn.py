@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
+from fastmask.models._plain import is_plain
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
@@ -131,9 +132,9 @@ class FasterRCNN(GeneralizedRCNN):
             box_nms_thresh,
             box_detections_per_img,
         )
-        transform = GeneralizedRCNNTransform(
-            min_size, max_size, image_mean or list(IMAGE_MEAN), image_std or list(IMAGE_STD), **kwargs
-        )
+        mean = list(IMAGE_MEAN) if image_mean is None else image_mean
+        std = list(IMAGE_STD) if image_std is None else image_std
+        transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)
         super().__init__(backbone, rpn, roi_heads, transform)
 
 
@@ -164,10 +165,8 @@ class TwoMLPHead(NotScriptable, nn.Module):
         weight is reordered then, rather than the features and their gradients.
         """
         fc6 = self.fc6
-        hooks = fc6._forward_hooks or fc6._forward_pre_hooks or fc6._backward_hooks or fc6._backward_pre_hooks
-        plain = type(fc6) is nn.Linear and not hooks
-        # torch.fx's proxies are no tensors
-        if not (isinstance(x, Tensor) and x.requires_grad and plain and self._has_channels_last(x)):
+        wants_grad = isinstance(x, Tensor) and x.requires_grad  # torch.fx's proxies are no tensors
+        if not (wants_grad and is_plain(fc6, nn.Linear) and self._has_channels_last(x)):
             y: Tensor = fc6(x.flatten(start_dim=1))
             return y
         weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)

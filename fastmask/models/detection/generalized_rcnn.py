@@ -6,10 +6,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
-from fastmask.checks import NotScriptable, check_shape
+from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models.detection._unpad import unpad
+from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.detection.losses import Losses, Normalizer, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
@@ -40,8 +42,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         self.backbone = backbone
         self.rpn = rpn
         self.roi_heads = roi_heads
-        # otherwise every convolution of channels-last features copies its weights first, at every call
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def infer(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.
@@ -79,7 +80,9 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         maps = self.backbone(last)
         if isinstance(maps, Tensor):
             maps = OrderedDict([("0", maps)])
-        known = getattr(self.backbone, "strides", None) or {}
+        known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
+        if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
+            known = self.backbone.strides
         poolers = (self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool)
         pooled = {name for pooler in poolers if pooler is not None for name in pooler.featmap_names}
         scales = {}
@@ -97,7 +100,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
         Args:
             pixels, sizes: see :meth:`infer`.
-            targets: padded, in pixels of the batch.
+            targets: padded, in pixels of the batch; their values are not checked (:meth:`losses_of` does).
             normalizer: number of samples of a loss -> divisor of its sum; the number itself makes the loss a mean.
         """
         features = self.extract_features(pixels)
@@ -122,7 +125,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             In training, the losses; in eval mode, for each image boxes, labels, scores and masks [n, 1, h, w].
 
         Raises:
-            ValueError: targets are missing or do not fit.
+            ValueError: targets are missing or do not fit; see :meth:`losses_of`.
         """
         if self.training:
             return self.losses_of(images, targets)
@@ -145,18 +148,31 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def _detect(self, images: list[Tensor]) -> tuple[list[Prediction], Sizes, Sizes]:
         """Predictions in pixels of the batch, the images' sizes there, and their original sizes."""
+        if any(image.is_meta or isinstance(image, FakeTensor) for image in images):
+            raise ValueError("images must have values, got meta or fake tensors, on which model.infer runs")
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         return unpad(self.infer(batch.tensors, sizes, trim=True)), batch.image_sizes, original
 
     def losses_of(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Losses:
-        """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval."""
-        check_targets(targets, images, self.roi_heads.has_mask())
+        """The losses of images and targets as :meth:`forward` takes them, in the current mode, training or eval.
+
+        Raises:
+            ValueError: targets do not fit; their values are checked where they are on the CPU, as on a GPU that would
+                be a host sync.
+        """
+        check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
         batch, resized = self.transform(images, targets)
         assert resized is not None
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, self.roi_heads.has_mask()))
+
+
+def lay_out(model: nn.Module) -> None:
+    """Channels last: else every convolution of such features copies its weights first. Fake weights stay."""
+    if not any(isinstance(weight, FakeTensor) for weight in model.parameters()):
+        model.to(memory_format=torch.channels_last)
 
 
 Padded = TypeVar("Padded", Proposals, Detections)
@@ -164,7 +180,7 @@ Padded = TypeVar("Padded", Proposals, Detections)
 
 def drop_padding(padded: Padded) -> Padded:
     """Drop the rows that are padding in every image; only on the CPU, where reading the counts costs nothing."""
-    if padded.count.device.type != "cpu" or torch.compiler.is_compiling():
+    if not is_readable(padded.count):
         return padded
     return first_rows(padded, max(int(padded.count.max()), 1))  # tensors without rows cannot be indexed
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmask.checks import is_readable
 from fastmask.models.detection._mask_head import predict_mask_logits
 from fastmask.models.detection._utils import BoxCoder, take_rows
 from fastmask.models.detection.roi_heads import RoIHeads, pool
@@ -93,7 +94,7 @@ def select_rows(valid: Tensor) -> tuple[Tensor, Tensor]:
 
     On the CPU only the valid rows; elsewhere, and when compiled, as many as there are.
     """
-    if valid.device.type == "cpu" and not torch.compiler.is_compiling():
+    if is_readable(valid):
         rows = valid.flatten().nonzero().squeeze(1)
         return rows, torch.ones_like(rows, dtype=torch.bool)
     return repeat_valid_rows(valid)

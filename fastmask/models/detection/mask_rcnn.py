@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
@@ -18,6 +17,7 @@ from fastmask.models.detection.faster_rcnn import (
     make_v1_backbone,
     make_v2_parts,
 )
+from fastmask.models.detection.generalized_rcnn import lay_out
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -118,7 +118,7 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_roi_pool = mask_roi_pool
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
 
 class MaskRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name

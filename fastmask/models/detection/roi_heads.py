@@ -67,6 +67,11 @@ class RoIHeads(NotScriptable, nn.Module):
         """Whether there is a mask branch."""
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
 
+    def num_classes(self) -> int | None:
+        """Number of classes with background, of a predictor like FastRCNNPredictor; None of any other."""
+        layer = getattr(self.box_predictor, "cls_score", None)
+        return layer.out_features if isinstance(layer, nn.Linear) else None
+
     def classify(
         self, features: Features, boxes: Tensor, rows: Tensor | None = None, rois: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

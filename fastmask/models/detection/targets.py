@@ -1,13 +1,26 @@
 """Checks of the ground truth that users pass in."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from fastmask.checks import ArgumentError, check_shape
+from fastmask.checks import ArgumentError, check_shape, is_readable
 
 
-def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor], masks: bool) -> None:
-    """Raise an ArgumentError unless each image has a target that fits. Boxes on the CPU must have an area."""
+def check_targets(
+    targets: list[dict[str, Tensor]] | None, images: list[Tensor], masks: bool, num_classes: int | None = None
+) -> None:
+    """Raise an ArgumentError unless each image has a target that fits.
+
+    Values are checked where targets are on the CPU, whatever the model's device: on another one reading them would be
+    a host sync. Boxes must be finite and have an area, labels be classes, masks in [0, 1].
+
+    Args:
+        targets, images: as the model gets them.
+        masks: whether targets must have masks.
+        num_classes: number of classes with background; None if it is not known.
+    """
     if targets is None or len(targets) != len(images):
         raise ArgumentError(f"targets must be one dict an image ({len(images)}), got {targets and len(targets)}")
     wanted = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
@@ -24,9 +37,26 @@ def check_targets(targets: list[dict[str, Tensor]] | None, images: list[Tensor],
             raise ArgumentError(f"targets[{i}]['labels'] must be int64, got {labels.dtype}")
         if masks:
             check_shape(f"targets[{i}]['masks']", target["masks"], boxes.shape[0], *image.shape[-2:])
-        # on other devices reading values would be a host sync
-        if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
-            flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
-            if bool(flat.any()):
-                first = boxes[flat][0].tolist()
-                raise ArgumentError(f"targets[{i}]['boxes'] must have positive width and height, got {first}")
+        _check_boxes(f"targets[{i}]['boxes']", boxes)
+        _check_range(f"targets[{i}]['labels']", labels, 1, math.inf if num_classes is None else num_classes - 1)
+        if masks and target["masks"].dtype != torch.bool:
+            _check_range(f"targets[{i}]['masks']", target["masks"], 0, 1)
+
+
+def _check_boxes(name: str, boxes: Tensor) -> None:
+    if not is_readable(boxes):
+        return
+    finite, positive = boxes.isfinite().all(1), (boxes[:, 2:] > boxes[:, :2]).all(1)
+    for good, rule in ((finite, "be finite"), (positive, "have positive width and height")):
+        if not bool(good.all()):
+            raise ArgumentError(f"{name} must {rule}, got {boxes[~good][0].tolist()}")
+
+
+def _check_range(name: str, values: Tensor, least: int, most: float) -> None:
+    """NaN is out of any range."""
+    if not is_readable(values) or values.numel() == 0:
+        return
+    for extreme in (float(values.amin()), float(values.amax())):
+        if not least <= extreme <= most:
+            rule = f"be at least {least}" if most == math.inf else f"be in [{least}, {most}]"
+            raise ArgumentError(f"{name} must {rule}, got {extreme:g}")

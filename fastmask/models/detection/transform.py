@@ -22,7 +22,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
     Args:
         min_size: the shorter side after resizing, in pixels; of several, training draws one, inference takes the last.
         max_size: the longer side's limit.
-        image_mean, image_std: of each channel, for images in [0, 1].
+        image_mean, image_std: of each channel, for images in [0, 1]; numbers, a NumPy array or a tensor.
         size_divisible: the padded size is a multiple of it.
         fixed_size: (width, height) for all images, instead of ``min_size`` and ``max_size``.
         _skip_resize: keyword only; in training, leave the sizes as they are.
@@ -54,6 +54,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
     ) -> tuple[ImageList, list[Target] | None]:
         """Images [C, h, w] in [0, 1] -> one padded batch; targets are copied, their boxes and masks resized alike."""
         resized, resized_targets = [], []
+        if len(images) == 0:
+            raise ValueError("images must be at least one image, got none")
         for i, image in enumerate(images):
             if image.ndim != 3:
                 raise ValueError(f"images[{i}] must be [C, H, W], got {tuple(image.shape)}")
@@ -72,7 +74,10 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         """(image - mean) / std, channel by channel."""
         if not image.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1], got {image.dtype}")
-        mean, std = image.new_tensor(self.image_mean), image.new_tensor(self.image_std)
+        mean, std = (
+            torch.as_tensor(values, dtype=image.dtype, device=image.device)
+            for values in (self.image_mean, self.image_std)
+        )
         return normalize(image, mean, std)
 
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
