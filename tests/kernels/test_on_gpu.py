@@ -232,32 +232,12 @@ def class_masks_float32() -> tuple[Op, list[Tensor]]:
 CASES = pytest.mark.parametrize(
     "case",
     [
-        roi_align,
-        roi_align_channels_last,
-        roi_align_few,
-        roi_align_backward,
-        roi_pool,
-        roi_pool_backward,
-        nms,
-        nms_presorted,
-        nms_one_group,
-        decode,
-        decode_levels,
-        select_candidates,
-        take_kept,
-        scale_boxes,
-        paste,
-        rle,
-        bias_act,
-        stem,
-        predict_anchors,
-        top_anchors,
-        linear_add_relu,
-        class_masks_bfloat16,
-        class_masks_float32,
+        roi_align, roi_align_channels_last, roi_align_few, roi_align_backward, roi_pool, roi_pool_backward, nms,
+        nms_presorted, nms_one_group, decode, decode_levels, select_candidates, take_kept, scale_boxes, paste, rle,
+        bias_act, stem, predict_anchors, top_anchors, linear_add_relu, class_masks_bfloat16, class_masks_float32,
     ],
     ids=lambda case: case.__name__,
-)
+)  # fmt: skip
 
 
 def flat(output: Any) -> list[Tensor]:
