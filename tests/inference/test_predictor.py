@@ -197,9 +197,9 @@ def test_other_models(images: list[Tensor]) -> None:
 
 
 def test_half_types(model: nn.Module, images: list[Tensor]) -> None:
-    for one in Predictor(model, (128, 160), dtype=torch.bfloat16)(images):
-        assert one["boxes"].dtype == one["scores"].dtype == torch.float32
-        assert len(one["masks"]) == len(one["boxes"]) > 0
+    for prediction in Predictor(model, (128, 160), dtype=torch.bfloat16)(images):
+        assert prediction["boxes"].dtype == prediction["scores"].dtype == torch.float32
+        assert len(prediction["masks"]) == len(prediction["boxes"]) > 0
 
 
 @pytest.mark.parametrize("masks", ["rle", "soft", "bool"])

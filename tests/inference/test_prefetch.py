@@ -124,8 +124,8 @@ def test_an_error_comes_after_the_answers_before_it(model: nn.Module, images: li
     for inputs in ([*images[:2], tmp_path / "none.png"], source()):
         found = []
         with pytest.raises(FileNotFoundError):  # noqa: PT012  # what comes before it is what is tested
-            for one in Predictor(model).stream(inputs, progress=False):
-                found.append(one)
+            for prediction in Predictor(model).stream(inputs, progress=False):
+                found.append(prediction)
         assert len(found) == 2
 
 
@@ -178,9 +178,9 @@ def test_errors_in_their_place(batch: int, ahead: int, model: nn.Module, images:
     wrong = [i for i, item in enumerate(predictions) if isinstance(item, Exception)]
     assert wrong == [1, *range(4, 9)]
     expected = iter(found.stream(images, progress=False))
-    for one in predictions:
-        if not isinstance(one, Exception):
-            assert len(next(expected)["boxes"]) == len(one["boxes"])
+    for prediction in predictions:
+        if not isinstance(prediction, Exception):
+            assert len(next(expected)["boxes"]) == len(prediction["boxes"])
     assert "cannot be resized" in str(predictions[5])
 
     def failing() -> Iterator[Any]:

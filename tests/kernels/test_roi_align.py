@@ -55,10 +55,10 @@ def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, 
     features, rois, scales, limits = draw_case(levels=4)
     if ratio == 0:  # the specification walks every sample: a huge adaptive grid has a test of its own
         rois = rois[~((rois[:, 1:].abs() > 1e4) & rois[:, 1:].isfinite()).any(1)]
-    features = [f.to(device, dtype) for f in features]
-    actual = multilevel_roi_align_op(features, rois.to(device), scales, limits, 3, 2, ratio, aligned)
+    features, options = [f.to(device, dtype) for f in features], (scales, limits, 3, 2, ratio, aligned)
+    actual = multilevel_roi_align_op(features, rois.to(device), *options)
     assert actual.dtype == dtype
-    expected = align_exactly(features, rois, scales, limits, 3, 2, ratio, aligned)
+    expected = align_exactly(features, rois, *options)
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 

@@ -98,7 +98,7 @@ def calibrated() -> nn.Module:
 def test_predictor_meets_the_model(form: Any, calibrated: nn.Module) -> None:
     """They match by the matched rule in float32, with masks of 300 detections where there are masks."""
     images = [(draw_image(128, 160)[0] * 255).to(torch.uint8) for _ in range(10)]
-    pairs = [Predictor(calibrated, (128, 160), batch=5, masks="float", fuse=one)(images) for one in ("off", form)]
+    pairs = [Predictor(calibrated, (128, 160), batch=5, masks="float", fuse=fuse)(images) for fuse in ("off", form)]
     share = [matched_share(ours, theirs) * len(theirs["boxes"]) for theirs, ours in zip(*pairs, strict=True)]
     total = sum(len(found["boxes"]) for found in pairs[0])
     assert total >= 200
@@ -207,7 +207,7 @@ def test_on_a_gpu(dtype: torch.dtype, form: Any) -> None:
         torch.cuda.empty_cache()
         filled = [torch.full((size,), float("nan"), device="cuda") for size in (2**12, 2**16, 2**20, 2**24, 2**26)]
         del filled  # what the allocator gives from now on is NaN
-        plain, fused_ones = (outputs(prepare_for_inference(model, dtype, one)) for one in ("off", form))
+        plain, fused_ones = (outputs(prepare_for_inference(model, dtype, fuse)) for fuse in ("off", form))
     for actual, baseline, exact in zip(fused_ones, plain, expected, strict=True):
         assert actual.isfinite().all()
         scale = exact.abs().mean()
