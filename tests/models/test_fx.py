@@ -12,7 +12,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import fastmask
 from fastmask.models.detection import backbone_utils, faster_rcnn
 
-RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
+NAMES = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
+SMALL = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d")  # of both kinds of blocks, with groups and without
+RESNETS = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 def randomize_norms(model: nn.Module) -> None:
