@@ -58,19 +58,32 @@ class AnchorGenerator(NotScriptable, nn.Module):
 
         In the maps' dtype, but float32 for half types, which cannot count the pixels of an image.
         """
-        if len(maps) != len(self.cell_anchors):
+        sizes = [feature.shape[-2:] for feature in maps]
+        strides = [(image_size[0] // height, image_size[1] // width) for height, width in sizes]
+        if any(getattr(type(self), name) is not getattr(AnchorGenerator, name) for name in _OVERRIDABLE):
+            first = upcast(maps[0][:0])
+            self.set_cell_anchors(first.dtype, first.device)
+            return self.grid_anchors(sizes, strides)
+        self._check_number(len(maps))
+        cells = [cell.to(upcast(feature[:0])) for cell, feature in zip(self.cell_anchors, maps, strict=True)]
+        return list(map(_shift, cells, sizes, strides))
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Convert the anchors of a cell, in place."""
+        self.cell_anchors = [cell.to(dtype=dtype, device=device) for cell in self.cell_anchors]
+
+    def grid_anchors(
+        self, grid_sizes: Sequence[Sequence[int]], strides: Sequence[Sequence[int | Tensor]]
+    ) -> list[Tensor]:
+        """Anchors [H_l * W_l * A, 4] of each feature map of (height, width) and strides (y, x)."""
+        self._check_number(len(grid_sizes))
+        return list(map(_shift, self.cell_anchors, grid_sizes, strides))
+
+    def _check_number(self, maps: int) -> None:
+        if maps != len(self.cell_anchors):
             raise ArgumentError(
-                f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
+                f"sizes and aspect_ratios must have one entry a feature map ({maps}), got {len(self.cell_anchors)}"
             )
-        grids = []
-        for cell, feature in zip(self.cell_anchors, maps, strict=True):
-            height, width = feature.shape[-2:]
-            x = torch.arange(width, device=feature.device) * (image_size[1] // width)
-            y = torch.arange(height, device=feature.device) * (image_size[0] // height)
-            corner = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2)
-            shift = corner.repeat(1, 1, 2)  # [H, W, 4]
-            grids.append((shift[:, :, None] + cell.to(upcast(feature[:0]))).flatten(0, 2))
-        return grids
 
     def all_anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
         """:meth:`anchors` of all feature maps, one after the other, [A, 4]."""
@@ -80,3 +93,16 @@ class AnchorGenerator(NotScriptable, nn.Module):
         """All anchors [A, 4] for each image of the list; they are the same for all."""
         anchors = self.all_anchors(image_list.tensors.shape[-2:], feature_maps)
         return [anchors] * len(image_list.image_sizes)
+
+
+_OVERRIDABLE = ("set_cell_anchors", "grid_anchors")  # what torchvision's forward calls one after the other
+
+
+def _shift(cell: Tensor, size: Sequence[int], stride: Sequence[int | Tensor]) -> Tensor:
+    """Anchors [A, 4] of a cell at every cell of a map of (height, width) -> [H * W * A, 4]."""
+    height, width = size
+    x = torch.arange(width, device=cell.device) * stride[1]
+    y = torch.arange(height, device=cell.device) * stride[0]
+    corner = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2)
+    shift = corner.repeat(1, 1, 2)  # [H, W, 4]
+    return (shift[:, :, None] + cell).flatten(0, 2)

@@ -86,7 +86,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         if self.training:
             if self._skip_resize:
                 return image, target
-            shorter = self.min_size[int(torch.randint(len(self.min_size), ())) if len(self.min_size) > 1 else 0]
+            shorter = self.torch_choice(self.min_size)
         else:
             shorter = self.min_size[-1]
         if self.fixed_size is not None:
@@ -98,6 +98,14 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
                 target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[:, 0].byte()
             target["boxes"] = resize_boxes(target["boxes"], before, size)
         return resize(image, size), target
+
+    def torch_choice(self, k: Sequence[int]) -> int:
+        """One of ``k``, drawn by torch's generator; a single one is taken without drawing."""
+        return k[int(torch.randint(len(k), ())) if len(k) > 1 else 0]
+
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        """The largest number of each position in lists of one length."""
+        return [max(numbers) for numbers in zip(*the_list, strict=True)]
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
