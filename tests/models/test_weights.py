@@ -1,8 +1,6 @@
-"""Names, signatures, state dicts and weights of the models against torchvision's."""
+"""State dicts, weights and names of the models against torchvision's."""
 
 import hashlib
-import importlib
-import inspect
 from pathlib import Path
 
 import pytest
@@ -21,32 +19,7 @@ BUILDERS = [
 ]
 OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
-OUR_SUBMODULES = {
-    "mask_rcnn": ["MaskRCNN", "MaskRCNNHeads", "MaskRCNNPredictor"],
-    "faster_rcnn": ["FasterRCNN", "TwoMLPHead", "FastRCNNConvFCHead", "FastRCNNPredictor"],
-    "generalized_rcnn": ["GeneralizedRCNN"],
-    "rpn": ["RPNHead", "RegionProposalNetwork"],
-    "roi_heads": ["RoIHeads", "paste_masks_in_image"],
-    "anchor_utils": ["AnchorGenerator"],
-    "backbone_utils": ["BackboneWithFPN", "resnet_fpn_backbone"],
-    "image_list": ["ImageList"],
-    "transform": ["GeneralizedRCNNTransform", "resize_boxes"],
-    "_utils": ["BoxCoder", "overwrite_eps"],
-}
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
-
-
-def parameters(function: object) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values()]
-
-
-@pytest.mark.parametrize("submodule", OUR_SUBMODULES)
-def test_names_and_arguments(submodule: str) -> None:
-    ours, theirs = (importlib.import_module(f"{p}.models.detection.{submodule}") for p in ("fastmask", "torchvision"))
-    for name in OUR_SUBMODULES[submodule]:
-        keypoints = {"keypoint_roi_pool", "keypoint_head", "keypoint_predictor"}  # which we do not have
-        wanted = [p for p in parameters(getattr(theirs, name)) if p not in keypoints]
-        assert parameters(getattr(ours, name)) == wanted
 
 
 def build(library: object, name: str, **options: object) -> nn.Module:
