@@ -142,10 +142,10 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     cache = tmp_path / "hub" / "checkpoints"
 
-    def load(name: str) -> dict[str, torch.Tensor]:
+    def load(name: str, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
         url = (tmp_path / name).as_uri()
         members = {"ONE": Weights(url, nn.Identity, {})}
-        return WeightsEnum("Own_Weights", members)["ONE"].get_state_dict(progress=False)
+        return WeightsEnum("Own_Weights", members)["ONE"].get_state_dict(*args, progress=False, **kwargs)
 
     (tmp_path / f"good-{prefix}.pth").write_bytes(content)
     assert torch.equal(load(f"good-{prefix}.pth")["a"], torch.ones(2))
@@ -154,6 +154,11 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
     with pytest.raises(RuntimeError, match=r"bad-00000000.pth is broken \(invalid hash value"):  # torch.hub's kind
         load("bad-00000000.pth")
     assert not (cache / "bad-00000000.pth").exists()
+    own, device = tmp_path / "own", "meta"  # torch.hub's first arguments by position, as torchvision passes them on
+    assert load("bad-00000000.pth", str(own), device, file_name="b", check_hash=False)["a"].is_meta
+    (own / "b").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{own / 'b'} is broken"):
+        load("bad-00000000.pth", str(own), file_name="b")
     (cache / f"good-{prefix}.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"good-{prefix}.pth is broken \(.*remove it and download again"):
         load(f"good-{prefix}.pth")

@@ -109,7 +109,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
-        return pad(images, compute_padded_size([image.shape[1:] for image in images], size_divisible))
+        _, height, width = self.max_by_axis([list(image.shape) for image in images])
+        return pad(images, compute_padded_size([(height, width)], size_divisible))
 
     def postprocess(
         self,
