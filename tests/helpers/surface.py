@@ -85,7 +85,9 @@ def compare(name: str, theirs: Any, ours: Any, found: Differences) -> None:
             found.missing.add(f"{name}.{key}")
         elif inspect.isfunction(getattr(value, "__func__", value)):
             compare_arguments(f"{name}.{key}", getattr(theirs, key), getattr(ours, key), found)
-    added = (key for key in vars(ours) if not key.startswith("_") and not hasattr(theirs, key))
+    shared = {base.__name__ for base in theirs.__mro__[1:]}
+    bases = [base for base in ours.__mro__ if base.__name__ not in shared and base.__module__[:5] != "torch"]
+    added = {key for base in bases for key in vars(base) if not key.startswith("_") and not hasattr(theirs, key)}
     found.added.update(f"{name}.{key}" for key in added)
 
 

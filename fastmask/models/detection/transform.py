@@ -80,6 +80,10 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         )
         return normalize(image, mean, std)
 
+    def torch_choice(self, k: Sequence[int]) -> int:
+        """One of the numbers, drawn as torchvision draws it; of one alone, without drawing."""
+        return k[int(torch.empty(1).uniform_(0, len(k))) if len(k) > 1 else 0]
+
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """One image [C, h, w], and its target's boxes and masks with it."""
         before = (image.shape[-2], image.shape[-1])
@@ -98,10 +102,6 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
                 target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[:, 0].byte()
             target["boxes"] = resize_boxes(target["boxes"], before, size)
         return resize(image, size), target
-
-    def torch_choice(self, k: Sequence[int]) -> int:
-        """One of ``k``, drawn by torch's generator; a single one is taken without drawing."""
-        return k[int(torch.randint(len(k), ())) if len(k) > 1 else 0]
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
         """The largest number of each position in lists of one length."""
