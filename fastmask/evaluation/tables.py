@@ -56,5 +56,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, object]:
         "images": evaluation.images,
         "detections": evaluation.detections,
         "problems": list(evaluation.problems),
+        "left_out": evaluation.left_out,
+        "unknown": evaluation.unknown,
         "seconds": evaluation.seconds,
     }
