@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     """
     from fastmask.data import read_dataset
     from fastmask.distributed import join_ranks
-    from fastmask.evaluation.files import write_evaluation
+    from fastmask.evaluation.files import check_outputs, write_evaluation
 
     annotations = (args.annotations, args.format, args.images, args.class_attribute)
     with join_ranks() as ranks:
         try:
             dataset = ranks.run_on_all(lambda: read_dataset(*annotations))
+            inputs = [path for path in (args.annotations, args.results) if path is not None]
+            ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, results = evaluate(args, dataset, ranks)
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
