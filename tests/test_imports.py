@@ -22,7 +22,7 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"kernels"},
     {"data"},
     {"visualize", "structures", "checks", "image_io", "distributed", "preprocess"},
-    {"cocoapi", "_version"},
+    {"cocoapi", "files", "_version"},
 )
 
 
