@@ -103,9 +103,14 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             target["boxes"] = resize_boxes(target["boxes"], before, size)
         return resize(image, size), target
 
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        """The largest number of each position in lists of one length."""
+        return [max(numbers) for numbers in zip(*the_list, strict=True)]
+
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
-        return pad(images, compute_padded_size([image.shape[1:] for image in images], size_divisible))
+        _, height, width = self.max_by_axis([list(image.shape) for image in images])
+        return pad(images, compute_padded_size([(height, width)], size_divisible))
 
     def postprocess(
         self,
