@@ -12,8 +12,8 @@ from fastmask.benchmarks.measure import synchronize
 from fastmask.inference.program import Inputs, Program, capture_graph
 from fastmask.kernels.launch import is_capturable
 from fastmask.models.detection._mask_head import predict_mask_probs
+from fastmask.models.detection._roi_stages import pool
 from fastmask.models.detection.generalized_rcnn import Padded, drop_padding
-from fastmask.models.detection.roi_heads import pool
 from fastmask.structures import Features
 
 Stage = Callable[[], Any]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fastmask._version import __version__
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import CachedAnchors, prepare_for_inference
 from fastmask.ops.masks import paste_masks
 from fastmask.preprocess import normalize_padded
@@ -56,8 +55,10 @@ class ExportableModel(nn.Module):
         super().__init__()
         if masks not in MASKS:
             raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
-        if type(model.transform) is not GeneralizedRCNNTransform or model.transform.fixed_size is not None:
-            raise ValueError("model.transform must be GeneralizedRCNNTransform without fixed_size, to be exported")
+        if model.transform.fixed_size is not None:
+            raise ValueError(
+                f"model.transform must have no fixed_size to be exported, got {model.transform.fixed_size}"
+            )
         self.model = prepare_for_inference(model, dtype).cpu()
         anchors = self.model.rpn.anchor_generator
         assert isinstance(anchors, CachedAnchors)

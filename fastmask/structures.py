@@ -103,6 +103,7 @@ class CocoResult(TypedDict):
     """One detection in COCO's results format."""
 
     image_id: Any
+    file_name: NotRequired[str]  # of the image; where it is given, it tells the image
     category_id: int
     bbox: NotRequired[list[float]]  # [x, y, width, height] in pixels of the image
     score: float

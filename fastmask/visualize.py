@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
+from fastmask.files import replace_file
 from fastmask.image_io import convert_image
 
 MASK_OPACITY = 0.45
@@ -144,4 +145,5 @@ def _place_caption(
 
 def save_overlay(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Save an image as PNG at compression level 1: at the default level, saving takes longer than predicting."""
-    image.save(path, format="PNG", compress_level=1)
+    with replace_file(path) as draft:
+        image.save(draft, format="PNG", compress_level=1)

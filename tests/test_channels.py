@@ -146,15 +146,18 @@ def test_a_predictor_names_other_channels(
         Predictor(slim_model(fastmask, channels=channels))([image])
 
 
-@pytest.mark.parametrize("form", ["forward", "losses", "infer", "Predictor", "Trainer", "export"])
+@pytest.mark.parametrize("form", ["forward", "overridden", "losses", "infer", "Predictor", "Trainer", "export"])
 def test_a_stem_and_a_mean_that_do_not_fit(form: str, tmp_path: Path) -> None:
     """Whatever is done first after the stem was replaced, but not the mean."""
     model = slim_model(fastmask, **SMALL).eval()
     model.backbone.body.conv1 = nn.Conv2d(1, 16, 7, 2, 3, bias=False)
+    if form == "overridden":
+        model.roi_heads.register_forward_hook(lambda *_: None)  # as torchvision then, by the parts' own methods
     images, targets = draw_batch(torch.float32)
     images = [image[:1] for image in images]
     calls = {
         "forward": lambda: model(images),
+        "overridden": lambda: model(images),
         "losses": lambda: model.losses_of(images, targets),
         "infer": lambda: model.infer(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]])),
         "Predictor": lambda: Predictor(model),

@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_source_arguments(command)
     convert.add_argument("target", type=Path, help="a JSON file or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
+    for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
+        command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
     add = commands.add_parser("draw", help="draw synthetic images, with COCO annotations").add_argument
     add("target", type=Path, metavar="DIR", help="folder of the output")
     add("--number", type=int, default=100, metavar="N", help="number of images [%(default)s]")
     add("--seed", type=int, default=0, help="seed of the images [%(default)s]")
     add("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="size in pixels [192 192]")
+    add("--force", action="store_true", help="replace files that are there")
     add("--scene", default="shapes", choices=("shapes", "grains", "mixed"), help="what is drawn [%(default)s]")
 
 
@@ -63,18 +66,23 @@ def convert(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import add_sizes, read_dataset, write_dataset
 
     dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
-    return dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
+    lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
+    return dataset, [*dataset.problems, *lost]
 
 
 def check(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.data import read_dataset
     from fastmask.data.contact_sheet import draw_contact_sheet
     from fastmask.data.validate import validate_dataset
+    from fastmask.files import check_free, replace_file
 
     dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
+    if args.contact_sheet is not None:
+        check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in dataset.records)])
     problems = validate_dataset(dataset, progress=True)
     if args.contact_sheet is not None:
-        draw_contact_sheet(dataset).save(args.contact_sheet)
+        with replace_file(args.contact_sheet) as draft:
+            draw_contact_sheet(dataset).save(draft)
     return dataset, problems
 
 
@@ -82,4 +90,4 @@ def draw(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
     from fastmask.demo import save_synthetic, synthetic_dataset
 
     dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return save_synthetic(dataset, args.target, progress=True), []
+    return save_synthetic(dataset, args.target, progress=True, force=args.force), []

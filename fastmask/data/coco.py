@@ -22,6 +22,7 @@ from fastmask.data.records import (
     parse_size,
     to_number,
 )
+from fastmask.files import write_text
 
 
 def is_coco(content: Any) -> bool:
@@ -147,7 +148,7 @@ def write_coco(dataset: Dataset, path: Path) -> None:
             annotations.append(annotation)
     names = [{"id": category, "name": name} for name, category in categories.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    write_text(path, json.dumps({"images": images, "annotations": annotations, "categories": names}))
 
 
 def compute_area(instance: Instance) -> float:

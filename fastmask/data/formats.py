@@ -6,11 +6,13 @@ from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
-from fastmask.data.masks import is_masks, read_masks, write_masks
-from fastmask.data.records import Dataset, Problem
+from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
+from fastmask.data.records import Dataset, Problem, name_records
 from fastmask.data.via import is_via, read_via, write_via
+from fastmask.files import check_free
 
 FORMATS = ("coco", "via", "labelme", "masks")
+MASK_FILES = (LABELS, f"{OBJECTS}/*", f"{CLASSES}/*")
 
 
 def find_format(path: str | Path) -> str:
@@ -86,14 +88,32 @@ def read_dataset(
     return dataset._replace(problems=problems + dataset.problems)
 
 
-def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Problem]:
+def write_dataset(
+    dataset: Dataset, path: str | Path, format: str, *, force: bool = False, source: str | Path | None = None
+) -> list[Problem]:
     """Write annotations to one JSON file (COCO, VIA) or a folder (labelme, masks) -> what the format cannot hold.
 
+    Each file is written whole or not at all.
+
+    Args:
+        dataset: what is written.
+        path: of the file or folder.
+        format: one of FORMATS.
+        force: replace files that are there.
+        source: what the data set was read from, whose files are never replaced; neither are its images.
+
     Raises:
-        ValueError: format is not one of FORMATS.
+        FileExistsError: a file is there already.
+        ValueError: format is not one of FORMATS, or a file to be written is one that was read.
         OSError: a file cannot be written.
     """
     path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    read = [] if source is None else [Path(source)]
+    for folder in [part for part in read if part.is_dir()]:
+        read += [*folder.glob("*.json"), *(file for name in MASK_FILES for file in folder.glob(name))]
+    check_free(_list_outputs(dataset, path, format), force, [*read, *(record.file for record in dataset.records)])
     if format == "coco":
         write_coco(dataset, path)
         return []
@@ -101,9 +121,21 @@ def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Probl
         return write_via(dataset, path)
     if format == "labelme":
         return write_labelme(dataset, path)
-    if format == "masks":
-        return write_masks(dataset, path)
-    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    return write_masks(dataset, path)
+
+
+def _list_outputs(dataset: Dataset, path: Path, format: str) -> list[Path]:
+    """The files that :func:`write_dataset` writes, but for copies of images where they are themselves."""
+    if format in ("coco", "via"):
+        return [path]
+    names = name_records(dataset.records)
+    if format == "labelme":
+        return [path / f"{name}.json" for name in names]
+    outputs = [path / LABELS, *(path / folder / f"{name}.png" for folder in (OBJECTS, CLASSES) for name in names)]
+    for name, record in zip(names, dataset.records, strict=True):
+        copy = path / IMAGES / f"{name}{record.file.suffix}"
+        outputs += [copy] if copy.resolve() != record.file.resolve() else []
+    return outputs
 
 
 def _find_files(path: Path) -> list[Path]:

@@ -20,11 +20,13 @@ from fastmask.data.records import (
     box_to_polygon,
     compress_rle,
     ellipse_to_polygon,
+    name_records,
     number_categories,
     parse_polygon,
     parse_size,
     to_number,
 )
+from fastmask.files import write_text
 
 
 def is_labelme(content: Any) -> bool:
@@ -110,8 +112,8 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
     import os
 
     folder.mkdir(parents=True, exist_ok=True)
-    problems, taken = [], set()
-    for record in dataset.records:
+    problems = []
+    for name, record in zip(name_records(dataset.records), dataset.records, strict=True):
         shapes: list[dict[str, Any]] = []
         for number, instance in enumerate(record.instances):
             if instance.crowd:
@@ -127,11 +129,7 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
         height, width = map(to_number, record.size or (None, None))
         content: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imageData": None}
         content |= {"imagePath": os.path.relpath(record.file, folder), "imageHeight": height, "imageWidth": width}
-        name = record.file.stem
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        write_text(folder / f"{name}.json", json.dumps(content))
     return problems
 
 

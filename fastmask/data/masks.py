@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import Dataset, Instance, Problem, Record
+from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
+from fastmask.files import replace_file, write_text
 
 OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
 BORDER = 255
@@ -85,17 +86,13 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
     """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide."""
     for name in (OBJECTS, CLASSES, IMAGES):
         (path / name).mkdir(parents=True, exist_ok=True)
-    problems, taken = [], set()
+    problems = []
     order = {name: number for number, name in enumerate(dataset.categories, 1)}
-    (path / LABELS).write_text("\n".join(order) + "\n")
-    for record in dataset.records:
+    write_text(path / LABELS, "\n".join(order) + "\n")
+    for stem, record in zip(name_records(dataset.records), dataset.records, strict=True):
         if record.size is None:
             problems.append(Problem("cannot be written", str(record.file), "its size is not known"))
             continue
-        stem = record.file.stem
-        while stem in taken:
-            stem += "_"
-        taken.add(stem)
         numbers, classes = (np.zeros(record.size, np.int64) for _ in range(2))
         painted = [instance for instance in record.instances if not instance.crowd]
         ids = [number for number in range(1, len(painted) + 2) if number != BORDER][: len(painted)]
@@ -112,15 +109,17 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
         if record.file.exists() and record.file.resolve() != copy.resolve():
-            shutil.copyfile(record.file, copy)
+            with replace_file(copy) as draft:
+                shutil.copyfile(record.file, draft)
     return problems
 
 
 def _save_numbers(numbers: NDArray[np.int64], file: Path) -> None:
     """Write numbers as a palette image with distinct colors, or as 16-bit grayscale if there are more than 255."""
     if numbers.max(initial=0) > BORDER:
-        Image.fromarray(numbers.astype(np.uint16)).save(file)
-        return
-    image = Image.fromarray(numbers.astype(np.uint8))
-    image.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
-    image.save(file)
+        image = Image.fromarray(numbers.astype(np.uint16))
+    else:
+        image = Image.fromarray(numbers.astype(np.uint8))
+        image.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
+    with replace_file(file) as draft:
+        image.save(draft)

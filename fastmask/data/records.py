@@ -258,6 +258,19 @@ def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:
     return {name: label for label, name in enumerate(categories, 1)}
 
 
+def name_records(records: Sequence[Record]) -> list[str]:
+    """A name for each record's files, its image's without the ending; no two alike, whatever the case of letters."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for record in records:
+        name = record.file.stem
+        while name.lower() in taken:
+            name += "_"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
 def add_sizes(dataset: Dataset) -> Dataset:
     """The data set with sizes missing in the annotations read from the image files; unreadable files are problems."""
     records, problems = [], list(dataset.problems)

@@ -18,6 +18,7 @@ from fastmask.data.records import (
     parse_numbers,
     parse_polygon,
 )
+from fastmask.files import write_text
 
 ATTRIBUTES = ("class", "category", "label", "name", "type")  # usual names of the attribute that holds the class
 GROUP = "fastmask_object"  # write_via's attribute, equal in all parts of one instance
@@ -136,5 +137,5 @@ def write_via(dataset: Dataset, path: Path) -> list[Problem]:
         size = record.file.stat().st_size if record.file.exists() else -1
         entries[f"{name}{size}"] = {"filename": name, "size": size, "regions": regions, "file_attributes": {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries))
+    write_text(path, json.dumps(entries))
     return problems

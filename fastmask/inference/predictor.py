@@ -22,7 +22,6 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
 from fastmask.structures import Prediction
@@ -94,8 +93,6 @@ class Predictor:
         if not isinstance(model, GeneralizedRCNN):
             kind = type(model).__name__
             raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
-        if type(model.transform) is not GeneralizedRCNNTransform:
-            raise ValueError(f"model.transform must be GeneralizedRCNNTransform, got {type(model.transform).__name__}")
         own = next(model.parameters())
         self.device = own.device
         if dtype == "auto":

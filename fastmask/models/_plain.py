@@ -23,5 +23,11 @@ def is_plain(module: nn.Module, *kinds: type[Layer]) -> TypeGuard[Layer]:
 
 def is_untouched(module: nn.Module) -> bool:
     """:func:`is_plain` of a module of any type."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__ and not _has_any_global_hook()
+    return not has_hooks(module) and "forward" not in module.__dict__ and not _has_any_global_hook()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks of its own."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -16,6 +16,7 @@ from fastmask.models._fold import can_fold, fold_norm
 from fastmask.models._fuse import fuse_epilogues
 from fastmask.models._plain import is_untouched
 from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -36,8 +37,9 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
             and where cuDNN has a fused convolution, that. See :mod:`fastmask.models.fused`.
 
     Raises:
-        ValueError: a weight is NaN or infinite.
+        ValueError: a weight is NaN or infinite, or the user has replaced what a static program would not call.
     """
+    check_static(model, training=False, transform=True)
     _check_finite(model)
     model = copy.deepcopy(model, _detached(model)).eval().requires_grad_(False)
     for parent, conv_name, norm_name in list(_pairs(model)):

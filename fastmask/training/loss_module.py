@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.losses import Losses
 from fastmask.preprocess import normalize_padded
@@ -28,6 +29,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: GeneralizedRCNN, normalizer: Normalizer | None = None, bf16: bool = False) -> None:
         super().__init__()
+        check_static(model, training=True, transform=True)
         self.model, self.normalizer, self.bf16 = model, normalizer, bf16
         like = next(model.parameters())
         for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):

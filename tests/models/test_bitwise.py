@@ -11,7 +11,7 @@ from torch import Tensor
 import fastmask
 from fastmask.inference.program import Inputs, Program, split_fields
 from fastmask.kernels import reference_layers
-from fastmask.models.detection import _utils, rpn
+from fastmask.models.detection import _rpn_stages as rpn, _utils
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.ops import nms_padded

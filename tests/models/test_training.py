@@ -140,7 +140,7 @@ def test_sampler_draws_what_torchvisions_draws(positives: int, negatives: int) -
     sampler = BalancedPositiveNegativeSampler(20, 0.25)
     counts = torch.zeros(labels.shape[1])
     for _ in range(300):
-        indices, positive, valid = (field[0] for field in sampler(labels))
+        indices, positive, valid = (field[0] for field in sampler.sample(labels))
         assert positive.sum() == expected_positive.sum()
         assert (valid & ~positive).sum() == expected_negative.sum()
         drawn = indices[valid]

@@ -10,17 +10,21 @@ from fastmask.structures import Detections, Prediction
 
 def unpad(detections: Detections) -> list[Prediction]:
     """Padded detections -> the valid rows of each image, masks as [n, 1, M, M]; a host sync reads the counts."""
-    count, most = detections.count, detections.labels.shape[1]
-    compiling = torch.compiler.is_compiling()
-    rows: list[Any] = valid_rows(count, most) if compiling else [slice(number) for number in count.tolist()]
     predictions = []
-    for i, valid in enumerate(rows):
-        boxes, labels, scores = (values[i][valid] for values in detections[:3])
+    padded = [values for values in detections[:4] if values is not None]
+    for boxes, labels, scores, *masks in zip(*split_valid(detections.count, *padded), strict=True):
         prediction: Prediction = {"boxes": boxes, "labels": labels, "scores": scores}
-        if detections.masks is not None:
-            prediction["masks"] = detections.masks[i][valid][:, None]
+        if masks:
+            prediction["masks"] = masks[0][:, None]
         predictions.append(prediction)
     return predictions
+
+
+def split_valid(count: Tensor, *values: Tensor) -> list[list[Tensor]]:
+    """The valid rows of each image, from counts [B], of all the values [B, D, ...]; a host sync reads the counts."""
+    compiling = torch.compiler.is_compiling()
+    rows: list[Any] = valid_rows(count, values[0].shape[1]) if compiling else [slice(n) for n in count.tolist()]
+    return [[value[i][valid] for i, valid in enumerate(rows)] for value in values]
 
 
 @torch.library.custom_op("fastmask::valid_rows", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])

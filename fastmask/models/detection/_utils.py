@@ -10,6 +10,10 @@ from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_ca
 from fastmask.kernels.fallback.decode import decode, decode_boxes, decode_levels
 from fastmask.kernels.fallback.take import take_rows_of, with_image
 from fastmask.kernels.take import take_kept_op
+from fastmask.models.detection.sampling import (
+    BalancedPositiveNegativeSampler as BalancedPositiveNegativeSampler,
+    Matcher as Matcher,
+)
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 LOG_RATIO_CLIP = math.log(1000.0 / 16)  # no box grows more than this in one step; exp would overflow
@@ -46,11 +50,8 @@ class BoxCoder:
 
     def decode(self, rel_codes: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Deltas [N, C * 4] or [N, C, 4] on the boxes [N_i, 4] of each image, N in all -> boxes [N, C, 4]."""
-        references = torch.cat(tuple(boxes), dim=0)
-        if len(references) > 0:
-            rel_codes = rel_codes.reshape(len(references), -1)
-        decoded = self.decode_single(rel_codes, references)
-        return decoded.reshape(len(references), -1, 4) if len(references) > 0 else decoded
+        decoded: Tensor = self.decode_single(rel_codes.flatten(1), torch.cat(tuple(boxes))).unflatten(1, (-1, 4))
+        return decoded
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Deltas [N, C * 4] on boxes [N, 4] -> boxes [N, C * 4]."""

@@ -58,25 +58,55 @@ class AnchorGenerator(NotScriptable, nn.Module):
 
         In the maps' dtype, but float32 for half types, which cannot count the pixels of an image.
         """
-        if len(maps) != len(self.cell_anchors):
-            raise ArgumentError(
-                f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
-            )
+        self._check_number(maps)
         grids = []
         for cell, feature in zip(self.cell_anchors, maps, strict=True):
             height, width = feature.shape[-2:]
-            x = torch.arange(width, device=feature.device) * (image_size[1] // width)
-            y = torch.arange(height, device=feature.device) * (image_size[0] // height)
-            corner = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2)
-            shift = corner.repeat(1, 1, 2)  # [H, W, 4]
-            grids.append((shift[:, :, None] + cell.to(upcast(feature[:0]))).flatten(0, 2))
+            strides = image_size[0] // height, image_size[1] // width
+            grids.append(_shift(cell.to(upcast(feature[:0])), (height, width), strides))
         return grids
 
     def all_anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
         """:meth:`anchors` of all feature maps, one after the other, [A, 4]."""
         return torch.cat(self.anchors(image_size, maps))
 
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Move the anchors of one cell to a dtype and device, for good."""
+        self.cell_anchors = [cell.to(device=device, dtype=dtype) for cell in self.cell_anchors]
+
+    def grid_anchors(self, grid_sizes: Sequence[Sequence[int]], strides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Anchors [H_l * W_l * A, 4] of maps of (height, width), from ``cell_anchors`` as they are.
+
+        ``strides``: image pixels a cell, (down, across) in each map.
+        """
+        return list(map(_shift, self.cell_anchors, grid_sizes, strides))
+
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """All anchors [A, 4] for each image of the list; they are the same for all."""
-        anchors = self.all_anchors(image_list.tensors.shape[-2:], feature_maps)
+        self._check_number(feature_maps)
+        device = feature_maps[0].device
+        self.set_cell_anchors(upcast(feature_maps[0][:0]).dtype, device)
+        padded = image_list.tensors.shape[-2:]
+        grids = [feature.shape[-2:] for feature in feature_maps]
+        strides = [
+            [torch.tensor(side // size, device=device) for side, size in zip(padded, grid, strict=True)]
+            for grid in grids
+        ]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors] * len(image_list.image_sizes)
+
+    def _check_number(self, maps: Sequence[Tensor]) -> None:
+        if len(maps) != len(self.cell_anchors):
+            raise ArgumentError(
+                f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
+            )
+
+
+def _shift(cell: Tensor, grid: Sequence[int], strides: Sequence[int | Tensor]) -> Tensor:
+    """Anchors of one cell [A, 4] at every cell of a grid of (height, width) -> [height * width * A, 4]."""
+    height, width = grid
+    x = torch.arange(width, device=cell.device) * strides[1]
+    y = torch.arange(height, device=cell.device) * strides[0]
+    corner = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=2)
+    shift = corner.repeat(1, 1, 2)  # [H, W, 4]
+    return (shift[:, :, None] + cell).flatten(0, 2)

@@ -165,7 +165,7 @@ class TwoMLPHead(NotScriptable, nn.Module):
         weight is reordered then, rather than the features and their gradients.
         """
         fc6 = self.fc6
-        wants_grad = isinstance(x, Tensor) and x.requires_grad  # torch.fx's proxies are no tensors
+        wants_grad = isinstance(x, Tensor) and x.requires_grad and not torch.compiler.is_exporting()  # fx has proxies
         if not (wants_grad and is_plain(fc6, nn.Linear) and self._has_channels_last(x)):
             y: Tensor = fc6(x.flatten(start_dim=1))
             return y

@@ -11,8 +11,10 @@ from torch._subclasses import FakeTensor
 from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models.detection._channels import check_pixels
+from fastmask.models.detection._overrides import check_static, is_static
 from fastmask.models.detection._unpad import unpad
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
+from fastmask.models.detection.image_list import ImageList
 from fastmask.models.detection.losses import Losses, Normalizer, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
@@ -48,6 +50,9 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     def infer(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.
 
+        It calls stages of its own instead of torchvision's methods on lists: the model called on images honors those
+        that users override.
+
         Args:
             pixels (Tensor[B, C, H, W]): normalized and padded, as the transform makes them.
             sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
@@ -55,7 +60,11 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
         Returns:
             Detections: in pixels of the batch.
+
+        Raises:
+            ValueError: the user has replaced something that this program would not call.
         """
+        check_static(self, training=False)
         features, detections = self.detect_boxes(pixels, sizes, trim=trim)
         return self.roi_heads.predict_masks(features, detections) if self.roi_heads.has_mask() else detections
 
@@ -103,7 +112,11 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             pixels, sizes: see :meth:`infer`.
             targets: padded, in pixels of the batch; their values are not checked (:meth:`losses_of` does).
             normalizer: number of samples of a loss -> divisor of its sum; the number itself makes the loss a mean.
+
+        Raises:
+            ValueError: the user has replaced something that this program would not call.
         """
+        check_static(self, training=True)
         check_pixels(pixels, self)
         features = self.extract_features(pixels)
         outputs = self.rpn.predict(features, (pixels.shape[2], pixels.shape[3]))
@@ -130,8 +143,14 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             ValueError: targets are missing or do not fit; see :meth:`losses_of`.
         """
         if self.training:
-            return self.losses_of(images, targets)
-        return self.transform.postprocess(*self._detect(images))
+            losses, predictions = self.losses_of(images, targets), []
+        else:
+            losses, predictions = {}, self.transform.postprocess(*self._detect(images))
+        return self.eager_outputs(losses, predictions)
+
+    def eager_outputs(self, losses: Losses, detections: list[Prediction]) -> Losses | list[Prediction]:
+        """What :meth:`forward` returns of the two, of which one is empty."""
+        return losses if self.training else detections
 
     def detect(self, images: list[Tensor]) -> list[Prediction]:
         """As :meth:`forward` in eval mode, but with masks as they are before pasting: probabilities [n, 1, M, M].
@@ -150,10 +169,14 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def _detect(self, images: list[Tensor]) -> tuple[list[Prediction], Sizes, Sizes]:
         """Predictions in pixels of the batch, the images' sizes there, and their original sizes."""
-        if any(image.is_meta or isinstance(image, FakeTensor) for image in images):
+        if not torch.compiler.is_compiling() and any(
+            image.is_meta or isinstance(image, FakeTensor) for image in images
+        ):
             raise ValueError("images must have values, got meta or fake tensors, on which model.infer runs")
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
+        if not is_static(self, training=False):
+            return self._call_parts(batch, None)[0], batch.image_sizes, original
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         return unpad(self.infer(batch.tensors, sizes, trim=True)), batch.image_sizes, original
 
@@ -162,13 +185,23 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
         Raises:
             ValueError: targets do not fit; their values are checked where they are on the CPU, as on a GPU that would
-                be a host sync.
+                be a host sync. Or, in eval mode, parts that users replace would have to give losses.
         """
         check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
         batch, resized = self.transform(images, targets)
         assert resized is not None
+        if self.training and not is_static(self, training=True):
+            return self._call_parts(batch, resized)[1]
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, self.roi_heads.has_mask()))
+
+    def _call_parts(self, batch: ImageList, targets: list[dict[str, Tensor]] | None) -> tuple[list[Prediction], Losses]:
+        """Predictions in pixels of the batch, and losses, by the parts' own methods on lists, as in torchvision."""
+        check_pixels(batch.tensors, self)
+        maps = self.extract_features(batch.tensors).maps
+        proposals, rpn_losses = self.rpn(batch, maps, targets)
+        predictions, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
+        return predictions, losses | rpn_losses
 
 
 def lay_out(model: nn.Module) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastmask.checks import is_readable
 from fastmask.models.detection._mask_head import predict_mask_logits
+from fastmask.models.detection._roi_stages import RoIStages, pool
+from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._utils import BoxCoder, take_rows
-from fastmask.models.detection.roi_heads import RoIHeads, pool
-from fastmask.models.detection.rpn import RegionProposalNetwork, flatten_anchors
 from fastmask.models.detection.sampling import Sample, match
 from fastmask.ops.boxes import box_iou
 from fastmask.ops.roi_align import roi_align
@@ -27,14 +27,14 @@ Losses = dict[str, Tensor]
 Normalizer = Callable[[Tensor], Tensor]  # number of samples here -> divisor of sums; other ranks may have a say
 
 
-def rpn_losses(rpn: RegionProposalNetwork, outputs: RPNOutputs, targets: Targets, normalizer: Normalizer) -> Losses:
+def rpn_losses(rpn: RPNStages, outputs: RPNOutputs, targets: Targets, normalizer: Normalizer) -> Losses:
     """Outputs of the head and padded targets -> loss_objectness, loss_rpn_box_reg."""
     anchor = outputs.anchors[None]
     objectness = torch.cat([flatten_anchors(logit, 1) for logit in outputs.logits], dim=1).squeeze(2)  # [B, A]
     delta = torch.cat([flatten_anchors(d, 4) for d in outputs.deltas], dim=1)  # [B, A, 4]
     with torch.no_grad():
         matched, state = match(rpn.proposal_matcher, box_iou(targets.boxes, anchor), targets.valid)
-        sample = rpn.fg_bg_sampler(state)
+        sample = rpn.fg_bg_sampler.sample(state)
     chosen = objectness.gather(1, sample.indices)
     error = F.binary_cross_entropy_with_logits(chosen, sample.positive.to(chosen.dtype), reduction="none")
     total = normalizer(sample.valid.sum())
@@ -57,7 +57,7 @@ def box_loss(coder: BoxCoder, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor, p
 
 
 def roi_losses(
-    heads: RoIHeads, features: Features, proposals: Proposals, targets: Targets, normalizer: Normalizer
+    heads: RoIStages, features: Features, proposals: Proposals, targets: Targets, normalizer: Normalizer
 ) -> Losses:
     """Proposals -> loss_classifier, loss_box_reg and, with a mask branch, loss_mask."""
     with torch.no_grad():
@@ -78,12 +78,12 @@ def roi_losses(
     return losses
 
 
-def sample_proposals(heads: RoIHeads, proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Sample]:
+def sample_proposals(heads: RoIStages, proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Sample]:
     """Draw S of the proposals and ground-truth boxes -> boxes [B, S, 4], matched instances and labels [B, S]."""
     candidates = torch.cat((proposals.boxes, targets.boxes.to(proposals.boxes.dtype)), dim=1)
     valid = torch.cat((proposals.valid, targets.valid), dim=1)
     matched, state = match(heads.proposal_matcher, box_iou(targets.boxes, candidates), targets.valid)
-    sample = heads.fg_bg_sampler(torch.where(valid, state, -1))
+    sample = heads.fg_bg_sampler.sample(torch.where(valid, state, -1))
     matched = matched.gather(1, sample.indices)
     labels = torch.where(sample.positive, targets.labels.gather(1, matched), 0)
     return take_rows(candidates, sample.indices), matched, labels, sample
@@ -112,7 +112,7 @@ def repeat_valid_rows(valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mask_loss(
-    heads: RoIHeads,
+    heads: RoIStages,
     features: Features,
     targets: Targets,
     normalizer: Normalizer,

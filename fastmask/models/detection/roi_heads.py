@@ -1,169 +1,242 @@
-"""Box head and mask head on proposals, in fixed shapes; torchvision.models.detection.roi_heads' names."""
+"""Box head and mask head on proposals; torchvision.models.detection.roi_heads' names.
 
-import math
+A model's ``infer`` and ``losses`` run the stages of :class:`RoIStages`. The methods and functions here take and return
+lists, as torchvision's: for code that calls, overrides or replaces them, which a model called on images honors.
+"""
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from fastmask.checks import NotScriptable
-from fastmask.models.detection._mask_head import predict_mask_probs
-from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
-from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
-from fastmask.ops.boxes import nms_padded
+from fastmask.checks import ArgumentError
+from fastmask.models.detection._roi_stages import RoIStages
+from fastmask.models.detection._unpad import split_valid
+from fastmask.models.detection.losses import BETA
+from fastmask.ops.boxes import clip_boxes_to_image, nms_padded
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
-from fastmask.ops.poolers import MultiScaleRoIAlign
-from fastmask.ops.roi_align import multilevel_roi_align
-from fastmask.structures import Candidates, Detections, Features, Proposals
+from fastmask.ops.roi_align import roi_align
+from fastmask.structures import Prediction
+
+Target = dict[str, Tensor]
+Sizes = list[tuple[int, int]]  # (height, width) of each image
 
 
-class RoIHeads(NotScriptable, nn.Module):
-    """Box head and mask head: classes, boxes and masks of proposals.
+class RoIHeads(RoIStages):
+    """Box head and mask head: classes, boxes and masks of proposals; arguments as :class:`RoIStages`."""
 
-    Args:
-        box_roi_pool, box_head, box_predictor: 7x7 features of a proposal -> class logits and box deltas.
-        fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the proposals sampled in training.
-        bbox_reg_weights: weights of the box coder; None for (10, 10, 5, 5).
-        score_thresh: detections score more than this.
-        nms_thresh: IoU above which a detection is suppressed by a better one of its class.
-        detections_per_img: maximum number of detections in an image.
-        mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
-
-    Source: torchvision/models/detection/roi_heads.py.
-    """
-
-    def __init__(
+    def forward(
         self,
-        box_roi_pool: MultiScaleRoIAlign,
-        box_head: nn.Module,
-        box_predictor: nn.Module,
-        fg_iou_thresh: float,
-        bg_iou_thresh: float,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        bbox_reg_weights: tuple[float, float, float, float] | None,
-        score_thresh: float,
-        nms_thresh: float,
-        detections_per_img: int,
-        mask_roi_pool: MultiScaleRoIAlign | None = None,
-        mask_head: nn.Module | None = None,
-        mask_predictor: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=False)
-        self.fg_bg_sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
-        self.box_coder = BoxCoder(bbox_reg_weights or (10.0, 10.0, 5.0, 5.0))
-        self.box_roi_pool = box_roi_pool
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.score_thresh = score_thresh
-        self.nms_thresh = nms_thresh
-        self.detections_per_img = detections_per_img
-        self.mask_roi_pool = mask_roi_pool
-        self.mask_head = mask_head
-        self.mask_predictor = mask_predictor
-        self.min_size = 1e-2
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: Sizes,
+        targets: list[Target] | None = None,
+    ) -> tuple[list[Prediction], dict[str, Tensor]]:
+        """Predictions of each image in eval mode, losses in training; the other of the two is empty.
 
-    def has_mask(self) -> bool:
-        """Whether there is a mask branch."""
-        return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
+        Args:
+            features: feature maps [B, C, H_l, W_l] by name, finest first.
+            proposals: [P, 4] of each image.
+            image_shapes: (height, width) of each image inside the batch.
+            targets: in training, boxes [G, 4], labels [G] and, with a mask branch, masks [G, H, W] of each image.
 
-    def num_classes(self) -> int | None:
-        """Number of classes with background, of a predictor like FastRCNNPredictor; None of any other."""
-        layer = getattr(self.box_predictor, "cls_score", None)
-        return layer.out_features if isinstance(layer, nn.Linear) else None
-
-    def classify(
-        self, features: Features, boxes: Tensor, rows: Tensor | None = None, rois: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4].
-
-        ``rois`` [B, P, 5]: the same boxes, where they are at hand.
+        Returns:
+            For each image boxes, labels, scores and, with a mask branch, masks [D, 1, M, M], probabilities over the
+            box; and loss_classifier, loss_box_reg and loss_mask.
         """
-        pooled = pool(self.box_roi_pool, features, boxes, rows, rois)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        return logits, deltas.unflatten(1, (-1, 4))
+        for i, target in enumerate(targets or ()):
+            if not target["boxes"].is_floating_point():
+                raise TypeError(f"targets[{i}]['boxes'] must be floating point, got {target['boxes'].dtype}")
+            if target["labels"].dtype != torch.int64:
+                raise TypeError(f"targets[{i}]['labels'] must be int64, got {target['labels'].dtype}")
+        if self.training:
+            return [], self._compute_losses(features, proposals, image_shapes, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        detections = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        predictions: list[Prediction] = [
+            {"boxes": boxes, "labels": labels, "scores": scores}
+            for boxes, scores, labels in zip(*detections, strict=True)
+        ]
+        if self.has_mask():
+            mask_logits = self._mask_logits(features, [each["boxes"] for each in predictions], image_shapes)
+            masks = maskrcnn_inference(mask_logits, [each["labels"] for each in predictions])
+            for prediction, mask in zip(predictions, masks, strict=True):
+                prediction["masks"] = mask
+        return predictions, {}
 
-    def select_candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
-        """Class logits and deltas of all proposals, and image sizes [B, 2] -> the candidates of NMS.
+    def _compute_losses(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Sizes, targets: list[Target] | None
+    ) -> dict[str, Tensor]:
+        boxes, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
+        assert targets is not None
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        loss_classifier, loss_box = fastrcnn_loss(logits, deltas, labels, regression_targets)
+        losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box}
+        if self.has_mask():
+            positive = [label > 0 for label in labels]
+            boxes = [box[rows] for box, rows in zip(boxes, positive, strict=True)]
+            matched = [index[rows] for index, rows in zip(matched, positive, strict=True)]
+            mask_logits = self._mask_logits(features, boxes, image_shapes)
+            gt_masks, gt_labels = ([target[key] for target in targets] for key in ("masks", "labels"))
+            losses["loss_mask"] = maskrcnn_loss(mask_logits, boxes, gt_masks, gt_labels, matched)
+        return losses
 
-        A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
-        put back in class order, hold all that torchvision would take; only these are decoded. On a GPU those that are
-        not above it are left out, as NMS ignores them.
-        """
-        num_classes = logits.shape[1]
-        most = num_classes - 1
-        if self.score_thresh > 0:
-            most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
-        if runs_as_kernel(logits, deltas):
-            limits = {"min_size": self.min_size, "min_score": self.score_thresh}
-            boxes, labels, scores, valid = self.box_coder.select_candidates(
-                logits, deltas, proposals.boxes, sizes, proposals.count, most, **limits
-            )
-            return Candidates(boxes, labels, scores, valid, num_classes)
-        logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        scores = logits.softmax(2, dtype=wide)[:, :, 1:]  # without background
-        classes = scores.topk(most, dim=2, sorted=False).indices
-        classes = classes.topk(most, dim=2, largest=False).values  # [B, P, K] ascending: on a GPU two launches less
-        scores = scores.gather(2, classes).flatten(1)
-        chosen = deltas[:, :, 1:].gather(2, classes[..., None].expand(-1, -1, -1, 4))
-        boxes, valid = self.box_coder.decode_candidates(
-            chosen.flatten(1, 2),
-            proposals.boxes,
-            sizes,
-            scores,
-            proposals.count,
-            min_size=self.min_size,
-            min_score=self.score_thresh,
-            above=True,
-        )
-        return Candidates(boxes, (classes + 1).flatten(1), scores, valid, num_classes)
-
-    def suppress(self, candidates: Candidates) -> Detections:
-        """Non-maximum suppression within each class -> the best of the remaining candidates, without masks."""
-        boxes, labels, scores, valid, num_classes = candidates
-        kept, count = nms_padded(
-            boxes,
-            scores,
-            labels,
-            valid,
-            iou_threshold=self.nms_thresh,
-            max_output=self.detections_per_img,
-            num_groups=num_classes,
-        )
-        boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
-        return Detections(boxes, labels, scores, None, count, rois)
-
-    def predict_masks(self, features: Features, detections: Detections) -> Detections:
-        """The same detections with the mask of each one's class; zeros in padding."""
+    def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
         assert self.mask_roi_pool is not None
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        hidden = self.mask_head(pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois))
-        masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
-        boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
-        return Detections(boxes, labels, scores, masks, count, rois)
+        logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        return logits
+
+    def check_targets(self, targets: list[Target] | None) -> None:
+        """Raise an ArgumentError unless every target has boxes, labels and, with a mask branch, masks."""
+        if targets is None:
+            raise ArgumentError("targets must be one dict an image in training, got None")
+        for key in ("boxes", "labels", "masks") if self.has_mask() else ("boxes", "labels"):
+            if not all(key in target for target in targets):
+                raise ArgumentError(f"Every element of targets should have a {key} key")
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[Target] | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Sample the proposals and ground-truth boxes of each image.
+
+        Returns:
+            boxes [S, 4], indices [S] of the instances that they match, labels [S] (0 is background) and regression
+            targets [S, 4] of each image.
+        """
+        self.check_targets(targets)
+        assert targets is not None
+        gt_boxes = [target["boxes"].to(proposals[0].dtype) for target in targets]
+        candidates = self.add_gt_proposals(proposals, gt_boxes)
+        matched, labels = self.assign_targets_to_proposals(candidates, gt_boxes, [t["labels"] for t in targets])
+        rows = self.subsample(labels)
+        boxes, matched, labels = (
+            [value[row] for value, row in zip(values, rows, strict=True)] for values in (candidates, matched, labels)
+        )
+        matched_boxes = [
+            gt[index] if len(gt) > 0 else gt.new_zeros(len(index), 4)
+            for gt, index in zip(gt_boxes, matched, strict=True)
+        ]
+        return boxes, matched, labels, list(self.box_coder.encode(matched_boxes, boxes))
+
+    def add_gt_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor]) -> list[Tensor]:
+        """Proposals [P, 4] and ground-truth boxes [G, 4] of each image -> both [P + G, 4]."""
+        return [torch.cat(pair) for pair in zip(proposals, gt_boxes, strict=True)]
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match the proposals [P, 4] of each image -> indices of instances [P] and their labels, 0 for background.
+
+        The label is -1 where a proposal is neither; the index is 0 where there is no match.
+        """
+        matched, labels = [], []
+        for boxes, gt, gt_label in zip(proposals, gt_boxes, gt_labels, strict=True):
+            if len(gt) == 0:
+                matched.append(torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device))
+                labels.append(torch.zeros_like(matched[-1]))
+                continue
+            state = self.proposal_matcher(self.box_similarity(gt, boxes))
+            index = state.clamp(min=0)
+            label = gt_label[index].masked_fill(state == self.proposal_matcher.BELOW_LOW_THRESHOLD, 0)
+            matched.append(index)
+            labels.append(label.masked_fill(state == self.proposal_matcher.BETWEEN_THRESHOLDS, -1))
+        return matched, labels
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """Labels [P] of each image -> the indices [S] of those that are drawn."""
+        return [
+            (positive | negative).nonzero()[:, 0]
+            for positive, negative in zip(*self.fg_bg_sampler(labels), strict=True)
+        ]
+
+    def postprocess_detections(
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: Sizes
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Outputs of the box head -> detections, by non-maximum suppression within each class.
+
+        Args:
+            class_logits (Tensor[N, C]), box_regression (Tensor[N, C * 4]): of all proposals.
+            proposals: [P, 4] of each image, N in all.
+            image_shapes: (height, width) of each image.
+
+        Returns:
+            boxes [D, 4], scores [D] and labels [D] of each image, best first.
+        """
+        numbers = [boxes.shape[0] for boxes in proposals]
+        decoded = self.box_coder.decode(box_regression, proposals).split(numbers)
+        scores = class_logits.softmax(-1).split(numbers)
+        classes = torch.arange(1, class_logits.shape[-1], device=class_logits.device)
+        detections: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for box, score, shape in zip(decoded, scores, image_shapes, strict=True):
+            box = clip_boxes_to_image(box, shape)[:, 1:].flatten(0, 1)  # without background
+            score, label = score[:, 1:].flatten(), classes.expand(score.shape[0], -1).flatten()
+            valid = (score > self.score_thresh) & (box[:, 2:] - box[:, :2] >= self.min_size).all(1)
+            kept, count = nms_padded(
+                box[None],
+                score[None],
+                label[None],
+                valid[None],
+                iou_threshold=self.nms_thresh,
+                max_output=self.detections_per_img,
+                num_groups=class_logits.shape[-1],
+            )
+            ((rows,),) = split_valid(count, kept)
+            for values, every in zip(detections, (box, score, label), strict=True):
+                values.append(every[rows])
+        return detections
 
 
-def pool(
-    pooler: MultiScaleRoIAlign,
-    features: Features,
-    boxes: Tensor,
-    rows: Tensor | None = None,
-    rois: Tensor | None = None,
-) -> Tensor:
-    """RoIAlign of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
+def fastrcnn_loss(
+    class_logits: Tensor, box_regression: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of class logits [N, C], and smooth L1 of the true class's deltas [N, C * 4] in positive samples.
 
-    ``rois`` [B, N, 5]: the same boxes, where they are at hand.
+    Args:
+        labels, regression_targets: [S] and [S, 4] of each image, N in all.
     """
-    rois = boxes_to_rois(boxes) if rois is None else rois.flatten(0, 1)
-    names = [name for name in features.maps if name in pooler.featmap_names]
-    return multilevel_roi_align(
-        [features.maps[name] for name in names],
-        rois if rows is None else rois[rows],
-        pooler.output_size,
-        [features.scales[name] for name in names],
-        pooler.sampling_ratio,
-        canonical_scale=pooler.canonical_scale,
-        canonical_level=pooler.canonical_level,
+    label, wanted = torch.cat(labels), torch.cat(regression_targets)
+    positive = (label > 0).nonzero()[:, 0]
+    deltas = box_regression.unflatten(1, (-1, 4))[positive, label[positive]]
+    loss_box = F.smooth_l1_loss(deltas, wanted[positive], beta=BETA, reduction="sum") / label.numel()
+    return F.cross_entropy(class_logits, label), loss_box
+
+
+def maskrcnn_inference(x: Tensor, labels: list[Tensor]) -> list[Tensor]:
+    """Mask logits [N, C, M, M] and labels [D] of each image, N in all -> these classes' probabilities [D, 1, M, M]."""
+    label = torch.cat(labels)
+    own = x.sigmoid().gather(1, label[:, None, None, None].expand(-1, 1, *x.shape[2:]))
+    return list(own.split([each.shape[0] for each in labels]))
+
+
+def project_masks_on_boxes(gt_masks: Tensor, boxes: Tensor, matched_idxs: Tensor, M: int) -> Tensor:  # noqa: N803
+    """Masks [G, H, W] of the matched instances [N] inside boxes [N, 4] -> [N, M, M]."""
+    rois = torch.cat((matched_idxs[:, None].to(boxes), boxes), 1)
+    return roi_align(gt_masks[:, None].to(rois), rois, (M, M))[:, 0]
+
+
+def maskrcnn_loss(
+    mask_logits: Tensor,
+    proposals: list[Tensor],
+    gt_masks: list[Tensor],
+    gt_labels: list[Tensor],
+    mask_matched_idxs: list[Tensor],
+) -> Tensor:
+    """Binary cross entropy of the true class's masks, from logits [N, C, M, M]; 0 without any sample.
+
+    Args:
+        proposals, mask_matched_idxs: [S, 4] and [S] of each image, N in all.
+        gt_masks, gt_labels: [G, H, W] and [G] of each image.
+    """
+    size = mask_logits.shape[-1]
+    label = torch.cat([labels[index] for labels, index in zip(gt_labels, mask_matched_idxs, strict=True)])
+    wanted = torch.cat(
+        [
+            project_masks_on_boxes(masks, boxes, index, size)
+            for masks, boxes, index in zip(gt_masks, proposals, mask_matched_idxs, strict=True)
+        ]
     )
+    if wanted.numel() == 0:  # a mean of nothing is NaN
+        return mask_logits.sum() * 0
+    own = mask_logits[torch.arange(len(label), device=label.device), label]
+    return F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype))

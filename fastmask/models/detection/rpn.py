@@ -1,19 +1,26 @@
-"""Region Proposal Network (Faster R-CNN, section 3.1), in fixed shapes; torchvision.models.detection.rpn's names."""
+"""Region Proposal Network (Faster R-CNN, section 3.1); torchvision.models.detection.rpn's names.
 
-import itertools
+A model's ``infer`` and ``losses`` run the stages of :class:`RPNStages`. The methods here take and return lists, as
+torchvision's: for code that calls or overrides them, which a model called on lists of images honors.
+"""
+
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
-from fastmask.kernels.top_anchors import top_anchors_op
-from fastmask.models.detection._utils import BoxCoder, take_kept
-from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
+from fastmask.checks import ArgumentError, NotScriptable, upcast
+from fastmask.kernels.fallback.decode import clip
+from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
+from fastmask.models.detection._unpad import split_valid
+from fastmask.models.detection._utils import take_kept, take_rows
+from fastmask.models.detection.image_list import ImageList
+from fastmask.models.detection.losses import BETA
 from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
-from fastmask.structures import Features, Proposals, RPNOutputs
+
+Target = dict[str, Tensor]
 
 
 class RPNHead(NotScriptable, nn.Module):
@@ -55,157 +62,126 @@ class RPNHead(NotScriptable, nn.Module):
         return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
 
 
-class RegionProposalNetwork(NotScriptable, nn.Module):
-    """Proposals from feature maps.
+class RegionProposalNetwork(RPNStages):
+    """Proposals from feature maps; arguments as :class:`RPNStages`."""
 
-    Args:
-        anchor_generator: feature maps -> anchors.
-        head: feature maps -> objectness logits and box deltas of the anchors.
-        fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the anchors sampled in training.
-        pre_nms_top_n, post_nms_top_n: {"training": n, "testing": n}; candidates of a level, proposals of an image.
-        nms_thresh: IoU above which a proposal is suppressed by a better one of its level.
-        score_thresh: minimum objectness of a proposal.
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals [P, 4] of each image, best first, and in training loss_objectness and loss_rpn_box_reg.
 
-    Source: torchvision/models/detection/rpn.py.
-    """
-
-    def __init__(
-        self,
-        anchor_generator: AnchorGenerator,
-        head: nn.Module,
-        fg_iou_thresh: float,
-        bg_iou_thresh: float,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        pre_nms_top_n: dict[str, int],
-        post_nms_top_n: dict[str, int],
-        nms_thresh: float,
-        score_thresh: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.anchor_generator = anchor_generator
-        self.head = head
-        self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=True)
-        self.fg_bg_sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
-        self._pre_nms_top_n = pre_nms_top_n
-        self._post_nms_top_n = post_nms_top_n
-        self.nms_thresh = nms_thresh
-        self.score_thresh = score_thresh
-        self.min_size = 1e-3
-
-    def pre_nms_top_n(self) -> int:
-        """Candidates of each level, in the current mode."""
-        return self._pre_nms_top_n["training" if self.training else "testing"]
-
-    def post_nms_top_n(self) -> int:
-        """Proposals of an image, in the current mode."""
-        return self._post_nms_top_n["training" if self.training else "testing"]
-
-    def predict(self, features: Features, image_size: tuple[int, int]) -> RPNOutputs:
-        """Feature maps of padded images of (height, width) -> logits, deltas and anchors of each level."""
-        maps = list(features.maps.values())
-        logits, deltas = self.head(maps)
-        return RPNOutputs(logits, deltas, self.anchor_generator.all_anchors(image_size, maps))
-
-    def propose(self, outputs: RPNOutputs, sizes: Tensor) -> Proposals:
-        """Outputs of :meth:`predict` and image sizes [B, 2] -> proposals.
-
-        The best candidates of each level are chosen by logit and only they are decoded; then NMS inside each level.
+        Args:
+            images: the padded batch.
+            features: its feature maps [B, C, H_l, W_l] by name, finest first.
+            targets: in training, the boxes [G, 4] of each image.
         """
-        best, index, lengths = top_k_of_levels([logit.detach() for logit in outputs.logits], self.pre_nms_top_n())
-        candidates, score, valid = self.box_coder.decode_levels(
-            best,
-            index,
-            lengths,
-            [delta.detach() for delta in outputs.deltas],
-            outputs.anchors,
-            sizes,
-            min_size=self.min_size,
-            min_score=self.score_thresh,
-        )
-        fixed = all(isinstance(length, int) for length in lengths)  # torch.export of any size has symbols instead
-        parts = [] if fixed else score.split(lengths, 1)
-        levels = [torch.full_like(level, i, dtype=torch.int64) for i, level in enumerate(parts)]
+        maps = list(features.values())
+        logits, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        lengths = [level[0].numel() for level in logits]
+        objectness, delta = concat_box_prediction_layers(logits, deltas)
+        proposals = self.box_coder.decode(delta.detach(), anchors).view(len(anchors), -1, 4)
+        boxes, _ = self.filter_proposals(proposals, objectness, images.image_sizes, lengths)
+        if not self.training:
+            return boxes, {}
+        if targets is None:
+            raise ArgumentError("targets must be one dict an image in training, got None")
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        encoded = self.box_coder.encode(matched, anchors)
+        loss_objectness, loss_box = self.compute_loss(objectness, delta, labels, list(encoded))
+        return boxes, {"loss_objectness": loss_objectness, "loss_rpn_box_reg": loss_box}
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match the anchors [A, 4] of each image -> labels (1 match, 0 background, -1 neither) and matched boxes."""
+        labels, matched = [], []
+        for anchor, target in zip(anchors, targets, strict=True):
+            boxes = target["boxes"]
+            if len(boxes) == 0:
+                labels.append(anchor.new_zeros(len(anchor), dtype=torch.float32))
+                matched.append(torch.zeros_like(anchor))
+                continue
+            index = self.proposal_matcher(self.box_similarity(boxes, anchor))
+            label = (index >= 0).to(torch.float32)
+            labels.append(label.masked_fill(index == self.proposal_matcher.BETWEEN_THRESHOLDS, -1))
+            matched.append(boxes[index.clamp(min=0)])
+        return labels, matched
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Choose the best decoded anchors: top-k and NMS inside each level, then the best of all.
+
+        Args:
+            proposals (Tensor[B, A, 4]): the anchors of all levels, decoded.
+            objectness (Tensor[B * A, 1]): their logits.
+            image_shapes: (height, width) of each image.
+            num_anchors_per_level: their sum is A.
+
+        Returns:
+            boxes [P, 4] and scores [P] of each image, best first.
+        """
+        logits = objectness.detach().reshape(len(proposals), -1)
+        index = self._get_top_n_idx(logits, num_anchors_per_level)
+        scores = upcast(logits.gather(1, index)).sigmoid()
+        boxes = clip(take_rows(proposals, index), torch.tensor(image_shapes, device=proposals.device))
+        valid = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(2) & (scores >= self.score_thresh)
+        ends = torch.tensor(num_anchors_per_level, device=index.device).cumsum(0)
         kept, count = nms_padded(
-            candidates,
-            score,
-            None if fixed else torch.cat(levels, 1),
+            boxes,
+            scores,
+            torch.bucketize(index, ends, right=True),
             valid,
             iou_threshold=self.nms_thresh,
             max_output=self.post_nms_top_n(),
-            num_groups=len(lengths),
-            presorted=lengths if fixed else None,  # the order of logits, top-k's, is that of their sigmoids
+            num_groups=len(num_anchors_per_level),
         )
-        boxes, scores, _, rois = take_kept(kept, candidates, score, None)
-        return Proposals(boxes, scores, count, rois)
+        boxes, scores, _, _ = take_kept(kept, boxes, scores, None)
+        boxes_of, scores_of = split_valid(count, boxes, scores)
+        return boxes_of, scores_of
+
+    def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
+        """The best logits of each level, or all of a level that has fewer, from [B, A] -> indices [B, N]."""
+        best, start = [], 0
+        for level in objectness.split(num_anchors_per_level, 1):
+            best.append(start + level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1).indices)
+            start += level.shape[1]
+        return torch.cat(best, 1)
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Sample anchors -> binary cross entropy of their objectness, smooth L1 of the positive ones' deltas.
+
+        Args:
+            objectness (Tensor[B * A, 1]), pred_bbox_deltas (Tensor[B * A, 4]): outputs of the head.
+            labels, regression_targets: [A] and [A, 4] of each image.
+        """
+        positive, negative = (torch.cat(masks).nonzero()[:, 0] for masks in self.fg_bg_sampler(labels))
+        sampled = torch.cat((positive, negative))
+        wanted = torch.cat(regression_targets)[positive]
+        error = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=BETA, reduction="sum")
+        logits, label = objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        loss_objectness = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype))
+        return loss_objectness, error / sampled.numel()
 
 
-def top_k_of_levels(logits: list[Tensor], k: int) -> tuple[Tensor, Tensor, list[int]]:
-    """The best k logits of each level, or all of a level that has fewer, from logits [B, A, H, W] of each.
-
-    Returns:
-        logits [B, N], level by level, best first; their indices among the anchors of all levels [B, N]; and how many
-        each level has.
-    """
-    sides = [logit.shape[1] * logit.shape[2] * logit.shape[3] for logit in logits]
-    lengths = [sym_min(k, side) for side in sides]
-    if logits[0].is_cuda and all(isinstance(side, int) for side in sides):
-        if not torch.compiler.is_compiling():  # nor exporting: PyTorch is to see the steps then
-            return *top_anchors_op(logits, k), lengths
-        best, indices = _top_k_padded(logits, k)
-    else:
-        best, indices = _top_k_each(logits, lengths)
-    for i, start in enumerate(itertools.accumulate(sides[:-1]), 1):
-        indices[i] = indices[i] + start
-    return torch.cat(best, 1), torch.cat(indices, 1), lengths
+def concat_box_prediction_layers(box_cls: list[Tensor], box_regression: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs of a head [B, A * C, H_l, W_l] and [B, A * 4, H_l, W_l] -> [N, C] and [N, 4], image by image."""
+    classes, boxes = [], []
+    for logits, deltas in zip(box_cls, box_regression, strict=True):
+        batch, _, *grid = logits.shape
+        anchors = deltas.shape[1] // 4
+        classes.append(permute_and_flatten(logits, batch, anchors, logits.shape[1] // anchors, *grid))
+        boxes.append(permute_and_flatten(deltas, batch, anchors, 4, *grid))
+    return torch.cat(classes, 1).flatten(0, 1), torch.cat(boxes, 1).flatten(0, 1)
 
 
-Parts = tuple[list[Tensor], list[Tensor]]  # values and indices of each level
-
-
-def _top_k_each(logits: list[Tensor], lengths: list[int]) -> Parts:
-    rows = [flatten_anchors(logit, 1).squeeze(2) for logit in logits]  # [B, H * W * A]
-    best = [row.topk(length, dim=1) for row, length in zip(rows, lengths, strict=True)]
-    return [level.values for level in best], [level.indices for level in best]
-
-
-def _top_k_padded(logits: list[Tensor], k: int) -> Parts:
-    """One top-k for all levels, padded to the largest with values that are never better.
-
-    For compiled and exported programs. A top-k of 201,600 logits is 16 launches, whose time is nearly all launching,
-    and one of 12,600 is a single block's work; five levels of a frame at once took 80 us on an H200.
-    """
-    rows = [pixel_rows(logit) for logit in logits]  # [B, H * W, A]
-    most = max(row.shape[1] for row in rows)
-    batch, _, anchors = rows[0].shape
-    filler = rows[0].new_full((batch, most - min(row.shape[1] for row in rows), anchors), -torch.inf)
-    padded = torch.cat([part for row in rows for part in (row, filler[:, : most - row.shape[1]])], 1)
-    padded = padded.view(batch, len(rows), most * anchors)
-    best = padded.topk(min(k, most * anchors), dim=2)
-    lengths = [min(k, row.shape[1] * anchors) for row in rows]
-    last = rows[-1].shape[1] * anchors - 1  # none may lie beyond it, not even where logits are -inf as the filler is
-    values, indices = (
-        [part[:, i, :length] for i, length in enumerate(lengths)] for part in (best.values, best.indices)
-    )
-    indices[-1] = indices[-1].clamp(max=last)
-    return values, indices
-
-
-def sym_min(k: int, length: int) -> int:
-    """The smaller of two numbers, of which the second may be symbolic (torch.export without strict)."""
-    if isinstance(length, int):
-        return min(k, length)
-    smaller: int = torch.sym_min(k, length)
-    return smaller
-
-
-def pixel_rows(values: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H * W, C]; a view where channels are last, of whatever pitch."""
-    return values.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def flatten_anchors(values: Tensor, channels: int) -> Tensor:
-    """Outputs of a head [B, A * channels, H, W] -> [B, H * W * A, channels], in the order of the anchors."""
-    rows = pixel_rows(values)
-    return rows.reshape(rows.shape[0], -1, channels)
+def permute_and_flatten(layer: Tensor, N: int, A: int, C: int, H: int, W: int) -> Tensor:  # noqa: N803
+    """Output of a head [N, A * C, H, W] -> [N, H * W * A, C], in the order of the anchors."""
+    return flatten_anchors(layer.reshape(N, A * C, H, W), C)

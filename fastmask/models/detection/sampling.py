@@ -31,14 +31,30 @@ class Matcher:
 
     def __call__(self, match_quality_matrix: Tensor) -> Tensor:
         """IoU [..., G, N] of instances (rows of -1 for padding) and candidates -> [..., N]: an instance, -1 or -2."""
+        if match_quality_matrix.numel() == 0:
+            missing = "ground-truth" if match_quality_matrix.shape[-2] == 0 else "proposal"
+            raise ArgumentError(
+                f"match_quality_matrix must not be empty, got {tuple(match_quality_matrix.shape)}: "
+                f"No {missing} boxes available for one of the images during training"
+            )
         quality, best_instance = match_quality_matrix.max(dim=-2)
         matches = torch.where(quality < self.high_threshold, self.BETWEEN_THRESHOLDS, best_instance)
         matches = torch.where(quality < self.low_threshold, self.BELOW_LOW_THRESHOLD, matches)
         if self.allow_low_quality_matches:
-            best = match_quality_matrix.amax(dim=-1, keepdim=True)
-            wanted = ((match_quality_matrix == best) & (best >= 0)).any(dim=-2)
-            matches = torch.where(wanted, best_instance, matches)
+            self.set_low_quality_matches_(matches, best_instance, match_quality_matrix)
         return matches
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        """Match in place the candidates [..., N] that an instance overlaps most, ties included.
+
+        Args:
+            matches: written to.
+            all_matches: the instance that each candidate overlaps most.
+            match_quality_matrix: IoU [..., G, N], rows of -1 for padding.
+        """
+        best = match_quality_matrix.amax(dim=-1, keepdim=True)
+        wanted = ((match_quality_matrix == best) & (best >= 0)).any(dim=-2)
+        matches.copy_(torch.where(wanted, all_matches, matches))
 
 
 class Sample(NamedTuple):
@@ -71,7 +87,17 @@ class BalancedPositiveNegativeSampler:
         """A random number for each candidate; the largest are drawn."""
         return torch.rand(labels.shape, device=labels.device)
 
-    def __call__(self, labels: Tensor) -> Sample:
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels [N] of each image, as of :meth:`sample` -> uint8 [N] of each: the positives drawn, the negatives."""
+        positives: list[Tensor] = []
+        negatives: list[Tensor] = []
+        for labels in matched_idxs:
+            indices, positive, valid = (values[0] for values in self.sample(labels[None]))
+            for drawn, rows in ((positives, positive), (negatives, valid & ~positive)):
+                drawn.append(torch.zeros_like(labels, dtype=torch.uint8).index_fill_(0, indices[rows], 1))
+        return positives, negatives
+
+    def sample(self, labels: Tensor) -> Sample:
         """Labels [B, N]: 1 and up positive, 0 negative, below never drawn -> S of each image, or N if that is less."""
         keys = self.keys(labels)
         size = min(self.batch_size_per_image, labels.shape[1])

@@ -84,13 +84,17 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             raise ArgumentError(f"image must have {channels} channels, as image_mean has, got {image.shape[-3]}")
         return normalize(image, mean, std)
 
+    def torch_choice(self, k: Sequence[int]) -> int:
+        """One of the numbers, drawn as torchvision draws it; of one alone, without drawing."""
+        return k[int(torch.empty(1).uniform_(0, len(k))) if len(k) > 1 else 0]
+
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """One image [C, h, w], and its target's boxes and masks with it."""
         before = (image.shape[-2], image.shape[-1])
         if self.training:
             if self._skip_resize:
                 return image, target
-            shorter = self.min_size[int(torch.randint(len(self.min_size), ())) if len(self.min_size) > 1 else 0]
+            shorter = self.torch_choice(self.min_size)
         else:
             shorter = self.min_size[-1]
         if self.fixed_size is not None:

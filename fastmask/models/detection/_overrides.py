@@ -1,0 +1,112 @@
+"""What users replace of torchvision's methods and functions, which the static program would never call."""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastmask.checks import ArgumentError
+from fastmask.models._plain import has_hooks
+from fastmask.models.detection import roi_heads, rpn
+from fastmask.models.detection._utils import BoxCoder
+from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
+from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.ops.boxes import box_iou
+from fastmask.ops.poolers import MultiScaleRoIAlign
+
+GRID = ("forward", "grid_anchors", "set_cell_anchors")
+POOLER = (MultiScaleRoIAlign, ("forward",), ("forward",))
+DECODE, ENCODE = ("decode", "decode_single"), ("encode", "encode_single")
+MATCHER = (Matcher, (), ("__call__", "set_low_quality_matches_"))
+SAMPLER = (BalancedPositiveNegativeSampler, (), ("__call__",))
+PROPOSE = ("forward", "filter_proposals", "_get_top_n_idx")
+SAMPLE = ("check_targets", "select_training_samples", "add_gt_proposals", "assign_targets_to_proposals", "subsample")
+PARTS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {  # class, methods in eval mode and in training
+    "rpn": (rpn.RegionProposalNetwork, PROPOSE, (*PROPOSE, "assign_targets_to_anchors", "compute_loss")),
+    "rpn.anchor_generator": (AnchorGenerator, GRID, GRID),
+    "rpn.box_coder": (BoxCoder, DECODE, DECODE + ENCODE),
+    "rpn.proposal_matcher": MATCHER,
+    "rpn.fg_bg_sampler": SAMPLER,
+    "roi_heads": (roi_heads.RoIHeads, ("forward", "postprocess_detections"), ("forward", *SAMPLE)),
+    "roi_heads.box_roi_pool": POOLER,
+    "roi_heads.mask_roi_pool": POOLER,
+    "roi_heads.box_coder": (BoxCoder, DECODE, ENCODE),
+    "roi_heads.proposal_matcher": MATCHER,
+    "roi_heads.fg_bg_sampler": SAMPLER,
+}
+TRANSFORM = ("forward", "normalize", "resize", "batch_images", "torch_choice", "postprocess")
+CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")
+FUNCTIONS: tuple[tuple[ModuleType, tuple[str, ...], tuple[str, ...]], ...] = (  # likewise
+    (rpn, CONCATENATE, CONCATENATE),
+    (roi_heads, ("maskrcnn_inference",), ("fastrcnn_loss", "maskrcnn_loss", "project_masks_on_boxes")),
+)
+
+
+def _originals() -> dict[tuple[Any, str], Any]:
+    """What stands under these names before users replace it."""
+    owners: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = [*PARTS.values(), *FUNCTIONS]
+    owners.append((GeneralizedRCNNTransform, TRANSFORM, ()))
+    return {(owner, name): getattr(owner, name) for owner, *names in owners for name in (*names[0], *names[1])}
+
+
+ORIGINALS = _originals()
+
+
+def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
+    """Names of what the user has replaced and the static program would not call: methods, functions, parts with hooks.
+
+    Args:
+        model: a GeneralizedRCNN.
+        training: for the losses instead of inference.
+    """
+    for name, (base, *methods) in PARTS.items():
+        part: Any = model
+        for step in name.split("."):
+            part = getattr(part, step)
+        if part is None:  # no mask branch
+            continue
+        yield from _find_methods(name, part, base, methods[training])
+        if isinstance(part, nn.Module) and has_hooks(part):
+            yield f"{name} with hooks"
+    for module, *names in FUNCTIONS:
+        for name in names[training]:
+            if getattr(module, name) is not ORIGINALS[module, name]:
+                yield f"{module.__name__.rpartition('.')[2]}.{name}"
+    if training:
+        for name in ("rpn", "roi_heads"):
+            if getattr(model, name).box_similarity is not box_iou:
+                yield f"{name}.box_similarity"
+
+
+def is_static(model: nn.Module, training: bool) -> bool:
+    """Whether the static program calls all that the user may have replaced; args: see :func:`find_overrides`.
+
+    Hooks of all modules (``torch.nn.modules.module.register_module_forward_hook``) expect calls of the parts.
+    """
+    return not _has_any_global_hook() and next(find_overrides(model, training), None) is None
+
+
+def _find_methods(name: str, part: Any, base: type, methods: tuple[str, ...]) -> Iterator[str]:
+    for method in methods:
+        if getattr(type(part), method, None) is not ORIGINALS[base, method] or method in vars(part):
+            yield f"{name}.{method}"
+
+
+def check_static(model: nn.Module, training: bool, transform: bool = False) -> None:
+    """Raise an ArgumentError if the static program would leave out something that the user has replaced.
+
+    Args:
+        model, training: see :func:`find_overrides`.
+        transform: the program replaces the transform as well.
+    """
+    overrides = list(find_overrides(model, training))
+    if transform:
+        overrides += _find_methods("transform", model.transform, GeneralizedRCNNTransform, TRANSFORM)
+    if overrides:
+        raise ArgumentError(
+            f"model must have fastmask's own {', '.join(overrides)} in a static program, which would not call another; "
+            "got one that is replaced: call the model on images"
+        )

@@ -1,0 +1,169 @@
+"""Box head and mask head on proposals in fixed shapes: the static program's stages of the second half."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.checks import NotScriptable
+from fastmask.models.detection._mask_head import predict_mask_probs
+from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
+from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
+from fastmask.ops.boxes import box_iou, nms_padded
+from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.ops.roi_align import multilevel_roi_align
+from fastmask.structures import Candidates, Detections, Features, Proposals
+
+
+class RoIStages(NotScriptable, nn.Module):
+    """Classes, boxes and masks of proposals, without torchvision's methods on lists.
+
+    Args:
+        box_roi_pool, box_head, box_predictor: 7x7 features of a proposal -> class logits and box deltas.
+        fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: of the proposals sampled in training.
+        bbox_reg_weights: weights of the box coder; None for (10, 10, 5, 5).
+        score_thresh: detections score more than this.
+        nms_thresh: IoU above which a detection is suppressed by a better one of its class.
+        detections_per_img: maximum number of detections in an image.
+        mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
+
+    Source: torchvision/models/detection/roi_heads.py.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: MultiScaleRoIAlign,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        bbox_reg_weights: tuple[float, float, float, float] | None,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        mask_roi_pool: MultiScaleRoIAlign | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.box_similarity = box_iou
+        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=False)
+        self.fg_bg_sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
+        self.box_coder = BoxCoder(bbox_reg_weights or (10.0, 10.0, 5.0, 5.0))
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+        self.mask_roi_pool = mask_roi_pool
+        self.mask_head = mask_head
+        self.mask_predictor = mask_predictor
+        self.min_size = 1e-2
+
+    def has_mask(self) -> bool:
+        """Whether there is a mask branch."""
+        return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
+
+    def num_classes(self) -> int | None:
+        """Number of classes with background, of a predictor like FastRCNNPredictor; None of any other."""
+        layer = getattr(self.box_predictor, "cls_score", None)
+        return layer.out_features if isinstance(layer, nn.Linear) else None
+
+    def classify(
+        self, features: Features, boxes: Tensor, rows: Tensor | None = None, rois: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes [B, P, 4], all R = B * P of them or the given rows -> class logits [R, C] and box deltas [R, C, 4].
+
+        ``rois`` [B, P, 5]: the same boxes, where they are at hand.
+        """
+        pooled = pool(self.box_roi_pool, features, boxes, rows, rois)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        return logits, deltas.unflatten(1, (-1, 4))
+
+    def select_candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
+        """Class logits and deltas of all proposals, and image sizes [B, 2] -> the candidates of NMS.
+
+        A softmax can put at most ceil(1 / t) - 1 classes above a threshold t, so the best that many of each proposal,
+        put back in class order, hold all that torchvision would take; only these are decoded. On a GPU those that are
+        not above it are left out, as NMS ignores them.
+        """
+        num_classes = logits.shape[1]
+        most = num_classes - 1
+        if self.score_thresh > 0:
+            most = min(most, max(math.ceil(1 / self.score_thresh) - 1, 1))
+        if runs_as_kernel(logits, deltas):
+            limits = {"min_size": self.min_size, "min_score": self.score_thresh}
+            boxes, labels, scores, valid = self.box_coder.select_candidates(
+                logits, deltas, proposals.boxes, sizes, proposals.count, most, **limits
+            )
+            return Candidates(boxes, labels, scores, valid, num_classes)
+        logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        scores = logits.softmax(2, dtype=wide)[:, :, 1:]  # without background
+        classes = scores.topk(most, dim=2, sorted=False).indices
+        classes = classes.topk(most, dim=2, largest=False).values  # [B, P, K] ascending: on a GPU two launches less
+        scores = scores.gather(2, classes).flatten(1)
+        chosen = deltas[:, :, 1:].gather(2, classes[..., None].expand(-1, -1, -1, 4))
+        boxes, valid = self.box_coder.decode_candidates(
+            chosen.flatten(1, 2),
+            proposals.boxes,
+            sizes,
+            scores,
+            proposals.count,
+            min_size=self.min_size,
+            min_score=self.score_thresh,
+            above=True,
+        )
+        return Candidates(boxes, (classes + 1).flatten(1), scores, valid, num_classes)
+
+    def suppress(self, candidates: Candidates) -> Detections:
+        """Non-maximum suppression within each class -> the best of the remaining candidates, without masks."""
+        boxes, labels, scores, valid, num_classes = candidates
+        kept, count = nms_padded(
+            boxes,
+            scores,
+            labels,
+            valid,
+            iou_threshold=self.nms_thresh,
+            max_output=self.detections_per_img,
+            num_groups=num_classes,
+        )
+        boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
+        return Detections(boxes, labels, scores, None, count, rois)
+
+    def predict_masks(self, features: Features, detections: Detections) -> Detections:
+        """The same detections with the mask of each one's class; zeros in padding."""
+        assert self.mask_roi_pool is not None
+        assert self.mask_head is not None
+        assert self.mask_predictor is not None
+        hidden = self.mask_head(pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois))
+        masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
+        boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
+        return Detections(boxes, labels, scores, masks, count, rois)
+
+
+def pool(
+    pooler: MultiScaleRoIAlign,
+    features: Features,
+    boxes: Tensor,
+    rows: Tensor | None = None,
+    rois: Tensor | None = None,
+) -> Tensor:
+    """RoIAlign of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
+
+    ``rois`` [B, N, 5]: the same boxes, where they are at hand.
+    """
+    rois = boxes_to_rois(boxes) if rois is None else rois.flatten(0, 1)
+    names = [name for name in features.maps if name in pooler.featmap_names]
+    return multilevel_roi_align(
+        [features.maps[name] for name in names],
+        rois if rows is None else rois[rows],
+        pooler.output_size,
+        [features.scales[name] for name in names],
+        pooler.sampling_ratio,
+        canonical_scale=pooler.canonical_scale,
+        canonical_level=pooler.canonical_level,
+    )
