@@ -83,7 +83,7 @@ class Targets(NamedTuple):
 class Batch(NamedTuple):
     """Images and their targets, as the training loader yields them."""
 
-    pixels: Tensor  # [B, 3, H, W] uint8, zeros at the right and the bottom
+    pixels: Tensor  # [B, C, H, W] uint8, zeros at the right and the bottom
     sizes: Tensor  # [B, 2] int64 (height, width) of the images inside
     targets: Targets  # boxes in pixels of the batch
     indices: Tensor  # [B] int64, each image's place among the data set's records
@@ -111,7 +111,7 @@ class CocoResult(TypedDict):
 
 
 def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -> Targets:
-    """Pad targets in pixels of the batch [B, 3, H, W] to the most instances of an image (at least one)."""
+    """Pad targets in pixels of the batch [B, C, H, W] to the most instances of an image (at least one)."""
     batch, _, height, width = pixels.shape
     most = max(1, *(len(target["labels"]) for target in targets))
     dtype = pixels.dtype if pixels.is_floating_point() else torch.float32

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.image_io import read_image, read_image_size
+from fastmask.image_io import convert_image, read_image, read_image_size
 
 MAX_COORDINATE = 2**18  # pixels, of a polygon's corners
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
@@ -60,11 +60,13 @@ class Record(NamedTuple):
     size: tuple[int, int] | None  # (height, width) in the annotations; None where it is missing there
     instances: tuple[Instance, ...]
     id: int | None = None
-    image: Image.Image | None = None  # RGB, of an image without a file
+    image: Image.Image | None = None  # upright, of an image without a file
 
-    def load(self) -> Image.Image:
-        """The image, RGB and upright; raises what :func:`fastmask.image_io.read_image` raises."""
-        return read_image(self.file) if self.image is None else self.image
+    def load(self, channels: int = 3) -> Image.Image:
+        """The image, upright, RGB or of other ``channels``, as :func:`fastmask.image_io.read_image` has it."""
+        if self.image is None:
+            return read_image(self.file, channels)
+        return self.image if (self.image.mode, channels) == ("RGB", 3) else convert_image(self.image, channels)
 
 
 class LazyRecords(Sequence[Record]):

@@ -21,6 +21,7 @@ from fastmask.distributed import SINGLE_RANK, Ranks
 from fastmask.evaluation import Evaluation, Metrics, evaluate
 from fastmask.evaluation.identity import map_labels
 from fastmask.evaluation.run import number_records
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, LAST, load, save
@@ -105,6 +106,7 @@ class Trainer:
                 workers=config.workers,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
+                channels=count_channels(model),
             )
         )
         assert isinstance(self.loader.batch_sampler, GroupedBatchSampler)

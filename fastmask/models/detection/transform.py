@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable
+from fastmask.models.detection._channels import count_values
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
 from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
@@ -71,13 +72,16 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         return batch, None if targets is None else [target for target in resized_targets if target is not None]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """(image - mean) / std, channel by channel."""
+        """(image - mean) / std, channel by channel; one value, or one channel, is for all of the others."""
         if not image.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1], got {image.dtype}")
         mean, std = (
             torch.as_tensor(values, dtype=image.dtype, device=image.device)
             for values in (self.image_mean, self.image_std)
         )
+        channels = count_values(mean, std)
+        if image.shape[-3] != channels and 1 not in (image.shape[-3], channels):
+            raise ArgumentError(f"image must have {channels} channels, as image_mean has, got {image.shape[-3]}")
         return normalize(image, mean, std)
 
     def torch_choice(self, k: Sequence[int]) -> int:
