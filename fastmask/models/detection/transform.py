@@ -103,7 +103,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             size = compute_resized_size(before, shorter, self.max_size)
         if target is not None:
             if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[:, 0].byte()
+                target["masks"] = resize_masks(target["masks"], size)
             target["boxes"] = resize_boxes(target["boxes"], before, size)
         return resize(image, size), target
 
@@ -136,6 +136,12 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             f"{type(self).__name__}(\n    Normalize(mean={self.image_mean}, std={self.image_std})"
             f"\n    Resize(min_size={self.min_size}, max_size={self.max_size}, mode='bilinear')\n)"
         )
+
+
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks [N, h, w] -> uint8 [N, *size], each pixel the nearest one's; as bytes where PyTorch can, as float else."""
+    values = masks.byte() if masks.device.type in ("cpu", "cuda", "meta") else masks.float()
+    return F.interpolate(values[:, None], size=tuple(size))[:, 0].byte()
 
 
 def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
