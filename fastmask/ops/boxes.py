@@ -74,8 +74,9 @@ def _to_integers(categories: Tensor) -> Tensor:
     if not categories.is_floating_point():
         return categories.to(torch.int64)
     if torch.compiler.is_exporting():
-        inverse: Tensor = torch.unique(categories, return_inverse=True)[1]
-        return inverse
+        values, order = categories.sort()
+        changes = (values != torch.cat([values[:1], values[:-1]])).cumsum(0)
+        return torch.empty_like(changes).scatter(0, order, changes)
     return (categories.double() + 0.0).view(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
 
 
