@@ -90,8 +90,8 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path: Path, seed: int, monkeyp
     checkpoints.save({"model": {}, "optimizer": {}, "epoch": 1, "batch": 0}, tmp_path / "last.pth")
     before = (tmp_path / "last.pth").read_bytes()
 
-    def torn(content: object, file: Any) -> None:
-        file.write(b"half")
+    def torn(content: object, file: Path) -> None:
+        file.write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", torn)
