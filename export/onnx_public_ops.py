@@ -17,6 +17,7 @@ from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.reference import COORDINATE_LIMIT
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.models.detection._unpad import valid_rows as valid_rows_op
 
 HIGHEST = -onnx_ops.LOWEST
 
@@ -179,6 +180,12 @@ def are_all(values: Value) -> Value:
     return op.Cast(op.ReduceMin(op.Cast(values, to=TensorProto.INT32), constant([1]), keepdims=1), to=TensorProto.BOOL)
 
 
+def valid_rows(count: Value, most: int) -> list[Value]:
+    """Row numbers below each of the counts [B], of a model that is called on images."""
+    counts = [op.Squeeze(op.Gather(count, constant([i])), constant([0])) for i in range(count.shape[0])]
+    return [op.Range(constant(0), num, constant(1)) for num in counts]
+
+
 def refuse(name: str) -> Callable[..., NoReturn]:
     """A translation that raises the error of an op that has none."""
 
@@ -193,4 +200,5 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     multilevel_roi_align_op._opoverload: multilevel_roi_align,
     roi_pool_op._opoverload: roi_pool,
     paste_masks_op._opoverload: paste_masks,
+    valid_rows_op._opoverload: valid_rows,
 }

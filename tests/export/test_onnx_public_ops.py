@@ -10,8 +10,10 @@ import pytest
 import torch
 import torchvision.ops as tv
 from helpers.inputs import INF, NAN, adversarial_boxes, draw_boxes, draw_masks, finite
+from helpers.slim import slim_pair
 from torch import Tensor, nn
 
+import fastmask
 from fastmask import ops
 from fastmask.export import translations
 from fastmask.kernels.max_pool2d import max_pool2d_op
@@ -226,3 +228,29 @@ def test_exported_program_and_aotinductor(dtype: torch.dtype, tmp_path: Path) ->
     for run in (program.module(), compiled, translated):
         for actual, expected in zip(run(*inputs), detect(*inputs), strict=True):
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [False, True], ids=["static", "with parts of its own"])
+def test_a_model_called_on_images(changed: bool, tmp_path: Path) -> None:
+    """As torchvision's users export it; torchvision's own cannot be exported so: rows are data-dependent."""
+
+    class Heads(fastmask.models.detection.roi_heads.RoIHeads):
+        def postprocess_detections(self, *args: Any) -> Any:
+            return tuple([values[::2] for values in kind] for kind in super().postprocess_detections(*args))
+
+    model = slim_pair(rpn_post_nms_top_n_test=60, min_size=64, max_size=96)[1]
+    if changed:
+        model.roi_heads.__class__ = Heads
+    image, file = torch.rand(3, 64, 80), tmp_path / "model.onnx"
+    torch.onnx.export(model, ([image],), file, custom_translation_table=translations(), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    found = []
+    for example in (torch.zeros(3, 64, 80), torch.rand(3, 64, 80), image):
+        outputs = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+        with torch.no_grad():
+            (expected,) = model([example])
+        found.append(len(outputs[0]))
+        for actual, wanted in zip(outputs, expected.values(), strict=True):
+            torch.testing.assert_close(torch.from_numpy(actual), wanted, rtol=1e-3, atol=1e-3)
+    assert found[-1] > 0
