@@ -18,6 +18,7 @@ from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
+from fastmask.models._layout import lay_out
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -179,7 +180,9 @@ def _build_model(
     if where == "auto":
         where = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)  # of what is not loaded
-    return cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
+    network = cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
+    lay_out(network)  # nobody else has it, and no optimizer yet
+    return network
 
 
 def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:

@@ -1,6 +1,7 @@
 """One training step: losses, gradients, new weights, without a host sync."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             sgd.state[parameter]["momentum_buffer"] = momentum
         return sgd
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, in the memory format that the weights have now: fused optimizers read both in memory order."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask.checks import is_readable
+from fastmask.models._layout import as_read
 from fastmask.models.detection._mask_head import predict_mask_logits
 from fastmask.models.detection._roi_stages import RoIStages, pool
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
@@ -132,7 +133,8 @@ def mask_loss(
     if targets.has_mask is not None:
         positive = positive & targets.has_mask.gather(1, matched)
     rows, counts = select_rows(positive)
-    hidden = heads.mask_head(pool(heads.mask_roi_pool, features, boxes, rows))
+    pooled = pool(heads.mask_roi_pool, features, boxes, rows)
+    hidden = as_read(heads.mask_head(as_read(pooled, heads.mask_head)), heads.mask_predictor)
     logits = predict_mask_logits(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():
         index = targets.first_mask[:, None] + matched
