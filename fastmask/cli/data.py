@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastmask.data import Dataset, Problem
 
 FORMATS = ("coco", "via", "labelme", "masks")
+CROWDS_HELP = "take each crowd (COCO's iscrowd) for one object [crowds are neither trained nor counted]"
 SOURCE_HELP = "a JSON file, or a folder with JSON files or mask images"
 
 
@@ -40,11 +41,23 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--format", default="auto", choices=("auto", *FORMATS), help="format of the annotations [%(default)s]")
     add("--images", type=Path, metavar="DIR", help="folder of the images [as the annotations say]")
+    add("--crowds-as-objects", action="store_true", help=CROWDS_HELP)
     add("--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the usual ones are tried]")
+
+
+def read_source(args: argparse.Namespace, path: Path) -> "Dataset":
+    """The annotated images that a command line names."""
+    from fastmask.data import read_dataset
+    from fastmask.data.records import crowds_to_objects
+
+    dataset = read_dataset(path, args.format, args.images, args.class_attribute)
+    return crowds_to_objects(dataset) if args.crowds_as_objects else dataset
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there are problems, each of which is named; 2 if nothing could be read or written."""
+    from fastmask.data.records import count_left_out
+
     try:
         dataset, problems = {"convert": convert, "check": check, "draw": draw}[args.what](args)
     except (OSError, ValueError) as error:
@@ -57,26 +70,27 @@ def run(args: argparse.Namespace) -> int:
     where = args.target if args.what == "draw" else args.source
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
+    if args.what != "draw" and (left_out := count_left_out(dataset)):
+        print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")
     return 1 if problems else 0
 
 
 def convert(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
-    from fastmask.data import add_sizes, read_dataset, write_dataset
+    from fastmask.data import add_sizes, write_dataset
 
-    dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
+    dataset = add_sizes(read_source(args, args.source))
     lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
     return dataset, [*dataset.problems, *lost]
 
 
 def check(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
-    from fastmask.data import read_dataset
     from fastmask.data.contact_sheet import draw_contact_sheet
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
 
-    dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
+    dataset = read_source(args, args.source)
     if args.contact_sheet is not None:
         check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in dataset.records)])
     problems = validate_dataset(dataset, progress=True)

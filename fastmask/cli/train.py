@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastmask.cli.data import CROWDS_HELP
+
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
 
@@ -55,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flip", type=float, default=0.5, help="probability of mirroring [%(default)s]")
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
+    add("--keep-empty", action="store_true", help="also train on images without objects")
+    add("--crowds-as-objects", action="store_true", help=CROWDS_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
 
 

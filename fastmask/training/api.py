@@ -1,9 +1,11 @@
 """Training in one call: from annotated images to weights, on any number of ranks."""
 
+import collections
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import torch
 from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
+from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
@@ -77,8 +80,10 @@ def train(
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         splits = job.run_on_all(lambda: _read_data(data, val, class_attribute, folder, resume))
-        for problem in splits.train.problems if job.rank == 0 else ():
-            print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+        if config.crowds_as_objects:
+            splits = Splits(crowds_to_objects(splits.train), splits.val and crowds_to_objects(splits.val))
+        for line in _describe_data(splits, config.keep_empty) if job.rank == 0 else ():
+            print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
 
         def prepare_model() -> GeneralizedRCNN:
@@ -110,6 +115,29 @@ def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder
     return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
 
 
+def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
+    """What is broken, and what is left out."""
+    for name, part in zip(Splits._fields, splits, strict=True):
+        if part is None or isinstance(part.records, LazyRecords):
+            continue
+        for problem in part.problems:
+            yield f"{problem.kind}: {problem.where}: {problem.text}"
+        counts = count_left_out(part, keep_empty or name == "val")
+        if counts:
+            yield f"left out of {name}: {', '.join(f'{number} {what}' for what, number in counts.items())}"
+    if splits.val is None or isinstance(splits.val.records, LazyRecords):
+        return
+    unknown = collections.Counter(
+        item.category
+        for record in splits.val.records
+        for item in record.instances
+        if item.category not in splits.train.categories
+    )
+    if unknown:
+        counted = ", ".join(f"{name} {number}" for name, number in unknown.items())
+        yield f"val has objects of classes that are not trained, which all count as missed: {counted}"
+
+
 def _build_model(
     name: str, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
 ) -> GeneralizedRCNN:
@@ -137,6 +165,10 @@ def _build_model(
         assert source is not None
         trained = source.meta.get("categories")
         same = source.meta.get("num_classes") == len(names)
+        if same and trained is None and ranks.rank == 0:
+            print(
+                f"fastmask train: {source} names no classes: its predictors are kept, label by label", file=sys.stderr
+            )
         if same and trained is not None:
             same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
         if not same and ranks.rank == 0:

@@ -109,16 +109,13 @@ def mark_dynamic(targets: Targets) -> None:
     torch._dynamo.maybe_mark_dynamic(targets.labels, 1)
     if targets.masks is not None:
         torch._dynamo.maybe_mark_dynamic(targets.masks, 0)
+    if targets.has_mask is not None:
+        torch._dynamo.maybe_mark_dynamic(targets.has_mask, 1)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch's tensors to a device; the indices, which only the host reads, stay."""
-    masks = batch.targets.masks
-    targets = Targets(
-        batch.targets.boxes.to(device, non_blocking=True),
-        batch.targets.labels.to(device, non_blocking=True),
-        None if masks is None else masks.to(device, non_blocking=True),
-        batch.targets.count.to(device, non_blocking=True),
-    )
+    moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in batch.targets)
+    targets = Targets._make(moved)
     pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.sizes))
     return batch._replace(pixels=pixels, sizes=sizes, targets=targets)

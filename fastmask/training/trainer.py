@@ -102,6 +102,7 @@ class Trainer:
                 config.augmentation(model.transform),
                 size=None if config.zoom else config.size,
                 masks=model.roi_heads.has_mask(),
+                keep_empty=config.keep_empty,
                 seed=config.seed,
                 workers=config.workers,
                 rank=ranks.rank,

@@ -122,11 +122,16 @@ def mask_loss(
     labels: Tensor,
     positive: Tensor,
 ) -> Tensor:
-    """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S]."""
+    """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
+
+    Boxes that match an instance without a mask do not count.
+    """
     assert heads.mask_roi_pool is not None
     assert heads.mask_head is not None
     assert heads.mask_predictor is not None
     assert targets.masks is not None
+    if targets.has_mask is not None:
+        positive = positive & targets.has_mask.gather(1, matched)
     rows, counts = select_rows(positive)
     pooled = pool(heads.mask_roi_pool, features, boxes, rows)
     hidden = as_read(heads.mask_head(as_read(pooled, heads.mask_head)), heads.mask_predictor)
