@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastmask.data import Dataset, Problem
 
+    Result = tuple[str, Dataset, list[Problem]]  # where it is, the data set, and what is wrong with it
+
 FORMATS = ("coco", "via", "labelme", "masks")
-SOURCE_HELP = "a JSON file, or a folder with JSON files or mask images"
+SOURCE_HELP = "a JSON file, a folder of JSON files or mask images, or one with train and val or annotations in it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,21 +39,29 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--format", default="auto", choices=("auto", *FORMATS), help="format of the annotations [%(default)s]")
     add("--images", type=Path, metavar="DIR", help="folder of the images [as the annotations say]")
-    add("--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the usual ones are tried]")
+    add(
+        "--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the only one, or one named class]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there are problems, each of which is named; 2 if nothing could be read or written."""
     try:
-        dataset, problems = {"convert": convert, "check": check, "draw": draw}[args.what](args)
+        results = {"convert": convert, "check": check, "draw": draw}[args.what](args)
     except (OSError, ValueError) as error:
         print(f"fastmask data: {error}", file=sys.stderr)
         return 2
+    return max(print_summary(*result) for result in results)
+
+
+def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]") -> int:
+    """1 if there are problems, else 0."""
     for problem in problems:
         print(f"fastmask data: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+    for note in dataset.notes:
+        print(note)
     objects = collections.Counter(item.category for record in dataset.records for item in record.instances)
     empty = sum(not record.instances for record in dataset.records)
-    where = args.target if args.what == "draw" else args.source
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
     kinds = collections.Counter(problem.kind for problem in problems)
@@ -59,27 +69,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def convert(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+def convert(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import add_sizes, read_dataset, write_dataset
 
     dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
-    return dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)]
+    return [(str(args.source), dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)])]
 
 
-def check(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
-    from fastmask.data import read_dataset
+def check(args: argparse.Namespace) -> "list[Result]":
+    from fastmask.data import Dataset, read_all
     from fastmask.data.contact_sheet import draw_contact_sheet
     from fastmask.data.validate import validate_dataset
 
-    dataset = read_dataset(args.source, args.format, args.images, args.class_attribute)
-    problems = validate_dataset(dataset, progress=True)
+    splits = read_all(args.source, args.format, args.images, args.class_attribute)
     if args.contact_sheet is not None:
-        draw_contact_sheet(dataset).save(args.contact_sheet)
-    return dataset, problems
+        records = [record for dataset in splits.values() for record in dataset.records]
+        categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
+        draw_contact_sheet(Dataset(records, categories, [])).save(args.contact_sheet)
+    names = {split: f"{args.source}, {split}" if split else str(args.source) for split in splits}
+    return [(names[split], each, validate_dataset(each, progress=True)) for split, each in splits.items()]
 
 
-def draw(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+def draw(args: argparse.Namespace) -> "list[Result]":
     from fastmask.demo import save_synthetic, synthetic_dataset
 
     dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return save_synthetic(dataset, args.target, progress=True), []
+    return [(str(args.target), save_synthetic(dataset, args.target, progress=True), [])]

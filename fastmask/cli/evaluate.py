@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     annotations = (args.annotations, args.format, args.images, args.class_attribute)
     with join_ranks() as ranks:
         try:
-            dataset = ranks.run_on_all(lambda: read_dataset(*annotations))
+            dataset = ranks.run_on_all(lambda: read_dataset(*annotations, split="val"))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, results = evaluate(args, dataset, ranks)
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
@@ -75,6 +75,8 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
 def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path) -> None:
     from fastmask.evaluation.tables import format_evaluation
 
+    for note in dataset.notes:
+        print(note)
     for problem in dataset.problems:
         print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     if any(instance.id == 0 and not instance.crowd for record in dataset.records for instance in record.instances):

@@ -31,6 +31,8 @@ def train(
     config: TrainConfig,
     *,
     val: Data | None = None,
+    format: str = "auto",
+    images: str | os.PathLike[str] | None = None,
     class_attribute: str | None = None,
     weights: str | os.PathLike[str] = "COCO_V1",
     device: torch.device | str = "auto",
@@ -51,7 +53,7 @@ def train(
         out: the folder for all that the run writes.
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
-        class_attribute: see :func:`fastmask.data.read_dataset`.
+        format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
         weights: what a model by name starts from: the name of its published weights, a file, "imagenet" or "none". Of
             other classes than the data's, all are loaded but the predictors'.
         device: of a model by name; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes its GPU.
@@ -69,10 +71,14 @@ def train(
     """
     folder = Path(out)
     arguments: dict[str, Any] = {"model": model, "data": data, "out": folder, "val": val, "weights": weights}
-    arguments |= {"class_attribute": class_attribute, "device": device, "resume": resume, "tensorboard": tensorboard}
+    arguments |= {"format": format, "images": images, "class_attribute": class_attribute}
+    arguments |= {"device": device, "resume": resume, "tensorboard": tensorboard}
+    source = {"format": format, "images": None if images is None else Path(images), "attribute": class_attribute}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-        splits = job.run_on_all(lambda: _read_data(data, val, class_attribute, folder, resume))
+        splits = job.run_on_all(lambda: _read_data(data, val, source, folder, resume))
+        for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
+            print(note)
         for problem in splits.train.problems if job.rank == 0 else ():
             print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
         names = label_names(splits.train)
@@ -86,22 +92,22 @@ def train(
         network = job.run_on_all(prepare_model)
         trainer = Trainer(network, config, folder, splits.train, splits.val, job, resume, progress, tensorboard)
         if job.rank == 0:
-            lr, images = config.peak_lr(job.world_size), config.batch_size * job.world_size
-            steps = f"{trainer.steps} steps of {images} images on {job.world_size} x {trainer.device}"
+            lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
+            steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
             if progress:
                 print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
             _write_settings(folder, vars(config) | {"lr": lr}, arguments)
         return trainer.fit()
 
 
-def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Splits:
+def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Path, resume: bool) -> Splits:
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
         raise ValueError(f"out must be a new folder, or resume (--resume) be set, got {folder} with {LAST} in it")
-    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), class_attribute)
+    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
         return splits
-    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
+    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), split="val", **source))
 
 
 def _build_model(
