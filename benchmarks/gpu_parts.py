@@ -210,7 +210,7 @@ def kernels_command(setting: Setting, limit: float) -> list[str]:
 
 def selftest_command(setting: Setting, limit: float) -> list[str]:
     path = str(setting.folder / "selftest.json")
-    return [sys.executable, "-m", "fastmask", "selftest", "--device", setting.device, "--json", path]
+    return [sys.executable, "-m", "fastmask", "selftest", "--device", setting.device, "--force", "--json", path]
 
 
 def make_test_part(name: str, paths: Sequence[str], limit: float, tool: str | None = None, keyword: str = "") -> Part:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastmask.files import write_text
+
 Row = dict[str, Any]  # pytest-benchmark's: group, stats, extra_info
 
 PATCHED = "torchvision patched"  # runs fastmask's kernels: shown, but no baseline
@@ -42,13 +44,16 @@ def load_results(path: Path) -> dict[str, Any]:
 
 
 def load_rows(path: Path) -> list[Row]:
-    """The rows of a results file; none if it is empty."""
-    rows: list[Row] = load_results(path).get("benchmarks", []) if path.stat().st_size else []
+    """The rows of a results file, none if it is empty; ValueError if it is another file."""
+    results = load_results(path) if path.stat().st_size else {"benchmarks": []}
+    if not isinstance(results, dict) or "benchmarks" not in results:
+        raise ValueError(f"{path} must be results of fastmask bench, got another file")
+    rows: list[Row] = results["benchmarks"]
     return rows
 
 
 def save_results(results: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(results, indent=1))
+    write_text(path, json.dumps(results, indent=1))
 
 
 def group_rows(results: dict[str, Any]) -> dict[str, dict[str, Row]]:

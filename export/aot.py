@@ -90,7 +90,7 @@ class AOTPackage(ExportedModel):
         Raises:
             ValueError: the inputs are not as the package was compiled; it would read beyond them.
         """
-        check_shape("images", images, *("B", "H", "W", 3) if self.raw else ("B", 3, "H", "W"))
+        check_shape("images", images, *("B", "H", "W", self.channels) if self.raw else ("B", self.channels, "H", "W"))
         check_shape("sizes", sizes, images.shape[0], 2)
         wide = torch.promote_types(getattr(torch, self.metadata["dtype"]), torch.float32)
         for name, tensor, dtype in (

@@ -90,7 +90,11 @@ def export_model(
     reference = ExportableModel(model, dtype, masks, raw)
     exportable = TensorRTExportableModel(model, dtype, masks, raw) if target else reference
     shape = Shape(batch, *size, dynamic)
-    planes = synthetic_images(size) if images is None else [to_planes(image, i) for i, image in enumerate(images)]
+    channels = reference.channels
+    if images is None:
+        planes = synthetic_images(size, channels)
+    else:
+        planes = [to_planes(image, i, channels=channels) for i, image in enumerate(images)]
     with tempfile.TemporaryDirectory(prefix=".part.", dir=path.parent) as folder:
         part = Path(folder) / path.name
         if package:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmask.checks import check_shape
 from fastmask.models._presets import to_float
 from fastmask.preprocess import Resizer, Size, normalize, pad, resize
 
@@ -40,6 +41,7 @@ class ExportedModel(abc.ABC):
         self.path = path
         self.metadata: dict[str, Any] = {name: json.loads(metadata[name]) for name in NEEDED}
         self.raw = self.metadata["images"].startswith("uint8")
+        self.channels = len(self.metadata["image_mean"])
         fixed = not self.metadata["dynamic"]
         self.batch: int | None = self.metadata["batch"] if fixed else None
         self.size: Size | None = tuple(self.metadata["size"]) if fixed else None
@@ -52,9 +54,11 @@ class ExportedModel(abc.ABC):
 
     @torch.inference_mode()
     def preprocess(self, images: Sequence[Tensor]) -> tuple[Array, Array]:
-        """Resize, normalize and pad images [3, h, w], uint8 or in [0, 1], into the file's inputs images and sizes."""
+        """Resize, normalize and pad images [C, h, w], uint8 or in [0, 1], into the file's inputs images and sizes."""
         if self.batch is not None and len(images) > self.batch:
             raise ValueError(f"images must be at most {self.batch}, got {len(images)}")
+        for i, image in enumerate(images):
+            check_shape(f"images[{i}]", image, self.channels, "H", "W")
         shapes, padded_size = self.resizer.resize_batch([(image.shape[1], image.shape[2]) for image in images])
         mean, std = (torch.tensor(self.metadata[name]) for name in ("image_mean", "image_std"))
         pixels = [to_float(image.cpu()) for image in images]

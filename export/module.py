@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmask._version import __version__
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import CachedAnchors, prepare_for_inference
 from fastmask.ops.masks import paste_masks
@@ -38,13 +39,13 @@ class ExportableModel(nn.Module):
         model: of ``fastmask.models.detection``.
         dtype: of weights and feature maps; boxes and scores are float32 at least.
         masks: "soft": probabilities [B, D, 28, 28] over the boxes; "paste": bool [B, D, H, W].
-        raw: take images as uint8 [B, H, W, 3] and normalize them.
+        raw: take images as uint8 [B, H, W, C] and normalize them.
 
     Raises:
         ValueError: ``masks`` is neither of these, the transform is another, or a weight is NaN or infinite.
     """
 
-    image_mean: Tensor
+    image_mean: Tensor  # [C]
     image_std: Tensor
     extra_outputs: tuple[str, ...] = ()
 
@@ -65,10 +66,15 @@ class ExportableModel(nn.Module):
         self.dtype, self.masks, self.raw = dtype, masks, raw
         self.has_mask = self.model.roi_heads.has_mask()
         wide = torch.promote_types(dtype, torch.float32)
+        self.channels = count_channels(model)
         for name in ("image_mean", "image_std"):
-            values = torch.as_tensor(getattr(model.transform, name), dtype=wide, device="cpu")
+            values = torch.as_tensor(self._repeat(getattr(model.transform, name)), dtype=wide, device="cpu")
             self.register_buffer(name, values, persistent=False)
         self.eval()
+
+    def _repeat(self, values: Sequence[float]) -> list[float]:
+        """A value for each channel, from as many or one."""
+        return [float(value) for value in values] * (self.channels // len(values))
 
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs of :meth:`forward`."""
@@ -78,7 +84,7 @@ class ExportableModel(nn.Module):
         """Detect objects, best first; rows from ``count`` on are zeros.
 
         Args:
-            images: [B, 3, H, W] normalized, zeros beyond each image; or, ``raw``, uint8 [B, H, W, 3].
+            images: [B, C, H, W] normalized, zeros beyond each image; or, ``raw``, uint8 [B, H, W, C].
             sizes: [B, 2] int64 (height, width) of each image in there, which begins in the top left corner.
 
         Returns:
@@ -109,7 +115,7 @@ class ExportableModel(nn.Module):
         if shape.dynamic:
             batch, height, width = TRACED[0], step * TRACED[1], step * TRACED[2]
         device, wide = self.image_mean.device, self.image_mean.dtype
-        images = torch.randint(256, (batch, height, width, 3), dtype=torch.uint8, device=device)
+        images = torch.randint(256, (batch, height, width, self.channels), dtype=torch.uint8, device=device)
         if not self.raw:
             images = images.permute(0, 3, 1, 2).to(wide).contiguous() / 128 - 1
         return images, torch.tensor([[height, width]] * batch, device=device)
@@ -154,15 +160,15 @@ class ExportableModel(nn.Module):
         metadata: dict[str, Any] = {
             "fastmask": __version__,
             "categories": None if categories is None else list(categories),
-            "image_mean": [float(value) for value in transform.image_mean],
-            "image_std": [float(value) for value in transform.image_std],
+            "image_mean": self._repeat(transform.image_mean),
+            "image_std": self._repeat(transform.image_std),
             "min_size": int(transform.min_size[-1]),
             "max_size": int(transform.max_size),
             "size_divisible": int(transform.size_divisible),
             "batch": MAX_BATCH if shape.dynamic else shape.batch,
             "size": [self.max_side()] * 2 if shape.dynamic else [shape.height, shape.width],
             "dynamic": shape.dynamic,  # batch and size are then the largest
-            "images": "uint8 [B, H, W, 3]" if self.raw else "normalized [B, 3, H, W]",
+            "images": f"uint8 [B, H, W, {self.channels}]" if self.raw else f"normalized [B, {self.channels}, H, W]",
             "masks": self.masks if self.has_mask else None,
             "outputs": self.outputs(),
             "dtype": str(self.dtype).removeprefix("torch."),

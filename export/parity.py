@@ -31,7 +31,7 @@ class Parity(NamedTuple):
 
 
 def compare_outputs(reference: Reference, session: ExportedModel, images: Sequence[Tensor]) -> Parity:
-    """Run both on images [3, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
+    """Run both on images [C, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
 
     Args:
         reference: such as a model's :meth:`fastmask.export.ExportableModel.predict_arrays`, or another session.
@@ -58,13 +58,18 @@ def compare_outputs(reference: Reference, session: ExportedModel, images: Sequen
     return Parity(len(images), number, matched / total if total else 1.0, largest, int(num_dropped))
 
 
-def synthetic_images(size: tuple[int, int]) -> list[Tensor]:
-    """Draw a few images that fit into a size, smaller ones among them, to compare on; the same at each call."""
+def synthetic_images(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
+    """Draw a few images [C, h, w] that fit into a size, smaller ones among them, to compare on; the same at each call.
+
+    Of other than three channels, they have red, green and blue in turn.
+    """
     generator = np.random.default_rng(0)
     sizes = [
         tuple(max(32, round(side * part)) for side, part in zip(size, parts, strict=True)) for parts in RELATIVE_SIZES
     ]
-    return [torch.from_numpy(draw_scene(generator, (height, width)).image).permute(2, 0, 1) for height, width in sizes]
+    scenes = [draw_scene(generator, (height, width)).image for height, width in sizes]
+    planes = [torch.from_numpy(image).permute(2, 0, 1) for image in scenes]
+    return [image if channels == 3 else image[[c % 3 for c in range(channels)]] for image in planes]
 
 
 def format_parity(parity: Parity, name: str) -> str:

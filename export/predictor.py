@@ -57,9 +57,10 @@ class ExportedPredictor:
         check_choice("errors", errors, ("raise", "yield"))
         if total is None and isinstance(images, Sized):
             total = len(images)
+        chunks = prefetch_batches(images, self.batch, lambda _: 0, 2, False, channels=self.session.channels)
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
-            contextlib.closing(prefetch_batches(images, self.batch, lambda _: 0, 2, False)) as chunks,
+            contextlib.closing(chunks),
         ):
             for chunk in chunks:
                 for item in [chunk] if isinstance(chunk, Exception) else self._predict(chunk):

@@ -1,4 +1,4 @@
-"""Reading image files as RGB, upright, 8 bits per channel."""
+"""Reading image files as RGB, or with other numbers of channels: upright, 8 bits per channel."""
 
 import os
 
@@ -18,14 +18,20 @@ ORIENTATIONS = {  # EXIF 2.32, section 4.6.4
 TRANSPOSED = {ORIENTATIONS[value] for value in (5, 6, 7, 8)}  # those that exchange height and width
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file of any format of Pillow's as RGB, with its EXIF orientation applied.
+def read_image(path: Path, channels: int = 3) -> Image.Image:
+    """Read an image file of any format of Pillow's, with its EXIF orientation applied.
 
-    16-bit grayscale is scaled to 8 bits; an alpha channel is dropped, as torchvision's readers do.
+    16-bit grayscale is scaled to 8 bits.
+
+    Args:
+        path: of the file.
+        channels: 3 is RGB, without any alpha channel, and 1 is grayscale, as torchvision's readers convert to either;
+            any other number must be that of the file: 4 of RGBA and CMYK, 2 of grayscale with alpha.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, not an image, or its pixels have no usual scale (floats, 32-bit integers).
+        ValueError: it is truncated, not an image, of another number of channels, or its pixels have no usual scale
+            (floats, 32-bit integers).
     """
     try:
         with (
@@ -33,7 +39,7 @@ def read_image(path: Path) -> Image.Image:
             Image.open(file) as image,
         ):  # given a path, Pillow transposes memory-mapped TIFFs wrongly
             image.load()
-            return to_upright_rgb(image)
+            return to_upright(image, channels)
     except FileNotFoundError:
         raise
     except UnidentifiedImageError as error:
@@ -59,10 +65,10 @@ def read_image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert an open image as :func:`read_image` does; ValueError if its pixels have no usual scale."""
-    rgb, orientation = _to_eight_bit_rgb(image), _read_orientation(image)
-    return rgb if orientation is None else rgb.transpose(orientation)
+def to_upright(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Convert an open image as :func:`read_image` does; ValueError if its channels or their scale do not fit."""
+    converted, orientation = convert_image(image, channels), _read_orientation(image)
+    return converted if orientation is None else converted.transpose(orientation)
 
 
 def _read_orientation(image: Image.Image) -> Image.Transpose | None:
@@ -73,14 +79,18 @@ def _read_orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_eight_bit_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's conversion to RGB, but with 16 bits scaled to 8, which Pillow would clip."""
+def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
+    """A copy of 8 bits per channel and a number of channels, see :func:`read_image`; Pillow would clip 16 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose scale is unknown")
     if image.mode == "I" and image.format != "PNG":  # older Pillow opens 16-bit PNG as mode I
         raise ValueError("its pixels are 32-bit integers, whose scale is unknown")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("P", "LA", "PA"):  # converting a transparent palette to RGB warns
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    elif image.mode in ("P", "PA") or (image.mode == "LA" and channels in (1, 3)):
+        image = image.convert("RGBA")  # converting a transparent palette to RGB warns
+    if channels in (1, 3):
+        return image.convert("L" if channels == 1 else "RGB")
+    if len(image.getbands()) != channels:
+        raise ValueError(f"it must have {channels} channels, got {len(image.getbands())}")
+    return image.copy()

@@ -67,23 +67,31 @@ class Detections(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Ground-truth instances of a batch; rows from count on are zeros. G is at least 1."""
+    """Ground-truth instances of a batch; rows from count on are zeros. G is at least 1.
+
+    Masks are not padded: one image with thousands of instances would make each of the others as large.
+    """
 
     boxes: Tensor  # [B, G, 4] (x1, y1, x2, y2) in pixels of the batch
     labels: Tensor  # [B, G] int64, 1 and up
-    masks: Tensor | None  # [B, G, H, W] uint8 over the padded image; None without a mask branch
-    count: Tensor  # type: ignore[assignment] # [B] int64
+    masks: Tensor | None  # [N, H, W] uint8 over the padded image, image after image; None without a mask branch
+    count: Tensor  # type: ignore[assignment] # [B] int64; N is their sum, but at least B
 
     @property
     def valid(self) -> Tensor:
         """Rows below count: bool [B, G]."""
         return valid_mask(self.count, self.boxes.shape[1])
 
+    @property
+    def first_mask(self) -> Tensor:
+        """Index of each image's first mask: int64 [B]."""
+        return self.count.cumsum(0) - self.count
+
 
 class Batch(NamedTuple):
     """Images and their targets, as the training loader yields them."""
 
-    pixels: Tensor  # [B, 3, H, W] uint8, zeros at the right and the bottom
+    pixels: Tensor  # [B, C, H, W] uint8, zeros at the right and the bottom
     sizes: Tensor  # [B, 2] int64 (height, width) of the images inside
     targets: Targets  # boxes in pixels of the batch
     indices: Tensor  # [B] int64, each image's place among the data set's records
@@ -103,6 +111,7 @@ class CocoResult(TypedDict):
     """One detection in COCO's results format."""
 
     image_id: Any
+    file_name: NotRequired[str]  # of the image; where it is given, it tells the image
     category_id: int
     bbox: NotRequired[list[float]]  # [x, y, width, height] in pixels of the image
     score: float
@@ -110,31 +119,30 @@ class CocoResult(TypedDict):
 
 
 def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -> Targets:
-    """Pad targets in pixels of the batch [B, 3, H, W] to the most instances of an image (at least one)."""
+    """Pad boxes and labels, in pixels of the batch [B, C, H, W], to the most instances of an image (at least one)."""
     batch, _, height, width = pixels.shape
-    most = max(1, *(len(target["labels"]) for target in targets))
+    numbers = [len(target["labels"]) for target in targets]
+    most, total = max(1, *numbers), max(batch, sum(numbers))
     dtype = pixels.dtype if pixels.is_floating_point() else torch.float32
     boxes = torch.zeros(batch, most, 4, dtype=dtype, device=pixels.device)
     labels = torch.zeros(batch, most, dtype=torch.int64, device=pixels.device)
-    padded = torch.zeros(batch, most, height, width, dtype=torch.uint8, device=pixels.device) if masks else None
-    for i, target in enumerate(targets):
-        num = len(target["labels"])
+    joined = torch.zeros(total, height, width, dtype=torch.uint8, device=pixels.device) if masks else None
+    first = 0
+    for i, (target, num) in enumerate(zip(targets, numbers, strict=True)):
         boxes[i, :num] = target["boxes"]
         labels[i, :num] = target["labels"]
-        if padded is not None:
-            mask = extend_border(target["masks"], height, width)
-            padded[i, :num, : mask.shape[1], : mask.shape[2]] = mask
-    count = torch.tensor([len(target["labels"]) for target in targets], device=pixels.device)
-    return Targets(boxes, labels, padded, count)
+        if joined is not None:
+            place_masks(joined[first : first + num], target["masks"])
+        first += num
+    return Targets(boxes, labels, joined, torch.tensor(numbers, device=pixels.device))
 
 
-def extend_border(masks: Tensor, height: int, width: int) -> Tensor:
-    """Repeat the last row and column of masks [N, h, w] once, where the padded (height, width) has room for it.
+def place_masks(padded: Tensor, masks: Tensor) -> None:
+    """Copy masks [N, h, w] into zeros [N, H, W], the last row and column once more where there is room for it.
 
     RoIAlign at the image's border then reads the same values as at the border of an unpadded mask.
     """
-    rows, columns = (
-        torch.arange(min(size + 1, room), device=masks.device).clamp(max=size - 1)
-        for size, room in ((masks.shape[1], height), (masks.shape[2], width))
-    )
-    return masks[:, rows][:, :, columns]
+    height, width = masks.shape[1:]
+    padded[:, :height, :width] = masks
+    padded[:, :height, width : width + 1] = masks[:, :, -1:]
+    padded[:, height : height + 1, : width + 1] = padded[:, height - 1 : height, : width + 1]

@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
+from fastmask.files import replace_file
+from fastmask.image_io import convert_image
 
 MASK_OPACITY = 0.45
 Color = tuple[int, int, int]
@@ -29,7 +31,7 @@ def draw_detections(
     """Draw detections on a copy of the image, each in its own color, the smallest on top.
 
     Args:
-        image: of the detections.
+        image: of the detections, in any of Pillow's modes; 16 bits are scaled to 8, and RGBA's alpha is ignored.
         detections: boxes [N, 4] in pixels of the image, labels [N], optionally scores [N], optionally masks:
             [N, H, W] or [N, 1, H, W] bool or probabilities (thresholded at 0.5), or [N] COCO RLE.
         categories: names by label; labels without one are drawn as numbers.
@@ -43,7 +45,7 @@ def draw_detections(
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     order = order[np.isfinite(boxes[order]).all(1)]  # NaN and infinity are not drawn
     stroke = max(1, round(max(image.size) / 500))
-    pixels = np.array(image.convert("RGB"))
+    pixels = np.array(convert_image(image) if image.mode.startswith("I;16") else image.convert("RGB"))
     if "masks" in detections:
         for i in order:
             _tint(pixels, _to_bool(detections["masks"][i]), palette[i], stroke)
@@ -143,4 +145,5 @@ def _place_caption(
 
 def save_overlay(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Save an image as PNG at compression level 1: at the default level, saving takes longer than predicting."""
-    image.save(path, format="PNG", compress_level=1)
+    with replace_file(path) as draft:
+        image.save(draft, format="PNG", compress_level=1)

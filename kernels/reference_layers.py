@@ -198,11 +198,11 @@ def class_masks(
 def preprocess(
     images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], mean: Tensor, std: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """Images [3, h, w] normalized, resized to ``sizes`` and padded with zeros -> float64 [len(images), 3, *shape].
+    """Images [C, h, w] normalized, resized to ``sizes`` and padded with zeros -> float64 [len(images), C, *shape].
 
     Bilinear between pixel centers, the border repeated. Source: torchvision/models/detection/transform.py.
     """
-    out = torch.zeros(len(images), 3, *shape, dtype=torch.float64)
+    out = torch.zeros(len(images), len(mean), *shape, dtype=torch.float64)
     for padded, image, (height, width) in zip(out, images, sizes, strict=True):
         scaled = image.double() / (1 if image.is_floating_point() else 255)
         normalized = (scaled - mean.double()[:, None, None]) / std.double()[:, None, None]

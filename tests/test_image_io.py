@@ -36,6 +36,26 @@ def test_lossless_modes(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(np.array(read), np.array(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_of_channels(mode: str, channels: int, tmp_path: Path) -> None:
+    """Grayscale is Pillow's; two and four channels are as in the file, which must have as many."""
+    image = noise().convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(Image.fromarray(np.random.randint(0, 256, (40, 60), dtype=np.uint8)))
+    image.save(tmp_path / f"a.{MODES[mode]}")
+    expected = image.convert("L") if channels == 1 else image.convert("RGBA") if mode == "P" else image
+    bands = len(expected.getbands())
+    if bands != channels:
+        message = f"cannot be read as an image: it must have {channels} channels, got {bands}"
+        with pytest.raises(ValueError, match=message):
+            read_image(tmp_path / f"a.{MODES[mode]}", channels)
+        return
+    read = read_image(tmp_path / f"a.{MODES[mode]}", channels)
+    assert np.array_equal(np.array(read), np.array(expected))
+    assert np.array(read).shape == ((40, 60) if channels == 1 else (40, 60, channels))
+
+
 def test_a_palette_with_transparency_keeps_its_colors(tmp_path: Path) -> None:
     image = noise().convert("P")
     image.save(tmp_path / "a.png", transparency=bytes(range(256)))
@@ -82,6 +102,7 @@ def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
     read = np.array(read_image(tmp_path / f"a.{suffix}"))
     assert np.array_equal(read, np.repeat((deep >> 8)[:, :, None], 3, axis=2))
+    assert np.array_equal(np.array(read_image(tmp_path / f"a.{suffix}", 1)), deep >> 8)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"ops"},
     {"kernels"},
     {"data"},
-    {"visualize", "structures", "checks", "image_io", "distributed", "preprocess"},
-    {"cocoapi", "_version"},
+    {"visualize", "structures", "checks", "distributed", "preprocess"},
+    {"cocoapi", "files", "image_io", "_version"},
 )
 
 

@@ -40,6 +40,20 @@ def test_masks_are_tinted_with_a_contour() -> None:
     assert (np.array(gray) == 128).all()  # the caller's own image
 
 
+def test_images_of_other_modes() -> None:
+    """Grayscale is drawn as RGB, also of 16 bits; of four channels, the first three."""
+    detections = make_detections(disc(120, 160, 60, 50, 30)[None])
+    planes = np.random.randint(0, 256, (120, 160, 4), dtype=np.uint8)
+    gray = np.repeat(planes[:, :, :1], 3, axis=2)
+    for pixels, rgb in (
+        (planes, planes[:, :, :3]),
+        (planes[:, :, 0], gray),
+        (planes[:, :, 0].astype(np.uint16) * 256, gray),
+    ):
+        drawn = draw_detections(Image.fromarray(pixels), detections)
+        assert np.array_equal(np.array(drawn), np.array(draw_detections(Image.fromarray(rgb), detections)))
+
+
 def test_forms_of_masks_are_drawn_alike() -> None:
     masks = torch.stack([disc(120, 160, 60, 50, 30), disc(120, 160, 70, 100, 20)])
     detections = make_detections(masks)

@@ -18,6 +18,7 @@ from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, boxes_in, textur
 from fastmask.evaluation.agreement import matched_share
 
 ROUNDS = 5
+OBJECTS = 8  # in an image that is not crowded
 
 
 @functools.cache
@@ -145,15 +146,19 @@ def check_bf16(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None
         assert share >= 0.4, f"only {share:.3f} of the boxes overlap one of their class"
 
 
-def training_step(generator: torch.Generator, device: torch.device, *, frozen: bool = False) -> Case:
+def training_step(
+    generator: torch.Generator, device: torch.device, *, frozen: bool = False, crowd: int | None = None
+) -> Case:
     """Forward, backward and SGD: on a GPU 12 images under bfloat16 autocast, on a CPU two small ones in float32.
 
-    With ``frozen``, norms and the first two stages are fixed, as both libraries train a pretrained backbone.
+    With ``frozen``, norms and the first two stages are fixed, as both libraries train a pretrained backbone. With
+    ``crowd``, there are four images, and the first one has so many objects.
     """
     on_cuda = device.type == "cuda"
     batch, size = (12, PADDED_SIZE) if on_cuda else (2, (256, 320))
-    images = [textured_image(generator, size).to(device) for _ in range(batch)]
-    targets = [draw_targets(generator, size, device) for _ in range(batch)]
+    numbers = [OBJECTS] * batch if crowd is None else [crowd, *[OBJECTS] * 3]
+    images = [textured_image(generator, size).to(device) for _ in numbers]
+    targets = [draw_targets(generator, size, device, number) for number in numbers]
 
     def make_step(library: str) -> Callable[[], dict[str, float]]:
         def step() -> dict[str, float]:
@@ -175,8 +180,9 @@ def training_step(generator: torch.Generator, device: torch.device, *, frozen: b
             assert abs(ours[name] - loss) <= 0.3 * abs(loss) + 0.1, f"{name} is {ours[name]:.3f} beside {loss:.3f}"
 
     trained = "norms and two stages frozen" if frozen else "all trained"
+    objects = "" if crowd is None else f", {crowd} objects in one image, {OBJECTS} in each other"
     kind = "bfloat16 autocast" if on_cuda else "float32"
-    inputs = f"{batch} of {size}, {kind}, ResNet-50 with FPN, {trained}, SGD, losses read"
+    inputs = f"{len(numbers)} of {size}{objects}, {kind}, ResNet-50 with FPN, {trained}, SGD, losses read"
     return Case({name: make_step(name) for name in libraries}, check, inputs)
 
 
@@ -200,13 +206,15 @@ def training_setup(
     return model, torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=1e-4)
 
 
-def draw_targets(generator: torch.Generator, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
-    """Targets of an image: eight boxes, their labels, and masks that fill half of them."""
-    boxes = boxes_in(generator, 8, size, 2.0)
-    masks = torch.zeros(8, *size, dtype=torch.uint8)
+def draw_targets(
+    generator: torch.Generator, size: tuple[int, int], device: torch.device, number: int
+) -> dict[str, Tensor]:
+    """Targets of an image: boxes, their labels, and masks that fill half of them."""
+    boxes = boxes_in(generator, number, size, 2.0)
+    masks = torch.zeros(number, *size, dtype=torch.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1 : (x1 + x2) // 2 + 1] = 1
-    labels = torch.randint(1, 91, (8,), generator=generator)
+    labels = torch.randint(1, 91, (number,), generator=generator)
     return {name: value.to(device) for name, value in {"boxes": boxes, "labels": labels, "masks": masks}.items()}
 
 
@@ -227,4 +235,5 @@ SPECS: dict[str, CaseSpec] = {
     "Mask R-CNN, encoded, 8 images": make_inference_spec(default=False, rle=True, batch=8),
     "training step": CaseSpec(training_step, rounds=ROUNDS),
     "fine-tuning step": CaseSpec(functools.partial(training_step, frozen=True), rounds=ROUNDS),
+    "training step, crowded batch": CaseSpec(functools.partial(training_step, crowd=1000), rounds=ROUNDS),
 }

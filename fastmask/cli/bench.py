@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         earlier: list[Row] = []
         if args.json is not None:
             args.json.touch()  # fails here, not after the last case
-            earlier = load_rows(args.json) if args.resume else []
+            earlier = load_rows(args.json) if args.json.stat().st_size else []  # fails if it is another file
+            earlier = earlier if args.resume else []
         results, failures = run_cases(specs, device, args.quick, args.json, args.limit, earlier)
         if results["benchmarks"]:
             print(format_summary(results))

@@ -14,18 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add("--size", nargs=2, type=int, default=(800, 1344), metavar=("H", "W"), help="padded size in pixels [800 1344]")
     add("--out", type=Path, default=Path("comparison.png"), metavar="FILE", help="image that is written [%(default)s]")
+    add("--force", action="store_true", help="replace that image if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 if an argument is wrong, an image is broken or the weights are not available."""
     from fastmask.evaluation.compare import compare_settings
+    from fastmask.files import check_free, replace_file
     from fastmask.inference.image_files import find_images
 
     try:
         paths = find_images(args.images)
+        check_free([args.out], args.force, paths)
         model, categories = load_model(args.model, args.weights, args.device, args.score)
         matches, image = compare_settings(model, paths, args.size, categories)
-        image.save(args.out)
+        with replace_file(args.out) as draft:
+            image.save(draft)
     except (OSError, ValueError) as error:
         print(f"fastmask compare: {error}", file=sys.stderr)
         return 2

@@ -25,12 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_source_arguments(command)
     convert.add_argument("target", type=Path, help="a JSON file or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
+    for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
+        command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
     add = commands.add_parser("draw", help="draw synthetic images, with COCO annotations").add_argument
     add("target", type=Path, metavar="DIR", help="folder of the output")
     add("--number", type=int, default=100, metavar="N", help="number of images [%(default)s]")
     add("--seed", type=int, default=0, help="seed of the images [%(default)s]")
     add("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="size in pixels [192 192]")
+    add("--force", action="store_true", help="replace files that are there")
     add("--scene", default="shapes", choices=("shapes", "grains", "mixed"), help="what is drawn [%(default)s]")
 
 
@@ -73,25 +76,31 @@ def convert(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import add_sizes, read_dataset, write_dataset
 
     dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
-    return [(str(args.source), dataset, [*dataset.problems, *write_dataset(dataset, args.target, args.to)])]
+    lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
+    return [(str(args.source), dataset, [*dataset.problems, *lost])]
 
 
 def check(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import Dataset, read_all
     from fastmask.data.contact_sheet import draw_contact_sheet
     from fastmask.data.validate import validate_dataset
+    from fastmask.files import check_free, replace_file
 
     splits = read_all(args.source, args.format, args.images, args.class_attribute)
+    records = [record for dataset in splits.values() for record in dataset.records]
     if args.contact_sheet is not None:
-        records = [record for dataset in splits.values() for record in dataset.records]
-        categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
-        draw_contact_sheet(Dataset(records, categories, [])).save(args.contact_sheet)
+        check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in records)])
     names = {split: f"{args.source}, {split}" if split else str(args.source) for split in splits}
-    return [(names[split], each, validate_dataset(each, progress=True)) for split, each in splits.items()]
+    results = [(names[split], each, validate_dataset(each, progress=True)) for split, each in splits.items()]
+    if args.contact_sheet is not None:
+        categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
+        with replace_file(args.contact_sheet) as draft:
+            draw_contact_sheet(Dataset(records, categories, [])).save(draft)
+    return results
 
 
 def draw(args: argparse.Namespace) -> "list[Result]":
     from fastmask.demo import save_synthetic, synthetic_dataset
 
     dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return [(str(args.target), save_synthetic(dataset, args.target, progress=True), [])]
+    return [(str(args.target), save_synthetic(dataset, args.target, progress=True, force=args.force), [])]

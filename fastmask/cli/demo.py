@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--score", type=float, default=0.5, help="minimum score of a shown detection, from 0 to 1 [%(default)s]")
     add("--device", default="auto", help=DEVICE_HELP)
     add("--out", type=Path, default=Path(), metavar="DIR", help="folder of demo.png and demo.json [here]")
+    add("--force", action="store_true", help="replace these files, even if they are of another origin")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,8 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from fastmask.checks import check_at_least
     from fastmask.cli._demo import print_times
     from fastmask.demo.run import demo_images, demo_synthetic, load_predictor
+    from fastmask.files import check_free, replace_file, write_text
 
     try:
+        outputs = [args.out / "demo.png", args.out / "demo.json"]
+        check_free(outputs, args.force or is_demo(outputs[1]), args.image or ())
         args.out.mkdir(parents=True, exist_ok=True)
         check_at_least("--number", args.number, 1)
         if not 0 <= args.score <= 1:
@@ -38,10 +42,20 @@ def run(args: argparse.Namespace) -> int:
             demo = demo_synthetic(predictor, args.number, args.seed, args.score)
         print(demo.text)
         metrics = demo.metrics | print_times(predictor, demo.record.load(), least)
-        demo.sheet.save(args.out / "demo.png")
-        (args.out / "demo.json").write_text(json.dumps(metrics, indent=1))
+        with replace_file(outputs[0]) as draft:
+            demo.sheet.save(draft)
+        write_text(outputs[1], json.dumps(metrics, indent=1))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"fastmask demo: {error}", file=sys.stderr)
         return 2
-    print(f"\n{args.out / 'demo.png'}, {args.out / 'demo.json'}")
+    print(f"\n{outputs[0]}, {outputs[1]}")
     return 0
+
+
+def is_demo(path: Path) -> bool:
+    """Whether the file was made here."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "milliseconds" in content

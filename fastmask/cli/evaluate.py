@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
     add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
+    add(
+        "--classes",
+        nargs="+",
+        metavar="MODEL=DATA",
+        help="classes of the model by their names in the data, where they differ",
+    )
     add_model_arguments(parser, score=0.05)
     add_predictor_arguments(parser)
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder of the output [%(default)s]")
@@ -37,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     """
     from fastmask.data import read_dataset
     from fastmask.distributed import join_ranks
-    from fastmask.evaluation.files import write_evaluation
+    from fastmask.evaluation.files import check_outputs, write_evaluation
 
     annotations = (args.annotations, args.format, args.images, args.class_attribute)
     with join_ranks() as ranks:
         try:
             dataset = ranks.run_on_all(lambda: read_dataset(*annotations, split="val"))
+            inputs = [path for path in (args.annotations, args.results) if path is not None]
+            ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, results = evaluate(args, dataset, ranks)
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
@@ -59,17 +68,37 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     """The evaluation on every rank, and a model's detections on the first one."""
     from fastmask import evaluation
     from fastmask.evaluation.files import read_results
+    from fastmask.evaluation.identity import rename_classes
 
     if args.results is not None:
+        if args.classes:
+            raise ValueError("--classes must not be given with --results, which have category ids")
         evaluated = ranks.run_on_first(
             lambda: evaluation.evaluate_results(read_results(args.results), dataset, areas=args.areas)
         )
         return evaluated, None
-    predictor, categories, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
-    names = categories if set(categories or ()) & set(dataset.categories) else None  # else labels are category numbers
+    pairs = parse_classes(args.classes or ())
+    predictor, names, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
+    if names is not None:
+        names = rename_classes(names, pairs, dataset.categories)
+    elif pairs:
+        raise ValueError(f"--classes must not be given where the weights name no classes, got {' '.join(args.classes)}")
+    elif ranks.rank == 0:
+        print(f"fastmask evaluate: {args.weights} names no classes: labels are category numbers", file=sys.stderr)
     results: list[Any] = []
     evaluated = evaluation.evaluate(predictor, dataset, names=names, areas=args.areas, ranks=ranks, results=results)
     return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
+
+
+def parse_classes(texts: Sequence[str]) -> dict[str, str]:
+    """Pairs ``model=data``, one or several with commas between, as a mapping; ValueError if one has another form."""
+    pairs: dict[str, str] = {}
+    for pair in (pair for text in texts for pair in text.split(",")):
+        mine, equals, other = (part.strip() for part in pair.partition("="))
+        if not (mine and equals and other) or mine in pairs:
+            raise ValueError(f"--classes must be MODEL=DATA, one for each class, got {pair!r}")
+        pairs[mine] = other
+    return pairs
 
 
 def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path) -> None:
@@ -83,6 +112,10 @@ def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path)
         print(f"fastmask evaluate: {ID_ZERO}", file=sys.stderr)
     for text in evaluation.problems:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
+    for name, number in evaluation.left_out.items():
+        print(f"fastmask evaluate: {number} detections left out: the data has no {name}", file=sys.stderr)
+    for name, number in evaluation.unknown.items():
+        print(f"fastmask evaluate: {number} objects missed: the model has no {name}", file=sys.stderr)
     print(format_evaluation(evaluation))
     seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
     print(f"\n{evaluation.images} images, {evaluation.detections} detections: {folder} (seconds: {seconds})")

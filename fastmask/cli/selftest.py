@@ -14,12 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--seed", type=int, default=None, help="seed of the inputs, to repeat a run [random]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--force", action="store_true", help="replace that file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if a value is wrong or an op fails; 2 if an argument is wrong."""
     import torch  # seconds: only once the command line is known to be right
 
+    from fastmask.files import check_free, write_text
     from fastmask.kernels.launch import describe
     from fastmask.selftest.report import describe_results, format_failures, format_table
     from fastmask.selftest.run import list_checks, run_checks
@@ -27,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         device = find_device(args.device)
         if args.json is not None:
-            args.json.touch()  # fails here, not after the last check
+            check_free([args.json], args.force)
+            write_text(args.json.with_name(f".try.{args.json.name}"), "")  # fails here, not after the last check
+            args.json.with_name(f".try.{args.json.name}").unlink()
     except (OSError, ValueError) as error:
         print(f"fastmask selftest: {error}", file=sys.stderr)
         return 2
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(results)} checks in {seconds:.0f} seconds")
     if args.json is not None:
         facts = {"device": name, "torch": torch.__version__, "kernels": describe(), "seed": seed, "seconds": seconds}
-        args.json.write_text(json.dumps(facts | describe_results(results), indent=1))
+        write_text(args.json, json.dumps(facts | describe_results(results), indent=1))
     if failures := format_failures(results, seed):
         print(f"\n{failures}")
         return 1

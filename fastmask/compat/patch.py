@@ -122,6 +122,8 @@ def _register(key: str) -> None:
         for name, ours, original in (
             ("roi_align", impl.roi_align_shape, shapes.meta_roi_align),
             ("_roi_align_backward", impl.roi_align_backward_shape, shapes.meta_roi_align_backward),
+            ("roi_pool", impl.roi_pool_shape, shapes.meta_roi_pool),
+            ("_roi_pool_backward", impl.roi_pool_backward_shape, shapes.meta_roi_pool_backward),
         ):
             # fake tensors call these without a keyset
             library.impl(name, _switch(ours, original, None), "Meta", allow_override=True)

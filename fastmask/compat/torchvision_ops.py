@@ -108,6 +108,26 @@ def roi_align_backward_shape(
     return grad.new_empty((batch, channels, height, width))
 
 
+def roi_pool_shape(input: Tensor, rois: Tensor, _: float, height: int, width: int) -> tuple[Tensor, Tensor]:
+    pooled = input.new_empty((rois.shape[0], input.shape[1], height, width))
+    return pooled, pooled.new_empty(pooled.shape, dtype=torch.int32)
+
+
+def roi_pool_backward_shape(
+    grad: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    _: float,
+    __: int,
+    ___: int,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    return grad.new_empty((batch, channels, height, width))
+
+
 def fits_any(*_: Any) -> bool:
     return True
 

@@ -20,7 +20,7 @@ __all__ = ["Augmentation", "Sample"]
 class Sample(NamedTuple):
     """An augmented image and its n ground-truth instances, without crowds."""
 
-    pixels: NDArray[np.uint8]  # [h, w, 3]
+    pixels: NDArray[np.uint8]  # [h, w, C]
     boxes: NDArray[np.float32]  # [n, 4] (x1, y1, x2, y2)
     labels: NDArray[np.int64]  # [n] from 1
     masks: NDArray[np.bool_] | None  # [n, h, w]
@@ -39,7 +39,8 @@ class Augmentation:
         zoom: (min, max) scale of large-scale jitter, which replaces ``min_size``; at 1 an image just fits the canvas.
             Ghiasi et al., 2021, use (0.1, 2).
         canvas: (height, width) in pixels that zoomed images are cropped to.
-        color: strength of the jitter of brightness, contrast, saturation and hue, in [0, 1].
+        color: strength of the jitter of brightness, contrast, saturation and hue, in [0, 1]. Images of other than three
+            channels have neither saturation nor hue: brightness and contrast alone change, in all channels alike.
         paste: probability of copy-paste: each instance of another image is then pasted with probability 0.5.
 
     Raises:
@@ -107,7 +108,8 @@ def make_sample(
         kept_masks.append(mask)
     boxes = np.array(kept_boxes, np.float32).reshape(-1, 4)
     stacked = np.array(kept_masks, bool).reshape(-1, height, width) if masks else None
-    return Sample(np.asarray(crop.apply_image(image)), boxes, np.array(kept_labels, np.int64), stacked, index)
+    pixels = np.asarray(crop.apply_image(image)).reshape(height, width, -1)  # grayscale has no axis of channels
+    return Sample(pixels, boxes, np.array(kept_labels, np.int64), stacked, index)
 
 
 def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -144,7 +146,16 @@ def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sam
 
 
 def jitter_color(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Random brightness, contrast, saturation (each up to 60 %) and hue (up to 17 degrees), at ``strength`` 1."""
+    """Random brightness, contrast, saturation (each up to 60 %) and hue (up to 17 degrees), at ``strength`` 1.
+
+    Of other than three channels brightness and contrast alone, by the same factors in each.
+    """
+    if pixels.shape[2] != 3:
+        factors = 1 + strength * generator.uniform(-0.6, 0.6, 2)
+        bands = [Image.fromarray(pixels[:, :, c]) for c in range(pixels.shape[2])]
+        for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast), factors.tolist(), strict=True):
+            bands = [enhance(band).enhance(factor) for band in bands]
+        return np.stack([np.asarray(band) for band in bands], axis=2)
     image = Image.fromarray(pixels)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(1 + strength * generator.uniform(-0.6, 0.6))

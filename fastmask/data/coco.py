@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.files import find_images, parse_name
+from fastmask.data.paths import find_images, parse_name
 from fastmask.data.polygons import signed_area
 from fastmask.data.records import (
     MAX_COORDINATE,
@@ -27,6 +27,7 @@ from fastmask.data.records import (
     shorten,
     to_number,
 )
+from fastmask.files import write_text
 
 
 def is_coco(content: Any) -> bool:
@@ -263,7 +264,7 @@ def write_coco(dataset: Dataset, path: Path) -> None:
             annotations.append(annotation)
     names = [{"id": category, "name": name} for name, category in categories.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    write_text(path, json.dumps({"images": images, "annotations": annotations, "categories": names}))
 
 
 def compute_area(instance: Instance) -> float:

@@ -23,7 +23,12 @@ class Crop(NamedTuple):
     flipped: bool  # left to right
 
     def apply_image(self, image: Image.Image) -> Image.Image:
-        """The transformed image: bilinear, antialiased where it shrinks; only the cropped part is resized."""
+        """The transformed image: bilinear, antialiased where it shrinks; only the cropped part is resized.
+
+        Channels do not mix: the last one of four is no transparency, by which Pillow would weight the others.
+        """
+        if image.mode in ("LA", "RGBA"):
+            return Image.merge(image.mode, [self.apply_image(band) for band in image.split()])
         down, across = (resized / original for resized, original in zip(self.resized, self.original, strict=True))
         part = (
             self.left / across,

@@ -8,11 +8,13 @@ from typing import Any
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import find_annotations, find_json, find_splits
-from fastmask.data.masks import is_masks, read_masks, write_masks
-from fastmask.data.records import Dataset, Problem
+from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
+from fastmask.data.records import Dataset, Problem, name_records
 from fastmask.data.via import is_via, read_via, write_via
+from fastmask.files import check_free
 
 FORMATS = ("coco", "via", "labelme", "masks")
+MASK_FILES = (LABELS, f"{OBJECTS}/*", f"{CLASSES}/*")
 
 
 def find_format(path: str | Path) -> str:
@@ -39,7 +41,7 @@ def read_dataset(
         path: a JSON file; or a folder with one (COCO, VIA), with one per image (labelme), or with mask images; or a
             folder with ``annotations`` in it; or with splits, see :func:`fastmask.data.layouts.find_splits`.
         format: one of FORMATS, or "auto", which finds it by content.
-        images: folder of the images; None: the format's usual ones, see :func:`fastmask.data.files.find_images`.
+        images: folder of the images; None: the format's usual ones, see :func:`fastmask.data.paths.find_images`.
         attribute: VIA's region attribute that holds the class; None: see :func:`fastmask.data.via.read_via`.
         split: what is read of a folder with several splits, "train" or "val".
 
@@ -136,14 +138,30 @@ def _load_files(path: Path) -> tuple[dict[str, dict[Path, Any]], list[Problem]]:
     return contents, problems
 
 
-def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Problem]:
+def write_dataset(
+    dataset: Dataset, path: str | Path, format: str, *, force: bool = False, source: str | Path | None = None
+) -> list[Problem]:
     """Write annotations to one JSON file (COCO, VIA) or a folder (labelme, masks) -> what the format cannot hold.
 
+    Each file is written whole or not at all.
+
+    Args:
+        dataset: what is written.
+        path: of the file or folder.
+        format: one of FORMATS.
+        force: replace files that are there.
+        source: what the data set was read from, whose files are never replaced; neither are its images.
+
     Raises:
-        ValueError: format is not one of FORMATS.
+        FileExistsError: a file is there already.
+        ValueError: format is not one of FORMATS, or a file to be written is one that was read.
         OSError: a file cannot be written.
     """
     path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    read = [] if source is None else _list_inputs(Path(source))
+    check_free(_list_outputs(dataset, path, format), force, [*read, *(record.file for record in dataset.records)])
     if format == "coco":
         write_coco(dataset, path)
         return []
@@ -151,9 +169,29 @@ def write_dataset(dataset: Dataset, path: str | Path, format: str) -> list[Probl
         return write_via(dataset, path)
     if format == "labelme":
         return write_labelme(dataset, path)
-    if format == "masks":
-        return write_masks(dataset, path)
-    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    return write_masks(dataset, path)
+
+
+def _list_inputs(source: Path) -> list[Path]:
+    """The annotation files of a data set, and the folders they are in."""
+    read = [source, *(find_annotations(part) for part in (find_splits(source) or {"": source}).values())]
+    for folder in [part for part in read if part.is_dir()]:
+        read += [*find_json(folder), *(file for name in MASK_FILES for file in folder.glob(name))]
+    return read
+
+
+def _list_outputs(dataset: Dataset, path: Path, format: str) -> list[Path]:
+    """The files that :func:`write_dataset` writes, but for copies of images where they are themselves."""
+    if format in ("coco", "via"):
+        return [path]
+    names = name_records(dataset.records)
+    if format == "labelme":
+        return [path / f"{name}.json" for name in names]
+    outputs = [path / LABELS, *(path / folder / f"{name}.png" for folder in (OBJECTS, CLASSES) for name in names)]
+    for name, record in zip(names, dataset.records, strict=True):
+        copy = path / IMAGES / f"{name}{record.file.suffix}"
+        outputs += [copy] if copy.resolve() != record.file.resolve() else []
+    return outputs
 
 
 def load_json(file: Path) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.files import find_by_stem, find_images, parse_name
+from fastmask.data.paths import find_by_stem, find_images, parse_name
 from fastmask.data.records import (
     Dataset,
     Instance,
@@ -23,6 +23,7 @@ from fastmask.data.records import (
     box_to_polygon,
     compress_rle,
     ellipse_to_polygon,
+    name_records,
     number_categories,
     parse_group,
     parse_polygon,
@@ -31,6 +32,7 @@ from fastmask.data.records import (
     shorten,
     to_number,
 )
+from fastmask.files import write_text
 from fastmask.image_io import read_image_size
 
 
@@ -142,8 +144,8 @@ def _merge_parts(parts: list[Instance], size: tuple[int, int] | None) -> Instanc
 def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
     """Write one JSON file per image, named after it -> what the format cannot hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    problems, taken = [], set()
-    for record in dataset.records:
+    problems = []
+    for name, record in zip(name_records(dataset.records), dataset.records, strict=True):
         shapes: list[dict[str, Any]] = []
         for number, instance in enumerate(record.instances):
             if instance.crowd:
@@ -159,11 +161,7 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
         height, width = map(to_number, record.size or (None, None))
         content: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imageData": None}
         content |= {"imagePath": _name_image(record.file, folder), "imageHeight": height, "imageWidth": width}
-        name = record.file.stem
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        write_text(folder / f"{name}.json", json.dumps(content))
     return problems
 
 

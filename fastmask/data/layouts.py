@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fastmask.data.files import BESIDE
 from fastmask.data.masks import is_masks
+from fastmask.data.paths import BESIDE
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 

@@ -58,6 +58,7 @@ class SampleDataset(TorchDataset[Sample]):
         seed: from 0.
         masks: rasterize the instances' masks.
         size: (height, width) that images are resized to fit into, transposed for portrait images; None: no limit.
+        channels: of all images, see :func:`fastmask.image_io.read_image`.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class SampleDataset(TorchDataset[Sample]):
         seed: int,
         masks: bool,
         size: Size | None,
+        channels: int = 3,
     ) -> None:
         self.records, self.indices, self.labels, self.augmentation = records, indices, labels, augmentation
-        self.seed, self.masks, self.size = seed, masks, size
+        self.seed, self.masks, self.size, self.channels = seed, masks, size, channels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,7 +95,7 @@ class SampleDataset(TorchDataset[Sample]):
             index = (first + step) % len(self)
             record = self.records[index]
             try:
-                image = record.load()
+                image = record.load(self.channels)
                 original = (image.height, image.width)
                 if record.size not in (None, original):
                     raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
@@ -218,6 +220,7 @@ def training_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    channels: int = 3,
 ) -> DataLoader[Any]:
     """A loader of :class:`fastmask.structures.Batch`; call ``loader.batch_sampler.set_epoch`` before each epoch.
 
@@ -233,6 +236,7 @@ def training_loader(
         seed: of the order and of augmentation.
         workers: number of processes; 0: this one.
         rank, world_size: the share of each ``batch_size * world_size`` images that this process loads.
+        channels: of all images: 3 is RGB and 1 is grayscale, to which files are converted; others must be the files'.
 
     Raises:
         ValueError: there are no images, or an argument is out of its range.
@@ -262,7 +266,8 @@ def training_loader(
         raise ValueError("dataset must have images with objects, got none")
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # all images are cropped to it
-    samples = SampleDataset(records, indices, assign_labels(dataset.categories), augmentation, seed, masks, size)
+    labels = assign_labels(dataset.categories)
+    samples = SampleDataset(records, indices, labels, augmentation, seed, masks, size, channels)
     sampler = GroupedBatchSampler(sizes, len(records), batch_size, seed, rank, world_size)
     return DataLoader(
         samples,

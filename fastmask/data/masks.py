@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.files import find_by_stem
-from fastmask.data.records import Dataset, Instance, Problem, Record
+from fastmask.data.paths import find_by_stem
+from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
+from fastmask.files import replace_file, write_text
+from fastmask.image_io import read_image_size
 
 OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
 BORDER = 255
@@ -119,22 +121,17 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
     """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide."""
     for name in (OBJECTS, CLASSES, IMAGES):
         (path / name).mkdir(parents=True, exist_ok=True)
-    problems, taken = [], set()
+    problems = []
     order = dict(zip(dataset.categories, _count_without_border(len(dataset.categories)), strict=True))
     lines = {number: " ".join(name.splitlines()) for name, number in order.items()}
-    text = "".join(f"{lines.get(number, '')}\n" for number in range(1, max(lines, default=0) + 1))
-    (path / LABELS).write_text(text, "utf-8")
-    for record in dataset.records:
+    write_text(path / LABELS, "".join(f"{lines.get(number, '')}\n" for number in range(1, max(lines, default=0) + 1)))
+    for stem, record in zip(name_records(dataset.records), dataset.records, strict=True):
         if record.size is None:
             problems.append(Problem("cannot be written", str(record.file), "its size is not known"))
             continue
         fault = _check_image(record)
         if fault is not None:
             problems.append(fault)
-        stem = record.file.stem
-        while stem in taken:
-            stem += "_"
-        taken.add(stem)
         numbers, classes = (np.zeros(record.size, np.uint16) for _ in range(2))
         painted = [instance for instance in record.instances if _fits(instance, record.size)][:MAX_OBJECTS]
         ids = _count_without_border(len(painted))
@@ -149,9 +146,11 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
         if record.image is not None:
-            record.image.save(copy)
+            with replace_file(copy) as draft:
+                record.image.save(draft)
         elif (fault is None or fault.kind == "wrong size") and record.file.resolve() != copy.resolve():
-            shutil.copyfile(record.file, copy)
+            with replace_file(copy) as draft:
+                shutil.copyfile(record.file, draft)
     return problems
 
 
@@ -167,13 +166,16 @@ def _count_without_border(number: int) -> list[int]:
 
 def _check_image(record: Record) -> Problem | None:
     """The problem of an image: it is missing or does not decode, and is not copied; or it has another size."""
+    if record.image is not None:
+        return None
     try:
-        image = record.load()
+        size = read_image_size(record.file)
+        with Image.open(record.file) as image:
+            image.load()
     except FileNotFoundError:
         return Problem("missing image", str(record.file), "there is no such file")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Pillow's readers raise many types
         return Problem("broken image", str(record.file), str(error))
-    size = (image.height, image.width)
     text = f"annotated as {record.size}, the image is {size}"
     return Problem("wrong size", str(record.file), text) if size != record.size else None
 
@@ -181,8 +183,9 @@ def _check_image(record: Record) -> Problem | None:
 def _save_numbers(numbers: NDArray[np.uint16], file: Path) -> None:
     """Write numbers as a palette image with distinct colors, or as 16-bit grayscale if there are more than 255."""
     if numbers.max(initial=0) > BORDER:
-        Image.fromarray(numbers).save(file)
-        return
-    image = Image.fromarray(numbers.astype(np.uint8))
-    image.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
-    image.save(file)
+        image = Image.fromarray(numbers)
+    else:
+        image = Image.fromarray(numbers.astype(np.uint8))
+        image.putpalette([(37 * i * (channel + 2)) % 256 if i else 0 for i in range(256) for channel in range(3)])
+    with replace_file(file) as draft:
+        image.save(draft)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.image_io import read_image, read_image_size
+from fastmask.image_io import convert_image, read_image, read_image_size
 
 MAX_COORDINATE = 2**18  # pixels, of a polygon's or box's corners
 MAX_PERIMETER = 2**22  # pixels, of a polygon: pycocotools takes 40 bytes for each
@@ -64,11 +64,13 @@ class Record(NamedTuple):
     size: tuple[int, int] | None  # (height, width) in the annotations; None where it is missing there
     instances: tuple[Instance, ...]
     id: int | None = None
-    image: Image.Image | None = None  # RGB, of an image without a file
+    image: Image.Image | None = None  # upright, of an image without a file
 
-    def load(self) -> Image.Image:
-        """The image, RGB and upright; raises what :func:`fastmask.image_io.read_image` raises."""
-        return read_image(self.file) if self.image is None else self.image
+    def load(self, channels: int = 3) -> Image.Image:
+        """The image, upright, RGB or of other ``channels``, as :func:`fastmask.image_io.read_image` has it."""
+        if self.image is None:
+            return read_image(self.file, channels)
+        return self.image if (self.image.mode, channels) == ("RGB", 3) else convert_image(self.image, channels)
 
 
 class LazyRecords(Sequence[Record]):
@@ -331,6 +333,19 @@ def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:
     if all(1 <= category <= 9999 for category in ids.values()):
         return ids
     return {name: label for label, name in enumerate(categories, 1)}
+
+
+def name_records(records: Sequence[Record]) -> list[str]:
+    """A name for each record's files, its image's without the ending; no two alike, whatever the case of letters."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for record in records:
+        name = record.file.stem
+        while name.lower() in taken:
+            name += "_"
+        taken.add(name.lower())
+        names.append(name)
+    return names
 
 
 def add_sizes(dataset: Dataset) -> Dataset:

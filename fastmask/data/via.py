@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastmask.data.files import find_images, parse_name
+from fastmask.data.paths import find_images, parse_name
 from fastmask.data.polygons import mask_to_polygons
 from fastmask.data.records import (
     Dataset,
@@ -23,6 +23,7 @@ from fastmask.data.records import (
     parse_text,
     shorten,
 )
+from fastmask.files import write_text
 
 ATTRIBUTES = ("class", "category", "label")  # names by which an attribute is the class although there are others
 GROUP = "fastmask_object"  # write_via's attribute, equal in all parts of one instance
@@ -206,5 +207,5 @@ def write_via(dataset: Dataset, path: Path) -> list[Problem]:
         size = record.file.stat().st_size if record.file.exists() else -1
         entries[f"{name}{size}"] = {"filename": name, "size": size, "regions": regions, "file_attributes": {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries))
+    write_text(path, json.dumps(entries))
     return problems

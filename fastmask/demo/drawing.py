@@ -12,6 +12,7 @@ from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import write_coco
 from fastmask.data.records import Dataset, Instance, LazyRecords, Record
 from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape
+from fastmask.files import check_free, replace_file
 
 Pixels = NDArray[np.float32]  # [h, w, 3] in [0, 1]
 
@@ -207,19 +208,28 @@ def synthetic_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 
     return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in classes}, [])
 
 
-def save_synthetic(dataset: Dataset, folder: Path, progress: bool = False) -> Dataset:
+def save_synthetic(dataset: Dataset, folder: Path, progress: bool = False, force: bool = False) -> Dataset:
     """Save images as PNG in ``folder/images`` and a COCO ``annotations.json`` -> the same data set, with files.
 
+    Args:
+        dataset: of records with images.
+        folder: created if it does not exist.
+        progress: show a progress bar.
+        force: replace files that are there.
+
     Raises:
+        FileExistsError: the annotations are there already.
         OSError: a file cannot be written.
     """
     from tqdm import tqdm
 
+    check_free([folder / "annotations.json"], force)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     records = []
     for record in tqdm(dataset.records, unit="img", disable=not progress):
         file = folder / "images" / record.file.name
-        record.load().save(file, compress_level=1)
+        with replace_file(file) as draft:
+            record.load().save(draft, compress_level=1)
         records.append(record._replace(file=file, image=None))
     dataset = dataset._replace(records=records)
     write_coco(dataset, folder / "annotations.json")

@@ -12,6 +12,7 @@ from fastmask.evaluation.agreement import mask_ious, matched_share
 from fastmask.image_io import read_image
 from fastmask.inference.predictor import Predictor
 from fastmask.models._presets import to_float
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.ops import paste_masks
 from fastmask.visualize import draw_detections
@@ -48,7 +49,7 @@ def compare_settings(
     device = next(model.parameters()).device
     originals = []
     for path in paths:
-        image = read_image(path)
+        image = read_image(path, count_channels(model))
         (detections,) = model.detect([to_float(image).to(device)])
         detections["masks"] = paste_masks(detections["masks"], detections["boxes"], (image.height, image.width))
         originals.append({name: cast(Tensor, value).cpu() for name, value in detections.items()})

@@ -1,7 +1,7 @@
 """Collecting the matches of images, in any order and on any number of ranks, and computing the metrics at the end."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from fastmask.checks import check_choice
@@ -32,7 +32,9 @@ class Evaluation(NamedTuple):
     detections: int
     problems: tuple[str, ...]  # unreadable images, whose ground truth counts as missed
     seconds: dict[str, float]  # by stage, of the slowest rank
-    areas: str = "own"  # or "loadRes": by which areas detections are small, medium or large
+    areas: str  # "own" or "loadRes": by which areas detections are small, medium or large
+    left_out: dict[str, int]  # detections that do not count, by their class, which the data set lacks
+    unknown: dict[str, int]  # objects that are all missed, by their class, which the model does not know
 
 
 class Evaluator:
@@ -107,8 +109,19 @@ class Evaluator:
                     by_category[category].append(matches)
         return accumulate(list(by_category.values()))
 
-    def evaluate(self, problems: Sequence[str] = (), seconds: Mapping[str, float] | None = None) -> Evaluation:
-        """The metrics of all images added so far."""
+    def evaluate(
+        self,
+        problems: Sequence[str] = (),
+        seconds: Mapping[str, float] | None = None,
+        left_out: Mapping[str, int] | None = None,
+        known: Collection[int] | None = None,
+    ) -> Evaluation:
+        """The metrics of all images added so far.
+
+        Args:
+            problems, seconds, left_out: see :class:`Evaluation`.
+            known: ids of the categories that the model knows; None: all.
+        """
         start = time.perf_counter()
         curves = {NAMES[iou_type]: self.curves(iou_type) for iou_type in self.iou_types}
         instances = dict.fromkeys(self.categories.values(), 0)
@@ -125,5 +138,9 @@ class Evaluator:
         ]
         metrics = {kind: summarize(c) for kind, c in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
-        counts = (len(self.matches), self.detections)
-        return Evaluation(metrics, categories, curves, *counts, tuple(problems), spent, self.areas)
+        lacking = {
+            name: number for name, number in self.categories.items() if known is not None and number not in known
+        }
+        unknown = {name: instances[number] for name, number in lacking.items() if instances[number]}
+        noted = (tuple(problems), spent, self.areas, dict(left_out or {}), unknown)
+        return Evaluation(metrics, categories, curves, len(self.matches), self.detections, *noted)

@@ -1,13 +1,14 @@
 """Files that an evaluation reads and writes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastmask.data.formats import load_json
 from fastmask.evaluation.evaluator import Evaluation
 from fastmask.evaluation.tables import to_dict, write_csv
+from fastmask.files import check_free, write_text
 
 
 def read_results(path: Path) -> list[Any]:
@@ -18,6 +19,21 @@ def read_results(path: Path) -> list[Any]:
     return results
 
 
+def check_outputs(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raise an error unless the folder is new, or has an earlier evaluation.
+
+    Raises:
+        FileExistsError: one of the files is there, and no evaluation's.
+        ValueError: one of the files is an input.
+    """
+    try:
+        content = json.loads((folder / "evaluation.json").read_bytes())
+    except (OSError, ValueError):
+        content = None
+    names = ("categories.csv", "evaluation.json", "detections.json")
+    check_free([folder / name for name in names], isinstance(content, dict) and "metrics" in content, inputs)
+
+
 def write_evaluation(evaluation: Evaluation, folder: Path, results: Sequence[Any] | None) -> None:
     """Write categories.csv, evaluation.json and, where there are detections, detections.json in COCO's results format.
 
@@ -25,6 +41,6 @@ def write_evaluation(evaluation: Evaluation, folder: Path, results: Sequence[Any
         OSError: they cannot be written.
     """
     write_csv(evaluation, folder / "categories.csv")
-    (folder / "evaluation.json").write_text(json.dumps(to_dict(evaluation), indent=1))
+    write_text(folder / "evaluation.json", json.dumps(to_dict(evaluation), indent=1))
     if results is not None:
-        (folder / "detections.json").write_text(json.dumps(results))
+        write_text(folder / "detections.json", json.dumps(results))

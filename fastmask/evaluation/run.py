@@ -13,7 +13,6 @@ from fastmask.data.records import (
     LazyRecords,
     Record,
     add_sizes,
-    assign_labels,
     parse_box,
     parse_id,
     parse_numbers,
@@ -22,6 +21,7 @@ from fastmask.data.records import (
 )
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
+from fastmask.evaluation.identity import find_images, map_labels
 from fastmask.evaluation.matching import IOU_TYPES
 from fastmask.image_io import read_image_size
 from fastmask.inference.coco_results import to_coco_results
@@ -71,7 +71,7 @@ def evaluate(
     labels = map_labels(names, evaluator.categories)
     with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
         share = range(ranks.rank, len(records), ranks.world_size)
-        matching = _Matching(evaluator, labels, results)
+        matching = _Matching(evaluator, labels, names, results)
 
         def detect() -> dict[str, float]:
             start = time.perf_counter()
@@ -88,11 +88,12 @@ def evaluate(
         seconds = ranks.all_gather(ranks.run_on_all(detect))
         slowest = {name: max(each[name] for each in seconds) for name in seconds[0]}
         problems = [problem for of_rank in ranks.all_gather(matching.problems) for problem in of_rank]
+        left_out = sum(ranks.all_gather(matching.left_out), collections.Counter())
         states = ranks.gather_to_first(evaluator.state() if ranks.rank else None)
         merged: list[Evaluation] = []
 
         def merge() -> Evaluation:
-            merged.append(evaluator.merge(states).evaluate(problems, slowest))
+            merged.append(evaluator.merge(states).evaluate(problems, slowest, left_out, set(labels.values())))
             return merged[0]._replace(curves={})  # too large to send to all ranks
 
         shared = ranks.run_on_first(merge)
@@ -106,24 +107,26 @@ def evaluate_results(
 
     Args:
         results: with image_id, category_id, score, and bbox or segmentation (RLE) or both; numbers are Python's,
-            NumPy's or zero-dimensional tensors.
+            NumPy's or zero-dimensional tensors. Where they have a file_name, as ``fastmask predict`` writes it, that
+            tells the image, and image_id is not read: only who has the annotations knows their ids.
         dataset: annotated images; if not all have an id, image ids count from 1.
         areas: see :func:`evaluate`; with "loadRes", the masks' for both where results have no bbox.
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are no images, areas is wrong, or a result is broken, of an unknown image, or with a mask of
-            another size.
+        ValueError: there are no images, areas is wrong, no result is of a category, or a result is broken, of an
+            unknown image, or with a mask of another size.
     """
     from tqdm import tqdm
 
     records, ids = number_records(dataset)
     sizes = dict(zip(ids, (record.size for record in records), strict=True))
+    named = find_images(results, records, ids)
     by_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in ids}
     lacking: dict[str, list[int]] = {"segmentation": [], "bbox": []}
     for i, result in enumerate(results):
         try:
-            parsed = parse_result(result, sizes)
+            parsed = parse_result(result, sizes, named)
         except ValueError as error:
             raise ValueError(f"results[{i}] {error}") from error
         by_image[parsed["image_id"]].append(parsed)
@@ -135,16 +138,29 @@ def evaluate_results(
             raise ValueError(f"results must all have a {name}, or none, got none in results[{indices[0]}]")
     masks = has_masks(records) and not lacking["segmentation"]
     evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1], areas)
+    known = set(evaluator.categories.values())
+    left_out = collections.Counter(
+        f"category {result['category_id']}"
+        for each in by_image.values()
+        for result in each
+        if result["category_id"] not in known
+    )
+    if results and left_out.total() == len(results):
+        raise ValueError(f"results must be of the dataset's categories {sorted(known)[:5]}, got {', '.join(left_out)}")
     for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(image_id, record, by_image[image_id])
-    return evaluator.evaluate((), {"match": evaluator.seconds})
+    return evaluator.evaluate((), {"match": evaluator.seconds}, left_out)
 
 
-def parse_result(result: Any, sizes: Mapping[int, tuple[int, int] | None]) -> CocoResult:
-    """A COCO result in Python's numbers; ValueError unless it is one of the images, whose sizes are given by id."""
+def parse_result(result: Any, sizes: Mapping[int, tuple[int, int] | None], named: Mapping[str, int]) -> CocoResult:
+    """A COCO result in Python's numbers; ValueError unless it is one of the images.
+
+    Their sizes are given by id and, where results have a file_name, their ids by that name.
+    """
     if not isinstance(result, Mapping):
         raise ValueError(f"must be an object, got {type(result).__name__}")
-    image_id, category = parse_id(result.get("image_id")), parse_id(result.get("category_id"))
+    image_id = named[result["file_name"]] if named else parse_id(result.get("image_id"))
+    category = parse_id(result.get("category_id"))
     if image_id is None or image_id not in sizes:
         raise ValueError(f"must have the image_id of one of the {len(sizes)} images, got {result.get('image_id')!r}")
     if category is None:
@@ -168,9 +184,16 @@ def parse_result(result: Any, sizes: Mapping[int, tuple[int, int] | None]) -> Co
 class _Matching:
     """Matches images in a thread; leaving the block waits for it."""
 
-    def __init__(self, evaluator: Evaluator, labels: Mapping[int, int], results: list[CocoResult] | None) -> None:
-        self.evaluator, self.labels, self.results = evaluator, labels, results
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        labels: Mapping[int, int],
+        names: Sequence[str] | None,
+        results: list[CocoResult] | None,
+    ) -> None:
+        self.evaluator, self.labels, self.names, self.results = evaluator, labels, names, results
         self.problems: list[str] = []
+        self.left_out: collections.Counter[str] = collections.Counter()  # detections by class, see Evaluation
         self.thread = ThreadPoolExecutor(1)
         self.pending: collections.deque[Future[None]] = collections.deque()
 
@@ -188,9 +211,12 @@ class _Matching:
             self.problems.append(problem)
         elif not isinstance(prediction, Exception):
             for result in to_coco_results(image_id, prediction):
-                if result["category_id"] in self.labels:
-                    result["category_id"] = self.labels[result["category_id"]]
-                    results.append(result)
+                label = result["category_id"]
+                if label in self.labels:
+                    results.append(result | {"category_id": self.labels[label]})
+                else:
+                    name = f"label {label}" if self.names is None else self.names[label]
+                    self.left_out[name] += 1
         if self.results is not None:
             self.results += results
         self.evaluator.add(image_id, record, results)
@@ -255,18 +281,3 @@ def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
 def has_masks(records: Iterable[Record]) -> bool:
     """Whether any instance has a mask."""
     return any(instance.polygons or instance.rle is not None for record in records for instance in record.instances)
-
-
-def map_labels(names: Sequence[str] | None, categories: Mapping[str, int]) -> dict[int, int]:
-    """Category ids of the data set by the model's labels, matched by name if ``names`` are given.
-
-    Raises:
-        ValueError: no name is a category's.
-    """
-    if names is None:
-        return {label: categories[name] for name, label in assign_labels(categories).items()}
-    labels = {label: categories[name] for label, name in enumerate(names) if label > 0 and name in categories}
-    if not labels:
-        known, wanted = ", ".join(list(names)[1:6]), ", ".join(list(categories)[:5])
-        raise ValueError(f"names must have one of the dataset's categories ({wanted}, ...), got {known}, ...")
-    return labels

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastmask.evaluation.evaluator import Evaluation
 from fastmask.evaluation.metrics import Metrics
+from fastmask.files import replace_file
 
 HEADS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -37,7 +38,7 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
         OSError: the file cannot be written.
     """
     total = sum(category.instances for category in evaluation.categories)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replace_file(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["category", "objects", "kind", *Metrics._fields])
         for name, instances, metrics in (("all", total, evaluation.metrics), *evaluation.categories):
@@ -56,5 +57,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, object]:
         "images": evaluation.images,
         "detections": evaluation.detections,
         "problems": list(evaluation.problems),
+        "left_out": evaluation.left_out,
+        "unknown": evaluation.unknown,
         "seconds": evaluation.seconds,
     }

@@ -74,6 +74,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RESULTS).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / RESULTS))
+    _check_results(folder / RESULTS)
     (folder / PARTS).mkdir(exist_ok=True)
     with open(folder / PARTS / "lock", "w") as file:
         try:
@@ -86,6 +87,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
             except OSError as error:
                 raise ValueError(f"{folder} must be free, got another run in it ({error})") from error
         yield
+
+
+def _check_results(path: Path) -> None:
+    """Raise a FileExistsError if there are results of another origin: ours begin with no detection, or name files."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        start = file.read(2)
+        if start != b"[\n" or (b'"file_name": ' not in file.readline() and file.tell() > len(b"[\n\n]\n")):
+            raise FileExistsError(f"{path} must be of an earlier run, or not be there, got another file of that name")
 
 
 def resume(folder: Path, jobs: Sequence[Job], settings: Mapping[str, Any], restart: bool) -> tuple[int, list[Job]]:

@@ -20,6 +20,7 @@ from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_m
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_value_at
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
@@ -108,6 +109,7 @@ class Predictor:
                 f"got {detections}"
             )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
+        self.channels = count_channels(model)
         usual: Fuse = choose_fuse(self.device)
         asked = tuned_value_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
@@ -130,7 +132,7 @@ class Predictor:
         assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
         self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
-            torch.as_tensor(values, dtype=torch.get_default_dtype(), device=self.device)
+            torch.as_tensor(values, dtype=torch.get_default_dtype(), device=self.device).expand(self.channels)
             for values in (ready.transform.image_mean, ready.transform.image_std)
         )
         self.program = Program(ready, masks, threshold, BYTES_PER_MASK, trim=self.device.type == "cpu")
@@ -146,15 +148,16 @@ class Predictor:
         """Predict the objects in a list of images.
 
         Args:
-            images: images of any sizes, each one a path, a PIL image, or a tensor or array [3, h, w] or [h, w, 3],
+            images: images of any sizes, each one a path, a PIL image, or a tensor or array [C, h, w] or [h, w, C],
                 uint8 or float in [0, 1]. ([3, h, 3] is read as the former from a tensor, as the latter from an array.)
+                C is the model's number of channels, 3 as a rule; of one channel, [h, w] will do.
 
         Returns:
             One :class:`fastmask.structures.Prediction` an image, in order: boxes [n, 4] in its pixels, labels [n] and
             scores [n], best first, on the host; pasted masks stay on the model's device, others are on the host.
 
         Raises:
-            ValueError: an image is broken, has no pixels, or is of no such shape.
+            ValueError: an image is broken, has no pixels, or is of no such shape or number of channels.
             RuntimeError: an image is too large for the device's memory.
         """
         check_is_list(images)
@@ -225,7 +228,8 @@ class Predictor:
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
-        chunks = prefetch_batches(images, self.batch, self.resizer.choose_padded_size, ahead, pin, unchanged)
+        choose, channels = self.resizer.choose_padded_size, self.channels
+        chunks = prefetch_batches(images, self.batch, choose, ahead, pin, unchanged, channels)
         with tqdm(total=total, unit="img", disable=not progress) as bar, contextlib.closing(chunks):
             ended, failure = False, None
             while not ended:

@@ -1,4 +1,4 @@
-"""Prefetching: images of any kind become [3, h, w] tensors in batches, read ahead in threads."""
+"""Prefetching: images of any kind become [C, h, w] tensors in batches, read ahead in threads."""
 
 import collections
 import contextlib
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastmask.image_io import read_image, to_upright_rgb
+from fastmask.image_io import read_image, to_upright
 
 ImageLike = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 THREADS = 4
@@ -27,8 +27,9 @@ def prefetch_batches(
     ahead: int,
     pin: bool,
     unchanged: bool = False,
+    channels: int = 3,
 ) -> Generator[list[Tensor] | Exception, None, None]:
-    """Yield batches of ``size`` images [3, h, w], fewer where the next one's (height, width) is of another kind.
+    """Yield batches of ``size`` images [C, h, w], fewer where the next one's (height, width) is of another kind.
 
     An image that cannot be read is replaced by its error; an error of ``images`` itself is raised when it is due.
 
@@ -39,11 +40,12 @@ def prefetch_batches(
         ahead: number of batches to read ahead; 0 reads each image when it is due.
         pin: return pinned memory.
         unchanged: nobody changes the tensors and arrays before all batches are done with: they are not copied.
+        channels: C, of all images; see :func:`to_planes`.
     """
     with contextlib.ExitStack() as stack:
         threads = ThreadPoolExecutor(THREADS)
         stack.callback(threads.shutdown, cancel_futures=True)  # what is read ahead is not waited for
-        submitted = _submit(images, threads, pin, unchanged)
+        submitted = _submit(images, threads, pin, unchanged, channels)
         queue = collections.deque(itertools.islice(submitted, size * ahead))
         chunk: list[Tensor] = []
         before: Hashable = None
@@ -85,7 +87,7 @@ def _await(image: Future[Tensor], kind: Callable[[tuple[int, int]], Hashable]) -
 
 
 def _submit(
-    images: Iterable[ImageLike], threads: ThreadPoolExecutor, pin: bool, unchanged: bool
+    images: Iterable[ImageLike], threads: ThreadPoolExecutor, pin: bool, unchanged: bool, channels: int
 ) -> Iterator[Future[Tensor] | Exception]:
     """Yield images that are being read; last, perhaps, an error of their source."""
     source = enumerate(images)
@@ -100,18 +102,18 @@ def _submit(
         future: Future[Tensor] = Future()
         try:  # copied in the caller's thread, who may use its memory again
             kept = unchanged and isinstance(tensor, Tensor | np.ndarray)
-            image = tensor if kept else copy_image(tensor, number, pin)
+            image = tensor if kept else copy_image(tensor, number, pin, channels)
             image = image.detach() if isinstance(image, Tensor) else image
             if isinstance(image, Tensor) and (not pin or image.device.type != "cpu" or image.is_pinned()):
-                future.set_result(to_planes(image, number))  # a thread would take longer to begin
+                future.set_result(to_planes(image, number, channels=channels))  # a thread would take longer to begin
             else:
-                future = threads.submit(to_planes, image, number, pin)
+                future = threads.submit(to_planes, image, number, pin, channels)
         except Exception as error:
             future.set_exception(error)
         yield future
 
 
-def copy_image(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
+def copy_image(image: ImageLike, number: int, pin: bool = False, channels: int = 3) -> ImageLike:
     """Copy an image that its owner may change next; Pillow's are decoded, as they are not for several threads at once.
 
     With ``pin`` the copy is pinned at once: PyTorch caches pinned memory, while pageable memory costs as much to
@@ -128,7 +130,7 @@ def copy_image(image: ImageLike, number: int, pin: bool = False) -> ImageLike:
         return copy
     if isinstance(image, Image.Image):
         try:
-            return np.array(to_upright_rgb(image))
+            return np.array(to_upright(image, channels))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a torn file that was opened only
             raise ValueError(f"images[{number}] cannot be read: {error}") from error
     return image
@@ -140,10 +142,13 @@ def empty_pinned(image: NDArray[Any]) -> Tensor:
     return torch.empty(image.shape, dtype=dtype, pin_memory=True)
 
 
-def to_planes(image: ImageLike, number: int, pin: bool = False) -> Tensor:
-    """Convert an image of any kind to [3, h, w], uint8 or floating; an error names it by ``number``."""
+def to_planes(image: ImageLike, number: int, pin: bool = False, channels: int = 3) -> Tensor:
+    """Convert an image of any kind to [C, h, w], uint8 or floating; an error names it by ``number``.
+
+    Files and PIL images become grayscale or RGB where ``channels`` is 1 or 3. All other images must have as many.
+    """
     if isinstance(image, str | os.PathLike):
-        image = read_image(image)
+        image = read_image(image, channels)
     if isinstance(image, Image.Image):
         image = np.array(image)
     rows_first = isinstance(image, np.ndarray)
@@ -152,11 +157,14 @@ def to_planes(image: ImageLike, number: int, pin: bool = False) -> Tensor:
         raise ValueError(
             f"images[{number}] must be a path, a PIL image, a tensor or an array, got {type(image).__name__}"
         )
-    if planes.ndim != 3 or 3 not in (planes.shape[0], planes.shape[2]):
-        raise ValueError(f"images[{number}] must be [3, H, W] or [H, W, 3], got {tuple(planes.shape)}")
+    if planes.ndim == 2 and channels == 1:
+        planes, rows_first = planes[None], False
+    if planes.ndim != 3 or channels not in (planes.shape[0], planes.shape[2]):
+        shapes = f"{'[H, W], ' if channels == 1 else ''}[{channels}, H, W] or [H, W, {channels}]"
+        raise ValueError(f"images[{number}] must be {shapes}, got {tuple(planes.shape)}")
     if planes.dtype != torch.uint8 and not planes.is_floating_point():
         raise ValueError(f"images[{number}] must be uint8 or floating point, got {planes.dtype}")
-    if planes.shape[2] == 3 and (rows_first or planes.shape[0] != 3):
+    if planes.shape[2] == channels and (rows_first or planes.shape[0] != channels):
         planes = planes.permute(2, 0, 1)
     if planes.numel() == 0:
         raise ValueError(f"images[{number}] must have pixels, got {tuple(planes.shape)}")

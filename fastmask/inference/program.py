@@ -13,6 +13,7 @@ from fastmask.kernels.fallback.stem import PIXEL
 from fastmask.kernels.fallback.take import scale_boxes
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.take import scale_boxes_op
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection._utils import runs_as_kernel
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN, first_rows
 from fastmask.models.fused import StemConv2d
@@ -25,7 +26,7 @@ Field = tuple[str, torch.Size, torch.dtype]
 class Inputs(NamedTuple):
     """Inputs of a program: fixed shapes and, where it is captured, fixed addresses."""
 
-    pixels: Tensor  # [B, 3, H, W] normalized, zeros beyond each image; see empty_pixels
+    pixels: Tensor  # [B, C, H, W] normalized, zeros beyond each image; see empty_pixels
     sizes: Tensor  # [B, 2] int64 (height, width) of each image in there
     originals: Tensor  # [B, 2] int64 (height, width) of each image before it was resized
 
@@ -63,15 +64,17 @@ class Program(nn.Module):
         super().__init__()
         self.model, self.masks, self.trim = model, masks, trim
         self.threshold, self.bytes_per_mask = threshold, bytes_per_mask
-        self.pixel_stride = PIXEL if any(type(module) is StemConv2d for module in model.modules()) else 3
+        self.channels = count_channels(model)
+        gaps = any(type(module) is StemConv2d for module in model.modules())
+        self.pixel_stride = PIXEL if gaps else self.channels
 
     def empty_pixels(self, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        """Allocate zeros [batch, 3, *size], channels last, laid out as the model reads them fastest.
+        """Allocate zeros [batch, C, *size], channels last, laid out as the model reads them fastest.
 
         For the stem kernel pixels have a stride of four elements, so that two of a half type are 16 bytes.
         """
         pixels = torch.zeros(batch, self.pixel_stride, *size, dtype=dtype, device=device)
-        return pixels.to(memory_format=torch.channels_last)[:, :3]
+        return pixels.to(memory_format=torch.channels_last)[:, : self.channels]
 
     def forward(self, inputs: Inputs) -> Packed:
         """Run both parts: no host sync, and nothing depends on what is in the images."""

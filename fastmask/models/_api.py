@@ -2,9 +2,10 @@
 
 import fnmatch
 import importlib
+import inspect
 import pickle
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ class Weights:
 
     url: str  # ends in -<sha256 prefix>.pth
     transforms: Callable[[], nn.Module]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any]
 
 
 class WeightsEnum(Enum):
@@ -40,17 +41,23 @@ class WeightsEnum(Enum):
             return cls[obj.removeprefix(cls.__name__ + ".")]
         raise TypeError(f"weights must be {cls.__name__}, its member's name or None, got {type(obj).__name__}")
 
-    def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load from torch.hub's cache, or download into it; the file's sha256 is checked when it is downloaded.
+
+        Args:
+            args, kwargs: those of :func:`torch.hub.load_state_dict_from_url` after its ``url``; ``check_hash`` and
+                ``weights_only`` are True unless they are given.
 
         Raises:
             ConnectionError: not in the cache and not reachable; the message says which file to put where.
             ArgumentError: the file in the cache is broken, or the download's hash is wrong.
         """
-        options.setdefault("weights_only", True)
-        file = Path(get_dir(), "checkpoints", self.url.rpartition("/")[2])
+        given = inspect.signature(load_state_dict_from_url).bind(self.url, *args, **kwargs).arguments
+        options: dict[str, Any] = {"check_hash": True, "weights_only": True} | given
+        folder = options.get("model_dir") or Path(get_dir(), "checkpoints")
+        file = Path(folder, options.get("file_name") or self.url.rpartition("/")[2])
         try:
-            return load_state_dict_from_url(self.url, progress=progress, check_hash=check_hash, **options)
+            return load_state_dict_from_url(**options)
         except OSError as error:  # URLError is one
             raise ConnectionError(
                 f"{self.url} cannot be reached ({error}): put {file.name} into {file.parent}"

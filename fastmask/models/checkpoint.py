@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmask.files import replace_file
 from fastmask.models._meta import COCO_CATEGORIES
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
@@ -120,9 +121,11 @@ def save_weights(
         tensors[key] = value.detach().cpu().to(kind or value.dtype, copy=True).contiguous()  # none shares its memory
         if kind is not None and bool((value.isfinite() & ~tensors[key].isfinite().to(value.device)).any()):
             raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
-    metadata = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
+    described = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
+    metadata = {name: json.dumps(value) for name, value in described.items() if value is not None}
     try:
-        save_file(tensors, path, {name: json.dumps(value) for name, value in metadata.items() if value is not None})
+        with replace_file(path) as draft:
+            save_file(tensors, draft, metadata)
     except SafetensorError as error:  # it is no OSError
         raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
 

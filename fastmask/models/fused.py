@@ -39,6 +39,7 @@ class FusedConv2d(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach(), False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
         self.relu = relu
+        self.in_channels = conv.in_channels
         self.geometry: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def extra_repr(self) -> str:

@@ -57,11 +57,14 @@ __all__ = [
 Norm = Callable[..., nn.Module]
 
 
-def _conv(
-    in_planes: int, out_planes: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
-) -> nn.Conv2d:
-    padding = dilation if kernel == 3 else 0
-    return nn.Conv2d(in_planes, out_planes, kernel, stride, padding, dilation, groups, bias=False)
+def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size at stride 1, without bias."""
+    return nn.Conv2d(in_planes, out_planes, 3, stride, dilation, dilation, groups, bias=False)
+
+
+def conv1x1(in_planes: int, out_planes: int, stride: int = 1) -> nn.Conv2d:
+    """A 1x1 convolution without bias."""
+    return nn.Conv2d(in_planes, out_planes, 1, stride, bias=False)
 
 
 def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
@@ -95,10 +98,10 @@ class BasicBlock(nn.Module):
                 f"BasicBlock must have groups, base_width, dilation 1, 64, 1, got {groups}, {base_width}, {dilation}"
             )
         norm_layer = norm_layer or nn.BatchNorm2d
-        self.conv1 = _conv(inplanes, planes, 3, stride)
+        self.conv1 = conv3x3(inplanes, planes, stride)
         self.bn1 = norm_layer(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv(planes, planes, 3)
+        self.conv2 = conv3x3(planes, planes)
         self.bn2 = norm_layer(planes)
         self.downsample = downsample
         self.stride = stride
@@ -130,11 +133,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         norm_layer = norm_layer or nn.BatchNorm2d
         width = int(planes * (base_width / 64.0)) * groups
-        self.conv1 = _conv(inplanes, width, 1)
+        self.conv1 = conv1x1(inplanes, width)
         self.bn1 = norm_layer(width)
-        self.conv2 = _conv(width, width, 3, stride, groups, dilation)
+        self.conv2 = conv3x3(width, width, stride, groups, dilation)
         self.bn2 = norm_layer(width)
-        self.conv3 = _conv(width, planes * self.expansion, 1)
+        self.conv3 = conv1x1(width, planes * self.expansion)
         self.bn3 = norm_layer(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -216,7 +219,7 @@ class ResNet(NotScriptable, nn.Module):
         outplanes = planes * block.expansion
         downsample = None
         if stride != 1 or self.inplanes != outplanes:
-            downsample = nn.Sequential(_conv(self.inplanes, outplanes, 1, stride), norm_layer(outplanes))
+            downsample = nn.Sequential(conv1x1(self.inplanes, outplanes, stride), norm_layer(outplanes))
         width = (self.groups, self.base_width)
         layers = [block(self.inplanes, planes, stride, downsample, *width, first_dilation, norm_layer)]
         self.inplanes = outplanes
@@ -225,6 +228,9 @@ class ResNet(NotScriptable, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> logits [N, num_classes]."""
+        return self._forward_impl(x)
+
+    def _forward_impl(self, x: Tensor) -> Tensor:  # torchvision's name, which subclasses override
         x = self.maxpool(self.relu(conv_norm(self.conv1, self.bn1, x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))

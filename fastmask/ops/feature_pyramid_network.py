@@ -112,10 +112,13 @@ def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 class LastLevelMaxPool(ExtraFPNBlock):
     """Adds the level "pool": the coarsest level at every second pixel."""
 
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        results.append(F.max_pool2d(results[-1], kernel_size=1, stride=2))
+    def forward(  # type: ignore[override]  # torchvision's names here, not those of its base
+        self, x: list[Tensor], y: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """``x``: the pyramid; ``y``: its input feature maps, which are not read."""
+        x.append(F.max_pool2d(x[-1], kernel_size=1, stride=2))
         names.append("pool")
-        return results, names
+        return x, names
 
 
 class LastLevelP6P7(ExtraFPNBlock):
@@ -130,9 +133,10 @@ class LastLevelP6P7(ExtraFPNBlock):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.use_P5 = in_channels == out_channels
 
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        p6 = self.p6(results[-1] if self.use_P5 else x[-1])
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """``p``: the pyramid; ``c``: its input feature maps."""
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
         p7 = self.p7(F.relu(p6))
-        results += [p6, p7]
+        p += [p6, p7]
         names += ["p6", "p7"]
-        return results, names
+        return p, names

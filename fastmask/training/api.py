@@ -14,13 +14,16 @@ from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
+from fastmask.files import check_free, write_text
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
-from fastmask.training.checkpoints import LAST
+from fastmask.training.checkpoints import BEST, LAST
 from fastmask.training.config import TrainConfig
+from fastmask.training.history import EPOCHS, STEPS
 from fastmask.training.trainer import Trainer, TrainResult
 
+SETTINGS = "settings.json"
 Data = Dataset | str | os.PathLike[str]
 
 
@@ -104,6 +107,8 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
         raise ValueError(f"out must be a new folder, or resume (--resume) be set, got {folder} with {LAST} in it")
+    if not (folder / LAST).exists():  # nothing of an earlier run; of another origin, then
+        check_free([folder / name for name in (BEST, SETTINGS, STEPS, EPOCHS)], force=False)
     splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
         return splits
@@ -167,4 +172,4 @@ def _write_settings(folder: Path, settings: dict[str, Any], arguments: dict[str,
         name: str(value) if isinstance(value, plain) else type(value).__name__ for name, value in arguments.items()
     }
     content = settings | {"arguments": texts, "fastmask": __version__, "torch": torch.__version__}
-    (folder / "settings.json").write_text(json.dumps(content, indent=1))
+    write_text(folder / SETTINGS, json.dumps(content, indent=1))

@@ -1,11 +1,12 @@
 """Checkpoints that a run resumes from, and that torchvision and all our commands load as weights."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastmask.files import replace_file
 
 LAST, BEST = "last.pth", "best.pth"
 
@@ -16,13 +17,9 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    draft = path.with_name(f"{path.name}.part")
     try:
-        with open(draft, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        with replace_file(path) as draft:
+            torch.save(dict(content), draft)
     except RuntimeError as error:  # torch's, where the disk is full
         raise OSError(f"{path} cannot be written: {error}") from error
 

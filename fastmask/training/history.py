@@ -7,10 +7,11 @@ import collections
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fastmask.files import replace_file, write_text
 
 STEPS, EPOCHS, CURVES = "steps.csv", "epochs.json", "curves.png"
 RESULTS = {"box": "det_results.txt", "mask": "seg_results.txt"}
@@ -45,11 +46,9 @@ class History:
             self._read_steps(step)
         if epoch and (folder / EPOCHS).exists():
             self.epochs = [entry for entry in json.loads((folder / EPOCHS).read_text()) if entry["epoch"] < epoch]
-        draft = folder / f"{STEPS}.part"
-        with open(draft, "w", newline="") as file:
+        with replace_file(folder / STEPS) as draft, open(draft, "w", newline="") as file:
             if self.names:
                 csv.writer(file).writerows([[*COLUMNS, *self.names], *(_flatten(row) for row in self.rows)])
-        os.replace(draft, folder / STEPS)
         self.file = open(folder / STEPS, "a", newline="")  # noqa: SIM115  closed by close
         self.writer = csv.writer(self.file)
 
@@ -84,13 +83,11 @@ class History:
         """Append an epoch; ``metrics`` are COCO's twelve by "box" and "mask", where it was evaluated."""
         values = {kind: list(metrics[kind]) for kind in metrics}
         self.epochs.append({"epoch": epoch, "loss": self.mean_loss(epoch), "lr": lr, **values})
-        draft = self.folder / f"{EPOCHS}.part"
-        draft.write_text(json.dumps(self.epochs, indent=1))
-        os.replace(draft, self.folder / EPOCHS)
+        write_text(self.folder / EPOCHS, json.dumps(self.epochs, indent=1))
         for kind, name in RESULTS.items():
             lines = [_format_line(entry, entry[kind]) for entry in self.epochs if kind in entry]
             if lines:
-                (self.folder / name).write_text("\n".join(lines) + "\n")
+                write_text(self.folder / name, "\n".join(lines) + "\n")
 
     def close(self) -> None:
         self.file.close()

@@ -46,6 +46,8 @@ class TrainStep:
             The losses in the order of ``names``, then their sum, then the gradient's norm: [n + 2], on the device.
         """
         torch.manual_seed(seed)
+        if self.config.compile:
+            mark_dynamic(batch.targets)
         before = [buffer.clone() for buffer in self.buffers]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -89,6 +91,14 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, NORMS):
             yield from module.parameters(recurse=False)
+
+
+def mark_dynamic(targets: Targets) -> None:
+    """Let torch.compile know that numbers of instances vary: the first batch's program then serves all."""
+    torch._dynamo.maybe_mark_dynamic(targets.boxes, 1)
+    torch._dynamo.maybe_mark_dynamic(targets.labels, 1)
+    if targets.masks is not None:
+        torch._dynamo.maybe_mark_dynamic(targets.masks, 0)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

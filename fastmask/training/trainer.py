@@ -19,7 +19,9 @@ from fastmask.data.records import Dataset
 from fastmask.data.splits import label_names
 from fastmask.distributed import SINGLE_RANK, Ranks
 from fastmask.evaluation import Evaluation, Metrics, evaluate
-from fastmask.evaluation.run import map_labels, number_records
+from fastmask.evaluation.identity import map_labels
+from fastmask.evaluation.run import number_records
+from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, LAST, load, save
@@ -104,6 +106,7 @@ class Trainer:
                 workers=config.workers,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
+                channels=count_channels(model),
             )
         )
         assert isinstance(self.loader.batch_sampler, GroupedBatchSampler)

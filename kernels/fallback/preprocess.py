@@ -9,7 +9,7 @@ from torch import Tensor
 def preprocess(
     images: Sequence[Tensor], heights: Sequence[int], widths: Sequence[int], mean: Tensor, std: Tensor, pixels: Tensor
 ) -> None:
-    """Resize images [3, h, w] to heights and widths, normalize by mean [3] and std [3] -> ``pixels`` [B, 3, H, W]."""
+    """Resize images [C, h, w] to heights and widths, normalize by mean [C] and std [C] -> ``pixels`` [B, C, H, W]."""
     pixels.zero_()
     mean, std = mean[:, None, None], std[:, None, None]
     for padded, image, height, width in zip(pixels, images, heights, widths, strict=False):

@@ -13,7 +13,7 @@ MIN_DEPTH, MAX_DEPTH = 16, 32  # elements of a window's row: the least of a tens
 
 
 def has_gaps(x: Tensor) -> bool:
-    """Whether images [B, 3, H, W] lie in memory as the first channels of a channels-last [B, 4, H, W]."""
+    """Whether images [B, C, H, W] lie in memory as the first channels of a channels-last [B, 4, H, W]."""
     _, _, height, width = x.shape
     size = PIXEL * height * width
     return x.stride()[1:] == (1, PIXEL * width, PIXEL) and (x.shape[0] == 1 or x.stride(0) == size)

@@ -4,7 +4,8 @@ Source and differences: preprocess.py. Specification: reference_layers.preproces
 A table, all that is copied to the device, has each image's address, type, sizes and strides. A program owns ROWS x
 COLUMNS pixels of one image's place in the buffer: it finds their four neighbors once and interpolates three channels;
 pixels beyond the image become zero in the same pass. Images of several types and sizes may be mixed: a program reads
-its image's address and type as numbers, so that none of them is a variant.
+its image's address and type as numbers, so that none of them is a variant. Images of more channels take several
+launches; of one or two, each channel is computed three times.
 Cost in bytes: the images and the buffer once. On an H200 (bc309f8), 800 x 1333: 20 us, 125 for eight.
 Predicted (README.md) for one frame of 720 x 1280, uint8, to 800 x 1344 in bfloat16, on an H100:
 - as torch's operations, one after the other: seven launches, 17 us, and 127 MB of passes, 38 us at 3.35 TB/s.
@@ -30,6 +31,7 @@ from fastmask.kernels.variant import DTYPES as VARIANT_DTYPES, Variant, pointers
 ROWS, COLUMNS = 8, 64  # pixels of a program
 NUM_WARPS = 4
 MAX_TABLES = 256  # that are kept on devices
+CHANNELS = 3  # of a launch
 LARGEST = 2**31  # programs of a launch, and pixels along a side of an image: beyond it, the eager fallback
 DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 WORDS = 10  # of a table's row
@@ -162,6 +164,11 @@ def preprocess(
         return preprocess_fallback.preprocess(images, heights, widths, mean, std, pixels)
     if programs == 0:
         return None
+    if pixels.shape[1] != CHANNELS:  # three at a time, or one of them three times
+        for first in group_channels(pixels.shape[1]):
+            parts = [three_channels(tensor, 0, first) for tensor in (mean, std, *images)]
+            preprocess(parts[2:], heights, widths, parts[0], parts[1], three_channels(pixels, 1, first))
+        return None
     images = [image if image.dtype in DTYPES else image.float() for image in images]
     with on_device(pixels):
         _preprocess_kernel[(programs,)](
@@ -183,6 +190,21 @@ def preprocess(
             num_warps=NUM_WARPS,
         )
     return None
+
+
+def group_channels(channels: int) -> Sequence[int]:
+    """The first channel of each launch. The last three of several launches may overlap those before."""
+    if channels < CHANNELS:
+        return range(channels)
+    return [*range(0, channels - CHANNELS, CHANNELS), channels - CHANNELS]
+
+
+def three_channels(x: Tensor, axis: int, first: int) -> Tensor:
+    """A view of three channels along an axis; where there are fewer, of one of them, three times."""
+    if x.shape[axis] >= CHANNELS:
+        return x.narrow(axis, first, CHANNELS)
+    shape = [CHANNELS if i == axis else -1 for i in range(x.ndim)]
+    return x.narrow(axis, first, 1).expand(shape)
 
 
 def table_of(

@@ -43,10 +43,10 @@ def stop_at(slim_file: SlimFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Run on images, stopped at one of them -> the folder."""
 
     def stopped(at: Path, *images: Any) -> Path:
-        def read(path: Path) -> Image.Image:
+        def read(path: Path, channels: int) -> Image.Image:
             if path == at:
                 raise KeyboardInterrupt
-            return read_image(path)
+            return read_image(path, channels)
 
         with monkeypatch.context() as patch:
             patch.setattr(prefetch, "read_image", read)
@@ -74,7 +74,7 @@ def whole(slim_file: SlimFile, images: list[Path], tmp_path: Path) -> list[dict[
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths that are read from here on."""
     paths: list[Path] = []
-    monkeypatch.setattr(prefetch, "read_image", lambda path: paths.append(path) or read_image(path))
+    monkeypatch.setattr(prefetch, "read_image", lambda path, channels: paths.append(path) or read_image(path, channels))
     return paths
 
 
@@ -155,7 +155,7 @@ def test_nothing_predicted_leaves_results_alone(
     assert main(command) == 0
     before = results(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(prefetch, "read_image", lambda _: (_ for _ in ()).throw(OSError("unplugged")))
+        patch.setattr(prefetch, "read_image", lambda *_: (_ for _ in ()).throw(OSError("unplugged")))
         assert main(command) == 1
     assert results(tmp_path / "out") == before
     assert main(command) == 0
@@ -182,11 +182,11 @@ def test_skipped_images_are_tried_again(
     """By the same command, without the rest."""
     broken = [images[1], images[4]]
 
-    def reading(path: Path) -> Image.Image:
+    def reading(path: Path, channels: int) -> Image.Image:
         tried.append(path)
         if path in broken:
             raise MemoryError if path == images[1] else OSError("unplugged")
-        return read_image(path)
+        return read_image(path, channels)
 
     monkeypatch.setattr(prefetch, "read_image", reading)
     command = arguments(slim_file, tmp_path / "out", *images[:6])

@@ -114,6 +114,21 @@ def test_color_jitter(seed: int) -> None:
     np.testing.assert_array_equal(strong[2], jitter_color(pixels, 1.0, np.random.default_rng([seed, 2])))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_color_jitter_of_other_channels(channels: int, seed: int) -> None:
+    """Of each channel alone, by the same factors: equal channels stay equal, and one of zeros is not filled."""
+    plane = draw_sample(seed, 0).pixels[:, :, :1]
+    pixels = np.repeat(plane, channels, axis=2)
+    strong = [jitter_color(pixels, 1.0, np.random.default_rng([seed, i])) for i in range(6)]
+    assert np.ptp([image.mean() for image in strong]) > 10
+    for image in strong:
+        assert image.shape == pixels.shape
+        assert (image == image[:, :, :1]).all()
+    np.testing.assert_array_equal(jitter_color(pixels, 0.0, np.random.default_rng(seed)), pixels)
+    pixels[:, :, -1] = 0
+    assert not jitter_color(pixels, 1.0, np.random.default_rng(seed))[:, :, -1].any()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

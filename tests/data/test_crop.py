@@ -95,3 +95,14 @@ def test_a_mask_of_another_size() -> None:
     crop = plan_resize((10, 12), 20, 30)
     with pytest.raises(ValueError, match=r"a mask must be \[10, 12\] as its image, got \[12, 10\]"):
         crop.apply_mask(as_rle(np.ones((12, 10), bool)))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK"])
+def test_channels_do_not_mix(mode: str) -> None:
+    """Zeros in the last channel, which Pillow takes for transparency, leave the others what they are."""
+    crop = plan_jitter((40, 50), (64, 64), 0.7, (0.5, 0.5), flipped=True)
+    bands = [Image.fromarray(np.random.randint(0, 256, (40, 50), np.uint8)) for _ in Image.new(mode, (1, 1)).getbands()]
+    bands[-1] = bands[-1].point(lambda value: value * (value > 128))
+    moved = np.array(crop.apply_image(Image.merge(mode, bands))).reshape(*crop.size, -1)
+    for c, band in enumerate(bands):
+        assert np.array_equal(moved[:, :, c], np.array(crop.apply_image(band)))

@@ -90,6 +90,7 @@ def test_contents_of_a_batch(seed: int) -> None:
         assert not batch.pixels[:, :, :, 130:].any()
         assert batch.problems == ()
         assert batch.targets.masks is not None
+        masks = list(batch.targets.masks)
         for i, number in enumerate(batch.indices.tolist()):
             record = dataset.records[number]
             np.testing.assert_array_equal(batch.pixels[i, :, :, :130].permute(1, 2, 0), np.array(record.image))
@@ -98,8 +99,9 @@ def test_contents_of_a_batch(seed: int) -> None:
             for j, instance in enumerate(record.instances):
                 assert batch.targets.boxes[i, j].tolist() == list(instance.bounds())
                 assert batch.targets.labels[i, j] == dataset.categories[instance.category]
-                np.testing.assert_array_equal(batch.targets.masks[i, j, :, :130], instance.to_mask(96, 130))
+                np.testing.assert_array_equal(masks.pop(0)[:, :130], instance.to_mask(96, 130))
             assert not batch.targets.boxes[i, count:].any()
+        assert not masks
 
 
 def test_losses_are_those_of_lists(seed: int) -> None:
@@ -107,14 +109,14 @@ def test_losses_are_those_of_lists(seed: int) -> None:
     dataset = synthetic_dataset(3, seed, (96, 128))
     (batch,) = training_loader(dataset, 3, AS_THEY_ARE, seed=seed)
     model = slim_model(fastmask, min_size=96).eval().double()
-    images, targets = [], []
-    for i, count in enumerate(batch.targets.count.tolist()):
+    images, targets, counts = [], [], batch.targets.count.tolist()
+    for i, (count, masks) in enumerate(zip(counts, batch.targets.masks.split(counts), strict=True)):
         images.append(batch.pixels[i].double() / 255)
         targets.append(
             {
                 "boxes": batch.targets.boxes[i, :count].double(),
                 "labels": batch.targets.labels[i, :count],
-                "masks": batch.targets.masks[i, :count],
+                "masks": masks,
             }
         )
     transform = model.transform

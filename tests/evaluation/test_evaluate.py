@@ -19,7 +19,7 @@ from fastmask.cli import main
 from fastmask.data import Dataset, read_dataset, write_dataset
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.evaluation import Evaluator, evaluate, evaluate_results
-from fastmask.evaluation.run import map_labels
+from fastmask.evaluation.identity import map_labels
 from fastmask.inference.coco_results import to_coco_results
 
 NAMES = {"box": "bbox", "mask": "segm"}
@@ -165,7 +165,7 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
         ({"score": float("nan")}, "score must be a finite number, got nan"),
         ({"bbox": [1, 2, 3]}, "bbox must be x, y, width, height"),
         ({"bbox": None, "segmentation": None}, "must have a bbox or a segmentation"),
-        ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's runs must"),
+        ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's counts must be runs"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its image"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must have an RLE as its segmentation"),
         ({"category_id": 10**20}, "must have a category_id"),
@@ -190,7 +190,11 @@ def test_the_command(
 ) -> None:
     save_synthetic(synthetic_dataset(3, seed, (96, 128)), tmp_path / "set")
     options = ["--weights", str(slim_file[0]), "--model", "slim", "--out", str(tmp_path / "out")]
-    command = ["evaluate", str(tmp_path / "set"), *options, "--score", "0.01"]
+    classes = [
+        "--classes",
+        ",".join(f"{mine}={data}" for mine, data in zip(("one", "two", "three"), CLASSES[:3], strict=True)),
+    ]
+    command = ["evaluate", str(tmp_path / "set"), *options, "--score", "0.01", *classes]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "AP50" in printed
@@ -251,6 +255,10 @@ def test_two_ranks_give_the_metrics_of_one(slim_file: tuple[Path, nn.Module], tm
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]
+    options += [
+        "--classes",
+        *(f"{mine}={data}" for mine, data in zip(("one", "two", "three"), CLASSES[:3], strict=True)),
+    ]
     outputs = {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import fastmask.models
 import fastmask.ops
@@ -17,8 +17,14 @@ NUM_CLASSES = 5
 CHANNELS = 32
 
 
-def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: Any) -> nn.Module:
-    """``library``: torchvision or fastmask. ``norm``: of the backbone, FrozenBatchNorm2d or BatchNorm2d."""
+def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: int = 3, **options: Any) -> nn.Module:
+    """A slim model of a library.
+
+    Args:
+        library: torchvision or fastmask.
+        norm: of the backbone, FrozenBatchNorm2d or BatchNorm2d.
+        channels: of images; of other than three, the mean is 0.4, 0.5, 0.6, 0.4, ... and the deviation 0.25.
+    """
     detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
     norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
     stages, inplanes = OrderedDict(), 16
@@ -32,7 +38,7 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
         inplanes = planes
     body = nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(3, 16, 7, 2, 3, bias=False),
+            conv1=nn.Conv2d(channels, 16, 7, 2, 3, bias=False),
             bn1=norm_layer(16),
             relu=nn.ReLU(),
             maxpool=nn.MaxPool2d(3, 2, 1),
@@ -42,7 +48,9 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
     names = {f"layer{i + 1}": str(i) for i in range(4)}
     backbone = detection.backbone_utils.BackboneWithFPN(body, names, [16, 32, 64, 128], CHANNELS)
     backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
-    settings = {
+    mean, std = [0.4 + 0.1 * (i % 3) for i in range(channels)], [0.25] * channels
+    settings = {} if channels == 3 else {"image_mean": mean, "image_std": std}
+    settings |= {
         "min_size": 128,
         "max_size": 200,
         "box_detections_per_img": 30,
@@ -58,17 +66,22 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", **options: 
     )
 
 
-def calibrate_on_images(model: nn.Module) -> None:
+def calibrate_on_images(model: nn.Module, channels: int = 3) -> None:
     """See :func:`calibrate`."""
-    calibrate(model, [draw_image(128, 160)[0] for _ in range(4)])
+    calibrate(model, [with_channels(draw_image(128, 160)[0], channels) for _ in range(4)])
 
 
-def slim_pair(norm: str = "FrozenBatchNorm2d", **options: Any) -> tuple[nn.Module, nn.Module]:
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """An image [channels, h, w] of the red, green and blue of one [3, h, w], in turn."""
+    return image[[c % 3 for c in range(channels)]]
+
+
+def slim_pair(norm: str = "FrozenBatchNorm2d", channels: int = 3, **options: Any) -> tuple[nn.Module, nn.Module]:
     """torchvision's and ours, with the same calibrated weights, in eval mode."""
     import torchvision  # seconds that programs which need ours alone are spared
 
-    theirs, ours = slim_model(torchvision, norm, **options).eval(), slim_model(fastmask, norm, **options).eval()
-    calibrate_on_images(theirs)
+    theirs, ours = (slim_model(library, norm, channels, **options).eval() for library in (torchvision, fastmask))
+    calibrate_on_images(theirs, channels)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastmask.kernels import reference
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET
-from fastmask.kernels.paste import paste_masks_op
+from fastmask.kernels.paste import paste_masks_backward_op, paste_masks_op
 
 SIZE = (24 if INTERPRET else 60, 91)  # Triton's interpreter takes 2 ms for each row of each box
 # two bilinear weights of float32 positions on a mask of 30 cells, then one rounding of the output
@@ -184,6 +184,9 @@ def test_registration_is_sound(device: torch.device) -> None:
             torch.library.opcheck(paste_masks_op, (leaf, boxes, 12, 13, output, 0.5, False, True, 1))
         if output == "float":
             torch.library.opcheck(paste_masks_op, (leaf.transpose(1, 2), boxes, 12, 13, output, 0.5, True, False, 1))
+    torch.library.opcheck(
+        paste_masks_backward_op, (torch.randn(3, 12, 13, device=device), masks, boxes, False, True, 1)
+    )
 
 
 def test_autocast_leaves_the_gradient_alone(device: torch.device) -> None:

@@ -71,6 +71,20 @@ def test_meets_the_specification(device: torch.device) -> None:
     assert not actual[-2:].any()  # of a batch that is not full
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_numbers_of_channels(channels: int, device: torch.device) -> None:
+    """Into channels-last buffers that were full of something else."""
+    images = [torch.randint(0, 256, (channels, 7, 10), dtype=torch.uint8), torch.rand(9, 5, channels).permute(2, 0, 1)]
+    mean, std = torch.rand(channels), torch.rand(channels) + 0.1
+    sizes = [(12, 16), (6, 7)]
+    heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
+    pixels = torch.full((3, channels, *PADDED), NAN, device=device).contiguous(memory_format=torch.channels_last)
+    preprocess_op([image.to(device) for image in images], heights, widths, mean.to(device), std.to(device), pixels)
+    expected = reference_layers.preprocess(images, sizes, mean, std, PADDED)
+    torch.testing.assert_close(pixels[:2].double().cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert not pixels[2].any()
+
+
 @pytest.mark.parametrize("dtype", ONE_ULP, ids=str)
 def test_equals_torchs_operations(dtype: torch.dtype, device: torch.device) -> None:
     images, sizes = draw()

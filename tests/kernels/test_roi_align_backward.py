@@ -161,3 +161,9 @@ def count(words: Tensor, first: int, past: int, num: int) -> Tensor:
     """How many samples the table counts."""
     integers = words.view(torch.int32)
     return (integers[:num, int(past)] - integers[:num, int(first)]).long()
+
+
+def test_registration_is_sound(device: torch.device) -> None:
+    grad, rois = torch.randn(6, 3, 2, 3, device=device), with_images(draw_boxes(6, (20, 30), 25), 2).to(device)
+    levels = ([20, 10], [30, 15], [1.0, 0.5], [10.0, INF])  # heights, widths, scales, limits
+    torch.library.opcheck(multilevel_roi_align_backward_op, (grad, rois, 2, *levels, 2, True))

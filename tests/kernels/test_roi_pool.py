@@ -7,7 +7,7 @@ from helpers.inputs import FLOATS, INF, LAYOUTS, NAN, adversarial_boxes, draw_bo
 from fastmask.kernels import reference
 from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.launch import INTERPRET
-from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 
 
 def draw_rois(num: int = 12) -> torch.Tensor:
@@ -122,6 +122,9 @@ def test_a_map_that_has_no_rois(device: torch.device) -> None:
 
 
 def test_registration_is_sound(device: torch.device) -> None:
+    rois = with_images(draw_boxes(4), 2).to(device)
     for grad in (False, True):
         features = torch.randn(2, 3, 9, 11, device=device, requires_grad=grad)
-        torch.library.opcheck(roi_pool_op, (features, with_images(draw_boxes(4), 2).to(device), 0.5, 2, 3))
+        torch.library.opcheck(roi_pool_op, (features, rois, 0.5, 2, 3))
+    pooled, argmax = roi_pool_op(features.detach(), rois, 0.5, 2, 3)
+    torch.library.opcheck(roi_pool_backward_op, (torch.randn_like(pooled), rois, argmax, 0.5, 2, 9, 11))

@@ -1,8 +1,6 @@
-"""Names, signatures, state dicts and weights of the models against torchvision's."""
+"""State dicts, weights and names of the models against torchvision's."""
 
 import hashlib
-import importlib
-import inspect
 from pathlib import Path
 
 import pytest
@@ -21,32 +19,7 @@ BUILDERS = [
 ]
 OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
-OUR_SUBMODULES = {
-    "mask_rcnn": ["MaskRCNN", "MaskRCNNHeads", "MaskRCNNPredictor"],
-    "faster_rcnn": ["FasterRCNN", "TwoMLPHead", "FastRCNNConvFCHead", "FastRCNNPredictor"],
-    "generalized_rcnn": ["GeneralizedRCNN"],
-    "rpn": ["RPNHead", "RegionProposalNetwork"],
-    "roi_heads": ["RoIHeads", "paste_masks_in_image"],
-    "anchor_utils": ["AnchorGenerator"],
-    "backbone_utils": ["BackboneWithFPN", "resnet_fpn_backbone"],
-    "image_list": ["ImageList"],
-    "transform": ["GeneralizedRCNNTransform", "resize_boxes"],
-    "_utils": ["BoxCoder", "overwrite_eps"],
-}
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
-
-
-def parameters(function: object) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values()]
-
-
-@pytest.mark.parametrize("submodule", OUR_SUBMODULES)
-def test_names_and_arguments(submodule: str) -> None:
-    ours, theirs = (importlib.import_module(f"{p}.models.detection.{submodule}") for p in ("fastmask", "torchvision"))
-    for name in OUR_SUBMODULES[submodule]:
-        keypoints = {"keypoint_roi_pool", "keypoint_head", "keypoint_predictor"}  # which we do not have
-        wanted = [p for p in parameters(getattr(theirs, name)) if p not in keypoints]
-        assert parameters(getattr(ours, name)) == wanted
 
 
 def build(library: object, name: str, **options: object) -> nn.Module:
@@ -169,10 +142,10 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     cache = tmp_path / "hub" / "checkpoints"
 
-    def load(name: str) -> dict[str, torch.Tensor]:
+    def load(name: str, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
         url = (tmp_path / name).as_uri()
         members = {"ONE": Weights(url, nn.Identity, {})}
-        return WeightsEnum("Own_Weights", members)["ONE"].get_state_dict(progress=False)
+        return WeightsEnum("Own_Weights", members)["ONE"].get_state_dict(*args, progress=False, **kwargs)
 
     (tmp_path / f"good-{prefix}.pth").write_bytes(content)
     assert torch.equal(load(f"good-{prefix}.pth")["a"], torch.ones(2))
@@ -181,6 +154,11 @@ def test_a_download_is_checked_and_a_broken_file_named(tmp_path: Path, monkeypat
     with pytest.raises(RuntimeError, match=r"bad-00000000.pth is broken \(invalid hash value"):  # torch.hub's kind
         load("bad-00000000.pth")
     assert not (cache / "bad-00000000.pth").exists()
+    own, device = tmp_path / "own", "meta"  # torch.hub's first arguments by position, as torchvision passes them on
+    assert load("bad-00000000.pth", str(own), device, file_name="b", check_hash=False)["a"].is_meta
+    (own / "b").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{own / 'b'} is broken"):
+        load("bad-00000000.pth", str(own), file_name="b")
     (cache / f"good-{prefix}.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"good-{prefix}.pth is broken \(.*remove it and download again"):
         load(f"good-{prefix}.pth")

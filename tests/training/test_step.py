@@ -7,13 +7,14 @@ import torch
 from helpers.slim import slim_model
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import fastmask
 from fastmask.data.augment import Augmentation
 from fastmask.data.loading import training_loader
 from fastmask.demo import synthetic_dataset
 from fastmask.preprocess import normalize_padded
-from fastmask.structures import Batch
+from fastmask.structures import Batch, pad_targets
 from fastmask.training import LossModule, ModelEma, TrainConfig, TrainStep
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
@@ -125,12 +126,22 @@ def test_ema() -> None:
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
 
-def test_nothing_breaks_the_graph(seed: int) -> None:
-    model = make_model()
-    batch = drawn_batch(seed)
+def test_numbers_of_instances_are_compiled_once() -> None:
+    """Nothing breaks the graph, and the first batch's serves others, where boxes, masks or both are as many or not."""
+    model, counter = make_model(), CompileCounter()
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(LossModule(model))(batch.pixels, batch.sizes, batch.targets)
-    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    compiled = torch.compile(LossModule(model), backend=counter, fullgraph=True)
+    step = TrainStep(compiled, model, TrainConfig(1, 2, compile=True), None)  # type: ignore[arg-type]
+    pixels, sizes = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
+    box, mask = torch.tensor([8.0, 8.0, 40.0, 40.0]), torch.ones(64, 64, dtype=torch.uint8)
+    for numbers in ((3, 2), (4, 1), (4, 3), (2, 0)):
+        instances = [
+            {"boxes": box.repeat(n, 1), "labels": torch.ones(n, dtype=torch.int64), "masks": mask.repeat(n, 1, 1)}
+            for n in numbers
+        ]
+        batch = Batch(pixels, sizes, pad_targets(instances, pixels, True), torch.arange(2), ())
+        assert step(batch, 0.0, 1).isfinite().all()
+    assert counter.frame_count == 1
 
 
 def test_the_whole_step_has_no_data_dependent_op(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,11 @@ ROUNDS = 12
 
 def as_lists(seed: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     (batch,) = training_loader(synthetic_dataset(8, seed), 8, Augmentation(min_size=(192,)), seed=seed)
-    images, targets = [], []
-    for i, count in enumerate(batch.targets.count.tolist()):
+    images, targets, counts = [], [], batch.targets.count.tolist()
+    for i, (count, masks) in enumerate(zip(counts, batch.targets.masks.split(counts), strict=True)):
         images.append(batch.pixels[i].float() / 255)
-        fields = {"boxes": batch.targets.boxes, "labels": batch.targets.labels, "masks": batch.targets.masks}
-        targets.append({name: value[i, :count] for name, value in fields.items()})
+        fields = {"boxes": batch.targets.boxes, "labels": batch.targets.labels}
+        targets.append({name: value[i, :count] for name, value in fields.items()} | {"masks": masks})
     return images, targets
 
 

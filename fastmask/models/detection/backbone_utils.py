@@ -49,7 +49,7 @@ class BackboneWithFPN(NotScriptable, nn.Module):
         self.strides: dict[str, int] | None = None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] -> the pyramid by name, finest first."""
+        """Images [B, C, H, W] -> the pyramid by name, finest first."""
         pyramid: dict[str, Tensor] = self.fpn(self.body(x))
         return pyramid
 

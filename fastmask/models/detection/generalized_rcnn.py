@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor
 
 from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
+from fastmask.models.detection._channels import check_pixels
 from fastmask.models.detection._overrides import check_static, is_static
 from fastmask.models.detection._unpad import unpad
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
@@ -28,7 +29,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     """A two-stage detector: transform, backbone, RPN and RoI heads.
 
     Args:
-        backbone: padded images [B, 3, H, W] -> a feature map, or feature maps by name, finest first.
+        backbone: padded images [B, C, H, W] -> a feature map, or feature maps by name, finest first.
         rpn: feature maps -> proposals.
         roi_heads: feature maps and proposals -> detections.
         transform: resizes, normalizes and pads images, and takes detections back to their pixels.
@@ -53,7 +54,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         that users override.
 
         Args:
-            pixels (Tensor[B, 3, H, W]): normalized and padded, as the transform makes them.
+            pixels (Tensor[B, C, H, W]): normalized and padded, as the transform makes them.
             sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
             trim: on the CPU, where reading the counts costs nothing, drop the rows that are padding in every image.
 
@@ -75,7 +76,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def detect_candidates(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> tuple[Features, Candidates]:
         """:meth:`infer` before the boxes' NMS: feature maps, and what NMS chooses from."""
-        check_shape("pixels", pixels, "B", 3, "H", "W")
+        check_pixels(pixels, self)
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features = self.extract_features(pixels)
         proposals = self.rpn.propose(self.rpn.predict(features, (pixels.shape[2], pixels.shape[3])), sizes)
@@ -116,6 +117,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             ValueError: the user has replaced something that this program would not call.
         """
         check_static(self, training=True)
+        check_pixels(pixels, self)
         features = self.extract_features(pixels)
         outputs = self.rpn.predict(features, (pixels.shape[2], pixels.shape[3]))
         proposals = drop_padding(self.rpn.propose(outputs, sizes))
@@ -195,6 +197,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def _call_parts(self, batch: ImageList, targets: list[dict[str, Tensor]] | None) -> tuple[list[Prediction], Losses]:
         """Predictions in pixels of the batch, and losses, by the parts' own methods on lists, as in torchvision."""
+        check_pixels(batch.tensors, self)
         maps = self.extract_features(batch.tensors).maps
         proposals, rpn_losses = self.rpn(batch, maps, targets)
         predictions, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)

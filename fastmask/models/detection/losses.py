@@ -4,7 +4,7 @@ Sums run over all rows, valid ones weighted 1 and padding 0, and are divided by 
 Source: torchvision/models/detection/rpn.py and roi_heads.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from fastmask.models.detection._mask_head import predict_mask_logits
 from fastmask.models.detection._roi_stages import RoIStages, pool
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._utils import BoxCoder, take_rows
-from fastmask.models.detection.sampling import Sample, match
-from fastmask.ops.boxes import box_iou
+from fastmask.models.detection.sampling import Sample, count_parts, match_boxes
 from fastmask.ops.roi_align import roi_align
 from fastmask.structures import Features, Proposals, RPNOutputs, Targets
 
 BETA = 1 / 9  # where smooth L1 turns from a parabola into a line
 IGNORED = -100  # a label that cross entropy leaves out
+MOST_PIXELS = 2**27  # of masks that are floating point at once: 512 MB in float32
 
 Losses = dict[str, Tensor]
 Normalizer = Callable[[Tensor], Tensor]  # number of samples here -> divisor of sums; other ranks may have a say
@@ -33,7 +33,7 @@ def rpn_losses(rpn: RPNStages, outputs: RPNOutputs, targets: Targets, normalizer
     objectness = torch.cat([flatten_anchors(logit, 1) for logit in outputs.logits], dim=1).squeeze(2)  # [B, A]
     delta = torch.cat([flatten_anchors(d, 4) for d in outputs.deltas], dim=1)  # [B, A, 4]
     with torch.no_grad():
-        matched, state = match(rpn.proposal_matcher, box_iou(targets.boxes, anchor), targets.valid)
+        matched, state = match_boxes(rpn.proposal_matcher, targets.boxes, anchor, targets.valid)
         sample = rpn.fg_bg_sampler.sample(state)
     chosen = objectness.gather(1, sample.indices)
     error = F.binary_cross_entropy_with_logits(chosen, sample.positive.to(chosen.dtype), reduction="none")
@@ -82,7 +82,7 @@ def sample_proposals(heads: RoIStages, proposals: Proposals, targets: Targets) -
     """Draw S of the proposals and ground-truth boxes -> boxes [B, S, 4], matched instances and labels [B, S]."""
     candidates = torch.cat((proposals.boxes, targets.boxes.to(proposals.boxes.dtype)), dim=1)
     valid = torch.cat((proposals.valid, targets.valid), dim=1)
-    matched, state = match(heads.proposal_matcher, box_iou(targets.boxes, candidates), targets.valid)
+    matched, state = match_boxes(heads.proposal_matcher, targets.boxes, candidates, targets.valid)
     sample = heads.fg_bg_sampler.sample(torch.where(valid, state, -1))
     matched = matched.gather(1, sample.indices)
     labels = torch.where(sample.positive, targets.labels.gather(1, matched), 0)
@@ -130,10 +130,29 @@ def mask_loss(
     hidden = heads.mask_head(pool(heads.mask_roi_pool, features, boxes, rows))
     logits = predict_mask_logits(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():
-        batch, num = targets.labels.shape
-        first = torch.arange(batch, device=boxes.device)[:, None] * num  # of each image, among all masks
-        rois = torch.cat(((first + matched)[:, :, None].to(boxes.dtype), boxes), dim=2).flatten(0, 1)[rows]
-        masks = targets.masks.flatten(0, 1)[:, None].to(boxes.dtype)
-        wanted = roi_align(masks, rois, logits.shape[-2:])[:, 0].to(logits.dtype)
+        index = targets.first_mask[:, None] + matched
+        rois = torch.cat((index[:, :, None].to(boxes.dtype), boxes), dim=2).flatten(0, 1)[rows]
+        wanted = crop_masks(targets.masks, rois, logits.shape[-2:]).to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
     return (error * counts).sum() / normalizer(counts.sum()).clamp(min=1e-6)  # 0 without any positive
+
+
+def crop_masks(masks: Tensor, rois: Tensor, size: Sequence[int]) -> Tensor:
+    """RoIAlign of RoIs [R, 5] (index of a mask, x1, y1, x2, y2) on masks [N, H, W] uint8 -> [R, *size].
+
+    Masks become floating point before, on the CPU those of the RoIs alone; many of them in parts, where a RoI whose
+    mask is in another part gives zeros.
+    """
+    if is_readable(rois):
+        used, index = rois[:, 0].to(torch.int64).unique(return_inverse=True)
+        masks, rois = masks[used], torch.cat((index[:, None].to(rois.dtype), rois[:, 1:]), dim=1)
+    num = masks.shape[0]
+    parts = count_parts(num, masks.numel(), MOST_PIXELS)
+    if parts == 1:
+        return roi_align(masks[:, None].to(rois.dtype), rois, size)[:, 0]
+    cropped = []
+    for i in range(parts):
+        first, end = i * num // parts, (i + 1) * num // parts
+        shifted = torch.cat((rois[:, :1] - first, rois[:, 1:]), dim=1)
+        cropped.append(roi_align(masks[first:end, None].to(rois.dtype), shifted, size)[:, 0])
+    return torch.stack(cropped).sum(0)

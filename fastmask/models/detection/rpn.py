@@ -15,6 +15,7 @@ from fastmask.kernels.fallback.decode import clip
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._unpad import split_valid
 from fastmask.models.detection._utils import take_kept, take_rows
+from fastmask.models.detection.anchor_utils import AnchorGenerator as AnchorGenerator  # for users' imports
 from fastmask.models.detection.image_list import ImageList
 from fastmask.models.detection.losses import BETA
 from fastmask.ops.boxes import nms_padded

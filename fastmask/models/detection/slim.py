@@ -44,8 +44,8 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
     )
     DEFAULT = SHAPES_V1
 
-    def get_state_dict(self, progress: bool = True, check_hash: bool = True, **options: Any) -> dict[str, Any]:
-        """Read them from the package; nothing is downloaded. The file holds float16, which becomes float32."""
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read them from the package, whatever the arguments; the file holds float16, which becomes float32."""
         state = Checkpoint(WEIGHTS_FILE).get_state_dict()
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 

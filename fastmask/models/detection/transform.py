@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable
+from fastmask.models.detection._channels import count_values
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
 from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
@@ -71,13 +72,16 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         return batch, None if targets is None else [target for target in resized_targets if target is not None]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """(image - mean) / std, channel by channel."""
+        """(image - mean) / std, channel by channel; one value, or one channel, is for all of the others."""
         if not image.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1], got {image.dtype}")
         mean, std = (
             torch.as_tensor(values, dtype=image.dtype, device=image.device)
             for values in (self.image_mean, self.image_std)
         )
+        channels = count_values(mean, std)
+        if image.shape[-3] != channels and 1 not in (image.shape[-3], channels):
+            raise ArgumentError(f"image must have {channels} channels, as image_mean has, got {image.shape[-3]}")
         return normalize(image, mean, std)
 
     def torch_choice(self, k: Sequence[int]) -> int:
@@ -99,13 +103,18 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             size = compute_resized_size(before, shorter, self.max_size)
         if target is not None:
             if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[:, 0].byte()
+                target["masks"] = resize_masks(target["masks"], size)
             target["boxes"] = resize_boxes(target["boxes"], before, size)
         return resize(image, size), target
 
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        """The largest number of each position in lists of one length."""
+        return [max(numbers) for numbers in zip(*the_list, strict=True)]
+
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images [C, h, w] of any sizes -> [B, C, H, W], zeros at the right and the bottom."""
-        return pad(images, compute_padded_size([image.shape[1:] for image in images], size_divisible))
+        _, height, width = self.max_by_axis([list(image.shape) for image in images])
+        return pad(images, compute_padded_size([(height, width)], size_divisible))
 
     def postprocess(
         self,
@@ -127,6 +136,12 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             f"{type(self).__name__}(\n    Normalize(mean={self.image_mean}, std={self.image_std})"
             f"\n    Resize(min_size={self.min_size}, max_size={self.max_size}, mode='bilinear')\n)"
         )
+
+
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks [N, h, w] -> uint8 [N, *size], each pixel the nearest one's; as bytes where PyTorch can, as float else."""
+    values = masks.byte() if masks.device.type in ("cpu", "cuda", "meta") else masks.float()
+    return F.interpolate(values[:, None], size=tuple(size))[:, 0].byte()
 
 
 def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and never over something that another made."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; what is there at the end becomes the file, in one step.
+
+    Where writing fails, what was at ``path`` before stays as it was, and nothing else is left.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".part.{path.name}")  # with its ending, by which some writers choose a format
+    try:
+        yield draft
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file of UTF-8, see :func:`replace_file`."""
+    with replace_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def check_free(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise an error if a file that is to be written is there, unless ``force``, or is an input, in any case.
+
+    Raises:
+        FileExistsError: it is there.
+        ValueError: it is an input.
+    """
+    targets = list(targets)
+    read = {os.path.realpath(path) for path in inputs}
+    over = [path for path in targets if os.path.realpath(path) in read]
+    if over:
+        raise ValueError(f"{over[0]} must be another file than what is read")
+    there = [path for path in targets if os.path.lexists(path)]
+    if there and not force:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} must not be there already; --force (force=True) replaces it")
