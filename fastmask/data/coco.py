@@ -86,7 +86,8 @@ def _read_categories(
     """Names by id, each name once."""
     names: dict[int | str, str] = {}
     taken: set[str] = set()
-    for i, category in enumerate(_read_list(content, "categories", path, problems)):
+    entries = _read_list(content, "categories", path, problems) if content.get("categories") is not None else []
+    for i, category in enumerate(entries):
         where = f"{path.name}: categories[{i}]"
         identity = parse_identity(category.get("id")) if isinstance(category, Mapping) else None
         if identity is None:
@@ -131,7 +132,11 @@ def _read_images(
 ) -> list[Record]:
     """The records; their instances are taken out of ``instances``."""
     split = path.stem.partition("_")[2]  # annotations/instances_val2017.json: images are in val2017
-    beside = (path.parent.parent / split, path.parent.parent / "images" / split) if split else ()
+    beside: list[Path] = []
+    if split:
+        beside = (
+            [path.parent.parent / split, path.parent.parent / "images" / split] if images is None else [images / split]
+        )
     named = [parse_name(image.get("file_name")) if isinstance(image, Mapping) else None for image in entries]
     found = find_images([name for name in named if name is not None], path.parent, images, beside)
     problems += found.describe_outside(path.name)

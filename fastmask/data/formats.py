@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
-from fastmask.data.layouts import find_annotations, find_json, find_splits
+from fastmask.data.layouts import choose_images, find_annotations, find_json, find_splits
 from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
 from fastmask.data.records import Dataset, Problem, name_records
 from fastmask.data.via import is_via, read_via, write_via
@@ -57,17 +57,32 @@ def read_dataset(
     if name not in splits:
         listed = ", ".join(f"{name} ({file})" for name, file in splits.items())
         raise ValueError(f"{path} must be one data set, got the splits {listed}: name one")
-    dataset = _read(splits[name], format, images, attribute)
+    dataset = _read(splits[name], format, choose_images(images, name), attribute)
     return dataset._replace(notes=(f"{path}: the split {name} is read, {splits[name]}", *dataset.notes))
 
 
 def read_all(
     path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
 ) -> dict[str, Dataset]:
-    """Read each split of a folder; or, named "", what has no splits. See :func:`read_dataset`."""
+    """Read each split of a folder; or, named "", what has no splits. See :func:`read_dataset`.
+
+    Raises:
+        ValueError: besides, ``images`` has one image for two splits.
+    """
     path, images = Path(path), None if images is None else Path(images)
     splits = find_splits(path) or {"": path}
-    return {name: _read(each, format, images, attribute) for name, each in splits.items()}
+    datasets = {name: _read(each, format, choose_images(images, name), attribute) for name, each in splits.items()}
+    if len(datasets) > 1 and images is not None:
+        check_apart(*datasets.values())
+    return datasets
+
+
+def check_apart(train: Dataset, val: Dataset) -> None:
+    """Raise a ValueError if images to train on and to evaluate on share a file that exists."""
+    files = {record.file for record in train.records}
+    shared = next((record.file for record in val.records if record.file in files and record.file.exists()), None)
+    if shared is not None:
+        raise ValueError(f"train and val must have images of their own (--images), got {shared} in both")
 
 
 def _read(path: Path, format: str, images: Path | None, attribute: str | None) -> Dataset:

@@ -42,6 +42,12 @@ def find_splits(path: Path) -> dict[str, Path]:
     return found
 
 
+def choose_images(images: Path | None, split: str) -> Path | None:
+    """The folder of a split's images in a folder of images: one of the split's name, else the folder itself."""
+    names = NAMES.get(split, ()) if images is not None else ()
+    return next((images / name for name in names if images is not None and (images / name).is_dir()), images)
+
+
 def _choose_file(files: list[Path], name: str) -> Path | None:
     """The only file of a split, if there is one."""
     chosen = [file for file in files if file.stem.lower().startswith(f"instances_{name}")]

@@ -42,9 +42,9 @@ def find_images(names: Iterable[str], folder: Path, images: Path | None, more: S
         names: the names.
         folder: folder of the annotation file.
         images: folder of the images; None: as above.
-        more: further folders of a format's own layout.
+        more: further folders of a format's own layout, also with ``images``.
     """
-    folders = [folder, folder / "images", *more] if images is None else [images]
+    folders = [folder, folder / "images", *more] if images is None else [images, *more]
     if images is None and folder.name.lower() in BESIDE:
         folders += [folder.parent, folder.parent / "images"]
     existing = [each for each in dict.fromkeys(folders) if each.is_dir()]
@@ -61,7 +61,7 @@ def find_images(names: Iterable[str], folder: Path, images: Path | None, more: S
         parts = [part for part in posixpath.normpath(text).split("/") if part]
         absolute = text.startswith("/") or DRIVE.match(text) is not None
         climbs = parts[0] == ".."
-        candidates = [each / name for each in existing] if "\\" in name else []
+        candidates = [each / name for each in existing] if "\\" in name and not absolute and not climbs else []
         if not absolute and not (climbs and images is not None):
             candidates += [each.joinpath(*parts) for each in existing]
         elif images is None and os.path.isabs(name):
@@ -78,6 +78,9 @@ def find_images(names: Iterable[str], folder: Path, images: Path | None, more: S
             file = next((path for path in paths if os.path.isfile(path)), None)
             if file is not None:
                 shortened.setdefault(file, []).append(name)
+        if file is None and climbs and not _is_inside(folder.joinpath(*parts), folder):
+            faults[name] = f"its name must be of an image in the data set, got {shorten(name)}"
+            continue
         files[name] = file or folders[0].joinpath(*(ends[-1:] if absolute or climbs else ends))
     return ImageFiles(files, faults | _find_shared(files, shortened), outside)
 

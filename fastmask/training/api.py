@@ -12,6 +12,7 @@ import torch
 from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
+from fastmask.data.formats import check_apart
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
@@ -112,7 +113,10 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
         return splits
-    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), split="val", **source))
+    val = val if isinstance(val, Dataset) else read_dataset(Path(val), split="val", **source)
+    if source["images"] is not None:
+        check_apart(splits.train, val)
+    return Splits(splits.train, val)
 
 
 def _build_model(

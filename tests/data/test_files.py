@@ -103,7 +103,10 @@ def test_names_that_lead_out(format: str, tmp_path: Path, capsys: pytest.Capture
         assert data.read_dataset(write(folder / "c.json", make_content(format, name))).problems == []
     images = tmp_path / "images"
     images.mkdir()
-    dataset = data.read_dataset(write(folder / "c.json", make_content(format, "../../../c.png")), images=images)
+    path = write(folder / "c.json", make_content(format, "../../../c.png"))
+    assert "its name must be of an image in the data set" in data.read_dataset(path, images=images).problems[0].text
+    draw_image_file(images / "c.png", 12, 12)
+    dataset = data.read_dataset(path, images=images)
     assert (dataset.records[0].file, dataset.problems) == (images / "c.png", [])
 
 
@@ -210,6 +213,24 @@ def test_splits(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert f"{folder}: the split val is read" in capsys.readouterr().out
     assert main(["data", "convert", str(folder), str(tmp_path / "out.json"), "--to", "coco"]) == 2
     assert "must be one data set, got the splits train (" in capsys.readouterr().err
+
+
+def test_splits_of_images_of_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With ``images``, each split gets its own; never those of the other."""
+    for split in ("train", "val"):
+        write(tmp_path / split / "a.json", make_content("coco", "images/a.png"))
+        (tmp_path / "all" / split).mkdir(parents=True)
+        draw_image_file(tmp_path / "all" / split / "a.png", 12, 12)
+    splits = data.read_all(tmp_path, images=tmp_path / "all")
+    for split, dataset in splits.items():
+        assert [record.file for record in dataset.records] == [tmp_path / "all" / split / "a.png"]
+    wrong = tmp_path / "all" / "train"
+    rule = f"train and val must have images of their own (--images), got {wrong / 'a.png'} in both"
+    assert main(["data", "check", str(tmp_path), "--images", str(wrong)]) == 2
+    assert rule in capsys.readouterr().err
+    command = ["train", "--data-path", str(tmp_path / "train"), "--val", str(tmp_path / "val"), "--images", str(wrong)]
+    assert main([*command, "--epochs", "1", "--out", str(tmp_path / "out")]) == 2
+    assert rule in capsys.readouterr().err
 
 
 def test_annotations_beside_images(tmp_path: Path) -> None:

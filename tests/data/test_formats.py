@@ -140,7 +140,8 @@ def test_where_coco_has_its_images(tmp_path: Path) -> None:
     assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
     draw_image_file(tmp_path / "val2017" / "a.png")
     assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
-    assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
+    assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "val2017" / "a.png"
+    assert data.read_dataset(path, images=path.parent).records[0].file == path.parent / "a.png"
 
 
 def via(*regions: Any, listed: bool = True) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def use(dataset: data.Dataset, folder: Path, number: int) -> None:
     if number % 8 == 0:
         validate_dataset(dataset)
         format = data.FORMATS[number // 8 % 4]
-        data.write_dataset(dataset, folder / f"out-{format}{'.json' if format in ('coco', 'via') else ''}", format, force=True)
+        data.write_dataset(
+            dataset, folder / f"out-{format}{'.json' if format in ('coco', 'via') else ''}", format, force=True
+        )
 
 
 def main(format: str, number: int, seed: int, folder: Path) -> None:
