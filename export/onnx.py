@@ -1,10 +1,10 @@
-"""A model as an ONNX file of standard operators, without Loop, If or NonZero."""
+"""A model as an ONNX file of standard operators, without Loop, If or NonZero; translations of single ops."""
 
 import collections
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 from fastmask.export.module import INPUTS, ExportableModel, Shape
 from fastmask.export.tensorrt.module import TensorRTExportableModel
+from fastmask.kernels.launch import OPS
 
 OPSETS = (18, 20)  # those that are tested; 18 is the first with every operator needed
 FORBIDDEN = ("Loop", "If", "NonZero", "Scan", "SequenceMap")  # control flow and data-dependent shapes
@@ -95,6 +96,22 @@ def write_onnx(
         raise ValueError(f"TensorRT refuses the graph: {'; '.join(problems[:3])}{more}")
     onnx.save(model, path)
     return OnnxSummary(sum(operators.values()), path.stat().st_size, opset, operators)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Translations of fastmask's ops to ONNX's standard operators, for an export of your own module.
+
+    Returns:
+        ``custom_translation_table`` of ``torch.onnx.export``, opset 18 or later: functions by op. An op that cannot be
+        exported has one that raises a ValueError with its name.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    from fastmask.export.onnx_public_ops import TRANSLATIONS, refuse
+
+    ops = torch.ops.fastmask
+    return {getattr(ops, name).default: refuse(name) for name in OPS if hasattr(ops, name)} | TRANSLATIONS
 
 
 def count_operators(model: Any) -> dict[str, int]:

@@ -72,24 +72,42 @@ def nms_above(
         groups, num_groups = constant(np.repeat(np.arange(len(presorted)), presorted)[None]), len(presorted)
     if groups is not None and num_groups < 1:
         raise ValueError(f"num_groups must be given to nms_padded for groups to be exported, got {num_groups}")
-    nobody, there = constant(below), scores.shape[1]
-    scores = op.Cast(scores, to=TensorProto.FLOAT)  # [B, N]
+    every = None if groups is None else constant(np.arange(num_groups)[:, None])
+    there, scores = scores.shape[1], op.Cast(scores, to=TensorProto.FLOAT)
+    return nms_of_groups(threshold, below, boxes, scores, there, groups, every, valid, iou_threshold, max_output)
+
+
+def nms_of_groups(
+    threshold: float,
+    below: float,
+    boxes: Value,
+    scores: Value,
+    there: object,
+    groups: Value | None,
+    every: Value | None,
+    valid: Value | None,
+    iou_threshold: float,
+    max_output: Value | int,
+) -> tuple[Value, Value]:
+    """:func:`nms_above` of ``there`` float32 scores an image, in the groups that are in ``every``, [G, 1]."""
+    nobody = constant(below)
     rivals = op.Unsqueeze(scores if valid is None else op.Where(valid, scores, nobody), constant([1]))  # [B, 1, N]
     if groups is not None:
-        every = constant(np.arange(num_groups)[:, None])
         rivals = op.Where(op.Equal(op.Unsqueeze(groups, constant([1])), every), rivals, nobody)  # [B, G, N]
     kept = op.NonMaxSuppression(
         op.Cast(boxes, to=TensorProto.FLOAT),
         rivals,
-        constant([max_output]),
+        length(max_output),
         constant(np.array([largest_not_above(iou_threshold, np.dtype(np.float32))])),
         constant([threshold]),
     )  # [K, 3]: image, group, box
     place = op.Gather(kept, constant([0, 2]), axis=1)
     ranked = op.ScatterND(op.Expand(nobody, op.Shape(scores)), place, op.GatherND(scores, place))
-    if not isinstance(there, int) or there < max_output:  # TopK takes no more than there are
+    if not isinstance(max_output, int):
+        ranked = op.Pad(ranked, op.Concat(constant([0, 0, 0]), length(max_output), axis=0), nobody)
+    elif not isinstance(there, int) or there < max_output:  # TopK takes no more than there are
         ranked = op.Pad(ranked, constant([0, 0, 0, max_output]), nobody)
-    best, indices = op.TopK(ranked, constant([max_output]))
+    best, indices = op.TopK(ranked, length(max_output))
     is_kept = op.Greater(best, constant(threshold))
     count = op.ReduceSum(op.Cast(is_kept, to=TensorProto.INT64), constant([1]), keepdims=0)
     return op.Where(is_kept, indices, constant(-1)), count
@@ -158,31 +176,55 @@ def paste_masks(
     """torchvision's mode: along each axis a matrix of bilinear weights, [N, pixels, cells], and their product."""
     if continuous or output == "packed":
         raise ValueError(f"paste_masks must be in torchvision's mode and not packed to be exported, got {output}")
-    side, kind = masks.shape[-1] + 2 * padding, masks.dtype
-    masks = op.Sigmoid(masks) if logits else masks
+    side, kind = masks.shape[-1], masks.dtype
+    pasted = paste_grown(op.Sigmoid(masks) if logits else masks, side, boxes, height, width, padding)
+    return op.Greater(pasted, constant(threshold)) if output == "bool" else op.Cast(pasted, to=kind)
+
+
+def paste_grown(masks: Value, side: int, boxes: Value, height: Value | int, width: Value | int, padding: int) -> Value:
+    """Masks [N, side, side] padded with zeros, in boxes that grow in proportion -> float32 [N, H, W]."""
     masks = op.Pad(masks, constant([0, padding, padding, 0, padding, padding]), op.CastLike(constant(0.0), masks))
-    low, high = columns(boxes, 0, 2), columns(boxes, 2, 4)
-    half = op.Mul(op.Mul(op.Sub(high, low), like(0.5, boxes)), like(side / (side - 2 * padding), boxes))
-    centre = op.Mul(op.Add(high, low), like(0.5, boxes))
     first, last = (
         op.Cast(op.Cast(corner, to=TensorProto.INT64), to=TensorProto.FLOAT)
-        for corner in (op.Sub(centre, half), op.Add(centre, half))
+        for corner in expand_boxes(boxes, (side + 2 * padding) / side)
     )  # [N, 2], cut to whole pixels
-    length = op.Max(op.Add(op.Sub(last, first), constant(1.0)), constant(1.0))
+    side += 2 * padding
+    spans = op.Max(op.Add(op.Sub(last, first), constant(1.0)), constant(1.0))
     weights = []
     for axis, pixels in ((1, height), (0, width)):
-        start, end, span = (columns(values, axis, axis + 1) for values in (first, last, length))  # [N, 1]
-        pixel = op.Cast(op.Range(constant(0), op.Squeeze(number(pixels)), constant(1)), to=TensorProto.FLOAT)
+        start, end, span = (columns(values, axis, axis + 1) for values in (first, last, spans))  # [N, 1]
+        pixel = count_pixels(pixels)
         place = op.Div(op.Mul(op.Add(op.Sub(pixel, start), constant(0.5)), constant(float(side))), span)
         place = op.Clip(op.Sub(place, constant(0.5)), constant(0.0), constant(float(side - 1)))  # [N, pixels]
         inside = op.And(op.LessOrEqual(start, pixel), op.LessOrEqual(pixel, end))
-        away = op.Abs(op.Sub(op.Unsqueeze(place, constant([2])), constant(np.arange(side, dtype=np.float32))))
-        near = op.Relu(op.Sub(constant(1.0), away))  # [N, pixels, cells]
+        near = weigh_cells(place, side)
         weights.append(op.Where(op.Unsqueeze(inside, constant([2])), near, constant(0.0)))
-    rows, across = weights
+    return spread_cells(masks, *weights)
+
+
+def expand_boxes(boxes: Value, scale: float) -> tuple[Value, Value]:
+    """Low and high corners [N, 2] of boxes grown about their centers."""
+    low, high = columns(boxes, 0, 2), columns(boxes, 2, 4)
+    half = op.Mul(op.Mul(op.Sub(high, low), like(0.5, boxes)), like(scale, boxes))
+    center = op.Mul(op.Add(high, low), like(0.5, boxes))
+    return op.Sub(center, half), op.Add(center, half)
+
+
+def count_pixels(pixels: Value | int) -> Value:
+    """0.0, 1.0, ... along an axis of so many pixels."""
+    return op.Cast(op.Range(constant(0), op.Squeeze(number(pixels)), constant(1)), to=TensorProto.FLOAT)
+
+
+def weigh_cells(place: Value, side: int) -> Value:
+    """Bilinear weight of each of ``side`` cells at places [N, pixels] -> [N, pixels, cells]."""
+    away = op.Abs(op.Sub(op.Unsqueeze(place, constant([2])), constant(np.arange(side, dtype=np.float32))))
+    return op.Relu(op.Sub(constant(1.0), away))
+
+
+def spread_cells(masks: Value, rows: Value, across: Value) -> Value:
+    """Masks [N, M, M] over pixels, by the weights [N, pixels, M] of both axes -> float32 [N, H, W]."""
     cells = op.Cast(masks, to=TensorProto.FLOAT)
-    pasted = op.MatMul(op.MatMul(rows, cells), op.Transpose(across, perm=[0, 2, 1]))
-    return op.Greater(pasted, constant(threshold)) if output == "bool" else op.Cast(pasted, to=kind)
+    return op.MatMul(op.MatMul(rows, cells), op.Transpose(across, perm=[0, 2, 1]))
 
 
 def constant(value: Any) -> Value:
@@ -200,6 +242,11 @@ def like(value: float, tensor: Value) -> Value:
 def number(value: Value | int) -> Value:
     """A static size, or a tensor for a dynamic one."""
     return constant(value) if isinstance(value, int) else value
+
+
+def length(value: Value | int) -> Value:
+    """A size, static or dynamic, as [1]."""
+    return constant([value]) if isinstance(value, int) else op.Reshape(value, constant([1]))
 
 
 def columns(values: Value, start: int, end: int) -> Value:

@@ -76,6 +76,7 @@ class Targets(NamedTuple):
     labels: Tensor  # [B, G] int64, 1 and up
     masks: Tensor | None  # [N, H, W] uint8 over the padded image, image after image; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64; N is their sum, but at least B
+    has_mask: Tensor | None = None  # [B, G] bool, False where a box alone is annotated; None: all have masks
 
     @property
     def valid(self) -> Tensor:
@@ -119,7 +120,10 @@ class CocoResult(TypedDict):
 
 
 def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -> Targets:
-    """Pad boxes and labels, in pixels of the batch [B, C, H, W], to the most instances of an image (at least one)."""
+    """Pad boxes and labels, in pixels of the batch [B, C, H, W], to the most instances of an image (at least one).
+
+    A target may have a has_mask [n] of its own: see :class:`Targets`.
+    """
     batch, _, height, width = pixels.shape
     numbers = [len(target["labels"]) for target in targets]
     most, total = max(1, *numbers), max(batch, sum(numbers))
@@ -127,14 +131,18 @@ def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -
     boxes = torch.zeros(batch, most, 4, dtype=dtype, device=pixels.device)
     labels = torch.zeros(batch, most, dtype=torch.int64, device=pixels.device)
     joined = torch.zeros(total, height, width, dtype=torch.uint8, device=pixels.device) if masks else None
+    alone = masks and any("has_mask" in target for target in targets)
+    has_mask = torch.ones(batch, most, dtype=torch.bool, device=pixels.device) if alone else None
     first = 0
     for i, (target, num) in enumerate(zip(targets, numbers, strict=True)):
         boxes[i, :num] = target["boxes"]
         labels[i, :num] = target["labels"]
         if joined is not None:
             place_masks(joined[first : first + num], target["masks"])
+        if has_mask is not None and "has_mask" in target:
+            has_mask[i, :num] = target["has_mask"]
         first += num
-    return Targets(boxes, labels, joined, torch.tensor(numbers, device=pixels.device))
+    return Targets(boxes, labels, joined, torch.tensor(numbers, device=pixels.device), has_mask)
 
 
 def place_masks(padded: Tensor, masks: Tensor) -> None:

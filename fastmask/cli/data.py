@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Result = tuple[str, Dataset, list[Problem]]  # where it is, the data set, and what is wrong with it
 
 FORMATS = ("coco", "via", "labelme", "masks")
+CROWDS_HELP = "take each crowd (COCO's iscrowd) for one object [crowds are neither trained nor counted]"
 SOURCE_HELP = "a JSON file, a folder of JSON files or mask images, or one with train and val or annotations in it"
 
 
@@ -42,9 +43,19 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--format", default="auto", choices=("auto", *FORMATS), help="format of the annotations [%(default)s]")
     add("--images", type=Path, metavar="DIR", help="folder of the images [as the annotations say]")
+    add("--crowds-as-objects", action="store_true", help=CROWDS_HELP)
     add(
         "--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the only one, or one named class]"
     )
+
+
+def read_source(args: argparse.Namespace, path: Path, split: str | None = None) -> "Dataset":
+    """The annotated images that a command line names, of several splits the given one."""
+    from fastmask.data import read_dataset
+    from fastmask.data.records import crowds_to_objects
+
+    dataset = read_dataset(path, args.format, args.images, args.class_attribute, split)
+    return crowds_to_objects(dataset) if args.crowds_as_objects else dataset
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]") -> int:
-    """1 if there are problems, else 0."""
+    """Print problems, notes and numbers -> 1 if there are problems, else 0."""
+    from fastmask.data.records import count_left_out
+
     for problem in problems:
         print(f"fastmask data: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     for note in dataset.notes:
@@ -67,15 +80,17 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]") -> 
     empty = sum(not record.instances for record in dataset.records)
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
+    if left_out := count_left_out(dataset):
+        print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")
     return 1 if problems else 0
 
 
 def convert(args: argparse.Namespace) -> "list[Result]":
-    from fastmask.data import add_sizes, read_dataset, write_dataset
+    from fastmask.data import add_sizes, write_dataset
 
-    dataset = add_sizes(read_dataset(args.source, args.format, args.images, args.class_attribute))
+    dataset = add_sizes(read_source(args, args.source))
     lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
     return [(str(args.source), dataset, [*dataset.problems, *lost])]
 
@@ -83,10 +98,13 @@ def convert(args: argparse.Namespace) -> "list[Result]":
 def check(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import Dataset, read_all
     from fastmask.data.contact_sheet import draw_contact_sheet
+    from fastmask.data.records import crowds_to_objects
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
 
     splits = read_all(args.source, args.format, args.images, args.class_attribute)
+    if args.crowds_as_objects:
+        splits = {split: crowds_to_objects(dataset) for split, dataset in splits.items()}
     records = [record for dataset in splits.values() for record in dataset.records]
     if args.contact_sheet is not None:
         check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in records)])

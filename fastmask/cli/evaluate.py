@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
-from fastmask.cli.data import SOURCE_HELP, add_source_arguments
+from fastmask.cli.data import SOURCE_HELP, add_source_arguments, read_source
 
 if TYPE_CHECKING:
     from fastmask.data import Dataset
@@ -42,14 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
     Under torchrun every rank evaluates its share of the images.
     """
-    from fastmask.data import read_dataset
     from fastmask.distributed import join_ranks
     from fastmask.evaluation.files import check_outputs, write_evaluation
 
-    annotations = (args.annotations, args.format, args.images, args.class_attribute)
     with join_ranks() as ranks:
         try:
-            dataset = ranks.run_on_all(lambda: read_dataset(*annotations, split="val"))
+            dataset = ranks.run_on_all(lambda: read_source(args, args.annotations, "val"))
             inputs = [path for path in (args.annotations, args.results) if path is not None]
             ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))

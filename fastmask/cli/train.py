@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flip", type=float, default=0.5, help="probability of mirroring [%(default)s]")
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
+    add("--keep-empty", action="store_true", help="also train on images without objects")
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
 
 

@@ -26,6 +26,7 @@ class Sample(NamedTuple):
     masks: NDArray[np.bool_] | None  # [n, h, w]
     record: int  # index of the image in the data set
     problem: str | None = None  # why another image than this one was due here
+    has_mask: NDArray[np.bool_] | None = None  # [n] False where a box alone is annotated; None: all have masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +87,19 @@ def make_sample(
 ) -> Sample:
     """The transformed image and instances; a cropped instance gets the box around its mask inside the crop.
 
+    Instances with a box alone have an empty mask.
+
     Raises:
         ValueError: the size of an instance's mask differs from the image's.
     """
     height, width = crop.size
-    kept_boxes, kept_labels, kept_masks = [], [], []
+    kept_boxes, kept_labels, kept_masks, has_mask = [], [], [], []
     for instance in record.instances:
         if instance.crowd:
             continue
         whole = crop.apply_box(instance)
         box = whole.clip(0, [width, height, width, height])
-        mask = crop.apply_mask(instance) if masks else None
+        mask = crop.apply_mask(instance) if masks and instance.has_mask() else None
         if mask is not None and np.abs(whole - box).max() > MIN_SIDE / 2:
             box = mask_to_box(mask)
         if mask is not None and not mask.any():  # thinner than a pixel
@@ -105,11 +108,13 @@ def make_sample(
             continue
         kept_boxes.append(box)
         kept_labels.append(labels[instance.category])
-        kept_masks.append(mask)
+        kept_masks.append(np.zeros((height, width), bool) if mask is None and masks else mask)
+        has_mask.append(instance.has_mask())
     boxes = np.array(kept_boxes, np.float32).reshape(-1, 4)
     stacked = np.array(kept_masks, bool).reshape(-1, height, width) if masks else None
     pixels = np.asarray(crop.apply_image(image)).reshape(height, width, -1)  # grayscale has no axis of channels
-    return Sample(pixels, boxes, np.array(kept_labels, np.int64), stacked, index)
+    known = None if all(has_mask) else np.array(has_mask)
+    return Sample(pixels, boxes, np.array(kept_labels, np.int64), stacked, index, has_mask=known)
 
 
 def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -123,10 +128,13 @@ def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sample:
     """Copy-paste augmentation: the chosen [n] instances of ``source`` cover ``target``; hidden mask pixels are removed.
 
+    Instances without a mask are never pasted, and their boxes stay as they are where they are covered.
+
     Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method, 2021, section 3.
     """
     assert target.masks is not None
     assert source.masks is not None
+    chosen = chosen if source.has_mask is None else chosen & source.has_mask
     part = np.s_[: min(len(target.pixels), len(source.pixels)), : min(target.pixels.shape[1], source.pixels.shape[1])]
     added = np.zeros((int(chosen.sum()), *target.pixels.shape[:2]), bool)
     added[:, *part] = source.masks[chosen][:, *part]
@@ -142,7 +150,10 @@ def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sam
         boxes[i] = mask_to_box(masks[i])
     kept = (boxes[:, 2:] - boxes[:, :2]).min(1) >= MIN_SIDE
     labels = np.concatenate([target.labels, source.labels[chosen]])
-    return target._replace(pixels=pixels, boxes=boxes[kept], labels=labels[kept], masks=masks[kept])
+    pasted = target._replace(pixels=pixels, boxes=boxes[kept], labels=labels[kept], masks=masks[kept])
+    if target.has_mask is None:
+        return pasted
+    return pasted._replace(has_mask=np.concatenate([target.has_mask, np.ones(int(chosen.sum()), bool)])[kept])
 
 
 def jitter_color(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:

@@ -202,6 +202,8 @@ class Collate:
             targets.append({"boxes": torch.from_numpy(sample.boxes), "labels": torch.from_numpy(sample.labels)})
             if sample.masks is not None:
                 targets[-1]["masks"] = torch.from_numpy(sample.masks)
+            if sample.has_mask is not None:
+                targets[-1]["has_mask"] = torch.from_numpy(sample.has_mask)
         masks = samples[0].masks is not None
         indices = torch.tensor([sample.record for sample in samples])
         problems = tuple(sample.problem for sample in samples if sample.problem is not None)
@@ -225,7 +227,8 @@ def training_loader(
     """A loader of :class:`fastmask.structures.Batch`; call ``loader.batch_sampler.set_epoch`` before each epoch.
 
     Args:
-        dataset: annotated images; crowds are left out.
+        dataset: annotated images; crowds are left out. Objects with a box alone have no mask, see
+            :class:`fastmask.structures.Targets`.
         batch_size: images of a batch on each rank.
         augmentation: None: Mask R-CNN's, see :class:`fastmask.data.augment.Augmentation`.
         size: (height, width) in pixels, multiples of 32, that batches are padded to: transposed for portrait images, a

@@ -33,6 +33,10 @@ class Instance(NamedTuple):
     id: int | None = None
     area: float | None = None  # in pixels, as in COCO's files; None: computed where it is needed
 
+    def has_mask(self) -> bool:
+        """Whether polygons or a mask are annotated, and not the box alone."""
+        return bool(self.polygons) or self.rle is not None
+
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (x1, y1, x2, y2): as annotated, else around the polygons or the mask."""
         if self.box is not None:
@@ -333,6 +337,34 @@ def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:
     if all(1 <= category <= 9999 for category in ids.values()):
         return ids
     return {name: label for label, name in enumerate(categories, 1)}
+
+
+def crowds_to_objects(dataset: Dataset) -> Dataset:
+    """The data set with each crowd as one object: some tools write ``iscrowd`` 1 for any object drawn with a brush."""
+    records = [
+        record._replace(instances=tuple(instance._replace(crowd=False) for instance in record.instances))
+        for record in dataset.records
+    ]
+    return dataset._replace(records=records)
+
+
+def count_left_out(dataset: Dataset, keep_empty: bool = False) -> dict[str, int]:
+    """What training leaves out of a data set, counted by what it is; see :func:`fastmask.data.loading.training_loader`.
+
+    Args:
+        dataset: annotated images, with files.
+        keep_empty: images without objects are not left out.
+    """
+    instances = [instance for record in dataset.records for instance in record.instances]
+    empty = [record for record in dataset.records if all(instance.crowd for instance in record.instances)]
+    counts = {
+        "crowds": sum(instance.crowd for instance in instances),
+        "images without objects": 0 if keep_empty else sum(not record.instances for record in empty),
+        "images of crowds alone": 0 if keep_empty else sum(bool(record.instances) for record in empty),
+        "missing images": sum(record.image is None and not record.file.exists() for record in dataset.records),
+        "masks (of objects with a box alone)": sum(not (each.has_mask() or each.crowd) for each in instances),
+    }
+    return {what: number for what, number in counts.items() if number}
 
 
 def name_records(records: Sequence[Record]) -> list[str]:

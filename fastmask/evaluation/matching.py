@@ -27,6 +27,7 @@ class GroundTruth(NamedTuple):
     masks: list[dict[str, Any]] | None  # [G] RLE
     areas: NDArray[np.float64]  # [G]
     crowds: NDArray[np.uint8]  # [G]
+    has_mask: NDArray[np.bool_]  # [G] False for a box alone, which masks are not compared with
 
 
 class Matches(NamedTuple):
@@ -39,7 +40,7 @@ class Matches(NamedTuple):
 
 
 def read_ground_truth(record: Record, categories: Mapping[str, int], masks: bool) -> GroundTruth:
-    """The ground truth of an image; with ``masks``, boxes without one are filled.
+    """The ground truth of an image; with ``masks``, those of all instances that are more than a box.
 
     If the image's size is unknown there are no masks, and no detection matches by mask.
     """
@@ -51,6 +52,7 @@ def read_ground_truth(record: Record, categories: Mapping[str, int], masks: bool
         [instance.to_rle(*record.size) for instance in instances] if masks and record.size else None,
         np.array([compute_area(instance) for instance in instances], np.float64),
         np.array([instance.crowd for instance in instances], np.uint8),
+        np.array([instance.has_mask() for instance in instances], bool),
     )
 
 
@@ -76,7 +78,8 @@ def match_image(
         areas = np.array([load_area(result) for result in results], np.float64)
     matches = {}
     for category in np.unique(np.concatenate([categories, truth.categories])).tolist():
-        dt, gt = np.flatnonzero(categories == category), np.flatnonzero(truth.categories == category)
+        compared = truth.has_mask if iou_type == "segm" else True
+        dt, gt = np.flatnonzero(categories == category), np.flatnonzero((truth.categories == category) & compared)
         dt = dt[np.argsort(-scores[dt], kind="stable")][:MAX_DETECTIONS]
         ious = np.zeros((len(dt), len(gt)))
         if ious.size and gt_shapes is not None:

@@ -280,4 +280,4 @@ def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
 
 def has_masks(records: Iterable[Record]) -> bool:
     """Whether any instance has a mask."""
-    return any(instance.polygons or instance.rle is not None for record in records for instance in record.instances)
+    return any(instance.has_mask() for record in records for instance in record.instances)

@@ -1,6 +1,7 @@
 """Preparation of a model for inference, done once: norms folded in, channels last, another dtype.
 
-Predictions are the model's, to the rounding of a sum in another order; the model itself stays as it is.
+Predictions are the model's, to the rounding of a sum in another order; the model itself stays as it is. Users'
+modules in it keep their memory format.
 """
 
 import collections
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fastmask.models._fold import can_fold, fold_norm
 from fastmask.models._fuse import fuse_epilogues
+from fastmask.models._layout import lay_out
 from fastmask.models._plain import is_untouched
 from fastmask.models._utils import IntermediateLayerGetter
 from fastmask.models.detection._overrides import check_static
@@ -53,7 +55,8 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
     model.rpn.anchor_generator = CachedAnchors(model.rpn.anchor_generator)
     if fuse != "off":
         fuse_epilogues(model, fuse, dtype)
-    model = model.to(dtype).to(memory_format=torch.channels_last)
+    model = model.to(dtype)
+    lay_out(model.backbone, *model.rpn.children(), *model.roi_heads.children())
     _check_finite(model)
     return model
 

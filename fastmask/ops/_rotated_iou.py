@@ -17,6 +17,8 @@ def rotated_box_iou(quads1: Tensor, quads2: Tensor) -> Tensor:
     a, b = (upcast(quads).view(-1, 4, 2) for quads in (quads1, quads2))
     if not a.is_floating_point():
         a, b = a.float(), b.float()
+    if torch.compiler.is_exporting():  # a static program: all pairs at once
+        return _iou_of_all(a, b)
     iou = a.new_zeros(len(a), len(b))
     low_a, high_a, low_b, high_b = a.amin(1), a.amax(1), b.amin(1), b.amax(1)
     step = max(PAIRS_AT_ONCE // max(len(b), 1), 1)
@@ -26,6 +28,14 @@ def rotated_box_iou(quads1: Tensor, quads2: Tensor) -> Tensor:
         i, j = meet.nonzero(as_tuple=True)
         iou[start + i, j] = _pairwise(a[start + i], b[j])
     return iou
+
+
+def _iou_of_all(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of quadrilaterals [N, 4, 2] and [M, 4, 2] -> [N, M]."""
+    meet = ((a.amin(1)[:, None] <= b.amax(1)) & (b.amin(1) <= a.amax(1)[:, None])).all(2)
+    shape = (*meet.shape, 4, 2)
+    pairs = (quads.expand(shape).reshape(-1, 4, 2) for quads in (a[:, None], b[None]))
+    return torch.where(meet, _pairwise(*pairs).view(meet.shape), 0)
 
 
 def _pairwise(a: Tensor, b: Tensor) -> Tensor:
@@ -66,6 +76,7 @@ def _cut(polygon: Tensor, start: Tensor, end: Tensor) -> Tensor:
     # corner v, then the crossing of the edge that leaves it, where they are inside
     points = torch.stack([polygon, crossing], 2).flatten(1, 2)  # [K, 2V, 2]
     counts = torch.stack([side >= 0, crosses], 2).flatten(1, 2)
-    order = (~counts).to(torch.uint8).argsort(dim=1, stable=True)[:, : polygon.shape[1] + 1]
+    place = torch.arange(counts.shape[1], device=counts.device)
+    order = (counts * counts.shape[1] - place).topk(polygon.shape[1] + 1).indices  # those that count, then the others
     points = points.gather(1, order[..., None].expand(-1, -1, 2))
     return torch.where(counts.gather(1, order)[..., None], points, points[:, :1])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,9 +66,18 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     check_shape("scores", scores, boxes.shape[0])
     check_shape("idxs", idxs, boxes.shape[0])
     check_device("idxs", idxs, boxes)
-    # floating categories are compared by their bits; + 0.0 makes -0.0 equal to 0.0
-    groups = (idxs.double() + 0.0).view(torch.int64) if idxs.is_floating_point() else idxs.to(torch.int64)
-    return _nms(boxes, scores, groups, iou_threshold)
+    return _nms(boxes, scores, _to_integers(idxs), iou_threshold)
+
+
+def _to_integers(categories: Tensor) -> Tensor:
+    """Integers that are equal where categories are: floating ones are read as bits, for which ONNX has no operator."""
+    if not categories.is_floating_point():
+        return categories.to(torch.int64)
+    if torch.compiler.is_exporting():
+        values, order = categories.sort()
+        changes = (values != torch.cat([values[:1], values[:-1]])).cumsum(0)
+        return torch.empty_like(changes).scatter(0, order, changes)
+    return (categories.double() + 0.0).view(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
 
 
 def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
@@ -75,9 +85,9 @@ def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: fl
     indices, count = nms_padded(*batch, iou_threshold=iou_threshold)
     if boxes.shape[0] == 0:
         return indices[0]
-    num = count[0].item()
+    num: Any = count[0].item()
     torch._check(num <= boxes.shape[0])  # torch.export cannot know it
-    return indices[0, :num]
+    return indices[0].narrow(0, 0, num)  # of [:num] PyTorch 2.14's AOTInductor makes C++ that does not compile
 
 
 @not_scriptable

@@ -122,9 +122,14 @@ def encode_masks(
 
     Raises:
         ValueError: a shape, dtype, device, size or choice does not fit.
+        NotImplementedError: in an exported program, which returns tensors.
 
     Source: cocoapi/common/maskApi.c.
     """
+    if torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "encode_masks cannot be exported, as it returns bytes: export paste_masks(..., output='packed')"
+        )
     masks = _check_masks(masks, boxes, mode, padding)
     sizes = _check_sizes(img_shape, masks)
     number = masks.shape[0]

@@ -1,9 +1,11 @@
 """Training in one call: from annotated images to weights, on any number of ranks."""
 
+import collections
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +15,11 @@ from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
+from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
+from fastmask.models._layout import lay_out
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -81,10 +85,12 @@ def train(
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         splits = job.run_on_all(lambda: _read_data(data, val, source, folder, resume))
+        if config.crowds_as_objects:
+            splits = Splits(crowds_to_objects(splits.train), splits.val and crowds_to_objects(splits.val))
         for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
             print(note)
-        for problem in splits.train.problems if job.rank == 0 else ():
-            print(f"fastmask train: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+        for line in _describe_data(splits, config.keep_empty) if job.rank == 0 else ():
+            print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
 
         def prepare_model() -> GeneralizedRCNN:
@@ -119,6 +125,29 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     return Splits(splits.train, val)
 
 
+def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
+    """What is broken, and what is left out."""
+    for name, part in zip(Splits._fields, splits, strict=True):
+        if part is None or isinstance(part.records, LazyRecords):
+            continue
+        for problem in part.problems:
+            yield f"{problem.kind}: {problem.where}: {problem.text}"
+        counts = count_left_out(part, keep_empty or name == "val")
+        if counts:
+            yield f"left out of {name}: {', '.join(f'{number} {what}' for what, number in counts.items())}"
+    if splits.val is None or isinstance(splits.val.records, LazyRecords):
+        return
+    unknown = collections.Counter(
+        item.category
+        for record in splits.val.records
+        for item in record.instances
+        if item.category not in splits.train.categories
+    )
+    if unknown:
+        counted = ", ".join(f"{name} {number}" for name, number in unknown.items())
+        yield f"val has objects of classes that are not trained, which all count as missed: {counted}"
+
+
 def _build_model(
     name: str, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
 ) -> GeneralizedRCNN:
@@ -146,6 +175,10 @@ def _build_model(
         assert source is not None
         trained = source.meta.get("categories")
         same = source.meta.get("num_classes") == len(names)
+        if same and trained is None and ranks.rank == 0:
+            print(
+                f"fastmask train: {source} names no classes: its predictors are kept, label by label", file=sys.stderr
+            )
         if same and trained is not None:
             same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
         if not same and ranks.rank == 0:
@@ -157,7 +190,9 @@ def _build_model(
     if where == "auto":
         where = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)  # of what is not loaded
-    return cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
+    network = cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
+    lay_out(network)  # nobody else has it, and no optimizer yet
+    return network
 
 
 def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:

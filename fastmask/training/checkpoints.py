@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fastmask.files import replace_file
 
@@ -22,6 +23,14 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             torch.save(dict(content), draft)
     except RuntimeError as error:  # torch's, where the disk is full
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state dict, contiguous: safetensors and flat views take nothing else."""
+    state = model.state_dict()
+    for key, value in state.items():
+        state[key] = value.contiguous()
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:

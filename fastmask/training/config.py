@@ -43,6 +43,8 @@ class TrainConfig:
             :class:`fastmask.data.augment.Augmentation`.
         color: how much colors vary, up to 1.
         paste: probability that objects of another image are pasted.
+        keep_empty: also train on images without objects.
+        crowds_as_objects: take each crowd for one object, as some tools write it; else crowds are left out.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -70,6 +72,8 @@ class TrainConfig:
     zoom: tuple[float, float] | None = None
     color: float = 0.0
     paste: float = 0.0
+    keep_empty: bool = False
+    crowds_as_objects: bool = False
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "warmup": 0, "seed": 0, "workers": 0, "save_every": 0}

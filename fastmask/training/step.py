@@ -1,6 +1,7 @@
 """One training step: losses, gradients, new weights, without a host sync."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, in the memory format that the weights have now: fused optimizers read both in memory order."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, NORMS):
@@ -99,16 +109,13 @@ def mark_dynamic(targets: Targets) -> None:
     torch._dynamo.maybe_mark_dynamic(targets.labels, 1)
     if targets.masks is not None:
         torch._dynamo.maybe_mark_dynamic(targets.masks, 0)
+    if targets.has_mask is not None:
+        torch._dynamo.maybe_mark_dynamic(targets.has_mask, 1)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch's tensors to a device; the indices, which only the host reads, stay."""
-    masks = batch.targets.masks
-    targets = Targets(
-        batch.targets.boxes.to(device, non_blocking=True),
-        batch.targets.labels.to(device, non_blocking=True),
-        None if masks is None else masks.to(device, non_blocking=True),
-        batch.targets.count.to(device, non_blocking=True),
-    )
+    moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in batch.targets)
+    targets = Targets._make(moved)
     pixels, sizes = (tensor.to(device, non_blocking=True) for tensor in (batch.pixels, batch.sizes))
     return batch._replace(pixels=pixels, sizes=sizes, targets=targets)

@@ -24,12 +24,12 @@ from fastmask.evaluation.run import number_records
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
-from fastmask.training.checkpoints import BEST, LAST, load, save
+from fastmask.training.checkpoints import BEST, LAST, load, save, weights_of
 from fastmask.training.config import TrainConfig
 from fastmask.training.ema import ModelEma
 from fastmask.training.history import CURVES, RESULTS, History, Row, draw_curves, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
-from fastmask.training.step import TrainStep, move_batch
+from fastmask.training.step import TrainStep, load_optimizer, move_batch
 from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
 LAG = 8  # steps after which a GPU's losses are read
@@ -102,6 +102,7 @@ class Trainer:
                 config.augmentation(model.transform),
                 size=None if config.zoom else config.size,
                 masks=model.roi_heads.has_mask(),
+                keep_empty=config.keep_empty,
                 seed=config.seed,
                 workers=config.workers,
                 rank=ranks.rank,
@@ -273,7 +274,7 @@ class Trainer:
         entry = self.history.epochs[-1]
         if score_epoch(entry) > self.best:
             self.best = score_epoch(entry)
-            content = {"model": self._best_model().state_dict(), "epoch": self.epoch, "metrics": metrics}
+            content = {"model": weights_of(self._best_model()), "epoch": self.epoch, "metrics": metrics}
             save(content | self._metadata(), self.folder / BEST)
         self._save()
         with contextlib.suppress(ImportError):  # matplotlib is not needed to train
@@ -289,7 +290,7 @@ class Trainer:
         if self.ranks.rank > 0:
             return
         content = {
-            "model": self.model.state_dict(),
+            "model": weights_of(self.model),
             "optimizer": self.step.optimizer.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -298,7 +299,7 @@ class Trainer:
             "fastmask": __version__,
         }
         if self.ema is not None:
-            content |= {"ema": self.ema.model.state_dict(), "ema_updates": self.ema.updates}
+            content |= {"ema": weights_of(self.ema.model), "ema_updates": self.ema.updates}
         save(content | self._metadata(), self.folder / LAST)
 
     def _metadata(self) -> dict[str, Any]:
@@ -332,7 +333,7 @@ class Trainer:
             raise ValueError(f"{last} must be of the same run to be resumed, got {', '.join(changes)}")
         try:
             self.model.load_state_dict(content["model"])
-            self.step.optimizer.load_state_dict(content["optimizer"])
+            load_optimizer(self.step.optimizer, content["optimizer"])
             if self.ema is not None:
                 self.ema.model.load_state_dict(content["ema"])
                 self.ema.updates = content["ema_updates"]

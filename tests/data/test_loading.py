@@ -22,7 +22,7 @@ AS_THEY_ARE = Augmentation(min_size=(96,), max_size=10**6, flip=0.0)
 
 def equal(first: Batch, second: Batch) -> bool:
     pairs = [(first.pixels, second.pixels), (first.sizes, second.sizes), (first.indices, second.indices)]
-    pairs += list(zip(first.targets, second.targets, strict=True))
+    pairs += list(zip(first.targets[:4], second.targets[:4], strict=True))  # all have masks
     return all(one.shape == other.shape and bool((one == other).all()) for one, other in pairs)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.reference_cocoeval import draw_case, run_cocoeval
 from helpers.slim import slim_pair
 from torch import nn
@@ -247,29 +248,37 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_two_ranks_give_the_metrics_of_one(slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int) -> None:
+def test_two_ranks_give_the_metrics_of_one(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """torchrun with gloo on seven images, which two ranks cannot share evenly, one of them broken."""
     save_synthetic(synthetic_dataset(7, seed, (96, 128)), tmp_path / "set")
     (tmp_path / "set" / "images" / "000004.png").write_bytes(b"torn")
-    program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = ["evaluate", str(tmp_path / "set"), "--weights", str(slim_file[0]), "--model", "slim", "--score", "0.01"]
     options += [
         "--classes",
         *(f"{mine}={data}" for mine, data in zip(("one", "two", "three"), CLASSES[:3], strict=True)),
     ]
-    outputs = {}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*launcher, str(program), *options, "--out", str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 1, done.stderr
-        assert done.stderr.count("000004.png") == 1, done.stderr
-        outputs[name] = [
-            json.loads((tmp_path / name / file).read_text()) for file in ("evaluation.json", "detections.json")
-        ]
-    (one, first), (two, second) = outputs.values()
+    assert main([*options, "--out", str(tmp_path / "one")]) == 1
+    assert capsys.readouterr().err.count("000004.png") == 1
+    program = Path(__file__).parent.parent / "helpers" / "slim_command.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(program)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*torchrun, *options, "--out", str(tmp_path / "two")],
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums in the same order
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("000004.png") == 1, done.stderr
+    outputs = [
+        [json.loads((tmp_path / name / file).read_text()) for file in ("evaluation.json", "detections.json")]
+        for name in ("one", "two")
+    ]
+    (one, first), (two, second) = outputs
     assert one["metrics"] == two["metrics"]
     assert one["images"] == two["images"] == 7
     assert sorted(first, key=json.dumps) == sorted(second, key=json.dumps)

@@ -32,7 +32,7 @@ def compute(ranks: Ranks, out: str, seed: int) -> None:
     losses = parallel(batch.pixels, batch.sizes, batch.targets)
     torch.stack(list(losses.values())).sum().backward()
     records = ranks.all_gather(batch.indices.tolist())
-    total = {name: sum(ranks.all_gather(float(loss))) / ranks.world_size for name, loss in losses.items()}
+    total = {name: sum(ranks.all_gather(float(loss.detach()))) / ranks.world_size for name, loss in losses.items()}
     if ranks.rank == 0:
         gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
         numbers = [number for share in records for number in share]

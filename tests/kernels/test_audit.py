@@ -77,10 +77,13 @@ def test_what_varies_is_no_key() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = next(iter(audit.variants()))
-    monkeypatch.setattr(audit, "variants", lambda: iter([first]))
+    report = audit.compile_variant(first, "sm_90")
+    asked: list[object] = []
+    monkeypatch.setattr(audit, "reports", lambda *arguments: asked.append(arguments) or [report])
     monkeypatch.setattr("sys.argv", ["audit", "--arch", "sm_90"])
     audit.main()
     assert first.name in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["audit", "--arch", "sm_90", "--json"])
+    monkeypatch.setattr("sys.argv", ["audit", "--quick", "--json"])
     audit.main()
     assert '"architecture": "sm_90"' in capsys.readouterr().out
+    assert asked == [(["sm_90"], False), ([*audit.ARCHITECTURES], True)]

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-3, tor
 MODES = pytest.mark.parametrize("continuous", [False, True], ids=["torchvision", "continuous"])
 
 
-def draw_case(num: int = 10) -> tuple[Tensor, Tensor]:
+def draw_case(num: int = 5 if INTERPRET else 10) -> tuple[Tensor, Tensor]:
     boxes = torch.cat([draw_boxes(num, SIZE, 70), adversarial_boxes(SIZE)])
     return draw_masks(len(boxes)), boxes
 

@@ -35,9 +35,10 @@ def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("pooled", [(7, 7), (14, 14), (2, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [1, 7, 33, 256, 272], ids="C{}".format)
 def test_channels_and_pooled_sizes(channels: int, pooled: tuple[int, int], device: torch.device) -> None:
-    rois = with_images(draw_boxes(6, (40, 60), 50), 2)
+    num = 3 if INTERPRET else 6
+    rois = with_images(draw_boxes(num, (40, 60), 50), 2)
     dtype = torch.bfloat16 if channels % 2 == 0 else torch.float32
-    grad = torch.randn(6, channels, *pooled).to(dtype)
+    grad = torch.randn(num, channels, *pooled).to(dtype)
     compare(grad, rois, device, 2, [23, 11], [35, 18], [0.5, 0.25], [20.0, INF], 2, True)
 
 
@@ -62,10 +63,16 @@ def test_few_rois(num_rois: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
 @pytest.mark.usefixtures("counted")
-def test_more_rois_than_a_program_looks_at_together(ratio: int, device: torch.device) -> None:
+def test_more_rois_than_a_program_looks_at_together(
+    ratio: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two maps' RoIs, of which one's begin in the middle of a block; each tile has several products' worth of bins."""
-    rois = with_images(draw_boxes(700, (40, 60), 30), 2)
-    compare(torch.randn(700, 3, 1, 2), rois, device, 2, [20], [30], [0.5], [INF], ratio, False)
+    num = 700
+    if INTERPRET and device.type == "cpu":  # each RoI takes long there: fewer, in smaller blocks
+        num = 175
+        monkeypatch.setattr("fastmask.kernels.triton.roi_align_backward.ROIS", 128)
+    rois = with_images(draw_boxes(num, (40, 60), 30), 2)
+    compare(torch.randn(num, 3, 1, 2), rois, device, 2, [20], [30], [0.5], [INF], ratio, False)
 
 
 @pytest.mark.usefixtures("counted")
@@ -109,7 +116,7 @@ def test_more_bins_than_int32_counts_are_plain_pytorchs(monkeypatch: pytest.Monk
 
 def adversarial_axis(size: int) -> Tensor:
     """Where RoIs begin and end [K, 2]: on whole pixels and a last bit off them, tiny, huge, inverted, off the map."""
-    starts = torch.cat([torch.tensor([-1.0, 0, 1, 3, 4, 5, 31.5, size - 1, size]), (size + 40) * torch.rand(40) - 20])
+    starts = torch.cat([torch.tensor([-1.0, 0, 1, 3, 4, 5, 31.5, size - 1, size]), (size + 40) * torch.rand(12) - 20])
     lengths = torch.tensor([0, 1e-30, 1e-7, 1e-3, 0.5, 1, 7, 28, 1000 * float(torch.rand(())), size, -9, -0.1])
     starts, lengths = (grid.flatten() for grid in torch.meshgrid(starts, lengths, indexing="ij"))
     ends = starts + lengths

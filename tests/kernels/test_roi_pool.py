@@ -19,7 +19,7 @@ def draw_rois(num: int = 12) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [1.0, 0.125], ids="scale{}".format)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_meets_the_specification(dtype: torch.dtype, scale: float, device: torch.device) -> None:
-    features, rois = torch.randn(2, 4, 25, 38).to(dtype), draw_rois()
+    features, rois = torch.randn(2, 4, 25, 38).to(dtype), draw_rois(4 if INTERPRET else 12)
     actual, argmax = roi_pool_op(features.to(device), rois.to(device), scale, 3, 2)
     expected, where = reference.roi_pool(features, rois, scale, 3, 2)
     assert actual.dtype == dtype

@@ -90,7 +90,6 @@ def name_of(change: Callable[..., Any]) -> str:
 
 
 def change_layer(model: nn.Module, layer: str, change: Callable[[nn.Module], Any]) -> None:
-    model.to(memory_format=torch.contiguous_format)  # which pruning wants, and its random numbers follow
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the older weight_norm
         change(model.get_submodule(layer))

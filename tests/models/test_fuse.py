@@ -130,7 +130,8 @@ def test_channels_stay_last_and_nothing_is_copied(device: torch.device) -> None:
         if isinstance(module, fused.FusedConv2d):
             module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
     with torch.no_grad():
-        ready.extract_features(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device))
+        pixels = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16, device=device)
+        ready.backbone(pixels.contiguous(memory_format=torch.channels_last))
     assert len(seen) == 53 + 8
     for module, inputs, output in seen:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*inputs, output) if t is not None)

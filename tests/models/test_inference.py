@@ -146,6 +146,7 @@ def test_a_users_own_backbone(names: list[str]) -> None:
                 box_roi_pool=ops.MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
                 mask_roi_pool=ops.MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
                 mask_head=detection.mask_rcnn.MaskRCNNHeads(16, (256,), 1),
+                rpn_post_nms_top_n_test=200,  # masks take most of the time
                 min_size=128,
                 box_score_thresh=0.1,
                 box_detections_per_img=1000,
@@ -262,8 +263,6 @@ def test_compiles_to_one_graph() -> None:
         compiled = torch.compile(ours.infer, fullgraph=True, backend="aot_eager")(*example)
         for actual, expected in zip(compiled, ours.infer(*example), strict=True):
             torch.testing.assert_close(actual, expected)
-        explained = torch._dynamo.explain(ours.infer)(*example)
-    assert explained.graph_break_count == 0
 
 
 def test_infer_has_no_data_dependent_op() -> None:
@@ -285,6 +284,7 @@ def test_infer_has_no_data_dependent_op() -> None:
 def test_resnet50_in_float64(name: str) -> None:
     """The full architectures, small images, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
+    options |= {"rpn_post_nms_top_n_test": 200, "box_detections_per_img": 20}  # the heads take most of the time
     theirs = torchvision.models.get_model(name, **options).eval()
     calibrate_on_images(theirs)
     ours = fastmask.models.get_model(name, **options).eval()

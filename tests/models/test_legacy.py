@@ -83,8 +83,12 @@ def observe(builder: Any, call: Call, loaded: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [*RESNETS, *RCNNS])
 def test_old_calls_are_torchvisions(name: str, loaded: list[str]) -> None:
     builders = [library.models.get_model_builder(name) for library in (fastmask, torchvision)]
-    few = [call for call in CALLS if call in (((True,), {}), ((), {"pretrained": True}))]
-    for call in CALLS + RCNN_CALLS if name in RCNNS else CALLS if name == "resnet18" else few:
+    """All calls of one R-CNN of each version and of one ResNet; of the others, those that load their own weights."""
+    few = [((True,), {}), ((), {"pretrained": True})]
+    if name in RCNNS:
+        few += [((), {"pretrained_backbone": True}), ((), {"weights": None, "weights_backbone": True})]
+    every = {"resnet18": CALLS} | dict.fromkeys((RCNNS[0], RCNNS[3]), CALLS + RCNN_CALLS)
+    for call in every.get(name, few):
         ours, theirs = (observe(builder, call, loaded) for builder in builders)
         assert theirs["warnings"]
         assert ours == theirs, call

@@ -15,7 +15,7 @@ V2 = pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow)  # test_fu
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", V2])
 def test_prepared_weights(name: str) -> None:
     """A copy without any norm gives the same in float64; the model stays as it was."""
-    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
+    options = {"weights": None, "weights_backbone": None, "num_classes": 3, "box_detections_per_img": 10}
     model = fastmask.models.get_model(name, **options).eval().double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | ops.FrozenBatchNorm2d):

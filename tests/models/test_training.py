@@ -102,7 +102,6 @@ def test_losses_compile_to_one_graph() -> None:
     compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")(*arguments)
     for name, loss in expected.items():
         torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5)
-    assert torch._dynamo.explain(ours.losses)(*arguments).graph_break_count == 0
     sum(compiled.values()).backward()
     assert ours.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
 

@@ -16,6 +16,7 @@ from fastmask.demo import synthetic_dataset
 from fastmask.preprocess import normalize_padded
 from fastmask.structures import Batch, pad_targets
 from fastmask.training import LossModule, ModelEma, TrainConfig, TrainStep
+from fastmask.training.step import load_optimizer, make_optimizer
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
 
@@ -71,6 +72,28 @@ def test_steps_are_those_of_the_unfused_optimizer(optimizer: str, seed: int) -> 
         torch.testing.assert_close(values, expected.detach(), rtol=1e-6, atol=1e-6)
     for mine, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_state_of_weights_in_another_memory_format(optimizer: str) -> None:
+    """As of a run that began before weights were contiguous: its next step is the same, momentum included."""
+    config = TrainConfig(1, 2, optimizer=optimizer, weight_decay=0.3)
+    formats = (torch.channels_last, torch.contiguous_format)
+    for before, after in (formats, formats[::-1]):
+        saved, resumed = (nn.Conv2d(3, 4, 3).to(memory_format=layout) for layout in (before, after))
+        one, other = (make_optimizer(model, config) for model in (saved, resumed))
+        for number, both in enumerate(([saved], [saved, resumed])):
+            if number:
+                resumed.load_state_dict(saved.state_dict())
+                load_optimizer(other, copy.deepcopy(one.state_dict()))
+            x = torch.randn(2, 3, 5, 5)
+            for model, made in zip(both, (one, other), strict=False):
+                made.param_groups[0]["lr"] = 0.1
+                made.zero_grad()
+                model(x).square().sum().backward()
+                made.step()
+        torch.testing.assert_close(resumed.weight, saved.weight, rtol=1e-5, atol=1e-6)
+        assert resumed.weight.is_contiguous(memory_format=after)
 
 
 class Poisoned(nn.Module):

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from helpers.gradients import compute
 from helpers.slim import slim_model
 from PIL import Image
 from torch import nn
 
 import fastmask
+from fastmask.cli import main
 from fastmask.demo import synthetic_dataset
+from fastmask.distributed import join_ranks
 from fastmask.models import load_checkpoint
 from fastmask.training import DivergedError, TrainConfig, Trainer, checkpoints
 
@@ -87,8 +90,8 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path: Path, seed: int, monkeyp
     checkpoints.save({"model": {}, "optimizer": {}, "epoch": 1, "batch": 0}, tmp_path / "last.pth")
     before = (tmp_path / "last.pth").read_bytes()
 
-    def torn(content: object, file: Any) -> None:
-        file.write(b"half")
+    def torn(content: object, file: Path) -> None:
+        file.write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", torn)
@@ -235,19 +238,18 @@ def program(name: str) -> str:
 def environment() -> dict[str, str]:
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tests = str(Path(__file__).parent.parent)
-    return os.environ | {"PATH": paths, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    return os.environ | {"PATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": tests}
 
 
 def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
     """float64, gloo; images with other numbers of objects on each rank."""
-    found = {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*launcher, program("gradients.py"), str(tmp_path / name), str(seed)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        found[name] = torch.load(tmp_path / name)
-    one, two = found.values()
+    command = [*torchrun, program("gradients.py"), str(tmp_path / "two"), str(seed)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with join_ranks() as alone:
+        compute(alone, str(tmp_path / "one"), seed)
+    one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
     assert sorted(one["records"]) == sorted(two["records"]) == [0, 1, 2, 3]
     assert one["losses"] == pytest.approx(two["losses"], abs=1e-9)
     assert one["gradients"].keys() == two["gradients"].keys()
@@ -256,26 +258,18 @@ def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("slim_file")
 def test_killed_and_resumed(tmp_path: Path, seed: int) -> None:
-    """The command, killed by the system in the middle of an epoch."""
+    """The command, killed by the system in the middle of an epoch, in a process of its own."""
     from fastmask.demo import save_synthetic
 
     save_synthetic(synthetic_dataset(8, seed, (96, 128), "mixed"), tmp_path / "set")
     options = ["train", "--data-path", str(tmp_path / "set"), "--model", "slim", "--weights", "none", "--device", "cpu"]
     options += ["--epochs", "3", "--batch-size", "1", "--workers", "1", "--optimizer", "adamw", "--seed", str(seed)]
-    options += ["--min-size", "64", "96", "--ema-decay", "0.9", "--paste", "0.5", "--save-every", "3"]
-    command = [sys.executable, program("slim_command.py"), *options, "--out"]
-
-    def run_command(folder: str, *more: str) -> None:
-        done = subprocess.run(
-            [*command, str(tmp_path / folder), *more], env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-    run_command("whole")
-    killed = subprocess.Popen(
-        [*command, str(tmp_path / "killed")], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    options += ["--min-size", "64", "96", "--ema-decay", "0.9", "--paste", "0.5", "--save-every", "3", "--out"]
+    assert main([*options, str(tmp_path / "whole")]) == 0
+    command = [sys.executable, program("slim_command.py"), *options, str(tmp_path / "killed")]
+    killed = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     steps = tmp_path / "killed" / "steps.csv"
     until = time.monotonic() + 120
     while not steps.exists() or len(steps.read_text().splitlines()) < 14:  # the second epoch
@@ -285,7 +279,7 @@ def test_killed_and_resumed(tmp_path: Path, seed: int) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert len(read_rows(tmp_path / "killed")) < 25
-    run_command("killed", "--resume")
+    assert main([*options, str(tmp_path / "killed"), "--resume"]) == 0
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
     assert len(read_rows(tmp_path / "whole")) == 25
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
+from fastmask.models._layout import as_read
 from fastmask.models.detection._mask_head import predict_mask_probs
 from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
@@ -80,7 +81,8 @@ class RoIStages(NotScriptable, nn.Module):
         ``rois`` [B, P, 5]: the same boxes, where they are at hand.
         """
         pooled = pool(self.box_roi_pool, features, boxes, rows, rois)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
+        hidden = self.box_head(as_read(pooled, self.box_head))
+        logits, deltas = self.box_predictor(as_read(hidden, self.box_predictor))
         return logits, deltas.unflatten(1, (-1, 4))
 
     def select_candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
@@ -139,7 +141,8 @@ class RoIStages(NotScriptable, nn.Module):
         assert self.mask_roi_pool is not None
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        hidden = self.mask_head(pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois))
+        pooled = pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois)
+        hidden = as_read(self.mask_head(as_read(pooled, self.mask_head)), self.mask_predictor)
         masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
         boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
         return Detections(boxes, labels, scores, masks, count, rois)

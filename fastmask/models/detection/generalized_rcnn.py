@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor
 
 from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
+from fastmask.models._layout import is_own, takes_channels_last
 from fastmask.models.detection._channels import check_pixels
 from fastmask.models.detection._overrides import check_static, is_static
 from fastmask.models.detection._unpad import unpad
@@ -45,7 +46,6 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         self.backbone = backbone
         self.rpn = rpn
         self.roi_heads = roi_heads
-        lay_out(self)
 
     def infer(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.
@@ -86,10 +86,16 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def extract_features(self, pixels: Tensor) -> Features:
         """Padded images [B, 3, H, W] -> feature maps."""
-        last = pixels if has_gaps(pixels) else pixels.contiguous(memory_format=torch.channels_last)
-        maps = self.backbone(last)
+        own = takes_channels_last(self.backbone)
+        if not (own and has_gaps(pixels)):
+            pixels = pixels.contiguous(memory_format=torch.channels_last if own else torch.contiguous_format)
+        maps = self.backbone(pixels)
         if isinstance(maps, Tensor):
             maps = OrderedDict([("0", maps)])
+        last = is_own(self.rpn) and takes_channels_last(self.rpn.head) and is_own(self.roi_heads)
+        if last != own:  # one of a user's reads what ours wrote, or ours what a user's did
+            layout = torch.channels_last if last else torch.contiguous_format
+            maps = OrderedDict((name, feature.contiguous(memory_format=layout)) for name, feature in maps.items())
         known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
         if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
             known = self.backbone.strides
@@ -196,18 +202,15 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, self.roi_heads.has_mask()))
 
     def _call_parts(self, batch: ImageList, targets: list[dict[str, Tensor]] | None) -> tuple[list[Prediction], Losses]:
-        """Predictions in pixels of the batch, and losses, by the parts' own methods on lists, as in torchvision."""
+        """Predictions in pixels of the batch, and losses, by the parts' own methods on lists, as in torchvision.
+
+        Users' code sees contiguous features there.
+        """
         check_pixels(batch.tensors, self)
-        maps = self.extract_features(batch.tensors).maps
+        maps = {name: feature.contiguous() for name, feature in self.extract_features(batch.tensors).maps.items()}
         proposals, rpn_losses = self.rpn(batch, maps, targets)
         predictions, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
         return predictions, losses | rpn_losses
-
-
-def lay_out(model: nn.Module) -> None:
-    """Channels last: else every convolution of such features copies its weights first. Fake weights stay."""
-    if not any(isinstance(weight, FakeTensor) for weight in model.parameters()):
-        model.to(memory_format=torch.channels_last)
 
 
 Padded = TypeVar("Padded", Proposals, Detections)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask.checks import is_readable
+from fastmask.models._layout import as_read
 from fastmask.models.detection._mask_head import predict_mask_logits
 from fastmask.models.detection._roi_stages import RoIStages, pool
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
@@ -121,13 +122,19 @@ def mask_loss(
     labels: Tensor,
     positive: Tensor,
 ) -> Tensor:
-    """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S]."""
+    """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
+
+    Boxes that match an instance without a mask do not count.
+    """
     assert heads.mask_roi_pool is not None
     assert heads.mask_head is not None
     assert heads.mask_predictor is not None
     assert targets.masks is not None
+    if targets.has_mask is not None:
+        positive = positive & targets.has_mask.gather(1, matched)
     rows, counts = select_rows(positive)
-    hidden = heads.mask_head(pool(heads.mask_roi_pool, features, boxes, rows))
+    pooled = pool(heads.mask_roi_pool, features, boxes, rows)
+    hidden = as_read(heads.mask_head(as_read(pooled, heads.mask_head)), heads.mask_predictor)
     logits = predict_mask_logits(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():
         index = targets.first_mask[:, None] + matched

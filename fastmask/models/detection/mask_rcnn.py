@@ -17,7 +17,6 @@ from fastmask.models.detection.faster_rcnn import (
     make_v1_backbone,
     make_v2_parts,
 )
-from fastmask.models.detection.generalized_rcnn import lay_out
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -118,7 +117,6 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_roi_pool = mask_roi_pool
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor
-        lay_out(self)
 
 
 class MaskRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name
