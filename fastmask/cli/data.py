@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"fastmask data: {error}", file=sys.stderr)
         return 2
-    return max(print_summary(*result) for result in results)
+    return max(print_summary(*result, to_train=args.what != "draw") for result in results)
 
 
-def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]") -> int:
+def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_train: bool) -> int:
     """Print problems, notes and numbers -> 1 if there are problems, else 0."""
     from fastmask.data.records import count_left_out
 
@@ -80,7 +80,7 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]") -> 
     empty = sum(not record.instances for record in dataset.records)
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
-    if left_out := count_left_out(dataset):
+    if to_train and (left_out := count_left_out(dataset)):
         print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")

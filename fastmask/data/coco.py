@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.paths import find_images, parse_name
-from fastmask.data.polygons import signed_area
-from fastmask.data.records import (
+from fastmask.data.parse import (
     MAX_COORDINATE,
-    Dataset,
-    Instance,
-    Polygon,
-    Problem,
-    Record,
-    compress_rle,
     parse_box,
     parse_flag,
     parse_identity,
@@ -27,6 +19,9 @@ from fastmask.data.records import (
     shorten,
     to_number,
 )
+from fastmask.data.paths import find_images, parse_name
+from fastmask.data.polygons import signed_area
+from fastmask.data.records import Dataset, Instance, Polygon, Problem, Record, compress_rle
 from fastmask.files import write_text
 
 

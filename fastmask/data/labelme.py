@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.parse import parse_group, parse_polygon, parse_size, parse_text, shorten, to_number
 from fastmask.data.paths import find_by_stem, find_images, parse_name
 from fastmask.data.records import (
     Dataset,
@@ -25,12 +26,6 @@ from fastmask.data.records import (
     ellipse_to_polygon,
     name_records,
     number_categories,
-    parse_group,
-    parse_polygon,
-    parse_size,
-    parse_text,
-    shorten,
-    to_number,
 )
 from fastmask.files import write_text
 from fastmask.image_io import read_image_size

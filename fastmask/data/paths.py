@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from fastmask.data.records import Problem, parse_text, shorten
+from fastmask.data.parse import parse_text, shorten
+from fastmask.data.records import Problem
 from fastmask.image_io import read_image_size
 
 BESIDE = ("annotations", "annotation", "labels")  # names of folders of annotations, whose images are in folders beside

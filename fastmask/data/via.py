@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmask.data.parse import parse_flag, parse_group, parse_numbers, parse_polygon, parse_text, shorten
 from fastmask.data.paths import find_images, parse_name
 from fastmask.data.polygons import mask_to_polygons
 from fastmask.data.records import (
@@ -16,12 +17,6 @@ from fastmask.data.records import (
     box_to_polygon,
     ellipse_to_polygon,
     number_categories,
-    parse_flag,
-    parse_group,
-    parse_numbers,
-    parse_polygon,
-    parse_text,
-    shorten,
 )
 from fastmask.files import write_text
 

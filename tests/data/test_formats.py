@@ -14,7 +14,8 @@ from helpers.images import draw_image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import box_to_polygon, decode_counts, ellipse_to_polygon, parse_rle
+from fastmask.data.parse import decode_counts, parse_rle
+from fastmask.data.records import box_to_polygon, ellipse_to_polygon
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS

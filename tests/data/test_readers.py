@@ -14,7 +14,7 @@ from PIL import Image
 from fastmask import data
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import MAX_PIXELS, parse_rle
+from fastmask.data.parse import MAX_PIXELS, parse_rle
 
 pytest.importorskip("pycocotools.mask", reason="it makes and checks RLE")
 SQUARE = [1, 1, 9, 1, 9, 9, 1, 9]
