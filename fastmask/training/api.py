@@ -119,10 +119,12 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
         return splits
-    val = val if isinstance(val, Dataset) else read_dataset(Path(val), split="val", **source)
-    if source["images"] is not None:
-        check_apart(splits.train, val)
-    return Splits(splits.train, val)
+    if isinstance(val, Dataset):
+        return Splits(splits.train, val)
+    splits = Splits(splits.train, read_dataset(Path(val), split="val", **source))
+    if source["images"] is not None and splits.val is not None and not isinstance(data, Dataset):
+        check_apart(splits.train, splits.val)
+    return splits
 
 
 def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
