@@ -63,7 +63,9 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         instances.setdefault(image_id, []).append(instance)
     records = _read_images(_read_list(content, "images", path, problems), instances, path, images, problems)
     for image_id, lost in instances.items():
-        problems.append(Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {image_id}"))
+        problems.append(
+            Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {shorten(image_id)}")
+        )
     return Dataset(records, _number_categories(names), problems)
 
 
@@ -89,7 +91,7 @@ def _read_categories(
             problems.append(Problem("broken category", where, "it must have an id"))
             continue
         if identity in names:
-            problems.append(Problem("duplicate id", where, f"the category id {identity} is taken"))
+            problems.append(Problem("duplicate id", where, f"the category id {shorten(identity)} is taken"))
             continue
         name = parse_text(category.get("name"))
         if name is None:

@@ -103,7 +103,7 @@ def _choose_attribute(regions: list[Any], name: str | None, path: Path) -> tuple
     for region in regions:
         attributes = region.get("region_attributes") if isinstance(region, Mapping) else None
         for key, value in attributes.items() if isinstance(attributes, Mapping) else ():
-            ticks = _read_values(value) if key != GROUP else []
+            ticks = _read_values(value) if key != GROUP and parse_text(key) else []
             for tick in ticks:
                 values.setdefault(key, {})[tick] = None
             if len(ticks) > 1:

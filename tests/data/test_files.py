@@ -127,7 +127,10 @@ def test_names_whose_ends_are_one_file(tmp_path: Path) -> None:
 
 
 def test_only_images_are_copied(tmp_path: Path) -> None:
-    """A text of an image's name, a torn image and none are named; an image of another size is copied and named."""
+    """A text of an image's name, a torn image and none are named; an image of another size is copied and named.
+
+    A mask of another size than its image is left out and named; an image without a file is saved.
+    """
     good = draw_image_file(tmp_path / "good.png", 20, 20)
     (tmp_path / "text.png").write_text("password")
     (tmp_path / "torn.png").write_bytes(good.read_bytes()[:200])
@@ -138,6 +141,11 @@ def test_only_images_are_copied(tmp_path: Path) -> None:
     problems = data.write_dataset(data.Dataset(records, {"cat": 1}, []), tmp_path / "set", "masks")
     assert [problem.kind for problem in problems] == ["broken image", "broken image", "missing image", "wrong size"]
     assert sorted(file.name for file in (tmp_path / "set" / "JPEGImages").iterdir()) == ["good.png", "larger.png"]
+    objects += (data.Instance("cat", rle={"size": [30, 20], "counts": [0, 600]}),)
+    drawn = data.Record(Path("drawn.png"), (20, 20), objects, image=Image.new("RGB", (20, 20)))
+    (problem,) = data.write_dataset(data.Dataset([drawn], {"cat": 1}, []), tmp_path / "other", "masks")
+    assert problem.text.startswith("1 objects are crowds, hidden, empty, masks of another size")
+    assert data.read_dataset(tmp_path / "other").records[0].load().size == (20, 20)
 
 
 def test_mask_images_and_their_photos(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def write_masks(folder: Path, random_: random.Random) -> Path:
 
 def use(dataset: data.Dataset, folder: Path, number: int) -> None:
     """What commands do with a data set."""
+    " ".join([*dataset.notes, *dataset.categories]).encode()  # as standard output does
     for record in data.add_sizes(dataset).records:
         for instance in record.instances:
             instance.bounds()
