@@ -50,7 +50,7 @@ def read_dataset(
         OSError: it cannot be read.
     """
     path, images = Path(path), None if images is None else Path(images)
-    splits = find_splits(path)
+    splits = _check_splits(path, find_splits(path))
     if not splits:
         return _read(path, format, images, attribute)
     name = next(iter(splits)) if len(splits) == 1 else split
@@ -70,11 +70,23 @@ def read_all(
         ValueError: besides, ``images`` has one image for two splits.
     """
     path, images = Path(path), None if images is None else Path(images)
-    splits = find_splits(path) or {"": path}
+    splits = _check_splits(path, find_splits(path)) or {"": path}
     datasets = {name: _read(each, format, choose_images(images, name), attribute) for name, each in splits.items()}
     if len(datasets) > 1 and images is not None:
         check_apart(*datasets.values())
     return datasets
+
+
+def _check_splits(path: Path, splits: dict[str, Path]) -> dict[str, Path]:
+    """Return the splits; ValueError if there is one, in a folder, and annotations beside that folder as well."""
+    beside = (
+        find_json(path) if len(splits) == 1 and path / "annotations" not in next(iter(splits.values())).parents else []
+    )
+    if beside and not set(beside) & set(splits.values()) and (contents := _load_files(path)[0]):
+        file = next(iter(next(iter(contents.values()))))
+        ((name, split),) = splits.items()
+        raise ValueError(f"{path} must be one data set, got the split {name} ({split}) and {file.name}: name one")
+    return splits
 
 
 def check_apart(train: Dataset, val: Dataset) -> None:

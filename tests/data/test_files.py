@@ -224,6 +224,20 @@ def test_splits(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "must be one data set, got the splits train (" in capsys.readouterr().err
 
 
+def test_a_split_beside_other_annotations(tmp_path: Path) -> None:
+    """Neither is chosen in silence; JSON of other kinds is no annotation."""
+    write(tmp_path / "test" / "b.json", make_content("coco", "b.png"))
+    write(tmp_path / "settings.json", {"lr": 0.1})
+    assert data.read_dataset(tmp_path).notes == (f"{tmp_path}: the split val is read, {tmp_path / 'test'}",)
+    write(tmp_path / "a.json", make_content("labelme", "a.png"))
+    rule = r"must be one data set, got the split val \(.*test\) and a.json: name one"
+    for read in (data.read_dataset, data.read_all):
+        with pytest.raises(ValueError, match=rule):
+            read(tmp_path)
+    (record,) = data.read_dataset(tmp_path / "a.json").records
+    assert record.file == tmp_path / "a.png"
+
+
 def test_splits_of_images_of_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With ``images``, each split gets its own; never those of the other."""
     for split in ("train", "val"):
