@@ -8,17 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from fastmask.data.records import (
-    Dataset,
-    LazyRecords,
-    Record,
-    add_sizes,
-    parse_box,
-    parse_id,
-    parse_numbers,
-    parse_rle,
-    to_number,
-)
+from fastmask.data.parse import parse_box, parse_id, parse_numbers, parse_rle, to_number
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.identity import find_images, map_labels
