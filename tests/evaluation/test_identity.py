@@ -123,7 +123,8 @@ def test_classes_of_another_model(
         for name in dataset.categories
         if any(item.category == name for r in dataset.records for item in r.instances)
     ]
-    first, others = used[0], used[1:]
+    first = next(name for name in used if name != "grain")  # which the weights do not know
+    others = [name for name in used if name != first]
     path.write_text(
         text.replace(f'"{first}"', '"dog"').replace('"name": "', '"name": "my ').replace('"my dog"', '"dog"')
     )
