@@ -45,8 +45,7 @@ def describe_model(model: nn.Module, builder: str | None, categories: Sequence[s
         with contextlib.suppress(AttributeError):  # of a module of the user's own
             value: Any = operator.attrgetter(path)(model)
             value = value.get("testing") if isinstance(value, dict) else value
-            value = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
-            options[name] = value[-1] if name == "min_size" else value
+            options[name] = _to_plain(value[-1] if name == "min_size" else value)
     eps = {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
     content = {
         "builder": builder,
@@ -80,6 +79,13 @@ def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if values and all(_is_number(each, kind) for each in values):
             parsed[name] = list(values) if values is value else value
     return parsed
+
+
+def _to_plain(value: Any) -> Any:
+    """Numbers and lists of what may be tensors or NumPy's."""
+    if isinstance(value, list | tuple):
+        return [_to_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_number(value: object, kind: type) -> bool:

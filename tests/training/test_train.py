@@ -18,7 +18,8 @@ from fastmask.cli import main, train as command_line
 from fastmask.data import FORMATS, Record, write_dataset
 from fastmask.data.splits import label_names, read_splits
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
-from fastmask.models import save_weights
+from fastmask.inference import load_pretrained
+from fastmask.models import detection, save_weights
 from fastmask.training import TrainConfig, Trainer, train
 from fastmask.training.config import CHOICES
 
@@ -178,13 +179,17 @@ def test_interrupted_and_resumed_with_more_epochs(
 def test_the_function_returns_the_best_epoch(drawn: Path, tmp_path: Path, seed: int) -> None:
     """Of a model and data sets: what best.pth and epochs.json hold."""
     torch.manual_seed(seed)
-    model, config, splits = slim_model(fastmask), TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
+    model = detection.maskrcnn_slim_fpn(num_classes=5, min_size=64, max_size=96, box_detections_per_img=7)
+    config, splits = TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
     result = train(model, splits.train, tmp_path / "out", config, val=splits.val, progress=False)
     assert result.weights == tmp_path / "out" / "best.pth"
     assert result.epochs == json.loads((tmp_path / "out" / "epochs.json").read_text())
     assert result.metrics["mask"].ap == max(epoch["mask"][0] for epoch in result.epochs)
-    best = torch.load(result.weights)["metrics"]
-    assert {kind: list(values) for kind, values in result.metrics.items()} == best
+    best = torch.load(result.weights)
+    assert {kind: list(values) for kind, values in result.metrics.items()} == best["metrics"]
+    assert best["builder"] == "maskrcnn_slim_fpn"  # whose model it is alike
+    loaded, categories = load_pretrained(result.weights, device="cpu")
+    assert (loaded.roi_heads.detections_per_img, list(categories)) == (7, NAMES)
     with pytest.raises(ValueError, match=r"model must have the data's 4 classes, the background's included, got 5"):
         train(model, synthetic_dataset(2, seed), tmp_path / "other", config)
 
