@@ -45,7 +45,8 @@ def describe_model(model: nn.Module, builder: str | None, categories: Sequence[s
         with contextlib.suppress(AttributeError):  # of a module of the user's own
             value: Any = operator.attrgetter(path)(model)
             value = value.get("testing") if isinstance(value, dict) else value
-            options[name] = _to_plain(value[-1] if name == "min_size" else value)
+            value = _to_plain(value[-1] if name == "min_size" else value)
+            options[name] = int(value) if name in INTEGERS and isinstance(value, float) else value
     eps = {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
     content = {
         "builder": builder,

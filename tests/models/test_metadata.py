@@ -34,12 +34,13 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
 }
+FOREIGN = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "maskrcnn_slim_fpn", "keypointrcnn_resnet50_fpn")
 NAMES = ["-", "one", "two", "three", "four"]
 
 
 def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
     """Every option that predictions depend on comes back, and the eps of frozen norms: the predictions are the same."""
-    model = slim_model(fastmask, **UNUSUAL | {"image_std": np.array(UNUSUAL["image_std"])}).eval()
+    model = slim_model(fastmask, **UNUSUAL | {"image_std": np.array(UNUSUAL["image_std"]), "max_size": 160.0}).eval()
     calibrate_on_images(model)
     overwrite_eps(model, 0.0)
     model.roi_heads.score_thresh = 0.06
@@ -89,7 +90,7 @@ def test_published_names_choose_their_model() -> None:
         choose_model(None, "best.pht")
 
 
-@pytest.mark.parametrize("name", [*fastmask.models.list_models(module=detection), "keypointrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("name", FOREIGN)
 def test_whose_a_foreign_file_is(name: str) -> None:
     """Of any number of classes: those of torchvision's models are named; a builder is not, where its parts changed."""
     library = fastmask if name == "maskrcnn_slim_fpn" else torchvision
