@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmask.benchmarks.case import HAS_PYCOCOTOOLS
 from fastmask.cocoapi import mask as coco
-from fastmask.data.records import decode_counts
+from fastmask.data.parse import decode_counts
 
 CHUNK = 2**30  # bytes of pasted probabilities at once on a GPU, detectron2's own limit
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastmask.data import Dataset, Problem
 
+    Result = tuple[str, Dataset, list[Problem]]  # where it is, the data set, and what is wrong with it
+
 FORMATS = ("coco", "via", "labelme", "masks")
 CROWDS_HELP = "take each crowd (COCO's iscrowd) for one object [crowds are neither trained nor counted]"
-SOURCE_HELP = "a JSON file, or a folder with JSON files or mask images"
+SOURCE_HELP = "a JSON file, a folder of JSON files or mask images, or one with train and val or annotations in it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,66 +44,81 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="auto", choices=("auto", *FORMATS), help="format of the annotations [%(default)s]")
     add("--images", type=Path, metavar="DIR", help="folder of the images [as the annotations say]")
     add("--crowds-as-objects", action="store_true", help=CROWDS_HELP)
-    add("--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the usual ones are tried]")
+    add(
+        "--class-attribute", metavar="NAME", help="VIA's attribute that is the class [the only one, or one named class]"
+    )
 
 
-def read_source(args: argparse.Namespace, path: Path) -> "Dataset":
-    """The annotated images that a command line names."""
+def read_source(args: argparse.Namespace, path: Path, split: str | None = None) -> "Dataset":
+    """The annotated images that a command line names, of several splits the given one."""
     from fastmask.data import read_dataset
     from fastmask.data.records import crowds_to_objects
 
-    dataset = read_dataset(path, args.format, args.images, args.class_attribute)
+    dataset = read_dataset(path, args.format, args.images, args.class_attribute, split)
     return crowds_to_objects(dataset) if args.crowds_as_objects else dataset
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there are problems, each of which is named; 2 if nothing could be read or written."""
-    from fastmask.data.records import count_left_out
-
     try:
-        dataset, problems = {"convert": convert, "check": check, "draw": draw}[args.what](args)
+        results = {"convert": convert, "check": check, "draw": draw}[args.what](args)
     except (OSError, ValueError) as error:
         print(f"fastmask data: {error}", file=sys.stderr)
         return 2
+    return max(print_summary(*result, to_train=args.what != "draw") for result in results)
+
+
+def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_train: bool) -> int:
+    """Print problems, notes and numbers -> 1 if there are problems, else 0."""
+    from fastmask.data.records import count_left_out
+
     for problem in problems:
         print(f"fastmask data: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
+    for note in dataset.notes:
+        print(note)
     objects = collections.Counter(item.category for record in dataset.records for item in record.instances)
     empty = sum(not record.instances for record in dataset.records)
-    where = args.target if args.what == "draw" else args.source
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
     print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
-    if args.what != "draw" and (left_out := count_left_out(dataset)):
+    if to_train and (left_out := count_left_out(dataset)):
         print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)
     print(f"problems: {', '.join(f'{kind} {number}' for kind, number in kinds.most_common()) or 'none'}")
     return 1 if problems else 0
 
 
-def convert(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+def convert(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import add_sizes, write_dataset
 
     dataset = add_sizes(read_source(args, args.source))
     lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
-    return dataset, [*dataset.problems, *lost]
+    return [(str(args.source), dataset, [*dataset.problems, *lost])]
 
 
-def check(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+def check(args: argparse.Namespace) -> "list[Result]":
+    from fastmask.data import Dataset, read_all
     from fastmask.data.contact_sheet import draw_contact_sheet
+    from fastmask.data.records import crowds_to_objects
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
 
-    dataset = read_source(args, args.source)
+    splits = read_all(args.source, args.format, args.images, args.class_attribute)
+    if args.crowds_as_objects:
+        splits = {split: crowds_to_objects(dataset) for split, dataset in splits.items()}
+    records = [record for dataset in splits.values() for record in dataset.records]
     if args.contact_sheet is not None:
-        check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in dataset.records)])
-    problems = validate_dataset(dataset, progress=True)
+        check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in records)])
+    names = {split: f"{args.source}, {split}" if split else str(args.source) for split in splits}
+    results = [(names[split], each, validate_dataset(each, progress=True)) for split, each in splits.items()]
     if args.contact_sheet is not None:
+        categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
         with replace_file(args.contact_sheet) as draft:
-            draw_contact_sheet(dataset).save(draft)
-    return dataset, problems
+            draw_contact_sheet(Dataset(records, categories, [])).save(draft)
+    return results
 
 
-def draw(args: argparse.Namespace) -> "tuple[Dataset, list[Problem]]":
+def draw(args: argparse.Namespace) -> "list[Result]":
     from fastmask.demo import save_synthetic, synthetic_dataset
 
     dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return save_synthetic(dataset, args.target, progress=True, force=args.force), []
+    return [(str(args.target), save_synthetic(dataset, args.target, progress=True, force=args.force), [])]

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     with join_ranks() as ranks:
         try:
-            dataset = ranks.run_on_all(lambda: read_source(args, args.annotations))
+            dataset = ranks.run_on_all(lambda: read_source(args, args.annotations, "val"))
             inputs = [path for path in (args.annotations, args.results) if path is not None]
             ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
@@ -102,6 +102,8 @@ def parse_classes(texts: Sequence[str]) -> dict[str, str]:
 def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path) -> None:
     from fastmask.evaluation.tables import format_evaluation
 
+    for note in dataset.notes:
+        print(note)
     for problem in dataset.problems:
         print(f"fastmask evaluate: {problem.kind}: {problem.where}: {problem.text}", file=sys.stderr)
     if any(instance.id == 0 and not instance.crowd for record in dataset.records for instance in record.instances):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastmask.cli.data import CROWDS_HELP
+from fastmask.cli.data import add_source_arguments
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="with train and val, COCO's, or an annotation file",
+        help="with train and val, or annotations, in it; or an annotation file",
     )
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
-    add("--class-attribute", metavar="NAME", help="VIA's region attribute that is the class [usual names are tried]")
+    add_source_arguments(parser)
     add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
     add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
     add("--keep-empty", action="store_true", help="also train on images without objects")
-    add("--crowds-as-objects", action="store_true", help=CROWDS_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
 
 
@@ -74,7 +73,8 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
     from fastmask.cli._device import find_device
     from fastmask.training import DivergedError, TrainConfig, train
 
-    options = {name: getattr(args, name) for name in ("val", "class_attribute", "weights", "resume", "tensorboard")}
+    names = ("val", "format", "images", "class_attribute", "weights", "resume", "tensorboard")
+    options = {name: getattr(args, name) for name in names}
     try:
         config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
         device = ranks.run_on_all(lambda: find_device(ranks.device(args.device)))

@@ -6,32 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.polygons import signed_area
-from fastmask.data.records import (
-    Dataset,
-    Instance,
-    Polygon,
-    Problem,
-    Record,
-    compress_rle,
+from fastmask.data.parse import (
+    MAX_COORDINATE,
     parse_box,
-    parse_id,
+    parse_flag,
+    parse_identity,
     parse_numbers,
     parse_polygon,
     parse_rle,
     parse_size,
+    parse_text,
+    shorten,
     to_number,
 )
+from fastmask.data.paths import find_images, parse_name
+from fastmask.data.polygons import signed_area
+from fastmask.data.records import Dataset, Instance, Polygon, Problem, Record, compress_rle
 from fastmask.files import write_text
 
 
 def is_coco(content: Any) -> bool:
     """Whether a JSON file's content has COCO's form."""
-    return isinstance(content, Mapping) and isinstance(content.get("images"), list)
+    keys = ("images", "annotations", "categories")
+    return isinstance(content, Mapping) and (
+        isinstance(content.get("images"), list) or sum(key in content for key in keys) > 1
+    )
 
 
 def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Dataset:
     """Read a COCO annotation file: images, annotations (polygons, RLE, crowds) and categories, with their ids.
+
+    Ids may be text. Without categories, their ids are the names.
 
     Args:
         content: of the JSON file.
@@ -39,84 +44,197 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         images: folder of the images; None: the file's folder, ``images`` in it, or as in COCO's own layout.
     """
     problems: list[Problem] = []
-    names: dict[int, str] = {}
-    for i, category in enumerate(content.get("categories", [])):
-        where = f"{path.name}: categories[{i}]"
-        number = parse_id(category.get("id")) if isinstance(category, Mapping) else None
-        if number is None:
-            problems.append(Problem("broken category", where, "it must have an id"))
-            continue
-        name = str(category.get("name", number))
-        if name in names.values():
-            problems.append(Problem("duplicate name", where, f"the name {name} is taken"))
-            name = f"{name} ({number})"
-        names[number] = name
-    instances: dict[int, list[Instance]] = {}
+    annotations = _read_list(content, "annotations", path, problems) if "annotations" in content else []
+    names = _read_categories(content, annotations, path, problems)
+    instances: dict[int | str, list[Instance]] = {}
     ids: set[int] = set()
-    for i, annotation in enumerate(content.get("annotations", [])):
+    for i, annotation in enumerate(annotations):
         where = f"{path.name}: annotations[{i}]"
         try:
-            image_id, instance = _read_annotation(annotation, names)
+            image_id, instance, faults = _read_annotation(annotation, names)
         except ValueError as error:
             problems.append(Problem("broken annotation", where, str(error)))
             continue
+        problems += [Problem("broken annotation", where, f"left out of it: {fault}") for fault in faults]
         if instance.id is not None and instance.id in ids:
             problems.append(Problem("duplicate id", where, f"the annotation id {instance.id} is taken"))
         elif instance.id is not None:
             ids.add(instance.id)
         instances.setdefault(image_id, []).append(instance)
-    records: dict[int, Record] = {}
-    for i, image in enumerate(content["images"]):
+    records = _read_images(_read_list(content, "images", path, problems), instances, path, images, problems)
+    for image_id, lost in instances.items():
+        problems.append(
+            Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {shorten(image_id)}")
+        )
+    return Dataset(records, _number_categories(names), problems)
+
+
+def _read_list(content: Mapping[str, Any], key: str, path: Path, problems: list[Problem]) -> list[Any]:
+    values = content.get(key)
+    if isinstance(values, list):
+        return values
+    problems.append(Problem("broken file", path.name, f"{key} must be a list, got {shorten(values)}"))
+    return []
+
+
+def _read_categories(
+    content: Mapping[str, Any], annotations: list[Any], path: Path, problems: list[Problem]
+) -> dict[int | str, str]:
+    """Names by id, each name once."""
+    names: dict[int | str, str] = {}
+    taken: set[str] = set()
+    entries = _read_list(content, "categories", path, problems) if content.get("categories") is not None else []
+    for i, category in enumerate(entries):
+        where = f"{path.name}: categories[{i}]"
+        identity = parse_identity(category.get("id")) if isinstance(category, Mapping) else None
+        if identity is None:
+            problems.append(Problem("broken category", where, "it must have an id"))
+            continue
+        if identity in names:
+            problems.append(Problem("duplicate id", where, f"the category id {shorten(identity)} is taken"))
+            continue
+        name = parse_text(category.get("name"))
+        if name is None:
+            text = f"its name must be text, got {shorten(category.get('name'))}: the id {identity} is its name"
+            problems.append(Problem("broken category", where, text))
+            name = str(identity)
+        if name in taken:
+            problems.append(Problem("duplicate name", where, f"the name {name} is taken"))
+        while name in taken:
+            name = f"{name} ({identity})"
+        taken.add(name)
+        names[identity] = name
+    if not names and annotations:
+        given = [parse_identity(each.get("category_id")) for each in annotations if isinstance(each, Mapping)]
+        names = {identity: str(identity) for identity in given if identity is not None}
+        text = "categories must have names and ids, got none: the annotations' category ids are the names"
+        problems.append(Problem("broken category", path.name, text))
+    return names
+
+
+def _number_categories(names: Mapping[int | str, str]) -> dict[str, int]:
+    """Ids by name, in their order; those that are text are numbered after all others."""
+    numbers = {name: identity for identity, name in names.items() if isinstance(identity, int)}
+    numbers = dict(sorted(numbers.items(), key=lambda item: item[1]))
+    texts = [name for identity, name in names.items() if isinstance(identity, str)]
+    return numbers | {name: number for number, name in enumerate(texts, max([0, *numbers.values()]) + 1)}
+
+
+def _read_images(
+    entries: list[Any],
+    instances: dict[int | str, list[Instance]],
+    path: Path,
+    images: Path | None,
+    problems: list[Problem],
+) -> list[Record]:
+    """The records; their instances are taken out of ``instances``."""
+    split = path.stem.partition("_")[2]  # annotations/instances_val2017.json: images are in val2017
+    beside: list[Path] = []
+    if split:
+        beside = (
+            [path.parent.parent / split, path.parent.parent / "images" / split] if images is None else [images / split]
+        )
+    named = [parse_name(image.get("file_name")) if isinstance(image, Mapping) else None for image in entries]
+    found = find_images([name for name in named if name is not None], path.parent, images, beside)
+    problems += found.describe_outside(path.name)
+    records: dict[int | str, Record] = {}
+    for i, (image, name) in enumerate(zip(entries, named, strict=True)):
         where = f"{path.name}: images[{i}]"
-        number = parse_id(image.get("id")) if isinstance(image, Mapping) else None
-        if number is None or not image.get("file_name"):
+        identity = parse_identity(image.get("id")) if isinstance(image, Mapping) else None
+        if identity is None or name is None:
             problems.append(Problem("broken image entry", where, "it must have an id and a file_name"))
             continue
-        if number in records:
-            problems.append(Problem("duplicate id", where, f"the image id {number} is taken"))
+        if name in found.faults:
+            problems.append(Problem("broken image entry", where, found.faults[name]))
             continue
-        size = parse_size(image.get("height"), image.get("width"))
-        file = _find_image(str(image["file_name"]), path, images)
-        records[number] = Record(file, size, tuple(instances.pop(number, ())), number)
-    for image_id, lost in instances.items():
-        problems.append(Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {image_id}"))
-    return Dataset(list(records.values()), {name: category for category, name in sorted(names.items())}, problems)
+        if identity in records:
+            problems.append(Problem("duplicate id", where, f"the image id {identity} is taken"))
+            continue
+        try:
+            size = parse_size(image.get("height"), image.get("width"))
+        except ValueError as error:
+            problems.append(Problem("broken image entry", where, str(error)))
+            size = None
+        number = identity if isinstance(identity, int) else None
+        records[identity] = Record(found.files[name], size, tuple(instances.pop(identity, ())), number)
+    return list(records.values())
 
 
-def _read_annotation(annotation: Any, names: Mapping[int, str]) -> tuple[int, Instance]:
-    """(image id, instance)."""
-    image_id = parse_id(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
+def _read_annotation(annotation: Any, names: Mapping[int | str, str]) -> tuple[int | str, Instance, list[str]]:
+    """(image id, instance, what is left out of the instance)."""
+    image_id = parse_identity(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
     if image_id is None:
         raise ValueError("it must have an image_id")
-    category = parse_id(annotation.get("category_id"))
+    category = parse_identity(annotation.get("category_id"))
     if category is None or category not in names:
-        raise ValueError(f"category_id must be one of the file's, got {annotation.get('category_id')!r}")
-    segmentation = annotation.get("segmentation")
-    polygons: tuple[Polygon, ...] = ()
-    rle = None
-    if isinstance(segmentation, list):
-        polygons = tuple(parse_polygon(points) for points in segmentation)
-    elif isinstance(segmentation, Mapping):
-        rle = parse_rle(segmentation)
-    box = None
-    if annotation.get("bbox") is not None:
-        x, y, width, height = parse_box(annotation["bbox"])
-        box = (x, y, x + width, y + height)
-    elif not polygons and rle is None:
-        raise ValueError("it must have a segmentation or a bbox")
-    identity = to_number(annotation.get("id"))
+        raise ValueError(f"category_id must be one of the file's, got {shorten(annotation.get('category_id'))}")
+    crowd = parse_flag(annotation.get("iscrowd"), "iscrowd")
+    polygons, rle, faults = _read_segmentation(annotation.get("segmentation"))
+    box = area = None
+    try:
+        box = _read_box(annotation.get("bbox"))
+    except ValueError as error:
+        faults.append(str(error))
+    if annotation.get("area") is not None:
+        try:
+            (area,) = parse_numbers(annotation, "area")
+        except ValueError as error:
+            faults.append(str(error))
+    if box is None and not polygons and rle is None:
+        raise ValueError(faults[0] if faults else "it must have a segmentation or a bbox")
+    identity = parse_identity(annotation.get("id"))
     identity = identity if isinstance(identity, int) else None
-    area = parse_numbers(annotation, "area")[0] if annotation.get("area") is not None else None
-    crowd = bool(annotation.get("iscrowd"))
-    return image_id, Instance(names[category], polygons, rle, box, crowd, identity, area)
+    return image_id, Instance(names[category], polygons, rle, box, crowd, identity, area), faults
 
 
-def _find_image(name: str, path: Path, images: Path | None) -> Path:
-    """The image's path, or, if there is no such file, the first path tried."""
-    split = path.stem.partition("_")[2]  # annotations/instances_val2017.json: images are in val2017
-    folders = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images" / split]
-    paths = [folder / name for folder in ([images] if images is not None else folders)]
-    return next((path for path in paths if path.exists()), paths[0])
+def _read_box(sides: Any) -> tuple[float, float, float, float] | None:
+    """(x1, y1, x2, y2), or None for null."""
+    if sides is None:
+        return None
+    x, y, width, height = parse_box(sides)
+    box = (x, y, x + width, y + height)
+    if max(abs(side) for side in box) > MAX_COORDINATE:
+        raise ValueError(f"bbox must be within {MAX_COORDINATE} pixels, got {shorten(sides)}")
+    return box
+
+
+def _read_segmentation(segmentation: Any) -> tuple[tuple[Polygon, ...], dict[str, Any] | None, list[str]]:
+    """(polygons, RLE, faults of further polygons); ValueError if it has polygons, none of which can be read."""
+    nested = False  # deeper than COCO's, or an RLE in a list
+    while isinstance(segmentation, list) and len(segmentation) == 1 and not _is_polygon(segmentation[0]):
+        if not isinstance(segmentation[0], list | Mapping) or not segmentation[0]:
+            break
+        segmentation, nested = segmentation[0], True
+    if isinstance(segmentation, Mapping):
+        return (), parse_rle(segmentation), []
+    if not isinstance(segmentation, list | None):
+        raise ValueError(f"segmentation must be polygons or an RLE, got {shorten(segmentation)}")
+    parts = [segmentation] if _is_polygon(segmentation) else segmentation or []
+    if (
+        nested
+        and len(parts) > 1
+        and any(isinstance(part, list) and part and isinstance(part[0], list) for part in parts)
+    ):
+        raise ValueError("segmentation must be a list of polygons, got a list of rings, which may be holes")
+    polygons, faults = [], []
+    for i, part in enumerate(parts):
+        part = part[0] if isinstance(part, list) and len(part) == 1 and _is_polygon(part[0]) else part
+        try:
+            polygons.append(parse_polygon(part))
+        except ValueError as error:
+            faults.append(f"segmentation[{i}]: {error}")
+    if faults and not polygons:
+        raise ValueError(faults[0])
+    return tuple(polygons), None, faults
+
+
+def _is_polygon(points: Any) -> bool:
+    """Whether a list is a polygon, x, y, x, y, ... or three pairs or more, rather than a list of polygons."""
+    if not isinstance(points, list) or not points:
+        return False
+    if not isinstance(points[0], list):
+        return True
+    return len(points) > 2 and all(isinstance(pair, list) and len(pair) == 2 for pair in points)
 
 
 def write_coco(dataset: Dataset, path: Path) -> None:

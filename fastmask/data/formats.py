@@ -1,11 +1,13 @@
 """Annotation formats: detecting, reading and writing them by name."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
+from fastmask.data.layouts import choose_images, find_annotations, find_json, find_splits
 from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
 from fastmask.data.records import Dataset, Problem, name_records
 from fastmask.data.via import is_via, read_via, write_via
@@ -19,53 +21,136 @@ def find_format(path: str | Path) -> str:
     """The format of a file or folder, one of FORMATS, found by its content.
 
     Raises:
-        ValueError: it is of no known format, or not JSON.
+        ValueError: it is of no known format, or of several, or not JSON.
         OSError: it cannot be read.
     """
-    if is_masks(Path(path)):
-        return "masks"
-    for file in _find_files(Path(path)):
-        try:
-            content = load_json(file)
-        except ValueError:
-            if not Path(path).is_dir():
-                raise
-            continue  # read_dataset names it
-        for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
-            if fits(content):
-                return name
-    raise ValueError(f"{path} must be annotations of {', '.join(FORMATS)}, got none of them")
+    path = find_annotations(Path(path))
+    return "masks" if is_masks(path) else _choose_format(path, _load_files(path)[0])
 
 
 def read_dataset(
-    path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
+    path: str | Path,
+    format: str = "auto",
+    images: str | Path | None = None,
+    attribute: str | None = None,
+    split: str | None = None,
 ) -> Dataset:
     """Read annotated images; broken annotations are left out and listed in ``problems``.
 
     Args:
-        path: a JSON file; or a folder with one (COCO, VIA), with one per image (labelme), or with mask images.
+        path: a JSON file; or a folder with one (COCO, VIA), with one per image (labelme), or with mask images; or a
+            folder with ``annotations`` in it; or with splits, see :func:`fastmask.data.layouts.find_splits`.
         format: one of FORMATS, or "auto", which finds it by content.
-        images: folder of the images; None: the format's usual ones.
-        attribute: VIA's region attribute that holds the class; None: the usual names are tried.
+        images: folder of the images; None: the format's usual ones, see :func:`fastmask.data.paths.find_images`.
+        attribute: VIA's region attribute that holds the class; None: see :func:`fastmask.data.via.read_via`.
+        split: what is read of a folder with several splits, "train" or "val".
 
     Raises:
-        ValueError: the file is broken, or not of the format.
+        ValueError: the file is broken, or not of the format, or there are several splits or formats.
         OSError: it cannot be read.
     """
     path, images = Path(path), None if images is None else Path(images)
+    splits = _check_splits(path, find_splits(path))
+    if not splits:
+        return _read(path, format, images, attribute)
+    name = next(iter(splits)) if len(splits) == 1 else split
+    if name not in splits:
+        listed = ", ".join(f"{name} ({file})" for name, file in splits.items())
+        raise ValueError(f"{path} must be one data set, got the splits {listed}: name one")
+    dataset = _read(splits[name], format, choose_images(images, name), attribute)
+    return dataset._replace(notes=(f"{path}: the split {name} is read, {splits[name]}", *dataset.notes))
+
+
+def read_all(
+    path: str | Path, format: str = "auto", images: str | Path | None = None, attribute: str | None = None
+) -> dict[str, Dataset]:
+    """Read each split of a folder; or, named "", what has no splits. See :func:`read_dataset`.
+
+    Raises:
+        ValueError: besides, ``images`` has one image for two splits.
+    """
+    path, images = Path(path), None if images is None else Path(images)
+    splits = _check_splits(path, find_splits(path)) or {"": path}
+    datasets = {name: _read(each, format, choose_images(images, name), attribute) for name, each in splits.items()}
+    if len(datasets) > 1 and images is not None:
+        check_apart(*datasets.values())
+    return datasets
+
+
+def _check_splits(path: Path, splits: dict[str, Path]) -> dict[str, Path]:
+    """Return the splits; ValueError if there is one, in a folder, and annotations beside that folder as well."""
+    beside = (
+        find_json(path) if len(splits) == 1 and path / "annotations" not in next(iter(splits.values())).parents else []
+    )
+    if beside and not set(beside) & set(splits.values()) and (contents := _load_files(path)[0]):
+        file = next(iter(next(iter(contents.values()))))
+        ((name, split),) = splits.items()
+        raise ValueError(f"{path} must be one data set, got the split {name} ({split}) and {file.name}: name one")
+    return splits
+
+
+def check_apart(train: Dataset, val: Dataset) -> None:
+    """Raise a ValueError if images to train on and to evaluate on share a file that exists."""
+    files = {record.file for record in train.records}
+    shared = next((record.file for record in val.records if record.file in files and record.file.exists()), None)
+    if shared is not None:
+        raise ValueError(f"train and val must have images of their own (--images), got {shared} in both")
+
+
+def _read(path: Path, format: str, images: Path | None, attribute: str | None) -> Dataset:
+    """Read one data set."""
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}")
-    chosen = find_format(path) if format == "auto" else format
-    if attribute is not None and chosen != "via":
-        raise ValueError(f"attribute must be None for the format {chosen}, which has none, got {attribute!r}")
-    if chosen == "masks":
-        if not is_masks(path):
-            raise ValueError(f"{path} must be a folder of mask images, with SegmentationObject in it")
-        return read_masks(path, images)
-    fits = {"coco": is_coco, "via": is_via, "labelme": is_labelme}[chosen]
-    contents: dict[Path, Any] = {}
+    if images is not None and not images.is_dir():
+        raise ValueError(f"images must be a folder, got {images}")
+    path = find_annotations(path)
+    loaded: dict[str, dict[Path, Any]] = {}
     problems: list[Problem] = []
-    for file in _find_files(path):
+    if format == "masks" and not is_masks(path):
+        raise ValueError(f"{path} must be a folder of mask images, with SegmentationObject in it")
+    if format == "auto" and is_masks(path):
+        format = "masks"
+    if format != "masks":
+        loaded, problems = _load_files(path)
+        format = _choose_format(path, loaded) if format == "auto" else format
+    if attribute is not None and format != "via":
+        raise ValueError(f"attribute must be None for the format {format}, which has none, got {attribute!r}")
+    if format == "masks":
+        return read_masks(path, images)
+    contents = loaded.get(format)
+    if not contents:
+        raise ValueError(f"{path} must be annotations of the format {format}, got none")
+    if format == "labelme":
+        dataset = read_labelme(contents, images)
+    elif len(contents) == 1:
+        ((file, content),) = contents.items()
+        dataset = read_coco(content, file, images) if format == "coco" else read_via(content, file, images, attribute)
+    else:
+        names = ", ".join(file.name for file in contents)
+        raise ValueError(f"{path} must hold one file of the format {format}, got {names}: name one")
+    return dataset._replace(problems=problems + dataset.problems)
+
+
+def _choose_format(path: Path, contents: Mapping[str, Mapping[Path, Any]]) -> str:
+    """The only format of a folder or file."""
+    if not contents:
+        raise ValueError(f"{path} must be annotations of {', '.join(FORMATS)}, got none of them")
+    if len(contents) > 1:
+        listed = ", ".join(
+            f"{name} ({next(iter(files)).name}{', ...' if len(files) > 1 else ''})" for name, files in contents.items()
+        )
+        raise ValueError(f"{path} must hold files of one format, or the format be given (--format), got {listed}")
+    return next(iter(contents))
+
+
+def _load_files(path: Path) -> tuple[dict[str, dict[Path, Any]], list[Problem]]:
+    """Contents of a JSON file, or of those in a folder, by format and file; and those that are no JSON."""
+    files = find_json(path) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} must hold JSON files, got none")
+    contents: dict[str, dict[Path, Any]] = {}
+    problems = []
+    for file in files:
         try:
             content = load_json(file)
         except ValueError as error:
@@ -73,19 +158,11 @@ def read_dataset(
                 raise
             problems.append(Problem("broken file", file.name, str(error)))
             continue
-        if fits(content):
-            contents[file] = content
-    if not contents:
-        raise ValueError(f"{path} must be annotations of the format {chosen}, got none")
-    if chosen == "labelme":
-        dataset = read_labelme(contents, images)
-    elif len(contents) == 1:
-        ((file, content),) = contents.items()
-        dataset = read_coco(content, file, images) if chosen == "coco" else read_via(content, file, images, attribute)
-    else:
-        names = ", ".join(file.name for file in contents)
-        raise ValueError(f"{path} must hold one file of the format {chosen}, got {names}: name one")
-    return dataset._replace(problems=problems + dataset.problems)
+        for name, fits in (("coco", is_coco), ("labelme", is_labelme), ("via", is_via)):
+            if fits(content):
+                contents.setdefault(name, {})[file] = content
+                break
+    return contents, problems
 
 
 def write_dataset(
@@ -110,9 +187,7 @@ def write_dataset(
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    read = [] if source is None else [Path(source)]
-    for folder in [part for part in read if part.is_dir()]:
-        read += [*folder.glob("*.json"), *(file for name in MASK_FILES for file in folder.glob(name))]
+    read = [] if source is None else _list_inputs(Path(source))
     check_free(_list_outputs(dataset, path, format), force, [*read, *(record.file for record in dataset.records)])
     if format == "coco":
         write_coco(dataset, path)
@@ -122,6 +197,14 @@ def write_dataset(
     if format == "labelme":
         return write_labelme(dataset, path)
     return write_masks(dataset, path)
+
+
+def _list_inputs(source: Path) -> list[Path]:
+    """The annotation files of a data set, and the folders they are in."""
+    read = [source, *(find_annotations(part) for part in (find_splits(source) or {"": source}).values())]
+    for folder in [part for part in read if part.is_dir()]:
+        read += [*find_json(folder), *(file for name in MASK_FILES for file in folder.glob(name))]
+    return read
 
 
 def _list_outputs(dataset: Dataset, path: Path, format: str) -> list[Path]:
@@ -136,16 +219,6 @@ def _list_outputs(dataset: Dataset, path: Path, format: str) -> list[Path]:
         copy = path / IMAGES / f"{name}{record.file.suffix}"
         outputs += [copy] if copy.resolve() != record.file.resolve() else []
     return outputs
-
-
-def _find_files(path: Path) -> list[Path]:
-    """The file itself, or the JSON files in a folder, sorted by name."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".json" and file.is_file())
-    if not files:
-        raise ValueError(f"{path} must hold JSON files, got none")
-    return files
 
 
 def load_json(file: Path) -> Any:

@@ -1,9 +1,11 @@
 """labelme's annotation files, one JSON file per image: https://github.com/wkentaro/labelme."""
 
 import base64
+import contextlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.parse import parse_group, parse_polygon, parse_size, parse_text, shorten, to_number
+from fastmask.data.paths import find_by_stem, find_images, parse_name
 from fastmask.data.records import (
     Dataset,
     Instance,
@@ -22,56 +26,74 @@ from fastmask.data.records import (
     ellipse_to_polygon,
     name_records,
     number_categories,
-    parse_polygon,
-    parse_size,
-    to_number,
 )
 from fastmask.files import write_text
+from fastmask.image_io import read_image_size
 
 
 def is_labelme(content: Any) -> bool:
     """Whether a JSON file's content has labelme's form."""
-    return isinstance(content, Mapping) and isinstance(content.get("shapes"), list)
+    return isinstance(content, Mapping) and (isinstance(content.get("shapes"), list) or "imagePath" in content)
 
 
 def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None) -> Dataset:
-    """Read shapes (polygon, rectangle, circle, mask); those of one label and group_id are one instance.
+    """Read shapes (polygon, rectangle, circle, mask); those of one label and group_id are one instance, their union.
 
     Args:
-        contents: of the JSON files, by path.
+        contents: of the JSON files of a folder, by path.
         images: folder of the images; None: as each file says, relative to itself.
     """
-    records, problems, names = [], [], []
+    folder = next(iter(contents)).parent
+    named = {path: parse_name(content.get("imagePath")) for path, content in contents.items()}
+    if None in named.values():  # the image is named as its file
+        stems = find_by_stem([images] if images is not None else [folder, folder / "images"])
+        named |= {path: stems.get(path.stem, path.with_suffix(".jpg")).name for path, name in named.items() if not name}
+    found = find_images([name for name in named.values() if name], folder, images)
+    records, names, problems = [], [], found.describe_outside(str(folder))
     for path, content in contents.items():
-        size = parse_size(content.get("imageHeight"), content.get("imageWidth"))
+        name = named[path] or ""
+        if name in found.faults:
+            problems.append(Problem("broken file", path.name, found.faults[name]))
+            continue
+        try:
+            size = parse_size(content.get("imageHeight"), content.get("imageWidth"))
+        except ValueError as error:
+            problems.append(Problem("broken file", path.name, str(error)))
+            size = None
+        shapes = content.get("shapes")
+        if not isinstance(shapes, list):
+            problems.append(Problem("broken file", path.name, f"shapes must be a list, got {shorten(shapes)}"))
+            shapes = []
+        if size is None and any(isinstance(shape, Mapping) and shape.get("shape_type") == "mask" for shape in shapes):
+            with contextlib.suppress(OSError, ValueError):  # each mask is named
+                size = read_image_size(found.files[name])
         groups: dict[Any, list[Instance]] = {}
-        for number, shape in enumerate(content["shapes"]):
+        for number, shape in enumerate(shapes):
             try:
                 instance = _read_shape(shape, size)
+                group = parse_group(shape.get("group_id"), "group_id")
             except ValueError as error:
                 problems.append(Problem("broken annotation", f"{path.name}: shape {number}", str(error)))
                 continue
-            group = shape.get("group_id")
-            key = ("alone", number) if group is None else (instance.category, str(group))
+            key = ("alone", number) if group is None else (instance.category, "group", group)
             groups.setdefault(key, []).append(instance)
-        instances = tuple(_merge_parts(group) for group in groups.values())
+        instances = tuple(_merge_parts(group, size) for group in groups.values())
         names += [instance.category for instance in instances]
-        name = content.get("imagePath")
-        name = str(name).replace("\\", "/") if name else path.with_suffix(".jpg").name
-        records.append(Record((images or path.parent) / (Path(name).name if images else name), size, instances))
+        records.append(Record(found.files[name], size, instances))
     return Dataset(records, number_categories(names), problems)
 
 
 def _read_shape(shape: Any, size: tuple[int, int] | None) -> Instance:
-    if not isinstance(shape, Mapping) or not shape.get("label"):
+    label = parse_text(shape.get("label")) if isinstance(shape, Mapping) else None
+    if label is None:
         raise ValueError("a shape must have a label")
-    label, kind, points = str(shape["label"]), shape.get("shape_type", "polygon"), shape.get("points")
+    kind, points = shape.get("shape_type", "polygon"), shape.get("points")
     if kind == "polygon":
         return Instance(label, (parse_polygon(points),))
     if kind not in ("rectangle", "circle", "mask"):
-        raise ValueError(f"a shape must be polygon, rectangle, circle or mask, got {kind!r}")
+        raise ValueError(f"a shape must be polygon, rectangle, circle or mask, got {shorten(kind)}")
     if not isinstance(points, list):
-        raise ValueError(f"a {kind}'s points must be a list, got {points!r}")
+        raise ValueError(f"a {kind}'s points must be a list, got {shorten(points)}")
     corners = parse_polygon([*points, [0, 0], [0, 0]])[:-2]  # two points, checked like a polygon's
     if kind == "rectangle" and len(corners) >= 2:
         (x1, y1), (x2, y2) = corners.min(0), corners.max(0)
@@ -79,38 +101,43 @@ def _read_shape(shape: Any, size: tuple[int, int] | None) -> Instance:
     if kind == "circle" and len(corners) == 2:
         (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
-        return Instance(label, (ellipse_to_polygon(x, y, radius, radius),))
-    if kind == "mask" and len(corners) == 2 and size is not None:
+        return Instance(label, (parse_polygon(ellipse_to_polygon(x, y, radius, radius)),))
+    if kind == "mask" and len(corners) == 2:
+        if size is None:
+            raise ValueError("a mask must be in an image of known size, got none in the file, and no readable image")
         return Instance(label, rle=_read_mask(shape, corners, size))
-    raise ValueError(f"a {kind} must have two points{' and the image a size' if kind == 'mask' else ''}")
+    raise ValueError(f"a {kind} must have two points, got {len(corners)}")
 
 
 def _read_mask(shape: Mapping[str, Any], corners: Any, size: tuple[int, int]) -> dict[str, Any]:
     """COCO RLE of a mask: an image in base64 whose top left corner is the shape's first point."""
+    left, top = (round(float(side)) for side in corners[0])
     try:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape.get("mask", "")))).convert("L")) > 0
+        with Image.open(io.BytesIO(base64.b64decode(shape.get("mask", "")))) as image:
+            shown = (image.height, image.width)
+            fits = left >= 0 and top >= 0 and top + image.height <= size[0] and left + image.width <= size[1]
+            pixels = np.asarray(image.convert("L")) > 0 if fits else None
     except Exception as error:  # Pillow's readers raise many types
         raise ValueError(f"a mask must be an image in base64, got one that cannot be read ({error})") from error
-    left, top = (round(float(side)) for side in corners[0])
-    if left < 0 or top < 0 or top + pixels.shape[0] > size[0] or left + pixels.shape[1] > size[1]:
-        raise ValueError(f"a mask must lie in the image {size}, got {pixels.shape} at {(top, left)}")
+    if pixels is None:
+        raise ValueError(f"a mask must lie in the image {size}, got {shown} at {(top, left)}")
     whole = np.zeros(size, np.uint8, order="F")
     whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     rle: dict[str, Any] = coco_mask.encode(whole)
     return rle
 
 
-def _merge_parts(parts: list[Instance]) -> Instance:
-    """One instance of several shapes."""
-    if len(parts) == 1 or any(part.rle is not None for part in parts):
+def _merge_parts(parts: list[Instance], size: tuple[int, int] | None) -> Instance:
+    """One instance, the union of several shapes; the size is that of the image, known where a shape is a mask."""
+    if len(parts) == 1:
         return parts[0]
+    if size is not None and any(part.rle is not None for part in parts):
+        return parts[0]._replace(polygons=(), rle=coco_mask.merge([part.to_rle(*size) for part in parts]))
     return parts[0]._replace(polygons=tuple(polygon for part in parts for polygon in part.polygons))
 
 
 def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
     """Write one JSON file per image, named after it -> what the format cannot hold."""
-    import os
-
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     for name, record in zip(name_records(dataset.records), dataset.records, strict=True):
@@ -128,9 +155,15 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
                 shapes.append(common | {"shape_type": "polygon", "points": polygon.tolist()})
         height, width = map(to_number, record.size or (None, None))
         content: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imageData": None}
-        content |= {"imagePath": os.path.relpath(record.file, folder), "imageHeight": height, "imageWidth": width}
+        content |= {"imagePath": _name_image(record.file, folder), "imageHeight": height, "imageWidth": width}
         write_text(folder / f"{name}.json", json.dumps(content))
     return problems
+
+
+def _name_image(file: Path, folder: Path) -> str:
+    """The path of an image relative to the folder, if it is in it or beside it; else absolute."""
+    whole, root = os.path.abspath(file), os.path.dirname(os.path.abspath(folder))
+    return os.path.relpath(whole, folder) if whole.startswith(os.path.join(root, "")) else whole
 
 
 def _write_mask(rle: dict[str, Any]) -> dict[str, Any]:

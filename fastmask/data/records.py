@@ -3,7 +3,6 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
+from fastmask.data.parse import MAX_COORDINATE, to_number
 from fastmask.image_io import convert_image, read_image, read_image_size
 
-MAX_COORDINATE = 2**18  # pixels, of a polygon's corners
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
 
 
@@ -106,6 +105,7 @@ class Dataset(NamedTuple):
     records: Sequence[Record]
     categories: dict[str, int]  # ids by name
     problems: list[Problem]
+    notes: tuple[str, ...] = ()  # what a reader chose among several readings, as a sentence
 
 
 def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
@@ -122,67 +122,6 @@ def encode_polygons(polygons: Sequence[Polygon], height: int, width: int) -> dic
     parts = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
     union: dict[str, Any] = coco.merge(parts)
     return union
-
-
-def parse_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """The COCO RLE in Python's integers; ValueError unless it is valid: pycocotools reads out of bounds otherwise."""
-    size, counts = _parse_integers(rle.get("size")), rle.get("counts")
-    if size is None or len(size) != 2 or min(size) <= 0:
-        raise ValueError(f"an RLE's size must be [height, width], got {rle.get('size')!r}")
-    compressed = isinstance(counts, str | bytes)
-    runs = decode_counts(counts) if isinstance(counts, str | bytes) else _parse_integers(counts)
-    if runs is None or min(runs, default=0) < 0:
-        raise ValueError(f"an RLE's counts must be runs, got {str(counts)[:40]!r}")
-    if sum(runs) != size[0] * size[1]:
-        raise ValueError(f"an RLE's runs must have {size[0]} x {size[1]} pixels in all, got {sum(runs)}")
-    return {"size": size, "counts": counts if compressed else runs}
-
-
-def _parse_integers(values: Any) -> list[int] | None:
-    """A list, tuple, array or tensor of integers as a list; None if it is none."""
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list | tuple):
-        return None
-    integers = [integer for value in values if (integer := parse_id(value)) is not None]
-    return integers if len(integers) == len(values) else None
-
-
-def decode_counts(text: str | bytes) -> list[int]:
-    """Run lengths of COCO's compressed RLE counts; the inverse of ``fastmask.kernels.reference.encode_mask``."""
-    data = text.encode("latin-1", "replace") if isinstance(text, str) else text
-    bits = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(bits & 0x20 == 0)  # of values, five bits a character; the rest is truncated
-    bits = bits[: ends[-1] + 1] if len(ends) else bits[:0]
-    if not len(ends):
-        return []
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    shifts = 5 * np.minimum(np.arange(len(bits)) - np.repeat(starts, lengths), 12)
-    values = np.add.reduceat((bits & 0x1F) << shifts, starts)
-    values -= np.where(bits[ends] & 0x10, np.int64(1) << 5 * np.minimum(lengths, 12), 0)
-    runs = values.copy()  # from the fourth on, each is stored as its difference from the one before the last
-    runs[1::2] = np.cumsum(values[1::2])
-    runs[2::2] = np.cumsum(values[2::2])
-    result: list[int] = runs.tolist()
-    return result
-
-
-def parse_polygon(points: Any) -> Polygon:
-    """A polygon [n, 2] from pairs or from x, y, x, y, ...; ValueError unless it has three finite points."""
-    try:
-        polygon = np.asarray(points, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a polygon must be numbers, got {str(points)[:40]}") from error
-    if polygon.size % 2 or (polygon.ndim != 1 and polygon.shape[1:] != (2,)):
-        raise ValueError(f"a polygon must be pairs of x and y, got {polygon.size} numbers")
-    polygon = polygon.reshape(-1, 2)
-    if len(polygon) < 3:
-        raise ValueError(f"a polygon must have three points, got {len(polygon)}")
-    if not np.isfinite(polygon).all():
-        raise ValueError("a polygon must be finite, got NaN or infinity")
-    if np.abs(polygon).max() > MAX_COORDINATE:  # pycocotools' time and memory grow with its perimeter
-        raise ValueError(f"a polygon must be within {MAX_COORDINATE} pixels, got {np.abs(polygon).max():g}")
-    return polygon
 
 
 def box_to_polygon(x1: float, y1: float, x2: float, y2: float) -> Polygon:
@@ -203,52 +142,9 @@ def ellipse_to_polygon(x: float, y: float, radius_x: float, radius_y: float, ang
     return np.stack(points, axis=1)
 
 
-def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """(height, width), or None unless both are positive integers."""
-    size = _parse_integers((height, width))
-    return (size[0], size[1]) if size is not None and min(size) > 0 else None
-
-
 def number_categories(names: Sequence[str]) -> dict[str, int]:
     """Category ids from 1 by name, in order of first appearance."""
     return {name: category for category, name in enumerate(dict.fromkeys(names), 1)}
-
-
-def to_number(value: Any) -> Any:
-    """The Python number in a NumPy scalar or a zero-dimensional array or tensor; any other value as it is."""
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    return float(number) if isinstance(number, np.longdouble) else number  # its item is itself
-
-
-def parse_id(value: Any) -> int | None:
-    """An integer within int64, of Python or as :func:`to_number` takes it, as int; None if it is none."""
-    number = to_number(value)
-    if not isinstance(number, int) or isinstance(number, bool) or not -(2**63) <= number < 2**63:
-        return None
-    return int(number)
-
-
-def parse_box(box: Any) -> list[float]:
-    """The sides x, y, width, height of a list, tuple, array or tensor; ValueError unless they are finite numbers."""
-    sides = box.tolist() if hasattr(box, "tolist") else box
-    if not isinstance(sides, list | tuple) or len(sides) != 4:
-        raise ValueError(f"bbox must be x, y, width, height, got {box!r}")
-    return parse_numbers(dict(zip("xywh", sides, strict=True)), *"xywh")
-
-
-def parse_numbers(values: Any, *names: str) -> list[float]:
-    """The named values of a JSON object, see :func:`to_number`; ValueError unless all are finite numbers."""
-    result = []
-    for name in names:
-        value = to_number(values.get(name))
-        try:
-            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise ValueError(f"{name} must be a finite number, got {repr(value)[:40]}")
-        result.append(number)
-    return result
 
 
 def assign_labels(categories: Mapping[str, int]) -> dict[str, int]:

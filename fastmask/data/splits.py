@@ -1,13 +1,13 @@
-"""The training and validation splits of a data set, in the usual layouts of files."""
+"""The training and validation splits of a data set, and the labels of its categories."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmask.data.formats import read_dataset
+from fastmask.data.formats import read_all
+from fastmask.data.layouts import find_splits
 from fastmask.data.records import Dataset, assign_labels
 
 UNUSED = "-"  # name of a label without a category
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 
 
 class Splits(NamedTuple):
@@ -17,43 +17,30 @@ class Splits(NamedTuple):
     val: Dataset | None
 
 
-def read_splits(path: Path, attribute: str | None = None) -> Splits:
+def read_splits(
+    path: Path, attribute: str | None = None, format: str = "auto", images: str | Path | None = None
+) -> Splits:
     """Read the splits of a data set from its folder or file.
 
     Args:
-        path: a folder with ``train`` and ``val`` in it, each of any format; or with COCO's
-            ``annotations/instances_train*.json`` and ``instances_val*.json``; or anything that
+        path: a folder with splits, see :func:`fastmask.data.layouts.find_splits`; or anything else that
             :func:`fastmask.data.read_dataset` reads, which is then the training split.
-        attribute: see :func:`fastmask.data.read_dataset`.
+        attribute, format, images: see :func:`fastmask.data.read_dataset`.
 
     Raises:
         ValueError: there are no annotations, a file is broken, or the splits have no category in common.
         OSError: a file cannot be read.
     """
-    paths = {split: found for split in NAMES if (found := _find_split(path, split)) is not None}
-    if "train" not in paths:
-        return Splits(read_dataset(path, attribute=attribute), None)
-    train = read_dataset(paths["train"], attribute=attribute)
-    if "val" not in paths:
-        return Splits(train, None)
-    val = read_dataset(paths["val"], attribute=attribute)
-    if not val.categories.keys() & train.categories.keys():
+    datasets = read_all(path, format, images, attribute)
+    if "" in datasets:
+        return Splits(datasets[""], None)
+    if "train" not in datasets:
+        raise ValueError(f"{path} must have a split train, got {', '.join(datasets)}")
+    train, val = datasets["train"], datasets.get("val")
+    if val is not None and not val.categories.keys() & train.categories.keys():
+        paths = find_splits(path)
         raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {', '.join(val.categories)}")
     return Splits(train, val)
-
-
-def _find_split(path: Path, split: str) -> Path | None:
-    """The folder or file of a split."""
-    for name in NAMES[split]:
-        if (path / name).is_dir() and not (path / "annotations").is_dir():
-            return path / name
-    for name in NAMES[split]:
-        files = sorted((path / "annotations").glob(f"instances_{name}*.json"))
-        if len(files) > 1:
-            raise ValueError(f"{path / 'annotations'} must have one file instances_{name}*.json, got {len(files)}")
-        if files:
-            return files[0]
-    return None
 
 
 def label_names(dataset: Dataset) -> list[str]:

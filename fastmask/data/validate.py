@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from fastmask.data.records import Dataset, Instance, Polygon, Problem, Record
+from fastmask.data.crossings import find_crossing
+from fastmask.data.records import Dataset, Instance, Problem, Record
 
 THREADS = 4
 TOLERANCE = 1.0  # pixels that a polygon or box may extend beyond the image: tools place pixel edges differently
@@ -91,22 +92,3 @@ def _validate_instance(instance: Instance, size: tuple[int, int]) -> Iterator[tu
             yield "self-crossing", f"sides {crossing[0]} and {crossing[1]} of a polygon cross"
     if instance.rle is not None and list(instance.rle["size"]) != list(size):
         yield "mask of another size", f"its mask is {list(instance.rle['size'])}, the image {list(size)}"
-
-
-def find_crossing(polygon: Polygon) -> tuple[int, int] | None:
-    """Indices of the first two sides of a polygon that cross; touching is not crossing."""
-    starts = polygon[np.any(polygon != np.roll(polygon, 1, axis=0), axis=1)]  # some tools repeat the first corner
-    ends = np.roll(starts, -1, axis=0)
-
-    def side(a: Polygon, b: Polygon, c: Polygon) -> Polygon:
-        """Which side of the line from a to b the point c is on: -1, 0 or 1."""
-        along, to = b - a, c - a
-        sign: Polygon = np.sign(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
-        return sign
-
-    for i in range(len(starts) - 1):  # one side at a time, for linear memory
-        a, b, c, d = starts[i], ends[i], starts[i + 1 :], ends[i + 1 :]
-        crossing = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
-        if crossing.any():
-            return i, i + 1 + int(crossing.argmax())
-    return None

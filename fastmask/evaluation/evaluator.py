@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from fastmask.checks import check_choice
-from fastmask.data.records import Record, to_number
+from fastmask.data.parse import to_number
+from fastmask.data.records import Record
 from fastmask.evaluation.matching import AREAS, IOU_TYPES, Matches, match_image, read_ground_truth
 from fastmask.evaluation.metrics import Curves, Metrics, accumulate, summarize, summarize_category
 from fastmask.structures import CocoResult

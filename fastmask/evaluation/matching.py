@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import compute_area
-from fastmask.data.records import Record, compress_rle, to_number
+from fastmask.data.parse import to_number
+from fastmask.data.records import Record, compress_rle
 from fastmask.structures import CocoResult
 
 # as in pycocotools.cocoeval.Params: T IoU thresholds; A ranges of areas in pixels: all, small, medium, large

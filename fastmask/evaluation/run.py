@@ -8,17 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from fastmask.data.records import (
-    Dataset,
-    LazyRecords,
-    Record,
-    add_sizes,
-    parse_box,
-    parse_id,
-    parse_numbers,
-    parse_rle,
-    to_number,
-)
+from fastmask.data.parse import parse_box, parse_id, parse_numbers, parse_rle, to_number
+from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.identity import find_images, map_labels
@@ -215,8 +206,8 @@ class _Matching:
                 if label in self.labels:
                     results.append(result | {"category_id": self.labels[label]})
                 else:
-                    name = f"label {label}" if self.names is None else self.names[label]
-                    self.left_out[name] += 1
+                    names = self.names or ()  # which may be fewer than the predictor's classes
+                    self.left_out[names[label] if label < len(names) else f"label {label}"] += 1
         if self.results is not None:
             self.results += results
         self.evaluator.add(image_id, record, results)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastmask.data.records import to_number
+from fastmask.data.parse import to_number
 from fastmask.structures import CocoResult
 
 

@@ -14,6 +14,7 @@ import torch
 from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
+from fastmask.data.formats import check_apart
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
@@ -38,6 +39,8 @@ def train(
     config: TrainConfig,
     *,
     val: Data | None = None,
+    format: str = "auto",
+    images: str | os.PathLike[str] | None = None,
     class_attribute: str | None = None,
     weights: str | os.PathLike[str] = "COCO_V1",
     device: torch.device | str = "auto",
@@ -58,7 +61,7 @@ def train(
         out: the folder for all that the run writes.
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
-        class_attribute: see :func:`fastmask.data.read_dataset`.
+        format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
         weights: what a model by name starts from: the name of its published weights, a file, "imagenet" or "none". Of
             other classes than the data's, all are loaded but the predictors'.
         device: of a model by name; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes its GPU.
@@ -76,12 +79,16 @@ def train(
     """
     folder = Path(out)
     arguments: dict[str, Any] = {"model": model, "data": data, "out": folder, "val": val, "weights": weights}
-    arguments |= {"class_attribute": class_attribute, "device": device, "resume": resume, "tensorboard": tensorboard}
+    arguments |= {"format": format, "images": images, "class_attribute": class_attribute}
+    arguments |= {"device": device, "resume": resume, "tensorboard": tensorboard}
+    source = {"format": format, "images": None if images is None else Path(images), "attribute": class_attribute}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-        splits = job.run_on_all(lambda: _read_data(data, val, class_attribute, folder, resume))
+        splits = job.run_on_all(lambda: _read_data(data, val, source, folder, resume))
         if config.crowds_as_objects:
             splits = Splits(crowds_to_objects(splits.train), splits.val and crowds_to_objects(splits.val))
+        for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
+            print(note)
         for line in _describe_data(splits, config.keep_empty) if job.rank == 0 else ():
             print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
@@ -95,24 +102,29 @@ def train(
         network = job.run_on_all(prepare_model)
         trainer = Trainer(network, config, folder, splits.train, splits.val, job, resume, progress, tensorboard)
         if job.rank == 0:
-            lr, images = config.peak_lr(job.world_size), config.batch_size * job.world_size
-            steps = f"{trainer.steps} steps of {images} images on {job.world_size} x {trainer.device}"
+            lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
+            steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
             if progress:
                 print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
             _write_settings(folder, vars(config) | {"lr": lr}, arguments)
         return trainer.fit()
 
 
-def _read_data(data: Data, val: Data | None, class_attribute: str | None, folder: Path, resume: bool) -> Splits:
+def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Path, resume: bool) -> Splits:
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
         raise ValueError(f"out must be a new folder, or resume (--resume) be set, got {folder} with {LAST} in it")
     if not (folder / LAST).exists():  # nothing of an earlier run; of another origin, then
         check_free([folder / name for name in (BEST, SETTINGS, STEPS, EPOCHS)], force=False)
-    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), class_attribute)
+    splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
         return splits
-    return Splits(splits.train, val if isinstance(val, Dataset) else read_dataset(Path(val), attribute=class_attribute))
+    if isinstance(val, Dataset):
+        return Splits(splits.train, val)
+    splits = Splits(splits.train, read_dataset(Path(val), split="val", **source))
+    if source["images"] is not None and splits.val is not None and not isinstance(data, Dataset):
+        check_apart(splits.train, splits.val)
+    return splits
 
 
 def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:

@@ -109,7 +109,7 @@ def test_color_jitter(seed: int) -> None:
     pixels = draw_sample(seed, 0).pixels
     weak = jitter_color(pixels, 1e-9, np.random.default_rng(seed)).astype(int)
     assert np.abs(weak - pixels).mean() < 4  # the conversion to 8-bit HSV
-    strong = [jitter_color(pixels, 1.0, np.random.default_rng([seed, i])) for i in range(6)]
+    strong = [jitter_color(pixels, 1.0, np.random.default_rng([seed, i])) for i in range(20)]
     assert np.ptp([image.mean() for image in strong]) > 10
     np.testing.assert_array_equal(strong[2], jitter_color(pixels, 1.0, np.random.default_rng([seed, 2])))
 
@@ -119,7 +119,7 @@ def test_color_jitter_of_other_channels(channels: int, seed: int) -> None:
     """Of each channel alone, by the same factors: equal channels stay equal, and one of zeros is not filled."""
     plane = draw_sample(seed, 0).pixels[:, :, :1]
     pixels = np.repeat(plane, channels, axis=2)
-    strong = [jitter_color(pixels, 1.0, np.random.default_rng([seed, i])) for i in range(6)]
+    strong = [jitter_color(pixels, 1.0, np.random.default_rng([seed, i])) for i in range(20)]
     assert np.ptp([image.mean() for image in strong]) > 10
     for image in strong:
         assert image.shape == pixels.shape

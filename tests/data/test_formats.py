@@ -14,7 +14,8 @@ from helpers.images import draw_image_file
 
 from fastmask import data
 from fastmask.cocoapi import mask as coco_mask
-from fastmask.data.records import box_to_polygon, decode_counts, ellipse_to_polygon, parse_rle
+from fastmask.data.parse import decode_counts, parse_rle
+from fastmask.data.records import box_to_polygon, ellipse_to_polygon
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads what is written").COCO
 FORMATS = data.FORMATS
@@ -140,7 +141,8 @@ def test_where_coco_has_its_images(tmp_path: Path) -> None:
     assert data.read_dataset(path).records[0].file == tmp_path / "annotations" / "a.png"  # where it should be
     draw_image_file(tmp_path / "val2017" / "a.png")
     assert data.read_dataset(path).records[0].file == tmp_path / "val2017" / "a.png"
-    assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "a.png"
+    assert data.read_dataset(path, images=tmp_path).records[0].file == tmp_path / "val2017" / "a.png"
+    assert data.read_dataset(path, images=path.parent).records[0].file == path.parent / "a.png"
 
 
 def via(*regions: Any, listed: bool = True) -> dict[str, Any]:
@@ -155,12 +157,13 @@ def test_via_shapes_and_classes(listed: bool, tmp_path: Path) -> None:
     rect = {"name": "rect", "x": 3, "y": 4, "width": 10, "height": 5}
     circle = {"name": "circle", "cx": 30, "cy": 20, "r": 9.5}
     ellipse = {"name": "ellipse", "cx": 30, "cy": 20, "rx": 12, "ry": 4, "theta": math.pi / 2}
-    attributes = [{"type": "cat"}, {"class": "dog", "note": "x"}, {"animal": {"cat": False, "cow": True}}, {}]
+    attributes = [{"animal": "cat"}, {"animal": " dog ", "note": ""}, {"animal": {"cat": False, "cow": True}}]
+    attributes += [{"animal": 7}]
     content = via(*zip((polygon, rect, circle, ellipse), attributes, strict=True), listed=listed)
     (tmp_path / "via.json").write_text(json.dumps({"_via_img_metadata": content} if listed else content))
     dataset = data.read_dataset(tmp_path / "via.json")
     assert dataset.problems == []
-    assert dataset.categories == {"cat": 1, "dog": 2, "cow": 3, "object": 4}
+    assert dataset.categories == {"cat": 1, "dog": 2, "cow": 3, "7": 4}
     bounds = [instance.bounds() for instance in dataset.records[0].instances]
     assert bounds[:2] == [(1, 2, 9, 8), (3, 4, 13, 9)]
     np.testing.assert_allclose(bounds[2:], [(20.5, 10.5, 39.5, 29.5), (26, 8, 34, 32)], atol=0.11)
@@ -234,17 +237,3 @@ def test_balloons(tmp_path: Path) -> None:
                 x1, y1, x2, y2 = instance.bounds()
                 assert -1 <= x1 < x2 <= width + 1
                 assert -1 <= y1 < y2 <= height + 1
-
-
-def test_the_attribute_that_is_the_class(tmp_path: Path) -> None:
-    """It can be named, where a file has several; a region without it is left out."""
-    polygon = {"name": "polygon", "all_points_x": [1, 9, 5], "all_points_y": [2, 2, 8]}
-    attributes = [{"name": "first", "fruit": "apple"}, {"name": "second", "fruit": "pear"}, {"name": "third"}]
-    (tmp_path / "via.json").write_text(json.dumps(via(*((polygon, values) for values in attributes))))
-    assert list(data.read_dataset(tmp_path / "via.json").categories) == ["first", "second", "third"]
-    dataset = data.read_dataset(tmp_path / "via.json", attribute="fruit")
-    assert list(dataset.categories) == ["apple", "pear"]
-    assert [problem.text for problem in dataset.problems] == ["region_attributes must have fruit, got name"]
-    data.write_dataset(dataset, tmp_path / "coco.json", "coco")
-    with pytest.raises(ValueError, match="attribute must be None for the format coco, which has none, got 'fruit'"):
-        data.read_dataset(tmp_path / "coco.json", attribute="fruit")

@@ -1,6 +1,7 @@
 """``fastmask data check``: each kind of problem is named, no valid data is; the contact sheet shows the masks."""
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import ExifTags, Image
 from fastmask import data
 from fastmask.cli import main
 from fastmask.data.contact_sheet import draw_contact_sheet
+from fastmask.data.crossings import find_crossing
 from fastmask.data.records import box_to_polygon, ellipse_to_polygon
-from fastmask.data.validate import find_crossing, validate_dataset
+from fastmask.data.validate import validate_dataset
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="it checks masks")
 SQUARE = box_to_polygon(10, 10, 30, 30)
@@ -114,6 +116,55 @@ def test_crossings() -> None:
             assert find_crossing(polygon) == expected
     assert find_crossing(ellipse_to_polygon(0, 0, 500, 300)) is None
     assert find_crossing(np.zeros((5, 2))) is None
+
+
+def compare_all_sides(polygon: np.ndarray) -> tuple[int, int] | None:
+    """The first crossing by comparing each side with all later ones."""
+
+    def side(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        along, to = b - a, c - a
+        return np.sign(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
+
+    starts = polygon[np.any(polygon != np.roll(polygon, 1, axis=0), axis=1)]
+    ends = np.roll(starts, -1, axis=0)
+    for i in range(len(starts) - 1):
+        a, b, c, d = starts[i], ends[i], starts[i + 1 :], ends[i + 1 :]
+        crossing = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
+        if crossing.any():
+            return i, i + 1 + int(crossing.argmax())
+    return None
+
+
+def test_crossings_of_long_polygons(seed: int) -> None:
+    """The same as comparing all sides: of contours, some of which cross late, of walks and of corners on a grid."""
+    generator = np.random.default_rng(seed)
+    crossings = []
+    for number in (1, 2, 60, 66, 150, 333, 800):
+        angles = np.sort(generator.random(number)) * 2 * np.pi
+        circle = 100 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        contour = circle * generator.uniform(0.5, 1, (number, 1))
+        swapped = circle.copy()
+        swapped[-5:-3] = swapped[-5:-3][::-1]
+        noisy = contour + generator.normal(0, 0.05, (number, 2))
+        grid = generator.integers(0, 9, (number, 2)).astype(float)
+        for polygon in (contour, swapped, noisy, np.cumsum(noisy, axis=0), grid, generator.random((number, 2))):
+            crossings.append(find_crossing(polygon))
+            assert crossings[-1] == compare_all_sides(polygon)
+    assert None in crossings
+    assert max(i for i, _ in filter(None, crossings)) > 700
+
+
+def test_the_time_of_30_000_corners() -> None:
+    """Of a contour, of teeth beside each other, and of a star of long sides in all directions."""
+    angles = np.arange(30_000) * 2 * np.pi / 30_000
+    contour = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 1000
+    teeth = np.stack([np.repeat(np.arange(15_000) * 0.1, 2), np.tile([0, 500, 500, 0], 7500)], axis=1)
+    star = contour * (1 + np.arange(30_000)[:, None] * 7919 % 1000 / 1000)
+    started = time.process_time()
+    assert find_crossing(contour) is None
+    assert find_crossing(teeth) is None
+    assert find_crossing(star) is None
+    assert time.process_time() - started < 5  # comparing all sides takes more than this for each
 
 
 def test_contact_sheet(tmp_path: Path) -> None:

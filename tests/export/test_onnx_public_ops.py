@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask import ops
+from fastmask.evaluation.agreement import matched_share
 from fastmask.export import translations
 from fastmask.kernels.max_pool2d import max_pool2d_op
 
@@ -237,7 +238,9 @@ def test_a_model_called_on_images(changed: bool, tmp_path: Path) -> None:
 
     class Heads(fastmask.models.detection.roi_heads.RoIHeads):
         def postprocess_detections(self, *args: Any) -> Any:
-            return tuple([values[::2] for values in kind] for kind in super().postprocess_detections(*args))
+            results = super().postprocess_detections(*args)
+            large = [ops.box_area(boxes) > 300 for boxes in results[0]]
+            return tuple([values[rows] for values, rows in zip(kind, large, strict=True)] for kind in results)
 
     model = slim_pair(rpn_post_nms_top_n_test=60, min_size=64, max_size=96)[1]
     if changed:
@@ -251,6 +254,6 @@ def test_a_model_called_on_images(changed: bool, tmp_path: Path) -> None:
         with torch.no_grad():
             (expected,) = model([example])
         found.append(len(outputs[0]))
-        for actual, wanted in zip(outputs, expected.values(), strict=True):
-            torch.testing.assert_close(torch.from_numpy(actual), wanted, rtol=1e-3, atol=1e-3)
+        actual = dict(zip(expected, map(torch.from_numpy, outputs), strict=True))
+        assert matched_share(actual, expected) >= 0.9
     assert found[-1] > 0

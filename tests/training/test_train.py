@@ -14,7 +14,7 @@ from torch import nn
 
 import fastmask
 from fastmask.cli import main, train as command_line
-from fastmask.data import Record, write_dataset
+from fastmask.data import FORMATS, Record, write_dataset
 from fastmask.data.splits import label_names, read_splits
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
 from fastmask.training import TrainConfig, train
@@ -124,7 +124,8 @@ def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     args = parser.parse_args(["--data-path", "set", "--epochs", "3"])
     settings = dataclasses.asdict(TrainConfig(3))
     assert {name: getattr(args, name) for name in settings} == settings
-    assert {action.dest: action.choices for action in parser._actions if action.choices} == CHOICES
+    choices = {action.dest: action.choices for action in parser._actions if action.choices}
+    assert choices == CHOICES | {"format": ("auto", *FORMATS)}
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data-path", "set", "--epochs", "3", "--optimizer", "lion"])
     assert "invalid choice: 'lion'" in capsys.readouterr().err

@@ -85,7 +85,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         return features, self.roi_heads.select_candidates(logits, deltas, proposals, sizes)
 
     def extract_features(self, pixels: Tensor) -> Features:
-        """Padded images [B, 3, H, W] -> feature maps."""
+        """Padded images [B, C, H, W] -> feature maps."""
         own = takes_channels_last(self.backbone)
         if not (own and has_gaps(pixels)):
             pixels = pixels.contiguous(memory_format=torch.channels_last if own else torch.contiguous_format)
@@ -133,7 +133,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> Losses | list[Prediction]:
-        """Images [3, h, w] in [0, 1], of any sizes -> losses or predictions, as torchvision's models.
+        """Images [C, h, w] in [0, 1], of any sizes -> losses or predictions, as torchvision's models.
 
         ``torch.compile`` makes one graph of it, for these sizes; others are compiled anew.
 

@@ -1,0 +1,227 @@
+"""Mutate good files of a format and read them, in a process of its own: ``fuzz_readers.py FORMAT NUMBER SEED FOLDER``.
+
+Any exception but ValueError and OSError, more than two seconds of CPU, or more than 1 GB of memory ends it with a
+traceback.
+"""
+
+import base64
+import copy
+import io
+import json
+import random
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastmask import data
+from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.coco import compute_area
+from fastmask.data.validate import validate_dataset
+
+SECONDS, GIGABYTE = 2.0, 2**30
+HEIGHT, WIDTH = 40, 50
+
+
+DEEP = ("deep", "deeper", "deepest")  # stand for lists in lists, of so many levels:
+LEVELS = (30, 900, 10**5)
+STRANGE: list[Any] = [
+    None,
+    True,
+    False,
+    "",
+    " ",
+    "abc",
+    "7",
+    "\ud800",
+    "\0",
+    "../../etc/passwd",
+    "C:\\x\\a.png",
+    "/a.png",
+]
+STRANGE += [0, -1, 1, 2, 0.5, -0.0, 255, 65536, 10**5, 2**18, 2**31, 2**32, 2**63, 10**30, -(10**30), 1e300, -1e300]
+STRANGE += [float("nan"), float("inf"), [], {}, [[]], [None], [{}], {"a": None}, "9" * 9999, *DEEP, [10**6, 10**6]]
+STRANGE += [list(range(2000)), [0, 1e5] * 3000, [[0, 0], [1e5, 1e5], [0, 1e5]] * 500, {"size": [9, 9]}]
+
+
+def mutate(content: Any, random_: random.Random) -> Any:
+    """One value of the content is replaced, swapped, wrapped, unwrapped, repeated or removed."""
+    parent, key = None, None
+    value = content
+    while isinstance(value, dict | list) and value and (parent is None or random_.random() < 0.8):
+        parent, key = value, random_.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        value = value[key]
+    if parent is None:
+        return random_.choice(STRANGE)
+    kind = random_.randrange(7)
+    if kind == 0:
+        del parent[key]
+    elif kind == 1:
+        parent[key] = [value]
+    elif kind == 2:
+        parent[key] = {"a": value} if not isinstance(value, list) else {str(i): item for i, item in enumerate(value)}
+    elif kind == 3 and isinstance(parent, list):
+        parent += [copy.deepcopy(value)] * random_.choice([1, 50])
+    elif kind == 4:
+        parent[key] = value[0] if isinstance(value, list) and value else str(value)
+    elif kind == 5 and isinstance(value, int | float):
+        parent[key] = value * random_.choice([-1, 1e3, 1e6, 10**20])
+    else:
+        parent[key] = copy.deepcopy(random_.choice(STRANGE))
+    return content
+
+
+def make_dataset(folder: Path) -> data.Dataset:
+    """Two images; objects of polygons, RLE, a box and a crowd."""
+    generator = np.random.default_rng(0)
+    records = []
+    for name in ("a", "b"):
+        pixels = generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+        mask[3:20, 30:40] = 1
+        square = np.array([[2, 2], [12, 2], [12, 12], [2, 12]], float)
+        objects = [data.Instance("cat", (square, square + 13)), data.Instance("dog", rle=coco_mask.encode(mask))]
+        records.append(data.Record(folder / f"{name}.png", (HEIGHT, WIDTH), tuple(objects), len(records) + 1))
+    more = (data.Instance("cat", box=(1, 30, 9, 38)), data.Instance("dog", (square,), crowd=True))
+    records[1] = records[1]._replace(instances=records[1].instances + more)
+    return data.Dataset(records, {"cat": 1, "dog": 2}, [])
+
+
+def make_contents(format: str, folder: Path) -> list[Any]:
+    """Good contents of a JSON format's files."""
+    dataset = make_dataset(folder)
+    path = folder / ("good" if format == "labelme" else "good.json")
+    data.write_dataset(dataset, path, format)
+    contents = [json.loads(file.read_text()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    if format == "coco":
+        runs = {"size": [HEIGHT, WIDTH], "counts": [41, 8, 1951]}
+        contents[0]["annotations"].append(
+            {"id": 99, "image_id": 1, "category_id": 1, "segmentation": runs, "iscrowd": 0}
+        )
+    if format == "via":
+        shapes: list[Any] = [{"name": "rect", "x": 3, "y": 4, "width": 10, "height": 5}]
+        shapes += [{"name": "circle", "cx": 30, "cy": 20, "r": 9.5}]
+        shapes += [{"name": "ellipse", "cx": 30, "cy": 20, "rx": 12, "ry": 4, "theta": 1}]
+        for entry in contents[0].values():
+            entry["regions"] += [
+                {"shape_attributes": shape, "region_attributes": {"class": {"cat": 1}}} for shape in shapes
+            ]
+        contents.append({"_via_img_metadata": copy.deepcopy(contents[0])})
+    if format == "labelme":
+        shapes = [{"label": "cat", "shape_type": "circle", "points": [[9, 9], [12, 9]], "group_id": 1}]
+        shapes += [{"label": "cat", "shape_type": "rectangle", "points": [[9, 9], [12, 19]], "group_id": 1}]
+        file = io.BytesIO()
+        Image.fromarray(np.ones((9, 5), bool)).save(file, format="PNG")
+        picture = base64.b64encode(file.getvalue()).decode()
+        shapes += [{"label": "cat", "shape_type": "mask", "points": [[9, 9], [12, 9]], "mask": picture, "group_id": 1}]
+        contents[1]["shapes"] += shapes
+    return contents
+
+
+def write_json(contents: list[Any], folder: Path, random_: random.Random) -> Path:
+    """A mutated file of JSON, sometimes cut or with a byte changed."""
+    content = copy.deepcopy(random_.choice(contents))
+    for _ in range(random_.randint(1, 3)):
+        content = mutate(content, random_) if isinstance(content, dict | list) else content
+    text = json.dumps(content)
+    for word, levels in zip(DEEP, LEVELS, strict=True):
+        text = text.replace(f'"{word}"', "[" * levels + "]" * levels)
+    written = bytearray(text.encode())
+    if random_.random() < 0.1:
+        del written[random_.randrange(len(written)) :]
+    elif random_.random() < 0.1:
+        written[random_.randrange(len(written))] = random_.randrange(256)
+    path = folder / "mutated.json"
+    path.write_bytes(written)
+    return path
+
+
+def make_numbers(random_: random.Random, generator: np.random.Generator, strange: bool) -> bytearray:
+    """A file of an image of small numbers in blocks, or of numbers, types, modes and sizes that are strange."""
+    highest, blocks, (height, width), kind, mode = 4, (4, 5), (HEIGHT, WIDTH), "uint8", ""
+    if strange:
+        highest = random_.choice([1, 2, 256, 60000, 2**31 - 1])
+        height, width = random_.choice([(HEIGHT, WIDTH)] * 3 + [(1, 1), (120, 200), (WIDTH, HEIGHT), (3, 4000)])
+        blocks = random_.choice([(1, 1), (4, 5), (height, width)])
+        kind = random_.choice(["uint8", "uint8", "uint16", "int32", "float32", "bool"])
+        mode = random_.choice(["", "", "", "RGB", "P", "LA"])
+    numbers = generator.integers(0, highest, blocks)
+    numbers = np.kron(numbers, np.ones((-(-height // blocks[0]), -(-width // blocks[1])), np.int64))
+    image = Image.fromarray(numbers[:height, :width].astype(kind))
+    file = io.BytesIO()
+    (image.convert(mode) if mode and kind in ("uint8", "bool") else image).save(
+        file, "PNG" if kind == "uint8" else "TIFF"
+    )
+    return bytearray(file.getvalue())
+
+
+def write_masks(folder: Path, random_: random.Random) -> Path:
+    """A folder of mask images and their photo, each of which may be strange, cut or have other bytes."""
+    generator = np.random.default_rng(random_.randrange(2**32))
+    path = folder / "mutated"
+    for name in ("SegmentationObject", "SegmentationClass", "JPEGImages"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+        written = make_numbers(random_, generator, strange=random_.random() < 0.3)
+        if random_.random() < 0.1:
+            del written[random_.randrange(len(written)) :]
+        elif random_.random() < 0.2:
+            for _ in range(random_.randint(1, 8)):
+                written[random_.randrange(len(written))] = random_.randrange(256)
+        (path / name / "a.png").write_bytes(written)
+    (path / "labels.txt").write_bytes(
+        random_.choice([b"cat\ndog\n", b"", b"\n\n\n", b"\xff\xfe", b"cat\n" * 300, b"\0"])
+    )
+    return path
+
+
+def use(dataset: data.Dataset, folder: Path, number: int) -> None:
+    """What commands do with a data set."""
+    " ".join([*dataset.notes, *dataset.categories]).encode()  # as standard output does
+    for record in data.add_sizes(dataset).records:
+        for instance in record.instances:
+            instance.bounds()
+            compute_area(instance)
+            instance.to_rle(HEIGHT, WIDTH)
+    if number % 8 == 0:
+        validate_dataset(dataset)
+        format = data.FORMATS[number // 8 % 4]
+        data.write_dataset(
+            dataset, folder / f"out-{format}{'.json' if format in ('coco', 'via') else ''}", format, force=True
+        )
+
+
+def main(format: str, number: int, seed: int, folder: Path) -> None:
+    def stop(*_: Any) -> None:
+        raise RuntimeError(f"more than {SECONDS} seconds of CPU")
+
+    contents = [] if format == "masks" else make_contents(format, folder)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
+    signal.signal(signal.SIGPROF, stop)
+    read = 0
+    for i in range(number):
+        random_ = random.Random(f"{seed} {i}")
+        path = write_masks(folder, random_) if format == "masks" else write_json(contents, folder, random_)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            dataset = data.read_dataset(path)
+            read += any(record.instances for record in dataset.records)
+            use(dataset, folder, i)
+        except (ValueError, OSError):
+            pass
+        except BaseException:
+            print(f"mutation {i} of seed {seed}: {path}", file=sys.stderr)
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+    assert "torch" not in sys.modules
+    assert read > number // 4, f"{read} of {number} have objects"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
