@@ -85,6 +85,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     find_images(args.images, args.recursive)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.json not in (None, "-"):
+        if not Path(args.json).parent.is_dir():
+            raise ValueError(f"--json must be a file in a folder that is there, got {args.json}")
         check_results(Path(args.json))
 
 
@@ -138,5 +140,7 @@ def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None
     files = (files if predicted.overlays else []) + ([args.out / CROPS] if args.save_crops else [])
     outputs = ", ".join(map(str, [*files, predicted.results]))
     again = f" ({len(predicted.skipped)} skipped, which the same command tries again)" if predicted.skipped else ""
+    output = sys.stderr if args.json == "-" else sys.stdout
     line = f"{predicted.detections} detections in {images}: {outputs}{again}"
-    print(line, flush=True, file=sys.stderr if args.json == "-" else sys.stdout)
+    encoding = output.encoding or "utf-8"  # which a file's name need not be of
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=output)

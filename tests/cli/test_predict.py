@@ -160,6 +160,7 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         (image, "--onnx", there, "--weights", "COCO_V1"): "--weights must not be given with --exported",
         (image, "--exported", there, "--model", "maskrcnn_resnet50_fpn"): "--model must not be given with --exported",
         (image, "--json", there): "there.onnx must be of an earlier run",
+        (image, "--json", tmp_path / "none" / "a.json"): "--json must be a file in a folder that is there, got ",
     }.items():
         there.write_text("{}")
         assert main(["predict", *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
