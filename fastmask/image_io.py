@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 Path = str | os.PathLike[str]
 ORIENTATIONS = {  # EXIF 2.32, section 4.6.4
@@ -21,7 +21,7 @@ TRANSPOSED = {ORIENTATIONS[value] for value in (5, 6, 7, 8)}  # those that excha
 def read_image(path: Path, channels: int = 3) -> Image.Image:
     """Read an image file of any format of Pillow's, with its EXIF orientation applied.
 
-    16-bit grayscale is scaled to 8 bits.
+    12-bit and 16-bit grayscale is scaled to 8 bits; of a file with several frames or pages, the first is read.
 
     Args:
         path: of the file.
@@ -65,6 +65,27 @@ def read_image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's header is an image's, whatever the file is called."""
+    try:
+        with open(path, "rb") as file, Image.open(file):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # as above
+        return False
+
+
+def count_frames(path: Path) -> int:
+    """The number of an animation's frames or a TIFF's pages; 1 of all other images, and of files that are none."""
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            several = image.format != "MPO" and getattr(image, "is_animated", False)  # phones': a photo and its preview
+            return int(getattr(image, "n_frames", 1)) if several else 1
+    except Exception:  # as above
+        return 1
+
+
 def to_upright(image: Image.Image, channels: int = 3) -> Image.Image:
     """Convert an open image as :func:`read_image` does; ValueError if its channels or their scale do not fit."""
     converted, orientation = convert_image(image, channels), _read_orientation(image)
@@ -83,10 +104,10 @@ def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
     """A copy of 8 bits per channel and a number of channels, see :func:`read_image`; Pillow would clip 16 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose scale is unknown")
-    if image.mode == "I" and image.format != "PNG":  # older Pillow opens 16-bit PNG as mode I
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # older Pillow opens 16-bit PNG as mode I
         raise ValueError("its pixels are 32-bit integers, whose scale is unknown")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = _to_8_bits(image)
     elif image.mode in ("P", "PA") or (image.mode == "LA" and channels in (1, 3)):
         image = image.convert("RGBA")  # converting a transparent palette to RGB warns
     if channels in (1, 3):
@@ -94,3 +115,13 @@ def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
     if len(image.getbands()) != channels:
         raise ValueError(f"it must have {channels} channels, got {len(image.getbands())}")
     return image.copy()
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grayscale of 16 bits, or of a TIFF's 12, as 8 bits; a TIFF whose 0 is white is inverted, as Pillow leaves it."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] if image.format == "TIFF" else 16
+    pixels = (np.asarray(image) >> (max(bits, 8) - 8)).astype(np.uint8)
+    if image.format == "TIFF" and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        pixels = 255 - pixels
+    return Image.fromarray(pixels)

@@ -111,8 +111,14 @@ class Resizer:
         room = self._choose(original) or (math.inf, math.inf)
         size = self.fixed_size or compute_resized_size(original, self.min_size, self.max_size, room)
         if min(size) < 1 or size[0] > room[0] or size[1] > room[1]:
-            within = "" if math.inf in room else f" in {room}"
-            raise ValueError(f"images of {original} pixels cannot be resized to {size}{within}")
+            height, width = original
+            if self.fixed_size:
+                raise ValueError(f"images of {height} x {width} pixels cannot be resized to {size} in {room}")
+            long = max(size)
+            raise ValueError(
+                f"images must be at most {long} times as long as wide, as they are resized to {long} pixels, "
+                f"got {width} x {height} pixels (width x height): cut it into pieces"
+            )
         return size
 
     def resize_batch(self, originals: Sequence[Size]) -> tuple[list[Size], Size]:

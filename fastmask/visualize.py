@@ -1,6 +1,7 @@
 """Drawing detections on their image: masks, boxes, labels and scores."""
 
 import colorsys
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastmask.cocoapi import mask as coco
 from fastmask.files import replace_file
+from fastmask.fonts import choose_names, find_font, load_font, warn_once
 from fastmask.image_io import convert_image
 
 MASK_OPACITY = 0.45
@@ -34,7 +36,8 @@ def draw_detections(
         image: of the detections, in any of Pillow's modes; 16 bits are scaled to 8, and RGBA's alpha is ignored.
         detections: boxes [N, 4] in pixels of the image, labels [N], optionally scores [N], optionally masks:
             [N, H, W] or [N, 1, H, W] bool or probabilities (thresholded at 0.5), or [N] COCO RLE.
-        categories: names by label; labels without one are drawn as numbers.
+        categories: names by label; labels without one are drawn as numbers, as are those whose name has letters that no
+            font on this system has, of which a warning tells once.
         colors: index of each detection's color; None: 0, 1, 2, ...
 
     Returns:
@@ -54,10 +57,14 @@ def draw_detections(
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=palette[i], width=stroke)
-    font = ImageFont.load_default(max(10.0, max(image.size) / 60))
+    categories, legend = choose_names(tuple(map(str, categories or ())))
+    if legend:
+        warn_once(legend)
+    load = functools.cache(functools.partial(load_font, size=max(10.0, max(image.size) / 60)))
     taken: list[Rectangle] = []
     for i in order[::-1]:
         text = _format_caption(detections, int(i), categories)
+        font = load(find_font(text) or "")
         x1, y1, x2, y2 = canvas.textbbox((0, 0), text, font=font)
         area = _place_caption(boxes[i], (x2 - x1 + 2 * stroke, y2 - y1 + 2 * stroke), image.size, taken)
         taken.append(area)
@@ -119,9 +126,9 @@ def _erode(mask: Mask, steps: int) -> Mask:
     return core
 
 
-def _format_caption(detections: Mapping[str, Any], index: int, categories: Sequence[str] | None) -> str:
+def _format_caption(detections: Mapping[str, Any], index: int, categories: Sequence[str]) -> str:
     label = int(detections["labels"][index])
-    name = categories[label] if categories is not None and 0 <= label < len(categories) else str(label)
+    name = categories[label] if 0 <= label < len(categories) else str(label)
     return f"{name} {float(detections['scores'][index]):.2f}" if "scores" in detections else name
 
 

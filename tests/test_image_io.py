@@ -1,12 +1,13 @@
 """Reading images of every mode and format, and files that are no images."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastmask.image_io import read_image
+from fastmask.image_io import count_frames, is_image, read_image
 
 MODES = {
     "RGB": "png",
@@ -105,6 +106,53 @@ def test_sixteen_bits_are_scaled(suffix: str, tmp_path: Path) -> None:
     assert np.array_equal(np.array(read_image(tmp_path / f"a.{suffix}", 1)), deep >> 8)
 
 
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0), (16, 1)])
+def test_deep_tiffs(bits: int, photometric: int, tmp_path: Path) -> None:
+    """The whole range is scaled, also that of 12 bits; photometric 0 has white as 0 (TIFF 6.0, page 37)."""
+    values = [0, 1 << bits - 1, (1 << bits) - 1, 37 << bits - 8]
+    data = np.array(values, "<u2").tobytes()
+    if bits == 12:
+        data = int("".join(f"{value:012b}" for value in values), 2).to_bytes(6, "big")
+    tags = {
+        256: 4,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8 + 2 + 9 * 12 + 4,
+        277: 1,
+        278: 1,
+        279: len(data),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    (tmp_path / "a.tif").write_bytes(header + entries + struct.pack("<I", 0) + data)
+    expected = [0, 128, 255, 37]
+    read = np.array(read_image(tmp_path / "a.tif", 1))
+    assert read.tolist() == [expected if photometric else [255 - value for value in expected]]
+
+
+def test_sixteen_bit_pgm(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + np.array([0, 0x8000, 65535], ">u2").tobytes())
+    assert np.array(read_image(tmp_path / "a.pgm", 1)).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png"])
+def test_frames(suffix: str, tmp_path: Path) -> None:
+    """The first is read."""
+    first, *rest = (Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue"))
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=rest)
+    first.save(tmp_path / f"b.{suffix}")
+    assert [count_frames(tmp_path / f"{name}.{suffix}") for name in "abc"] == [3, 1, 1]
+    assert np.array_equal(np.array(read_image(tmp_path / f"a.{suffix}")), np.array(first))
+
+
+def test_photos_with_a_preview_are_no_animation(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[noise()])
+    assert Image.open(tmp_path / "a.jpg").n_frames == 2
+    assert count_frames(tmp_path / "a.jpg") == 1
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
@@ -134,5 +182,6 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     for name in ("text.jpg", "empty.png", "."):
         with pytest.raises(ValueError, match="cannot be read as an image"):
             read_image(tmp_path / name)
+        assert not is_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         read_image(tmp_path / "none.jpg")

@@ -98,7 +98,7 @@ def test_padded_sizes() -> None:
     assert fixed.resize((640, 480)) == (1066, 800)
     assert Resizer(800, 1333, 32, padded_size=(512, 512)).resize((640, 480)) == (512, 384)
     assert Resizer(800, 1333, 32).resize_batch([(480, 640), (100, 400)]) == ([(800, 1066), (333, 1333)], (800, 1344))
-    with pytest.raises(ValueError, match=r"images of \(1, 5000\) pixels cannot be resized to \(0, 1333\)$"):
+    with pytest.raises(ValueError, match=r"at most 1333 times as long as wide, .* got 5000 x 1 pixels"):
         Resizer(800, 1333, 32).choose_padded_size((1, 5000))
-    with pytest.raises(ValueError, match=r"cannot be resized to \(300, 300\) in \(256, 256\)"):
+    with pytest.raises(ValueError, match=r"of 10 x 10 pixels cannot be resized to \(300, 300\) in \(256, 256\)"):
         Resizer(800, 1333, 32, fixed_size=(300, 300), padded_size=(256, 256)).resize((10, 10))

@@ -1,25 +1,39 @@
 """``fastmask predict``: detect objects in images; write overlays and one COCO results file."""
 
 import argparse
+import functools
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+from fastmask.cli._messages import Default, is_given, name_options
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
 
 if TYPE_CHECKING:
     from fastmask.inference import PredictedFiles
+
+CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the images, the model, and where the predictions go."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
+    add("--recursive", action="store_true", help="take the images of folders inside folders, too")
     add_model_arguments(parser)
+    for name in ("weights", "model"):  # to see whether they are given
+        if isinstance(default := parser.get_default(name), str):
+            parser.set_defaults(**{name: Default(default)})
     add_predictor_arguments(parser)
     add("--exported", "--onnx", type=Path, metavar="FILE", help="a file of fastmask export, instead of --weights")
+    add("--classes", nargs="+", action="extend", metavar="NAME", help="keep these classes only; after the images")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the output [%(default)s]")
     add("--no-overlays", action="store_true", help="write the results file only")
+    add("--color-by", default="instance", choices=("instance", "class"), help="what has one color [%(default)s]")
+    add("--save-crops", action="store_true", help="write each detection, cut out by its mask, to DIR/crops")
+    add("--json", metavar="FILE", help="write the results there, too; - is the standard output")
+    add("--quiet", action="store_true", help="print nothing but errors and skipped images")
     add("--restart", action="store_true", help="discard what an interrupted run has predicted")
 
 
@@ -30,43 +44,103 @@ def run(args: argparse.Namespace) -> int:
     """
     from fastmask.distributed import join_ranks
     from fastmask.inference import predict_files
-    from fastmask.inference.image_files import find_images
 
     make = make_exported_predictor if args.exported else make_predictor
     with join_ranks() as ranks:
         try:
-            paths = ranks.run_on_first(lambda: find_images(args.images))
-            ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
+            ranks.run_on_first(lambda: check_arguments(args))
             predictor, categories, settings = ranks.run_on_all(lambda: make(args, ranks))
-            options = {"categories": categories, "overlays": not args.no_overlays, "restart": args.restart}
-            options |= {"settings": settings, "on_skip": print_skipped, "ranks": ranks}
-            predicted = predict_files(predictor, paths, args.out, **options)
+            options = {"recursive": args.recursive, "categories": categories, "classes": args.classes}
+            options |= {"overlays": not args.no_overlays, "color_by": args.color_by, "crops": args.save_crops}
+            options |= {"restart": args.restart, "settings": settings, "progress": False if args.quiet else None}
+            options |= {"on_skip": print_skipped, "ranks": ranks}
+            options |= {} if args.quiet else {"on_note": print_message}
+            predicted = predict_files(predictor, args.images, args.out, **options)
+            ranks.run_on_first(lambda: write_json(predicted, args.json))
         except ValueError as error:
             if ranks.rank == 0:
-                print(f"fastmask predict: {error}", file=sys.stderr)
+                print_message(name_options(error, args))
             return 2
         except KeyboardInterrupt:
-            print("fastmask predict: interrupted; the same command goes on from here", file=sys.stderr)
+            print_message("interrupted; the same command goes on from here")
             raise
         if ranks.rank == 0:
-            print_outcome(predicted, args.out)
+            print_outcome(predicted, args)
         return 1 if predicted.skipped else 0
 
 
-def print_skipped(reason: str) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise an error for what is wrong already before a model is loaded; create the folder of the output."""
+    from fastmask.inference.image_files import find_images
+    from fastmask.inference.journal import check_results
+
+    if args.exported and (is_given(args.weights) or is_given(args.model)):
+        name = "--weights" if is_given(args.weights) else "--model"
+        raise ValueError(f"{name} must not be given with --exported: the file has its own")
+    if args.exported and not args.exported.exists():
+        raise ValueError(f"--exported must be a file that is there, got {args.exported}: no such file")
+    path = Path(args.weights or "")
+    if (path.suffix in CHECKPOINTS or len(path.parts) > 1) and not args.exported and not path.exists():
+        raise ValueError(f"--weights must be a file that is there, or a name, got {path}: no such file")
+    find_images(args.images, args.recursive)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.json not in (None, "-"):
+        if not Path(args.json).parent.is_dir():
+            raise ValueError(f"--json must be a file in a folder that is there, got {args.json}")
+        check_results(Path(args.json))
+
+
+def print_message(text: str) -> None:
+    """Print a line to the standard error, clear of the progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(f"fastmask predict: skipped: {reason}", file=sys.stderr)
+    tqdm.write(f"fastmask predict: {text}", file=sys.stderr)
 
 
-def print_outcome(predicted: "PredictedFiles", folder: Path) -> None:
-    from fastmask.inference.image_files import OVERLAY_SUFFIX
+def print_skipped(reason: str) -> None:
+    print_message(f"skipped: {reason}")
+
+
+def write_json(predicted: "PredictedFiles", target: str | None) -> None:
+    """Copy the results, if there are any, to a file, or to the standard output."""
+    from fastmask.files import replace_file
+
+    if target is None or predicted.results is None:
+        return
+    with open(predicted.results, encoding="ascii") as results:
+        if target == "-":
+            copy_to_output(results)
+        elif os.path.realpath(target) != os.path.realpath(predicted.results):
+            with replace_file(target) as draft:
+                draft.write_text(results.read(), encoding="ascii")
+
+
+def copy_to_output(results: IO[str]) -> None:
+    """Copy a file to the standard output, as far as whoever reads it wants it."""
+    try:
+        for part in iter(functools.partial(results.read, 1 << 20), ""):
+            sys.stdout.write(part)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nor shall Python try once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None:
+    from fastmask.inference.image_files import CROPS, OVERLAY_SUFFIX
 
     if predicted.results is None:
-        print(f"fastmask predict: no image could be predicted: {folder} stays as it was", file=sys.stderr)
+        skipped = len(predicted.skipped)
+        print_message(f"no image could be predicted ({skipped} skipped): {args.out} has no new results")
+        return
+    if args.quiet:
         return
     images = f"{predicted.images} images" if predicted.images != 1 else "1 image"
-    files = [predicted.overlays[0] if len(predicted.overlays) == 1 else folder / f"*{OVERLAY_SUFFIX}"]
-    outputs = ", ".join(map(str, [*(files if predicted.overlays else []), predicted.results]))
+    everything = Path("**" if args.recursive else "") / f"*{OVERLAY_SUFFIX}"
+    files = [predicted.overlays[0] if len(predicted.overlays) == 1 else args.out / everything]
+    files = (files if predicted.overlays else []) + ([args.out / CROPS] if args.save_crops else [])
+    outputs = ", ".join(map(str, [*files, predicted.results]))
     again = f" ({len(predicted.skipped)} skipped, which the same command tries again)" if predicted.skipped else ""
-    print(f"{predicted.detections} detections in {images}: {outputs}{again}", flush=True)
+    output = sys.stderr if args.json == "-" else sys.stdout
+    line = f"{predicted.detections} detections in {images}: {outputs}{again}"
+    encoding = output.encoding or "utf-8"  # which a file's name need not be of
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=output)

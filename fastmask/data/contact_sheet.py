@@ -15,10 +15,17 @@ GAP = 4  # pixels between images
 
 
 def draw_contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: int = 320) -> Image.Image:
-    """Evenly chosen images with masks, boxes and classes, each at most ``side`` pixels wide and high."""
+    """Evenly chosen images with masks, boxes and classes, in ``columns`` x ``rows`` cells of ``side`` pixels.
+
+    Fewer images share the sheet's space in fewer and larger cells; none is enlarged beyond its own size.
+    """
     names = ["", *dataset.categories]
     images = []
     number = min(columns * rows, len(dataset.records))
+    space = (columns * side, rows * side)
+    counts = range(1, min(columns, max(number, 1)) + 1)
+    lines = {n: max(-(-number // n), 1) for n in counts}  # of n images; the largest cells, the fewest empty ones
+    side, _, columns = max((min(space[0] // n, space[1] // m), -n * m, n) for n, m in lines.items())
     for i in np.linspace(0, len(dataset.records) - 1, number).round().astype(int).tolist():
         record = dataset.records[i]
         try:
@@ -27,7 +34,7 @@ def draw_contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: 
             continue
         size = (image.height, image.width)
         images.append(draw_record(record, image, names, plan_resize(size, min(size), side)))
-    return tile_images(images, columns, side)
+    return tile_images(images, min(columns, max(len(images), 1)), side)
 
 
 def draw_record(

@@ -1,34 +1,64 @@
-"""Image files that a caller names, their ids, and the files that overlays are written to."""
+"""Image files that a caller names, their ids, and the names of what is written for them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-# taken from a folder; a file that is named may have any suffix
-SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from fastmask.image_io import is_image
+
+# taken from a folder, as are images without an ending; a file that is named may have any
+SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm"}
+SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
 OVERLAY_SUFFIX = ".predicted.png"
+CROP_SUFFIX = ".crop.png"
+CROPS = "crops"  # the folder of crops, beside the results
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as given, each once; a folder stands for the images directly in it, by name, overlays left out.
+def find_images(paths: Iterable[str | os.PathLike[str]], recursive: bool = False) -> list[Path]:
+    """Files as given, each once; a folder stands for the images in it, by name, overlays and crops left out.
+
+    Args:
+        paths: of files and folders. A file that is missing is kept, where others are there.
+        recursive: take the images of folders inside folders, too; links to folders are followed, hidden ones left out.
 
     Raises:
-        ValueError: a folder holds no images.
+        ValueError: a folder holds no images, or nothing of that name is there.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        for file in _list_folder(path) if os.path.isdir(path) else [path]:
+        for file in _list_folder(path, recursive) if os.path.isdir(path) else [path]:
             found.setdefault(os.path.realpath(file), file)
+    if found and not any(map(os.path.exists, found.values())):
+        names = ", ".join(map(str, list(found.values())[:3])) + (", ..." if len(found) > 3 else "")
+        raise ValueError(f"images must be files or folders that are there, got {names}: no such file")
     return list(found.values())
 
 
-def _list_folder(folder: Path) -> list[Path]:
+def _list_folder(folder: Path, recursive: bool) -> list[Path]:
     """The images in a folder."""
-    inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    inside = [path for path in inside if not path.name.startswith(".") and not path.name.endswith(OVERLAY_SUFFIX)]
+    inside = [file for place in _walk(folder, recursive, set()) for file in sorted(place.iterdir()) if _is_wanted(file)]
     if not inside:
-        raise ValueError(f"{folder} must hold images, got none")
+        deeper = not recursive and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+        hint = ": --recursive (recursive=True) looks into its folders" if deeper else ""
+        raise ValueError(f"{folder} must hold images, got none{hint}")
     return inside
+
+
+def _walk(folder: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
+    """A folder and those inside it, each once, whatever links there are."""
+    seen.add(os.path.realpath(folder))
+    yield folder
+    for path in sorted(folder.iterdir()) if recursive else ():
+        if path.is_dir() and not path.name.startswith(".") and os.path.realpath(path) not in seen:
+            yield from _walk(path, True, seen)
+
+
+def _is_wanted(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.endswith((OVERLAY_SUFFIX, CROP_SUFFIX)):
+        return False
+    if path.suffix:
+        return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.is_file() and is_image(path)
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
@@ -38,15 +68,21 @@ def image_ids(paths: Sequence[Path]) -> list[int]:
     return ids if len(ids) == len(stems) == len(set(ids)) else list(range(1, len(paths) + 1))
 
 
-def overlay_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A file in ``folder`` for each image, named after it; never an image itself, and no two alike."""
+def name_outputs(paths: Sequence[Path], folder: Path, roots: Sequence[Path] = ()) -> list[Path]:
+    """A path inside ``folder`` for each image, without ending, for what is written of it; no two are alike.
+
+    It is the image's name, below the folders that the image is in inside of one of ``roots``, if any. The overlay of
+    that name is never an image itself.
+    """
     taken = {os.path.realpath(path) for path in paths}
-    overlays = []
+    names = []
     for path in paths:
+        inside = [path.parent.relative_to(root) for root in roots if path.parent.is_relative_to(root)]
+        place = min((place for place in inside if ".." not in place.parts), key=lambda p: len(p.parts), default=Path())
         stem = path.stem[:200]  # of the 255 bytes that a name may have
-        overlay, number = folder / f"{stem}{OVERLAY_SUFFIX}", 2
-        while os.path.realpath(overlay) in taken:
-            overlay, number = folder / f"{stem}-{number}{OVERLAY_SUFFIX}", number + 1
-        taken.add(os.path.realpath(overlay))
-        overlays.append(overlay)
-    return overlays
+        name, number = place / stem, 2
+        while os.path.realpath(f"{folder / name}{OVERLAY_SUFFIX}") in taken:
+            name, number = place / f"{stem}-{number}", number + 1
+        taken.add(os.path.realpath(f"{folder / name}{OVERLAY_SUFFIX}"))
+        names.append(name)
+    return names

@@ -19,11 +19,13 @@ FINISHED = "finished"  # a file in PARTS: all images without predictions were sk
 
 
 class Job(NamedTuple):
-    """An image to predict, and the overlay to write, if any."""
+    """An image to predict, and what to write of it besides its results."""
 
     image: Path
     state: str  # of the image's file, see file_state
+    name: str  # of its overlay and crops, with folders, without ending
     overlay: Path | None
+    crops: Path | None  # without number and ending
 
 
 class Journal:
@@ -40,8 +42,8 @@ class Journal:
         self._write(settings)
 
     def add(self, job: Job, results: list[CocoResult]) -> None:
-        """Write down an image's results, once its overlay is saved."""
-        self._write([str(job.image), job.state, job.overlay and job.overlay.name, results])
+        """Write down an image's results, once its overlay and crops are saved."""
+        self._write([str(job.image), job.state, job.overlay and job.name, results])
 
     def _write(self, value: Any) -> None:
         self.file.write(json.dumps(value) + "\n")
@@ -74,7 +76,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RESULTS).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / RESULTS))
-    _check_results(folder / RESULTS)
+    check_results(folder / RESULTS)
     (folder / PARTS).mkdir(exist_ok=True)
     with open(folder / PARTS / "lock", "w") as file:
         try:
@@ -89,8 +91,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_results(path: Path) -> None:
-    """Raise a FileExistsError if there are results of another origin: ours begin with no detection, or name files."""
+def check_results(path: Path) -> None:
+    """Raise a FileExistsError if a file has results of another origin: ours begin with no detection, or name files."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         start = file.read(2)
         if start != b"[\n" or (b'"file_name": ' not in file.readline() and file.tell() > len(b"[\n\n]\n")):
@@ -148,6 +150,12 @@ def finish(folder: Path, skipped: bool) -> None:
         shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove what a run has left that predicted nothing; results of an earlier run stay."""
+    (folder / PARTIAL).unlink(missing_ok=True)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+
+
 class Line(NamedTuple):
     """Where an image's line stands in a journal."""
 
@@ -167,7 +175,7 @@ def _is_done(job: Job, done: Mapping[str, Line]) -> bool:
     line = done.get(str(job.image))
     if line is None or line.state != job.state:
         return False
-    return job.overlay is None or (line.overlay == job.overlay.name and job.overlay.exists())
+    return job.overlay is None or (line.overlay == job.name and job.overlay.exists())
 
 
 def _read_parts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Line]:
@@ -184,7 +192,7 @@ def _read_parts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Line]:
                     value = json.loads(line)
                 except ValueError as error:
                     raise ValueError(
-                        f"{part} must hold JSON, got {line[:40]!r} in line {number + 1}: use restart"
+                        f"{part} must hold JSON, got {line[:40]!r} in line {number + 1}: use --restart (restart=True)"
                     ) from error
                 if number == 0:
                     _check_settings(folder, value, settings)

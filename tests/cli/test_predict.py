@@ -16,7 +16,7 @@ from torch import nn
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.image_io import read_image
-from fastmask.inference.image_files import find_images, image_ids, overlay_paths
+from fastmask.inference.image_files import find_images, image_ids, name_outputs
 from fastmask.models._presets import to_float
 
 COCO = pytest.importorskip("pycocotools.coco", reason="it reads the results").COCO
@@ -77,7 +77,7 @@ def test_broken_files_are_named_and_the_rest_go_on(
     for name in ("torn.jpg", "text.jpg", "none.png", "strip.png", "longlong"):
         assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
     assert "in 2 images" in printed.out
-    assert "7/7" in printed.err  # the progress bar's end
+    assert "img/s" not in printed.err  # no progress bar: the standard error is no terminal
     made = ["a.predicted.png", "predictions.json", "predictions.parts", "z.predicted.png"]
     assert sorted(os.listdir(tmp_path / "out")) == made
     assert "5 skipped, which the same command tries again" in printed.out
@@ -86,8 +86,11 @@ def test_broken_files_are_named_and_the_rest_go_on(
     assert predict(weights, tmp_path / "out", whole[0], *odd, whole[1]) == 1
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {result["image_id"] for result in results} <= {1, 7}
+    capfd.readouterr()
     assert predict(weights, tmp_path / "alone", text) == 1
-    assert json.loads((tmp_path / "alone" / "predictions.json").read_text()) == []
+    printed = capfd.readouterr()
+    assert (printed.out, list((tmp_path / "alone").iterdir())) == ("", [])
+    assert "no image could be predicted (1 skipped)" in printed.err
 
 
 def test_a_score_of_one_keeps_nothing(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
         ("--model", "resnet50"): "--model must be one of fasterrcnn_resnet50_fpn, ",
         ("--device", "abacus"): "--device must be one that this machine has, got 'abacus'",
         ("--device", "meta"): "got 'meta' (known are cpu, cuda, mps, xpu)",
-        ("--weights", "none.pth"): "weights must be COCO_V1, DEFAULT or a file, got 'none.pth'",
+        ("--weights", "none.pth"): "--weights must be a file that is there, or a name, got none.pth: no such file",
         ("--weights", str(path)): "a.png must be a checkpoint",
         ("--model", "maskrcnn_resnet50_fpn_v2"): "slim.pth is not of this model",
         ("--out", str(path / "out")): "Not a directory",
@@ -140,5 +143,48 @@ def test_image_ids() -> None:
 
 def test_no_overlay_replaces_an_image_or_another_overlay(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "c" * 250)]
-    names = [path.name.removesuffix(".predicted.png") for path in overlay_paths(paths, tmp_path)]
+    names = list(map(str, name_outputs(paths, tmp_path)))
     assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "c" * 200]
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is loaded or written; so is an option that another one makes void."""
+    image, there = draw_image_file(tmp_path / "a.png"), tmp_path / "there.onnx"
+    there.touch()
+    for arguments, message in {
+        (tmp_path / "none.jpg",): f"must be files or folders that are there, got {tmp_path / 'none.jpg'}: no such file",
+        (tmp_path / "none", tmp_path / "no.png"): f"got {tmp_path / 'none'}, {tmp_path / 'no.png'}: no such file",
+        (image, "--weights", "best.pth"): "--weights must be a file that is there, or a name, got best.pth",
+        (image, "--weights", tmp_path / "run"): f"or a name, got {tmp_path / 'run'}: no such file",
+        (image, "--exported", tmp_path / "none.onnx"): "--exported must be a file that is there, got ",
+        (image, "--onnx", there, "--weights", "COCO_V1"): "--weights must not be given with --exported",
+        (image, "--exported", there, "--model", "maskrcnn_resnet50_fpn"): "--model must not be given with --exported",
+        (image, "--json", there): "there.onnx must be of an earlier run",
+        (image, "--json", tmp_path / "none" / "a.json"): "--json must be a file in a folder that is there, got ",
+    }.items():
+        there.write_text("{}")
+        assert main(["predict", *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_json_to_the_standard_output(
+    slim_file: tuple[Path, nn.Module], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has the results alone, of the classes that are asked for; with --quiet nothing else is printed."""
+    path, out, copy = draw_image_file(tmp_path / "a.png"), tmp_path / "out", tmp_path / "copy.json"
+    options = ("--score", 0.06, "--classes", "two", "four", "--color-by", "class")
+    assert predict(slim_file[0], out, path, *options, "--json", "-") == 0
+    printed = capfd.readouterr()
+    results = json.loads(printed.out)
+    assert results == json.loads((out / "predictions.json").read_text())
+    assert {result["category_id"] for result in results} <= {2, 4}
+    assert f"{len(results)} detections in 1 image: " in printed.err
+    assert predict(slim_file[0], out, path, *options, "--json", copy, "--quiet") == 0
+    assert json.loads(copy.read_text()) == results
+    assert predict(slim_file[0], out, path, *options, "--json", copy, "--quiet") == 0  # its own may be replaced
+    assert capfd.readouterr() == ("", "")
+    assert predict(slim_file[0], out, path, "--classes", "five") == 2
+    assert "--classes must be among the model's (one, two, three, four), got 'five'" in capfd.readouterr().err

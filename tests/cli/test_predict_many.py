@@ -245,7 +245,7 @@ def test_two_ranks_give_the_union_of_one(
         timeout=120,
     )
     assert wrong.returncode != 0
-    assert wrong.stderr.count("fastmask predict: batch must be at least 1, got 0") == 1
+    assert wrong.stderr.count("fastmask predict: --batch must be at least 1, got 0") == 1
     assert "Connection" not in wrong.stderr  # of a rank that another one left alone
 
 
