@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from fastmask.distributed import Ranks
     from fastmask.export import ExportedPredictor
     from fastmask.inference.predictor import Predictor
+    from fastmask.models.detection._weights import Source
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
+MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -21,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5, dev
     """Add what names a model, for every command that runs one."""
     add = parser.add_argument
     add("--weights", default="COCO_V1", help="a name (COCO_V1 is downloaded once) or a file [%(default)s]")
-    add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
+    add("--model", metavar="NAME", help=MODEL_HELP)
     add("--score", type=float, default=score, help="minimum score of a kept detection, from 0 to 1 [%(default)s]")
     add("--device", default="auto", help=device_help)
 
@@ -36,16 +38,26 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
 
 
-def load_model(name: str, weights: str, device: str, score: float) -> "tuple[FasterRCNN, Sequence[str] | None]":
-    """The model, ready to detect, and its categories if they are known; ValueError if an argument is wrong."""
+def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]":
+    """The builder's name, which the weights may know, and the weights; ValueError if there are none of that name."""
     from fastmask import models
     from fastmask.checks import check_choice
+    from fastmask.models.detection._weights import choose_model
+
+    if name is not None:
+        check_choice("--model", name, models.list_models(module=models.detection))
+    return choose_model(name, weights)
+
+
+def load_model(
+    name: str | None, weights: "str | Source", device: str, score: float
+) -> "tuple[FasterRCNN, Sequence[str] | None]":
+    """The model, ready to detect, and its categories if they are known; ValueError if an argument is wrong."""
     from fastmask.inference import load_pretrained
 
     if not 0 <= score <= 1:
         raise ValueError(f"--score must be in [0, 1], got {score}")
-    check_choice("--model", name, models.list_models(module=models.detection))
-    return load_pretrained(name, weights, find_device(device), score)
+    return load_pretrained(*find_model(name, weights), find_device(device), score)
 
 
 def make_exported_predictor(
@@ -85,12 +97,13 @@ def make_predictor(
     from fastmask.inference.journal import file_state
 
     with ranks.local_first():
-        model, categories = load_model(args.model, args.weights, ranks.device(args.device), args.score)
+        name, source = find_model(args.model, args.weights)
+        model, categories = load_model(name, source, ranks.device(args.device), args.score)
     device = next(model.parameters()).device.type
     fixed = args.size or (device == "cuda" and not args.exact)
     dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
-    settings = {name: getattr(args, name) for name in ("model", "score", "batch")}
+    settings = {"model": name, "score": args.score, "batch": args.batch}
     settings |= {"weights": args.weights, "file": file_state(Path(args.weights)), "device": device}
     settings |= {"size": predictor.size, "dtype": str(predictor.dtype), "fastmask": __version__}
     return predictor, categories, settings

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastmask.cli._model import MODEL_HELP
 from fastmask.cli.data import add_source_arguments
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add_source_arguments(parser)
-    add("--model", default="maskrcnn_resnet50_fpn", metavar="NAME", help="[%(default)s]")
+    add("--model", metavar="NAME", help=MODEL_HELP)
     add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
-    add("--resume", action="store_true", help="resume from the last checkpoint in --out")
+    add("--resume", action="store_true", help="resume from the last checkpoint in --out, also with more --epochs")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
     add("--epochs", type=int, required=True, metavar="N", help="passes over the images")
     add("--batch-size", type=int, default=2, metavar="B", help="images of a step on each GPU [%(default)s]")
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
     from fastmask.cli._device import find_device
     from fastmask.training import DivergedError, TrainConfig, train
+    from fastmask.training.checkpoints import LAST
 
     names = ("val", "format", "images", "class_attribute", "weights", "resume", "tensorboard")
     options = {name: getattr(args, name) for name in names}
@@ -86,6 +88,12 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
     except (DivergedError, MemoryError, OSError) as error:
         print(f"fastmask train: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if ranks.rank == 0:
+            last = args.out / LAST
+            where = f"goes on from {last}" if last.exists() else "starts anew, as there is no checkpoint yet"
+            print(f"fastmask train: interrupted; the same command with --resume {where}", file=sys.stderr)
+        raise
     if ranks.rank == 0:
         print(f"weights, losses and metrics: {args.out}", flush=True)
     return 0

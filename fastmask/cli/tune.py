@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace, device: Any) -> Any:
-    if args.weights == "synthetic" and args.model == "maskrcnn_resnet50_fpn":
+    if args.weights == "synthetic" and args.model in (None, "maskrcnn_resnet50_fpn"):
         from fastmask.benchmarks.cases.model import calibrated_model
 
         return calibrated_model("fastmask", device)

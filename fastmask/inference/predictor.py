@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
-from fastmask.inference.pretrained import load_pretrained
+from fastmask.inference.pretrained import FilePath, load_pretrained
 from fastmask.inference.program import Program, Runner
 from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
@@ -327,9 +327,9 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, weights: str = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
+        cls, name: FilePath, weights: FilePath = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
     ) -> "Predictor":
-        """A detector by name, with weights; see :func:`fastmask.inference.load_pretrained`. ``options`` as above."""
+        """A detector by name with weights, or a file's; see :func:`load_pretrained`. ``options`` as above."""
         model, categories = load_pretrained(name, weights, device, score)
         predictor = cls(model, **options)
         predictor.categories = categories

@@ -2,26 +2,29 @@
 
 import os
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from fastmask import models
-from fastmask.checks import check_choice
-from fastmask.models.detection._weights import find_weights
+from fastmask.models.detection._weights import choose_model
 from fastmask.models.detection.faster_rcnn import FasterRCNN
+
+FilePath = str | os.PathLike[str]
 
 
 def load_pretrained(
-    name: str,
-    weights: str | os.PathLike[str] = "DEFAULT",
+    name: FilePath | None,
+    weights: Any = "DEFAULT",
     device: str | torch.device = "auto",
     score: float = 0.05,
 ) -> tuple[FasterRCNN, Sequence[str] | None]:
     """A detector with weights, ready for inference, and its categories: names by label from 0, None if not known.
 
     Args:
-        name: of a builder of ``fastmask.models.detection``, such as "maskrcnn_resnet50_fpn".
+        name: of a builder of ``fastmask.models.detection``, such as "maskrcnn_resnet50_fpn"; or a checkpoint's path,
+            without ``weights``, or None: the file, or ``weights``, names its model. Weights that name none, or are of
+            several, as "COCO_V1", are of "maskrcnn_resnet50_fpn".
         weights: a name, such as "COCO_V1" (downloaded once) or "SHAPES_V1", or a checkpoint's path.
         device: of the model; "auto" is CUDA where it is available, else the CPU.
         score: minimum score of a detection, in [0, 1].
@@ -30,10 +33,14 @@ def load_pretrained(
         ConnectionError: the weights cannot be downloaded.
         ValueError: there is no such model, or no such weights, or they do not fit it.
     """
-    check_choice("name", name, models.list_models(module=models.detection))
+    known = models.list_models(module=models.detection)
+    if name is not None and name not in known:
+        if weights != "DEFAULT" or not os.path.exists(name):
+            raise ValueError(f"name must be one of {', '.join(known)} or a file, got {os.fspath(name)!r}")
+        name, weights = None, name
     if not 0 <= score <= 1:
         raise ValueError(f"score must be in [0, 1], got {score}")
-    source = find_weights(models.get_model_weights(name), weights)
+    name, source = choose_model(None if name is None else os.fspath(name), weights)
     assert source is not None
     options = source.meta.get("options", {})  # such as the size of images that it was trained on
     model = models.get_model(name, weights=source, box_score_thresh=score, **options)

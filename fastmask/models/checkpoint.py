@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from fastmask.files import replace_file
 from fastmask.models._meta import COCO_CATEGORIES
+from fastmask.models._metadata import METADATA, parse_metadata, parse_options
+from fastmask.models._state import CLASSIFIERS, list_detectors, load_state
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
-PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
-CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
 
 
 class Checkpoint:
@@ -27,10 +27,12 @@ class Checkpoint:
 
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
-            ``state_dict`` or ``model_state_dict`` (and optionally names by label as ``categories``, and the builder's
-            ``min_size`` and ``max_size`` that it was trained with as ``options``; safetensors have these two as JSON in
-            their metadata). Only tensors and plain values are ever unpickled. ``meta`` holds the number of classes and,
-            where known, these two.
+            ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled.
+
+    Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
+    name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
+    thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms. ``meta`` holds those that are known,
+    and ``num_classes``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,12 +47,8 @@ class Checkpoint:
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
-        if isinstance(content.get("options"), dict):
-            sizes = ((name, content["options"].get(name)) for name in ("min_size", "max_size"))
-            self.meta["options"] = {name: size for name, size in sizes if isinstance(size, int)}
-        if isinstance(content.get("categories"), list):
-            self.meta["categories"] = content["categories"]
-        elif self.meta.get("num_classes") == len(COCO_CATEGORIES):
+        self.meta |= parse_metadata(content)
+        if "categories" not in self.meta and self.meta.get("num_classes") == len(COCO_CATEGORIES):
             self.meta["categories"] = COCO_CATEGORIES
 
     @property
@@ -86,8 +84,10 @@ def save_weights(
     state: Mapping[str, Tensor],
     path: str | os.PathLike[str],
     *,
+    builder: str | None = None,
     categories: Sequence[str] | None = None,
-    options: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    norm_eps: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write weights as safetensors, a format without executable content that other tools read too.
@@ -95,8 +95,10 @@ def save_weights(
     Args:
         state: a model's state dict.
         path: path of the file, which ends in ``.safetensors``.
+        builder: the name of the model's builder, which all commands then choose: "maskrcnn_slim_fpn".
         categories: names by label, from 0, the background.
-        options: the builder's ``min_size`` and ``max_size``.
+        options: the builder's plain arguments, such as ``min_size`` and ``image_mean``; see :class:`Checkpoint`.
+        norm_eps: the eps of frozen norms.
         dtype: dtype of floating weights of more than one dimension (norms and biases are few, and stay); None: as is.
 
     Raises:
@@ -113,55 +115,25 @@ def save_weights(
     classes = len(state[CLASSIFIERS[0]]) if CLASSIFIERS[0] in state else None
     if categories is not None and classes not in (None, len(categories)):
         raise ValueError(f"categories must have a name for each of {classes} labels, got {len(categories)}")
-    if not all(isinstance(size, int) for size in (options or {}).values()):
-        raise ValueError(f"options must be whole pixels, got {options}")
+    if builder not in (None, *list_detectors()):
+        raise ValueError(f"builder must be one of {', '.join(list_detectors())}, got {builder!r}")
+    plain = parse_options(options or {})
+    if plain.keys() != dict(options or {}).keys():
+        raise ValueError(f"options must be a builder's arguments, whole pixels and numbers, got {options}")
     tensors = {}
     for key, value in state.items():
         kind = dtype if value.is_floating_point() and value.ndim > 1 else None
         tensors[key] = value.detach().cpu().to(kind or value.dtype, copy=True).contiguous()  # none shares its memory
         if kind is not None and bool((value.isfinite() & ~tensors[key].isfinite().to(value.device)).any()):
             raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
-    described = {"categories": None if categories is None else list(categories), "options": options and dict(options)}
+    described: dict[str, Any] = {"builder": builder, "options": plain or None, "norm_eps": norm_eps}
+    described["categories"] = None if categories is None else list(categories)
     metadata = {name: json.dumps(value) for name, value in described.items() if value is not None}
     try:
         with replace_file(path) as draft:
             save_file(tensors, draft, metadata)
     except SafetensorError as error:  # it is no OSError
         raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
-    """``model.load_state_dict`` with errors that name ``source``; ``new_predictors``: see :func:`load_checkpoint`."""
-    if new_predictors:
-        state = {key: value for key, value in state.items() if not key.startswith(PREDICTORS)}
-    own = model.state_dict()
-    for key in CLASSIFIERS:
-        if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
-            raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
-    others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
-    if others:
-        shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
-        raise ValueError(f"{source} is not of this model: {len(others)} shapes differ, such as {', '.join(shapes)}")
-    try:
-        missing, unexpected = model.load_state_dict(dict(state), strict=False)
-    except RuntimeError as error:  # shapes under old keys
-        raise ValueError(f"{source} is not of this model: {str(error).splitlines()[-1].strip()}") from error
-    # a norm that was frozen never counted its batches
-    optional = PREDICTORS if new_predictors else ()
-    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
-    if missing or unexpected:
-        problems = (
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
-            if keys
-        )
-        raise ValueError(f"{source} is not of this model: its keys must be the model's, got {' and '.join(problems)}")
-
-
-def num_classes_error(trained: int, source: str, actual: int) -> ValueError:
-    """The error for weights of another number of classes than the model's."""
-    hint = "new_predictors=True loads all but the predictors"
-    return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -173,8 +145,8 @@ def _read(path: str) -> dict[str, Any]:
             with safe_open(path, "pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
                 metadata = file.metadata() or {}
-            if metadata.keys() & {"categories", "options"}:
-                content = {"model": content} | {n: _parse_json(metadata.get(n)) for n in ("categories", "options")}
+            if metadata.keys() & set(METADATA):
+                content = {"model": content} | {name: _parse_json(metadata.get(name)) for name in METADATA}
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)

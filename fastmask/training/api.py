@@ -20,8 +20,9 @@ from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
 from fastmask.models._layout import lay_out
+from fastmask.models._state import find_builder
 from fastmask.models.checkpoint import Checkpoint
-from fastmask.models.detection._weights import find_weights
+from fastmask.models.detection._weights import DEFAULT_MODEL, choose_model
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.training.checkpoints import BEST, LAST
 from fastmask.training.config import TrainConfig
@@ -33,7 +34,7 @@ Data = Dataset | str | os.PathLike[str]
 
 
 def train(
-    model: GeneralizedRCNN | str,
+    model: GeneralizedRCNN | str | None,
     data: Data,
     out: str | os.PathLike[str],
     config: TrainConfig,
@@ -56,16 +57,19 @@ def train(
 
     Args:
         model: a model of ``fastmask.models.detection``, on its device, with as many classes as the data has, the
-            background included; or the name of a builder there.
+            background included; or the name of a builder there; None: the one that ``weights`` name, or else
+            "maskrcnn_resnet50_fpn".
         data: a data set, all of which is trained on; or a folder or file, see :func:`fastmask.data.splits.read_splits`.
         out: the folder for all that the run writes.
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
         format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
-        weights: what a model by name starts from: the name of its published weights, a file, "imagenet" or "none". Of
+        weights: what a model that is built starts from: the name of published weights, a file, "imagenet" or "none". Of
             other classes than the data's, all are loaded but the predictors'.
-        device: of a model by name; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes its GPU.
-        resume: resume from the last checkpoint in the folder, if there is one.
+        device: of a model that is built; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes
+            its own GPU.
+        resume: resume from the last checkpoint in the folder, if there is one. Epochs, workers, save_every, compile,
+            the device and tensorboard may be others than before; the learning rate is that of the new number of epochs.
         tensorboard: write for TensorBoard, too, into a folder of that name.
         progress: print and show bars, on the first rank.
         ranks: the ranks, where they are known already.
@@ -93,14 +97,16 @@ def train(
             print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
 
-        def prepare_model() -> GeneralizedRCNN:
-            if not isinstance(model, str):
-                return _check_classes(model, names)
+        def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
+            if isinstance(model, GeneralizedRCNN):
+                return find_builder(model.state_dict(), model), _check_classes(model, names)
             with job.local_first():  # else all ranks of a machine download
                 return _build_model(model, os.fspath(weights), names, config, device, job)
 
-        network = job.run_on_all(prepare_model)
-        trainer = Trainer(network, config, folder, splits.train, splits.val, job, resume, progress, tensorboard)
+        builder, network = job.run_on_all(prepare_model)
+        arguments["model"] = network if isinstance(model, GeneralizedRCNN) else builder
+        data_and_job = (splits.train, splits.val, job)
+        trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder)
         if job.rank == 0:
             lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
             steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
@@ -114,7 +120,7 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     """The images to train on, and to evaluate on, of a run whose folder may be used."""
     if not resume and (folder / LAST).exists():
         raise ValueError(f"out must be a new folder, or resume (--resume) be set, got {folder} with {LAST} in it")
-    if not (folder / LAST).exists():  # nothing of an earlier run; of another origin, then
+    if not (folder / LAST).exists() and not (resume and _is_run(folder)):  # of another origin, then
         check_free([folder / name for name in (BEST, SETTINGS, STEPS, EPOCHS)], force=False)
     splits = Splits(data, None) if isinstance(data, Dataset) else read_splits(Path(data), **source)
     if val is None:
@@ -125,6 +131,15 @@ def _read_data(data: Data, val: Data | None, source: dict[str, Any], folder: Pat
     if source["images"] is not None and splits.val is not None and not isinstance(data, Dataset):
         check_apart(splits.train, splits.val)
     return splits
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run wrote the folder, such as one that was interrupted before its first checkpoint."""
+    try:
+        content = json.loads((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "fastmask" in content
 
 
 def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
@@ -151,30 +166,30 @@ def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
 
 
 def _build_model(
-    name: str, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
-) -> GeneralizedRCNN:
-    """Build a model by name, with the weights to start from, on its device.
+    name: str | None, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
+) -> tuple[str, GeneralizedRCNN]:
+    """Build a model by name or the weights', with the weights to start from, on its device; return its name, too.
 
     Raises:
         ValueError: there is no such model, or no such weights of it.
     """
     known = models.list_models(module=models.detection)
-    if name not in known:
+    if name not in (None, *known):
         raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
     options: dict[str, Any] = {"num_classes": len(names)}
     if config.min_size:
         options["min_size"] = config.min_size[-1]
     if config.max_size:
         options["max_size"] = config.max_size
+    bare = weights in ("imagenet", "none")
+    name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
     slim = name == "maskrcnn_slim_fpn"
-    if weights in ("imagenet", "none"):
+    if source is None:
         if not slim:
             options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else None
         elif weights == "imagenet":
             raise ValueError("weights must be none, SHAPES_V1 or a file for maskrcnn_slim_fpn, got imagenet")
     else:
-        source = find_weights(models.get_model_weights(name), weights)
-        assert source is not None
         trained = source.meta.get("categories")
         same = source.meta.get("num_classes") == len(names)
         if same and trained is None and ranks.rank == 0:
@@ -194,7 +209,7 @@ def _build_model(
     torch.manual_seed(config.seed)  # of what is not loaded
     network = cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
     lay_out(network)  # nobody else has it, and no optimizer yet
-    return network
+    return name, network
 
 
 def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:

@@ -1,15 +1,19 @@
 """The record of a run: losses of each step, metrics of each epoch, and a plot of both.
 
-With several ranks, the losses are those of the first one's images, divided as all ranks' are.
+With several ranks, the losses are those of the first one's images, divided as all ranks' are. Steps and epochs count
+from 0 in the files, as torchvision's reference scripts have them, and epochs from 1 in the plot and on the screen.
 """
 
 import collections
 import csv
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from fastmask.files import replace_file, write_text
 
@@ -51,6 +55,7 @@ class History:
                 csv.writer(file).writerows([[*COLUMNS, *self.names], *(_flatten(row) for row in self.rows)])
         self.file = open(folder / STEPS, "a", newline="")  # noqa: SIM115  closed by close
         self.writer = csv.writer(self.file)
+        self.draws = True  # until a plot fails
 
     def _read_steps(self, step: int) -> None:
         """Read the steps before ``step``; the last line may be torn."""
@@ -89,6 +94,16 @@ class History:
             if lines:
                 write_text(self.folder / name, "\n".join(lines) + "\n")
 
+    def draw(self) -> None:
+        """Plot the record into curves.png, where matplotlib is installed; name the reason once where that fails."""
+        try:
+            if self.draws:
+                draw_curves(self, self.folder / CURVES)
+        except Exception as error:  # whatever a broken installation raises: training goes on
+            self.draws = False
+            if not (isinstance(error, ModuleNotFoundError) and error.name == "matplotlib"):  # which is not needed
+                warn_of_extra("matplotlib", CURVES, error)
+
     def close(self) -> None:
         self.file.close()
 
@@ -96,6 +111,12 @@ class History:
 def score_epoch(entry: Mapping[str, Any]) -> float:
     """Score that ranks epochs: the average precision of masks, or of boxes, or where there is neither, -loss."""
     return float(entry.get("mask", entry["box"])[0] if "box" in entry else -entry["loss"])
+
+
+def warn_of_extra(name: str, output: str, error: Exception) -> None:
+    """Say that a package that training does not need fails, and what is not written therefore."""
+    reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    tqdm.write(f"fastmask train: {name} fails, so that {output} is not written: {reason}", file=sys.stderr)
 
 
 def _flatten(row: Row) -> list[float]:
@@ -133,14 +154,15 @@ def draw_curves(history: History, path: Path) -> None:
     for kind, style in (("box", "--"), ("mask", "-")):
         entries = [entry for entry in history.epochs if kind in entry]
         for place, name in ((0, "AP"), (1, "AP50")):
-            epochs, values = [entry["epoch"] for entry in entries], [entry[kind][place] for entry in entries]
+            epochs, values = [entry["epoch"] + 1 for entry in entries], [entry[kind][place] for entry in entries]
             right.plot(epochs, values, style, marker=".", label=f"{kind} {name}", color=f"C{place}")
     right.set(xlabel="epoch", ylabel="average precision", ylim=(0, 1))
     right.xaxis.get_major_locator().set_params(integer=True)
     right.grid(alpha=0.3)
     if history.epochs and any(kind in history.epochs[-1] for kind in RESULTS):
         right.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with replace_file(path) as draft:
+        figure.savefig(draft, dpi=110)
     pyplot.close(figure)
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.evaluation import Metrics
-from fastmask.training.history import Row
+from fastmask.training.history import Row, warn_of_extra
 
 
 def open_writer(folder: Path, step: int) -> Any:
     """Return a SummaryWriter into a folder; what an earlier run wrote from ``step`` on is hidden.
+
+    None where tensorboard is installed and cannot be imported, which is said: training goes on without it.
 
     Raises:
         ValueError: tensorboard is not installed.
@@ -18,6 +20,9 @@ def open_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("tensorboard must be installed: pip install 'fastmask-rcnn[train]'") from error
+    except Exception as error:  # such as a TypeError of protobuf's
+        warn_of_extra("tensorboard", f"{folder.name}/", error)
+        return None
     return SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
 
 

@@ -1,7 +1,6 @@
 """The training loop, from the first or resumed step to the last."""
 
 import collections
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,19 +20,19 @@ from fastmask.distributed import SINGLE_RANK, Ranks
 from fastmask.evaluation import Evaluation, Metrics, evaluate
 from fastmask.evaluation.identity import map_labels
 from fastmask.evaluation.run import number_records
+from fastmask.models._metadata import describe_model
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
-from fastmask.training.checkpoints import BEST, LAST, load, save, weights_of
+from fastmask.training.checkpoints import BEST, FREE, LAST, check_same_run, load, save, weights_of
 from fastmask.training.config import TrainConfig
 from fastmask.training.ema import ModelEma
-from fastmask.training.history import CURVES, RESULTS, History, Row, draw_curves, score_epoch
+from fastmask.training.history import RESULTS, History, Row, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
 from fastmask.training.step import TrainStep, load_optimizer, move_batch
 from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
 LAG = 8  # steps after which a GPU's losses are read
-FREE = ("workers", "save_every", "compile")  # settings that may change where a run resumes
 
 
 class DivergedError(RuntimeError):
@@ -45,7 +44,7 @@ class TrainResult(NamedTuple):
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
     metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
-    epochs: list[dict[str, Any]]  # epochs.json: for each "epoch", "loss", "lr" and COCO's twelve as "box" and "mask"
+    epochs: list[dict[str, Any]]  # epochs.json: for each "epoch" (from 0) "loss", "lr", COCO's twelve as "box", "mask"
 
 
 class PendingStep(NamedTuple):
@@ -71,6 +70,7 @@ class Trainer:
         resume: resume from the folder's last checkpoint, if there is one.
         progress: print and show bars, on the first rank.
         tensorboard: write for TensorBoard, too, into a folder of that name.
+        builder: the name of the model's builder, which the checkpoints then have.
 
     Raises:
         ValueError: the data cannot be used with the settings or the model, or the folder's checkpoint is broken or of
@@ -88,8 +88,9 @@ class Trainer:
         resume: bool = False,
         progress: bool = True,
         tensorboard: bool = False,
+        builder: str | None = None,
     ) -> None:
-        self.config, self.folder, self.val_data, self.ranks = config, folder, val_data, ranks
+        self.config, self.folder, self.val_data, self.ranks, self.builder = config, folder, val_data, ranks, builder
         self.progress, self.names = progress and ranks.rank == 0, label_names(train_data)
         self.model = model.train()
         self.device = next(model.parameters()).device
@@ -277,8 +278,7 @@ class Trainer:
             content = {"model": weights_of(self._best_model()), "epoch": self.epoch, "metrics": metrics}
             save(content | self._metadata(), self.folder / BEST)
         self._save()
-        with contextlib.suppress(ImportError):  # matplotlib is not needed to train
-            draw_curves(self.history, self.folder / CURVES)
+        self.history.draw()
         if self.progress:
             precisions = [f", {kind} AP {values[0]:.3f} AP50 {values[1]:.3f}" for kind, values in metrics.items()]
             print(f"epoch {self.epoch}: loss {entry['loss']:.4f}{''.join(precisions)}")
@@ -303,10 +303,8 @@ class Trainer:
         save(content | self._metadata(), self.folder / LAST)
 
     def _metadata(self) -> dict[str, Any]:
-        """The metadata that :class:`fastmask.models.Checkpoint` gives to whoever loads the weights."""
-        transform = self.model.transform
-        options = {"min_size": int(transform.min_size[-1]), "max_size": int(transform.max_size)}
-        return {"categories": self.names, "options": options}
+        """What :class:`fastmask.models.Checkpoint` tells whoever loads the weights."""
+        return describe_model(self.model, self.builder, self.names)
 
     def _settings(self) -> dict[str, Any]:
         """Settings that determine the losses, besides the images."""
@@ -317,20 +315,15 @@ class Trainer:
             | {
                 "masks": self.samples.masks,
                 "names": self.names,
+                "model": self.builder,
                 "images": len(self.samples),
                 "world_size": self.ranks.world_size,
             }
         )
 
     def _resume(self, content: dict[str, Any]) -> None:
-        last, saved = self.folder / LAST, content["settings"]
-        changes = [
-            f"{name} {saved.get(name)} (now {value})"
-            for name, value in self._settings().items()
-            if saved.get(name) != value
-        ]
-        if changes:
-            raise ValueError(f"{last} must be of the same run to be resumed, got {', '.join(changes)}")
+        last = self.folder / LAST
+        check_same_run(last, content, self._settings(), self.config)
         try:
             self.model.load_state_dict(content["model"])
             load_optimizer(self.step.optimizer, content["optimizer"])

@@ -65,10 +65,12 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     whole = Checkpoint(tmp_path / "whole.safetensors")
     assert whole.meta == {"num_classes": NUM_CLASSES}
     assert all(torch.equal(value, state[key]) for key, value in whole.get_state_dict().items())
-    names, options = ["", "a", "b", "c", "d"], {"min_size": 64, "max_size": 96}
-    save_weights(state, tmp_path / "half.safetensors", categories=names, options=options, dtype=torch.float16)
+    options = {"min_size": 64, "max_size": 96, "image_mean": [0.1, 0.2, 0.3], "box_nms_thresh": 0.4}
+    metadata = {"builder": "maskrcnn_slim_fpn", "categories": ["", "a", "b", "c", "d"], "options": options}
+    metadata["norm_eps"] = 0.0
+    save_weights(state, tmp_path / "half.safetensors", dtype=torch.float16, **metadata)
     half = Checkpoint(tmp_path / "half.safetensors")
-    assert half.meta == {"num_classes": NUM_CLASSES, "categories": names, "options": options}
+    assert half.meta == metadata | {"num_classes": NUM_CLASSES}
     assert half.get_state_dict().keys() == state.keys()
     for key, value in half.get_state_dict().items():
         assert torch.equal(value, state[key].half() if state[key].ndim > 1 else state[key])
@@ -81,7 +83,9 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     for options, message in (
         ({"dtype": torch.float16}, "dtype must hold all weights, got torch.float16 and a.weight up to 1e.06"),
         ({"dtype": torch.int8}, "dtype must be floating, got torch.int8"),
-        ({"options": {"min_size": (1, 2)}}, "options must be whole pixels"),
+        ({"options": {"min_size": (1, 2)}}, "options must be a builder's arguments, whole pixels and numbers, got"),
+        ({"options": {"backbone": 1}}, "options must be a builder's arguments"),
+        ({"builder": "yolo"}, "builder must be one of fasterrcnn_resnet50_fpn, .*, got 'yolo'"),
     ):
         with pytest.raises(ValueError, match=message):
             save_weights({"a.weight": weight}, tmp_path / "no.safetensors", **options)
@@ -89,7 +93,7 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
         save_weights(state, tmp_path / "no.safetensors", categories=["a"])
     with pytest.raises(OSError, match="cannot be written"):
         save_weights(state, tmp_path / "nowhere" / "no.safetensors")
-    metadata = {"categories": "no JSON", "options": '["neither"]'}
+    metadata = {"categories": "no JSON", "options": '["neither"]', "builder": '"theirs"', "norm_eps": "NaN"}
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "odd.safetensors", metadata)
     assert Checkpoint(tmp_path / "odd.safetensors").meta == {"num_classes": NUM_CLASSES}
 

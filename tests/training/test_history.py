@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastmask.training.history import History, Row, draw_curves, smooth
+from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
 
 def test_history_survives_torn_lines(tmp_path: Path) -> None:
@@ -30,11 +31,34 @@ def test_history_survives_torn_lines(tmp_path: Path) -> None:
     draw_curves(again, tmp_path / "curves.png")
 
 
+@pytest.mark.parametrize("error", ["RuntimeError('no\\nfont')", "ImportError('no ABI')", "SystemError('no API')"])
+def test_extras_that_are_broken(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever they raise as they are imported, they are named once and the run goes on; what is missing is not."""
+    for name in ("matplotlib", "tensorboard"):
+        for module in [each for each in sys.modules if name in each.split(".")]:
+            monkeypatch.delitem(sys.modules, module)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    history = History(tmp_path, 0, 0)
+    history.draw()
+    history.draw()
+    said = error.replace("('", ": ").partition("\\n")[0].partition("')")[0]
+    assert capsys.readouterr().err == f"fastmask train: matplotlib fails, so that curves.png is not written: {said}\n"
+    if not error.startswith("ImportError"):  # what was asked for and is not installed is an error
+        assert open_writer(tmp_path / "board", 0) is None
+        assert f"tensorboard fails, so that board/ is not written: {said}\n" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    missing = History(tmp_path, 0, 0)
+    missing.draw()
+    assert capsys.readouterr().err == ""
+
+
 def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
     writer = open_writer(tmp_path, 0)
     write_step(writer, Row(3, 0, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])

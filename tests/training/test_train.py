@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers.images import draw_image_file
 from helpers.slim import slim_model
 from torch import nn
 
@@ -17,7 +18,9 @@ from fastmask.cli import main, train as command_line
 from fastmask.data import FORMATS, Record, write_dataset
 from fastmask.data.splits import label_names, read_splits
 from fastmask.demo import CLASSES, save_synthetic, synthetic_dataset
-from fastmask.training import TrainConfig, train
+from fastmask.inference import load_pretrained
+from fastmask.models import detection, save_weights
+from fastmask.training import TrainConfig, Trainer, train
 from fastmask.training.config import CHOICES
 
 BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
@@ -77,7 +80,8 @@ def test_from_a_file_to_better_weights(
     assert "mask AP" in printed.out
     last = torch.load(tmp_path / "out" / "last.pth")
     assert last["categories"] == NAMES
-    assert last["options"] == {"min_size": 64, "max_size": 200}  # which all commands build the model with
+    assert last["builder"] == "slim"  # which all commands build, with these options
+    assert last["options"].items() >= {"min_size": 64, "max_size": 200, "box_detections_per_img": 30}.items()
     for name, value in slim_file[1].state_dict().items():
         if "predictor" not in name:  # of other categories
             torch.testing.assert_close(last["model"][name], value, rtol=1e-4, atol=1e-5)
@@ -85,7 +89,7 @@ def test_from_a_file_to_better_weights(
         last["model"]["roi_heads.box_predictor.cls_score.weight"],
         slim_file[1].state_dict()["roi_heads.box_predictor.cls_score.weight"],
     )
-    weights = ["--weights", str(tmp_path / "out" / "best.pth"), "--model", "slim"]
+    weights = ["--weights", str(tmp_path / "out" / "best.pth")]
     evaluation = ["evaluate", str(drawn / "val"), *weights, "--out", str(tmp_path / "evaluation")]
     assert main(evaluation) == 0
     metrics = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["metrics"]
@@ -98,21 +102,94 @@ def test_from_a_file_to_better_weights(
     assert main(command(drawn, tmp_path / "out", "--weights", "none")) == 2
     assert "out must be a new folder, or resume (--resume) be set" in capsys.readouterr().err
     again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
+    again[again.index("--model") : again.index("--model") + 2] = []
     assert main(again) == 0  # the same categories: all weights are loaded
     for name, value in torch.load(tmp_path / "again" / "last.pth")["model"].items():
         torch.testing.assert_close(value, last["model"][name], rtol=1e-4, atol=1e-5)
 
 
+def test_commands_need_the_weights_alone(
+    slim_file: tuple[Path, nn.Module],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """predict, compare and export build what the file names; another ``--model`` is an error that names both."""
+    own = tmp_path / "own.safetensors"
+    options = {"min_size": 64, "max_size": 96}
+    save_weights(slim_model(fastmask).state_dict(), own, builder="slim", categories=["-", *"abcd"], options=options)
+    image = str(draw_image_file(tmp_path / "a.png", 64, 96))
+    seen = []
+    monkeypatch.setattr(
+        "fastmask.export.api.export_model", lambda model, file, **options: seen.append((model, options))
+    )
+    commands = (
+        ["predict", image, "--out", str(tmp_path / "out")],
+        ["compare", image, "--size", "64", "96", "--out", str(tmp_path / "c.png")],
+        ["export", str(tmp_path / "a.onnx")],
+    )
+    for words in commands:
+        assert main([*words, "--weights", str(own), "--model", "maskrcnn_slim_fpn"]) == 2
+        assert f"model must be slim with {own}, got maskrcnn_slim_fpn" in capsys.readouterr().err
+        assert main([*words, "--weights", str(own)]) == 0
+    ((model, options),) = seen
+    assert (model.transform.min_size, options["categories"]) == ((64,), ["-", *"abcd"])
+
+
+def test_interrupted_and_resumed_with_more_epochs(
+    drawn: Path, slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C says how to go on, before the first checkpoint as well; all is resumed but what determines the losses."""
+    words = command(drawn, tmp_path / "out", "--weights", "none", "--epochs", "2")
+    run_step = Trainer._run_step
+    for resume, step, hint in (
+        ([], 0, "starts anew, as there is no checkpoint yet"),
+        (["--resume"], 3, f"goes on from {tmp_path / 'out' / 'last.pth'}"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+
+            def interrupt(self: Trainer, batch: object, lr: float, number: int, step: int = step) -> object:
+                if number == step:
+                    raise KeyboardInterrupt
+                return run_step(self, batch, lr, number)
+
+            patch.setattr(Trainer, "_run_step", interrupt)
+            assert main([*words, *resume]) == 130
+        said = [line for line in capsys.readouterr().err.splitlines() if "fastmask train: interrupted" in line]
+        assert said == [f"fastmask train: interrupted; the same command with --resume {hint}"]
+    more = [*words, "--resume", "--epochs", "3", "--save-every", "1", *BOARD]
+    assert main([*more, "--lr", "0.5"]) == 2
+    assert "must be of the same run to be resumed, got lr None (now 0.5)" in capsys.readouterr().err
+    assert main(more) == 0
+    assert [row["epoch"] for row in json.loads((tmp_path / "out" / "epochs.json").read_text())] == [0, 1, 2]
+    assert "epoch 3: loss" in capsys.readouterr().out
+    rows = (tmp_path / "out" / "steps.csv").read_text().splitlines()[1:]
+    lrs = [float(row.split(",")[3]) for row in rows]
+    assert lrs[2:] == [TrainConfig(3).lr_at(step, 6, 1) for step in range(2, 6)]  # the schedule of three epochs
+    assert main([*words, "--resume", "--epochs", "2"]) == 2
+    assert "epochs must be at least 3, which " in capsys.readouterr().err
+    other = [*words, "--resume", "--epochs", "3", "--model", "maskrcnn_slim_fpn"]
+    assert main(other) == 2
+    assert (
+        "must be of the same run to be resumed, got max_size 200 (now 320), model slim (now mask"
+        in capsys.readouterr().err
+    )
+
+
 def test_the_function_returns_the_best_epoch(drawn: Path, tmp_path: Path, seed: int) -> None:
     """Of a model and data sets: what best.pth and epochs.json hold."""
     torch.manual_seed(seed)
-    model, config, splits = slim_model(fastmask), TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
+    model = detection.maskrcnn_slim_fpn(num_classes=5, min_size=64, max_size=96, box_detections_per_img=7)
+    config, splits = TrainConfig(2, workers=0, min_size=(64,)), read_splits(drawn)
     result = train(model, splits.train, tmp_path / "out", config, val=splits.val, progress=False)
     assert result.weights == tmp_path / "out" / "best.pth"
     assert result.epochs == json.loads((tmp_path / "out" / "epochs.json").read_text())
     assert result.metrics["mask"].ap == max(epoch["mask"][0] for epoch in result.epochs)
-    best = torch.load(result.weights)["metrics"]
-    assert {kind: list(values) for kind, values in result.metrics.items()} == best
+    best = torch.load(result.weights)
+    assert {kind: list(values) for kind, values in result.metrics.items()} == best["metrics"]
+    assert best["builder"] == "maskrcnn_slim_fpn"  # whose model it is alike
+    loaded, categories = load_pretrained(result.weights, device="cpu")
+    assert (loaded.roi_heads.detections_per_img, list(categories)) == (7, NAMES)
     with pytest.raises(ValueError, match=r"model must have the data's 4 classes, the background's included, got 5"):
         train(model, synthetic_dataset(2, seed), tmp_path / "other", config)
 
@@ -147,11 +224,12 @@ def test_from_the_shipped_weights(
         "--workers",
         "0",
     ]
-    options += ["--model", "maskrcnn_slim_fpn", "--weights", "SHAPES_V1", "--epochs", "1", "--lr", "1e-9"]
+    options += ["--weights", "SHAPES_V1", "--epochs", "1", "--lr", "1e-9"]  # which choose their model
     assert main(["train", *options]) == 0
     assert ("is of other classes: the predictors start anew" in capsys.readouterr().out) != same
     last = torch.load(tmp_path / "out" / "last.pth")
-    assert last["options"] == {"min_size": 192, "max_size": 320}
+    assert last["builder"] == "maskrcnn_slim_fpn"
+    assert last["options"].items() >= {"min_size": 192, "max_size": 320}.items()
     assert all(value.is_contiguous() for value in last["model"].values())
     moments = [values["momentum_buffer"] for values in last["optimizer"]["state"].values()]
     assert not all(value.is_contiguous() for value in moments)  # nor were the weights that were trained

@@ -24,6 +24,7 @@ from fastmask.demo import synthetic_dataset
 from fastmask.distributed import join_ranks
 from fastmask.models import load_checkpoint
 from fastmask.training import DivergedError, TrainConfig, Trainer, checkpoints
+from fastmask.training.checkpoints import LAST
 
 SMALL = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
 NAMES = ["__background__", "ellipse", "triangle", "quadrilateral"]
@@ -109,9 +110,16 @@ def test_checkpoints_of_something_else(tmp_path: Path, seed: int) -> None:
     with pytest.raises(ValueError, match=r"last.pth must be a checkpoint of fastmask train, got another file"):
         make_trainer(tmp_path, seed, resume=True)
     make_trainer(tmp_path, seed, epochs=1).fit()
-    with pytest.raises(ValueError, match=r"must be of the same run to be resumed, got epochs 1 \(now 2\)"):
-        make_trainer(tmp_path, seed, resume=True, epochs=2)
-    make_trainer(tmp_path, seed, resume=True, epochs=1, workers=1, save_every=7)  # which change nothing
+    with pytest.raises(ValueError, match=r"must be of the same run to be resumed, got color 0.3 \(now 0.2\)"):
+        make_trainer(tmp_path, seed, resume=True, color=0.2)
+    make_trainer(tmp_path, seed, resume=True, epochs=2, workers=1, save_every=7)  # which may change
+    last = torch.load(tmp_path / "last.pth")
+    for name in ("model", "keep_empty"):  # as older versions wrote it
+        del last["settings"][name]
+    torch.save({name: value for name, value in last.items() if name not in ("builder", "norm_eps")}, tmp_path / LAST)
+    make_trainer(tmp_path, seed, resume=True)
+    with pytest.raises(ValueError, match=r"got keep_empty False \(now True\)"):
+        make_trainer(tmp_path, seed, resume=True, keep_empty=True)
 
 
 def test_what_a_run_leaves(tmp_path: Path, seed: int) -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from fastmask.models._api import Weights, WeightsEnum
+from fastmask.models._api import Weights, WeightsEnum, get_model_weights
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._presets import ObjectDetection
-from fastmask.models.checkpoint import Checkpoint, load_state, num_classes_error
+from fastmask.models._state import list_detectors, load_state, num_classes_error
+from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._utils import overwrite_eps
 
 Source = WeightsEnum | Checkpoint | None
+DEFAULT_MODEL = "maskrcnn_resnet50_fpn"
 
 
 def coco_weights(file: str, num_params: int, recipe: str, **metrics: float) -> Weights:
@@ -29,19 +31,55 @@ def coco_weights(file: str, num_params: int, recipe: str, **metrics: float) -> W
 
 def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
     """A member of ``known``, its name, a file's path, or None; ValueError if a name is neither of the two."""
-    if isinstance(weights, Checkpoint):
-        return weights
     if isinstance(weights, str | os.PathLike):
         name = os.fspath(weights)
         if name.removeprefix(f"{known.__name__}.") not in known.__members__:
             if not os.path.exists(name):
                 names = " or ".join(filter(None, (", ".join(known.__members__), "a file")))
                 raise ValueError(f"weights must be {names}, got {name!r}")
-            checkpoint = Checkpoint(name)
-            checkpoint.published = os.path.basename(name) in {member.url.rpartition("/")[2] for member in known}
-            return checkpoint
+            weights = Checkpoint(name)
+    if isinstance(weights, Checkpoint):
+        weights.published = os.path.basename(weights.path) in {member.url.rpartition("/")[2] for member in known}
+        return weights
     member: WeightsEnum | None = known.verify(weights)
     return member
+
+
+def choose_model(name: str | None, weights: Any) -> tuple[str, Source]:
+    """Choose the builder that weights are of, unless it is given, and find the weights.
+
+    Args:
+        name: the builder's name; None: the one that the weights name: a file by its ``builder``, published weights as
+            "SHAPES_V1" or "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"; or else :data:`DEFAULT_MODEL`.
+        weights: see :func:`find_weights`.
+
+    Raises:
+        ValueError: there are no such weights, or the file is of another builder than the given one.
+    """
+    if name is None:
+        name, weights = _name_model(weights)
+    source = find_weights(get_model_weights(name), weights)
+    trained = source.meta.get("builder", name) if isinstance(source, Checkpoint) else name
+    if trained != name:
+        raise ValueError(f"model must be {trained} with {source}, got {name}")
+    return name, source
+
+
+def _name_model(weights: Any) -> tuple[str, Any]:
+    """The builder's name that weights have, DEFAULT_MODEL where they have none or several, and the weights."""
+    known = {name: get_model_weights(name) for name in (DEFAULT_MODEL, *list_detectors())}
+    if isinstance(weights, WeightsEnum):
+        return next((name for name, members in known.items() if isinstance(weights, members)), DEFAULT_MODEL), weights
+    if isinstance(weights, str | os.PathLike):
+        text = os.fspath(weights)
+        for name, members in known.items():
+            if text.removeprefix(f"{members.__name__}.") in members.__members__:
+                return name, weights
+        if not os.path.exists(text):
+            names = dict.fromkeys(member for members in known.values() for member in members.__members__)
+            raise ValueError(f"weights must be {', '.join(names)} or a file, got {text!r}")
+        weights = Checkpoint(text)
+    return weights.meta.get("builder", DEFAULT_MODEL) if isinstance(weights, Checkpoint) else DEFAULT_MODEL, weights
 
 
 def has_frozen_norms(weights: Source, weights_backbone: WeightsEnum | None) -> bool:
@@ -64,8 +102,10 @@ def choose_num_classes(num_classes: int | None, weights: Source, new_predictors:
 def load_weights(
     model: nn.Module, weights: Source, progress: bool, new_predictors: bool, eps: float | None = None
 ) -> None:
-    """Load weights, if any; ``eps`` is that of frozen norms in the training of the published ones."""
+    """Load weights, if any; ``eps`` is that of the published ones' frozen norms; files of ours tell their own."""
     if weights is not None:
         load_state(model, weights.get_state_dict(progress=progress), repr(weights), new_predictors)
-        if eps is not None and (not isinstance(weights, Checkpoint) or weights.published):
+        if isinstance(weights, Checkpoint) and not weights.published:
+            eps = weights.meta.get("norm_eps")
+        if eps is not None:
             overwrite_eps(model, eps)

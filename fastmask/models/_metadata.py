@@ -1,0 +1,94 @@
+"""What a checkpoint tells about its model beside the weights: builder, options, categories, eps of frozen norms."""
+
+import contextlib
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastmask.models._state import list_detectors
+from fastmask.ops.misc import FrozenBatchNorm2d
+
+METADATA = ("builder", "categories", "options", "norm_eps")  # keys of a file, beside "model"
+OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
+    "min_size": "transform.min_size",
+    "max_size": "transform.max_size",
+    "image_mean": "transform.image_mean",
+    "image_std": "transform.image_std",
+    "size_divisible": "transform.size_divisible",
+    "fixed_size": "transform.fixed_size",
+    "rpn_nms_thresh": "rpn.nms_thresh",
+    "rpn_score_thresh": "rpn.score_thresh",
+    "rpn_pre_nms_top_n_test": "rpn._pre_nms_top_n",
+    "rpn_post_nms_top_n_test": "rpn._post_nms_top_n",
+    "box_nms_thresh": "roi_heads.nms_thresh",
+    "box_detections_per_img": "roi_heads.detections_per_img",
+    "bbox_reg_weights": "roi_heads.box_coder.weights",
+}
+SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
+INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img"}
+INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
+
+
+def describe_model(model: nn.Module, builder: str | None, categories: Sequence[str] | None) -> dict[str, Any]:
+    """Return a checkpoint's entries beside its weights, plain values by :data:`METADATA`'s names, where they are known.
+
+    Args:
+        model: an R-CNN of ``fastmask.models.detection``.
+        builder: the name of its builder.
+        categories: names by label, from 0, the background.
+    """
+    options = {}
+    for name, path in OPTIONS.items():
+        with contextlib.suppress(AttributeError):  # of a module of the user's own
+            value: Any = operator.attrgetter(path)(model)
+            value = value.get("testing") if isinstance(value, dict) else value
+            value = _to_plain(value[-1] if name == "min_size" else value)
+            options[name] = int(value) if name in INTEGERS and isinstance(value, float) else value
+    eps = {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
+    content = {
+        "builder": builder,
+        "categories": None if categories is None else list(categories),
+        "options": parse_options(options),
+        "norm_eps": eps.pop() if len(eps) == 1 else None,
+    }
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what is usable of these entries of a file; others', of the same names, are left out."""
+    metadata: dict[str, Any] = {}
+    if content.get("builder") in list_detectors():
+        metadata["builder"] = content["builder"]
+    if isinstance(content.get("options"), dict):
+        metadata["options"] = parse_options(content["options"])
+    if isinstance(content.get("categories"), list):
+        metadata["categories"] = content["categories"]
+    if _is_number(content.get("norm_eps"), float):
+        metadata["norm_eps"] = float(content["norm_eps"])
+    return metadata
+
+
+def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of :data:`OPTIONS` that have a value of their kind, sequences as lists."""
+    parsed = {}
+    for name in OPTIONS:
+        value, kind = options.get(name), int if name in INTEGERS else float
+        values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]
+        if values and all(_is_number(each, kind) for each in values):
+            parsed[name] = list(values) if values is value else value
+    return parsed
+
+
+def _to_plain(value: Any) -> Any:
+    """Numbers and lists of what may be tensors or NumPy's."""
+    if isinstance(value, list | tuple):
+        return [_to_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_number(value: object, kind: type) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (kind is float and isinstance(value, float) and math.isfinite(value))

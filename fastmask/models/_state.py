@@ -1,0 +1,105 @@
+"""State dicts: loading with errors that name the problem, and the builder of ours that a state dict is of."""
+
+import contextlib
+import importlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmask.models._api import get_model_builder, list_models
+from fastmask.ops.misc import FrozenBatchNorm2d
+
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
+FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
+
+
+def list_detectors() -> list[str]:
+    """The names of ``fastmask.models.detection``'s builders."""
+    return list_models(module=importlib.import_module("fastmask.models.detection"))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
+    """``model.load_state_dict`` with errors that name ``source``; ``new_predictors``: see :func:`load_checkpoint`."""
+    try:
+        _load(model, state, source, new_predictors)
+    except MismatchError as error:
+        name = find_builder(state)
+        hint = f"; it looks like {name}'s: choose that model (--model {name})" if name else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
+class MismatchError(ValueError):
+    """A state dict is of another model."""
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
+    if new_predictors:
+        state = {key: value for key, value in state.items() if not key.startswith(PREDICTORS)}
+    own = model.state_dict()
+    for key in CLASSIFIERS:
+        if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
+            raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
+    others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
+    if others:
+        shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
+        raise MismatchError(f"{source} is not of this model: {len(others)} shapes differ, such as {', '.join(shapes)}")
+    try:
+        missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:  # shapes under old keys
+        raise MismatchError(f"{source} is not of this model: {str(error).splitlines()[-1].strip()}") from error
+    # a norm that was frozen never counted its batches
+    optional = PREDICTORS if new_predictors else ()
+    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
+    if missing or unexpected:
+        problems = (
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+            if keys
+        )
+        raise MismatchError(
+            f"{source} is not of this model: its keys must be the model's, got {' and '.join(problems)}"
+        )
+
+
+def num_classes_error(trained: int, source: str, actual: int) -> ValueError:
+    """The error for weights of another number of classes than the model's."""
+    hint = "new_predictors=True loads all but the predictors"
+    return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
+
+
+def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) -> str | None:
+    """The name of the builder whose models have these keys and shapes; None if there is none.
+
+    Args:
+        state: a state dict, of any number of classes, with norms frozen or not.
+        model: the model that it is of, where there is one: its modules and anchors must then be the builder's as well.
+    """
+    if CLASSIFIERS[0] not in state or state[CLASSIFIERS[0]].ndim == 0:
+        return None
+    classes = state[CLASSIFIERS[0]].shape[0]
+    state = {key: value.to("meta") for key, value in state.items()}
+    for name in list_detectors():
+        builder = get_model_builder(name)
+        takes_backbone = "weights_backbone" in inspect.signature(builder).parameters
+        options: dict[str, Any] = {"weights_backbone": None} if takes_backbone else {}
+        with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
+            candidate = builder(num_classes=classes, **options)
+            _load(candidate, state, name)
+            if model is None or list(_describe_parts(model)) == list(_describe_parts(candidate)):
+                return name
+    return None
+
+
+def _describe_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """What a builder fixes beside keys and shapes: kinds of modules, anchors, and how RoIs are pooled."""
+    for name, module in model.named_modules():
+        frozen = isinstance(module, FrozenBatchNorm2d)
+        yield name, nn.BatchNorm2d if frozen else type(module)
+        for fixed in FIXED if not frozen else ():
+            if hasattr(module, fixed):
+                yield fixed, json.dumps(getattr(module, fixed))  # of lists and tuples alike
