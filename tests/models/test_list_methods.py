@@ -275,7 +275,7 @@ class Grid(nn.Module):
         return [anchors + 0.5 for anchors in self.inner(images, maps)]
 
 
-@pytest.mark.parametrize("method", ["normalize", "resize", "batch_images", "postprocess"])
+@pytest.mark.parametrize("method", ["normalize", "resize", "max_by_axis", "batch_images", "postprocess"])
 def test_transforms_of_users(method: str, slim: nn.Module, pair_of_batches: Any) -> None:
     base, calls = type(slim.transform), []
     slim.eval().transform.__class__ = type("Mine", (base,), {method: count_calls(getattr(base, method), calls, "one")})
