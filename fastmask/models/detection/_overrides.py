@@ -42,13 +42,14 @@ PARTS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {  # class, me
 }
 HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
 TRANSFORM = ("forward", "normalize", "resize", "max_by_axis", "batch_images", "torch_choice", "postprocess")
+LOSSES = ("fastrcnn_loss", "maskrcnn_loss")
 CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")
 FUNCTIONS: tuple[tuple[ModuleType, tuple[str, ...], tuple[str, ...]], ...] = (  # likewise
     (rpn, CONCATENATE, CONCATENATE),
-    (roi_heads, ("maskrcnn_inference",), ("fastrcnn_loss", "maskrcnn_loss", "project_masks_on_boxes")),
+    (roi_heads, ("maskrcnn_inference",), (*LOSSES, "project_masks_on_boxes")),
     (boxes, ("batched_nms",), ("batched_nms",)),
 )
-TARGET_READERS = {f"roi_heads.{name}" for name in ("forward", *SAMPLE, "fastrcnn_loss", "maskrcnn_loss")}
+TARGET_READERS = {"roi_heads", *(f"roi_heads.{name}" for name in ("forward", *SAMPLE, *LOSSES))}
 
 
 def _originals() -> dict[tuple[Any, str], Any]:
@@ -71,8 +72,8 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
     for name, (base, *methods) in PARTS.items():
         part: Any = model
         for step in name.split("."):
-            part = getattr(part, step)
-        if part is None:  # no mask branch
+            part = getattr(part, step, None)
+        if part is None:  # no mask branch, or another class's part has none
             continue
         yield from _find_methods(name, part, base, methods[training])
         if isinstance(part, nn.Module) and has_hooks(part):
@@ -83,7 +84,7 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
                 yield f"{module.__name__.rpartition('.')[2]}.{name}"
     if training:
         for name in ("rpn", "roi_heads"):
-            if getattr(model, name).box_similarity is not box_iou:
+            if getattr(getattr(model, name), "box_similarity", box_iou) is not box_iou:
                 yield f"{name}.box_similarity"
 
 
@@ -111,6 +112,9 @@ def reads_targets(model: nn.Module) -> bool:
 
 
 def _find_methods(name: str, part: Any, base: type, methods: tuple[str, ...]) -> Iterator[str]:
+    if methods and not isinstance(part, base):
+        methods = ()
+        yield name
     for method in methods:
         if getattr(type(part), method, None) is not ORIGINALS[base, method] or method in vars(part):
             yield f"{name}.{method}"

@@ -99,7 +99,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
         if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
             known = self.backbone.strides
-        poolers = (self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool)
+        poolers = [getattr(self.roi_heads, f"{name}_roi_pool", None) for name in ("box", "mask")]  # of any class
         pooled = {name for pooler in poolers for name in getattr(pooler, "featmap_names", ())}
         scales = {}
         for name in maps:
