@@ -215,8 +215,8 @@ class _Matching:
                 if label in self.labels:
                     results.append(result | {"category_id": self.labels[label]})
                 else:
-                    name = f"label {label}" if self.names is None else self.names[label]
-                    self.left_out[name] += 1
+                    names = self.names or ()  # a model may have more classes
+                    self.left_out[names[label] if label < len(names) else f"label {label}"] += 1
         if self.results is not None:
             self.results += results
         self.evaluator.add(image_id, record, results)
