@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastmask._version import __version__
 from fastmask.models.detection._channels import count_channels
+from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import CachedAnchors, prepare_for_inference
 from fastmask.ops.masks import paste_masks
@@ -55,6 +56,7 @@ class ExportableModel(nn.Module):
         super().__init__()
         if masks not in MASKS:
             raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
+        check_static(model, training=False, transform=True)
         if model.transform.fixed_size is not None:
             raise ValueError(
                 f"model.transform must have no fixed_size to be exported, got {model.transform.fixed_size}"

@@ -21,6 +21,7 @@ from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection._channels import count_channels
+from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
@@ -93,6 +94,7 @@ class Predictor:
         if not isinstance(model, GeneralizedRCNN):
             kind = type(model).__name__
             raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
+        check_static(model, training=False, transform=True)
         own = next(model.parameters())
         self.device = own.device
         if dtype == "auto":

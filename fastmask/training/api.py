@@ -214,7 +214,7 @@ def _build_model(
 
 def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:
     """Return the model; ValueError if it has another number of classes than the data."""
-    classifier = getattr(model.roi_heads.box_predictor, "cls_score", None)
+    classifier = getattr(getattr(model.roi_heads, "box_predictor", None), "cls_score", None)
     if isinstance(classifier, torch.nn.Linear) and classifier.out_features != len(names):
         classes = f"{len(names)} classes, the background's included"
         raise ValueError(f"model must have the data's {classes}, got {classifier.out_features}")

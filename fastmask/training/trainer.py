@@ -22,6 +22,7 @@ from fastmask.evaluation.identity import map_labels
 from fastmask.evaluation.run import number_records
 from fastmask.models._metadata import describe_model
 from fastmask.models.detection._channels import count_channels
+from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
 from fastmask.training.checkpoints import BEST, FREE, LAST, check_same_run, load, save, weights_of
@@ -90,6 +91,9 @@ class Trainer:
         tensorboard: bool = False,
         builder: str | None = None,
     ) -> None:
+        check_static(model, training=True, transform=True)
+        if val_data is not None:  # or else the first epoch would end with it
+            check_static(model, training=False, transform=True)
         self.config, self.folder, self.val_data, self.ranks, self.builder = config, folder, val_data, ranks, builder
         self.progress, self.names = progress and ranks.rank == 0, label_names(train_data)
         self.model = model.train()

@@ -177,7 +177,7 @@ def test_detections_of_classes_that_the_data_lacks(slim_file: tuple[Path, nn.Mod
     (named, some), (numbered, more) = counted
     assert named.left_out.keys() <= {"cat", "dog", "label 4"}
     assert numbered.left_out.keys() <= {"label 4"}
-    assert sum(named.left_out.values()) + some == sum(numbered.left_out.values()) + more > some
+    assert sum(named.left_out.values()) + some == sum(numbered.left_out.values()) + more
     assert named.unknown.keys() == {c.name for c in named.categories if c.instances} - {"ellipse"}
     assert numbered.unknown == {}
 

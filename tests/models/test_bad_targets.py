@@ -21,10 +21,6 @@ BAD_TARGETS = {
     ],
     "targets[1]['boxes'] must be [N, 4], got (4,)": lambda t: [t[0], t[1] | {"boxes": torch.zeros(4)}, t[2]],
     "targets[2]['boxes'] must be a tensor, got list": lambda t: [*t[:2], t[2] | {"boxes": [1]}],
-    "targets[2]['boxes'] must be floating point, got torch.int64": lambda t: [
-        *t[:2],
-        t[2] | {"boxes": t[2]["boxes"].long()},
-    ],
     "targets[0]['labels'] must be int64, got torch.int32": lambda t: [t[0] | {"labels": t[0]["labels"].int()}, *t[1:]],
     "targets[0]['boxes'] must have positive width and height, got [5.0, 5.0, 5.0, 9.0]": lambda t: [
         {"boxes": torch.tensor([[5.0, 5, 5, 9]]), "labels": torch.ones(1).long(), "masks": torch.ones(1, 100, 140)},

@@ -211,6 +211,15 @@ def test_validation_is_checked_first(tmp_path: Path, seed: int) -> None:
     assert "mask" in json.loads((tmp_path / "epochs.json").read_text())[0]
 
 
+def test_models_that_cannot_be_evaluated(tmp_path: Path, seed: int) -> None:
+    """A part that is replaced for inference alone may be trained, but the first epoch would end with the evaluation."""
+    trainer, data = make_trainer(tmp_path, seed), synthetic_dataset(2, seed, (96, 128))
+    trainer.model.roi_heads.postprocess_detections = trainer.model.roi_heads.postprocess_detections
+    Trainer(trainer.model, trainer.config, tmp_path, data, progress=False)
+    with pytest.raises(ValueError, match=r"roi_heads\.postprocess_detections"):
+        Trainer(trainer.model, trainer.config, tmp_path, data, data, progress=False)
+
+
 def test_gradients_that_are_not_finite(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     """The images are named; the run stops, or goes on."""
     trainer = make_trainer(tmp_path / "stop", seed)

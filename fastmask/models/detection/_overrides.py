@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastmask.checks import ArgumentError
+from fastmask.models._layout import takes_channels_last
 from fastmask.models._plain import has_hooks
 from fastmask.models.detection import roi_heads, rpn
 from fastmask.models.detection._utils import BoxCoder
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.ops import boxes
 from fastmask.ops.boxes import box_iou
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -37,12 +40,16 @@ PARTS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {  # class, me
     "roi_heads.proposal_matcher": MATCHER,
     "roi_heads.fg_bg_sampler": SAMPLER,
 }
-TRANSFORM = ("forward", "normalize", "resize", "batch_images", "torch_choice", "postprocess")
+HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
+TRANSFORM = ("forward", "normalize", "resize", "max_by_axis", "batch_images", "torch_choice", "postprocess")
+LOSSES = ("fastrcnn_loss", "maskrcnn_loss")
 CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")
 FUNCTIONS: tuple[tuple[ModuleType, tuple[str, ...], tuple[str, ...]], ...] = (  # likewise
     (rpn, CONCATENATE, CONCATENATE),
-    (roi_heads, ("maskrcnn_inference",), ("fastrcnn_loss", "maskrcnn_loss", "project_masks_on_boxes")),
+    (roi_heads, ("maskrcnn_inference",), (*LOSSES, "project_masks_on_boxes")),
+    (boxes, ("batched_nms",), ("batched_nms",)),
 )
+TARGET_READERS = {"roi_heads", *(f"roi_heads.{name}" for name in ("forward", *SAMPLE, *LOSSES))}
 
 
 def _originals() -> dict[tuple[Any, str], Any]:
@@ -65,8 +72,8 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
     for name, (base, *methods) in PARTS.items():
         part: Any = model
         for step in name.split("."):
-            part = getattr(part, step)
-        if part is None:  # no mask branch
+            part = getattr(part, step, None)
+        if part is None:  # no mask branch, or another class's part has none
             continue
         yield from _find_methods(name, part, base, methods[training])
         if isinstance(part, nn.Module) and has_hooks(part):
@@ -77,19 +84,37 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
                 yield f"{module.__name__.rpartition('.')[2]}.{name}"
     if training:
         for name in ("rpn", "roi_heads"):
-            if getattr(model, name).box_similarity is not box_iou:
+            if getattr(getattr(model, name), "box_similarity", box_iou) is not box_iou:
                 yield f"{name}.box_similarity"
 
 
 def is_static(model: nn.Module, training: bool) -> bool:
-    """Whether the static program calls all that the user may have replaced; args: see :func:`find_overrides`.
+    """Whether the model called on images may run its static program; args: see :func:`find_overrides`.
 
-    Hooks of all modules (``torch.nn.modules.module.register_module_forward_hook``) expect calls of the parts.
+    Not if it would leave out what the user has replaced; if a part is in another mode, as the losses of a frozen RPN
+    are none; or if the user's code sees what a head computes, which has rows of padding here. Hooks of all modules
+    (``torch.nn.modules.module.register_module_forward_hook``) expect calls of the parts.
     """
-    return not _has_any_global_hook() and next(find_overrides(model, training), None) is None
+    parts: Any = model
+    heads = parts.roi_heads
+    if _has_any_global_hook() or not parts.rpn.training == heads.training == training:
+        return False
+    if not training and not torch.compiler.is_compiling():
+        layers = [getattr(heads, name) for name in HEADS if getattr(heads, name, None) is not None]
+        if not takes_channels_last(*layers):
+            return False
+    return next(find_overrides(model, training), None) is None
+
+
+def reads_targets(model: nn.Module) -> bool:
+    """Whether the user's own code reads targets after their boxes: it may want other labels or no masks."""
+    return not TARGET_READERS.isdisjoint(find_overrides(model, training=True))
 
 
 def _find_methods(name: str, part: Any, base: type, methods: tuple[str, ...]) -> Iterator[str]:
+    if methods and not isinstance(part, base):
+        methods = ()
+        yield name
     for method in methods:
         if getattr(type(part), method, None) is not ORIGINALS[base, method] or method in vars(part):
             yield f"{name}.{method}"
@@ -100,11 +125,17 @@ def check_static(model: nn.Module, training: bool, transform: bool = False) -> N
 
     Args:
         model, training: see :func:`find_overrides`.
-        transform: the program replaces the transform as well.
+        transform: the program replaces the whole forward, the transform included.
     """
     overrides = list(find_overrides(model, training))
     if transform:
-        overrides += _find_methods("transform", model.transform, GeneralizedRCNNTransform, TRANSFORM)
+        whole: Any = model
+        overrides += _find_methods("transform", whole.transform, GeneralizedRCNNTransform, TRANSFORM)
+        for name, original in whole._replaceable.items():
+            if getattr(type(model), name) is not original or name in vars(model):
+                overrides.append(f"model.{name}")
+        modules = (("model", model), ("transform", whole.transform))
+        overrides += [f"{name} with hooks" for name, module in modules if has_hooks(module)]
     if overrides:
         raise ArgumentError(
             f"model must have fastmask's own {', '.join(overrides)} in a static program, which would not call another; "

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import NotScriptable
+from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.models._layout import as_read
 from fastmask.models.detection._mask_head import predict_mask_probs
 from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
@@ -27,6 +27,10 @@ class RoIStages(NotScriptable, nn.Module):
         nms_thresh: IoU above which a detection is suppressed by a better one of its class.
         detections_per_img: maximum number of detections in an image.
         mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
+        keypoint_...: None, as there is no keypoint branch; for code that hands on torchvision's arguments.
+
+    Raises:
+        ValueError: a part of a keypoint branch is given.
 
     Source: torchvision/models/detection/roi_heads.py.
     """
@@ -47,6 +51,9 @@ class RoIStages(NotScriptable, nn.Module):
         mask_roi_pool: MultiScaleRoIAlign | None = None,
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
+        keypoint_roi_pool: None = None,
+        keypoint_head: None = None,
+        keypoint_predictor: None = None,
     ) -> None:
         super().__init__()
         self.box_similarity = box_iou
@@ -62,11 +69,18 @@ class RoIStages(NotScriptable, nn.Module):
         self.mask_roi_pool = mask_roi_pool
         self.mask_head = mask_head
         self.mask_predictor = mask_predictor
+        self.keypoint_roi_pool = self.keypoint_head = self.keypoint_predictor = None
+        if not keypoint_roi_pool is keypoint_head is keypoint_predictor is None:
+            raise ArgumentError("keypoint_roi_pool, keypoint_head and keypoint_predictor must be None, got another")
         self.min_size = 1e-2
 
     def has_mask(self) -> bool:
         """Whether there is a mask branch."""
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
+
+    def has_keypoint(self) -> bool:
+        """False: there is no keypoint branch. Subclasses with a forward like torchvision's ask."""
+        return False
 
     def num_classes(self) -> int | None:
         """Number of classes with background, of a predictor like FastRCNNPredictor; None of any other."""

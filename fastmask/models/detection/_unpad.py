@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmask.ops import boxes as box_ops
+from fastmask.ops.boxes import batched_nms, nms_padded
 from fastmask.structures import Detections, Prediction
 
 
@@ -25,6 +27,27 @@ def split_valid(count: Tensor, *values: Tensor) -> list[list[Tensor]]:
     compiling = torch.compiler.is_compiling()
     rows: list[Any] = valid_rows(count, values[0].shape[1]) if compiling else [slice(n) for n in count.tolist()]
     return [[value[i][valid] for i, valid in enumerate(rows)] for value in values]
+
+
+def keep_best(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, most: int, num_groups: int
+) -> list[Tensor]:
+    """The rows of each image that NMS within groups keeps, best first.
+
+    By a user's own ``ops.boxes.batched_nms``, if that is replaced.
+
+    Args:
+        boxes, scores, groups, valid: [B, N, 4], [B, N], [B, N] and bool [B, N], which of them count.
+        iou_threshold, most, num_groups: see :func:`fastmask.ops.nms_padded`.
+    """
+    if box_ops.batched_nms is batched_nms:
+        kept, count = nms_padded(
+            boxes, scores, groups, valid, iou_threshold=iou_threshold, max_output=most, num_groups=num_groups
+        )
+        return split_valid(count, kept)[0]
+    rows = [each.nonzero()[:, 0] for each in valid]
+    images = zip(rows, boxes, scores, groups, strict=True)
+    return [row[box_ops.batched_nms(b[row], s[row], g[row], iou_threshold)][:most] for row, b, s, g in images]
 
 
 @torch.library.custom_op("fastmask::valid_rows", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])

@@ -12,14 +12,14 @@ from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models._layout import is_own, takes_channels_last
 from fastmask.models.detection._channels import check_pixels
-from fastmask.models.detection._overrides import check_static, is_static
+from fastmask.models.detection._overrides import check_static, is_static, reads_targets
 from fastmask.models.detection._unpad import unpad
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.detection.image_list import ImageList
 from fastmask.models.detection.losses import Losses, Normalizer, roi_losses, rpn_losses
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
-from fastmask.models.detection.targets import check_targets
+from fastmask.models.detection.targets import check_boxes, check_targets
 from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from fastmask.structures import Candidates, Detections, Features, Prediction, Proposals, Targets, pad_targets
 
@@ -99,8 +99,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
         if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
             known = self.backbone.strides
-        poolers = (self.roi_heads.box_roi_pool, self.roi_heads.mask_roi_pool)
-        pooled = {name for pooler in poolers if pooler is not None for name in pooler.featmap_names}
+        poolers = [getattr(self.roi_heads, f"{name}_roi_pool", None) for name in ("box", "mask")]  # of any class
+        pooled = {name for pooler in poolers for name in getattr(pooler, "featmap_names", ())}
         scales = {}
         for name in maps:
             if name in known:
@@ -148,10 +148,14 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         Raises:
             ValueError: targets are missing or do not fit; see :meth:`losses_of`.
         """
-        if self.training:
-            losses, predictions = self.losses_of(images, targets), []
+        losses: Losses = {}
+        predictions: list[Prediction] = []
+        if not is_static(self, self.training):
+            predictions, losses = self._run_parts(images, targets)
+        elif self.training:
+            losses = self.losses_of(images, targets)
         else:
-            losses, predictions = {}, self.transform.postprocess(*self._detect(images))
+            predictions = self.transform.postprocess(*self._detect(images))
         return self.eager_outputs(losses, predictions)
 
     def eager_outputs(self, losses: Losses, detections: list[Prediction]) -> Losses | list[Prediction]:
@@ -175,10 +179,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
     def _detect(self, images: list[Tensor]) -> tuple[list[Prediction], Sizes, Sizes]:
         """Predictions in pixels of the batch, the images' sizes there, and their original sizes."""
-        if not torch.compiler.is_compiling() and any(
-            image.is_meta or isinstance(image, FakeTensor) for image in images
-        ):
-            raise ValueError("images must have values, got meta or fake tensors, on which model.infer runs")
+        _check_values(images)
         original = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, _ = self.transform(images)
         if not is_static(self, training=False):
@@ -193,13 +194,32 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             ValueError: targets do not fit; their values are checked where they are on the CPU, as on a GPU that would
                 be a host sync. Or, in eval mode, parts that users replace would have to give losses.
         """
-        check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
+        self._check_targets(images, targets)
         batch, resized = self.transform(images, targets)
         assert resized is not None
         if self.training and not is_static(self, training=True):
             return self._call_parts(batch, resized)[1]
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
         return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, self.roi_heads.has_mask()))
+
+    def _check_targets(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> None:
+        """Only boxes, as torchvision, where a user's own code reads the rest of the targets."""
+        if self.training and reads_targets(self):
+            check_boxes(targets, images)
+        else:
+            check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
+
+    def _run_parts(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[list[Prediction], Losses]:
+        """Both results of torchvision's own forward; each part may be in another mode than the model."""
+        _check_values(images)
+        if self.training:
+            self._check_targets(images, targets)
+        original = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch, resized = self.transform(images, targets)
+        predictions, losses = self._call_parts(batch, resized)
+        return self.transform.postprocess(predictions, batch.image_sizes, original), losses
 
     def _call_parts(self, batch: ImageList, targets: list[dict[str, Tensor]] | None) -> tuple[list[Prediction], Losses]:
         """Predictions in pixels of the batch, and losses, by the parts' own methods on lists, as in torchvision.
@@ -212,8 +232,15 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         predictions, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
         return predictions, losses | rpn_losses
 
+    _replaceable = {"forward": forward, "eager_outputs": eager_outputs}  # noqa: RUF012 -- no field: see check_static
+
 
 Padded = TypeVar("Padded", Proposals, Detections)
+
+
+def _check_values(images: list[Tensor]) -> None:
+    if not torch.compiler.is_compiling() and any(image.is_meta or isinstance(image, FakeTensor) for image in images):
+        raise ValueError("images must have values, got meta or fake tensors, on which model.infer runs")
 
 
 def drop_padding(padded: Padded) -> Padded:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastmask.checks import ArgumentError
 from fastmask.models.detection._roi_stages import RoIStages
-from fastmask.models.detection._unpad import split_valid
+from fastmask.models.detection._unpad import keep_best
 from fastmask.models.detection.losses import BETA
-from fastmask.ops.boxes import clip_boxes_to_image, nms_padded
+from fastmask.ops.boxes import clip_boxes_to_image
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.roi_align import roi_align
 from fastmask.structures import Prediction
@@ -172,16 +172,8 @@ class RoIHeads(RoIStages):
             box = clip_boxes_to_image(box, shape)[:, 1:].flatten(0, 1)  # without background
             score, label = score[:, 1:].flatten(), classes.expand(score.shape[0], -1).flatten()
             valid = (score > self.score_thresh) & (box[:, 2:] - box[:, :2] >= self.min_size).all(1)
-            kept, count = nms_padded(
-                box[None],
-                score[None],
-                label[None],
-                valid[None],
-                iou_threshold=self.nms_thresh,
-                max_output=self.detections_per_img,
-                num_groups=class_logits.shape[-1],
-            )
-            ((rows,),) = split_valid(count, kept)
+            limits = self.nms_thresh, self.detections_per_img, class_logits.shape[-1]
+            (rows,) = keep_best(box[None], score[None], label[None], valid[None], *limits)
             for values, every in zip(detections, (box, score, label), strict=True):
                 values.append(every[rows])
         return detections

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from fastmask.checks import ArgumentError, NotScriptable, upcast
 from fastmask.kernels.fallback.decode import clip
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
-from fastmask.models.detection._unpad import split_valid
-from fastmask.models.detection._utils import take_kept, take_rows
+from fastmask.models.detection._unpad import keep_best
+from fastmask.models.detection._utils import take_rows
 from fastmask.models.detection.anchor_utils import AnchorGenerator as AnchorGenerator  # for users' imports
 from fastmask.models.detection.image_list import ImageList
 from fastmask.models.detection.losses import BETA
-from fastmask.ops.boxes import nms_padded
 from fastmask.ops.misc import Conv2dNormActivation
 
 Target = dict[str, Tensor]
@@ -59,8 +58,12 @@ class RPNHead(NotScriptable, nn.Module):
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps [B, C, H_l, W_l] -> logits [B, A, H_l, W_l] and deltas [B, A * 4, H_l, W_l] of each."""
-        hidden = [self.conv(feature) for feature in x]
-        return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+        logits, deltas = [], []
+        for feature in x:
+            hidden = self.conv(feature)
+            logits.append(self.cls_logits(hidden))
+            deltas.append(self.bbox_pred(hidden))
+        return logits, deltas
 
 
 class RegionProposalNetwork(RPNStages):
@@ -133,17 +136,10 @@ class RegionProposalNetwork(RPNStages):
         boxes = clip(take_rows(proposals, index), torch.tensor(image_shapes, device=proposals.device))
         valid = (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(2) & (scores >= self.score_thresh)
         ends = torch.tensor(num_anchors_per_level, device=index.device).cumsum(0)
-        kept, count = nms_padded(
-            boxes,
-            scores,
-            torch.bucketize(index, ends, right=True),
-            valid,
-            iou_threshold=self.nms_thresh,
-            max_output=self.post_nms_top_n(),
-            num_groups=len(num_anchors_per_level),
-        )
-        boxes, scores, _, _ = take_kept(kept, boxes, scores, None)
-        boxes_of, scores_of = split_valid(count, boxes, scores)
+        levels = torch.bucketize(index, ends, right=True)
+        limits = self.nms_thresh, self.post_nms_top_n(), len(num_anchors_per_level)
+        rows = keep_best(boxes, scores, levels, valid, *limits)
+        boxes_of, scores_of = ([each[row] for each, row in zip(v, rows, strict=True)] for v in (boxes, scores))
         return boxes_of, scores_of
 
     def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:

@@ -21,26 +21,33 @@ def check_targets(
         masks: whether targets must have masks.
         num_classes: number of classes with background; None if it is not known.
     """
-    if targets is None or len(targets) != len(images):
-        raise ArgumentError(f"targets must be one dict an image ({len(images)}), got {targets and len(targets)}")
+    check_boxes(targets, images)
+    assert targets is not None
     wanted = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
     for i, (target, image) in enumerate(zip(targets, images, strict=True)):
         for key in wanted:
             if key not in target:
                 raise ArgumentError(f"targets[{i}] must have {', '.join(wanted)}, got {', '.join(target) or 'nothing'}")
         boxes, labels = target["boxes"], target["labels"]
-        check_shape(f"targets[{i}]['boxes']", boxes, "N", 4)
-        if not boxes.is_floating_point():
-            raise ArgumentError(f"targets[{i}]['boxes'] must be floating point, got {boxes.dtype}")
         check_shape(f"targets[{i}]['labels']", labels, boxes.shape[0])
         if labels.dtype != torch.int64:
             raise ArgumentError(f"targets[{i}]['labels'] must be int64, got {labels.dtype}")
         if masks:
             check_shape(f"targets[{i}]['masks']", target["masks"], boxes.shape[0], *image.shape[-2:])
-        _check_boxes(f"targets[{i}]['boxes']", boxes)
         _check_range(f"targets[{i}]['labels']", labels, 1, math.inf if num_classes is None else num_classes - 1)
         if masks and target["masks"].dtype != torch.bool:
             _check_range(f"targets[{i}]['masks']", target["masks"], 0, 1)
+
+
+def check_boxes(targets: list[dict[str, Tensor]] | None, images: list[Tensor]) -> None:
+    """:func:`check_targets` of boxes alone, where what else a target has is a user's own."""
+    if targets is None or len(targets) != len(images):
+        raise ArgumentError(f"targets must be one dict an image ({len(images)}), got {targets and len(targets)}")
+    for i, target in enumerate(targets):
+        if "boxes" not in target:
+            raise ArgumentError(f"targets[{i}] must have boxes, got {', '.join(target) or 'nothing'}")
+        check_shape(f"targets[{i}]['boxes']", target["boxes"], "N", 4)
+        _check_boxes(f"targets[{i}]['boxes']", target["boxes"])
 
 
 def _check_boxes(name: str, boxes: Tensor) -> None:

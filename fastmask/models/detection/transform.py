@@ -122,10 +122,13 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         image_shapes: Sequence[tuple[int, int]],
         original_image_sizes: Sequence[tuple[int, int]],
     ) -> list[Prediction]:
-        """Boxes from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there."""
+        """Boxes from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there.
+
+        There may be no results at all, as of parts in training mode.
+        """
         if self.training:
             return result
-        for detections, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
+        for detections, shape, original in zip(result, image_shapes, original_image_sizes, strict=len(result) > 0):
             detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
             if "masks" in detections:
                 detections["masks"] = paste_masks_in_image(detections["masks"], detections["boxes"], original)
@@ -146,6 +149,7 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
     """Boxes [N, 4] of an image of one (height, width) -> the same in another, by float32 ratios as torchvision."""
+    boxes = boxes if boxes.is_floating_point() else boxes.to(torch.float32)
     # Python's quotient, rounded to float32, is float32's own: sides are below 2^24
     height, width = (new / old for old, new in zip(original_size, new_size, strict=True))
     return boxes * torch.tensor([width, height] * 2, dtype=torch.float32).to(boxes)
