@@ -183,7 +183,7 @@ def test_the_command_compares_and_predict_runs_it(
     assert "must not be given with --exported" in capsys.readouterr().err
     assert exported(file, "--force", "--score", "1") == 1
     assert "nothing was found to compare" in capsys.readouterr().err
-    for content, message in ((b"torn", "cannot be run"), (None, "cannot be run")):
+    for content, message in ((b"torn", "cannot be run"), (None, "must be a file that is there")):
         other = tmp_path / "other.onnx"
         other.unlink(missing_ok=True)
         if content is not None:

@@ -44,22 +44,25 @@ HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
 TRANSFORM = ("forward", "normalize", "resize", "max_by_axis", "batch_images", "torch_choice", "postprocess")
 LOSSES = ("fastrcnn_loss", "maskrcnn_loss")
 CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")
-FUNCTIONS: tuple[tuple[ModuleType, tuple[str, ...], tuple[str, ...]], ...] = (  # likewise
-    (rpn, CONCATENATE, CONCATENATE),
-    (roi_heads, ("maskrcnn_inference",), (*LOSSES, "project_masks_on_boxes")),
-    (boxes, ("batched_nms",), ("batched_nms",)),
-)
+FUNCTIONS: dict[str, tuple[ModuleType, tuple[str, ...], tuple[str, ...]]] = {  # likewise, of modules
+    "rpn": (rpn, CONCATENATE, CONCATENATE),
+    "roi_heads": (roi_heads, ("maskrcnn_inference",), (*LOSSES, "project_masks_on_boxes")),
+    "boxes": (boxes, ("batched_nms",), ("batched_nms",)),
+}
 TARGET_READERS = {"roi_heads", *(f"roi_heads.{name}" for name in ("forward", *SAMPLE, *LOSSES))}
 
 
-def _originals() -> dict[tuple[Any, str], Any]:
-    """What stands under these names before users replace it."""
-    owners: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = [*PARTS.values(), *FUNCTIONS]
-    owners.append((GeneralizedRCNNTransform, TRANSFORM, ()))
-    return {(owner, name): getattr(owner, name) for owner, *names in owners for name in (*names[0], *names[1])}
+def _originals(owners: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]]) -> dict[str, Any]:
+    """What stands under these names before users replace it; PyTorch 2.11 compiles no lookup of anything but text."""
+    return {
+        f"{owner}.{name}": getattr(kind, name)
+        for owner, (kind, *names) in owners.items()
+        for name in names[0] + names[1]
+    }
 
 
-ORIGINALS = _originals()
+METHODS = _originals(PARTS | {"transform": (GeneralizedRCNNTransform, TRANSFORM, ())})
+ORIGINALS = _originals(FUNCTIONS)  # type: ignore[arg-type] # a dict of modules is no dict of anything
 
 
 def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
@@ -75,13 +78,13 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
             part = getattr(part, step, None)
         if part is None:  # no mask branch, or another class's part has none
             continue
-        yield from _find_methods(name, part, base, methods[training])
+        yield from _find_methods(name, part, base, methods[int(training)])
         if isinstance(part, nn.Module) and has_hooks(part):
             yield f"{name} with hooks"
-    for module, *names in FUNCTIONS:
-        for name in names[training]:
-            if getattr(module, name) is not ORIGINALS[module, name]:
-                yield f"{module.__name__.rpartition('.')[2]}.{name}"
+    for module, (holder, *names) in FUNCTIONS.items():
+        for name in names[int(training)]:
+            if getattr(holder, name) is not ORIGINALS[f"{module}.{name}"]:
+                yield f"{module}.{name}"
     if training:
         for name in ("rpn", "roi_heads"):
             if getattr(getattr(model, name), "box_similarity", box_iou) is not box_iou:
@@ -116,7 +119,7 @@ def _find_methods(name: str, part: Any, base: type, methods: tuple[str, ...]) ->
         methods = ()
         yield name
     for method in methods:
-        if getattr(type(part), method, None) is not ORIGINALS[base, method] or method in vars(part):
+        if getattr(type(part), method, None) is not METHODS[f"{name}.{method}"] or method in vars(part):
             yield f"{name}.{method}"
 
 
