@@ -109,7 +109,9 @@ def check(args: argparse.Namespace) -> "list[Result]":
     if args.contact_sheet is not None:
         check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in records)])
     names = {split: f"{args.source}, {split}" if split else str(args.source) for split in splits}
-    results = [(names[split], each, validate_dataset(each, progress=True)) for split, each in splits.items()]
+    results = [
+        (names[split], each, validate_dataset(each, progress=sys.stderr.isatty())) for split, each in splits.items()
+    ]
     if args.contact_sheet is not None:
         categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
         with replace_file(args.contact_sheet) as draft:
@@ -121,4 +123,6 @@ def draw(args: argparse.Namespace) -> "list[Result]":
     from fastmask.demo import save_synthetic, synthetic_dataset
 
     dataset = synthetic_dataset(args.number, args.seed, tuple(args.size), args.scene)
-    return [(str(args.target), save_synthetic(dataset, args.target, progress=True, force=args.force), [])]
+    return [
+        (str(args.target), save_synthetic(dataset, args.target, progress=sys.stderr.isatty(), force=args.force), [])
+    ]

@@ -68,11 +68,12 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     from fastmask.evaluation.files import read_results
     from fastmask.evaluation.identity import rename_classes
 
+    bar = sys.stderr.isatty()  # none in a log file
     if args.results is not None:
         if args.classes:
             raise ValueError("--classes must not be given with --results, which have category ids")
         evaluated = ranks.run_on_first(
-            lambda: evaluation.evaluate_results(read_results(args.results), dataset, areas=args.areas)
+            lambda: evaluation.evaluate_results(read_results(args.results), dataset, areas=args.areas, progress=bar)
         )
         return evaluated, None
     pairs = parse_classes(args.classes or ())
@@ -84,7 +85,9 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     elif ranks.rank == 0:
         print(f"fastmask evaluate: {args.weights} names no classes: labels are category numbers", file=sys.stderr)
     results: list[Any] = []
-    evaluated = evaluation.evaluate(predictor, dataset, names=names, areas=args.areas, ranks=ranks, results=results)
+    evaluated = evaluation.evaluate(
+        predictor, dataset, names=names, areas=args.areas, progress=bar, ranks=ranks, results=results
+    )
     return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
 
 

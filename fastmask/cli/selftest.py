@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     print(f"{name}, torch {torch.__version__}, --seed {seed}; {describe()}")
     start = time.monotonic()
-    results = run_checks(list_checks(device, seed), seed)
+    results = run_checks(list_checks(device, seed), seed, progress=sys.stderr.isatty())
     print(f"\n{format_table(results)}\n")
     seconds = time.monotonic() - start
     print(f"{len(results)} checks in {seconds:.0f} seconds")
