@@ -90,12 +90,12 @@ def test_a_predictor_takes_images_of_every_kind(channels: int, tmp_path: Path) -
     _, ours = pair(channels)
     (planes,) = draw(channels, (128, 160))
     rows = planes.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(rows[:, :, 0] if channels == 1 else rows)
-    picture.save(tmp_path / "a.png")
-    kinds = [planes, planes.float() / 255, rows, planes.numpy(), picture, tmp_path / "a.png"]
+    image = Image.fromarray(rows[:, :, 0] if channels == 1 else rows)
+    image.save(tmp_path / "a.png")
+    kinds = [planes, planes.float() / 255, rows, planes.numpy(), image, tmp_path / "a.png"]
     if channels == 1:
         Image.fromarray(rows[:, :, 0].astype(np.uint16) * 256 + 7).save(tmp_path / "deep.png")
-        kinds += [planes[0], rows[:, :, 0], tmp_path / "deep.png", picture.convert("RGB")]
+        kinds += [planes[0], rows[:, :, 0], tmp_path / "deep.png", image.convert("RGB")]
     with torch.no_grad():
         (expected,) = ours([planes.float() / 255])
     predictions = Predictor(ours, "exact", masks="float")(kinds)
@@ -252,8 +252,8 @@ def test_export(channels: int, suffix: str, raw: bool, tmp_path: Path) -> None:
     predictor = ExportedPredictor(path, "cpu")
     assert predictor.session.channels == channels
     (planes,) = draw(channels, (128, 160))
-    picture = planes.permute(1, 2, 0).numpy()
-    Image.fromarray(picture[:, :, 0] if channels == 1 else picture).save(tmp_path / "a.png")
+    rows = planes.permute(1, 2, 0).numpy()
+    Image.fromarray(rows[:, :, 0] if channels == 1 else rows).save(tmp_path / "a.png")
     predictions = [found([tmp_path / "a.png"])[0] for found in (predictor, Predictor(ours, (128, 160)))]
     for prediction in predictions:
         prediction["masks"] = torch.from_numpy(coco.decode(prediction["masks"])).permute(2, 0, 1)

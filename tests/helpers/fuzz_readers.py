@@ -117,8 +117,10 @@ def make_contents(format: str, folder: Path) -> list[Any]:
         shapes += [{"label": "cat", "shape_type": "rectangle", "points": [[9, 9], [12, 19]], "group_id": 1}]
         file = io.BytesIO()
         Image.fromarray(np.ones((9, 5), bool)).save(file, format="PNG")
-        picture = base64.b64encode(file.getvalue()).decode()
-        shapes += [{"label": "cat", "shape_type": "mask", "points": [[9, 9], [12, 9]], "mask": picture, "group_id": 1}]
+        mask_image = base64.b64encode(file.getvalue()).decode()
+        shapes += [
+            {"label": "cat", "shape_type": "mask", "points": [[9, 9], [12, 9]], "mask": mask_image, "group_id": 1}
+        ]
         contents[1]["shapes"] += shapes
     return contents
 
