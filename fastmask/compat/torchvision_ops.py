@@ -113,19 +113,8 @@ def roi_pool_shape(input: Tensor, rois: Tensor, _: float, height: int, width: in
     return pooled, pooled.new_empty(pooled.shape, dtype=torch.int32)
 
 
-def roi_pool_backward_shape(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    _: float,
-    __: int,
-    ___: int,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    return grad.new_empty((batch, channels, height, width))
+def roi_pool_backward_shape(grad: Tensor, rois: Tensor, argmax: Tensor, *others: Any) -> Tensor:
+    return roi_align_backward_shape(grad, rois, *others)
 
 
 def fits_any(*_: Any) -> bool:
