@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all, and never over something that another made."""
+"""Files that are written whole or not at all, and never over something that another made; YAML files."""
 
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -49,3 +50,22 @@ def check_free(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(f"{there[0]}{more} must not be there already; --force (force=True) replaces it")
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Value of a YAML file: mappings, lists, strings, numbers, booleans and None, never other objects.
+
+    Raises:
+        ImportError: PyYAML is not installed.
+        ValueError: the file is not YAML in UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"{path} needs PyYAML: pip install 'fastmask-rcnn[yaml]'") from error
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        fault = " ".join(str(error).split())
+        raise ValueError(f"{path} must be a YAML file: {fault}") from error

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,3 +199,18 @@ def test_weights_and_overlays_are_whole(dataset: data.Dataset, tmp_path: Path) -
         with full_disk(1000), pytest.raises(OSError, match=r"too large|cannot be written"):
             write(path)
         assert content_of(tmp_path) == before
+
+
+def test_yaml_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("\ufeffnames: {0: \u732b, 1: 'no'}\nlr: 1e-3\n", encoding="utf-8")
+    assert files.read_yaml(path) == {"names": {0: "\u732b", 1: "no"}, "lr": "1e-3"}  # YAML 1.1's numbers need a point
+    for text in (b"a: [1", b"a: !!python/object/apply:os.getcwd []", b"\xff\xfe\xfd", b"[" * 20_000):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=r"a\.yaml must be a YAML file: ."):
+            files.read_yaml(path)
+    with pytest.raises(FileNotFoundError):
+        files.read_yaml(tmp_path / "b.yaml")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match=r"a\.yaml needs PyYAML: pip install 'fastmask-rcnn\[yaml\]'"):
+        files.read_yaml(path)
