@@ -45,7 +45,7 @@ class TrainResult(NamedTuple):
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
     metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
-    epochs: list[dict[str, Any]]  # epochs.json: for each "epoch" (from 0) "loss", "lr", COCO's twelve as "box", "mask"
+    epochs: list[dict[str, Any]]  # epochs.json: "epoch" (from 1), "steps", "loss", "lr", COCO's as "box", "mask"
 
 
 class PendingStep(NamedTuple):
@@ -133,7 +133,8 @@ class Trainer:
             self._resume(content)
         self.step.loss_module = self._make_loss_module()  # which, wrapped, waits for all ranks
         first = self.epoch * self.epoch_steps + self.batch
-        self.history = ranks.run_on_all(lambda: History(folder, first, self.epoch) if ranks.rank == 0 else None)
+        place = (self.epoch, self.epoch_steps)
+        self.history = ranks.run_on_all(lambda: History(folder, first, *place) if ranks.rank == 0 else None)
         board = folder / "tensorboard" if tensorboard and ranks.rank == 0 else None
         self.writer = ranks.run_on_all(lambda: open_writer(board, first) if board else None)
         self.pending: collections.deque[PendingStep] = collections.deque()
@@ -187,7 +188,7 @@ class Trainer:
                 number = self.epoch * self.epoch_steps + self.batch
                 lr = self.config.lr_at(number, self.steps, self.ranks.world_size)
                 values = self._run_step(batch, lr, number)
-                self._queue_losses(Row(number, self.epoch, self.batch, lr, []), values, batch)
+                self._queue_losses(Row(number, self.epoch + 1, self.batch, lr, []), values, batch)
                 self.batch += 1
                 bar.update(images)
                 for loss in self._read_losses(LAG if self.device.type == "cuda" else 0):
@@ -273,7 +274,7 @@ class Trainer:
         if self.history is None:
             return
         metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.metrics.items()}
-        self.history.add_epoch(self.epoch - 1, self.history.rows[-1].lr, metrics)
+        self.history.add_epoch(self.epoch, self.history.rows[-1].lr, metrics)
         if self.writer is not None:
             write_epoch(self.writer, self.epoch * self.epoch_steps - 1, metrics)
         entry = self.history.epochs[-1]
