@@ -257,7 +257,7 @@ def training_loader(
         if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
     if augmentation.paste and not masks:
-        raise ValueError("augmentation must not paste objects without masks")
+        raise ValueError(f"paste must be 0 for a model without masks, got {augmentation.paste}")
     records, sizes = dataset.records, None
     indices = np.arange(len(records))
     if not isinstance(records, LazyRecords):
