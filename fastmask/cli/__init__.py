@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 
 from fastmask._version import __version__
+from fastmask.cli._completion import SHELLS, PrintCompletion
 from fastmask.cli._messages import print_error
 from fastmask.cli._output import checked_output
 
@@ -39,6 +40,8 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         prog="fastmask", description="Train, run, evaluate and export Mask R-CNN; a drop-in for torchvision's."
     )
     parser.add_argument("--version", action="version", version=f"fastmask {__version__}")
+    completion = "print a script that completes command lines: source <(fastmask --completion bash)"
+    parser.add_argument("--completion", action=PrintCompletion, choices=SHELLS, help=completion)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, summary in COMMANDS.items():
