@@ -103,7 +103,8 @@ class SampleDataset(TorchDataset[Sample]):
                 sample = make_sample(record, image, crop, self.labels, int(self.indices[index]), self.masks)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
-                problem = problem or str(error)
+                text = str(error)
+                problem = problem or (text if str(record.file) in text else f"{record.file}: {text}")
         raise ValueError(f"{MAX_TRIES} images in a row cannot be read; the first one: {problem}")
 
     def find_file(self, index: int) -> Path:

@@ -75,7 +75,8 @@ def demo_images(predictor: Predictor, paths: Sequence[Path]) -> Demo:
     records = [Record(path, None, (), number) for number, path in enumerate(paths, 1)]
     names = predictor.categories or ()
     found: list[list[Any]] = []
-    for record, prediction in zip(records, predictor.stream(paths, errors="yield"), strict=True):
+    bar = len(paths) > 1 and sys.stderr.isatty()
+    for record, prediction in zip(records, predictor.stream(paths, progress=bar, errors="yield"), strict=True):
         if isinstance(prediction, Exception):
             text = str(prediction)
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")

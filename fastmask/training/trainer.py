@@ -257,6 +257,9 @@ class Trainer:
             evaluation = evaluate(model, self.val_data, names=self.names, progress=bar, ranks=self.ranks)
         except ValueError as error:  # of some rank's files: the data was checked before
             raise OSError(str(error)) from error
+        if self.progress.shown and not self.progress.finished:  # once
+            for text in evaluation.problems:
+                tqdm.write(f"fastmask train: {text}; its objects count as missed", file=sys.stderr)
         self.model.train()
         return evaluation
 

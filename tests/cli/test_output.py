@@ -1,6 +1,7 @@
-"""Standard output that cannot be written, messages in the options' names, and bars that log files are spared."""
+"""Standard output that cannot be written, messages in the options' names, images that no model takes."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from helpers.images import draw_image_file
+from PIL import Image
 from torch import nn
 
 from fastmask.cli import main, make_parsers
 from fastmask.cli._messages import name_options
+from fastmask.data import read_dataset
+from fastmask.data.augment import Augmentation
+from fastmask.data.loading import training_loader
 from fastmask.demo import save_synthetic, synthetic_dataset
 
 
@@ -73,3 +78,36 @@ def test_messages_name_the_options(command: str, message: str, expected: str | N
     if expected is None:
         expected = "a.pth must be the same, got --lr 1 (now 2), --size None (now (64, 96)), --model a (now b)"
     assert name_options(message, args) == (expected or message)
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (10, 20000)], ids=["low", "narrow"])
+def test_images_that_are_too_long(
+    size: tuple[int, int], slim_file: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command that reads images names the file, its size, and the limit of the model at hand."""
+    path = tmp_path / "strip.png"
+    Image.new("L", size).save(path)
+    size_said = f"got {size[0]} x {size[1]} pixels (width x height): cut it into pieces"
+    image = {"id": 1, "file_name": "strip.png", "width": size[0], "height": size[1]}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, *size], "area": size[0] * size[1], "iscrowd": 0}
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "one"}]}
+    annotations = str(tmp_path / "a.json")
+    Path(annotations).write_text(json.dumps(content))
+    model = ["--model", "slim", "--weights", str(slim_file[0]), "--out"]
+    for limit, code, words in (
+        (1333, 1, ["data", "check", annotations]),
+        (200, 1, ["predict", str(path), *model, str(tmp_path / "predictions")]),
+        (200, 2, ["compare", str(path), *model, str(tmp_path / "c.png")]),
+        (200, 1, ["evaluate", annotations, *model, str(tmp_path / "evaluation")]),
+    ):
+        assert main(words) == code, words
+        rule = f"images must be at most {limit} times as long as wide, as they are resized to {limit} pixels"
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "times as long" in line)
+        assert f"{path}: {rule}, {size_said}" in line
+    for zoom in (None, (0.5, 1.0)):
+        augmentation = Augmentation((64,), 96, zoom=zoom, canvas=(96, 96))
+        loader = training_loader(read_dataset(Path(annotations)), 1, augmentation, masks=False, workers=0)
+        with pytest.raises(
+            ValueError, match=r"images in a row cannot be read; the first one: .*strip\.png: images must"
+        ):
+            next(iter(loader))
