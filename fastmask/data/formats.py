@@ -114,7 +114,7 @@ def _read(path: Path, format: str, images: Path | None, attribute: str | None) -
         loaded, problems = _load_files(path)
         format = _choose_format(path, loaded) if format == "auto" else format
     if attribute is not None and format != "via":
-        raise ValueError(f"attribute must be None for the format {format}, which has none, got {attribute!r}")
+        raise ValueError(f"attribute must not be given for the format {format}, which has none, got {attribute!r}")
     if format == "masks":
         return read_masks(path, images)
     contents = loaded.get(format)

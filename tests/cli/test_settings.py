@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pages import find_blocks
 from torch import nn
 
 from fastmask.cli import main, make_parsers, train as command
@@ -43,6 +44,13 @@ def test_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         parse("--config", str(write(tmp_path / "b.yaml", "lr: 1")), "--epochs", "1")
     assert capsys.readouterr().err.endswith("in the file of --config: --data-path\n")
+
+
+def test_the_page_shows_a_settings_file(tmp_path: Path, parser: argparse.ArgumentParser) -> None:
+    pytest.importorskip("yaml")
+    (text,) = find_blocks("fastmask/training/README.md", "yaml")
+    values = read_settings(write(tmp_path / "a.yaml", text), parser)
+    assert (values["lr"], values["min_size"], values["keep_empty"]) == (1e-3, [192, 256], True)
 
 
 @pytest.mark.parametrize(
