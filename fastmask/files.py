@@ -57,15 +57,27 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         ImportError: PyYAML is not installed.
-        ValueError: the file is not YAML in UTF-8.
+        ValueError: the file is not YAML in UTF-8, or has a key twice.
         OSError: the file cannot be read.
     """
     try:
         import yaml
     except ImportError as error:
         raise ImportError(f"{path} needs PyYAML: pip install 'fastmask-rcnn[yaml]'") from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Which keeps no last one of several values in silence."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if (key.tag, key.value) in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1} has {key.value!r} once more")
+                seen.add((key.tag, key.value))
+            return node
+
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         fault = " ".join(str(error).split())
         raise ValueError(f"{path} must be a YAML file: {fault}") from error

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastmask.cli._messages import print_error
+
 if TYPE_CHECKING:
     from fastmask.data import Dataset, Problem
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         results = {"convert": convert, "check": check, "draw": draw}[args.what](args)
     except (OSError, ValueError) as error:
-        print(f"fastmask data: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     return max(print_summary(*result, to_train=args.what != "draw") for result in results)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
 from fastmask.cli.data import SOURCE_HELP, add_source_arguments, read_source
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
         except ValueError as error:
             if ranks.rank == 0:
-                print(f"fastmask evaluate: {error}", file=sys.stderr)
+                print_error(error, args)
             return 2
         if ranks.rank == 0:
             print_evaluation(evaluation, dataset, args.out)

@@ -102,7 +102,7 @@ def _read(path: Path, format: str, images: Path | None, attribute: str | None) -
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format must be one of auto, {', '.join(FORMATS)}, got {format!r}")
     if images is not None and not images.is_dir():
-        raise ValueError(f"images must be a folder, got {images}")
+        raise ValueError(f"images (--images) must be a folder, got {images}")
     path = find_annotations(path)
     loaded: dict[str, dict[Path, Any]] = {}
     problems: list[Problem] = []
@@ -114,7 +114,7 @@ def _read(path: Path, format: str, images: Path | None, attribute: str | None) -
         loaded, problems = _load_files(path)
         format = _choose_format(path, loaded) if format == "auto" else format
     if attribute is not None and format != "via":
-        raise ValueError(f"attribute must be None for the format {format}, which has none, got {attribute!r}")
+        raise ValueError(f"attribute must not be given for the format {format}, which has none, got {attribute!r}")
     if format == "masks":
         return read_masks(path, images)
     contents = loaded.get(format)
