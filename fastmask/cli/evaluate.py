@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
-from fastmask.cli.data import SOURCE_HELP, add_source_arguments, read_source
+from fastmask.cli.data import SOURCE_HELP, add_source_arguments, add_split_argument, read_source
 
 if TYPE_CHECKING:
     from fastmask.data import Dataset
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", type=Path, help=SOURCE_HELP)
     add_source_arguments(parser)
+    add_split_argument(parser, "val, or the only one")
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
     add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
     add(
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, results = evaluate(args, dataset, ranks)
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
-        except ValueError as error:
+        except (ImportError, ValueError) as error:
             if ranks.rank == 0:
                 print(f"fastmask evaluate: {error}", file=sys.stderr)
             return 2
