@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_train: bool) -> int:
     """Print problems, notes and numbers -> 1 if there are problems, else 0."""
+    from fastmask.data.parse import join_few
     from fastmask.data.records import count_left_out
 
     for problem in problems:
@@ -99,7 +100,7 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_
     objects = collections.Counter(item.category for record in dataset.records for item in record.instances)
     empty = sum(not record.instances for record in dataset.records)
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
-    print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
+    print(f"classes: {join_few(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
     if to_train and (left_out := count_left_out(dataset)):
         print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fastmask.data.formats import read_all
 from fastmask.data.layouts import find_splits
+from fastmask.data.parse import join_few
 from fastmask.data.records import Dataset, assign_labels
 
 UNUSED = "-"  # name of a label without a category
@@ -39,7 +40,7 @@ def read_splits(
     train, val = datasets["train"], datasets.get("val")
     if val is not None and not val.categories.keys() & train.categories.keys():
         paths = {"train": path, "val": path} | find_splits(path)
-        raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {', '.join(val.categories)}")
+        raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {join_few(val.categories)}")
     return Splits(train, val)
 
 

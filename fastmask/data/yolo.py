@@ -67,9 +67,8 @@ def _read_names(content: Mapping[str, Any], file: Path, problems: list[Problem])
     if given is None and isinstance(number, int) and 0 < number <= MAX_CLASSES:
         return {i: f"class_{i}" for i in range(number)}
     if not isinstance(given, list | Mapping) or not given:
-        raise ValueError(
-            f"{file} must have names, a list or by number, or nc up to {MAX_CLASSES}, got {shorten(given)}"
-        )
+        rule = f"names, a list or by number, or nc, their number, up to {MAX_CLASSES}"
+        raise ValueError(f"{file} must have {rule}, got {shorten(given)}")
     names: dict[int, str] = {}
     for key, value in given.items() if isinstance(given, Mapping) else enumerate(given):
         where = f"{file.name}: names[{shorten(key)}]"
@@ -268,7 +267,9 @@ def _find_listed(
         if name in found.faults:
             continue
         bases = [] if images is None else [file.parent, *config.folders]  # the labels are there, the images elsewhere
-        labels = [find_label(base.joinpath(*_name_inside(name))) for base in bases] + [find_label(found.files[name])]
+        parts = _name_inside(name)
+        places = [base.joinpath(*parts[start:]) for start in range(len(parts)) for base in bases]
+        labels = map(find_label, [*places, found.files[name]])
         pairs.append((found.files[name], next((label for label in labels if label is not None), None)))
     return pairs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastmask.data.parse import parse_box, parse_id, parse_numbers, parse_rle, to_number
+from fastmask.data.parse import join_few, parse_box, parse_id, parse_numbers, parse_rle, to_number
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
@@ -139,7 +139,7 @@ def evaluate_results(
         if result["category_id"] not in known
     )
     if results and left_out.total() == len(results):
-        raise ValueError(f"results must be of the dataset's categories {sorted(known)[:5]}, got {', '.join(left_out)}")
+        raise ValueError(f"results must be of the dataset's categories {sorted(known)[:5]}, got {join_few(left_out)}")
     for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(image_id, record, by_image[image_id])
     return evaluator.evaluate((), {"match": evaluator.seconds}, left_out)
