@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,13 @@ def test_clipped_and_joined_polygons() -> None:
     joined = join_polygons(parts)
     assert abs(signed_area(join_polygons([parts[0], parts[1]]))) == 84
     assert encode_polygons([joined], 40, 50) == encode_polygons(parts, 40, 50)
+
+
+def test_without_pyyaml(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command says what to install; other data sets need none."""
+    read_lines(tmp_path, TRIANGLE)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    train = ["train", "--epochs", "1", "--out", str(tmp_path / "out"), "--data-path"]
+    for command in (["data", "check"], ["evaluate"], train):
+        assert main([*command, str(tmp_path)]) == 2
+        assert "data.yaml needs PyYAML: pip install 'fastmask-rcnn[yaml]'" in capsys.readouterr().err
