@@ -115,6 +115,8 @@ def parse_line(line: str, size: tuple[int, int], labels: Labels) -> Instance:
     pairs = coordinates.reshape(-1, 2) * [width, height]
     if len(pairs) > 2:
         return Instance(category, (parse_polygon(pairs),))
+    if pairs[1].min() < 0:
+        raise ValueError(f"a box's width and height must be at least 0, got {coordinates[2]:g} and {coordinates[3]:g}")
     low, high = (pairs[0] - pairs[1] / 2).tolist(), (pairs[0] + pairs[1] / 2).tolist()
     return Instance(category, box=(low[0], low[1], high[0], high[1]))
 

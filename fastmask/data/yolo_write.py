@@ -17,7 +17,7 @@ from fastmask.files import write_text
 IMAGES, LABELS, FILE = "images", "labels", "data.yaml"
 PAIRS = 2**22  # distances that are compared at once
 UNPRINTABLE = re.compile("[^ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # in YAML
-BOXES = "objects with a box alone are beside polygons: YOLO's own reader takes their lines for polygons of two corners"
+BOXES = "objects with a box alone beside polygons, which fastmask reads, and ultralytics refuses in one data set"
 
 
 def list_outputs(splits: Mapping[str, Dataset], folder: Path) -> list[Path]:
@@ -45,6 +45,7 @@ def write_yolo(splits: Mapping[str, Dataset], folder: Path) -> list[Problem]:
     names = list(dict.fromkeys(name for dataset in splits.values() for name in dataset.categories))
     numbers = {name: number for number, name in enumerate(names)}
     problems: list[Problem] = []
+    written = boxes = 0
     for split, dataset in splits.items():
         for place in (IMAGES, LABELS):
             (folder / place / split).mkdir(parents=True, exist_ok=True)
@@ -58,10 +59,13 @@ def write_yolo(splits: Mapping[str, Dataset], folder: Path) -> list[Problem]:
             copy_image(record, copy)
             lines, faults = _write_lines(record, record.size, numbers)
             problems += [Problem("cannot be written", str(record.file), text) for text in faults]
+            written, boxes = written + len(lines), boxes + sum(line.count(" ") == 4 for line in lines)
             write_text(folder / LABELS / split / f"{copy.stem}.txt", "".join(f"{line}\n" for line in lines))
     text = "".join(f"{split}: {IMAGES}/{split}\n" for split in splits)
     text += f"nc: {len(names)}\nnames:\n" + "".join(f"  {number}: {_quote(name)}\n" for name, number in numbers.items())
     write_text(folder / FILE, text)
+    if 0 < boxes < written:
+        problems.append(Problem("cannot be written", str(folder / FILE), f"{boxes} {BOXES}"))
     return problems
 
 
@@ -74,7 +78,6 @@ def _write_lines(record: Record, size: tuple[int, int], numbers: Mapping[str, in
     """The lines of an image's objects, and what cannot be written of them."""
     lines, faults = [], []
     height, width = size
-    boxes = 0
     for instance in record.instances:
         if instance.crowd:
             faults.append(f"a crowd of {instance.category}")
@@ -91,12 +94,11 @@ def _write_lines(record: Record, size: tuple[int, int], numbers: Mapping[str, in
         else:
             (x1, x2), (y1, y2) = np.clip((x1, x2), 0, width), np.clip((y1, y2), 0, height)
             values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
-            boxes += 1
         if values:
             lines.append(" ".join([str(numbers[instance.category]), *(f"{value:.7g}" for value in values)]))
         else:
             faults.append(f"{instance.category} has no area inside of the image")
-    return lines, [*faults, *([f"{boxes} {BOXES}"] if 0 < boxes < len(lines) else [])]
+    return lines, faults
 
 
 def _to_polygon(instance: Instance, size: tuple[int, int]) -> Polygon | None:

@@ -163,6 +163,7 @@ BROKEN = {
     "1,0.1,0.2,0.5,0.2": "a line must be numbers, got '1,0.1,0.2,0.5,0.2'",
     "1 10 20 50 20": "coordinates must be normalized, in [0, 1], got 50",
     "1 0.5 0.5 -0.2 0.2": "coordinates must be normalized, in [0, 1], got -0.2",
+    "1 0.5 0.5 -0.005 0.2": "a box's width and height must be at least 0, got -0.005 and 0.2",
     "1 0.1 0.2 0.5 0.2 1.02 0.7": "coordinates must be normalized, in [0, 1], got 1.02",
     "1 " + "0.5 " * 2**21: "a line must have at most 4194304 characters, got 8388610",
     "\0": "a line must be numbers, got '\\x00'",
@@ -171,15 +172,15 @@ BROKEN = {
 
 def test_broken_lines(tmp_path: Path) -> None:
     """Each is named with its file and line; the good ones stay."""
-    lines = [line for broken in list(BROKEN)[:15] for line in (broken, TRIANGLE)]
+    lines = [line for broken in list(BROKEN)[:16] for line in (broken, TRIANGLE)]
     dataset = read_lines(tmp_path, *lines)
-    assert len(dataset.records[0].instances) == 15
+    assert len(dataset.records[0].instances) == 16
     expected = list(BROKEN.values())
     for number, (problem, text) in enumerate(zip(dataset.problems, expected, strict=False)):
         assert problem.kind == "broken annotation"
         assert problem.where == f"{tmp_path / 'a.txt'}: line {2 * number + 1}"
         assert text in problem.text
-    for line, text in list(BROKEN.items())[15:]:
+    for line, text in list(BROKEN.items())[16:]:
         (problem,) = read_lines(tmp_path, line, TRIANGLE).problems
         assert text in problem.text
     many = read_lines(tmp_path, *["x"] * 1000)
@@ -327,9 +328,10 @@ def test_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "a crowd of cat",
         "dog is cut at the edge of the image: it reaches out of it",
         "dog has no area inside of the image",
-        "1 objects with a box alone are beside polygons: "
-        "YOLO's own reader takes their lines for polygons of two corners",
     ]
+    file = tmp_path / "yolo" / "data.yaml"
+    text = "2 objects with a box alone beside polygons, which fastmask reads, and ultralytics refuses in one data set"
+    assert f"fastmask data: cannot be written: {file}: {text}" in printed
     assert (tmp_path / "yolo" / "data.yaml").read_text() == (
         'train: images/train\nval: images/val\nnc: 2\nnames:\n  0: "cat"\n  1: "dog"\n'
     )
