@@ -67,6 +67,8 @@ def read_image_size(path: Path, content: bytes | None = None) -> tuple[int, int]
             return (image.width, image.height) if transposed else (image.height, image.width)
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as an image: its format is unknown") from error
     except Exception as error:  # as above
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 

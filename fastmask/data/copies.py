@@ -55,6 +55,19 @@ def copy_image(record: Record, copy: Path) -> None:
             shutil.copyfile(record.file, draft)
 
 
+def copy_embedded(copies: Sequence[tuple[Record, Path]]) -> list[Problem]:
+    """Write embedded images to files -> those that do not decode, which are not written."""
+    problems = []
+    for record, copy in copies:
+        fault = check_image(record)
+        if fault is not None and fault.kind != "wrong size":
+            problems.append(fault)
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy_image(record, copy)
+    return problems
+
+
 def place_embedded(dataset: Dataset, folder: Path) -> tuple[Dataset, list[tuple[Record, Path]]]:
     """The data set with a file in a folder for each embedded image, and what is to be copied there."""
     copies = name_copies(dataset.records, folder)

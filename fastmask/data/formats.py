@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
-from fastmask.data.copies import copy_image, place_embedded
+from fastmask.data.copies import copy_embedded, place_embedded
 from fastmask.data.labelme import drop_image_data, is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import YAML, choose_images, find_annotations, find_json, find_splits, find_yaml
 from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
 from fastmask.data.records import Dataset, Problem, Record, name_records
 from fastmask.data.via import is_via, read_via, write_via
 from fastmask.data.yolo import list_files, read_config, read_yolo
+from fastmask.data.yolo_labels import looks_like_labels
 from fastmask.data.yolo_write import list_outputs, write_yolo
 from fastmask.files import check_free
 
@@ -194,7 +195,9 @@ def _load_files(path: Path) -> tuple[dict[str, dict[Path, Any]], list[Problem]]:
     """Contents of a JSON file, or of those in a folder, by format and file; and those that are no JSON."""
     files = find_json(path) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{path} must hold JSON files, mask images or a data.yaml, got none")
+        labels = any(looks_like_labels(file) for file in sorted(path.glob("*.txt"))[:5])
+        hint = ", but labels of YOLO's, which are read by their data.yaml" if labels else ""
+        raise ValueError(f"{path} must hold JSON files, mask images or a data.yaml, got none{hint}")
     contents: dict[str, dict[Path, Any]] = {}
     problems = []
     for file in files:
@@ -235,7 +238,7 @@ def write_dataset(
     Raises:
         FileExistsError: a file is there already.
         ValueError: format is not one of FORMATS, or a file to be written is one that was read; or there are several
-            splits, and the format holds one.
+            splits, and the format holds one; or no classes, for YOLO.
         OSError: a file cannot be written.
     """
     path = Path(path)
@@ -246,6 +249,8 @@ def write_dataset(
         if format != "yolo" and len(splits) != 1:
             raise ValueError(f"dataset must be one split for the format {format}, got {', '.join(splits)}")
         dataset = next(iter(splits.values()))
+    if format == "yolo" and not any(each.categories for each in splits.values()):
+        raise ValueError("dataset must have classes for the format yolo, got none")
     inputs = [] if source is None else _list_inputs(Path(source))
     inputs += [record.file for each in splits.values() for record in each.records if record.embedded is None]
     copies: list[tuple[Record, Path]] = []
@@ -253,18 +258,16 @@ def write_dataset(
         dataset, copies = place_embedded(dataset, path if format == "labelme" else path.parent / "images")
     outputs = list_outputs(splits, path) if format == "yolo" else _list_outputs(dataset, path, format)
     check_free([*outputs, *(copy for _, copy in copies)], force, inputs)
-    for record, copy in copies:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy_image(record, copy)
+    problems = copy_embedded(copies)
     if format == "yolo":
         return write_yolo(splits, path)
     if format == "coco":
         write_coco(dataset, path)
-        return []
+        return problems
     if format == "via":
-        return write_via(dataset, path)
+        return problems + write_via(dataset, path)
     if format == "labelme":
-        return write_labelme(dataset, path)
+        return problems + write_labelme(dataset, path)
     return write_masks(dataset, path)
 
 

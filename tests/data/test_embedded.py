@@ -119,7 +119,7 @@ def test_a_file_comes_first(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("abc", "imageData must be text in base64: Incorrect padding"),
-        (b"no image", "cannot be read as an image"),
+        (b"no image", "cannot be read as an image: its format is unknown"),
         ([1, 2], "imageData must be text in base64, got list"),
     ],
 )
@@ -137,6 +137,9 @@ def test_torn_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = write(tmp_path, "a", encode()[:2000])
     assert main(["data", "check", str(path)]) == 1
     assert f"broken image: {tmp_path / 'a.png'}: {path} cannot be read as an image" in capsys.readouterr().err
+    (problem,) = data.write_dataset(data.read_dataset(path), tmp_path / "out" / "set.json", "coco")
+    assert problem.kind == "broken image"  # and is not written
+    assert os.listdir(tmp_path / "out") == ["set.json"]
     path = write(tmp_path, "a", "data:image/png;base64," + base64.b64encode(encode()).decode())
     assert data.read_dataset(path).records[0].load().size == (96, 64)
     os.remove(path)

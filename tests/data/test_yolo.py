@@ -298,6 +298,10 @@ def test_formats_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "check", str(tmp_path)]) == 2
     assert "must hold one data.yaml, got data.yaml, other.yml: name one" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "other.yml")]) == 0
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(TRIANGLE)
+    assert main(["data", "check", str(tmp_path / "labels")]) == 2
+    assert "got none, but labels of YOLO's, which are read by their data.yaml" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["data", "check", str(tmp_path / "empty"), "--format", "yolo"]) == 2
     assert "must be a data.yaml or a folder with one, got none" in capsys.readouterr().err
@@ -375,6 +379,8 @@ def test_write_names_and_images(tmp_path: Path) -> None:
     assert list(back.categories) == names
     assert [record.file.name for record in back.records] == ["a.png", "a_.png"]
     assert [[each.category for each in record.instances] for record in back.records] == [names] * 2
+    with pytest.raises(ValueError, match="dataset must have classes for the format yolo, got none"):
+        data.write_dataset(data.Dataset([], {}, []), tmp_path / "none", "yolo")
     with pytest.raises(ValueError, match="dataset must be one split for the format coco, got train, val"):
         data.write_dataset({"train": dataset, "val": dataset}, tmp_path / "out.json", "coco")
 
