@@ -44,12 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
     Under torchrun every rank evaluates its share of the images.
     """
+    from fastmask.data.splits import describe_first
     from fastmask.distributed import join_ranks
     from fastmask.evaluation.files import check_outputs, write_evaluation
 
     with join_ranks() as ranks:
         try:
             dataset = ranks.run_on_all(lambda: read_source(args, args.annotations, "val"))
+            if not len(dataset.records):
+                raise ValueError(f"{args.annotations} must have images, got none{describe_first(dataset)}")
             inputs = [path for path in (args.annotations, args.results) if path is not None]
             ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))

@@ -201,7 +201,7 @@ def test_keypoints_are_no_polygons(tmp_path: Path) -> None:
     assert texts(dataset) == ["a line must have a class, a box and 6 values of keypoints (kpt_shape), got 7 values"]
 
 
-def test_what_is_missing(tmp_path: Path) -> None:
+def test_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Labels without an image, labels of two images, images that cannot be read or are not there, and folders."""
     write_image(tmp_path, "images/a.png", "labels/a.txt")
     write_image(tmp_path, "images/b.png", "labels/c.txt")
@@ -221,6 +221,11 @@ def test_what_is_missing(tmp_path: Path) -> None:
         data.Problem("duplicate", str(label), "it has the labels of two images, a.jpg and a.png"),
     ]
     assert (splits["val"].records, [problem.kind for problem in splits["val"].problems]) == ([], ["missing folder"])
+    text = "it must be a folder of images or a text file of their names, got 'none', which is not there"
+    train = ["train", "--epochs", "1", "--out", str(tmp_path / "out"), "--data-path"]
+    for command in (train, ["evaluate"]):
+        assert main([*command, str(tmp_path)]) == 2
+        assert f"must have images, got none: data.yaml: val: {text}" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("images/a.png\nimages/gone.png\n\n../../../../etc/passwd\n")
     (tmp_path / "data.yaml").write_text(f"{YAML}train: list.txt\n")
     dataset = data.read_dataset(tmp_path)
