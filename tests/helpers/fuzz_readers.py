@@ -203,7 +203,7 @@ def write_yolo(folder: Path, random_: random.Random) -> Path:
     content: Any = {"path": ".", "train": "images/train", "val": ["images/val.txt", "../images/train"]}
     content |= {"nc": 2, "names": random_.choice([["cat", "dog"], {0: "cat", 1: "dog"}]), "kpt_shape": None}
     text = json.dumps(content)
-    if random_.random() < 0.4:
+    if random_.random() < 0.25:
         mutated = json.dumps(mutate(content, random_))
         text = mutated if len(mutated) < 10_000 or random_.random() < 0.1 else text  # PyYAML is slow
     for word, levels in zip(DEEP, LEVELS, strict=True):
