@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_source_arguments(command)
     convert.add_argument("target", type=Path, help="a JSON file or, for labelme and masks, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
+    polygons_help = "trace masks to polygons; crowds stay RLE [masks stay masks]"
+    convert.add_argument("--polygons", action="store_true", help=polygons_help)
+    tolerance_help = "how far polygons of masks may be from them, to have fewer corners [0: exact]"
+    convert.add_argument("--tolerance", type=float, default=0.0, metavar="PIXELS", help=tolerance_help)
     for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
         command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
@@ -88,9 +92,15 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_
 
 
 def convert(args: argparse.Namespace) -> "list[Result]":
-    from fastmask.data import add_sizes, write_dataset
+    from fastmask.data import add_sizes, masks_to_polygons, write_dataset
 
+    if args.polygons and args.to == "masks":
+        raise ValueError("--polygons must be without --to masks, which holds no polygons")
+    if args.tolerance and not args.polygons:
+        raise ValueError(f"--tolerance needs --polygons, got {args.tolerance:g} without")
     dataset = add_sizes(read_source(args, args.source))
+    if args.polygons:
+        dataset = masks_to_polygons(dataset, args.tolerance)
     lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
     return [(str(args.source), dataset, [*dataset.problems, *lost])]
 

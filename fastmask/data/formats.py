@@ -8,13 +8,13 @@ from typing import Any
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import choose_images, find_annotations, find_json, find_splits
-from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
+from fastmask.data.mask_layout import CLASSES, IMAGES, INPUTS, LABELS, OBJECTS, find_root, is_masks, is_semantic
+from fastmask.data.masks import read_masks, write_masks
 from fastmask.data.records import Dataset, Problem, name_records
 from fastmask.data.via import is_via, read_via, write_via
 from fastmask.files import check_free
 
 FORMATS = ("coco", "via", "labelme", "masks")
-MASK_FILES = (LABELS, f"{OBJECTS}/*", f"{CLASSES}/*")
 
 
 def find_format(path: str | Path) -> str:
@@ -146,6 +146,9 @@ def _choose_format(path: Path, contents: Mapping[str, Mapping[Path, Any]]) -> st
 def _load_files(path: Path) -> tuple[dict[str, dict[Path, Any]], list[Problem]]:
     """Contents of a JSON file, or of those in a folder, by format and file; and those that are no JSON."""
     files = find_json(path) if path.is_dir() else [path]
+    if not files and is_semantic(path):
+        got = f"images of classes in {CLASSES} alone, which do not tell objects of one class apart"
+        raise ValueError(f"{path} must have images of objects in {OBJECTS}, got {got}")
     if not files:
         raise ValueError(f"{path} must hold JSON files, got none")
     contents: dict[str, dict[Path, Any]] = {}
@@ -202,8 +205,8 @@ def write_dataset(
 def _list_inputs(source: Path) -> list[Path]:
     """The annotation files of a data set, and the folders they are in."""
     read = [source, *(find_annotations(part) for part in (find_splits(source) or {"": source}).values())]
-    for folder in [part for part in read if part.is_dir()]:
-        read += [*find_json(folder), *(file for name in MASK_FILES for file in folder.glob(name))]
+    for folder in [find_root(part) for part in read if part.is_dir() or is_masks(part)]:
+        read += [*find_json(folder), *(file for name in INPUTS for file in folder.glob(name))]
     return read
 
 
