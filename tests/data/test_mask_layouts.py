@@ -10,6 +10,7 @@ from PIL import Image
 from fastmask import data
 from fastmask.data.class_map import make_voc_colors, read_class_map
 
+pytest.importorskip("pycocotools.mask", reason="it makes RLE")
 LABELMAP = "# label:color_rgb:parts:actions\nbackground:10,20,30::\ncat:200,0,10::\n"
 LABELMAP += "big dog:0,200,10:head,tail:\nignored:9,9,9::\n"
 BACKGROUND, CAT, DOG, IGNORED = (10, 20, 30), (200, 0, 10), (0, 200, 10), (9, 9, 9)

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.images import draw_image_file
 
 from fastmask import data
+from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.crossings import find_crossing
 from fastmask.data.polygons import signed_area
 from fastmask.data.records import Polygon, encode_polygons
+
+pytest.importorskip("pycocotools.mask", reason="it rasterizes")
 
 
 def rasterize(polygons: list[Polygon], height: int, width: int) -> np.ndarray:
@@ -129,3 +133,28 @@ def test_masks_to_polygons(tmp_path: Path, seed: int) -> None:
     assert converted.notes == ("0 masks are polygons now, exactly; still RLE: 1 masks of too long polygons",)
     with pytest.raises(ValueError, match="tolerance must be finite"):
         data.masks_to_polygons(dataset, -1.0)
+
+
+def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--polygons writes polygons instead of masks, and says so; options that mean nothing are refused."""
+    mask = np.zeros((20, 30), bool)
+    mask[2:9, 3:9] = True
+    mask[4, 5] = False
+    draw_image_file(tmp_path / "a.png", 20, 30)
+    record = data.Record(tmp_path / "a.png", (20, 30), (data.Instance("cat", rle=encode(mask)),))
+    source = tmp_path / "in.json"
+    data.write_dataset(data.Dataset([record], {"cat": 1}, []), source, "coco")
+    for format, target in (("coco", "out.json"), ("labelme", "out")):
+        assert main(["data", "convert", str(source), str(tmp_path / target), "--to", format, "--polygons"]) == 0
+        assert "1 masks are polygons now, exactly\n" in capsys.readouterr().out
+        (instance,) = data.read_dataset(tmp_path / target).records[0].instances
+        assert len(instance.polygons) == 1
+        assert np.array_equal(instance.to_mask(20, 30), mask)
+    for more, message in (
+        (["--to", "masks", "--polygons"], "--polygons must be without --to masks, which holds no polygons"),
+        (["--to", "coco", "--tolerance", "1"], "--tolerance needs --polygons, got 1 without"),
+        (["--to", "coco", "--polygons", "--tolerance", "-1"], "tolerance must be finite and at least 0, got -1.0"),
+    ):
+        assert main(["data", "convert", str(source), str(tmp_path / "new"), *more]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
