@@ -84,7 +84,9 @@ def number_classes(pixels: Pixels, class_map: ClassMap) -> tuple[Numbers, str]:
     faults = sorted((-count, value) for value, count, number in triples if number == UNKNOWN)
     as_text = format_color if colored else str
     listed = [f"{as_text(value)} ({-count} pixels)" for count, value in faults]
-    what = f"its {'colors' if colored else 'numbers'} must be of {class_map.where or 'the color map of Pascal VOC'}"
+    rules = [class_map.where] if class_map.where else []
+    rules += ["the color map of Pascal VOC (there is no labelmap.txt)"] if colored and not class_map.by_color else []
+    what = f"its {'colors' if colored else 'numbers'} must be of {' and '.join(rules)}"
     fault = f"{what}, got {list_some(listed)}" if faults else ""
     return np.array(found, np.int32)[places], fault
 

@@ -138,6 +138,9 @@ def test_voc_colors(tmp_path: Path) -> None:
     dataset = data.read_dataset(tmp_path / "VOC2012")
     assert [instance.category for instance in dataset.records[0].instances] == ["tvmonitor", "cat"]
     assert (dataset.problems, dataset.notes) == ([], ())
+    write_mask(tmp_path / "VOC2012", "a", paint((*A, (1, 2, 3)), (*B, colors[8])), objects)
+    text = "its colors must be of the color map of Pascal VOC (there is no labelmap.txt), got (1, 2, 3) (36 pixels)"
+    assert data.read_dataset(tmp_path / "VOC2012").problems[0].text == text
 
 
 @pytest.mark.parametrize("suffix", ["", "PNG"])
