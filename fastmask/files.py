@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never over something that another made; YAML files."""
+"""Files that are written whole or not at all, and never over something that another made; folders; YAML files."""
 
 import contextlib
 import os
@@ -50,6 +50,16 @@ def check_free(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(f"{there[0]}{more} must not be there already; --force (force=True) replaces it")
+
+
+def walk_folders(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """Yield a folder and those inside it, each once, sorted by name: links are followed, hidden ones left out."""
+    seen = set() if seen is None else seen
+    seen.add(os.path.realpath(folder))
+    yield folder
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and os.path.realpath(path) not in seen:
+            yield from walk_folders(path, seen)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

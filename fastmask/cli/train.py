@@ -81,7 +81,7 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
         config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
         device = ranks.run_on_all(lambda: find_device(ranks.device(args.device)))
         train(args.model, args.data_path, args.out, config, **options, device=device, ranks=ranks)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         if ranks.rank == 0:
             print(f"fastmask train: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.data.class_map import ClassMap, format_color, make_voc_colors
+from fastmask.data.parse import join_few
 
 Numbers = NDArray[np.integer[Any]]  # [h, w]
 UNKNOWN = -2  # number of pixels whose color or number is of no class
@@ -87,15 +88,10 @@ def number_classes(pixels: Pixels, class_map: ClassMap) -> tuple[Numbers, str]:
     rules = [class_map.where] if class_map.where else []
     rules += ["the color map of Pascal VOC (there is no labelmap.txt)"] if colored and not class_map.by_color else []
     what = f"its {'colors' if colored else 'numbers'} must be of {' and '.join(rules)}"
-    fault = f"{what}, got {list_some(listed)}" if faults else ""
+    fault = f"{what}, got {join_few(listed, SHOWN)}" if faults else ""
     return np.array(found, np.int32)[places], fault
 
 
 def name_file(file: Path, folder: Path) -> str:
     """A mask image's name for messages: ``SegmentationObject/a.png``."""
     return file.relative_to(folder.parent).as_posix()
-
-
-def list_some(texts: list[str], separator: str = ", ") -> str:
-    """The first of several texts for a message, and how many more there are."""
-    return separator.join([*texts[:SHOWN], *([f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else [])])

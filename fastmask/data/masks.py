@@ -4,7 +4,6 @@ They are gray or palette images of numbers (0: background; 255: void, the border
 each color but black is an object or a class. Names and colors of classes: :mod:`fastmask.data.class_map`.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.class_map import BORDER, ClassMap, read_class_map, starts_numbering
+from fastmask.data.copies import check_image, copy_image
 from fastmask.data.mask_layout import (
     CLASSES,
     IMAGES,
@@ -29,17 +29,17 @@ from fastmask.data.mask_layout import (
 )
 from fastmask.data.mask_pixels import (
     MAX_OBJECTS,
+    SHOWN,
     UNKNOWN,
     Numbers,
-    list_some,
     name_file,
     number_classes,
     number_objects,
     read_pixels,
 )
+from fastmask.data.parse import join_few
 from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
 from fastmask.files import replace_file, write_text
-from fastmask.image_io import read_image_size
 
 LOST = "crowds, hidden, empty, masks of another size than the image, or too many"
 
@@ -100,7 +100,8 @@ def read_masks(path: Path, images: Path | None) -> Dataset:
         ):
             listed = [f"object {labels.get(number, number)}: {text}" for number, text in faults]
             if faults:
-                problems.append(Problem(kind, pixels.name, f"{len(faults)} objects {what}: {list_some(listed, '; ')}"))
+                text = f"{len(faults)} objects {what}: {join_few(listed, SHOWN, '; ')}"
+                problems.append(Problem(kind, pixels.name, text))
         records.append(Record(find_image(name, folders, stems), (numbers.shape[0], numbers.shape[1]), found.instances))
     if void:
         notes.append(f"{root}: {void} objects of void pixels alone are no objects")
@@ -127,7 +128,7 @@ def _choose_masks(path: Path, masks: dict[str, Path], problems: list[Problem]) -
     ]
     if lists.unlisted:
         what = f"{path}: {len(lists.unlisted)} mask images are in no list of {LISTS}, and not read"
-        notes.append(f"{what}: {list_some(sorted(lists.unlisted))}")
+        notes.append(f"{what}: {join_few(sorted(lists.unlisted), SHOWN)}")
     return list(dict.fromkeys(names)), notes
 
 
@@ -217,7 +218,7 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         if record.size is None:
             problems.append(Problem("cannot be written", str(record.file), "its size is not known"))
             continue
-        fault = _check_image(record)
+        fault = check_image(record)
         if fault is not None:
             problems.append(fault)
         numbers, classes = (np.zeros(record.size, np.uint16) for _ in range(2))
@@ -233,12 +234,8 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         _save_numbers(numbers, path / OBJECTS / f"{stem}.png")
         _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
-        if record.image is not None:
-            with replace_file(copy) as draft:
-                record.image.save(draft)
-        elif (fault is None or fault.kind == "wrong size") and record.file.resolve() != copy.resolve():
-            with replace_file(copy) as draft:
-                shutil.copyfile(record.file, draft)
+        if fault is None or fault.kind == "wrong size":
+            copy_image(record, copy)
     return problems
 
 
@@ -250,22 +247,6 @@ def _fits(instance: Instance, size: tuple[int, int]) -> bool:
 def _count_without_border(number: int) -> list[int]:
     """That many integers from 1 on, without the border's."""
     return [*range(1, BORDER), *range(BORDER + 1, number + 2)][:number]
-
-
-def _check_image(record: Record) -> Problem | None:
-    """The problem of an image: it is missing or does not decode, and is not copied; or it has another size."""
-    if record.image is not None:
-        return None
-    try:
-        size = read_image_size(record.file)
-        with Image.open(record.file) as image:
-            image.load()
-    except FileNotFoundError:
-        return Problem("missing image", str(record.file), "there is no such file")
-    except Exception as error:  # Pillow's readers raise many types
-        return Problem("broken image", str(record.file), str(error))
-    text = f"annotated as {record.size}, the image is {size}"
-    return Problem("wrong size", str(record.file), text) if size != record.size else None
 
 
 def _save_numbers(numbers: NDArray[np.uint16], file: Path) -> None:

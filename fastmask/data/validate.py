@@ -67,7 +67,7 @@ def _describe_size(record: Record, size: tuple[int, int]) -> tuple[str, str, str
     """(kind, where, text) of a size other than the annotated one."""
     text = f"annotated as {record.size}, the image is {size}"
     stored_size = None
-    if record.image is None:
+    if record.image is None and record.embedded is None:
         with Image.open(record.file) as stored:
             stored_size = (stored.height, stored.width)
     if record.size == stored_size:

@@ -15,6 +15,7 @@ from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
+from fastmask.data.parse import join_few
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
@@ -161,7 +162,7 @@ def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
         if item.category not in splits.train.categories
     )
     if unknown:
-        counted = ", ".join(f"{name} {number}" for name, number in unknown.items())
+        counted = join_few(f"{name} {number}" for name, number in unknown.items())
         yield f"val has objects of classes that are not trained, which all count as missed: {counted}"
 
 
