@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
-from fastmask.preprocess import Size, compute_padded_size, pad
+from fastmask.preprocess import pad
+from fastmask.sizes import Size, compute_padded_size
 from fastmask.structures import Batch, pad_targets
 
 MAX_TRIES = 10  # consecutive images that may be unreadable
