@@ -1,7 +1,10 @@
-"""What commands print to the standard error."""
+"""What commands print, and how options are named there."""
 
 import argparse
+import os
 import re
+import sys
+from typing import TextIO
 
 
 def name_options(text: object, args: argparse.Namespace) -> str:
@@ -19,3 +22,14 @@ class Default(str):
 def is_given(value: object) -> bool:
     """Whether an option whose default is None or a :class:`Default` was given."""
     return value is not None and not isinstance(value, Default)
+
+
+def print_line(text: str, output: TextIO) -> None:
+    """Print a line that may have names of files, which need not be of the output's encoding."""
+    encoding = output.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=output)
+
+
+def silence_output() -> None:
+    """Drop what is still printed to the standard output, which nobody reads any more, also by Python at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
