@@ -213,6 +213,7 @@ class Run:
         self.frames = self.detections = 0
         self.packets: list[Any] = []  # of audio, which no frame has taken yet
         self._transposed = False
+        self._writing = False  # stays true after an error: no later frame is written then
         self._predicting: collections.deque[tuple[Frame, Pixels]] = collections.deque()
 
     def predict(self, predictor: StreamingPredictor, progress: bool) -> bool:
@@ -285,6 +286,9 @@ class Run:
         return to_coco_results(frame.number, prediction), image
 
     def _write(self, frame: Frame, drawn: Future[tuple[list[CocoResult], Image.Image]]) -> FrameResults:
+        if self._writing:
+            raise RuntimeError("an earlier frame could not be written")
+        self._writing = True
         detections, image = drawn.result()
         if self.draft is not None:
             self.draft.write(image, frame, self._transposed)
@@ -296,6 +300,7 @@ class Run:
         self.lines.flush()
         self.frames += 1
         self.detections += len(detections)
+        self._writing = False
         return results
 
     def _pass_on(self, waiting: "collections.deque[Future[FrameResults]]", bar: Any) -> None:

@@ -296,8 +296,7 @@ def to_pixels(image: Any) -> NDArray[np.uint8]:
         space = guess_colorspace(image.height, image.width)
     full = image.color_range == FULL or image.format.name.startswith("yuvj")
     colors = {"src_colorspace": space, "src_color_range": FULL if full else LIMITED, "dst_color_range": FULL}
-    other = BT601 if space == BT709 else BT709  # RGB has none, but before PyAV 17 an equal one turns conversion off
-    pixels: NDArray[np.uint8] = image.reformat(format="rgb24", dst_colorspace=other, **colors).to_ndarray()
+    pixels: NDArray[np.uint8] = image.reformat(format="rgb24", **colors).to_ndarray()
     (a, b), (c, d) = read_matrix(image)
     if abs(b) + abs(c) > abs(a) + abs(d):
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
