@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmask.cli._messages import is_given, print_line, silence_output
+from fastmask.cli._messages import is_given, print_line
 
 if TYPE_CHECKING:
     from fastmask.inference import PredictedVideo
@@ -102,11 +102,8 @@ def predict_videos(
 
 
 def print_frame(results: "FrameResults") -> None:
-    """Print a frame's line at once, as long as somebody reads it."""
-    try:
-        print(json.dumps(results), flush=True)
-    except BrokenPipeError:
-        silence_output()
+    """Print a frame's line at once."""
+    print(json.dumps(results), flush=True)
 
 
 def copy_lines(videos: "Sequence[PredictedVideo]", target: Path) -> None:
