@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.clips import draw_frames, write_clip
 from helpers.images import draw_image
 from helpers.pages import PAGES, ROOT, find_blocks, find_commands, find_example
 from helpers.prefill import prefill
@@ -57,6 +58,9 @@ def test_example_runs_as_printed(
         hub = request.getfixturevalue("hub")
         shutil.copy(hub / "photo.jpg", tmp_path)
         monkeypatch.setenv("TORCH_HOME", str(hub))
+    if "clip.mp4" in example:
+        pytest.importorskip("av", reason="it reads the video")
+        write_clip(tmp_path / "clip.mp4", draw_frames(4))
     monkeypatch.chdir(tmp_path)
     run_example(example)
 
@@ -103,6 +107,7 @@ def list_commands() -> list[str]:
 @pytest.mark.parametrize("command", list_commands())
 def test_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program, its options, and the files of ours that it names."""
+    monkeypatch.setattr("fastmask.cli.train.parse", lambda parser, parse_line: parse_line())  # reads no files
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     parts = re.findall(r"^#   (\w+) ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     for part in command.split("&&"):

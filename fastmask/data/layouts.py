@@ -1,11 +1,12 @@
 """Where the annotations of a data set are: a file, a folder, or a file or folder for each of its splits."""
 
+import re
 from pathlib import Path
 
-from fastmask.data.masks import is_masks
-from fastmask.data.paths import BESIDE
+from fastmask.data.mask_layout import find_lists, is_masks
+from fastmask.data.paths import BESIDE, SPLITS as NAMES
 
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+YAML = (".yaml", ".yml")
 
 
 def find_annotations(path: Path) -> Path:
@@ -20,13 +21,14 @@ def find_splits(path: Path) -> dict[str, Path]:
 
     Splits are COCO's ``instances_train*.json`` and ``instances_val*.json`` in ``annotations`` or in the folder itself;
     or ``train.json`` and ``val.json`` in ``annotations``, alone; or folders ``train`` and ``val`` with annotations in
-    them. Validation may also be named ``valid``, ``validation`` or, where there is no other, ``test``.
+    them; or lists of mask images, ``train.txt`` and ``val.txt``. Validation may also be named ``valid``,
+    ``validation`` or, where there is no other, ``test``.
 
     Raises:
         ValueError: a split has several files.
     """
     if not path.is_dir() or is_masks(path):
-        return {}
+        return find_lists(path)
     files = {folder: find_json(folder) for folder in (path / "annotations", path)}
     inner = {file.stem.lower(): file for file in files[path / "annotations"]}
     plain = inner if all(any(stem in names for names in NAMES.values()) for stem in inner) else {}
@@ -40,6 +42,24 @@ def find_splits(path: Path) -> dict[str, Path]:
         if existing:
             found[split] = existing[0]
     return found
+
+
+def find_yaml(path: Path) -> list[Path]:
+    """YOLO's data.yaml: the file itself; of a folder, those of this name or with its keys. PyYAML is not needed."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in YAML else []
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in YAML) if path.is_dir() else []
+    return [file for file in files if file.is_file() and (file.stem == "data" or _has_yolo_keys(file))]
+
+
+def _has_yolo_keys(file: Path) -> bool:
+    """Whether a YAML file has classes and a split, by lines that begin so."""
+    try:
+        with open(file, "rb") as content:
+            text = content.read(2**20)
+    except OSError:
+        return False
+    return all(re.search(keys, text, re.MULTILINE) for keys in (rb"^(names|nc)\s*:", rb"^(train|val|test)\s*:"))
 
 
 def choose_images(images: Path | None, split: str) -> Path | None:

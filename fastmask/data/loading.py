@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
-from fastmask.preprocess import Size, compute_padded_size, pad
+from fastmask.preprocess import pad
+from fastmask.sizes import Size, compute_padded_size
 from fastmask.structures import Batch, pad_targets
 
 MAX_TRIES = 10  # consecutive images that may be unreadable
@@ -103,7 +104,8 @@ class SampleDataset(TorchDataset[Sample]):
                 sample = make_sample(record, image, crop, self.labels, int(self.indices[index]), self.masks)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
-                problem = problem or str(error)
+                text = str(error)
+                problem = problem or (text if str(record.file) in text else f"{record.file}: {text}")
         raise ValueError(f"{MAX_TRIES} images in a row cannot be read; the first one: {problem}")
 
     def find_file(self, index: int) -> Path:
@@ -257,7 +259,7 @@ def training_loader(
         if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
     if augmentation.paste and not masks:
-        raise ValueError("augmentation must not paste objects without masks")
+        raise ValueError(f"paste must be 0 for a model without masks, got {augmentation.paste}")
     records, sizes = dataset.records, None
     indices = np.arange(len(records))
     if not isinstance(records, LazyRecords):

@@ -24,7 +24,8 @@ from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
-from fastmask.preprocess import Resizer, Size
+from fastmask.preprocess import Resizer
+from fastmask.sizes import Size
 from fastmask.structures import Prediction
 
 MASKS = ("rle", "bool", "packed", "soft", "float")

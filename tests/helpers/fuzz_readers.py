@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -46,6 +47,17 @@ STRANGE: list[Any] = [
 STRANGE += [0, -1, 1, 2, 0.5, -0.0, 255, 65536, 10**5, 2**18, 2**31, 2**32, 2**63, 10**30, -(10**30), 1e300, -1e300]
 STRANGE += [float("nan"), float("inf"), [], {}, [[]], [None], [{}], {"a": None}, "9" * 9999, *DEEP, [10**6, 10**6]]
 STRANGE += [list(range(2000)), [0, 1e5] * 3000, [[0, 0], [1e5, 1e5], [0, 1e5]] * 500, {"size": [9, 9]}]
+
+
+LIST = "ImageSets/Segmentation/train.txt"
+TEXTS = {  # good files of class names
+    "labels.txt": ["cat\ndog\n", "__ignore__\n_background_\ncat\ndog\n"],
+    "class_names.txt": ["_background_\ncat\ndog\nbird\n"],
+    "labelmap.txt": [
+        "#\nbackground:0,0,0::\ncat:1,1,1::\ndog:2,2,2:a,b:c\nbird:3,3,3::\n",
+        "background\ncat\ndog\nbird\n",
+    ],
+}
 
 
 def mutate(content: Any, random_: random.Random) -> Any:
@@ -122,6 +134,9 @@ def make_contents(format: str, folder: Path) -> list[Any]:
             {"label": "cat", "shape_type": "mask", "points": [[9, 9], [12, 9]], "mask": mask_image, "group_id": 1}
         ]
         contents[1]["shapes"] += shapes
+        embedded = base64.b64encode((folder / "a.png").read_bytes()).decode()
+        contents[0] |= {"imageData": embedded, "imagePath": "../gone/a.jpg"}
+        contents.append(contents[1] | {"imageData": embedded})
     return contents
 
 
@@ -133,13 +148,8 @@ def write_json(contents: list[Any], folder: Path, random_: random.Random) -> Pat
     text = json.dumps(content)
     for word, levels in zip(DEEP, LEVELS, strict=True):
         text = text.replace(f'"{word}"', "[" * levels + "]" * levels)
-    written = bytearray(text.encode())
-    if random_.random() < 0.1:
-        del written[random_.randrange(len(written)) :]
-    elif random_.random() < 0.1:
-        written[random_.randrange(len(written))] = random_.randrange(256)
     path = folder / "mutated.json"
-    path.write_bytes(written)
+    path.write_bytes(change_bytes(text.encode(), random_))
     return path
 
 
@@ -151,7 +161,7 @@ def make_numbers(random_: random.Random, generator: np.random.Generator, strange
         height, width = random_.choice([(HEIGHT, WIDTH)] * 3 + [(1, 1), (120, 200), (WIDTH, HEIGHT), (3, 4000)])
         blocks = random_.choice([(1, 1), (4, 5), (height, width)])
         kind = random_.choice(["uint8", "uint8", "uint16", "int32", "float32", "bool"])
-        mode = random_.choice(["", "", "", "RGB", "P", "LA"])
+        mode = random_.choice(["", "", "", "RGB", "RGB", "RGBA", "P", "LA"])
     numbers = generator.integers(0, highest, blocks)
     numbers = np.kron(numbers, np.ones((-(-height // blocks[0]), -(-width // blocks[1])), np.int64))
     image = Image.fromarray(numbers[:height, :width].astype(kind))
@@ -168,17 +178,78 @@ def write_masks(folder: Path, random_: random.Random) -> Path:
     path = folder / "mutated"
     for name in ("SegmentationObject", "SegmentationClass", "JPEGImages"):
         (path / name).mkdir(parents=True, exist_ok=True)
-        written = make_numbers(random_, generator, strange=random_.random() < 0.3)
-        if random_.random() < 0.1:
+        written = make_numbers(random_, generator, strange=random_.random() < 0.2)
+        if random_.random() < 0.05:
             del written[random_.randrange(len(written)) :]
-        elif random_.random() < 0.2:
+        elif random_.random() < 0.1:
             for _ in range(random_.randint(1, 8)):
                 written[random_.randrange(len(written))] = random_.randrange(256)
         (path / name / "a.png").write_bytes(written)
-    (path / "labels.txt").write_bytes(
-        random_.choice([b"cat\ndog\n", b"", b"\n\n\n", b"\xff\xfe", b"cat\n" * 300, b"\0"])
-    )
+    for name in (*TEXTS, LIST):
+        (path / name).unlink(missing_ok=True)
+    for name in random_.sample(list(TEXTS), 1 + (random_.random() < 0.05)):
+        (path / name).write_bytes(mutate_text(random_.choice(TEXTS[name]), random_))
+    if random_.random() < 0.2:
+        (path / LIST).parent.mkdir(parents=True, exist_ok=True)
+        (path / LIST).write_bytes(mutate_text('a\n"b"\n', random_))
     return path
+
+
+def mutate_text(text: str, random_: random.Random) -> bytes:
+    """A file of lines, sometimes with a line exchanged, repeated or removed, or cut or with bytes."""
+    lines = text.splitlines()
+    if random_.random() < 0.3:
+        i = random_.randrange(len(lines))
+        words = re.split("([:,])", lines[i])
+        words[random_.randrange(len(words))] = str(random_.choice(STRANGE))[:1000]
+        lines[i : i + 1] = random_.choice([["".join(words)], [lines[i]] * random_.choice([2, 300]), []])
+    written = bytearray("\n".join(lines).encode("utf-8", "replace"))
+    if random_.random() < 0.1:
+        written = written[: random_.randrange(len(written) + 1)] + random_.randbytes(random_.randint(0, 4))
+    return bytes(written)
+
+
+LINES = ["0 0.1 0.1 0.5 0.1 0.5 0.5", "1 0.5 0.5 0.2 0.2", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9", "", "1 0 0 1 0 1 1 0 1"]
+WORDS = ["nan", "inf", "-1", "1e9", "1.009", "2", "x", "0_1", "9" * 400, "\0", "\xff", "", "\n", "0.5 0.1 " * 3000]
+NAMES = ["./train/a.png", "images/train/b.png", "C:\\x\\a.png", "/a.png", "../../../etc/passwd", "\0", "", "x" * 300]
+
+
+def write_yolo(folder: Path, random_: random.Random) -> Path:
+    """A data.yaml, a list of images, and labels, each of which may have values or bytes that are strange."""
+    path = folder / "mutated"
+    for name in ("images/train", "labels/train"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        if not (path / "images" / "train" / f"{name}.png").exists():
+            Image.new("RGB", (WIDTH, HEIGHT)).save(path / "images" / "train" / f"{name}.png")
+        words = [line.split(" ") for line in random_.choices(LINES, k=random_.randint(0, 6))]
+        for line in random_.sample(words, min(len(words), random_.randint(0, 2))):
+            line[random_.randrange(len(line))] = random_.choice(WORDS)
+        text = "\n".join(" ".join(line) for line in words)
+        (path / "labels" / "train" / f"{name}.txt").write_bytes(change_bytes(text.encode("latin-1"), random_))
+    listed = "\n".join(random_.choices(NAMES, k=random_.randint(0, 4)))
+    (path / "images" / "val.txt").write_bytes(change_bytes(listed.encode(), random_))
+    content: Any = {"path": ".", "train": "images/train", "val": ["images/val.txt", "../images/train"]}
+    content |= {"nc": 2, "names": random_.choice([["cat", "dog"], {0: "cat", 1: "dog"}]), "kpt_shape": None}
+    text = json.dumps(content)
+    if random_.random() < 0.25:
+        mutated = json.dumps(mutate(content, random_))
+        text = mutated if len(mutated) < 10_000 or random_.random() < 0.1 else text  # PyYAML is slow
+    for word, levels in zip(DEEP, LEVELS, strict=True):
+        text = text.replace(f'"{word}"', "[" * levels + "]" * levels)
+    text = re.sub('"([01])":', r"\1:", text)
+    (path / "data.yaml").write_bytes(change_bytes(text.encode("utf-8", "surrogatepass"), random_))
+    return path
+
+
+def change_bytes(text: bytes, random_: random.Random) -> bytes:
+    """The text, sometimes cut or with bytes changed."""
+    written = bytearray(text)
+    if written and random_.random() < 0.05:
+        del written[random_.randrange(len(written)) :]
+    elif written and random_.random() < 0.1:
+        written[random_.randrange(len(written))] = random_.randrange(256)
+    return bytes(written)
 
 
 def use(dataset: data.Dataset, folder: Path, number: int) -> None:
@@ -189,9 +260,11 @@ def use(dataset: data.Dataset, folder: Path, number: int) -> None:
             instance.bounds()
             compute_area(instance)
             instance.to_rle(HEIGHT, WIDTH)
+    if number % 4 == 0:
+        data.masks_to_polygons(dataset, random.Random(number).choice([0.0, 2.0]))
     if number % 8 == 0:
         validate_dataset(dataset)
-        format = data.FORMATS[number // 8 % 4]
+        format = data.FORMATS[number // 8 % 5]
         data.write_dataset(
             dataset, folder / f"out-{format}{'.json' if format in ('coco', 'via') else ''}", format, force=True
         )
@@ -201,17 +274,18 @@ def main(format: str, number: int, seed: int, folder: Path) -> None:
     def stop(*_: Any) -> None:
         raise RuntimeError(f"more than {SECONDS} seconds of CPU")
 
-    contents = [] if format == "masks" else make_contents(format, folder)
+    contents = [] if format in ("masks", "yolo") else make_contents(format, folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
     signal.signal(signal.SIGPROF, stop)
     read = 0
     for i in range(number):
         random_ = random.Random(f"{seed} {i}")
-        path = write_masks(folder, random_) if format == "masks" else write_json(contents, folder, random_)
+        writer = {"masks": write_masks, "yolo": write_yolo}.get(format)
+        path = writer(folder, random_) if writer is not None else write_json(contents, folder, random_)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            dataset = data.read_dataset(path)
+            dataset = data.read_dataset(path, split=random_.choice(["train", "val"]))
             read += any(record.instances for record in dataset.records)
             use(dataset, folder, i)
         except (ValueError, OSError):
