@@ -40,12 +40,11 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]":
     """The builder's name, which the weights may know, and the weights; ValueError if there are none of that name."""
-    from fastmask import models
-    from fastmask.checks import check_choice
+    from fastmask.models._state import check_detector
     from fastmask.models.detection._weights import choose_model
 
     if name is not None:
-        check_choice("--model", name, models.list_models(module=models.detection))
+        check_detector("--model", name)
     return choose_model(name, weights)
 
 
@@ -57,7 +56,10 @@ def load_model(
 
     if not 0 <= score <= 1:
         raise ValueError(f"--score must be in [0, 1], got {score}")
-    return load_pretrained(*find_model(name, weights), find_device(device), score)
+    try:
+        return load_pretrained(*find_model(name, weights), find_device(device), score)
+    except ImportError as error:  # of an extra
+        raise ValueError(str(error)) from error
 
 
 def make_exported_predictor(

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add("--model", metavar="NAME", help=MODEL_HELP)
     add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
+    add("--weights-backbone", metavar="NAME", help="with --weights none: the backbone's, such as a file of timm's")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
     add("--resume", action="store_true", help=RESUME_HELP)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
@@ -80,13 +81,13 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
     from fastmask.training import DivergedError, TrainConfig, train
     from fastmask.training.checkpoints import LAST
 
-    names = ("val", "format", "images", "class_attribute", "weights", "resume", "tensorboard")
+    names = ("val", "format", "images", "class_attribute", "weights", "weights_backbone", "resume", "tensorboard")
     options = {name: getattr(args, name) for name in names}
     try:
         config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
         ranks.run_on_all(lambda: find_device(ranks.device(args.device)))
         train(args.model, args.data_path, args.out, config, **options, device=args.device, ranks=ranks)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError) as error:  # the first is of an extra
         if ranks.rank == 0:
             print_error(error, args)
         return 2

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from fastmask import models
+from fastmask.models._state import is_detector
 from fastmask.models.detection._weights import choose_model
 from fastmask.models.detection.faster_rcnn import FasterRCNN
 
@@ -33,9 +34,9 @@ def load_pretrained(
         ConnectionError: the weights cannot be downloaded.
         ValueError: there is no such model, or no such weights, or they do not fit it.
     """
-    known = models.list_models(module=models.detection)
-    if name is not None and name not in known:
+    if name is not None and not is_detector(os.fspath(name)):
         if weights != "DEFAULT" or not os.path.exists(name):
+            known = models.list_models(module=models.detection)
             raise ValueError(f"name must be one of {', '.join(known)} or a file, got {os.fspath(name)!r}")
         name, weights = None, name
     if not 0 <= score <= 1:

@@ -9,6 +9,7 @@ from fastmask.models._api import (
     get_model_weights,
     get_weight,
     list_models,
+    list_weights,
 )
 from fastmask.models.checkpoint import Checkpoint, load_checkpoint, save_weights
 from fastmask.models.resnet import *  # noqa: F403 -- the builders and weights that its __all__ names
@@ -23,6 +24,7 @@ __all__ = [
     "get_model_weights",
     "get_weight",
     "list_models",
+    "list_weights",
     "load_checkpoint",
     "save_weights",
     *resnet.__all__,

@@ -1,9 +1,12 @@
 """Downloadable weights, and models by name; torchvision.models._api's names."""
 
 import fnmatch
+import functools
 import importlib
 import inspect
 import pickle
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -66,6 +69,13 @@ class WeightsEnum(Enum):
             reason = str(error).partition("\n")[0]
             raise ArgumentError(f"{file} is broken ({reason}): remove it and download again") from error
 
+    def is_cached(self) -> bool:
+        """Whether the file is in torch.hub's cache, or comes with the package: nothing is downloaded then."""
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme == "file":
+            return Path(urllib.request.url2pathname(parts.path)).exists()
+        return Path(get_dir(), "checkpoints", parts.path.rpartition("/")[2]).exists()
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
 
@@ -83,6 +93,7 @@ class WeightsEnum(Enum):
 
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {}  # builders whose first argument names a backbone
 _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
 
@@ -103,11 +114,39 @@ def register_model(
     return register
 
 
+def register_family(weights: type[WeightsEnum]) -> Callable[[Builder], Builder]:
+    """Register a builder whose first argument names a backbone; its models are named ``builder:backbone``."""
+
+    def register(builder: Builder) -> Builder:
+        _FAMILIES[builder.__name__] = builder
+        _WEIGHTS[builder.__name__] = weights
+        return builder
+
+    return register
+
+
+def is_family(name: str) -> bool:
+    """Whether the name is a family's and a backbone's, as ``maskrcnn_timm:resnet18``; there may be no such backbone."""
+    importlib.import_module("fastmask.models.detection")
+    family, colon, backbone = name.partition(":")
+    return family in _FAMILIES and bool(colon and backbone)
+
+
+def list_families() -> list[str]:
+    """Names of the builders whose first argument names a backbone, sorted."""
+    importlib.import_module("fastmask.models.detection")
+    return sorted(_FAMILIES)
+
+
 def get_model_builder(name: str) -> Callable[..., nn.Module]:
-    """The builder of that name; ValueError if there is none."""
+    """The builder of that name, or of a family's model, as ``maskrcnn_timm:resnet18``; ValueError if there is none."""
     importlib.import_module("fastmask.models.detection")  # registers its builders
+    family, _, backbone = name.partition(":")
+    if family in _FAMILIES:
+        return functools.partial(_FAMILIES[family], backbone) if backbone else _FAMILIES[family]
     if name.lower() not in _BUILDERS:
-        raise ValueError(f"name must be one of {', '.join(sorted(_BUILDERS))}, got {name!r}")
+        known = sorted(_BUILDERS) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
+        raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
     return _BUILDERS[name.lower()]
 
 
@@ -118,8 +157,10 @@ def get_model(name: str, **config: Any) -> nn.Module:
 
 def get_model_weights(name: Callable[..., nn.Module] | str) -> type[WeightsEnum]:
     """The weights enum of a builder, or of the model of that name."""
-    builder = get_model_builder(name) if isinstance(name, str) else name
-    return _WEIGHTS[builder.__name__]
+    if isinstance(name, str):
+        get_model_builder(name)  # checks it
+        return _WEIGHTS[name.partition(":")[0] if is_family(name) else name.lower()]
+    return _WEIGHTS[name.__name__]
 
 
 def get_weight(name: str) -> WeightsEnum:
@@ -148,6 +189,12 @@ def list_models(
     if module is not None:
         names = {name for name in names if _BUILDERS[name].__module__.rpartition(".")[0] == module.__name__}
     return sorted(names - match(exclude) if exclude else names)
+
+
+def list_weights(include: Iterable[str] | str | None = None) -> list[WeightsEnum]:
+    """All published weights of all models, or of those whose names ``include`` matches, sorted by model."""
+    names = list_models(include=include)
+    return [member for name in names for member in _WEIGHTS[name]]
 
 
 def overwrite_num_classes(num_classes: int | None, weights: WeightsEnum) -> int:

@@ -42,9 +42,9 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     return conv.weight * scale[:, None, None, None], shift
 
 
-def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm is fixed, and both modules are plain."""
-    if not is_plain(conv, nn.Conv2d) or not is_plain(norm, FrozenBatchNorm2d, nn.BatchNorm2d):
+def can_fold(conv: nn.Module, norm: nn.Module, *subclasses: type[nn.Conv2d]) -> bool:
+    """Whether a norm is fixed, and both modules are plain; the subclasses' forward adds the bias to a convolution."""
+    if not is_plain(conv, nn.Conv2d, *subclasses) or not is_plain(norm, FrozenBatchNorm2d, nn.BatchNorm2d):
         return False
     fixed = type(norm) is FrozenBatchNorm2d or (not norm.training and norm.running_mean is not None)
     return fixed and conv.padding_mode == "zeros"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_map
 
-OWN = ("fastmask.", "torch.nn.modules.")
+OWN = ("fastmask.", "torch.nn.modules.", "timm.")  # timm trains and tests its models in both formats
 # classes that PyTorch derives from a layer's, where it is parametrized or sharded, or puts around it
 WRAPPERS = ("torch.nn.utils.parametri", "torch.distributed.", "torch._dynamo.")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastmask.models._state import list_detectors
+from fastmask.models._state import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 METADATA = ("builder", "categories", "options", "norm_eps")  # keys of a file, beside "model"
@@ -26,9 +26,10 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "box_nms_thresh": "roi_heads.nms_thresh",
     "box_detections_per_img": "roi_heads.detections_per_img",
     "bbox_reg_weights": "roi_heads.box_coder.weights",
+    "fpn_channels": "backbone.fpn_channels",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
-INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img"}
+INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
 
 
@@ -60,7 +61,7 @@ def describe_model(model: nn.Module, builder: str | None, categories: Sequence[s
 def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
     """Read what is usable of these entries of a file; others', of the same names, are left out."""
     metadata: dict[str, Any] = {}
-    if content.get("builder") in list_detectors():
+    if is_detector(content.get("builder")):
         metadata["builder"] = content["builder"]
     if isinstance(content.get("options"), dict):
         metadata["options"] = parse_options(content["options"])

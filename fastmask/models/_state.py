@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmask.models._api import get_model_builder, list_models
+from fastmask.models._api import get_model_builder, is_family, list_families, list_models
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
@@ -21,6 +21,18 @@ FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_rat
 def list_detectors() -> list[str]:
     """The names of ``fastmask.models.detection``'s builders."""
     return list_models(module=importlib.import_module("fastmask.models.detection"))
+
+
+def is_detector(name: object) -> bool:
+    """Whether a builder has that name: one of those, or a family's with a backbone's, ``maskrcnn_timm:resnet18``."""
+    return isinstance(name, str) and (name in list_detectors() or is_family(name))
+
+
+def check_detector(argument: str, name: object) -> None:
+    """Raise a ValueError that names the argument if no builder has that name."""
+    if not is_detector(name):
+        known = [*list_detectors(), *(f"{family}:NAME" for family in list_families())]
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastmask.files import replace_file
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, parse_metadata, parse_options
-from fastmask.models._state import CLASSIFIERS, list_detectors, load_state
+from fastmask.models._state import CLASSIFIERS, check_detector, load_state
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
@@ -115,8 +115,8 @@ def save_weights(
     classes = len(state[CLASSIFIERS[0]]) if CLASSIFIERS[0] in state else None
     if categories is not None and classes not in (None, len(categories)):
         raise ValueError(f"categories must have a name for each of {classes} labels, got {len(categories)}")
-    if builder not in (None, *list_detectors()):
-        raise ValueError(f"builder must be one of {', '.join(list_detectors())}, got {builder!r}")
+    if builder is not None:
+        check_detector("builder", builder)
     plain = parse_options(options or {})
     if plain.keys() != dict(options or {}).keys():
         raise ValueError(f"options must be a builder's arguments, whole pixels and numbers, got {options}")

@@ -22,6 +22,12 @@ from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.timm_backbone import (
+    TimmBackboneWithFPN,
+    freeze_norms,
+    padded_convolutions,
+    split_activations,
+)
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
 Fuse = Literal["off", "kernel", "cudnn"]  # forms of convolutions' epilogues
@@ -44,9 +50,14 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
     check_static(model, training=False, transform=True)
     _check_finite(model)
     model = copy.deepcopy(model, _detached(model)).eval().requires_grad_(False)
+    subclasses: tuple[type[nn.Conv2d], ...] = ()
+    for backbone in (module for module in model.modules() if type(module) is TimmBackboneWithFPN):
+        freeze_norms(backbone.body)
+        split_activations(backbone.body)
+        subclasses = padded_convolutions()
     for parent, conv_name, norm_name in list(_pairs(model)):
         conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
-        if can_fold(conv, norm):
+        if can_fold(conv, norm, *subclasses):
             weight, bias = fold_norm(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
             parent.set_submodule(norm_name, nn.Identity())
@@ -96,7 +107,9 @@ def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     for parent in model.modules():
         if "forward" in vars(parent):  # it may use its layers apart
             continue
-        if type(parent) in (BasicBlock, Bottleneck, ResNet):
+        if type(parent) is TimmBackboneWithFPN:
+            yield from ((parent, *names) for names in parent.list_foldable())
+        elif type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
             for name in children:
                 norm = name.replace("conv", "bn")

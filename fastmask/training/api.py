@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
 from fastmask.models._layout import lay_out
-from fastmask.models._state import find_builder
+from fastmask.models._state import check_detector, find_builder
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import DEFAULT_MODEL, choose_model
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -31,7 +32,7 @@ from fastmask.training.history import EPOCHS, STEPS
 from fastmask.training.trainer import Trainer, TrainResult
 
 SETTINGS = "settings.json"
-PATHS = ("data_path", "val", "images", "weights", "out")  # of its values
+PATHS = ("data_path", "val", "images", "weights", "weights_backbone", "out")  # of its values
 BARE = ("imagenet", "none")  # what weights are called that no detector was trained to
 Data = Dataset | str | os.PathLike[str]
 
@@ -47,6 +48,7 @@ def train(
     images: str | os.PathLike[str] | None = None,
     class_attribute: str | None = None,
     weights: str | os.PathLike[str] = "COCO_V1",
+    weights_backbone: str | os.PathLike[str] | None = None,
     device: torch.device | str = "auto",
     resume: bool = False,
     tensorboard: bool = False,
@@ -69,6 +71,7 @@ def train(
         format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
         weights: what a model that is built starts from: the name of published weights, a file, "imagenet" or "none". Of
             other classes than the data's, all are loaded but the predictors'.
+        weights_backbone: of a model that is built with ``weights`` "none": the builder's argument of that name.
         device: of a model that is built; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes
             its own GPU.
         resume: resume from the last checkpoint in the folder, if there is one. Epochs, workers, save_every, compile,
@@ -87,7 +90,7 @@ def train(
     folder = Path(out)
     arguments: dict[str, Any] = {"data_path": data, "val": val, "format": format, "images": images}
     arguments |= {"class_attribute": class_attribute, "model": model, "weights": weights, "out": folder}
-    arguments |= {"device": device, "tensorboard": tensorboard}
+    arguments |= {"weights_backbone": weights_backbone, "device": device, "tensorboard": tensorboard}
     source = {"format": format, "images": None if images is None else Path(images), "attribute": class_attribute}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -104,7 +107,7 @@ def train(
             if isinstance(model, GeneralizedRCNN):
                 return find_builder(model.state_dict(), model), _check_classes(model, names)
             with job.local_first():  # else all ranks of a machine download
-                return _build_model(model, os.fspath(weights), names, config, device, job)
+                return _build_model(model, os.fspath(weights), weights_backbone, names, config, device, job)
 
         builder, network = job.run_on_all(prepare_model)
         arguments["model"] = model if isinstance(model, GeneralizedRCNN) else builder
@@ -169,16 +172,21 @@ def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
 
 
 def _build_model(
-    name: str | None, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
+    name: str | None,
+    weights: str,
+    weights_backbone: str | os.PathLike[str] | None,
+    names: list[str],
+    config: TrainConfig,
+    device: torch.device | str,
+    ranks: Ranks,
 ) -> tuple[str, GeneralizedRCNN]:
     """Build a model by name or the weights', with the weights to start from, on its device; return its name, too.
 
     Raises:
         ValueError: there is no such model, or no such weights of it.
     """
-    known = models.list_models(module=models.detection)
-    if name not in (None, *known):
-        raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
+    if name is not None:
+        check_detector("model", name)
     options: dict[str, Any] = {"num_classes": len(names)}
     if config.min_size:
         options["min_size"] = config.min_size[-1]
@@ -186,12 +194,20 @@ def _build_model(
         options["max_size"] = config.max_size
     bare = weights in BARE
     name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
-    slim = name == "maskrcnn_slim_fpn"
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    takes_backbone = "weights_backbone" in parameters
+    if weights_backbone is not None and (weights != "none" or not takes_backbone):
+        raise ValueError(
+            f"weights must be none with weights_backbone, for a model that takes it, got {weights}, {name}"
+        )
     if source is None:
-        if not slim:
-            options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else None
-        elif weights == "imagenet":
-            raise ValueError("weights must be none, SHAPES_V1 or a file for maskrcnn_slim_fpn, got imagenet")
+        if weights == "imagenet" and not takes_backbone:
+            raise ValueError(f"weights must be none, SHAPES_V1 or a file for {name}, got imagenet")
+        if "pretrained" in parameters:  # of families
+            options["pretrained"] = weights == "imagenet"
+            options["weights_backbone"] = weights_backbone
+        elif takes_backbone:
+            options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else weights_backbone
     else:
         trained = source.meta.get("categories")
         same = source.meta.get("num_classes") == len(names)
@@ -204,7 +220,7 @@ def _build_model(
         if not same and ranks.rank == 0:
             print(f"fastmask train: {source} is of other classes: the predictors start anew")
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
-        if not slim and isinstance(source, Checkpoint):
+        if takes_backbone and isinstance(source, Checkpoint):
             options["weights_backbone"] = None
     where = ranks.device(str(device))
     if where == "auto":
@@ -232,7 +248,7 @@ def _write_settings(folder: Path, settings: dict[str, Any], lr: float) -> None:
     values = dict(settings)
     for name, value in settings.items():
         if name in PATHS and isinstance(value, str | os.PathLike):
-            there = name != "weights" or (value not in BARE and os.path.exists(value))  # else a name
+            there = not name.startswith("weights") or (value not in BARE and os.path.exists(value))  # else a name
             values[name] = os.path.abspath(value) if there else str(value)
         elif isinstance(value, torch.device):
             values[name] = str(value)

@@ -44,11 +44,11 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "SHAPES.pth").touch()
     for line, expected in {
-        "": "demo export predict compare train evaluate data bench selftest tune env",
+        "": "demo export predict compare train evaluate data models bench selftest tune env",
         "ev": "evaluate",
         "data ": "convert check draw",
         "data convert --to ": "coco via labelme masks yolo",
-        "train --w": "--weights --warmup --weight-decay --workers",
+        "train --w": "--weights --weights-backbone --warmup --weight-decay --workers",
         "train --no": "",
         "train --optimizer ": "sgd adamw",
         "train --model mask": " ".join(name for name in MODELS if name.startswith("mask")),

@@ -53,6 +53,12 @@ def draw_first(model: nn.Module) -> None:
 def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
     small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
     theirs, ours = slim_pair(**small | options)
+    align_samples(theirs, ours)
+    return theirs, ours
+
+
+def align_samples(theirs: nn.Module, ours: nn.Module) -> None:
+    """Make both ready for a comparison of losses in float64, on the same samples."""
     for model in (theirs, ours):
         model.double().train()
         draw_first(model)
@@ -63,4 +69,3 @@ def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
         return tuple([value.double() for value in values] for values in assign(*arguments))
 
     theirs.rpn.assign_targets_to_anchors = in_double
-    return theirs, ours

@@ -15,6 +15,7 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn_v2,
 )
 from fastmask.models.detection.slim import MaskRCNN_Slim_FPN_Weights, maskrcnn_slim_fpn
+from fastmask.models.detection.timm_rcnn import fasterrcnn_timm, maskrcnn_timm
 
 __all__ = [
     "FasterRCNN",
@@ -26,7 +27,9 @@ __all__ = [
     "MaskRCNN_Slim_FPN_Weights",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_timm",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "maskrcnn_slim_fpn",
+    "maskrcnn_timm",
 ]
