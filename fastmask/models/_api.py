@@ -82,6 +82,10 @@ class WeightsEnum(Enum):
         return self.value.meta
 
 
+class NoWeights(WeightsEnum):
+    """The weights of a model of which none are published."""
+
+
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
@@ -92,7 +96,9 @@ def register_model(
     """Register a builder under its name, and let it take old arguments: positional, ``pretrained`` (_legacy.py)."""
 
     def register(builder: Builder) -> Builder:
-        legacy = {"weights": ("pretrained", pretrained)}
+        legacy = {}
+        if pretrained is not None:
+            legacy["weights"] = ("pretrained", pretrained)
         if pretrained_backbone is not None:
             legacy["weights_backbone"] = ("pretrained_backbone", pretrained_backbone)
         build = accept_legacy(**legacy)(builder)
@@ -101,6 +107,11 @@ def register_model(
         return build
 
     return register
+
+
+def list_detectors() -> list[str]:
+    """The names of ``fastmask.models.detection``'s builders."""
+    return list_models(module=importlib.import_module("fastmask.models.detection"))
 
 
 def get_model_builder(name: str) -> Callable[..., nn.Module]:
