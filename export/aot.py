@@ -19,7 +19,9 @@ from fastmask.export.module import ExportableModel, Shape
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
 
+OPS = (nms_padded_op, multilevel_roi_align_op, roi_pool_op, paste_masks_op)
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 
 
@@ -122,7 +124,7 @@ class AOTPackage(ExportedModel):
 
 def describe_ops() -> str:
     """Describe the ops that packages call, with their arguments."""
-    return "; ".join(str(op._opoverload._schema) for op in (nms_padded_op, multilevel_roi_align_op, paste_masks_op))
+    return "; ".join(str(op._opoverload._schema) for op in OPS)
 
 
 def read_metadata(name: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]":
     """The builder's name, which the weights may know, and the weights; ValueError if there are none of that name."""
-    from fastmask.models._state import check_detector
+    from fastmask.models._api import check_detector
     from fastmask.models.detection._weights import choose_model
 
     if name is not None:

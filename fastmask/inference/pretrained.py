@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from fastmask import models
-from fastmask.models._state import is_detector
+from fastmask.models._api import is_detector
 from fastmask.models.detection._weights import choose_model
 from fastmask.models.detection.faster_rcnn import FasterRCNN
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastmask.models._state import is_detector
+from fastmask.models._api import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 METADATA = ("builder", "categories", "options", "norm_eps")  # keys of a file, beside "model"
@@ -27,10 +27,12 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "box_detections_per_img": "roi_heads.detections_per_img",
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
+    "box_pooling": "roi_heads.box_roi_pool._pooling",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
+CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
 
 
 def describe_model(model: nn.Module, builder: str | None, categories: Sequence[str] | None) -> dict[str, Any]:
@@ -77,6 +79,10 @@ def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     parsed = {}
     for name in OPTIONS:
         value, kind = options.get(name), int if name in INTEGERS else float
+        if name in CHOICES:
+            if value in CHOICES[name]:
+                parsed[name] = value
+            continue
         values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]
         if values and all(_is_number(each, kind) for each in values):
             parsed[name] = list(values) if values is value else value

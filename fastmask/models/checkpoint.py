@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.files import replace_file
+from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, parse_metadata, parse_options
-from fastmask.models._state import CLASSIFIERS, check_detector, load_state
+from fastmask.models._state import CLASSIFIERS, load_state
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'

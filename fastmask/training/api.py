@@ -21,8 +21,9 @@ from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
+from fastmask.models._api import check_detector
 from fastmask.models._layout import lay_out
-from fastmask.models._state import check_detector, find_builder
+from fastmask.models._state import find_builder
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import DEFAULT_MODEL, choose_model
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN

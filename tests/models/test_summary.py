@@ -26,6 +26,9 @@ def test_counts() -> None:
         num_params, gmac = count(name)
         assert num_params == meta["num_params"]
         assert gmac == pytest.approx(meta["_ops"], abs=0.01)
+    for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_320_fpn"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        assert count(name)[0] == weights.meta["num_params"]  # without frozen norms
     small, large = (count("maskrcnn_slim_fpn", box_detections_per_img=number) for number in (10, 20))
     assert small[0] == sum(p.numel() for p in detection.maskrcnn_slim_fpn().parameters())
     parts = [detection.maskrcnn_slim_fpn().roi_heads.get_submodule(f"mask_{name}") for name in ("head", "predictor")]

@@ -11,8 +11,7 @@ from fastmask.models.detection._mask_head import predict_mask_probs
 from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.ops.boxes import box_iou, nms_padded
-from fastmask.ops.poolers import MultiScaleRoIAlign
-from fastmask.ops.roi_align import multilevel_roi_align
+from fastmask.ops.poolers import MultiScaleRoIAlign, pool_levels
 from fastmask.structures import Candidates, Detections, Features, Proposals
 
 
@@ -169,18 +168,18 @@ def pool(
     rows: Tensor | None = None,
     rois: Tensor | None = None,
 ) -> Tensor:
-    """RoIAlign of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
+    """The pooler's RoI features of boxes [B, N, 4], all or the given rows -> [R, C, h, w], by the model's own scales.
 
     ``rois`` [B, N, 5]: the same boxes, where they are at hand.
     """
     rois = boxes_to_rois(boxes) if rois is None else rois.flatten(0, 1)
     names = [name for name in features.maps if name in pooler.featmap_names]
-    return multilevel_roi_align(
+    return pool_levels(
         [features.maps[name] for name in names],
         rois if rows is None else rois[rows],
         pooler.output_size,
         [features.scales[name] for name in names],
         pooler.sampling_ratio,
-        canonical_scale=pooler.canonical_scale,
-        canonical_level=pooler.canonical_level,
+        pooler.canonical_scale,
+        pooler.canonical_level,
     )

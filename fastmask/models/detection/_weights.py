@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from fastmask.models._api import Weights, WeightsEnum, get_model_weights
+from fastmask.models._api import Weights, WeightsEnum, get_model_weights, list_detectors
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._presets import ObjectDetection
-from fastmask.models._state import list_detectors, load_state, num_classes_error
+from fastmask.models._state import load_state, num_classes_error
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._utils import overwrite_eps
 
@@ -41,6 +41,8 @@ def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
     if isinstance(weights, Checkpoint):
         weights.published = os.path.basename(weights.path) in {member.url.rpartition("/")[2] for member in known}
         return weights
+    if not known.__members__ and weights is not None:
+        raise TypeError(f"weights must be a file or None, got {type(weights).__name__}")
     member: WeightsEnum | None = known.verify(weights)
     return member
 
