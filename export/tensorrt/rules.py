@@ -66,6 +66,7 @@ RULES: dict[str, Rule] = {
     "NonMaxSuppression": Rule(frozenset({"FLOAT", "FLOAT16"}), (0, 1), (2, 3, 4), {"center_point_box": one_of(0)}),
     "Pad": Rule(NUMBERS, (0, 2), (1, 2), {"mode": one_of("constant")}),
     "Range": Rule(NUMBERS, None, (0, 1, 2)),
+    "ReduceMean": Rule(FLOATS, (0,), (1,), REDUCED),
     "Relu": Rule(FLOATS | {"INT64"}),
     "Reshape": Rule(ALL, (0,), (1,), attributes={"allowzero": ANY}),
     "Resize": Rule(

@@ -82,6 +82,10 @@ class WeightsEnum(Enum):
         return self.value.meta
 
 
+class NoWeights(WeightsEnum):
+    """The weights of a model of which none are published."""
+
+
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 

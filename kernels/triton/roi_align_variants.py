@@ -11,6 +11,7 @@ from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 SHAPES = {"7 x 7": (7, 256), "14 x 14": (14, 256), "1 x 1": (1, 256)}
 SHAPES |= {f"C={channels}": (7, channels) for channels in (64, 80, 3)}
+SHAPES |= {"C4's 14 x 14": (14, 1024)}  # of one level
 LAYOUTS = {"NHWC": (16, tl.int32), "NHWC of odd width": (1, tl.int32), "NHWC of over 2^31": (16, tl.int64)}
 
 
@@ -18,7 +19,10 @@ def variants() -> Iterator[Variant]:
     """Yield the audit's variants: other layouts and shapes of four levels and sampling ratio 2 only."""
     for dtype, levels, ratio, layout, shape in itertools.product(DTYPES, (4, 1), (2, 0, 1, 3, 4, 5), LAYOUTS, SHAPES):
         first, usual = (levels, ratio) == (4, 2), (layout, shape) == ("NHWC", "7 x 7")
-        if (levels == 1 and ratio not in (2, 0)) or (not usual and not first):
+        of_c4 = shape == "C4's 14 x 14" and layout == "NHWC"
+        if (levels == 1 and ratio not in (2, 0)) or (not usual and not first and not of_c4):
+            continue
+        if of_c4 and levels != 1:
             continue
         if layout != "NHWC" and shape != "7 x 7":
             continue

@@ -17,7 +17,7 @@ BUILDERS = [
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
 ]
-OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
+OWN = ["maskrcnn_slim_fpn", *(f"{kind}rcnn_resnet{n}_c4" for kind in ("faster", "mask") for n in (50, 101))]  # not its
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
 
@@ -80,7 +80,7 @@ def test_backbone_weights_enums(name: str) -> None:
 
 def test_models_by_name() -> None:
     assert {*BUILDERS, *RESNETS, *OWN} == set(fastmask.models.list_models())
-    assert fastmask.models.list_models(include="mask*50*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert fastmask.models.list_models(include="mask*50_fpn*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
     assert fastmask.models.list_models(fastmask.models.detection) == sorted([*BUILDERS, *OWN])
     assert fastmask.models.list_models(module=fastmask.models) == sorted(RESNETS)
     assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights
