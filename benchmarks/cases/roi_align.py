@@ -167,18 +167,25 @@ def make_batch_spec(**options: Any) -> CaseSpec:
     return make_spec()._replace(build=build)
 
 
+def make_c4_spec(rois: int, **options: Any) -> CaseSpec:
+    """As many RoIs as an image has in inference or in training on a GPU; fewer on a CPU."""
+
+    def build(generator: torch.Generator, device: torch.device) -> Case:
+        num = rois if device.type == "cuda" else 100
+        return roi_align(generator, device, num=num, pooled=14, c4=True, **options)
+
+    return make_spec()._replace(build=build)
+
+
 BF16 = torch.bfloat16
 SPECS: dict[str, CaseSpec] = {
     "RoIAlign, channels-last": make_spec(rois=1000),
     "RoIAlign, NCHW": make_spec(channels_last=False),
     "RoIAlign, adaptive, channels-last": make_spec(ratio=-1),
     "RoIAlign 14 x 14, 100 RoIs": make_spec(num=100, pooled=14),
-    "RoIAlign 14 x 14 on C4": make_spec(pooled=14, c4=True),
-    "RoIAlign 14 x 14 on C4, bfloat16": make_spec(default=False, pooled=14, c4=True, dtype=BF16),
-    "RoIAlign 14 x 14 on C4, forward + backward": make_spec(num=512, pooled=14, c4=True, way="both"),
-    "RoIAlign 14 x 14 on C4, bfloat16, backward": make_spec(
-        default=False, num=512, pooled=14, c4=True, dtype=BF16, way="backward"
-    ),
+    "RoIAlign 14 x 14 on C4": make_c4_spec(1000),
+    "RoIAlign 14 x 14 on C4, bfloat16": make_c4_spec(1000, dtype=BF16),
+    "RoIAlign 14 x 14 on C4, bfloat16, backward": make_c4_spec(512, dtype=BF16, way="backward"),
     "RoIAlign, 100 RoIs": make_spec(num=100, rois=100),
     "RoIAlign, 4000 RoIs": make_spec(num=4000, rois=4000),
     "RoIAlign forward + backward, channels-last": make_spec(way="both"),

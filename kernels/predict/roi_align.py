@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmask.kernels.predict.case import Built, Case
 from fastmask.kernels.predict.inputs import CHANNELS, LIMITS, PADDED_SIZE, STRIDES, boxes_in, empty_pyramid
 from fastmask.kernels.predict.model import Work
-from fastmask.kernels.triton import roi_align as roi_align_triton
+from fastmask.kernels.triton import roi_align as roi_align_triton, roi_align_tile as roi_align_tile_triton
 
 RATIO = 2
 
@@ -94,7 +94,7 @@ def works(maps: list[Tensor], rois: Tensor, channels_last: bool, pooling: Poolin
     size, pooled, channels = maps[0].element_size(), pooling.pooled, pooling.channels
     map_bytes, written = sum(feature.nbytes for feature in maps), len(rois) * pooled * pooled * channels * size
     # rows of bins that a program goes down; benchmarks' RoIs lie on the image, so all of their samples count
-    tile = roi_align_triton.tile_of(pooled, channels, RATIO, True, roi_align_triton.CHANNELS)
+    tile = roi_align_tile_triton.tile_of(pooled, channels, RATIO, True, roi_align_triton.CHANNELS)
     column_blocks = -(-pooled // tile["COLUMNS"])
     blocks = column_blocks * -(-channels // (tile["TILES"] * tile["CHANNELS"]))
     rows = -(-pooled // min(-(-roi_align_triton.PROGRAMS // (len(rois) * blocks)), pooled))

@@ -23,8 +23,8 @@ from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 CHANNELS = 32  # of a step
-FEW = {"PIXELS": 64, "num_warps": 2, "num_stages": 4}  # for up to 32 outputs, such as a pyramid's three anchors
-MANY = {"PIXELS": 32, "num_warps": 4, "num_stages": 3}  # a C4 model's 15 anchors: more pixels, or fewer warps, spill
+FEW = {"PIXELS": 64, "num_warps": 2, "num_stages": 4}  # for up to 16 outputs, a pyramid's three anchors
+MANY = {"PIXELS": 32, "num_warps": 4, "num_stages": 3}  # a C4 model's 15 anchors; other tiles spill
 LARGEST = 2**31 - 2 * FEW["PIXELS"]  # pixels of all levels: beyond it, the eager fallback
 
 
@@ -138,7 +138,7 @@ def predict_anchors(
 def tile_of(anchors: int) -> dict[str, int]:
     """A program's constants for a number of anchors a pixel."""
     outputs = max(triton.next_power_of_2(5 * anchors), 16)
-    return (FEW if outputs <= 32 else MANY) | {"OUTPUTS": outputs}
+    return (FEW if outputs <= 16 else MANY) | {"OUTPUTS": outputs}
 
 
 def variants() -> Iterator[Variant]:

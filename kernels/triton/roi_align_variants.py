@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import triton.language as tl
 
-from fastmask.kernels.triton import roi_align
+from fastmask.kernels.triton import roi_align, roi_align_tile
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, TYPES
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
@@ -28,7 +28,7 @@ def variants() -> Iterator[Variant]:
             continue
         (unit, offset), (side, channels) = LAYOUTS[layout], SHAPES[shape]
         wide = unit == 16 and channels % 16 == 0
-        tile = roi_align.tile_of(side, channels, ratio, wide and offset == tl.int32, roi_align.CHANNELS)
+        tile = roi_align_tile.tile_of(side, channels, ratio, wide and offset == tl.int32, roi_align.CHANNELS)
         yield Variant(
             f"RoIAlign forward, {layout}, {dtype}, {levels} levels, sampling ratio {ratio}, {shape}",
             roi_align._forward_kernel,
@@ -36,7 +36,7 @@ def variants() -> Iterator[Variant]:
             {"LEVELS": levels, "RATIO": ratio, "ALIGNED": False, "POOLED_H": side, "POOLED_W": side}
             | {"UNIT": unit, "OFFSET": offset, "PACK": 2 if wide and dtype == "bf16" else 1}
             | {name: value for name, value in tile.items() if name != "num_warps"},
-            {"num_warps": tile["num_warps"]},
+            {"num_warps": tile["num_warps"]} | roi_align_tile.register_limit(levels, side, DTYPES[dtype], tile),
             multiples=("channels",) if channels % 16 == 0 else (),
             default=first and usual,
             wide=("LDG", "STG") if wide else (),

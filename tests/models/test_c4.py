@@ -1,5 +1,6 @@
 """C4 models against torchvision's classes put together to one: detections, losses and gradients; static; one res5."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from helpers.slim_c4 import build_slim, c4_pair, names_of, ours_c4
 from helpers.static import NoDataDependence
 from helpers.training import draw_batch, draw_first, train_pair
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastmask
 from fastmask.inference import load_pretrained
 from fastmask.models import detection, load_checkpoint, save_weights
 from fastmask.models.detection import _roi_stages
 from fastmask.models.detection._unpad import unpad
-from fastmask.structures import pad_targets
+from fastmask.structures import Targets, pad_targets
 from fastmask.training.ema import ModelEma
 
 SIZES = [(100, 140), (96, 64)]
@@ -227,3 +229,28 @@ def test_weights_of_a_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ready.transform.min_size == (64,)
     with pytest.raises(ValueError, match="weights must be a file, got 'COCO_V1'"):
         detection.maskrcnn_resnet50_c4(weights="COCO_V1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "gmac"), [(50, 1012), (101, 1092)])
+def test_at_full_size(depth: int, gmac: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inference and a training step of the builders' models on 800 x 1333, with the multiply-adds that README has."""
+    model: Any = fastmask.models.get_model(f"maskrcnn_resnet{depth}_c4", weights=None, weights_backbone=None).eval()
+    pixels, sizes = torch.randn(1, 3, 800, 1344), torch.tensor([[800, 1333]])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detections = model.infer(pixels, sizes)
+    assert detections.masks.shape == (1, 100, 14, 14)
+    assert round(counter.get_total_flops() / 2e9) == gmac
+    boxes = torch.tensor([[[100.0, 100, 500, 400], [700, 200, 1200, 700]]])
+    masks = torch.zeros(2, 800, 1344, dtype=torch.uint8)
+    masks[0, 100:400, 100:500] = masks[1, 300:700, 700:1200] = 1
+    targets = Targets(boxes, torch.tensor([[1, 2]]), masks, torch.tensor([2]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses = model.train().losses(pixels, sizes, targets)
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(values.grad.isfinite().all() and values.isfinite().all() for values in model.parameters())
+    with capsys.disabled():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print({name: round(float(loss.detach()), 3) for name, loss in losses.items()}, f"{peak:.1f} GB at most")
