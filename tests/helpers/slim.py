@@ -25,8 +25,26 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: i
         norm: of the backbone, FrozenBatchNorm2d or BatchNorm2d.
         channels: of images; of other than three, the mean is 0.4, 0.5, 0.6, 0.4, ... and the deviation 0.25.
     """
-    detection = library.models.detection
-    body = slim_stages(library, norm, channels)
+    detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
+    norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    stages, inplanes = OrderedDict(), 16
+    for i, planes in enumerate((16, 32, 64, 128)):
+        downsample = None
+        if planes != inplanes:
+            downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), norm_layer(planes))
+        stages[f"layer{i + 1}"] = nn.Sequential(
+            resnet.BasicBlock(inplanes, planes, 1 if i == 0 else 2, downsample, norm_layer=norm_layer)
+        )
+        inplanes = planes
+    body = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 16, 7, 2, 3, bias=False),
+            bn1=norm_layer(16),
+            relu=nn.ReLU(),
+            maxpool=nn.MaxPool2d(3, 2, 1),
+            **stages,
+        )
+    )
     names = {f"layer{i + 1}": str(i) for i in range(4)}
     backbone = detection.backbone_utils.BackboneWithFPN(body, names, [16, 32, 64, 128], CHANNELS)
     backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
@@ -45,30 +63,6 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: i
         mask_head=detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1),
         mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
         **settings,
-    )
-
-
-def slim_stages(library: ModuleType, norm: str, channels: int = 3) -> nn.Sequential:
-    """A ResNet of one block a stage, 16 to 128 channels, up to its last stage; args: see :func:`slim_model`."""
-    resnet = library.models.resnet
-    norm_layer = library.ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
-    stages, inplanes = OrderedDict(), 16
-    for i, planes in enumerate((16, 32, 64, 128)):
-        downsample = None
-        if planes != inplanes:
-            downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), norm_layer(planes))
-        stages[f"layer{i + 1}"] = nn.Sequential(
-            resnet.BasicBlock(inplanes, planes, 1 if i == 0 else 2, downsample, norm_layer=norm_layer)
-        )
-        inplanes = planes
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, 16, 7, 2, 3, bias=False),
-            bn1=norm_layer(16),
-            relu=nn.ReLU(),
-            maxpool=nn.MaxPool2d(3, 2, 1),
-            **stages,
-        )
     )
 
 

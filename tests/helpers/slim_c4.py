@@ -1,5 +1,6 @@
 """A slim C4 Mask R-CNN: ours as the builders make it, and torchvision's classes put together to the same."""
 
+from collections import OrderedDict
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 import fastmask
 from fastmask.models.detection import c4
 from fastmask.models.detection.c4 import ANCHORS, assemble_c4
-from helpers.slim import NUM_CLASSES, calibrate_on_images, slim_stages
+from helpers.slim import NUM_CLASSES, calibrate_on_images, slim_model
 
 WIDTH = 128  # channels of res5
 MASK_CHANNELS = 16
@@ -19,7 +20,7 @@ SMALL = {"min_size": 96, "max_size": 160, "box_detections_per_img": 20, "rpn_pos
 
 def slim_resnet(library: ModuleType, norm: str = "FrozenBatchNorm2d") -> Any:
     """Stages that know what a ResNet knows; res5 is of two blocks, of which the first one is of stride 2."""
-    stages: Any = slim_stages(library, norm)
+    stages: Any = nn.Sequential(OrderedDict(slim_model(library, norm).backbone.body.named_children()))
     norm_layer = type(stages.bn1)
     last = library.models.resnet.Bottleneck(WIDTH, WIDTH // 4, norm_layer=norm_layer)
     stages.layer4.append(last)

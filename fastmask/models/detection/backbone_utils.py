@@ -82,6 +82,18 @@ def resnet_fpn_backbone(
     return _resnet_fpn_extractor(backbone, trainable_layers, returned_layers, extra_blocks)
 
 
+def _freeze_stages(backbone: resnet.ResNet, trainable_layers: int) -> None:
+    """Freeze all but so many of layer4, layer3, layer2, layer1, conv1, in this order; 5 trains bn1, too."""
+    if not 0 <= trainable_layers <= 5:
+        raise ValueError(f"trainable_layers: Trainable layers should be in the range [0,5], got {trainable_layers}")
+    trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
+    if trainable_layers == 5:
+        trained.append("bn1")
+    for name, parameter in backbone.named_parameters():
+        if not name.startswith(tuple(trained)):
+            parameter.requires_grad_(False)
+
+
 def _resnet_fpn_extractor(
     backbone: resnet.ResNet,
     trainable_layers: int,
@@ -103,18 +115,6 @@ def _resnet_fpn_extractor(
     )
     result.strides = {str(i): backbone.strides[stage - 1] for i, stage in enumerate(stages)}
     return result
-
-
-def _freeze_stages(backbone: resnet.ResNet, trainable_layers: int) -> None:
-    """Freeze all but so many of layer4, layer3, layer2, layer1, conv1, in this order; 5 trains bn1, too."""
-    if not 0 <= trainable_layers <= 5:
-        raise ValueError(f"trainable_layers: Trainable layers should be in the range [0,5], got {trainable_layers}")
-    trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
-    if trainable_layers == 5:
-        trained.append("bn1")
-    for name, parameter in backbone.named_parameters():
-        if not name.startswith(tuple(trained)):
-            parameter.requires_grad_(False)
 
 
 def _validate_trainable_layers(
