@@ -39,7 +39,7 @@ class ExportableModel(nn.Module):
     Args:
         model: of ``fastmask.models.detection``.
         dtype: of weights and feature maps; boxes and scores are float32 at least.
-        masks: "soft": probabilities [B, D, 28, 28] over the boxes; "paste": bool [B, D, H, W].
+        masks: "soft": probabilities [B, D, M, M] over the boxes; "paste": bool [B, D, H, W].
         raw: take images as uint8 [B, H, W, C] and normalize them.
 
     Raises:

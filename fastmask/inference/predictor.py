@@ -50,7 +50,7 @@ class Predictor:
             the model's own.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
-            probabilities [n, 1, 28, 28] over the boxes.
+            probabilities [n, 1, 28, 28] over the boxes (14 x 14 of a C4 model).
         threshold: probability above which a pixel belongs to a mask.
         detections: maximum number of detections of an image; None: as many as the model keeps.
         mask_buckets: wait for the number of detections, then predict masks for 8, 16, 32, 64 or all of them, instead of

@@ -27,8 +27,10 @@ def blob_masks(generator: torch.Generator, num: int, size: tuple[int, int]) -> t
     return masks[:, None], boxes_in(generator, num, size, 3.6)
 
 
-def empty_pyramid(batch: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
-    """P2 to P5 of padded images, for launchers that only read shapes and strides."""
+def empty_pyramid(
+    batch: int, dtype: torch.dtype, channels_last: bool, strides: tuple[int, ...] = STRIDES, channels: int = CHANNELS
+) -> list[Tensor]:
+    """P2 to P5 of padded images, or other maps of them, for launchers that only read shapes and strides."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    sizes = [(batch, CHANNELS, PADDED_SIZE[0] // stride, PADDED_SIZE[1] // stride) for stride in STRIDES]
+    sizes = [(batch, channels, PADDED_SIZE[0] // stride, PADDED_SIZE[1] // stride) for stride in strides]
     return [torch.empty(size, dtype=dtype, memory_format=memory_format) for size in sizes]

@@ -1,6 +1,7 @@
 """What a training step is compared on: a batch, and the slim model of both libraries with the same samples."""
 
 import types
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,12 @@ def draw_first(model: nn.Module) -> None:
         part.fg_bg_sampler = types.MethodType(draw, types.SimpleNamespace(**vars(sampler)))
 
 
-def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
+def train_pair(
+    pair: Callable[..., tuple[nn.Module, nn.Module]] = slim_pair, **options: object
+) -> tuple[nn.Module, nn.Module]:
+    """torchvision's and ours, made by ``pair``, in float64 and training mode, which draw the same samples."""
     small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
-    theirs, ours = slim_pair(**small | options)
+    theirs, ours = pair(**small | options)
     align_samples(theirs, ours)
     return theirs, ours
 

@@ -48,7 +48,24 @@ SMALL: dict[str, Callable[[torch.Generator], Built]] = {
     "NMS of one group": functools.partial(nms.build, num=200, groups=1, threshold=0.5, most=200),
     "RoIAlign": functools.partial(roi_align.build, num=2, batch=1, dtype=torch.bfloat16, channels_last=True),
     "RoIAlign backward": functools.partial(
-        roi_align_backward.build, num=5, batch=1, dtype=torch.bfloat16, size=(128, 160), channels=64
+        roi_align_backward.build,
+        num=5,
+        batch=1,
+        dtype=torch.bfloat16,
+        size=(128, 160),
+        pooling=roi_align.PYRAMID._replace(channels=64),
+    ),
+    "RoIAlign on C4": functools.partial(
+        roi_align.build, num=1, batch=1, dtype=torch.bfloat16, channels_last=True, pooling=roi_align.C4
+    ),
+    "RoIAlign backward on C4": functools.partial(
+        roi_align_backward.build,
+        num=2,
+        batch=1,
+        dtype=torch.bfloat16,
+        size=(128, 160),
+        pooling=roi_align.C4._replace(channels=256),
+        channels_last=True,
     ),
     "paste": functools.partial(masks.build_paste, num=2, size=(110, 130)),
     "RLE": functools.partial(masks.build_encode, num=2, size=(200, 260)),

@@ -22,7 +22,8 @@ BUILDERS = [
 ]
 BODIES = ["resnet18", "resnet34", "resnet101", "resnet152", "resnext101_32x8d"]
 FAMILY = [f"{kind}_{body}_fpn" for kind in ("maskrcnn", "fasterrcnn") for body in BODIES]
-OWN = ["maskrcnn_slim_fpn", *FAMILY]  # which torchvision does not have
+C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50, 101)]
+OWN = ["maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
 CLASSIFIERS = [n for n in fastmask.models.resnet.__all__ if n.startswith(("resne", "wide"))]
 CLASSIFIERS += ["mobilenet_v3_large", "mobilenet_v3_small"]
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
@@ -131,7 +132,7 @@ def test_backbone_weights_enums(name: str) -> None:
 
 def test_models_by_name() -> None:
     assert {*BUILDERS, *CLASSIFIERS, *OWN} == set(fastmask.models.list_models())
-    assert fastmask.models.list_models(include="mask*resnet50*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert fastmask.models.list_models(include="mask*50_fpn*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
     assert fastmask.models.list_models(fastmask.models.detection) == sorted([*BUILDERS, *OWN])
     assert fastmask.models.list_models(module=fastmask.models) == sorted(CLASSIFIERS)
     assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights

@@ -1,5 +1,11 @@
 """Detection models: torchvision.models.detection's names."""
 
+from fastmask.models.detection.c4 import (
+    fasterrcnn_resnet50_c4,
+    fasterrcnn_resnet101_c4,
+    maskrcnn_resnet50_c4,
+    maskrcnn_resnet101_c4,
+)
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
     FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
@@ -47,16 +53,20 @@ __all__ = [
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet18_fpn",
     "fasterrcnn_resnet34_fpn",
+    "fasterrcnn_resnet50_c4",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet101_c4",
     "fasterrcnn_resnet101_fpn",
     "fasterrcnn_resnet152_fpn",
     "fasterrcnn_resnext101_32x8d_fpn",
     "fasterrcnn_timm",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",
+    "maskrcnn_resnet50_c4",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet101_c4",
     "maskrcnn_resnet101_fpn",
     "maskrcnn_resnet152_fpn",
     "maskrcnn_resnext101_32x8d_fpn",

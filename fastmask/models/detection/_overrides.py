@@ -40,7 +40,7 @@ PARTS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {  # class, me
     "roi_heads.proposal_matcher": MATCHER,
     "roi_heads.fg_bg_sampler": SAMPLER,
 }
-HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
+HEADS = ("res5", "box_head", "box_predictor", "mask_head", "mask_predictor")
 TRANSFORM = ("forward", "normalize", "resize", "max_by_axis", "batch_images", "torch_choice", "postprocess")
 LOSSES = ("fastrcnn_loss", "maskrcnn_loss")
 CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")

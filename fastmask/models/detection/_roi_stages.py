@@ -14,6 +14,8 @@ from fastmask.ops.boxes import box_iou, nms_padded
 from fastmask.ops.poolers import MultiScaleRoIAlign, pool_levels
 from fastmask.structures import Candidates, Detections, Features, Proposals
 
+MAX_ROIS = 256  # that res5 reads at once in inference
+
 
 class RoIStages(NotScriptable, nn.Module):
     """Classes, boxes and masks of proposals, without torchvision's methods on lists.
@@ -71,6 +73,7 @@ class RoIStages(NotScriptable, nn.Module):
         self.keypoint_roi_pool = self.keypoint_head = self.keypoint_predictor = None
         if not keypoint_roi_pool is keypoint_head is keypoint_predictor is None:
             raise ArgumentError("keypoint_roi_pool, keypoint_head and keypoint_predictor must be None, got another")
+        self.res5: nn.Module | None = None  # of the C4 models: between RoIAlign and both heads
         self.min_size = 1e-2
 
     def has_mask(self) -> bool:
@@ -80,6 +83,16 @@ class RoIStages(NotScriptable, nn.Module):
     def has_keypoint(self) -> bool:
         """False: there is no keypoint branch. Subclasses with a forward like torchvision's ask."""
         return False
+
+    def shares_rois(self) -> bool:
+        """Whether, of the same boxes, the mask head reads what the box head reads: in C4 models whose poolers agree."""
+        if self.res5 is None or self.mask_roi_pool is None:
+            return False
+        first, second = (
+            [getattr(pooler, name) for name in ("featmap_names", "output_size", "sampling_ratio")]
+            for pooler in (self.box_roi_pool, self.mask_roi_pool)
+        )
+        return first == second
 
     def num_classes(self) -> int | None:
         """Number of classes with background, of a predictor like FastRCNNPredictor; None of any other."""
@@ -93,10 +106,34 @@ class RoIStages(NotScriptable, nn.Module):
 
         ``rois`` [B, P, 5]: the same boxes, where they are at hand.
         """
-        pooled = pool(self.box_roi_pool, features, boxes, rows, rois)
-        hidden = self.box_head(as_read(pooled, self.box_head))
+        parts = [rois] if self.res5 is None or rows is not None else split_rois(boxes, rois)
+        hidden = [self.embed_boxes(self.pool_rois(self.box_roi_pool, features, boxes, rows, part)) for part in parts]
+        return self.predict_boxes(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+
+    def embed_boxes(self, pooled: Tensor) -> Tensor:
+        """Features of :meth:`pool_rois` -> what the box predictor reads."""
+        hidden: Tensor = self.box_head(as_read(pooled, self.box_head))
+        return hidden
+
+    def predict_boxes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`embed_boxes` returns -> class logits [R, C] and box deltas [R, C, 4]."""
         logits, deltas = self.box_predictor(as_read(hidden, self.box_predictor))
         return logits, deltas.unflatten(1, (-1, 4))
+
+    def pool_rois(
+        self,
+        pooler: MultiScaleRoIAlign,
+        features: Features,
+        boxes: Tensor,
+        rows: Tensor | None = None,
+        rois: Tensor | None = None,
+    ) -> Tensor:
+        """What the heads read of RoIs: :func:`pool`'s features and, in a C4 model, ``res5`` of them."""
+        return self.run_res5(pool(pooler, features, boxes, rows, rois))
+
+    def run_res5(self, pooled: Tensor) -> Tensor:
+        """RoI features through ``res5``, where there is one."""
+        return pooled if self.res5 is None else self.res5(as_read(pooled, self.res5))
 
     def select_candidates(self, logits: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Candidates:
         """Class logits and deltas of all proposals, and image sizes [B, 2] -> the candidates of NMS.
@@ -154,11 +191,23 @@ class RoIStages(NotScriptable, nn.Module):
         assert self.mask_roi_pool is not None
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        pooled = pool(self.mask_roi_pool, features, detections.boxes, rois=detections.rois)
+        pooled = self.pool_rois(self.mask_roi_pool, features, detections.boxes, rois=detections.rois)
         hidden = as_read(self.mask_head(as_read(pooled, self.mask_head)), self.mask_predictor)
         masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
         boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
         return Detections(boxes, labels, scores, masks, count, rois)
+
+
+def split_rois(boxes: Tensor, rois: Tensor | None) -> list[Tensor | None]:
+    """Split boxes [B, P, 4] into parts of equal numbers of RoIs, [1, n, 5] each, without gradients; else one part.
+
+    ``rois`` [B, P, 5]: the same boxes, where they are at hand.
+    """
+    number = boxes.shape[0] * boxes.shape[1]
+    if torch.is_grad_enabled() or torch.compiler.is_exporting() or number <= MAX_ROIS:
+        return [rois]
+    whole = boxes_to_rois(boxes) if rois is None else rois.flatten(0, 1)
+    return [part[None] for part in whole.chunk(-(-number // MAX_ROIS))]
 
 
 def pool(

@@ -85,13 +85,8 @@ def resnet_fpn_backbone(
     return _resnet_fpn_extractor(backbone, trainable_layers, returned_layers, extra_blocks)
 
 
-def _resnet_fpn_extractor(
-    backbone: resnet.ResNet,
-    trainable_layers: int,
-    returned_layers: list[int] | None = None,
-    extra_blocks: ExtraFPNBlock | None = None,
-    norm_layer: Norm | None = None,
-) -> BackboneWithFPN:
+def _freeze_stages(backbone: resnet.ResNet, trainable_layers: int) -> None:
+    """Freeze all but so many of layer4, layer3, layer2, layer1, conv1, in this order; 5 trains bn1, too."""
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f"trainable_layers: Trainable layers should be in the range [0,5], got {trainable_layers}")
     trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
@@ -100,6 +95,16 @@ def _resnet_fpn_extractor(
     for name, parameter in backbone.named_parameters():
         if not name.startswith(tuple(trained)):
             parameter.requires_grad_(False)
+
+
+def _resnet_fpn_extractor(
+    backbone: resnet.ResNet,
+    trainable_layers: int,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+    norm_layer: Norm | None = None,
+) -> BackboneWithFPN:
+    _freeze_stages(backbone, trainable_layers)
     stages = [1, 2, 3, 4] if returned_layers is None else returned_layers
     if not all(1 <= stage <= 4 for stage in stages):
         raise ValueError(f"returned_layers: Each returned layer should be in the range [1,4]. Got {stages}")

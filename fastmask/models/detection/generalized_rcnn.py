@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensor
 from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models._layout import is_own, takes_channels_last
+from fastmask.models.detection._c4_backbone import C4Backbone
 from fastmask.models.detection._channels import check_pixels
 from fastmask.models.detection._overrides import check_static, is_static, reads_targets
 from fastmask.models.detection._unpad import unpad
@@ -97,7 +98,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             layout = torch.channels_last if last else torch.contiguous_format
             maps = OrderedDict((name, feature.contiguous(memory_format=layout)) for name, feature in maps.items())
         known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
-        if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
+        if isinstance(self.backbone, BackboneWithFPN | C4Backbone) and self.backbone.strides is not None:
             known = self.backbone.strides
         poolers = [getattr(self.roi_heads, f"{name}_roi_pool", None) for name in ("box", "mask")]  # of any class
         pooled = {name for pooler in poolers for name in getattr(pooler, "featmap_names", ())}

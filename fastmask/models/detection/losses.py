@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmask.checks import is_readable
 from fastmask.models._layout import as_read
 from fastmask.models.detection._mask_head import predict_mask_logits
-from fastmask.models.detection._roi_stages import RoIStages, pool
+from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._utils import BoxCoder, take_rows
 from fastmask.models.detection.sampling import Sample, count_parts, match_boxes
@@ -64,7 +64,8 @@ def roi_losses(
     with torch.no_grad():
         boxes, matched, labels, sample = sample_proposals(heads, proposals, targets)
     rows, counts = select_rows(sample.valid)
-    logits, deltas = heads.classify(features, boxes, rows)
+    pooled = heads.pool_rois(heads.box_roi_pool, features, boxes, rows)
+    logits, deltas = heads.predict_boxes(heads.embed_boxes(pooled))
     total = normalizer(sample.valid.sum())
     label = labels.flatten()[rows]
     error = F.cross_entropy(logits, torch.where(counts, label, IGNORED), ignore_index=IGNORED, reduction="sum")
@@ -75,7 +76,8 @@ def roi_losses(
     if heads.has_mask():
         most = heads.fg_bg_sampler.max_positives()  # positives come first
         first = (boxes[:, :most], matched[:, :most], labels[:, :most], sample.positive[:, :most])
-        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, *first)
+        known = (pooled, sample.valid) if heads.shares_rois() else None
+        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, *first, known)
     return losses
 
 
@@ -121,10 +123,12 @@ def mask_loss(
     matched: Tensor,
     labels: Tensor,
     positive: Tensor,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
 
-    Boxes that match an instance without a mask do not count.
+    Boxes that match an instance without a mask do not count. ``known``: what the mask head reads of all samples, of
+    which these boxes are the first, and which samples [B, all] are valid: their rows, see :func:`select_rows`.
     """
     assert heads.mask_roi_pool is not None
     assert heads.mask_head is not None
@@ -133,7 +137,12 @@ def mask_loss(
     if targets.has_mask is not None:
         positive = positive & targets.has_mask.gather(1, matched)
     rows, counts = select_rows(positive)
-    pooled = pool(heads.mask_roi_pool, features, boxes, rows)
+    if known is None:
+        pooled = heads.pool_rois(heads.mask_roi_pool, features, boxes, rows)
+    else:
+        every, valid = known
+        places = valid.flatten().cumsum(0).view_as(valid)[:, : boxes.shape[1]] - 1  # the row of each valid sample
+        pooled = every[places.flatten()[rows].clamp(min=0)]
     hidden = as_read(heads.mask_head(as_read(pooled, heads.mask_head)), heads.mask_predictor)
     logits = predict_mask_logits(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():

@@ -50,14 +50,17 @@ class RoIHeads(RoIStages):
                 raise TypeError(f"targets[{i}]['labels'] must be int64, got {target['labels'].dtype}")
         if self.training:
             return [], self._compute_losses(features, proposals, image_shapes, targets)
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        pooled = self.run_res5(self.box_roi_pool(features, proposals, image_shapes))
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         detections = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         predictions: list[Prediction] = [
             {"boxes": boxes, "labels": labels, "scores": scores}
             for boxes, scores, labels in zip(*detections, strict=True)
         ]
         if self.has_mask():
-            mask_logits = self._mask_logits(features, [each["boxes"] for each in predictions], image_shapes)
+            mask_logits = self._mask_logits(
+                self._pool_masks(features, [each["boxes"] for each in predictions], image_shapes)
+            )
             masks = maskrcnn_inference(mask_logits, [each["labels"] for each in predictions])
             for prediction, mask in zip(predictions, masks, strict=True):
                 prediction["masks"] = mask
@@ -68,23 +71,30 @@ class RoIHeads(RoIStages):
     ) -> dict[str, Tensor]:
         boxes, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
         assert targets is not None
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        pooled = self.run_res5(self.box_roi_pool(features, boxes, image_shapes))
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         loss_classifier, loss_box = fastrcnn_loss(logits, deltas, labels, regression_targets)
         losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box}
         if self.has_mask():
             positive = [label > 0 for label in labels]
             boxes = [box[rows] for box, rows in zip(boxes, positive, strict=True)]
             matched = [index[rows] for index, rows in zip(matched, positive, strict=True)]
-            mask_logits = self._mask_logits(features, boxes, image_shapes)
+            shared = pooled[torch.cat(positive)] if self.shares_rois() else None
+            mask_logits = self._mask_logits(
+                self._pool_masks(features, boxes, image_shapes) if shared is None else shared
+            )
             gt_masks, gt_labels = ([target[key] for target in targets] for key in ("masks", "labels"))
             losses["loss_mask"] = maskrcnn_loss(mask_logits, boxes, gt_masks, gt_labels, matched)
         return losses
 
-    def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
+    def _pool_masks(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
         assert self.mask_roi_pool is not None
+        return self.run_res5(self.mask_roi_pool(features, boxes, image_shapes))
+
+    def _mask_logits(self, pooled: Tensor) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        logits: Tensor = self.mask_predictor(self.mask_head(pooled))
         return logits
 
     def check_targets(self, targets: list[Target] | None) -> None:
