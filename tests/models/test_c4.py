@@ -200,7 +200,7 @@ def test_roi_pool() -> None:
     assert pooler.output_size == (14, 14)
     with torch.no_grad():
         (found,) = model.eval().detect([torch.rand(3, 64, 96)])
-    assert found["masks"].shape == (5, 1, 14, 14)
+    assert found["masks"].shape[1:] == (1, 14, 14)
 
 
 def count_parameters(depth: int, masked: bool, classes: int = 80) -> int:
