@@ -1,4 +1,4 @@
-"""The slim model of all tests: a Mask R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
+"""The slim model of all tests: an R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,13 +17,22 @@ NUM_CLASSES = 5
 CHANNELS = 32
 
 
-def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: int = 3, **options: Any) -> nn.Module:
+def slim_model(
+    library: ModuleType,
+    norm: str = "FrozenBatchNorm2d",
+    channels: int = 3,
+    keypoints: int = 0,
+    masks: bool = True,
+    **options: Any,
+) -> nn.Module:
     """A slim model of a library.
 
     Args:
         library: torchvision or fastmask.
         norm: of the backbone, FrozenBatchNorm2d or BatchNorm2d.
         channels: of images; of other than three, the mean is 0.4, 0.5, 0.6, 0.4, ... and the deviation 0.25.
+        keypoints: a Keypoint R-CNN with so many, unless they are 0.
+        masks: whether there is a mask branch, which torchvision's RoI heads may have beside the other.
     """
     detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
     norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
@@ -56,14 +65,24 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: i
         "box_detections_per_img": 30,
         "rpn_post_nms_top_n_test": 200,
     } | options
-    return detection.mask_rcnn.MaskRCNN(
+    settings |= {
+        "box_head": detection.faster_rcnn.TwoMLPHead(CHANNELS * 49, 64),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
+    }
+    mask_head = detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1)
+    mask_predictor = detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    if not keypoints:
+        return detection.mask_rcnn.MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
+    model = detection.keypoint_rcnn.KeypointRCNN(
         backbone,
-        box_head=detection.faster_rcnn.TwoMLPHead(CHANNELS * 49, 64),
-        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
-        mask_head=detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1),
-        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
+        keypoint_head=detection.keypoint_rcnn.KeypointRCNNHeads(CHANNELS, (CHANNELS, CHANNELS)),
+        keypoint_predictor=detection.keypoint_rcnn.KeypointRCNNPredictor(CHANNELS, keypoints),
         **settings,
     )
+    if masks:
+        model.roi_heads.mask_roi_pool = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+        model.roi_heads.mask_head, model.roi_heads.mask_predictor = mask_head, mask_predictor
+    return model
 
 
 def calibrate_on_images(model: nn.Module, channels: int = 3) -> None:

@@ -16,10 +16,11 @@ BUILDERS = [
     "maskrcnn_resnet50_fpn_v2",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
 ]
 OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
-KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
+KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}
 
 
 def build(library: object, name: str, **options: object) -> nn.Module:
@@ -50,19 +51,28 @@ def test_the_same_seed_gives_the_same_weights(seed: int) -> None:
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("version", ["", "_V2"])
-@pytest.mark.parametrize("kind", ["MaskRCNN", "FasterRCNN"])
-def test_weights_enums(kind: str, version: str) -> None:
-    name = f"{kind}_ResNet50_FPN{version}_Weights"
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "MaskRCNN_ResNet50_FPN",
+        "MaskRCNN_ResNet50_FPN_V2",
+        "FasterRCNN_ResNet50_FPN",
+        "FasterRCNN_ResNet50_FPN_V2",
+        "KeypointRCNN_ResNet50_FPN",
+    ],
+)
+def test_weights_enums(kind: str) -> None:
+    name = f"{kind}_Weights"
     ours, theirs = (getattr(library.models.detection, name) for library in (fastmask, torchvision))
     assert list(ours.__members__) == list(theirs.__members__)
     assert ours.DEFAULT is ours.COCO_V1
     assert fastmask.models.get_weight(f"{name}.COCO_V1") is ours.COCO_V1
     assert ours.verify("COCO_V1") is ours.verify(f"{name}.COCO_V1") is ours.COCO_V1
     assert repr(ours.COCO_V1) == f"{name}.COCO_V1"
-    assert ours.COCO_V1.url == theirs.COCO_V1.url
-    for key in ("categories", "num_params", "_metrics", "recipe", "min_size"):
-        assert ours.COCO_V1.meta[key] == theirs.COCO_V1.meta[key]
+    for member in ours.__members__:
+        assert ours[member].url == theirs[member].url
+        for key in ("categories", "num_params", "_metrics", "recipe", "min_size", "keypoint_names"):
+            assert ours[member].meta.get(key) == theirs[member].meta.get(key)
     image = torch.randint(256, (3, 5, 6), dtype=torch.uint8)
     assert torch.equal(ours.COCO_V1.transforms()(image), theirs.COCO_V1.transforms()(image))
 
