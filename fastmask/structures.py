@@ -122,6 +122,7 @@ class CocoResult(TypedDict):
     bbox: NotRequired[list[float]]  # [x, y, width, height] in pixels of the image
     score: float
     segmentation: NotRequired[Any]  # RLE with text counts, or polygons
+    keypoints: NotRequired[list[float]]  # x, y and a score, K times; COCO's evaluation does not read the third
 
 
 def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool, keypoints: bool = False) -> Targets:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
+from fastmask.data.keypoints import describe_lost
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import choose_images, find_annotations, find_json, find_splits
 from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
@@ -192,11 +193,9 @@ def write_dataset(
     if format == "coco":
         write_coco(dataset, path)
         return []
-    if format == "via":
-        return write_via(dataset, path)
-    if format == "labelme":
-        return write_labelme(dataset, path)
-    return write_masks(dataset, path)
+    lost = list(describe_lost(dataset.records))
+    write = {"via": write_via, "labelme": write_labelme, "masks": write_masks}[format]
+    return [*write(dataset, path), *lost]
 
 
 def _list_inputs(source: Path) -> list[Path]:
