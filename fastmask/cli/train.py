@@ -12,6 +12,8 @@ from fastmask.cli.data import add_source_arguments
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
 
+MIN_KEYPOINTS_HELP = "leave out images of fewer annotated keypoints, for models of keypoints [%(default)s]"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: the data, the model, the settings by the names of TrainConfig, and where the results go."""
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
     add("--keep-empty", action="store_true", help="also train on images without objects")
+    add("--min-keypoints", type=int, default=1, metavar="N", help=MIN_KEYPOINTS_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
+from fastmask.data.keypoints import count_points
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
@@ -93,17 +95,18 @@ def train(
             splits = Splits(crowds_to_objects(splits.train), splits.val and crowds_to_objects(splits.val))
         for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
             print(note)
-        for line in _describe_data(splits, config.keep_empty) if job.rank == 0 else ():
-            print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
 
         def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
             if isinstance(model, GeneralizedRCNN):
                 return find_builder(model.state_dict(), model), _check_classes(model, names)
             with job.local_first():  # else all ranks of a machine download
-                return _build_model(model, os.fspath(weights), names, config, device, job)
+                return _build_model(model, os.fspath(weights), splits.train, config, device, job)
 
         builder, network = job.run_on_all(prepare_model)
+        fewest = config.min_keypoints if network.roi_heads.has_keypoint() else 0
+        for line in _describe_data(splits, config.keep_empty, fewest) if job.rank == 0 else ():
+            print(f"fastmask train: {line}", file=sys.stderr)
         arguments["model"] = network if isinstance(model, GeneralizedRCNN) else builder
         data_and_job = (splits.train, splits.val, job)
         trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder)
@@ -142,14 +145,15 @@ def _is_run(folder: Path) -> bool:
     return isinstance(content, dict) and "fastmask" in content
 
 
-def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
+def _describe_data(splits: Splits, keep_empty: bool, min_keypoints: int) -> Iterator[str]:
     """What is broken, and what is left out."""
     for name, part in zip(Splits._fields, splits, strict=True):
         if part is None or isinstance(part.records, LazyRecords):
             continue
         for problem in part.problems:
             yield f"{problem.kind}: {problem.where}: {problem.text}"
-        counts = count_left_out(part, keep_empty or name == "val")
+        trained = name != "val"
+        counts = count_left_out(part, keep_empty or not trained, min_keypoints if trained else 0)
         if counts:
             yield f"left out of {name}: {', '.join(f'{number} {what}' for what, number in counts.items())}"
     if splits.val is None or isinstance(splits.val.records, LazyRecords):
@@ -166,13 +170,14 @@ def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
 
 
 def _build_model(
-    name: str | None, weights: str, names: list[str], config: TrainConfig, device: torch.device | str, ranks: Ranks
+    name: str | None, weights: str, data: Dataset, config: TrainConfig, device: torch.device | str, ranks: Ranks
 ) -> tuple[str, GeneralizedRCNN]:
     """Build a model by name or the weights', with the weights to start from, on its device; return its name, too.
 
     Raises:
         ValueError: there is no such model, or no such weights of it.
     """
+    names, number = label_names(data), count_points(data)
     known = models.list_models(module=models.detection)
     if name not in (None, *known):
         raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
@@ -183,12 +188,17 @@ def _build_model(
         options["max_size"] = config.max_size
     bare = weights in ("imagenet", "none")
     name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
-    slim = name == "maskrcnn_slim_fpn"
+    arguments = inspect.signature(models.get_model_builder(name)).parameters
+    backbone = "weights_backbone" in arguments
+    if number is not None and "num_keypoints" in arguments:
+        options["num_keypoints"] = number
     if source is None:
-        if not slim:
+        if backbone:
             options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else None
         elif weights == "imagenet":
-            raise ValueError("weights must be none, SHAPES_V1 or a file for maskrcnn_slim_fpn, got imagenet")
+            members = ", ".join(models.get_model_weights(name).__members__)
+            others = ", ".join(["none", *([members] if members else [])])
+            raise ValueError(f"weights must be {others} or a file for {name}, got imagenet")
     else:
         trained = source.meta.get("categories")
         same = source.meta.get("num_classes") == len(names)
@@ -198,10 +208,13 @@ def _build_model(
             )
         if same and trained is not None:
             same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
+        points = source.meta.get("num_keypoints") or len(source.meta.get("keypoint_names", ()))
+        other = "classes" if not same else "keypoints"
+        same = same and options.get("num_keypoints", points) == points
         if not same and ranks.rank == 0:
-            print(f"fastmask train: {source} is of other classes: the predictors start anew")
+            print(f"fastmask train: {source} is of other {other}: the predictors start anew")
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
-        if not slim and isinstance(source, Checkpoint):
+        if backbone and isinstance(source, Checkpoint):
             options["weights_backbone"] = None
     where = ranks.device(str(device))
     if where == "auto":

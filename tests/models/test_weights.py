@@ -18,7 +18,7 @@ BUILDERS = [
     "fasterrcnn_resnet50_fpn_v2",
     "keypointrcnn_resnet50_fpn",
 ]
-OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
+OWN = ["keypointrcnn_slim_fpn", "maskrcnn_slim_fpn"]  # which torchvision does not have
 RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}
 

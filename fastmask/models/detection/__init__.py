@@ -19,7 +19,12 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
-from fastmask.models.detection.slim import MaskRCNN_Slim_FPN_Weights, maskrcnn_slim_fpn
+from fastmask.models.detection.slim import (
+    KeypointRCNN_Slim_FPN_Weights,
+    MaskRCNN_Slim_FPN_Weights,
+    keypointrcnn_slim_fpn,
+    maskrcnn_slim_fpn,
+)
 
 __all__ = [
     "FasterRCNN",
@@ -27,6 +32,7 @@ __all__ = [
     "FasterRCNN_ResNet50_FPN_Weights",
     "KeypointRCNN",
     "KeypointRCNN_ResNet50_FPN_Weights",
+    "KeypointRCNN_Slim_FPN_Weights",
     "MaskRCNN",
     "MaskRCNN_ResNet50_FPN_V2_Weights",
     "MaskRCNN_ResNet50_FPN_Weights",
@@ -34,6 +40,7 @@ __all__ = [
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_slim_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "maskrcnn_slim_fpn",
