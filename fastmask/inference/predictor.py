@@ -45,7 +45,7 @@ class Predictor:
             model would, but no larger than fits. "exact" pads as the model does, which captures a graph for each size.
         batch: images of a batch; a batch ends early where portrait images follow landscape ones. With "exact" it is
             padded together, as the model pads a list of that many.
-        dtype: of weights and feature maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else
+        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else
             the model's own.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
@@ -119,7 +119,7 @@ class Predictor:
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
             mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
-        wanted = mask_buckets and ready.roi_heads.has_mask()
+        wanted = mask_buckets and (ready.roi_heads.has_mask() or ready.roi_heads.has_keypoint())
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         transform = ready.transform
         self.resizer = Resizer(
