@@ -196,8 +196,7 @@ def _build_model(
         if backbone:
             options["weights_backbone"] = "DEFAULT" if weights == "imagenet" else None
         elif weights == "imagenet":
-            members = ", ".join(models.get_model_weights(name).__members__)
-            others = ", ".join(["none", *([members] if members else [])])
+            others = ", ".join(["none", *(member.name for member in models.get_model_weights(name))])
             raise ValueError(f"weights must be {others} or a file for {name}, got imagenet")
     else:
         trained = source.meta.get("categories")
