@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
-from fastmask.data.keypoints import describe_lost
+from fastmask.data.keypoints import describe_lost, describe_lost_pairs
 from fastmask.data.labelme import is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import choose_images, find_annotations, find_json, find_splits
 from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
@@ -192,7 +192,7 @@ def write_dataset(
     check_free(_list_outputs(dataset, path, format), force, [*read, *(record.file for record in dataset.records)])
     if format == "coco":
         write_coco(dataset, path)
-        return []
+        return list(describe_lost_pairs(dataset.skeletons))
     lost = list(describe_lost(dataset.records))
     write = {"via": write_via, "labelme": write_labelme, "masks": write_masks}[format]
     return [*write(dataset, path), *lost]

@@ -97,6 +97,16 @@ def describe_lost(records: Iterable[Record]) -> Iterator[Problem]:
             yield Problem("cannot be written", str(record.file), f"the keypoints of {lost} objects")
 
 
+def describe_lost_pairs(skeletons: Mapping[str, Skeleton]) -> Iterator[Problem]:
+    """What COCO's files cannot hold: pairs that differ from what the names say, and limbs without names."""
+    for name, skeleton in skeletons.items():
+        named = skeleton._replace(pairs=None).find_pairs()
+        if skeleton.pairs is not None and set(map(frozenset, skeleton.pairs)) != set(map(frozenset, named)):
+            yield Problem("cannot be written", f"the category {name}", "its pairs of keypoints, as names give others")
+        if skeleton.limbs and not skeleton.names:
+            yield Problem("cannot be written", f"the category {name}", "its limbs, as its keypoints have no names")
+
+
 def count_points(dataset: Dataset) -> int | None:
     """K of all categories that have keypoints; None without any.
 

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
-from fastmask.inference.pretrained import FilePath, load_pretrained
+from fastmask.inference.pretrained import FilePath, load_with_metadata
 from fastmask.inference.program import Program, Runner
 from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
@@ -25,6 +25,7 @@ from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer, Size
+from fastmask.skeletons import Skeleton
 from fastmask.structures import Prediction
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
@@ -326,15 +327,16 @@ class Predictor:
         return self._runners[size]
 
     categories: Sequence[str] | None = None  # names by label, from 0, the background, where they are known
+    skeletons: Mapping[str, Skeleton] = {}  # of keypoints, by category, where they are known
 
     @classmethod
     def from_pretrained(
         cls, name: FilePath, weights: FilePath = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
     ) -> "Predictor":
         """A detector by name with weights, or a file's; see :func:`load_pretrained`. ``options`` as above."""
-        model, categories = load_pretrained(name, weights, device, score)
+        model, metadata = load_with_metadata(name, weights, device, score)
         predictor = cls(model, **options)
-        predictor.categories = categories
+        predictor.categories, predictor.skeletons = metadata.get("categories"), metadata.get("skeletons", {})
         return predictor
 
 

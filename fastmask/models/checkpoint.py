@@ -31,7 +31,8 @@ class Checkpoint:
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
-    thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms. ``meta`` holds those that are known,
+    thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms; ``skeletons``, names and limbs of
+    keypoints by category. ``meta`` holds those that are known,
     ``num_classes`` and, of a keypoint model, ``num_keypoints``.
 
     Raises:

@@ -307,7 +307,8 @@ class Trainer:
 
     def _metadata(self) -> dict[str, Any]:
         """What :class:`fastmask.models.Checkpoint` tells whoever loads the weights."""
-        return describe_model(self.model, self.builder, self.names)
+        keypoints = self.samples.skeletons  # None without a branch for them
+        return describe_model(self.model, self.builder, self.names, keypoints)
 
     def _settings(self) -> dict[str, Any]:
         """Settings that determine the losses, besides the images."""

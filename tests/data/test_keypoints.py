@@ -58,6 +58,19 @@ def test_read_and_written_back(tmp_path: Path) -> None:
     assert (back.problems, back.skeletons) == ([], dataset.skeletons)
 
 
+def test_pairs_that_names_do_not_give(tmp_path: Path) -> None:
+    dataset = read_coco(tmp_path, {})
+    for skeleton, texts in (
+        (Skeleton(3, ("a", "left_b", "right_b"), pairs=((2, 1),)), []),
+        (Skeleton(3, ("a", "b", "c"), pairs=((1, 2),)), ["its pairs of keypoints, as names give others"]),
+        (Skeleton(3, limbs=((0, 1),)), ["its limbs, as its keypoints have no names"]),
+    ):
+        lost = data.write_dataset(
+            dataset._replace(skeletons={"cat": skeleton}), tmp_path / "b.json", "coco", force=True
+        )
+        assert [(problem.kind, problem.text) for problem in lost] == [("cannot be written", text) for text in texts]
+
+
 def test_what_is_broken_is_named_and_left_out(tmp_path: Path) -> None:
     """The object stays, with its box, and without its keypoints."""
     nan = float("nan")

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmask import Predictor
 from fastmask.cli import main
 from fastmask.data import write_dataset
 from fastmask.demo import save_synthetic, synthetic_dataset
 from fastmask.evaluation import KeypointMetrics, Metrics
-from fastmask.models import detection
-from fastmask.skeletons import Skeleton
+from fastmask.models import Checkpoint, detection
+from fastmask.models._metadata import parse_skeletons, plain_skeletons
+from fastmask.skeletons import PERSON, Skeleton
 from fastmask.training import TrainConfig, train
 from fastmask.training.history import read_metrics, score_epoch
 
@@ -45,6 +47,9 @@ def test_from_figures_to_skeletons(tmp_path: Path, seed: int, capsys: pytest.Cap
     where = tmp_path / "predictions"
     images = ["predict", str(tmp_path / "set" / "val" / "images"), "--score", "0", "--quiet"]
     assert main([*images, *weights, "--classes", "person", "--out", str(where)]) == 0
+    assert Checkpoint(tmp_path / "out" / "best.pth").meta["skeletons"] == {"person": PERSON}
+    predictor = Predictor.from_pretrained(tmp_path / "out" / "best.pth", device="cpu")
+    assert predictor.skeletons == {"person": PERSON}
     results = json.loads((where / "predictions.json").read_text())
     assert results
     assert all(len(result["keypoints"]) == 51 for result in results)
@@ -81,3 +86,13 @@ def test_data_that_do_not_fit(tmp_path: Path, seed: int) -> None:
         train("keypointrcnn_slim_fpn", two, tmp_path / "c", config, weights="none")
     with pytest.raises(ValueError, match="min_keypoints must be at least 0, got -1"):
         TrainConfig(1, min_keypoints=-1)
+
+
+def test_skeletons_of_checkpoints() -> None:
+    """They come back as they were; those of another form are left out."""
+    three = Skeleton(3, ("a", "left_b", "right_b"), ((0, 1), (0, 2)))
+    plain = json.loads(json.dumps(plain_skeletons({"cat": three, "dog": Skeleton(4)})))
+    assert parse_skeletons(plain) == {"cat": three, "dog": Skeleton(4)}
+    wrong = [None, [], {"number": 2}, plain["cat"] | {"limbs": [[0, 3]]}, plain["cat"] | {"names": ["a"]}]
+    assert parse_skeletons({str(i): each for i, each in enumerate(wrong)}) == {}
+    assert parse_skeletons(wrong) == {}
