@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from fastmask.kernels.fallback import keypoints as keypoints_fallback
+from fastmask.kernels.launch import HAS_TRITON, register
 from fastmask.kernels.reference import compute_dtype
+
+MOST_PIXELS = 2**15  # of a box's side, where there is no image that bounds it
 
 decode_keypoints_op = torch.library.custom_op(
     "fastmask::decode_keypoints", keypoints_fallback.decode_keypoints, mutates_args=()
 )
+
+if HAS_TRITON:
+    from fastmask.kernels.triton import keypoints as keypoints_triton
+
+    register(decode_keypoints_op, keypoints_triton.decode_keypoints, keypoints_fallback.decode_keypoints)
 
 
 @decode_keypoints_op.register_fake

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmask.checks import ArgumentError, check_shape
-from fastmask.kernels.keypoints import decode_keypoints_op
+from fastmask.kernels.keypoints import MOST_PIXELS, decode_keypoints_op
 from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap as keypoints_to_heatmap
 from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._unpad import keep_best
@@ -20,7 +20,6 @@ from fastmask.ops.roi_align import roi_align
 from fastmask.structures import Prediction
 
 Target = dict[str, Tensor]
-MOST_PIXELS = 2**15  # of a box's side, for heatmaps_to_keypoints
 Sizes = list[tuple[int, int]]  # (height, width) of each image
 
 
