@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never over something that another made; YAML files."""
+"""Files that are written whole or not at all, and never over something that another made; folders; YAML files."""
 
 import contextlib
 import os
@@ -52,20 +52,42 @@ def check_free(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()
         raise FileExistsError(f"{there[0]}{more} must not be there already; --force (force=True) replaces it")
 
 
+def walk_folders(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """Yield a folder and those inside it, each once, sorted by name: links are followed, hidden ones left out."""
+    seen = set() if seen is None else seen
+    seen.add(os.path.realpath(folder))
+    yield folder
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and os.path.realpath(path) not in seen:
+            yield from walk_folders(path, seen)
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Value of a YAML file: mappings, lists, strings, numbers, booleans and None, never other objects.
 
     Raises:
         ImportError: PyYAML is not installed.
-        ValueError: the file is not YAML in UTF-8.
+        ValueError: the file is not YAML in UTF-8, or has a key twice.
         OSError: the file cannot be read.
     """
     try:
         import yaml
     except ImportError as error:
         raise ImportError(f"{path} needs PyYAML: pip install 'fastmask-rcnn[yaml]'") from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Which keeps no last one of several values in silence."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if (key.tag, key.value) in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1} has {key.value!r} once more")
+                seen.add((key.tag, key.value))
+            return node
+
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         fault = " ".join(str(error).split())
         raise ValueError(f"{path} must be a YAML file: {fault}") from error

@@ -1,6 +1,8 @@
 """Reading image files as RGB, or with other numbers of channels: upright, 8 bits per channel."""
 
+import io
 import os
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -15,10 +17,13 @@ ORIENTATIONS = {  # EXIF 2.32, section 4.6.4
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# endings of images in a folder
+SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm"}
+SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
 TRANSPOSED = {ORIENTATIONS[value] for value in (5, 6, 7, 8)}  # those that exchange height and width
 
 
-def read_image(path: Path, channels: int = 3) -> Image.Image:
+def read_image(path: Path, channels: int = 3, content: bytes | None = None) -> Image.Image:
     """Read an image file of any format of Pillow's, with its EXIF orientation applied.
 
     12-bit and 16-bit grayscale is scaled to 8 bits; of a file with several frames or pages, the first is read.
@@ -27,6 +32,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
         path: of the file.
         channels: 3 is RGB, without any alpha channel, and 1 is grayscale, as torchvision's readers convert to either;
             any other number must be that of the file: 4 of RGBA and CMYK, 2 of grayscale with alpha.
+        content: the file's, where it is known already; ``path`` is for messages then.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -35,7 +41,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     """
     try:
         with (
-            open(path, "rb") as file,
+            _open(path, content) as file,
             Image.open(file) as image,
         ):  # given a path, Pillow transposes memory-mapped TIFFs wrongly
             image.load()
@@ -48,21 +54,27 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of what :func:`read_image` returns, from the file's header alone.
+def read_image_size(path: Path, content: bytes | None = None) -> tuple[int, int]:
+    """(height, width) of what :func:`read_image` returns, from the file's header alone; ``content`` as there.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not an image.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        with _open(path, content) as file, Image.open(file) as image:
             transposed = _read_orientation(image) in TRANSPOSED
             return (image.width, image.height) if transposed else (image.height, image.width)
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as an image: its format is unknown") from error
     except Exception as error:  # as above
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {error}") from error
+
+
+def _open(path: Path, content: bytes | None) -> IO[bytes]:
+    return open(path, "rb") if content is None else io.BytesIO(content)
 
 
 def is_image(path: Path) -> bool:

@@ -28,6 +28,16 @@ def compute_resized_size(
     return math.floor(original[0] * scale), math.floor(original[1] * scale)
 
 
+def check_pixels_left(original: Size, size: Size) -> None:
+    """Raise a ValueError if not a pixel of a side of an image is left where it is resized to ``size``."""
+    if min(size) < 1:
+        (height, width), long = original, max(size)
+        raise ValueError(
+            f"images must be at most {long} times as long as wide, as they are resized to {long} pixels, "
+            f"got {width} x {height} pixels (width x height): cut it into pieces"
+        )
+
+
 def compute_padded_size(sizes: Sequence[Sequence[int]], divisible: int) -> Size:
     """The least (height, width) that holds all sizes and is a multiple of ``divisible``."""
     height, width = (math.ceil(max(size[axis] for size in sizes) / divisible) * divisible for axis in (0, 1))
@@ -111,14 +121,10 @@ class Resizer:
         room = self._choose(original) or (math.inf, math.inf)
         size = self.fixed_size or compute_resized_size(original, self.min_size, self.max_size, room)
         if min(size) < 1 or size[0] > room[0] or size[1] > room[1]:
-            height, width = original
             if self.fixed_size:
+                height, width = original
                 raise ValueError(f"images of {height} x {width} pixels cannot be resized to {size} in {room}")
-            long = max(size)
-            raise ValueError(
-                f"images must be at most {long} times as long as wide, as they are resized to {long} pixels, "
-                f"got {width} x {height} pixels (width x height): cut it into pieces"
-            )
+            check_pixels_left(original, size)
         return size
 
     def resize_batch(self, originals: Sequence[Size]) -> tuple[list[Size], Size]:

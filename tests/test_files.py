@@ -209,6 +209,9 @@ def test_yaml_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(text)
         with pytest.raises(ValueError, match=r"a\.yaml must be a YAML file: ."):
             files.read_yaml(path)
+    path.write_text("lr: 1\nsizes: {lr: 2}\nlr: 3")
+    with pytest.raises(ValueError, match=r"a\.yaml must be a YAML file: line 3 has 'lr' once more"):
+        files.read_yaml(path)
     with pytest.raises(FileNotFoundError):
         files.read_yaml(tmp_path / "b.yaml")
     monkeypatch.setitem(sys.modules, "yaml", None)

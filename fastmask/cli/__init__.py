@@ -1,10 +1,17 @@
-"""The ``fastmask`` command: one file a subcommand, with ``add_arguments(parser)`` and ``run(args) -> int``."""
+"""The ``fastmask`` command: one file a subcommand, with ``add_arguments(parser)`` and ``run(args) -> int``.
+
+A command whose options may come from files has ``parse(parser, parse_line) -> args``, too.
+"""
 
 import argparse
+import functools
 import importlib
 from collections.abc import Sequence
 
 from fastmask._version import __version__
+from fastmask.cli._completion import SHELLS, PrintCompletion
+from fastmask.cli._messages import print_error
+from fastmask.cli._output import checked_output
 
 COMMANDS = {
     "demo": "detect shapes on synthetic images: no network, no data, under a minute",
@@ -23,16 +30,37 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code."""
+    with checked_output():
+        return _run(argv)
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of command lines, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="fastmask", description="Train, run, evaluate and export Mask R-CNN; a drop-in for torchvision's."
     )
     parser.add_argument("--version", action="version", version=f"fastmask {__version__}")
+    completion = "print a script that completes command lines: source <(fastmask --completion bash)"
+    parser.add_argument("--completion", action=PrintCompletion, choices=SHELLS, help=completion)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {}
     for name, summary in COMMANDS.items():
-        command = importlib.import_module(f"fastmask.cli.{name}")
-        command.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
+        commands[name] = subparsers.add_parser(name, help=summary, description=summary)
+        importlib.import_module(f"fastmask.cli.{name}").add_arguments(commands[name])
+    return parser, commands
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser, commands = make_parsers()
     args = parser.parse_args(argv)
+    command = importlib.import_module(f"fastmask.cli.{args.command}")
+    if hasattr(command, "parse"):
+        try:
+            args = command.parse(commands[args.command], functools.partial(parser.parse_args, argv))
+        except (ImportError, OSError, ValueError) as error:
+            print_error(error, args)
+            return 2
     try:
-        return int(importlib.import_module(f"fastmask.cli.{args.command}").run(args))
+        return int(command.run(args))
     except KeyboardInterrupt:
         return 130  # a shell's code for it

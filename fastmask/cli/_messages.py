@@ -2,14 +2,34 @@
 
 import argparse
 import re
+import sys
+
+POSITIONAL = {"evaluate": "annotations", "export": "file", "data": "source"}  # no options; --images is named below
+ALIASES = {"data": "data_path", "dataset": "data_path", "attribute": "class_attribute", "box_score_thresh": "score"}
+WORDS = ("lr", "bf16", "zoom")  # in messages of the library always the arguments
+
+
+def print_error(error: object, args: argparse.Namespace) -> None:
+    """Print why a command ends, in one line, with the options' names."""
+    print(f"fastmask {args.command}: {name_options(error, args)}", file=sys.stderr)
 
 
 def name_options(text: object, args: argparse.Namespace) -> str:
-    """A library's message with the option's name for the argument's: "batch must be ..." -> "--batch must be ..."."""
-    match = re.match(r"(\w+)(?= must )", str(text))
-    if match is None or match[1] not in vars(args) or match[1] == "images":  # no option
-        return str(text)
-    return f"--{match[1].replace('_', '-')}{str(text)[match.end() :]}"
+    """A library's message with the options' names for the arguments': "batch must be ..." -> "--batch must be ...".
+
+    An argument is the message's first word, before "must", or what "was" and is another one "now"; names with an
+    underscore, and :data:`WORDS`, are arguments everywhere but in paths and quotes.
+    """
+    options = {name for name in vars(args) if name not in ("command", "what", "images", POSITIONAL.get(args.command))}
+
+    def name_option(match: re.Match[str]) -> str:
+        name = ALIASES.get(match[0], match[0])
+        return f"--{name.replace('_', '-')}" if name in options else match[0]
+
+    text = re.sub(r"^\w+(?=(?: and \w+)? must )|(?<=^opset and )\w+", name_option, str(text))
+    text = re.sub(r"(?:(?<=, got )|(?<=\), ))\w+(?= .*\(now )", name_option, text)
+    anywhere = "|".join([r"[a-z]+(?:_[a-z]+)+", *WORDS])
+    return re.sub(rf"(?<![\w/.\\'\"-])(?:{anywhere})(?![\w/.\\'\"-])", name_option, text)
 
 
 class Default(str):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fastmask.cli._device import find_device
+from fastmask.cli._messages import print_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         if results["benchmarks"]:
             print(format_summary(results))
     except (OSError, ValueError, re.error) as error:
-        print(f"fastmask bench: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     for message in failures:
         print(f"fastmask bench: no row: {message}", file=sys.stderr)

@@ -1,9 +1,9 @@
 """``fastmask compare``: how far Predictor's settings match the model itself, as a table and an image."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import add_model_arguments, load_model
 
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         with replace_file(args.out) as draft:
             image.save(draft)
     except (OSError, ValueError) as error:
-        print(f"fastmask compare: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     print(f"{'':24} detections  matched  mask IoU")
     for setting, number, share, iou in matches:

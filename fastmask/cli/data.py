@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastmask.cli._messages import print_error
+
 if TYPE_CHECKING:
     from fastmask.data import Dataset, Problem
 
     Result = tuple[str, Dataset, list[Problem]]  # where it is, the data set, and what is wrong with it
 
 SCENES = ("shapes", "grains", "mixed", "figures")
-FORMATS = ("coco", "via", "labelme", "masks")
+FORMATS = ("coco", "via", "labelme", "masks", "yolo")
 CROWDS_HELP = "take each crowd (COCO's iscrowd) for one object [crowds are neither trained nor counted]"
-SOURCE_HELP = "a JSON file, a folder of JSON files or mask images, or one with train and val or annotations in it"
+SOURCE_HELP = "a JSON file, data.yaml, a folder with either or mask images, or with train and val or annotations in it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (convert, check):
         command.add_argument("source", type=Path, help=SOURCE_HELP)
         add_source_arguments(command)
-    convert.add_argument("target", type=Path, help="a JSON file or, for labelme and masks, a folder")
+        add_split_argument(command)
+    convert.add_argument("target", type=Path, help="a JSON file or, for labelme, masks and yolo, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
     for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
         command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
@@ -50,27 +53,47 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_split_argument(parser: argparse.ArgumentParser, default: str = "all, or the only one") -> None:
+    """Add which split is read, for commands that read one."""
+    parser.add_argument("--split", choices=("train", "val", "test"), help=f"split of the annotations [{default}]")
+
+
 def read_source(args: argparse.Namespace, path: Path, split: str | None = None) -> "Dataset":
-    """The annotated images that a command line names, of several splits the given one."""
+    """The annotated images that a command line names, of several splits the named one, else the given one."""
     from fastmask.data import read_dataset
     from fastmask.data.records import crowds_to_objects
 
+    if args.split is not None:
+        return read_splits(args, path)[args.split]
     dataset = read_dataset(path, args.format, args.images, args.class_attribute, split)
     return crowds_to_objects(dataset) if args.crowds_as_objects else dataset
+
+
+def read_splits(args: argparse.Namespace, path: Path) -> "dict[str, Dataset]":
+    """All splits of the annotated images that a command line names, or the one that it names."""
+    from fastmask.data import read_all
+    from fastmask.data.records import crowds_to_objects
+
+    only = None if args.split is None else [args.split]
+    splits = read_all(path, args.format, args.images, args.class_attribute, only)
+    if args.split is not None and args.split not in splits:
+        raise ValueError(f"{path} must have the split {args.split} (--split), got none of this name")
+    return {split: crowds_to_objects(each) for split, each in splits.items()} if args.crowds_as_objects else splits
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if there are problems, each of which is named; 2 if nothing could be read or written."""
     try:
         results = {"convert": convert, "check": check, "draw": draw}[args.what](args)
-    except (OSError, ValueError) as error:
-        print(f"fastmask data: {error}", file=sys.stderr)
+    except (ImportError, OSError, ValueError) as error:
+        print_error(error, args)
         return 2
     return max(print_summary(*result, to_train=args.what != "draw") for result in results)
 
 
 def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_train: bool) -> int:
     """Print problems, notes and numbers -> 1 if there are problems, else 0."""
+    from fastmask.data.parse import join_few
     from fastmask.data.records import count_left_out
 
     for problem in problems:
@@ -80,7 +103,7 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_
     objects = collections.Counter(item.category for record in dataset.records for item in record.instances)
     empty = sum(not record.instances for record in dataset.records)
     print(f"{len(dataset.records)} images ({empty} without objects), {objects.total()} objects: {where}")
-    print(f"classes: {', '.join(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
+    print(f"classes: {join_few(f'{name} {number}' for name, number in objects.most_common()) or 'none'}")
     if to_train and (left_out := count_left_out(dataset)):
         print(f"left out of training: {', '.join(f'{number} {what}' for what, number in left_out.items())}")
     kinds = collections.Counter(problem.kind for problem in problems)
@@ -91,27 +114,32 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_
 def convert(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import add_sizes, write_dataset
 
-    dataset = add_sizes(read_source(args, args.source))
-    lost = write_dataset(dataset, args.target, args.to, force=args.force, source=args.source)
-    return [(str(args.source), dataset, [*dataset.problems, *lost])]
+    if args.to == "yolo" or args.split is not None:  # YOLO's data sets have splits
+        splits = {name or "train": add_sizes(each) for name, each in read_splits(args, args.source).items()}
+    else:
+        splits = {"": add_sizes(read_source(args, args.source))}
+    lost = write_dataset(splits, args.target, args.to, force=args.force, source=args.source)
+    results = [(name_split(args.source, split), each, each.problems) for split, each in splits.items()]
+    return [*results[:-1], (*results[-1][:2], [*results[-1][2], *lost])]
+
+
+def name_split(source: Path, split: str) -> str:
+    return f"{source}, {split}" if split else str(source)
 
 
 def check(args: argparse.Namespace) -> "list[Result]":
-    from fastmask.data import Dataset, read_all
+    from fastmask.data import Dataset
     from fastmask.data.contact_sheet import draw_contact_sheet
-    from fastmask.data.records import crowds_to_objects
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
 
-    splits = read_all(args.source, args.format, args.images, args.class_attribute)
-    if args.crowds_as_objects:
-        splits = {split: crowds_to_objects(dataset) for split, dataset in splits.items()}
+    splits = read_splits(args, args.source)
     records = [record for dataset in splits.values() for record in dataset.records]
     if args.contact_sheet is not None:
         check_free([args.contact_sheet], args.force, [args.source, *(record.file for record in records)])
-    names = {split: f"{args.source}, {split}" if split else str(args.source) for split in splits}
     results = [
-        (names[split], each, validate_dataset(each, progress=sys.stderr.isatty())) for split, each in splits.items()
+        (name_split(args.source, split), each, validate_dataset(each, progress=sys.stderr.isatty()))
+        for split, each in splits.items()
     ]
     if args.contact_sheet is not None:
         categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}

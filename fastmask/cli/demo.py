@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from fastmask.cli._device import DEVICE_HELP, find_device
+from fastmask.cli._messages import print_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             demo.sheet.save(draft)
         write_text(outputs[1], json.dumps(metrics, indent=1))
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"fastmask demo: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     print(f"\n{outputs[0]}, {outputs[1]}")
     return 0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
-from fastmask.cli.data import SOURCE_HELP, add_source_arguments, read_source
+from fastmask.cli.data import SOURCE_HELP, add_source_arguments, add_split_argument, read_source
 
 if TYPE_CHECKING:
     from fastmask.data import Dataset
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 AREAS_HELP = "areas by which detections are small, medium or large: own: the masks' for masks; loadRes: the boxes', as"
 AREAS_HELP += " pycocotools takes them from results that have both [%(default)s]"
 SIGMAS_HELP = "of each keypoint the deviation that counts as near, by the root of the area [COCO's for 17, else 1 / K]"
+CLASSES_SHOWN = 20  # that only the model or the data has, one by one
 ID_ZERO = "an annotation has the id 0: its detection is a true positive here, and a false positive for pycocotools"
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", type=Path, help=SOURCE_HELP)
     add_source_arguments(parser)
+    add_split_argument(parser, "val, or the only one")
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
     add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
     add("--sigmas", type=float, nargs="+", metavar="S", help=SIGMAS_HELP)
@@ -44,20 +47,23 @@ def run(args: argparse.Namespace) -> int:
 
     Under torchrun every rank evaluates its share of the images.
     """
+    from fastmask.data.splits import describe_first
     from fastmask.distributed import join_ranks
     from fastmask.evaluation.files import check_outputs, write_evaluation
 
     with join_ranks() as ranks:
         try:
             dataset = ranks.run_on_all(lambda: read_source(args, args.annotations, "val"))
+            if not len(dataset.records):
+                raise ValueError(f"{args.annotations} must have images, got none{describe_first(dataset)}")
             inputs = [path for path in (args.annotations, args.results) if path is not None]
             ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
             evaluation, results = evaluate(args, dataset, ranks)
             ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
-        except ValueError as error:
+        except (ImportError, ValueError) as error:
             if ranks.rank == 0:
-                print(f"fastmask evaluate: {error}", file=sys.stderr)
+                print_error(error, args)
             return 2
         if ranks.rank == 0:
             print_evaluation(evaluation, dataset, args.out)
@@ -112,10 +118,15 @@ def print_evaluation(evaluation: "Evaluation", dataset: "Dataset", folder: Path)
         print(f"fastmask evaluate: {ID_ZERO}", file=sys.stderr)
     for text in evaluation.problems:
         print(f"fastmask evaluate: {text}; its objects count as missed", file=sys.stderr)
-    for name, number in evaluation.left_out.items():
-        print(f"fastmask evaluate: {number} detections left out: the data has no {name}", file=sys.stderr)
-    for name, number in evaluation.unknown.items():
-        print(f"fastmask evaluate: {number} objects missed: the model has no {name}", file=sys.stderr)
+    for counts, text in (
+        (evaluation.left_out, "detections left out: the data has no"),
+        (evaluation.unknown, "objects missed: the model has no"),
+    ):
+        for name, number in list(counts.items())[:CLASSES_SHOWN]:
+            print(f"fastmask evaluate: {number} {text} {name}", file=sys.stderr)
+        rest = list(counts.values())[CLASSES_SHOWN:]
+        if rest:
+            print(f"fastmask evaluate: {sum(rest)} {text} {len(rest)} more classes", file=sys.stderr)
     print(format_evaluation(evaluation))
     seconds = ", ".join(f"{name} {number:.1f}" for name, number in evaluation.seconds.items())
     print(f"\n{evaluation.images} images, {evaluation.detections} detections: {folder} (seconds: {seconds})")

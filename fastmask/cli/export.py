@@ -2,10 +2,10 @@
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
 from fastmask.cli._device import find_device
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import add_model_arguments, load_model
 
 
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
         export_model(model, args.file, dtype=getattr(torch, args.dtype), report=report, **options)
         print(args.file)
     except MismatchError as error:
-        print(f"fastmask export: {error}", file=sys.stderr)
+        print_error(error, args)
         return 1
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        print(f"fastmask export: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     return 0

@@ -1,11 +1,11 @@
 """``fastmask predict``: detect objects in images; write overlays and one COCO results file."""
 
 import argparse
-import functools
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from fastmask.cli._messages import Default, is_given, name_options
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
@@ -109,20 +109,11 @@ def write_json(predicted: "PredictedFiles", target: str | None) -> None:
         return
     with open(predicted.results, encoding="ascii") as results:
         if target == "-":
-            copy_to_output(results)
+            shutil.copyfileobj(results, sys.stdout)
+            sys.stdout.flush()
         elif os.path.realpath(target) != os.path.realpath(predicted.results):
             with replace_file(target) as draft:
                 draft.write_text(results.read(), encoding="ascii")
-
-
-def copy_to_output(results: IO[str]) -> None:
-    """Copy a file to the standard output, as far as whoever reads it wants it."""
-    try:
-        for part in iter(functools.partial(results.read, 1 << 20), ""):
-            sys.stdout.write(part)
-        sys.stdout.flush()
-    except BrokenPipeError:  # nor shall Python try once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from fastmask.cli._device import DEVICE_HELP, find_device
+from fastmask.cli._messages import print_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             write_text(args.json.with_name(f".try.{args.json.name}"), "")  # fails here, not after the last check
             args.json.with_name(f".try.{args.json.name}").unlink()
     except (OSError, ValueError) as error:
-        print(f"fastmask selftest: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -6,33 +6,33 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import MODEL_HELP
+from fastmask.cli._settings import add_negations, parse_with_files
 from fastmask.cli.data import add_source_arguments
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
 
+CONFIG_HELP = "YAML or JSON with options by name, such as settings.json of a run; what is given here wins"
+DATA_HELP = "with train and val, or annotations, in it; or an annotation file; required"
+RESUME_HELP = "resume from the last checkpoint in --out, with that run's options where none are given"
 MIN_KEYPOINTS_HELP = "leave out images of fewer annotated keypoints, for models of keypoints [%(default)s]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: the data, the model, the settings by the names of TrainConfig, and where the results go."""
     add = parser.add_argument
-    add(
-        "--data-path",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="with train and val, or annotations, in it; or an annotation file",
-    )
+    add("--config", type=Path, metavar="FILE", help=CONFIG_HELP)
+    add("--data-path", type=Path, metavar="DIR", help=DATA_HELP)
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add_source_arguments(parser)
     add("--model", metavar="NAME", help=MODEL_HELP)
     add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
-    add("--resume", action="store_true", help="resume from the last checkpoint in --out, also with more --epochs")
+    add("--resume", action="store_true", help=RESUME_HELP)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... [%(default)s]")
-    add("--epochs", type=int, required=True, metavar="N", help="passes over the images")
+    add("--epochs", type=int, metavar="N", help="passes over the images; required")
     add("--batch-size", type=int, default=2, metavar="B", help="images of a step on each GPU [%(default)s]")
     add("--optimizer", default="sgd", choices=("sgd", "adamw"), help="[%(default)s]")
     add("--lr", type=float, help="learning rate [0.02 for 16 images with sgd, 0.0002 with adamw]")
@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-empty", action="store_true", help="also train on images without objects")
     add("--min-keypoints", type=int, default=1, metavar="N", help=MIN_KEYPOINTS_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
+    add_negations(parser)
+
+
+parse = parse_with_files  # the command line, twice
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,14 +86,14 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in names}
     try:
         config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
-        device = ranks.run_on_all(lambda: find_device(ranks.device(args.device)))
-        train(args.model, args.data_path, args.out, config, **options, device=device, ranks=ranks)
-    except ValueError as error:
+        ranks.run_on_all(lambda: find_device(ranks.device(args.device)))
+        train(args.model, args.data_path, args.out, config, **options, device=args.device, ranks=ranks)
+    except (ImportError, ValueError) as error:
         if ranks.rank == 0:
-            print(f"fastmask train: {error}", file=sys.stderr)
+            print_error(error, args)
         return 2
     except (DivergedError, MemoryError, OSError) as error:
-        print(f"fastmask train: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        print_error(str(error).strip() or type(error).__name__, args)
         return 1
     except KeyboardInterrupt:
         if ranks.rank == 0:

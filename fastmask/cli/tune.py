@@ -4,11 +4,11 @@ import argparse
 import functools
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from fastmask.cli._device import find_device
+from fastmask.cli._messages import print_error
 from fastmask.cli._model import add_model_arguments, load_model
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         shapes = Shapes(tuple(args.size), args.batch, model=functools.partial(_model, args, device))
         outcomes = tune(knobs, device, shapes, path, limit=60 * args.minutes)
     except (OSError, ValueError, re.error) as error:
-        print(f"fastmask tune: {error}", file=sys.stderr)
+        print_error(error, args)
         return 2
     print(format_table(outcomes))
     print(path if find_file(device) == path else f"{path}, which FASTMASK_TUNING={path} would use")

@@ -1,4 +1,4 @@
-"""Annotated images: COCO, VIA and labelme files and mask images as one kind of record, and back."""
+"""Annotated images: files of COCO, VIA, labelme and YOLO, and mask images as one kind of record, and back."""
 
 from fastmask.data.formats import FORMATS, find_format, read_all, read_dataset, write_dataset
 from fastmask.data.records import Dataset, Instance, Problem, Record, add_sizes, assign_labels

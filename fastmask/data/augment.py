@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from fastmask.data.crop import Crop, hide_outside, plan_jitter, plan_resize
 from fastmask.data.records import Record
-from fastmask.preprocess import Size
+from fastmask.preprocess import Size, check_pixels_left, compute_resized_size
 from fastmask.skeletons import Skeleton
 
 MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped
@@ -77,10 +77,17 @@ class Augmentation:
             raise ValueError(f"zoom must be (min, max), above 0, got {self.zoom}")
 
     def draw_crop(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> Crop:
-        """A random transform of an image of size ``original``; without zoom its result fits into ``room``."""
+        """A random transform of an image of size ``original``; without zoom its result fits into ``room``.
+
+        Raises:
+            ValueError: not a pixel of a side would be left, with zoom in the size that just fits the canvas.
+        """
         flipped = bool(generator.random() < self.flip)
         if self.zoom is None:
-            return plan_resize(original, int(generator.choice(self.min_size)), self.max_size, flipped, room)
+            shorter = int(generator.choice(self.min_size))
+            check_pixels_left(original, compute_resized_size(original, shorter, self.max_size, room))
+            return plan_resize(original, shorter, self.max_size, flipped, room)
+        check_pixels_left(original, compute_resized_size(original, math.inf, math.inf, self.canvas))
         zoom = generator.uniform(*self.zoom)
         return plan_jitter(original, self.canvas, zoom, (generator.random(), generator.random()), flipped)
 

@@ -72,13 +72,14 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         elif instance.id is not None:
             ids.add(instance.id)
         instances.setdefault(image_id, []).append(instance)
-    records = _read_images(_read_list(content, "images", path, problems), instances, path, images, problems)
+    entries = _read_list(content, "images", path, problems)
+    records = _read_images(entries, instances, path, images, problems)
     for image_id, lost in instances.items():
         problems.append(
             Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {shorten(image_id)}")
         )
-    notes = tuple(describe_unnamed(skeletons, path.name))
-    return Dataset(records, _number_categories(names), problems, notes, skeletons)
+    notes = (*describe_unnamed(skeletons, path.name), *_describe_lvis(entries, path))
+    return Dataset(records, _number_categories(names), problems, notes, skeletons=skeletons)
 
 
 def _read_list(content: Mapping[str, Any], key: str, path: Path, problems: list[Problem]) -> list[Any]:
@@ -154,7 +155,7 @@ def _read_images(
         beside = (
             [path.parent.parent / split, path.parent.parent / "images" / split] if images is None else [images / split]
         )
-    named = [parse_name(image.get("file_name")) if isinstance(image, Mapping) else None for image in entries]
+    named = [_read_name(image) if isinstance(image, Mapping) else None for image in entries]
     found = find_images([name for name in named if name is not None], path.parent, images, beside)
     problems += found.describe_outside(path.name)
     records: dict[int | str, Record] = {}
@@ -178,6 +179,24 @@ def _read_images(
         number = identity if isinstance(identity, int) else None
         records[identity] = Record(found.files[name], size, tuple(instances.pop(identity, ())), number)
     return list(records.values())
+
+
+def _read_name(image: Mapping[str, Any]) -> str | None:
+    """The image's file_name or, where LVIS has none, the last folder and name of its coco_url."""
+    address = image.get("coco_url")
+    if image.get("file_name") is None and isinstance(address, str):
+        return "/".join(address.partition("?")[0].split("/")[-2:]) or None
+    return parse_name(image.get("file_name"))
+
+
+def _describe_lvis(entries: list[Any], path: Path) -> tuple[str, ...]:
+    """A sentence about what LVIS knows of images besides their objects, which COCO's average precision does not use."""
+    keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    negative, partly = (sum(isinstance(each, Mapping) and bool(each.get(key)) for each in entries) for key in keys)
+    if not negative and not partly:
+        return ()
+    known = f"{keys[0]} of {negative} images and {keys[1]} of {partly} are not used"
+    return (f"{path.name}: {known}: evaluate computes COCO's average precision, not LVIS's own (federated) one",)
 
 
 def _read_annotation(

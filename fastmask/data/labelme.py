@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.embedded import ImageData, describe_data
 from fastmask.data.parse import parse_group, parse_polygon, parse_size, parse_text, shorten, to_number
-from fastmask.data.paths import find_by_stem, find_images, parse_name
+from fastmask.data.paths import ImageFiles, find_by_stem, find_images, parse_name
 from fastmask.data.records import (
     Dataset,
     Instance,
@@ -36,11 +37,18 @@ def is_labelme(content: Any) -> bool:
     return isinstance(content, Mapping) and (isinstance(content.get("shapes"), list) or "imagePath" in content)
 
 
+def drop_image_data(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The content of a labelme file, with an :class:`ImageData` or None instead of the image's content."""
+    return {**content, "imageData": describe_data(content.get("imageData"), file)}
+
+
 def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None) -> Dataset:
     """Read shapes (polygon, rectangle, circle, mask); those of one label and group_id are one instance, their union.
 
+    An image whose file is not found is its ``imageData``, which is read from the JSON file each time it is needed.
+
     Args:
-        contents: of the JSON files of a folder, by path.
+        contents: of the JSON files of a folder, by path, as :func:`drop_image_data` leaves them.
         images: folder of the images; None: as each file says, relative to itself.
     """
     folder = next(iter(contents)).parent
@@ -51,9 +59,9 @@ def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None
     found = find_images([name for name in named.values() if name], folder, images)
     records, names, problems = [], [], found.describe_outside(str(folder))
     for path, content in contents.items():
-        name = named[path] or ""
-        if name in found.faults:
-            problems.append(Problem("broken file", path.name, found.faults[name]))
+        file, embedded, faults = _find_image(path, named[path] or "", found, content.get("imageData"))
+        problems += faults
+        if file is None:
             continue
         try:
             size = parse_size(content.get("imageHeight"), content.get("imageWidth"))
@@ -64,9 +72,11 @@ def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None
         if not isinstance(shapes, list):
             problems.append(Problem("broken file", path.name, f"shapes must be a list, got {shorten(shapes)}"))
             shapes = []
+        if size is None and embedded is not None:
+            size = embedded.size
         if size is None and any(isinstance(shape, Mapping) and shape.get("shape_type") == "mask" for shape in shapes):
             with contextlib.suppress(OSError, ValueError):  # each mask is named
-                size = read_image_size(found.files[name])
+                size = read_image_size(file)
         groups: dict[Any, list[Instance]] = {}
         for number, shape in enumerate(shapes):
             try:
@@ -79,8 +89,35 @@ def read_labelme(contents: Mapping[Path, Mapping[str, Any]], images: Path | None
             groups.setdefault(key, []).append(instance)
         instances = tuple(_merge_parts(group, size) for group in groups.values())
         names += [instance.category for instance in instances]
-        records.append(Record(found.files[name], size, instances))
-    return Dataset(records, number_categories(names), problems)
+        records.append(Record(file, size, instances, embedded=None if embedded is None else path))
+    number = sum(record.embedded is not None for record in records)
+    note = f"{folder}: {number} of {len(records)} images are read from imageData, as their files are not found"
+    return Dataset(records, number_categories(names), problems, (note,) if number else ())
+
+
+def _find_image(
+    path: Path, name: str, found: ImageFiles, data: ImageData | None
+) -> tuple[Path | None, ImageData | None, list[Problem]]:
+    """(file, None) of an image that has one, (where its file would be, its data), or None; and what is wrong with it.
+
+    A file that is found is the image, whatever ``imageData`` has.
+    """
+    problems = []
+    if data is not None and data.fault:
+        problems.append(Problem("broken imageData", path.name, data.fault))
+        data = None
+    if name in found.faults:
+        problems.append(Problem("broken file", path.name, found.faults[name]))
+        return (None if data is None else path.with_suffix(".png")), data, problems
+    file = found.files[name]
+    if not os.path.isfile(file):
+        return file, data, problems
+    with contextlib.suppress(OSError, ValueError):  # named by what reads the image
+        size = read_image_size(file) if data is not None else None
+        if data is not None and size != data.size:
+            text = f"imageData is {data.size}, {file} is {size}, and is what is read"
+            problems.append(Problem("wrong size", path.name, text))
+    return file, None, problems
 
 
 def _read_shape(shape: Any, size: tuple[int, int] | None) -> Instance:

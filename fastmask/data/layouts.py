@@ -1,11 +1,13 @@
 """Where the annotations of a data set are: a file, a folder, or a file or folder for each of its splits."""
 
+import re
 from pathlib import Path
 
 from fastmask.data.masks import is_masks
 from fastmask.data.paths import BESIDE
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+YAML = (".yaml", ".yml")
 
 
 def find_annotations(path: Path) -> Path:
@@ -40,6 +42,24 @@ def find_splits(path: Path) -> dict[str, Path]:
         if existing:
             found[split] = existing[0]
     return found
+
+
+def find_yaml(path: Path) -> list[Path]:
+    """YOLO's data.yaml: the file itself; of a folder, those of this name or with its keys. PyYAML is not needed."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in YAML else []
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in YAML) if path.is_dir() else []
+    return [file for file in files if file.is_file() and (file.stem == "data" or _has_yolo_keys(file))]
+
+
+def _has_yolo_keys(file: Path) -> bool:
+    """Whether a YAML file has classes and a split, by lines that begin so."""
+    try:
+        with open(file, "rb") as content:
+            text = content.read(2**20)
+    except OSError:
+        return False
+    return all(re.search(keys, text, re.MULTILINE) for keys in (rb"^(names|nc)\s*:", rb"^(train|val|test)\s*:"))
 
 
 def choose_images(images: Path | None, split: str) -> Path | None:

@@ -109,7 +109,8 @@ class SampleDataset(TorchDataset[Sample]):
                 sample = make_sample(record, image, crop, self.labels, place, self.masks, self.skeletons)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
-                problem = problem or str(error)
+                text = str(error)
+                problem = problem or (text if str(record.file) in text else f"{record.file}: {text}")
         raise ValueError(f"{MAX_TRIES} images in a row cannot be read; the first one: {problem}")
 
     def find_file(self, index: int) -> Path:
@@ -273,7 +274,7 @@ def training_loader(
         if sides is not None and (len(sides) != 2 or any(side < 32 or side % 32 for side in sides)):
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
     if augmentation.paste and not masks:
-        raise ValueError("augmentation must not paste objects without masks")
+        raise ValueError(f"paste must be 0 for a model without masks, got {augmentation.paste}")
     if min_keypoints < 0:
         raise ValueError(f"min_keypoints must be at least 0, got {min_keypoints}")
     if keypoints and count_points(dataset) is None:

@@ -5,7 +5,6 @@
 Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.copies import check_image, copy_image
 from fastmask.data.paths import find_by_stem
 from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
 from fastmask.files import replace_file, write_text
-from fastmask.image_io import read_image_size
 
 OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
 BORDER = 255
@@ -129,7 +128,7 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         if record.size is None:
             problems.append(Problem("cannot be written", str(record.file), "its size is not known"))
             continue
-        fault = _check_image(record)
+        fault = check_image(record)
         if fault is not None:
             problems.append(fault)
         numbers, classes = (np.zeros(record.size, np.uint16) for _ in range(2))
@@ -145,12 +144,8 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         _save_numbers(numbers, path / OBJECTS / f"{stem}.png")
         _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
-        if record.image is not None:
-            with replace_file(copy) as draft:
-                record.image.save(draft)
-        elif (fault is None or fault.kind == "wrong size") and record.file.resolve() != copy.resolve():
-            with replace_file(copy) as draft:
-                shutil.copyfile(record.file, draft)
+        if fault is None or fault.kind == "wrong size":
+            copy_image(record, copy)
     return problems
 
 
@@ -162,22 +157,6 @@ def _fits(instance: Instance, size: tuple[int, int]) -> bool:
 def _count_without_border(number: int) -> list[int]:
     """That many integers from 1 on, without the border's."""
     return [*range(1, BORDER), *range(BORDER + 1, number + 2)][:number]
-
-
-def _check_image(record: Record) -> Problem | None:
-    """The problem of an image: it is missing or does not decode, and is not copied; or it has another size."""
-    if record.image is not None:
-        return None
-    try:
-        size = read_image_size(record.file)
-        with Image.open(record.file) as image:
-            image.load()
-    except FileNotFoundError:
-        return Problem("missing image", str(record.file), "there is no such file")
-    except Exception as error:  # Pillow's readers raise many types
-        return Problem("broken image", str(record.file), str(error))
-    text = f"annotated as {record.size}, the image is {size}"
-    return Problem("wrong size", str(record.file), text) if size != record.size else None
 
 
 def _save_numbers(numbers: NDArray[np.uint16], file: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -25,6 +25,12 @@ def shorten(value: Any) -> str:
     """The value for a message: its repr, but short, whatever its depth and length."""
     text = reprlib.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def join_few(texts: Iterable[str], most: int = 30) -> str:
+    """The texts with commas between, of more than ``most`` the first ones and how many more there are."""
+    texts = list(texts)
+    return ", ".join(texts[:most] + ([f"and {len(texts) - most} more"] if len(texts) > most else []))
 
 
 def parse_id(value: Any) -> int | None:

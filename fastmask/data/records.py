@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
+from fastmask.data.embedded import read_embedded
 from fastmask.data.parse import MAX_COORDINATE, to_number
 from fastmask.image_io import convert_image, read_image, read_image_size
 from fastmask.skeletons import Skeleton
@@ -71,11 +72,26 @@ class Record(NamedTuple):
     instances: tuple[Instance, ...]
     id: int | None = None
     image: Image.Image | None = None  # upright, of an image without a file
+    embedded: Path | None = None  # labelme's file whose imageData is the image, where ``file`` is missing
+
+    def read_content(self) -> bytes | None:
+        """The content of an embedded image's file; None of all others. Nothing keeps it."""
+        return None if self.embedded is None else read_embedded(self.embedded)
+
+    def read_size(self, content: bytes | None = None) -> tuple[int, int]:
+        """(height, width) of :meth:`load`'s image, without decoding it; errors are :func:`read_image_size`'s."""
+        if self.image is not None:
+            return self.image.height, self.image.width
+        return read_image_size(self.embedded or self.file, content or self.read_content())
+
+    def is_missing(self) -> bool:
+        """Whether there is no image, nor a file of its name."""
+        return self.image is None and self.embedded is None and not self.file.exists()
 
     def load(self, channels: int = 3) -> Image.Image:
         """The image, upright, RGB or of other ``channels``, as :func:`fastmask.image_io.read_image` has it."""
         if self.image is None:
-            return read_image(self.file, channels)
+            return read_image(self.embedded or self.file, channels, self.read_content())
         return self.image if (self.image.mode, channels) == ("RGB", 3) else convert_image(self.image, channels)
 
 
@@ -189,7 +205,7 @@ def count_left_out(dataset: Dataset, keep_empty: bool = False, min_keypoints: in
         "crowds": sum(instance.crowd for instance in instances),
         "images without objects": 0 if keep_empty else sum(not record.instances for record in empty),
         "images of crowds alone": 0 if keep_empty else sum(bool(record.instances) for record in empty),
-        "missing images": sum(record.image is None and not record.file.exists() for record in dataset.records),
+        "missing images": sum(record.is_missing() for record in dataset.records),
         "masks (of objects with a box alone)": sum(not (each.has_mask() or each.crowd) for each in instances),
         "keypoints (of objects without any)": sum(
             each.category in dataset.skeletons and not (each.count_keypoints() or each.crowd) for each in instances
@@ -220,11 +236,9 @@ def add_sizes(dataset: Dataset) -> Dataset:
     """The data set with sizes missing in the annotations read from the image files; unreadable files are problems."""
     records, problems = [], list(dataset.problems)
     for record in dataset.records:
-        if record.size is None and record.image is not None:
-            record = record._replace(size=(record.image.height, record.image.width))
         if record.size is None:
             try:
-                record = record._replace(size=read_image_size(record.file))
+                record = record._replace(size=record.read_size())
             except (OSError, ValueError) as error:
                 problems.append(Problem("missing image", str(record.file), str(error)))
         records.append(record)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fastmask.data.formats import read_all
 from fastmask.data.layouts import find_splits
+from fastmask.data.parse import join_few
 from fastmask.data.records import Dataset, assign_labels
 
 UNUSED = "-"  # name of a label without a category
@@ -28,19 +29,27 @@ def read_splits(
         attribute, format, images: see :func:`fastmask.data.read_dataset`.
 
     Raises:
-        ValueError: there are no annotations, a file is broken, or the splits have no category in common.
+        ValueError: there are no annotations, a file is broken, a val split has no images, or the splits have no
+            category in common.
         OSError: a file cannot be read.
     """
-    datasets = read_all(path, format, images, attribute)
+    datasets = read_all(path, format, images, attribute, only=("train", "val"))
     if "" in datasets:
         return Splits(datasets[""], None)
     if "train" not in datasets:
         raise ValueError(f"{path} must have a split train, got {', '.join(datasets)}")
     train, val = datasets["train"], datasets.get("val")
+    if val is not None and not len(val.records):
+        raise ValueError(f"the split val of {path} must have images, got none{describe_first(val)}")
     if val is not None and not val.categories.keys() & train.categories.keys():
-        paths = find_splits(path)
-        raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {', '.join(val.categories)}")
+        paths = {"train": path, "val": path} | find_splits(path)
+        raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {join_few(val.categories)}")
     return Splits(train, val)
+
+
+def describe_first(dataset: Dataset) -> str:
+    """The first problem of a data set, to end a message; nothing where it has none."""
+    return "".join(f": {where}: {text}" for _, where, text in dataset.problems[:1])
 
 
 def label_names(dataset: Dataset) -> list[str]:

@@ -9,8 +9,10 @@ from PIL import Image
 
 from fastmask.data.crossings import find_crossing
 from fastmask.data.records import Dataset, Instance, Problem, Record
+from fastmask.preprocess import check_pixels_left, compute_resized_size
 
 THREADS = 4
+MAX_SIDE = 1333  # pixels of the longer side that torchvision's models resize images to, at most
 TOLERANCE = 1.0  # pixels that a polygon or box may extend beyond the image: tools place pixel edges differently
 
 
@@ -18,8 +20,8 @@ def validate_dataset(dataset: Dataset, progress: bool = False) -> list[Problem]:
     """All problems of a data set, those found on reading first; decodes every image.
 
     Kinds: "missing image", "broken image", "wrong size", "EXIF orientation" (which the annotations ignore),
-    "empty box", "inverted box", "outside", "self-crossing", "mask of another size", "duplicate", "keypoints outside",
-    "one-sided keypoints" (a left one without a right one, or the other way round, which mirroring would not swap).
+    "too long", "empty box", "inverted box", "outside", "self-crossing", "mask of another size", "duplicate", "keypoints
+    outside", "one-sided keypoints" (a left one without a right one, or the other way round: mirroring swaps none).
 
     Args:
         dataset: what to validate.
@@ -58,6 +60,10 @@ def _validate_record(record: Record) -> list[Problem]:
     problems = []
     if record.size not in (None, size):
         problems.append(Problem(*_describe_size(record, size)))
+    try:
+        check_pixels_left(size, compute_resized_size(size, MAX_SIDE, MAX_SIDE))
+    except ValueError as error:
+        problems.append(Problem("too long", where, str(error)))
     for number, instance in enumerate(record.instances):
         for kind, text in _validate_instance(instance, size):
             problems.append(Problem(kind, f"{where}: object {number} ({instance.category})", text))
@@ -72,7 +78,7 @@ def _describe_size(record: Record, size: tuple[int, int]) -> tuple[str, str, str
     """(kind, where, text) of a size other than the annotated one."""
     text = f"annotated as {record.size}, the image is {size}"
     stored_size = None
-    if record.image is None:
+    if record.image is None and record.embedded is None:
         with Image.open(record.file) as stored:
             stored_size = (stored.height, stored.width)
     if record.size == stored_size:

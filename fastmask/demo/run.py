@@ -1,6 +1,7 @@
 """Detections of the weights that come with the package, on synthetic images or on a user's."""
 
 import itertools
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,11 +47,12 @@ def demo_synthetic(predictor: Predictor, number: int, seed: int, score: float) -
     """
     start = time.perf_counter()
     dataset = synthetic_dataset(number, seed, SIZE)
-    records = [dataset.records[i] for i in tqdm(range(number), "draw", unit="img")]
+    records = [dataset.records[i] for i in tqdm(range(number), "draw", unit="img", disable=None)]
     seconds_drawing = time.perf_counter() - start
     results: list[Any] = []
     names = predictor.categories or ()
-    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, results=results)
+    bar = sys.stderr.isatty()
+    evaluation = evaluate(predictor, dataset._replace(records=records), names=names, results=results, progress=bar)
     evaluation.seconds["draw"] = seconds_drawing
     seen = "which the weights were trained or chosen on" if seed in (1, 2) else "never seen in training"
     seconds = evaluation.seconds["inference"] + evaluation.seconds["wait"]
@@ -73,7 +75,8 @@ def demo_images(predictor: Predictor, paths: Sequence[Path]) -> Demo:
     records = [Record(path, None, (), number) for number, path in enumerate(paths, 1)]
     names = predictor.categories or ()
     found: list[list[Any]] = []
-    for record, prediction in zip(records, predictor.stream(paths, errors="yield"), strict=True):
+    bar = len(paths) > 1 and sys.stderr.isatty()
+    for record, prediction in zip(records, predictor.stream(paths, progress=bar, errors="yield"), strict=True):
         if isinstance(prediction, Exception):
             text = str(prediction)
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")

@@ -1,5 +1,6 @@
 """How far a Predictor's settings match the model itself."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,6 +16,7 @@ from fastmask.models._presets import to_float
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.ops import paste_masks
+from fastmask.preprocess import check_pixels_left, compute_resized_size
 from fastmask.visualize import draw_detections
 
 
@@ -46,10 +48,11 @@ def compare_settings(
     """
     if not model.roi_heads.has_mask():
         raise ValueError(f"model must have masks, got a {type(model).__name__}")
-    device = next(model.parameters()).device
+    device, bar = next(model.parameters()).device, sys.stderr.isatty()
     originals = []
     for path in paths:
         image = read_image(path, count_channels(model))
+        check_image(path, (image.height, image.width), model)
         (detections,) = model.detect([to_float(image).to(device)])
         detections["masks"] = paste_masks(detections["masks"], detections["boxes"], (image.height, image.width))
         originals.append({name: cast(Tensor, value).cpu() for name, value in detections.items()})
@@ -61,7 +64,7 @@ def compare_settings(
         name = f"{where if where == 'exact' else f'{where[0]} x {where[1]}'}, {str(dtype).removeprefix('torch.')}"
         predictions = [
             {key: cast(Tensor, value).cpu() for key, value in prediction.items()}
-            for prediction in Predictor(model, where, dtype=dtype, masks="bool").stream(paths)
+            for prediction in Predictor(model, where, dtype=dtype, masks="bool").stream(paths, progress=bar)
         ]
         pairs = list(zip(predictions, originals, strict=True))
         shares = [matched_share(*pair) for pair in pairs]
@@ -74,6 +77,17 @@ def compare_settings(
         by_setting[name] = predictions
     shown = {name: predictions[worst[1]] for name, predictions in by_setting.items()}
     return matches, draw_side_by_side(read_image(paths[worst[1]]), shown, categories)
+
+
+def check_image(path: Path, size: tuple[int, int], model: GeneralizedRCNN) -> None:
+    """Raise a ValueError that names the image if the model leaves not a pixel of a side of it."""
+    transform = model.transform
+    if transform.fixed_size is not None:
+        return
+    try:
+        check_pixels_left(size, compute_resized_size(size, transform.min_size[-1], transform.max_size))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def draw_side_by_side(

@@ -2,13 +2,16 @@
 
 import collections
 import contextlib
+import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from PIL import Image
+
 from fastmask.checks import check_choice
-from fastmask.data.parse import to_number
+from fastmask.data.parse import join_few, to_number
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
@@ -16,7 +19,6 @@ from fastmask.evaluation.identity import find_images, map_labels
 from fastmask.evaluation.matching import AREAS
 from fastmask.evaluation.oks import check_number, check_sigmas
 from fastmask.evaluation.parse_results import find_common, list_types, parse_result
-from fastmask.image_io import read_image_size
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
@@ -154,7 +156,7 @@ def evaluate_results(
         if result["category_id"] not in known
     )
     if results and left_out.total() == len(results):
-        raise ValueError(f"results must be of the dataset's categories {sorted(known)[:5]}, got {', '.join(left_out)}")
+        raise ValueError(f"results must be of the dataset's categories {sorted(known)[:5]}, got {join_few(left_out)}")
     for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(image_id, record, by_image[image_id])
     return evaluator.evaluate((), {"match": evaluator.seconds}, left_out)
@@ -220,12 +222,16 @@ def _read_images(
     for i in share:
         record = records[i]
         problem = None
+        image: ImageLike = record.file if record.image is None else record.image
         with contextlib.suppress(OSError, ValueError):  # reported by what reads the image
-            size = read_image_size(record.file) if record.image is None else record.image.size[::-1]
+            content = record.read_content()
+            size = record.read_size(content)
             if size != record.size:
                 problem = f"{record.file} must be of {record.size} as annotated, got {size}"
+            if content is not None:
+                image = Image.open(io.BytesIO(content))
         pending.append((ids[i], record._replace(image=None), problem))
-        yield record.file if record.image is None else record.image
+        yield image
 
 
 def _make_predictor(model: GeneralizedRCNN | Predictor) -> Predictor:

@@ -1,14 +1,12 @@
 """Image files that a caller names, their ids, and the names of what is written for them."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fastmask.image_io import is_image
+from fastmask.files import walk_folders
+from fastmask.image_io import SUFFIXES, is_image
 
-# taken from a folder, as are images without an ending; a file that is named may have any
-SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm"}
-SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
 OVERLAY_SUFFIX = ".predicted.png"
 CROP_SUFFIX = ".crop.png"
 CROPS = "crops"  # the folder of crops, beside the results
@@ -36,7 +34,8 @@ def find_images(paths: Iterable[str | os.PathLike[str]], recursive: bool = False
 
 def _list_folder(folder: Path, recursive: bool) -> list[Path]:
     """The images in a folder."""
-    inside = [file for place in _walk(folder, recursive, set()) for file in sorted(place.iterdir()) if _is_wanted(file)]
+    places = walk_folders(folder) if recursive else [folder]
+    inside = [file for place in places for file in sorted(place.iterdir()) if _is_wanted(file)]
     if not inside:
         deeper = not recursive and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
         hint = ": --recursive (recursive=True) looks into its folders" if deeper else ""
@@ -44,16 +43,8 @@ def _list_folder(folder: Path, recursive: bool) -> list[Path]:
     return inside
 
 
-def _walk(folder: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
-    """A folder and those inside it, each once, whatever links there are."""
-    seen.add(os.path.realpath(folder))
-    yield folder
-    for path in sorted(folder.iterdir()) if recursive else ():
-        if path.is_dir() and not path.name.startswith(".") and os.path.realpath(path) not in seen:
-            yield from _walk(path, True, seen)
-
-
 def _is_wanted(path: Path) -> bool:
+    """Whether a file is an image by its ending or, without one, by its content; a file that is named may have any."""
     if path.name.startswith(".") or path.name.endswith((OVERLAY_SUFFIX, CROP_SUFFIX)):
         return False
     if path.suffix:

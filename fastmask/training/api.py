@@ -17,6 +17,7 @@ from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
 from fastmask.data.keypoints import count_points
+from fastmask.data.parse import join_few
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
@@ -32,6 +33,8 @@ from fastmask.training.history import EPOCHS, STEPS
 from fastmask.training.trainer import Trainer, TrainResult
 
 SETTINGS = "settings.json"
+PATHS = ("data_path", "val", "images", "weights", "out")  # of its values
+BARE = ("imagenet", "none")  # what weights are called that no detector was trained to
 Data = Dataset | str | os.PathLike[str]
 
 
@@ -84,9 +87,9 @@ def train(
         DivergedError, MemoryError, OSError: see :meth:`Trainer.fit`.
     """
     folder = Path(out)
-    arguments: dict[str, Any] = {"model": model, "data": data, "out": folder, "val": val, "weights": weights}
-    arguments |= {"format": format, "images": images, "class_attribute": class_attribute}
-    arguments |= {"device": device, "resume": resume, "tensorboard": tensorboard}
+    arguments: dict[str, Any] = {"data_path": data, "val": val, "format": format, "images": images}
+    arguments |= {"class_attribute": class_attribute, "model": model, "weights": weights, "out": folder}
+    arguments |= {"device": device, "tensorboard": tensorboard}
     source = {"format": format, "images": None if images is None else Path(images), "attribute": class_attribute}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -107,7 +110,7 @@ def train(
         fewest = config.min_keypoints if network.roi_heads.has_keypoint() else 0
         for line in _describe_data(splits, config.keep_empty, fewest) if job.rank == 0 else ():
             print(f"fastmask train: {line}", file=sys.stderr)
-        arguments["model"] = network if isinstance(model, GeneralizedRCNN) else builder
+        arguments["model"] = model if isinstance(model, GeneralizedRCNN) else builder
         data_and_job = (splits.train, splits.val, job)
         trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder)
         if job.rank == 0:
@@ -115,7 +118,7 @@ def train(
             steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
             if progress:
                 print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
-            _write_settings(folder, vars(config) | {"lr": lr}, arguments)
+            _write_settings(folder, arguments | vars(config), lr)
         return trainer.fit()
 
 
@@ -165,7 +168,7 @@ def _describe_data(splits: Splits, keep_empty: bool, min_keypoints: int) -> Iter
         if item.category not in splits.train.categories
     )
     if unknown:
-        counted = ", ".join(f"{name} {number}" for name, number in unknown.items())
+        counted = join_few(f"{name} {number}" for name, number in unknown.items())
         yield f"val has objects of classes that are not trained, which all count as missed: {counted}"
 
 
@@ -177,7 +180,7 @@ def _build_model(
     Raises:
         ValueError: there is no such model, or no such weights of it.
     """
-    names, number = label_names(data), count_points(data)
+    names = label_names(data)
     known = models.list_models(module=models.detection)
     if name not in (None, *known):
         raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}")
@@ -186,11 +189,11 @@ def _build_model(
         options["min_size"] = config.min_size[-1]
     if config.max_size:
         options["max_size"] = config.max_size
-    bare = weights in ("imagenet", "none")
+    bare = weights in BARE
     name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
     arguments = inspect.signature(models.get_model_builder(name)).parameters
     backbone = "weights_backbone" in arguments
-    if number is not None and "num_keypoints" in arguments:
+    if "num_keypoints" in arguments and (number := count_points(data)) is not None:
         options["num_keypoints"] = number
     if source is None:
         if backbone:
@@ -233,11 +236,19 @@ def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:
     return model
 
 
-def _write_settings(folder: Path, settings: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Write the settings beside the weights, with what :func:`train` was called with, and versions."""
-    plain = (str, os.PathLike, torch.device, bool, type(None))
-    texts = {
-        name: str(value) if isinstance(value, plain) else type(value).__name__ for name, value in arguments.items()
-    }
-    content = settings | {"arguments": texts, "fastmask": __version__, "torch": torch.__version__}
+def _write_settings(folder: Path, settings: dict[str, Any], lr: float) -> None:
+    """Write the settings beside the weights, by the names of the command's options, with what they made of it.
+
+    Paths are absolute, so that they mean the same from any folder; objects of Python are named in angle brackets.
+    """
+    values = dict(settings)
+    for name, value in settings.items():
+        if name in PATHS and isinstance(value, str | os.PathLike):
+            there = name != "weights" or (value not in BARE and os.path.exists(value))  # else a name
+            values[name] = os.path.abspath(value) if there else str(value)
+        elif isinstance(value, torch.device):
+            values[name] = str(value)
+        elif isinstance(value, Dataset | GeneralizedRCNN):
+            values[name] = f"<{type(value).__name__}>"
+    content = values | {"peak_lr": lr, "fastmask": __version__, "torch": torch.__version__}
     write_text(folder / SETTINGS, json.dumps(content, indent=1))

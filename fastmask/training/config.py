@@ -79,15 +79,8 @@ class TrainConfig:
     min_keypoints: int = 1
 
     def __post_init__(self) -> None:
-        least = {
-            "epochs": 1,
-            "batch_size": 1,
-            "warmup": 0,
-            "seed": 0,
-            "workers": 0,
-            "save_every": 0,
-            "min_keypoints": 0,
-        }
+        least = dict.fromkeys(("epochs", "batch_size"), 1)
+        least |= dict.fromkeys(("warmup", "seed", "workers", "save_every", "min_keypoints"), 0)
         for name, number in least.items():
             check_at_least(name, getattr(self, name), number)
         for name in ("weight_decay", "max_grad_norm"):

@@ -1,7 +1,7 @@
 """The record of a run: losses of each step, metrics of each epoch, and a plot of both.
 
-With several ranks, the losses are those of the first one's images, divided as all ranks' are. Steps and epochs count
-from 0 in the files, as torchvision's reference scripts have them, and epochs from 1 in the plot and on the screen.
+With several ranks, the losses are those of the first one's images, divided as all ranks' are. Epochs count from 1, in
+the files as in the plot and on the screen; steps, and batches of an epoch, from 0.
 """
 
 import collections
@@ -26,9 +26,9 @@ COLUMNS = ("step", "epoch", "batch", "lr")  # of a step, before its losses
 class Row(NamedTuple):
     """One step."""
 
-    step: int
-    epoch: int
-    batch: int
+    step: int  # from 0
+    epoch: int  # from 1
+    batch: int  # of the epoch, from 0
     lr: float
     values: list[float]  # losses, their sum, the gradient's norm
 
@@ -39,18 +39,19 @@ class History:
     Args:
         folder: where the files are.
         step: the first step that is still to be made.
-        epoch: the epoch of that step.
+        epoch: number of finished epochs.
+        epoch_steps: steps of an epoch.
     """
 
-    def __init__(self, folder: Path, step: int, epoch: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, step: int, epoch: int, epoch_steps: int) -> None:
+        self.folder, self.epoch_steps = folder, epoch_steps
         self.names: list[str] = []
         self.rows: list[Row] = []
         self.epochs: list[dict[str, Any]] = []
         if step and (folder / STEPS).exists():
             self._read_steps(step)
         if epoch and (folder / EPOCHS).exists():
-            self.epochs = [entry for entry in json.loads((folder / EPOCHS).read_text()) if entry["epoch"] < epoch]
+            self._read_epochs(epoch)
         with replace_file(folder / STEPS) as draft, open(draft, "w", newline="") as file:
             if self.names:
                 csv.writer(file).writerows([[*COLUMNS, *self.names], *(_flatten(row) for row in self.rows)])
@@ -67,7 +68,21 @@ class History:
             if len(line) == len(head) and int(line[0]) < step:
                 number, epoch, batch = (int(text) for text in line[:3])
                 lr, *values = (float(text) for text in line[3:])
+                if epoch * self.epoch_steps + batch == number:  # counted from 0, by an earlier version
+                    epoch += 1
                 self.rows.append(Row(number, epoch, batch, lr, values))
+
+    def _read_epochs(self, epoch: int) -> None:
+        """Read the entries of the finished epochs; those of an earlier version are counted from 1, and written anew."""
+        entries = json.loads((self.folder / EPOCHS).read_text())
+        old = [entry for entry in entries if "steps" not in entry]  # which count from 0
+        for entry in old:
+            entry["epoch"] += 1
+            entry["steps"] = entry["epoch"] * self.epoch_steps
+        self.epochs = [entry for entry in entries if entry["epoch"] <= epoch]
+        if old:
+            self._write_epochs()
+            tqdm.write(f"fastmask train: {self.folder}: its epochs counted from 0, and count from 1 now", sys.stderr)
 
     def add_step(self, row: Row, names: Sequence[str]) -> None:
         """Append a step, whose losses have these names."""
@@ -88,7 +103,11 @@ class History:
     def add_epoch(self, epoch: int, lr: float, metrics: Mapping[str, Sequence[float]]) -> None:
         """Append an epoch; ``metrics`` are COCO's by "box", "mask" and "keypoints", where it was evaluated."""
         values = {kind: list(metrics[kind]) for kind in metrics}
-        self.epochs.append({"epoch": epoch, "loss": self.mean_loss(epoch), "lr": lr, **values})
+        steps = epoch * self.epoch_steps
+        self.epochs.append({"epoch": epoch, "steps": steps, "loss": self.mean_loss(epoch), "lr": lr, **values})
+        self._write_epochs()
+
+    def _write_epochs(self) -> None:
         write_text(self.folder / EPOCHS, json.dumps(self.epochs, indent=1))
         for kind, name in RESULTS.items():
             lines = [_format_line(entry, entry[kind]) for entry in self.epochs if kind in entry]
@@ -162,7 +181,7 @@ def draw_curves(history: History, path: Path) -> None:
     for kind, style in (("box", "--"), ("mask", "-"), ("keypoints", ":")):
         entries = [entry for entry in history.epochs if kind in entry]
         for place, name in ((0, "AP"), (1, "AP50")):
-            epochs, values = [entry["epoch"] + 1 for entry in entries], [entry[kind][place] for entry in entries]
+            epochs, values = [entry["epoch"] for entry in entries], [entry[kind][place] for entry in entries]
             right.plot(epochs, values, style, marker=".", label=f"{kind} {name}", color=f"C{place}")
     right.set(xlabel="epoch", ylabel="average precision", ylim=(0, 1))
     right.xaxis.get_major_locator().set_params(integer=True)

@@ -19,7 +19,7 @@ def open_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard must be installed: pip install 'fastmask-rcnn[train]'") from error
+        raise ValueError("TensorBoard must be installed: pip install 'fastmask-rcnn[train]'") from error
     except Exception as error:  # such as a TypeError of protobuf's
         warn_of_extra("tensorboard", f"{folder.name}/", error)
         return None

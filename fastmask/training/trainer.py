@@ -2,6 +2,7 @@
 
 import collections
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from fastmask.training.config import TrainConfig
 from fastmask.training.ema import ModelEma
 from fastmask.training.history import History, Row, read_metrics, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
+from fastmask.training.progress import RunProgress
 from fastmask.training.step import TrainStep, load_optimizer, move_batch
 from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
@@ -44,7 +46,7 @@ class TrainResult(NamedTuple):
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
     metrics: dict[str, AnyMetrics]  # of that epoch by "box", "mask" and "keypoints"; empty without validation images
-    epochs: list[dict[str, Any]]  # epochs.json: for each "epoch" (from 0) "loss", "lr", COCO's metrics as "box", ...
+    epochs: list[dict[str, Any]]  # epochs.json: "epoch" (from 1), "steps", "loss", "lr", COCO's as "box", "mask", ...
 
 
 class PendingStep(NamedTuple):
@@ -94,7 +96,7 @@ class Trainer:
         if val_data is not None:  # or else the first epoch would end with it
             check_static(model, training=False, transform=True)
         self.config, self.folder, self.val_data, self.ranks, self.builder = config, folder, val_data, ranks, builder
-        self.progress, self.names = progress and ranks.rank == 0, label_names(train_data)
+        self.names = label_names(train_data)
         self.model = model.train()
         self.device = next(model.parameters()).device
         if self.device.type == "cuda":
@@ -123,6 +125,8 @@ class Trainer:
         self.sampler.set_epoch(0)
         self.epoch_steps = len(self.sampler)
         self.steps = self.epoch_steps * config.epochs
+        images = config.batch_size * ranks.world_size
+        self.progress = RunProgress(config.epochs, self.epoch_steps, images, progress and ranks.rank == 0)
         self.ema = ModelEma(model, config.ema_decay) if config.ema_decay else None
         self.epoch, self.batch, self.best = 0, 0, -math.inf
         self.step = TrainStep(model, model, config, self.ema)
@@ -132,7 +136,8 @@ class Trainer:
             self._resume(content)
         self.step.loss_module = self._make_loss_module()  # which, wrapped, waits for all ranks
         first = self.epoch * self.epoch_steps + self.batch
-        self.history = ranks.run_on_all(lambda: History(folder, first, self.epoch) if ranks.rank == 0 else None)
+        place = (self.epoch, self.epoch_steps)
+        self.history = ranks.run_on_all(lambda: History(folder, first, *place) if ranks.rank == 0 else None)
         board = folder / "tensorboard" if tensorboard and ranks.rank == 0 else None
         self.writer = ranks.run_on_all(lambda: open_writer(board, first) if board else None)
         self.pending: collections.deque[PendingStep] = collections.deque()
@@ -173,24 +178,14 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.sampler.set_epoch(self.epoch, self.batch)
-        images = self.config.batch_size * self.ranks.world_size
-        bar = tqdm(
-            total=self.epoch_steps * images,
-            initial=self.batch * images,
-            desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
-            unit="img",
-            disable=not self.progress,
-        )
-        with bar:
+        with self.progress.train_epoch(self.epoch, self.batch):
             for batch in self._load_batches():
                 number = self.epoch * self.epoch_steps + self.batch
                 lr = self.config.lr_at(number, self.steps, self.ranks.world_size)
                 values = self._run_step(batch, lr, number)
-                self._queue_losses(Row(number, self.epoch, self.batch, lr, []), values, batch)
+                self._queue_losses(Row(number, self.epoch + 1, self.batch, lr, []), values, batch)
                 self.batch += 1
-                bar.update(images)
-                for loss in self._read_losses(LAG if self.device.type == "cuda" else 0):
-                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
+                self.progress.update(self._read_losses(LAG if self.device.type == "cuda" else 0), lr)
                 every = self.config.save_every
                 if every and self.batch % every == 0 and self.batch < self.epoch_steps:
                     self._save()
@@ -257,9 +252,13 @@ class Trainer:
             for buffer in (*self.model.buffers(), *model.buffers()):
                 dist.broadcast(buffer, 0)
         try:
-            evaluation = evaluate(model, self.val_data, names=self.names, progress=self.progress, ranks=self.ranks)
+            bar = self.progress.shown and sys.stderr.isatty()
+            evaluation = evaluate(model, self.val_data, names=self.names, progress=bar, ranks=self.ranks)
         except ValueError as error:  # of some rank's files: the data was checked before
             raise OSError(str(error)) from error
+        if self.progress.shown and not self.progress.finished:  # once
+            for text in evaluation.problems:
+                tqdm.write(f"fastmask train: {text}; its objects count as missed", file=sys.stderr)
         self.model.train()
         return evaluation
 
@@ -272,7 +271,7 @@ class Trainer:
         if self.history is None:
             return
         metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.metrics.items()}
-        self.history.add_epoch(self.epoch - 1, self.history.rows[-1].lr, metrics)
+        self.history.add_epoch(self.epoch, self.history.rows[-1].lr, metrics)
         if self.writer is not None:
             write_epoch(self.writer, self.epoch * self.epoch_steps - 1, metrics)
         entry = self.history.epochs[-1]
@@ -282,9 +281,10 @@ class Trainer:
             save(content | self._metadata(), self.folder / BEST)
         self._save()
         self.history.draw()
-        if self.progress:
+        if self.progress.shown:
             precisions = [f", {kind} AP {values[0]:.3f} AP50 {values[1]:.3f}" for kind, values in metrics.items()]
-            print(f"epoch {self.epoch}: loss {entry['loss']:.4f}{''.join(precisions)}")
+            text = f"epoch {self.epoch}: loss {entry['loss']:.4f}{''.join(precisions)}"
+            print(f"{text}, {self.progress.finish_epoch()}", flush=True)
 
     def _save(self) -> None:
         """Save all that :meth:`_resume` needs, once the losses that are on their way have arrived."""

@@ -133,9 +133,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "empty").mkdir()
     for name, message in {
         "torn.json": "torn.json must be JSON, got a broken file",
-        "other.json": "other.json must be annotations of coco, via, labelme, masks, got none of them",
+        "other.json": "other.json must be annotations of coco, via, labelme, masks, yolo, got none of them",
         "deep.json": "deep.json must be JSON",
-        "empty": "empty must hold JSON files, got none",
+        "empty": "empty must hold JSON files, mask images or a data.yaml, got none",
         "none.json": "No such file",
     }.items():
         assert main(["data", "convert", str(tmp_path / name), str(tmp_path / "out.json"), "--to", "coco"]) == 2

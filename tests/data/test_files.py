@@ -290,7 +290,7 @@ def test_options_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = ["train", "--data-path", str(tmp_path), "--epochs", "1", "--out", str(tmp_path / "out")]
     for options, message in (
         (["--format", "via"], "must be annotations of the format via, got none"),
-        (["--images", str(tmp_path / "none")], f"images must be a folder, got {tmp_path / 'none'}"),
+        (["--images", str(tmp_path / "none")], f"images (--images) must be a folder, got {tmp_path / 'none'}"),
     ):
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_check_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     bare = [each._replace(keypoints=None) for each in dataset.records[0].instances]
     without = draw_contact_sheet(dataset._replace(records=[dataset.records[0]._replace(instances=tuple(bare))]))
     assert not np.array_equal(np.array(Image.open(tmp_path / "sheet.png")), np.array(without))
-    for format in ("via", "labelme", "masks"):
+    for format in ("via", "labelme", "masks", "yolo"):
         lost = data.write_dataset(dataset, tmp_path / f"out-{format}", format)
         texts = [problem.text for problem in lost]
         assert texts[-1] == "the keypoints of 3 objects"

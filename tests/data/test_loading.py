@@ -220,7 +220,7 @@ def test_labels() -> None:
         ({"rank": 0, "world_size": 0}, r"rank must be in \[0, 0\), got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"size": (100, 64)}, r"size must be \(height, width\), multiples of 32, got \(100, 64\)"),
-        ({"masks": False, "augmentation": Augmentation(paste=1)}, "augmentation must not paste objects without masks"),
+        ({"masks": False, "augmentation": Augmentation(paste=1)}, "paste must be 0 for a model without masks, got 1"),
         ({"augmentation": Augmentation(zoom=(1, 1), canvas=(100, 100))}, r"augmentation.canvas must be \(height"),
         ({"augmentation": Augmentation(zoom=(1, 1)), "size": (64, 64)}, "size must be None where images are cropped"),
     ],

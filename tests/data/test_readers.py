@@ -239,7 +239,9 @@ def test_the_attribute_that_is_the_class(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["data", "check", str(tmp_path / "via.json")]) == 1  # the image is missing
     assert "no region has an attribute: all are of the class object\n" in capsys.readouterr().out
     data.write_dataset(dataset, tmp_path / "coco.json", "coco")
-    with pytest.raises(ValueError, match="attribute must be None for the format coco, which has none, got 'fruit'"):
+    with pytest.raises(
+        ValueError, match="attribute must not be given for the format coco, which has none, got 'fruit'"
+    ):
         data.read_dataset(tmp_path / "coco.json", attribute="fruit")
 
 

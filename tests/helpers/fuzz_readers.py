@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -125,6 +126,9 @@ def make_contents(format: str, folder: Path) -> list[Any]:
             {"label": "cat", "shape_type": "mask", "points": [[9, 9], [12, 9]], "mask": mask_image, "group_id": 1}
         ]
         contents[1]["shapes"] += shapes
+        embedded = base64.b64encode((folder / "a.png").read_bytes()).decode()
+        contents[0] |= {"imageData": embedded, "imagePath": "../gone/a.jpg"}
+        contents.append(contents[1] | {"imageData": embedded})
     return contents
 
 
@@ -136,13 +140,8 @@ def write_json(contents: list[Any], folder: Path, random_: random.Random) -> Pat
     text = json.dumps(content)
     for word, levels in zip(DEEP, LEVELS, strict=True):
         text = text.replace(f'"{word}"', "[" * levels + "]" * levels)
-    written = bytearray(text.encode())
-    if random_.random() < 0.1:
-        del written[random_.randrange(len(written)) :]
-    elif random_.random() < 0.1:
-        written[random_.randrange(len(written))] = random_.randrange(256)
     path = folder / "mutated.json"
-    path.write_bytes(written)
+    path.write_bytes(change_bytes(text.encode(), random_))
     return path
 
 
@@ -184,6 +183,49 @@ def write_masks(folder: Path, random_: random.Random) -> Path:
     return path
 
 
+LINES = ["0 0.1 0.1 0.5 0.1 0.5 0.5", "1 0.5 0.5 0.2 0.2", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9", "", "1 0 0 1 0 1 1 0 1"]
+WORDS = ["nan", "inf", "-1", "1e9", "1.009", "2", "x", "0_1", "9" * 400, "\0", "\xff", "", "\n", "0.5 0.1 " * 3000]
+NAMES = ["./train/a.png", "images/train/b.png", "C:\\x\\a.png", "/a.png", "../../../etc/passwd", "\0", "", "x" * 300]
+
+
+def write_yolo(folder: Path, random_: random.Random) -> Path:
+    """A data.yaml, a list of images, and labels, each of which may have values or bytes that are strange."""
+    path = folder / "mutated"
+    for name in ("images/train", "labels/train"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        if not (path / "images" / "train" / f"{name}.png").exists():
+            Image.new("RGB", (WIDTH, HEIGHT)).save(path / "images" / "train" / f"{name}.png")
+        words = [line.split(" ") for line in random_.choices(LINES, k=random_.randint(0, 6))]
+        for line in random_.sample(words, min(len(words), random_.randint(0, 2))):
+            line[random_.randrange(len(line))] = random_.choice(WORDS)
+        text = "\n".join(" ".join(line) for line in words)
+        (path / "labels" / "train" / f"{name}.txt").write_bytes(change_bytes(text.encode("latin-1"), random_))
+    listed = "\n".join(random_.choices(NAMES, k=random_.randint(0, 4)))
+    (path / "images" / "val.txt").write_bytes(change_bytes(listed.encode(), random_))
+    content: Any = {"path": ".", "train": "images/train", "val": ["images/val.txt", "../images/train"]}
+    content |= {"nc": 2, "names": random_.choice([["cat", "dog"], {0: "cat", 1: "dog"}]), "kpt_shape": None}
+    text = json.dumps(content)
+    if random_.random() < 0.25:
+        mutated = json.dumps(mutate(content, random_))
+        text = mutated if len(mutated) < 10_000 or random_.random() < 0.1 else text  # PyYAML is slow
+    for word, levels in zip(DEEP, LEVELS, strict=True):
+        text = text.replace(f'"{word}"', "[" * levels + "]" * levels)
+    text = re.sub('"([01])":', r"\1:", text)
+    (path / "data.yaml").write_bytes(change_bytes(text.encode("utf-8", "surrogatepass"), random_))
+    return path
+
+
+def change_bytes(text: bytes, random_: random.Random) -> bytes:
+    """The text, sometimes cut or with bytes changed."""
+    written = bytearray(text)
+    if written and random_.random() < 0.05:
+        del written[random_.randrange(len(written)) :]
+    elif written and random_.random() < 0.1:
+        written[random_.randrange(len(written))] = random_.randrange(256)
+    return bytes(written)
+
+
 def use(dataset: data.Dataset, folder: Path, number: int) -> None:
     """What commands do with a data set."""
     " ".join([*dataset.notes, *dataset.categories]).encode()  # as standard output does
@@ -195,7 +237,7 @@ def use(dataset: data.Dataset, folder: Path, number: int) -> None:
             instance.count_keypoints()
     if number % 8 == 0:
         validate_dataset(dataset)
-        format = data.FORMATS[number // 8 % 4]
+        format = data.FORMATS[number // 8 % 5]
         data.write_dataset(
             dataset, folder / f"out-{format}{'.json' if format in ('coco', 'via') else ''}", format, force=True
         )
@@ -205,17 +247,18 @@ def main(format: str, number: int, seed: int, folder: Path) -> None:
     def stop(*_: Any) -> None:
         raise RuntimeError(f"more than {SECONDS} seconds of CPU")
 
-    contents = [] if format == "masks" else make_contents(format, folder)
+    contents = [] if format in ("masks", "yolo") else make_contents(format, folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
     signal.signal(signal.SIGPROF, stop)
     read = 0
     for i in range(number):
         random_ = random.Random(f"{seed} {i}")
-        path = write_masks(folder, random_) if format == "masks" else write_json(contents, folder, random_)
+        writer = {"masks": write_masks, "yolo": write_yolo}.get(format)
+        path = writer(folder, random_) if writer is not None else write_json(contents, folder, random_)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            dataset = data.read_dataset(path)
+            dataset = data.read_dataset(path, split=random_.choice(["train", "val"]))
             read += any(record.instances for record in dataset.records)
             use(dataset, folder, i)
         except (ValueError, OSError):

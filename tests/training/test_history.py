@@ -1,5 +1,6 @@
 """What a run leaves beside its weights: files that were torn, curves, TensorBoard."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,25 +11,46 @@ from fastmask.training.tensorboard import open_writer, write_epoch, write_step
 
 
 def test_history_survives_torn_lines(tmp_path: Path) -> None:
-    history = History(tmp_path, 0, 0)
+    history = History(tmp_path, 0, 0, 2)
     for step in range(4):
-        history.add_step(Row(step, step // 2, step % 2, 0.1, [step + 0.5, step + 0.5, 1.0]), ["loss_mask"])
+        history.add_step(Row(step, step // 2 + 1, step % 2, 0.1, [step + 0.5, step + 0.5, 1.0]), ["loss_mask"])
     history.close()
     text = (tmp_path / "steps.csv").read_text()
     (tmp_path / "steps.csv").write_text(text[:-2])  # a number that looks whole
-    again = History(tmp_path, 4, 2)
+    again = History(tmp_path, 4, 2, 2)
     assert [row.step for row in again.rows] == [0, 1, 2]
-    assert again.rows[2] == Row(2, 1, 0, 0.1, [2.5, 2.5, 1.0])
+    assert again.rows[2] == Row(2, 2, 0, 0.1, [2.5, 2.5, 1.0])
     again.close()
     assert (tmp_path / "steps.csv").read_text().splitlines() == text.splitlines()[:4]
     assert smooth([1.0, 2, 3, 4], 0.5) == [1.0, 1.5, 2.5, 3.5]
     assert smooth([1.0, float("nan"), 3, 5], 0.5) == [1.0, 1.0, 2.0, 4.0]
     (tmp_path / "steps.csv").write_text("")
-    empty = History(tmp_path, 4, 2)
+    empty = History(tmp_path, 4, 2, 2)
     assert (empty.names, empty.rows) == ([], [])
     empty.close()
     pytest.importorskip("matplotlib")
     draw_curves(again, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["all epochs", "the first epoch is lost"])
+def test_epochs_of_earlier_versions_count_from_1(
+    first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They counted from 0 in the files. Each is read once as such, whichever of them a crash left as it was."""
+    rows = [f"{step},{step // 2},{step % 2},0.1,1.5,1.5,1.0" for step in range(2 * first, 5)]
+    entries = [{"epoch": epoch, "loss": 1.5, "lr": 0.1, "box": [0.1] * 12} for epoch in range(first, 2)]
+    (tmp_path / "steps.csv").write_text("\n".join(["step,epoch,batch,lr,loss_mask,loss,gradient_norm", *rows, ""]))
+    (tmp_path / "epochs.json").write_text(json.dumps(entries))
+    expected = [(step, step // 2 + 1, step % 2) for step in range(2 * first, 5)]
+    for _ in range(2):
+        history = History(tmp_path, 5, 2, 2)
+        assert [row[:3] for row in history.rows] == expected
+        assert [(entry["epoch"], entry["steps"]) for entry in history.epochs] == [(1, 2), (2, 4)][first:]
+        assert json.loads((tmp_path / "epochs.json").read_text()) == history.epochs
+        assert (tmp_path / "det_results.txt").read_text().startswith(f"epoch:{first + 1} ")
+        history.close()
+    said = f"fastmask train: {tmp_path}: its epochs counted from 0, and count from 1 now\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('no\\nfont')", "ImportError('no ABI')", "SystemError('no API')"])
@@ -42,7 +64,7 @@ def test_extras_that_are_broken(
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise {error}")
     monkeypatch.syspath_prepend(tmp_path)
-    history = History(tmp_path, 0, 0)
+    history = History(tmp_path, 0, 0, 2)
     history.draw()
     history.draw()
     said = error.replace("('", ": ").partition("\\n")[0].partition("')")[0]
@@ -51,7 +73,7 @@ def test_extras_that_are_broken(
         assert open_writer(tmp_path / "board", 0) is None
         assert f"tensorboard fails, so that board/ is not written: {said}\n" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    missing = History(tmp_path, 0, 0)
+    missing = History(tmp_path, 0, 0, 2)
     missing.draw()
     assert capsys.readouterr().err == ""
 
@@ -61,7 +83,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     writer = open_writer(tmp_path, 0)
-    write_step(writer, Row(3, 0, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])
+    write_step(writer, Row(3, 1, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])
     write_epoch(writer, 4, {"mask": [0.1 * i for i in range(12)]})
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -71,5 +93,5 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["mask/ap50"] == (4, pytest.approx(0.1))
     assert len(found) == 15
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"tensorboard must be installed: pip install 'fastmask-rcnn\[train\]'"):
+    with pytest.raises(ValueError, match=r"TensorBoard must be installed: pip install 'fastmask-rcnn\[train\]'"):
         open_writer(tmp_path, 0)

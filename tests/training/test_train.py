@@ -100,7 +100,7 @@ def test_from_a_file_to_better_weights(
     assert settings["lr"] == 1e-9
     assert settings["fastmask"] == fastmask.__version__
     assert main(command(drawn, tmp_path / "out", "--weights", "none")) == 2
-    assert "out must be a new folder, or resume (--resume) be set" in capsys.readouterr().err
+    assert "--out must be a new folder, or resume (--resume) be set" in capsys.readouterr().err
     again = command(drawn, tmp_path / "again", "--weights", str(tmp_path / "out" / "last.pth"), "--lr", "1e-9")
     again[again.index("--model") : again.index("--model") + 2] = []
     assert main(again) == 0  # the same categories: all weights are loaded
@@ -130,7 +130,7 @@ def test_commands_need_the_weights_alone(
     )
     for words in commands:
         assert main([*words, "--weights", str(own), "--model", "maskrcnn_slim_fpn"]) == 2
-        assert f"model must be slim with {own}, got maskrcnn_slim_fpn" in capsys.readouterr().err
+        assert f"--model must be slim with {own}, got maskrcnn_slim_fpn" in capsys.readouterr().err
         assert main([*words, "--weights", str(own)]) == 0
     ((model, options),) = seen
     assert (model.transform.min_size, options["categories"]) == ((64,), ["-", *"abcd"])
@@ -159,19 +159,19 @@ def test_interrupted_and_resumed_with_more_epochs(
         assert said == [f"fastmask train: interrupted; the same command with --resume {hint}"]
     more = [*words, "--resume", "--epochs", "3", "--save-every", "1", *BOARD]
     assert main([*more, "--lr", "0.5"]) == 2
-    assert "must be of the same run to be resumed, got lr None (now 0.5)" in capsys.readouterr().err
+    assert "must be of the same run to be resumed, got --lr None (now 0.5)" in capsys.readouterr().err
     assert main(more) == 0
-    assert [row["epoch"] for row in json.loads((tmp_path / "out" / "epochs.json").read_text())] == [0, 1, 2]
+    assert [row["epoch"] for row in json.loads((tmp_path / "out" / "epochs.json").read_text())] == [1, 2, 3]
     assert "epoch 3: loss" in capsys.readouterr().out
     rows = (tmp_path / "out" / "steps.csv").read_text().splitlines()[1:]
     lrs = [float(row.split(",")[3]) for row in rows]
     assert lrs[2:] == [TrainConfig(3).lr_at(step, 6, 1) for step in range(2, 6)]  # the schedule of three epochs
     assert main([*words, "--resume", "--epochs", "2"]) == 2
-    assert "epochs must be at least 3, which " in capsys.readouterr().err
+    assert "--epochs must be at least 3, which " in capsys.readouterr().err
     other = [*words, "--resume", "--epochs", "3", "--model", "maskrcnn_slim_fpn"]
     assert main(other) == 2
     assert (
-        "must be of the same run to be resumed, got max_size 200 (now 320), model slim (now mask"
+        "must be of the same run to be resumed, got --max-size 200 (now 320), --model slim (now mask"
         in capsys.readouterr().err
     )
 
@@ -266,16 +266,16 @@ def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "yolo"], "model must be one of"),
-        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "weights must be none, SHAPES_V1 or a file for"),
+        (["--model", "yolo"], "--model must be one of"),
+        (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none, SHAPES_V1 or a file for"),
         (["--weights", "nothing.pth"], "or a file, got 'nothing.pth'"),
-        (["--weights", "none", "--zoom", "0.5", "2"], "size must be given with zoom"),
-        (["--weights", "none", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--weights", "none", "--zoom", "0.5", "2"], "--size must be given with --zoom"),
+        (["--weights", "none", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--weights", "none", "--device", "cuda:99"], "--device must be one that this machine has"),
         (["--weights", "none", "--val", "nowhere"], "nowhere"),
         (["--weights", "none", "--val", "OTHER"], "names must have one of the dataset's categories (cat"),
-        (["--weights", "none", "--min-size", "800", "--max-size", "700"], "min_size must be at most max_size, 700"),
-        (["--weights", "none", "--size", "50", "60"], r"size must be (height, width), multiples of 32"),
+        (["--weights", "none", "--min-size", "800", "--max-size", "700"], "--min-size must be at most --max-size, 700"),
+        (["--weights", "none", "--size", "50", "60"], r"--size must be (height, width), multiples of 32"),
     ],
 )
 def test_errors_of_arguments(

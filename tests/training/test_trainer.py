@@ -125,16 +125,16 @@ def test_checkpoints_of_something_else(tmp_path: Path, seed: int) -> None:
 def test_what_a_run_leaves(tmp_path: Path, seed: int) -> None:
     make_trainer(tmp_path, seed, val=True, epochs=2).fit()
     epochs = json.loads((tmp_path / "epochs.json").read_text())
-    assert [entry["epoch"] for entry in epochs] == [0, 1]
+    assert [(entry["epoch"], entry["steps"]) for entry in epochs] == [(1, 3), (2, 6)]
     steps = [dict(zip(read_rows(tmp_path)[0], row, strict=True)) for row in read_rows(tmp_path)[1:]]
     for number, entry in enumerate(epochs):
-        losses = [float(row["loss"]) for row in steps if row["epoch"] == str(number)]
+        losses = [float(row["loss"]) for row in steps if row["epoch"] == str(number + 1)]
         assert entry["loss"] == pytest.approx(sum(losses) / 3)
         assert entry["lr"] == float(steps[3 * number + 2]["lr"])
     for file, kind in (("det_results.txt", "box"), ("seg_results.txt", "mask")):
         lines = (tmp_path / file).read_text().splitlines()
         assert len(lines) == 2
-        numbers = [float(word) for word in lines[1].removeprefix("epoch:1 ").split()]
+        numbers = [float(word) for word in lines[1].removeprefix("epoch:2 ").split()]
         assert numbers == pytest.approx([*epochs[1][kind], epochs[1]["loss"], epochs[1]["lr"]], abs=1e-4)
     best = torch.load(tmp_path / "best.pth")
     assert best["categories"] == NAMES
