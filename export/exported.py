@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastmask.checks import check_shape
 from fastmask.models._presets import to_float
-from fastmask.preprocess import Resizer, Size, normalize, pad, resize
+from fastmask.preprocess import Resizer, normalize, pad, resize
+from fastmask.sizes import Size
 
 Array = NDArray[Any]
 ROWS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")  # outputs with a row for each detection

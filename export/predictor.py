@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 import torch
 from torch import Tensor
 
-from fastmask.checks import check_choice
+from fastmask.checks import check_at_least, check_choice
 from fastmask.export.aot import AOTPackage
 from fastmask.export.exported import ExportedModel
 from fastmask.export.runtime import OnnxSession
@@ -49,15 +49,22 @@ class ExportedPredictor:
         return [item for item in self.stream(images, progress=False) if not isinstance(item, Exception)]
 
     def stream(
-        self, images: Iterable[ImageLike], *, progress: bool = True, total: int | None = None, errors: str = "raise"
+        self,
+        images: Iterable[ImageLike],
+        *,
+        progress: bool = True,
+        total: int | None = None,
+        ahead: int = 2,
+        errors: str = "raise",
     ) -> Iterator[Prediction | Exception]:
-        """Yield the predictions of any number of images, in order; an error is raised or, with "yield", yielded."""
+        """Yield the predictions of any number of images, in order, as :meth:`fastmask.Predictor.stream` does."""
         from tqdm import tqdm
 
+        check_at_least("ahead", ahead, 0)
         check_choice("errors", errors, ("raise", "yield"))
         if total is None and isinstance(images, Sized):
             total = len(images)
-        chunks = prefetch_batches(images, self.batch, lambda _: 0, 2, False, channels=self.session.channels)
+        chunks = prefetch_batches(images, self.batch, lambda _: 0, ahead, False, channels=self.session.channels)
         with (
             tqdm(total=total, unit="img", disable=not progress) as bar,
             contextlib.closing(chunks),

@@ -16,7 +16,8 @@ from fastmask.data.records import Dataset, Instance, Record
 from fastmask.export.exported import ExportedModel
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.inference.predictor import Predictor
-from fastmask.preprocess import Resizer, compute_padded_size, compute_resized_size
+from fastmask.preprocess import Resizer
+from fastmask.sizes import compute_padded_size, compute_resized_size
 from fastmask.training.loss_module import LossModule
 
 

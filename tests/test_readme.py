@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.clips import draw_frames, write_clip
 from helpers.images import draw_image
 from helpers.pages import PAGES, ROOT, find_blocks, find_commands, find_example
 from helpers.prefill import prefill
@@ -57,6 +58,9 @@ def test_example_runs_as_printed(
         hub = request.getfixturevalue("hub")
         shutil.copy(hub / "photo.jpg", tmp_path)
         monkeypatch.setenv("TORCH_HOME", str(hub))
+    if "clip.mp4" in example:
+        pytest.importorskip("av", reason="it reads the video")
+        write_clip(tmp_path / "clip.mp4", draw_frames(4))
     monkeypatch.chdir(tmp_path)
     run_example(example)
 

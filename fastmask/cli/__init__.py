@@ -16,7 +16,7 @@ from fastmask.cli._output import checked_output
 COMMANDS = {
     "demo": "detect shapes on synthetic images: no network, no data, under a minute",
     "export": "export a model to ONNX or AOTInductor, checked against the model itself",
-    "predict": "detect objects in images; write overlays and one COCO results file",
+    "predict": "detect objects in images and videos; write overlays and results",
     "compare": "compare each of Predictor's settings with the model itself, on images of yours",
     "train": "train a model on annotated images, from weights or from scratch",
     "evaluate": "compute COCO's average precision of boxes and masks on annotated images",

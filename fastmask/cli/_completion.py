@@ -17,7 +17,7 @@ MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test
 )
 WEIGHTS = ("COCO_V1", "SHAPES_V1")
 START = ("imagenet", "none")  # also --weights, of train
-FILES = ("FILE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
+FILES = ("FILE", "SOURCE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
 FUNCTIONS = {
     "bash": '{0}() {{\n  compgen -W "{1}" -- "$1"\n  compgen -f -- "$1"\n}}',
     "zsh": "{0}() {{\n  _alternative 'names:name:({1})' 'files:file:_files'\n}}",

@@ -1,8 +1,9 @@
-"""What commands print to the standard error."""
+"""What commands print, and how options are named there."""
 
 import argparse
 import re
 import sys
+from typing import TextIO
 
 POSITIONAL = {"evaluate": "annotations", "export": "file", "data": "source"}  # no options; --images is named below
 ALIASES = {"data": "data_path", "dataset": "data_path", "attribute": "class_attribute", "box_score_thresh": "score"}
@@ -39,3 +40,9 @@ class Default(str):
 def is_given(value: object) -> bool:
     """Whether an option whose default is None or a :class:`Default` was given."""
     return value is not None and not isinstance(value, Default)
+
+
+def print_line(text: str, output: TextIO) -> None:
+    """Print a line that may have names of files, which need not be of the output's encoding."""
+    encoding = output.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=output)

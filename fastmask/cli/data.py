@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_split_argument(command)
     convert.add_argument("target", type=Path, help="a JSON file or, for labelme, masks and yolo, a folder")
     convert.add_argument("--to", required=True, choices=FORMATS, help="format of the target")
+    polygons_help = "trace masks to polygons; crowds stay RLE [masks stay masks]"
+    convert.add_argument("--polygons", action="store_true", help=polygons_help)
+    tolerance_help = "how far polygons of masks may be from them, to have fewer corners [0: exact]"
+    convert.add_argument("--tolerance", type=float, default=0.0, metavar="PIXELS", help=tolerance_help)
     for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
         command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
@@ -112,12 +116,18 @@ def print_summary(where: str, dataset: "Dataset", problems: "list[Problem]", to_
 
 
 def convert(args: argparse.Namespace) -> "list[Result]":
-    from fastmask.data import add_sizes, write_dataset
+    from fastmask.data import add_sizes, masks_to_polygons, write_dataset
 
+    if args.polygons and args.to == "masks":
+        raise ValueError("--polygons must be without --to masks, which holds no polygons")
+    if args.tolerance and not args.polygons:
+        raise ValueError(f"--tolerance needs --polygons, got {args.tolerance:g} without")
     if args.to == "yolo" or args.split is not None:  # YOLO's data sets have splits
         splits = {name or "train": add_sizes(each) for name, each in read_splits(args, args.source).items()}
     else:
         splits = {"": add_sizes(read_source(args, args.source))}
+    if args.polygons:
+        splits = {name: masks_to_polygons(each, args.tolerance) for name, each in splits.items()}
     lost = write_dataset(splits, args.target, args.to, force=args.force, source=args.source)
     results = [(name_split(args.source, split), each, each.problems) for split, each in splits.items()]
     return [*results[:-1], (*results[-1][:2], [*results[-1][2], *lost])]

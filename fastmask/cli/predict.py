@@ -1,4 +1,4 @@
-"""``fastmask predict``: detect objects in images; write overlays and one COCO results file."""
+"""``fastmask predict``: detect objects in images and videos; write overlays, COCO results and JSON Lines."""
 
 import argparse
 import os
@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastmask.cli._messages import Default, is_given, name_options
+from fastmask.cli._messages import Default, is_given, name_options, print_line
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
+from fastmask.cli._videos import check_videos, predict_videos, split_sources
 
 if TYPE_CHECKING:
     from fastmask.inference import PredictedFiles
@@ -19,7 +20,8 @@ CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the images, the model, and where the predictions go."""
     add = parser.add_argument
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
+    source = "an image, a folder of images, a video, a camera (camera:0, /dev/video0) or a stream (rtsp://...)"
+    add("images", nargs="+", metavar="SOURCE", help=source)
     add("--recursive", action="store_true", help="take the images of folders inside folders, too")
     add_model_arguments(parser)
     for name in ("weights", "model"):  # to see whether they are given
@@ -30,15 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", action="extend", metavar="NAME", help="keep these classes only; after the images")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the output [%(default)s]")
     add("--no-overlays", action="store_true", help="write the results file only")
-    add("--color-by", default="instance", choices=("instance", "class"), help="what has one color [%(default)s]")
+    colors = "what has one color [instance; class in videos]"
+    add("--color-by", default=Default("instance"), choices=("instance", "class"), help=colors)
     add("--save-crops", action="store_true", help="write each detection, cut out by its mask, to DIR/crops")
-    add("--json", metavar="FILE", help="write the results there, too; - is the standard output")
+    add("--every", type=int, default=1, metavar="N", help="predict one frame in N of videos [%(default)s]")
+    add("--json", metavar="FILE", help="write the results (of videos: JSON Lines) there, too; - is the standard output")
     add("--quiet", action="store_true", help="print nothing but errors and skipped images")
-    add("--restart", action="store_true", help="discard what an interrupted run has predicted")
+    add(
+        "--restart", action="store_true", help="discard what an interrupted run has predicted; videos always start anew"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; 1 if an image was skipped; 2 if an argument is wrong, or weights or results are not available.
+    """Exit code 0; 1 if an image or a video was skipped, or a video is broken; 2 if an argument is wrong, or weights or
+    results are not available.
 
     Under torchrun every rank predicts its share of the images, and all end with one code (torchrun itself with 1).
     """
@@ -46,32 +53,38 @@ def run(args: argparse.Namespace) -> int:
     from fastmask.inference import predict_files
 
     make = make_exported_predictor if args.exported else make_predictor
+    images, videos = split_sources(args.images)
+    whole = True
     with join_ranks() as ranks:
         try:
-            ranks.run_on_first(lambda: check_arguments(args))
+            ranks.run_on_first(lambda: check_arguments(args, images, videos, ranks.world_size))
             predictor, categories, settings = ranks.run_on_all(lambda: make(args, ranks))
             options = {"recursive": args.recursive, "categories": categories, "classes": args.classes}
             options |= {"overlays": not args.no_overlays, "color_by": args.color_by, "crops": args.save_crops}
             options |= {"restart": args.restart, "settings": settings, "progress": False if args.quiet else None}
             options |= {"on_skip": print_skipped, "ranks": ranks}
             options |= {} if args.quiet else {"on_note": print_message}
-            predicted = predict_files(predictor, args.images, args.out, **options)
-            ranks.run_on_first(lambda: write_json(predicted, args.json))
+            if images:
+                predicted = predict_files(predictor, images, args.out, **options)
+                ranks.run_on_first(lambda: write_json(predicted, args.json))
+                whole = not predicted.skipped
+                if ranks.rank == 0:
+                    print_outcome(predicted, args)
+            if videos:
+                whole = predict_videos(args, videos, predictor, categories, print_message) and whole
         except ValueError as error:
             if ranks.rank == 0:
                 print_message(name_options(error, args))
             return 2
-        except KeyboardInterrupt:
-            print_message("interrupted; the same command goes on from here")
+        except KeyboardInterrupt as interrupt:
+            print_message(str(interrupt) or "interrupted; the same command goes on from here")
             raise
-        if ranks.rank == 0:
-            print_outcome(predicted, args)
-        return 1 if predicted.skipped else 0
+        return 0 if whole else 1
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, images: list[Path], videos: list[str], world_size: int) -> None:
     """Raise an error for what is wrong already before a model is loaded; create the folder of the output."""
-    from fastmask.inference.image_files import find_images
+    from fastmask.inference.image_files import count_videos, find_images
     from fastmask.inference.journal import check_results
 
     if args.exported and (is_given(args.weights) or is_given(args.model)):
@@ -82,12 +95,16 @@ def check_arguments(args: argparse.Namespace) -> None:
     path = Path(args.weights or "")
     if (path.suffix in CHECKPOINTS or len(path.parts) > 1) and not args.exported and not path.exists():
         raise ValueError(f"--weights must be a file that is there, or a name, got {path}: no such file")
-    find_images(args.images, args.recursive)
+    find_images(images, args.recursive)
+    if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
+        raise ValueError(f"--json must be a file in a folder that is there, got {args.json}")
+    check_videos(args, images, videos, world_size)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.json not in (None, "-"):
-        if not Path(args.json).parent.is_dir():
-            raise ValueError(f"--json must be a file in a folder that is there, got {args.json}")
+    if args.json not in (None, "-") and images:
         check_results(Path(args.json))
+    left_out = count_videos(images, args.recursive)
+    if left_out and not args.quiet:
+        print_message(left_out)
 
 
 def print_message(text: str) -> None:
@@ -132,6 +149,4 @@ def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None
     outputs = ", ".join(map(str, [*files, predicted.results]))
     again = f" ({len(predicted.skipped)} skipped, which the same command tries again)" if predicted.skipped else ""
     output = sys.stderr if args.json == "-" else sys.stdout
-    line = f"{predicted.detections} detections in {images}: {outputs}{again}"
-    encoding = output.encoding or "utf-8"  # which a file's name need not be of
-    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=output)
+    print_line(f"{predicted.detections} detections in {images}: {outputs}{again}", output)

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from fastmask.data.crop import Crop, hide_outside, plan_jitter, plan_resize
 from fastmask.data.records import Record
-from fastmask.preprocess import Size, check_pixels_left, compute_resized_size
+from fastmask.sizes import Size, check_pixels_left, compute_resized_size
 from fastmask.skeletons import Skeleton
 
 MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.records import Instance, Keypoints, Polygon, box_to_polygon, encode_polygons
-from fastmask.preprocess import Size, compute_resized_size
+from fastmask.sizes import Size, compute_resized_size
 from fastmask.skeletons import Skeleton
 
 

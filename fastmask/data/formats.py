@@ -12,7 +12,8 @@ from fastmask.data.copies import copy_embedded, place_embedded
 from fastmask.data.keypoints import describe_lost, describe_lost_pairs
 from fastmask.data.labelme import drop_image_data, is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import YAML, choose_images, find_annotations, find_json, find_splits, find_yaml
-from fastmask.data.masks import CLASSES, IMAGES, LABELS, OBJECTS, is_masks, read_masks, write_masks
+from fastmask.data.mask_layout import CLASSES, IMAGES, INPUTS, LABELS, OBJECTS, find_root, is_masks, is_semantic
+from fastmask.data.masks import read_masks, write_masks
 from fastmask.data.records import Dataset, Problem, Record, name_records
 from fastmask.data.via import is_via, read_via, write_via
 from fastmask.data.yolo import list_files, read_config, read_yolo
@@ -21,7 +22,6 @@ from fastmask.data.yolo_write import list_outputs, write_yolo
 from fastmask.files import check_free
 
 FORMATS = ("coco", "via", "labelme", "masks", "yolo")
-MASK_FILES = (LABELS, f"{OBJECTS}/*", f"{CLASSES}/*")
 
 
 def find_format(path: str | Path) -> str:
@@ -195,6 +195,9 @@ def _choose_format(path: Path, contents: Mapping[str, Mapping[Path, Any]]) -> st
 def _load_files(path: Path) -> tuple[dict[str, dict[Path, Any]], list[Problem]]:
     """Contents of a JSON file, or of those in a folder, by format and file; and those that are no JSON."""
     files = find_json(path) if path.is_dir() else [path]
+    if not files and is_semantic(path):
+        got = f"images of classes in {CLASSES} alone, which do not tell objects of one class apart"
+        raise ValueError(f"{path} must have images of objects in {OBJECTS}, got {got}")
     if not files:
         labels = any(looks_like_labels(file) for file in sorted(path.glob("*.txt"))[:5])
         hint = ", but labels of YOLO's, which are read by their data.yaml" if labels else ""
@@ -274,8 +277,8 @@ def write_dataset(
 def _list_inputs(source: Path) -> list[Path]:
     """The annotation files of a data set, and the folders they are in."""
     read = [source, *(find_annotations(part) for part in (find_splits(source) or {"": source}).values())]
-    for folder in [part for part in read if part.is_dir()]:
-        read += [*find_json(folder), *(file for name in MASK_FILES for file in folder.glob(name))]
+    for folder in [find_root(part) for part in read if part.is_dir() or is_masks(part)]:
+        read += [*find_json(folder), *(file for name in INPUTS for file in folder.glob(name))]
     for file in find_yaml(source):
         with contextlib.suppress(ImportError, ValueError):  # of something else
             read += list_files(file)

@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from fastmask.data.masks import is_masks
-from fastmask.data.paths import BESIDE
+from fastmask.data.mask_layout import find_lists, is_masks
+from fastmask.data.paths import BESIDE, SPLITS as NAMES
 
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 YAML = (".yaml", ".yml")
 
 
@@ -22,13 +21,14 @@ def find_splits(path: Path) -> dict[str, Path]:
 
     Splits are COCO's ``instances_train*.json`` and ``instances_val*.json`` in ``annotations`` or in the folder itself;
     or ``train.json`` and ``val.json`` in ``annotations``, alone; or folders ``train`` and ``val`` with annotations in
-    them. Validation may also be named ``valid``, ``validation`` or, where there is no other, ``test``.
+    them; or lists of mask images, ``train.txt`` and ``val.txt``. Validation may also be named ``valid``,
+    ``validation`` or, where there is no other, ``test``.
 
     Raises:
         ValueError: a split has several files.
     """
     if not path.is_dir() or is_masks(path):
-        return {}
+        return find_lists(path)
     files = {folder: find_json(folder) for folder in (path / "annotations", path)}
     inner = {file.stem.lower(): file for file in files[path / "annotations"]}
     plain = inner if all(any(stem in names for names in NAMES.values()) for stem in inner) else {}

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
 from fastmask.data.keypoints import count_points
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
-from fastmask.preprocess import Size, compute_padded_size, pad
+from fastmask.preprocess import pad
+from fastmask.sizes import Size, compute_padded_size
 from fastmask.skeletons import Skeleton
 from fastmask.structures import Batch, pad_targets
 

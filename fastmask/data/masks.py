@@ -1,100 +1,169 @@
-"""Mask images in Pascal VOC's layout: an image of object numbers and one of class numbers for each photo.
+"""Mask images, an image of objects and one of classes for each photo, in a layout of :mod:`fastmask.data.mask_layout`.
 
-``SegmentationObject/NAME.png`` (0: background; 255 in 8 bits: void border), ``SegmentationClass/NAME.png``,
-``JPEGImages/NAME.*``, and ``labels.txt`` with the name of one class per line, from class 1 on.
-Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html.
+They are gray or palette images of numbers (0: background; 255: void, the border of objects), or RGB images, in which
+each color but black is an object or a class. Names and colors of classes: :mod:`fastmask.data.class_map`.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.class_map import BORDER, ClassMap, read_class_map, starts_numbering
 from fastmask.data.copies import check_image, copy_image
-from fastmask.data.paths import find_by_stem
+from fastmask.data.mask_layout import (
+    CLASSES,
+    IMAGES,
+    LABELS,
+    LISTS,
+    NAMES,
+    OBJECTS,
+    choose_mask,
+    find_folder,
+    find_image,
+    find_root,
+    read_lists,
+)
+from fastmask.data.mask_pixels import (
+    MAX_OBJECTS,
+    SHOWN,
+    UNKNOWN,
+    Numbers,
+    name_file,
+    number_classes,
+    number_objects,
+    read_pixels,
+)
+from fastmask.data.parse import join_few
 from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
 from fastmask.files import replace_file, write_text
 
-OBJECTS, CLASSES, IMAGES, LABELS = "SegmentationObject", "SegmentationClass", "JPEGImages", "labels.txt"
-BORDER = 255
 LOST = "crowds, hidden, empty, masks of another size than the image, or too many"
-MAX_OBJECTS = 65534  # of an image, in 16 bits without background and border
-VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]
-VOC += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
-
-
-def is_masks(path: Path) -> bool:
-    """Whether a folder has Pascal VOC's layout."""
-    return (path / OBJECTS).is_dir()
 
 
 def read_masks(path: Path, images: Path | None) -> Dataset:
     """Read instances as RLE; each has the class of most of its pixels, or ``object`` without class images.
 
     Args:
-        path: the folder of the layout.
-        images: folder of the images; None: ``JPEGImages`` in it, or the folder itself.
+        path: the folder of the layout, or one of its lists of images.
+        images: folder of the images; None: ``JPEGImages`` or ``images`` in it, or the folder itself.
 
     Raises:
-        ValueError: ``labels.txt`` is not text.
+        ValueError: a file of names is broken, or there are no mask images.
     """
-    names = _read_names(path)
-    folders = [images] if images is not None else [path / IMAGES, path]
-    files = find_by_stem(folders)
-    records, problems = [], []
-    for file in sorted((path / OBJECTS).glob("*.png")):
+    root = find_root(path)
+    class_map = read_class_map(root)
+    objects, classes = find_folder(root, OBJECTS), find_folder(root, CLASSES)
+    masks = {file.relative_to(objects).with_suffix("").as_posix(): file for file in sorted(objects.rglob("*.png"))}
+    if not masks:
+        raise ValueError(f"{objects} must hold images of objects (*.png), got none")
+    folders = [images] if images is not None else [root / IMAGES, root / "images", root]
+    stems: dict[Path, dict[str, Path]] = {}
+    problems: list[Problem] = []
+    names, notes = _choose_masks(path, masks, problems)
+    has_classes = next(classes.rglob("*.png"), None) is not None
+    if not has_classes:
+        notes.append(f"{root}: there are no images of classes: all objects are of the class object")
+    records, void = [], 0
+    for name in names:
+        beside = classes / f"{name}.png"
+        missing = has_classes and not beside.exists()
         try:
-            numbers = _read_numbers(file)
-            beside = path / CLASSES / file.name
-            classes = _read_numbers(beside) if beside.exists() else np.zeros_like(numbers)
-            if classes.shape != numbers.shape:
-                raise ValueError(f"its class image must be {numbers.shape}, got {classes.shape}")
+            pixels = read_pixels(masks[name], objects)
+            numbers, labels = number_objects(pixels)
+            kinds = None
+            if has_classes and not missing:
+                kinds, unknown = number_classes(read_pixels(beside, classes), class_map)
+                if kinds.shape != numbers.shape:
+                    raise ValueError(f"{pixels.name}: its class image must be {numbers.shape}, got {kinds.shape}")
+                if unknown:
+                    problems.append(Problem("unknown class", name_file(beside, classes), unknown))
         except ValueError as error:
-            problems.append(Problem("broken file", file.name, str(error)))
+            where, _, text = str(error).partition(": ")
+            problems.append(Problem("broken file", where, text))
             continue
-        image = files.get(file.stem, folders[0] / f"{file.stem}.jpg")
-        records.append(Record(image, (numbers.shape[0], numbers.shape[1]), _find_instances(numbers, classes, names)))
+        if missing:
+            rest = "the image is left out" if class_map.closed else "its objects are of the class object"
+            problems.append(
+                Problem("missing class image", name_file(beside, classes), f"there is no such file: {rest}")
+            )
+        if missing and class_map.closed:
+            continue
+        found = _find_objects(numbers, kinds, class_map, pixels.colored)
+        void += found.void
+        for kind, what, faults in (
+            ("mixed classes", "have pixels of several classes, and get that of most", found.mixed),
+            ("no class", "have no class, and are left out", found.unclassed),
+        ):
+            listed = [f"object {labels.get(number, number)}: {text}" for number, text in faults]
+            if faults:
+                text = f"{len(faults)} objects {what}: {join_few(listed, SHOWN, '; ')}"
+                problems.append(Problem(kind, pixels.name, text))
+        records.append(Record(find_image(name, folders, stems), (numbers.shape[0], numbers.shape[1]), found.instances))
+    if void:
+        notes.append(f"{root}: {void} objects of void pixels alone are no objects")
     used = dict.fromkeys(instance.category for record in records for instance in record.instances)
-    order = [*filter(None, names), *(name for name in used if name not in names)]
-    return Dataset(records, {name: number for number, name in enumerate(order, 1)}, problems)
+    order = dict.fromkeys([*class_map.names.values(), *used])
+    return Dataset(records, {name: number for number, name in enumerate(order, 1)}, problems, tuple(notes))
 
 
-def _read_names(path: Path) -> list[str]:
-    """Class names from class 1 on, "" of classes without one."""
-    if not (path / LABELS).exists():
-        return VOC if path.name.startswith("VOC2") else []
-    try:
-        return [name.strip() for name in (path / LABELS).read_text("utf-8-sig").rstrip().split("\n")]
-    except ValueError as error:
-        raise ValueError(f"{path / LABELS} must be text in UTF-8, got {error}") from error
+def _choose_masks(path: Path, masks: dict[str, Path], problems: list[Problem]) -> tuple[list[str], list[str]]:
+    """(names of the mask images that are read, notes about others); listed ones that are missing are problems."""
+    lists = read_lists(path, masks)
+    if lists.chosen is None:
+        return list(masks), []
+    names = []
+    for listed in lists.chosen:
+        name = choose_mask(listed, masks)
+        if name is None:
+            problems.append(Problem("missing mask image", listed, f"it is listed, but has no image in {OBJECTS}"))
+        else:
+            names.append(name)
+    notes = [
+        f"{path}: {number} images are in {name} alone, which is no split, and are not read"
+        for name, number in lists.unread.items()
+    ]
+    if lists.unlisted:
+        what = f"{path}: {len(lists.unlisted)} mask images are in no list of {LISTS}, and not read"
+        notes.append(f"{what}: {join_few(sorted(lists.unlisted), SHOWN)}")
+    return list(dict.fromkeys(names)), notes
 
 
-def _read_numbers(file: Path) -> NDArray[np.integer[Any]]:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
-                raise ValueError(f"it must be a palette or gray image of numbers, got {image.mode}")
-            numbers = np.asarray(image)
-            return numbers.astype(np.uint8) if numbers.dtype == bool else numbers
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's readers raise many types
-        raise ValueError(f"it cannot be read as an image: {error}") from error
+class _Objects(NamedTuple):
+    instances: tuple[Instance, ...]
+    void: int  # objects that are none
+    mixed: list[tuple[int, str]]  # number of the object, and its classes
+    unclassed: list[tuple[int, str]]
 
 
-def _find_instances(
-    numbers: NDArray[np.integer[Any]], classes: NDArray[np.integer[Any]], names: list[str]
-) -> tuple[Instance, ...]:
-    """The objects in an image of their numbers [h, w], in the order of the numbers."""
-    flat, flat_classes = numbers.ravel(order="F"), classes.ravel(order="F")  # COCO's runs go down columns
-    inside = np.flatnonzero((flat != 0) & (flat != BORDER))
+def _find_objects(numbers: Numbers, classes: Numbers | None, class_map: ClassMap, colored: bool) -> _Objects:
+    """The objects in an image of their numbers [h, w], in the order of the numbers.
+
+    Objects of the border's number are none; those of its color are if their pixels are of a class, as the 255th object
+    of an image gets it.
+    """
+    flat = numbers.ravel(order="F")  # COCO's runs go down columns
+    flat_classes = None if classes is None else classes.ravel(order="F")
+    inside = np.flatnonzero((flat != 0) & ((flat != BORDER) | (colored and classes is not None)))
     inside = inside[np.argsort(flat[inside], kind="stable")]
     starts = np.flatnonzero(np.diff(flat[inside], prepend=0))
-    instances = []
+    found = _Objects((), 0, [], [])
+    instances, void = [], 0
     for places in np.split(inside, starts[1:]) if len(starts) else []:
+        number = int(flat[places[0]])
+        category = "object"
+        if flat_classes is not None:
+            values, counts = np.unique(flat_classes[places], return_counts=True)
+            chosen, text = _choose_class(dict(zip(values.tolist(), counts.tolist(), strict=True)), class_map)
+            if chosen is None:
+                void += not text and number != BORDER
+                found.unclassed.extend([(number, text)] if text and number != BORDER else [])
+                continue
+            category = chosen
+            found.mixed.extend([(number, text)] if text else [])
         first = np.flatnonzero(np.diff(places, prepend=-2) != 1)  # of each run
         last = np.append(first[1:], len(places)) - 1
         ends = np.append(np.stack([places[first], places[last] + 1], axis=1).ravel(), flat.size)
@@ -103,21 +172,42 @@ def _find_instances(
         rle: dict[str, Any] = coco_mask.frPyObjects(
             {"size": list(numbers.shape), "counts": runs.tolist()}, *numbers.shape
         )
-        instances.append(Instance(_name_class(flat_classes[places], names), rle=rle))
-    return tuple(instances)
+        instances.append(Instance(category, rle=rle))
+    return found._replace(instances=tuple(instances), void=void)
 
 
-def _name_class(classes: NDArray[np.integer[Any]], names: list[str]) -> str:
-    """The name of the class that most of an object's pixels have, of several the first."""
-    values, counts = np.unique(classes[(classes > 0) & (classes != BORDER)], return_counts=True)
-    number = int(values[counts.argmax()]) if len(values) else 0
-    if number == 0:
-        return "object"
-    return (names[number - 1] if number <= len(names) else "") or f"class {number}"
+def _choose_class(counts: dict[int, int], class_map: ClassMap) -> tuple[str | None, str]:
+    """(the class that most of an object's pixels have, of several the first; all that they have, if it is not one).
+
+    Args:
+        counts: pixels by the number of their class, in its order.
+        class_map: of the numbers.
+    """
+    rest = {number: count for number, count in counts.items() if number not in class_map.void}
+    own = [number for number in rest if number in class_map.names or (not class_map.closed and number > 0)]
+    chosen = max(own, key=lambda number: rest[number], default=None)
+    order = sorted(rest, key=lambda number: (number != chosen, -rest[number]))
+    what = ["unknown" if number == UNKNOWN else class_map.describe(number) for number in order]
+    text = ", ".join(f"{name} {rest[number]}" for name, number in zip(what, order, strict=True))
+    tie = ", a tie" if sum(rest[number] == rest[order[0]] for number in own) > 1 else ""
+    if chosen is None:
+        return None, f"{text} pixels" if text else ""
+    return class_map.describe(chosen), f"{text} pixels{tie}" if len(rest) > 1 else ""
 
 
 def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
-    """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide."""
+    """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide.
+
+    Raises:
+        ValueError: a category's name is one of the background in ``labels.txt``, or the folder has names or lists of
+            another data set.
+    """
+    others = [*(path / name for name in NAMES if name != LABELS), path / LISTS]
+    other = next((each for each in others if each.exists()), None)
+    if other is not None:
+        raise ValueError(f"{path} must be a folder of its own, got one with {other.relative_to(path)} in it")
+    if starts_numbering(next(iter(dataset.categories), "")):
+        raise ValueError(f"a first category must not be named as background, got {next(iter(dataset.categories))}")
     for name in (OBJECTS, CLASSES, IMAGES):
         (path / name).mkdir(parents=True, exist_ok=True)
     problems = []

@@ -27,10 +27,10 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def join_few(texts: Iterable[str], most: int = 30) -> str:
-    """The texts with commas between, of more than ``most`` the first ones and how many more there are."""
+def join_few(texts: Iterable[str], most: int = 30, separator: str = ", ") -> str:
+    """The texts with a separator between, of more than ``most`` the first ones and how many more there are."""
     texts = list(texts)
-    return ", ".join(texts[:most] + ([f"and {len(texts) - most} more"] if len(texts) > most else []))
+    return separator.join(texts[:most] + ([f"and {len(texts) - most} more"] if len(texts) > most else []))
 
 
 def parse_id(value: Any) -> int | None:

@@ -14,6 +14,7 @@ from fastmask.data.records import Problem
 from fastmask.image_io import read_image_size
 
 BESIDE = ("annotations", "annotation", "labels")  # names of folders of annotations, whose images are in folders beside
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}  # names of splits
 DRIVE = re.compile("[A-Za-z]:/")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastmask.data.crossings import find_crossing
 from fastmask.data.records import Dataset, Instance, Problem, Record
-from fastmask.preprocess import check_pixels_left, compute_resized_size
+from fastmask.sizes import check_pixels_left, compute_resized_size
 
 THREADS = 4
 MAX_SIDE = 1333  # pixels of the longer side that torchvision's models resize images to, at most

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmask.data.parse import parse_flag, parse_group, parse_numbers, parse_polygon, parse_text, shorten
 from fastmask.data.paths import find_images, parse_name
-from fastmask.data.polygons import mask_to_polygons
+from fastmask.data.polygons import trace_polygons
 from fastmask.data.records import (
     Dataset,
     Instance,
@@ -189,7 +189,7 @@ def write_via(dataset: Dataset, path: Path) -> list[Problem]:
             if instance.crowd:
                 problems.append(Problem("cannot be written", str(record.file), f"a crowd of {instance.category}"))
                 continue
-            polygons = instance.polygons if instance.rle is None else mask_to_polygons(instance.to_mask(0, 0))
+            polygons = instance.polygons if instance.rle is None else trace_polygons(instance.to_mask(0, 0))
             for polygon in polygons or (box_to_polygon(*instance.bounds()),):
                 shape = {
                     "name": "polygon",

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.data.copies import check_image, copy_image, is_own_copy, name_copies
-from fastmask.data.polygons import mask_to_polygons, signed_area
+from fastmask.data.polygons import signed_area, trace_polygons
 from fastmask.data.records import Dataset, Instance, Polygon, Problem, Record, encode_polygons
 from fastmask.data.validate import TOLERANCE
 from fastmask.files import write_text
@@ -112,7 +112,7 @@ def _to_polygon(instance: Instance, size: tuple[int, int]) -> Polygon | None:
         if coco_mask.area(union) == coco_mask.area(encode_polygons([joined], height, width)):
             return joined  # no part hides another: within a polygon, what is inside twice is outside
     if instance.rle is not None or len(parts) > 1:
-        parts = list(mask_to_polygons(instance.to_mask(height, width)))
+        parts = list(trace_polygons(instance.to_mask(height, width)))
     return join_polygons(parts) if parts else None
 
 

@@ -16,7 +16,7 @@ from fastmask.models._presets import to_float
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.ops import paste_masks
-from fastmask.preprocess import check_pixels_left, compute_resized_size
+from fastmask.sizes import check_pixels_left, compute_resized_size
 from fastmask.visualize import draw_detections
 
 

@@ -1,4 +1,4 @@
-"""Image files that a caller names, their ids, and the names of what is written for them."""
+"""Image and video files that a caller names, their ids, and the names of what is written for them."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,10 @@ from pathlib import Path
 from fastmask.files import walk_folders
 from fastmask.image_io import SUFFIXES, is_image
 
+VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+VIDEO_SUFFIXES |= {".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
 OVERLAY_SUFFIX = ".predicted.png"
+VIDEO_OVERLAY_SUFFIX = ".predicted.mp4"
 CROP_SUFFIX = ".crop.png"
 CROPS = "crops"  # the folder of crops, beside the results
 
@@ -39,8 +42,26 @@ def _list_folder(folder: Path, recursive: bool) -> list[Path]:
     if not inside:
         deeper = not recursive and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
         hint = ": --recursive (recursive=True) looks into its folders" if deeper else ""
-        raise ValueError(f"{folder} must hold images, got none{hint}")
+        videos = count_videos([folder], recursive)
+        raise ValueError(f"{folder} must hold images, got none{f'; {videos}' if videos else hint}")
     return inside
+
+
+def count_videos(paths: Iterable[str | os.PathLike[str]], recursive: bool = False) -> str:
+    """Say how many videos there are in folders, from which images alone are taken; empty where there are none."""
+    folders = [Path(path) for path in paths if os.path.isdir(path)]
+    seen: set[str] = set()
+    places = [place for folder in folders for place in walk_folders(folder, seen)] if recursive else folders
+    videos = [file for place in places for file in sorted(place.iterdir()) if is_video_file(file)]
+    if not videos:
+        return ""
+    names = ", ".join(map(str, videos[:3])) + (", ..." if len(videos) > 3 else "")
+    return f"{len(videos)} video{'s' * (len(videos) > 1)} in folders ({names}) must be named to be predicted"
+
+
+def is_video_file(path: Path) -> bool:
+    """Whether a file's ending is a video's, and it is no overlaid video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.endswith(VIDEO_OVERLAY_SUFFIX) and path.is_file()
 
 
 def _is_wanted(path: Path) -> bool:
@@ -59,11 +80,13 @@ def image_ids(paths: Sequence[Path]) -> list[int]:
     return ids if len(ids) == len(stems) == len(set(ids)) else list(range(1, len(paths) + 1))
 
 
-def name_outputs(paths: Sequence[Path], folder: Path, roots: Sequence[Path] = ()) -> list[Path]:
+def name_outputs(
+    paths: Sequence[Path], folder: Path, roots: Sequence[Path] = (), suffix: str = OVERLAY_SUFFIX
+) -> list[Path]:
     """A path inside ``folder`` for each image, without ending, for what is written of it; no two are alike.
 
     It is the image's name, below the folders that the image is in inside of one of ``roots``, if any. The overlay of
-    that name is never an image itself.
+    that name, which ends in ``suffix``, is never an image itself.
     """
     taken = {os.path.realpath(path) for path in paths}
     names = []
@@ -72,8 +95,8 @@ def name_outputs(paths: Sequence[Path], folder: Path, roots: Sequence[Path] = ()
         place = min((place for place in inside if ".." not in place.parts), key=lambda p: len(p.parts), default=Path())
         stem = path.stem[:200]  # of the 255 bytes that a name may have
         name, number = place / stem, 2
-        while os.path.realpath(f"{folder / name}{OVERLAY_SUFFIX}") in taken:
+        while os.path.realpath(f"{folder / name}{suffix}") in taken:
             name, number = place / f"{stem}-{number}", number + 1
-        taken.add(os.path.realpath(f"{folder / name}{OVERLAY_SUFFIX}"))
+        taken.add(os.path.realpath(f"{folder / name}{suffix}"))
         names.append(name)
     return names

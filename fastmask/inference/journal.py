@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fastmask.structures import CocoResult
 
@@ -79,16 +79,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
     check_results(folder / RESULTS)
     (folder / PARTS).mkdir(exist_ok=True)
     with open(folder / PARTS / "lock", "w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            pass
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(f"{folder} must be free, got another run in it ({error})") from error
+        lock_file(file, folder)
         yield
+
+
+def lock_file(file: IO[str], place: Path) -> None:
+    """Lock an open file until it is closed; ValueError, which names ``place``, if another run has locked it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"{place} must be free, got another run in it ({error})") from error
 
 
 def check_results(path: Path) -> None:

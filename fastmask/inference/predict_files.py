@@ -122,9 +122,8 @@ def predict_files(
         if legend and ranks.rank == 0:
             on_note(legend)
         bar = (sys.stderr.isatty() if progress is None else progress) and ranks.rank == 0
-        known: Mapping[str, Skeleton] = getattr(predictor, "skeletons", {})
-        skeletons = {i: known[name] for i, name in enumerate(categories or ()) if name in known}
-        draw = functools.partial(_draw, drawing=Drawing(labels, names, color_by, skeletons))
+        drawing = Drawing(labels, names, color_by, label_skeletons(predictor, categories))
+        draw = functools.partial(_draw, drawing=drawing)
         try:
             with lines:
                 share = rest[ranks.rank :: ranks.world_size]
@@ -133,6 +132,12 @@ def predict_files(
         finally:  # predictions before an interruption are kept
             counts = journal.merge(folder, jobs, image_ids(paths), settings) if ranks.rank == 0 else (0, 0)
         return ranks.run_on_first(lambda: _finish(folder, jobs, counts, skipped))
+
+
+def label_skeletons(predictor: object, categories: Sequence[str] | None) -> dict[int, Skeleton]:
+    """The skeletons that a predictor knows, by label."""
+    known: Mapping[str, Skeleton] = getattr(predictor, "skeletons", {})
+    return {label: known[name] for label, name in enumerate(categories or ()) if name in known}
 
 
 def _list_jobs(

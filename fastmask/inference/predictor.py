@@ -24,7 +24,8 @@ from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
-from fastmask.preprocess import Resizer, Size
+from fastmask.preprocess import Resizer
+from fastmask.sizes import Size
 from fastmask.skeletons import Skeleton
 from fastmask.structures import Prediction
 
@@ -320,9 +321,8 @@ class Predictor:
                 self.anchors.evict(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            shape = (self.batch, size, self.dtype, self.device)
-            graphs = (self._pool, self._capture, self._buckets, self.compile)
-            self._runners[size] = Runner(self.program, *shape, *graphs)
+            options = (self._pool, self._capture, self._buckets, self.compile)
+            self._runners[size] = Runner(self.program, self.batch, size, self.dtype, self.device, *options)
         self._runners.move_to_end(size)
         return self._runners[size]
 
@@ -334,9 +334,9 @@ class Predictor:
         cls, name: FilePath, weights: FilePath = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
     ) -> "Predictor":
         """A detector by name with weights, or a file's; see :func:`load_pretrained`. ``options`` as above."""
-        model, metadata = load_with_metadata(name, weights, device, score)
+        model, meta = load_with_metadata(name, weights, device, score)
         predictor = cls(model, **options)
-        predictor.categories, predictor.skeletons = metadata.get("categories"), metadata.get("skeletons", {})
+        predictor.categories, predictor.skeletons = meta.get("categories"), meta.get("skeletons", {})
         return predictor
 
 

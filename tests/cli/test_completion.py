@@ -47,7 +47,7 @@ def test_bash_completes(tmp_path: Path) -> None:
         "": "demo export predict compare train evaluate data bench selftest tune env",
         "ev": "evaluate",
         "data ": "convert check draw",
-        "data convert --to ": "coco via labelme masks",
+        "data convert --to ": "coco via labelme masks yolo",
         "train --w": "--weights --warmup --weight-decay --workers",
         "train --no": "",
         "train --optimizer ": "sgd adamw",

@@ -1,40 +1,13 @@
-"""Mask images, and polygons of masks."""
+"""Mask images, as fastmask writes them and Pascal VOC has them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.images import draw_image_file
 from PIL import Image
 
 from fastmask import data
-from fastmask.data.polygons import mask_to_polygons
-
-
-def even_odd(polygons: tuple[np.ndarray, ...], height: int, width: int) -> np.ndarray:
-    """The mask [h, w] of polygons by the even-odd rule at pixel centers."""
-    y, x = np.mgrid[:height, :width] + 0.5
-    inside = np.zeros((height, width), bool)
-    for polygon in polygons:
-        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-            if y0 != y1:
-                inside ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-    return inside
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_polygons_of_random_masks(share: float) -> None:
-    """Noise has components inside holes of components, and components that touch at corners only."""
-    for height, width in ((1, 1), (1, 9), *((7, 5),) * 50, *((24, 31),) * 3):
-        mask = (torch.rand(height, width) < share).numpy()
-        polygons = mask_to_polygons(mask)
-        assert np.array_equal(even_odd(polygons, height, width), mask)
-    rings = np.zeros((11, 11), bool)
-    for i, value in enumerate((True, False, True, False)):
-        rings[i : 11 - i, i : 11 - i] = value
-    assert [len(polygon) for polygon in mask_to_polygons(rings)] == [10, 10]
-    assert mask_to_polygons(np.zeros((4, 4), bool)) == ()
 
 
 def write_folder(path: Path, objects: np.ndarray, classes: np.ndarray | None, names: str = "cat\ndog\n") -> Path:
@@ -58,7 +31,9 @@ def test_classes_and_borders(tmp_path: Path) -> None:
     objects[1, 2:8] = 255
     dataset = data.read_dataset(write_folder(tmp_path / "set", objects, classes))
     (record,) = dataset.records
-    assert dataset.problems == []
+    (problem,) = dataset.problems
+    assert problem.kind == "mixed classes"
+    assert problem.text.endswith("get that of most: object 1: dog 24, cat 12 pixels")
     assert [instance.category for instance in record.instances] == ["dog", "class 9"]
     assert dataset.categories == {"cat": 1, "dog": 2, "class 9": 3}
     assert record.instances[0].bounds() == (2, 2, 8, 8)
@@ -95,15 +70,13 @@ def test_broken_mask_images(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", ones, ones)
     for name in ("b", "c", "d"):
         Image.fromarray(ones).save(folder / "SegmentationObject" / f"{name}.png")
-    Image.new("RGB", (4, 4)).save(folder / "SegmentationObject" / "b.png")
+    Image.new("LA", (4, 4)).save(folder / "SegmentationObject" / "b.png")
     (folder / "SegmentationObject" / "c.png").write_bytes(b"\x89PNG")
     Image.fromarray(np.ones((4, 5), np.uint8)).save(folder / "SegmentationClass" / "d.png")
     dataset = data.read_dataset(folder)
     assert len(dataset.records) == 1
-    assert [problem.where for problem in dataset.problems] == ["b.png", "c.png", "d.png"]
-    for problem, text in zip(
-        dataset.problems, ("got RGB", "cannot be read", "must be (4, 4), got (4, 5)"), strict=True
-    ):
+    assert [problem.where for problem in dataset.problems] == [f"SegmentationObject/{name}.png" for name in "bcd"]
+    for problem, text in zip(dataset.problems, ("got LA", "cannot be read", "must be (4, 4), got (4, 5)"), strict=True):
         assert text in problem.text
     with pytest.raises(ValueError, match="must be a folder of mask images"):
         data.read_dataset(tmp_path, "masks")

@@ -1,5 +1,6 @@
 """Packages compiled by AOTInductor against the model, in this process and in one that knows nothing of models."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -70,6 +71,13 @@ def test_predict_runs_it(file: Path, seed: int, tmp_path: Path, capsys: pytest.C
     images, sizes = expected.preprocess([image])
     number = int((expected(images, sizes)["scores"] > 0.5).sum())
     assert f"{number} detections in 1 image" in capsys.readouterr().out
+    if importlib.util.find_spec("av"):  # of a video, too
+        from helpers.clips import write_clip
+
+        frames = [image.permute(1, 2, 0).numpy()] * 3
+        clip = write_clip(tmp_path / "a.mkv", frames, "ffv1", "bgr0")  # lossless
+        assert main([*command[:1], str(clip), *command[2:]]) == 0
+        assert f"{3 * number} detections in 3 frames of {clip}" in capsys.readouterr().out
     assert main([*command, "--restart", "--device", "cuda"]) == 2
     assert "device must be cpu, as the package was compiled for, got 'cuda'" in capsys.readouterr().err
     for device, message in (("cuda:1", "must be cpu, as the"), ("gpu", "must be one of PyTorch's, got 'gpu'")):

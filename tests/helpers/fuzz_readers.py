@@ -49,6 +49,17 @@ STRANGE += [float("nan"), float("inf"), [], {}, [[]], [None], [{}], {"a": None},
 STRANGE += [list(range(2000)), [0, 1e5] * 3000, [[0, 0], [1e5, 1e5], [0, 1e5]] * 500, {"size": [9, 9]}]
 
 
+LIST = "ImageSets/Segmentation/train.txt"
+TEXTS = {  # good files of class names
+    "labels.txt": ["cat\ndog\n", "__ignore__\n_background_\ncat\ndog\n"],
+    "class_names.txt": ["_background_\ncat\ndog\nbird\n"],
+    "labelmap.txt": [
+        "#\nbackground:0,0,0::\ncat:1,1,1::\ndog:2,2,2:a,b:c\nbird:3,3,3::\n",
+        "background\ncat\ndog\nbird\n",
+    ],
+}
+
+
 def mutate(content: Any, random_: random.Random) -> Any:
     """One value of the content is replaced, swapped, wrapped, unwrapped, repeated or removed."""
     parent, key = None, None
@@ -153,7 +164,7 @@ def make_numbers(random_: random.Random, generator: np.random.Generator, strange
         height, width = random_.choice([(HEIGHT, WIDTH)] * 3 + [(1, 1), (120, 200), (WIDTH, HEIGHT), (3, 4000)])
         blocks = random_.choice([(1, 1), (4, 5), (height, width)])
         kind = random_.choice(["uint8", "uint8", "uint16", "int32", "float32", "bool"])
-        mode = random_.choice(["", "", "", "RGB", "P", "LA"])
+        mode = random_.choice(["", "", "", "RGB", "RGB", "RGBA", "P", "LA"])
     numbers = generator.integers(0, highest, blocks)
     numbers = np.kron(numbers, np.ones((-(-height // blocks[0]), -(-width // blocks[1])), np.int64))
     image = Image.fromarray(numbers[:height, :width].astype(kind))
@@ -170,17 +181,35 @@ def write_masks(folder: Path, random_: random.Random) -> Path:
     path = folder / "mutated"
     for name in ("SegmentationObject", "SegmentationClass", "JPEGImages"):
         (path / name).mkdir(parents=True, exist_ok=True)
-        written = make_numbers(random_, generator, strange=random_.random() < 0.3)
-        if random_.random() < 0.1:
+        written = make_numbers(random_, generator, strange=random_.random() < 0.2)
+        if random_.random() < 0.05:
             del written[random_.randrange(len(written)) :]
-        elif random_.random() < 0.2:
+        elif random_.random() < 0.1:
             for _ in range(random_.randint(1, 8)):
                 written[random_.randrange(len(written))] = random_.randrange(256)
         (path / name / "a.png").write_bytes(written)
-    (path / "labels.txt").write_bytes(
-        random_.choice([b"cat\ndog\n", b"", b"\n\n\n", b"\xff\xfe", b"cat\n" * 300, b"\0"])
-    )
+    for name in (*TEXTS, LIST):
+        (path / name).unlink(missing_ok=True)
+    for name in random_.sample(list(TEXTS), 1 + (random_.random() < 0.05)):
+        (path / name).write_bytes(mutate_text(random_.choice(TEXTS[name]), random_))
+    if random_.random() < 0.2:
+        (path / LIST).parent.mkdir(parents=True, exist_ok=True)
+        (path / LIST).write_bytes(mutate_text('a\n"b"\n', random_))
     return path
+
+
+def mutate_text(text: str, random_: random.Random) -> bytes:
+    """A file of lines, sometimes with a line exchanged, repeated or removed, or cut or with bytes."""
+    lines = text.splitlines()
+    if random_.random() < 0.3:
+        i = random_.randrange(len(lines))
+        words = re.split("([:,])", lines[i])
+        words[random_.randrange(len(words))] = str(random_.choice(STRANGE))[:1000]
+        lines[i : i + 1] = random_.choice([["".join(words)], [lines[i]] * random_.choice([2, 300]), []])
+    written = bytearray("\n".join(lines).encode("utf-8", "replace"))
+    if random_.random() < 0.1:
+        written = written[: random_.randrange(len(written) + 1)] + random_.randbytes(random_.randint(0, 4))
+    return bytes(written)
 
 
 LINES = ["0 0.1 0.1 0.5 0.1 0.5 0.5", "1 0.5 0.5 0.2 0.2", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9", "", "1 0 0 1 0 1 1 0 1"]
@@ -235,6 +264,8 @@ def use(dataset: data.Dataset, folder: Path, number: int) -> None:
             compute_area(instance)
             instance.to_rle(HEIGHT, WIDTH)
             instance.count_keypoints()
+    if number % 4 == 0:
+        data.masks_to_polygons(dataset, random.Random(number).choice([0.0, 2.0]))
     if number % 8 == 0:
         validate_dataset(dataset)
         format = data.FORMATS[number // 8 % 5]

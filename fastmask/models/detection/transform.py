@@ -11,7 +11,8 @@ from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.models.detection._channels import count_values
 from fastmask.models.detection.image_list import ImageList
 from fastmask.ops.masks import paste_masks_in_image
-from fastmask.preprocess import compute_padded_size, compute_resized_size, normalize, pad, resize
+from fastmask.preprocess import normalize, pad, resize
+from fastmask.sizes import compute_padded_size, compute_resized_size
 from fastmask.structures import Prediction
 
 Target = dict[str, Tensor]
