@@ -11,11 +11,13 @@ SHELLS = ("bash", "zsh")
 MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test compares them
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_slim_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "maskrcnn_slim_fpn",
 )
-WEIGHTS = ("COCO_V1", "SHAPES_V1")
+WEIGHTS = ("COCO_LEGACY", "COCO_V1", "SHAPES_V1")
 START = ("imagenet", "none")  # also --weights, of train
 FILES = ("FILE", "SOURCE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
 FUNCTIONS = {
