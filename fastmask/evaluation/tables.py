@@ -21,10 +21,13 @@ def format_evaluation(evaluation: Evaluation, max_categories: int = 100) -> str:
         lines += [f"{kind:{wide}}" + "".join(map(format_value, metrics)) for kind, metrics in rows.items()]
     categories = evaluation.categories[:max_categories]
     width = max([8, *(len(category.name) for category in categories)])
-    titles = "".join(f"{kind + ' AP':>12}   AP50   AP75" for kind in evaluation.metrics)
+    wides = {kind: max(12, len(kind) + 5) for kind in evaluation.metrics}
+    titles = "".join(f"{kind + ' AP':>{wides[kind]}}   AP50   AP75" for kind in evaluation.metrics)
     lines += ["", f"{'category':{width}} objects{titles}"]
     for name, instances, metrics in categories:
-        values = "".join(f"{format_value(m.ap):>12}{''.join(map(format_value, m[1:3]))}" for m in metrics.values())
+        values = "".join(
+            f"{format_value(m.ap):>{wides[kind]}}{''.join(map(format_value, m[1:3]))}" for kind, m in metrics.items()
+        )
         lines.append(f"{name:{width}} {instances:7}{values}")
     if len(evaluation.categories) > max_categories:
         lines.append(f"... and {len(evaluation.categories) - max_categories} more")

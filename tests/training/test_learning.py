@@ -40,8 +40,8 @@ def test_shapes_from_scratch(minutes: float, least: float, tmp_path: Path, seed:
 
 @pytest.mark.slow
 def test_keypoints_of_stick_figures_from_scratch(tmp_path: Path, seed: int) -> None:
-    """4,000 images, each seen once; then ``predict`` draws skeletons, and its results have the same precision."""
-    for part, number, own in (("train", 4000, seed), ("val", 60, seed + 1)):
+    """5,000 images, each seen once; then ``predict`` draws skeletons, and its results have the same precision."""
+    for part, number, own in (("train", 5000, seed), ("val", 60, seed + 1)):
         save_synthetic(synthetic_dataset(number, own, scene="figures"), tmp_path / "set" / part)
     options = ["--data-path", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--epochs", "1"]
     options += ["--seed", str(seed), *SHAPES, "--model", "keypointrcnn_slim_fpn", "--ema-decay", "0.99"]
