@@ -4,14 +4,15 @@ Source and differences: keypoints.py. Specification: reference_layers.decode_key
 fallback/keypoints.py. A program takes a heatmap:
 1. It bounds the samples of all cells, which lie between four pixels and stay in registers, SIDE x SIDE of them.
 2. It computes the samples of the cell with the highest bound, TILE x TILE at once, and so on, until no bound that is
-   left reaches the largest sample so far. A heatmap with a peak takes about four cells, noise takes dozens.
+   left reaches the largest sample so far. A heatmap with a peak takes about three cells, noise takes dozens.
 
     bounds  -1 0 1 ... w-1     samples of the best cell    key: the sample's bits, in the order of numbers, NaN last;
        -1  [ .  .  .      ]    [ .  .  . ]                 then the index from the end: the largest key is the first
         0  [ .  9  .      ] -> [ .  .  . ] -> largest key  of the largest samples
       h-1  [ .  .  .      ]    [ .  .  . ]
 
-Cost in bytes: each heatmap once. Samples are rounded as in the fallback. Speed: not yet measured.
+Cost in bytes: each heatmap once. Samples are rounded as in the fallback. Predicted for 17 heatmaps of 100 detections:
+190 us, of which more than half are instructions of the bounds. Speed: not yet measured.
 """
 
 from collections.abc import Iterator

@@ -12,6 +12,7 @@ from helpers.training import draw_batch, train_pair
 from torch import Tensor, nn
 
 import fastmask
+from fastmask.compat import torchvision_ops
 from fastmask.models import Checkpoint
 from fastmask.models.detection import (
     keypointrcnn_resnet50_fpn,
@@ -181,6 +182,22 @@ def test_replaced_functions_are_called(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(our_heads, name, lambda *args: (calls.append(1), original(*args))[1])
     model(*draw_batch(keypoints=POINTS))
     assert calls
+
+
+def test_patched_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own function is ours, but where its scores are to have gradients."""
+    heatmaps, boxes = torch.randn(3, 2, 56, 56), torch.tensor([[0.0, 0, 90, 70], [5, 5, 20, 9], [3, 4, 60, 60]])
+    expected = their_heads.heatmaps_to_keypoints(heatmaps, boxes)
+    calls, op = [], torchvision_ops.decode_keypoints_op
+    monkeypatch.setattr(torchvision_ops, "decode_keypoints_op", lambda *args: (calls.append(1), op(*args))[1])
+    with fastmask.patch_torchvision(("CPU",)):
+        actual = their_heads.heatmaps_to_keypoints(heatmaps, boxes)
+        assert len(calls) == 1
+        assert their_heads.heatmaps_to_keypoints(heatmaps.requires_grad_(), boxes)[1].requires_grad
+    assert len(calls) == 1
+    for mine, wanted in zip(actual, expected, strict=True):
+        assert mine.dtype == wanted.dtype
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_functions_are_torchvisions() -> None:
