@@ -20,6 +20,8 @@ MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_resnext101_32x8d_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_slim_fpn",
     "maskrcnn_resnet101_c4",
     "maskrcnn_resnet101_fpn",
     "maskrcnn_resnet152_fpn",
@@ -31,7 +33,7 @@ MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test
     "maskrcnn_resnext101_32x8d_fpn",
     "maskrcnn_slim_fpn",
 )
-WEIGHTS = ("COCO_V1", "SHAPES_V1")
+WEIGHTS = ("COCO_LEGACY", "COCO_V1", "SHAPES_V1")
 START = ("imagenet", "none")  # also --weights, of train
 FILES = ("FILE", "SOURCE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
 FUNCTIONS = {

@@ -105,6 +105,7 @@ def make_predictor(
     fixed = args.size or (device == "cuda" and not args.exact)
     dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
+    predictor.skeletons = {} if source is None else source.meta.get("skeletons", {})
     settings = {"model": name, "score": args.score, "batch": args.batch}
     settings |= {"weights": args.weights, "file": file_state(Path(args.weights)), "device": device}
     settings |= {"size": predictor.size, "dtype": str(predictor.dtype), "fastmask": __version__}

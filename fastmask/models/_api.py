@@ -102,12 +102,14 @@ _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
 
 def register_model(
-    weights: type[WeightsEnum], pretrained: WeightsEnum | None = None, pretrained_backbone: WeightsEnum | None = None
+    weights: type[WeightsEnum],
+    pretrained: WeightsEnum | Callable[[dict[str, Any]], WeightsEnum] | None = None,
+    pretrained_backbone: WeightsEnum | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under its name, and let it take old arguments: positional, ``pretrained`` (_legacy.py)."""
 
     def register(builder: Builder) -> Builder:
-        legacy = {}
+        legacy: dict[str, tuple[str, Any]] = {}
         if pretrained is not None:
             legacy["weights"] = ("pretrained", pretrained)
         if pretrained_backbone is not None:

@@ -14,8 +14,9 @@ from fastmask.models._api import get_model_builder, list_detectors
 from fastmask.models._metadata import describe_model
 from fastmask.ops.misc import FrozenBatchNorm2d
 
-PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
 CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
+KEYPOINTS = PREDICTORS[2] + "kps_score_lowres.weight"  # [.., K, 4, 4]
 Outline = dict[str, torch.Size]
 FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
 
@@ -41,6 +42,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
     for key in CLASSIFIERS:
         if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
             raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
+    if KEYPOINTS in state and KEYPOINTS in own and count_keypoints(state) != count_keypoints(own):
+        raise num_classes_error(count_keypoints(state), source, count_keypoints(own), "num_keypoints")
     others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
     if others:
         shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
@@ -63,10 +66,16 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
         )
 
 
-def num_classes_error(trained: int, source: str, actual: int) -> ValueError:
-    """The error for weights of another number of classes than the model's."""
+def count_keypoints(state: Mapping[str, Tensor]) -> int | None:
+    """The number of keypoints of a state dict's keypoint predictor; None without one."""
+    weight = state.get(KEYPOINTS)
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
+
+
+def num_classes_error(trained: int | None, source: str, actual: int | None, what: str = "num_classes") -> ValueError:
+    """The error for weights of another number of classes, or keypoints, than the model's."""
     hint = "new_predictors=True loads all but the predictors"
-    return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
+    return ValueError(f"{what} must be {trained} with {source}, got {actual} ({hint})")
 
 
 def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) -> str | None:
@@ -88,6 +97,8 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
     for name in list_detectors():
         builder = get_model_builder(name)
         options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | pooling | _without_backbone(builder)
+        if "num_keypoints" in inspect.signature(builder).parameters:
+            options["num_keypoints"] = count_keypoints(state)
         with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
             if _outline_builder(builder) != body:
                 continue

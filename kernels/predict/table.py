@@ -14,12 +14,21 @@ from typing import Any
 import torch
 import triton
 
-from fastmask.kernels.predict import class_masks, machine, masks, nms, preprocess, roi_align, roi_align_backward
+from fastmask.kernels.predict import (
+    class_masks,
+    keypoints,
+    machine,
+    masks,
+    nms,
+    preprocess,
+    roi_align,
+    roi_align_backward,
+)
 from fastmask.kernels.predict.case import SEED, Case
 from fastmask.kernels.predict.model import Prediction, predict
 from fastmask.kernels.predict.record import record
 
-MODULES = (roi_align, roi_align_backward, nms, masks, class_masks, preprocess)
+MODULES = (roi_align, roi_align_backward, nms, masks, class_masks, keypoints, preprocess)
 CASES: dict[str, Case] = {name: case for module in MODULES for name, case in module.CASES.items()}
 SAVED = Path(__file__).parent / "predictions.json"
 README = Path(__file__).parent.parent / "README.md"

@@ -1,4 +1,4 @@
-"""The slim model of all tests: a Mask R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
+"""The slim model of all tests: an R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,7 +26,13 @@ MOBILENET_ROI_POOL = {"body": "mobilenet", "box_pooling": "roi_pool"}  # one mod
 
 
 def slim_model(
-    library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: int = 3, body: str = "resnet", **options: Any
+    library: ModuleType,
+    norm: str = "FrozenBatchNorm2d",
+    channels: int = 3,
+    body: str = "resnet",
+    keypoints: int = 0,
+    masks: bool = True,
+    **options: Any,
 ) -> nn.Module:
     """A slim model of a library.
 
@@ -35,6 +41,8 @@ def slim_model(
         norm: of the backbone, FrozenBatchNorm2d or BatchNorm2d.
         channels: of images; of other than three, the mean is 0.4, 0.5, 0.6, 0.4, ... and the deviation 0.25.
         body: "resnet", or "mobilenet": a MobileNetV3 of five blocks, with the pyramid of torchvision's Faster R-CNN.
+        keypoints: a Keypoint R-CNN with so many, unless they are 0.
+        masks: whether there is a mask branch, which torchvision's RoI heads may have beside the other.
         options: the model's; with ``box_pooling="roi_pool"`` torchvision's gets a reference of that.
     """
     detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
@@ -50,7 +58,8 @@ def slim_model(
         mobilenet = kind.MobileNetV3(blocks, 8, norm_layer=norm_layer)
         backbone = detection.backbone_utils._mobilenet_extractor(mobilenet, True, 6)
         anchors = detection.anchor_utils.AnchorGenerator(((16, 32, 64, 128),) * 3, ((0.5, 1.0, 2.0),) * 3)
-        return _put_heads(detection, backbone, 256, {"rpn_anchor_generator": anchors} | options)
+        options = {"rpn_anchor_generator": anchors} | options
+        return _put_heads(library, backbone, 256, keypoints, masks, options)
     stages, inplanes = OrderedDict(), 16
     for i, planes in enumerate((16, 32, 64, 128)):
         downsample = None
@@ -74,24 +83,37 @@ def slim_model(
     backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
     mean, std = [0.4 + 0.1 * (i % 3) for i in range(channels)], [0.25] * channels
     settings = {} if channels == 3 else {"image_mean": mean, "image_std": std}
-    return _put_heads(detection, backbone, CHANNELS, settings | options)
+    return _put_heads(library, backbone, CHANNELS, keypoints, masks, settings | options)
 
 
-def _put_heads(detection: ModuleType, backbone: nn.Module, channels: int, options: dict[str, Any]) -> nn.Module:
+def _put_heads(
+    library: ModuleType, backbone: nn.Module, channels: int, keypoints: int, masks: bool, options: dict[str, Any]
+) -> nn.Module:
+    detection = library.models.detection
     settings = {
         "min_size": 128,
         "max_size": 200,
         "box_detections_per_img": 30,
         "rpn_post_nms_top_n_test": 200,
     } | options
-    return detection.mask_rcnn.MaskRCNN(
+    settings |= {
+        "box_head": detection.faster_rcnn.TwoMLPHead(channels * 49, 64),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
+    }
+    mask_head = detection.mask_rcnn.MaskRCNNHeads(channels, (CHANNELS, CHANNELS), 1)
+    mask_predictor = detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    if not keypoints:
+        return detection.mask_rcnn.MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
+    model = detection.keypoint_rcnn.KeypointRCNN(
         backbone,
-        box_head=detection.faster_rcnn.TwoMLPHead(channels * 49, 64),
-        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
-        mask_head=detection.mask_rcnn.MaskRCNNHeads(channels, (CHANNELS, CHANNELS), 1),
-        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
+        keypoint_head=detection.keypoint_rcnn.KeypointRCNNHeads(channels, (CHANNELS, CHANNELS)),
+        keypoint_predictor=detection.keypoint_rcnn.KeypointRCNNPredictor(CHANNELS, keypoints),
         **settings,
     )
+    if masks:
+        model.roi_heads.mask_roi_pool = library.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+        model.roi_heads.mask_head, model.roi_heads.mask_predictor = mask_head, mask_predictor
+    return model
 
 
 def calibrate_on_images(model: nn.Module, channels: int = 3) -> None:

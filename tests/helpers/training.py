@@ -7,20 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler
-from helpers.images import draw_image
+from helpers.images import draw_image, draw_keypoints
 from helpers.slim import slim_pair
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]
 
 
-def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets, the first of which may have no instances."""
+def draw_batch(
+    dtype: torch.dtype = torch.float64, empty: bool = False, keypoints: int = 0
+) -> tuple[list[Tensor], list[Target]]:
+    """Images and targets, the first of which may have no instances; with so many keypoints, always float32."""
     images, targets = [], []
     for i, (height, width) in enumerate(SIZES):
         image, target = draw_image(height, width)
         while len(target["labels"]) == 0:
             image, target = draw_image(height, width)
+        if keypoints:
+            target["keypoints"] = draw_keypoints(target, keypoints)
         if empty and i == 0:
             target = {key: value[:0] for key, value in target.items()}
         images.append(image.to(dtype))

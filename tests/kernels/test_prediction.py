@@ -21,6 +21,7 @@ from fastmask.kernels.predict import (
     assembly,
     attribution,
     class_masks,
+    keypoints,
     machine,
     masks,
     nms,
@@ -73,6 +74,7 @@ SMALL: dict[str, Callable[[torch.Generator], Built]] = {
     "mask branch in steps": functools.partial(
         class_masks.build, num=4, batch=1, dtype=torch.float32, found=2, channels=70, side=12
     ),
+    "keypoints": functools.partial(keypoints.build, num=2, points=2, side=12, size=(60, 90)),
     "preprocessing": functools.partial(
         preprocess.build, batch=2, dtype=torch.bfloat16, size=(20, 30), resized=(30, 45), padded=(40, 64)
     ),

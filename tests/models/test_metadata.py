@@ -98,7 +98,9 @@ def test_published_names_choose_their_model() -> None:
     assert choose_model(None, "COCO_V1") == choose_model(None, "DEFAULT") == ("maskrcnn_resnet50_fpn", coco)
     assert choose_model(None, "SHAPES_V1") == choose_model(None, shapes) == ("maskrcnn_slim_fpn", shapes)
     assert choose_model(None, "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1") == ("fasterrcnn_resnet50_fpn_v2", v2)
-    with pytest.raises(ValueError, match=r"weights must be COCO_V1, DEFAULT, SHAPES_V1 or a file, got 'best.pht'"):
+    with pytest.raises(
+        ValueError, match=r"weights must be COCO_V1, DEFAULT, COCO_LEGACY, SHAPES_V1 or a file, got 'best.pht'"
+    ):
         choose_model(None, "best.pht")
 
 
@@ -109,9 +111,6 @@ def test_whose_a_foreign_file_is(name: str) -> None:
     options = {} if name == "maskrcnn_slim_fpn" else {"weights": None, "weights_backbone": None}
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
-        if name.startswith("keypoint"):
-            assert find_builder(model.state_dict()) is None
-            return
         assert find_builder(model.state_dict()) == name
         own = fastmask.models.get_model(name, **options, **UNUSUAL)
         assert describe_model(own, name, None)["options"] == UNUSUAL  # each builder takes them all

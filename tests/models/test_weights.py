@@ -19,14 +19,15 @@ BUILDERS = [
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "keypointrcnn_resnet50_fpn",
 ]
 BODIES = ["resnet18", "resnet34", "resnet101", "resnet152", "resnext101_32x8d"]
 FAMILY = [f"{kind}_{body}_fpn" for kind in ("maskrcnn", "fasterrcnn") for body in BODIES]
 C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50, 101)]
-OWN = ["maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
+OWN = ["keypointrcnn_slim_fpn", "maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
 CLASSIFIERS = [n for n in fastmask.models.resnet.__all__ if n.startswith(("resne", "wide"))]
 CLASSIFIERS += ["mobilenet_v3_large", "mobilenet_v3_small"]
-KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
+KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}
 
 
 def build(library: object, name: str, **options: object) -> nn.Module:
@@ -93,6 +94,7 @@ def test_the_same_seed_gives_the_same_weights(name: str, seed: int) -> None:
     [
         *(f"{kind}_ResNet50_FPN{version}_Weights" for kind in ("MaskRCNN", "FasterRCNN") for version in ("", "_V2")),
         *(f"FasterRCNN_MobileNet_V3_Large{size}_FPN_Weights" for size in ("", "_320")),
+        "KeypointRCNN_ResNet50_FPN_Weights",
     ],
 )
 def test_weights_enums(name: str) -> None:
@@ -102,9 +104,10 @@ def test_weights_enums(name: str) -> None:
     assert fastmask.models.get_weight(f"{name}.COCO_V1") is ours.COCO_V1
     assert ours.verify("COCO_V1") is ours.verify(f"{name}.COCO_V1") is ours.COCO_V1
     assert repr(ours.COCO_V1) == f"{name}.COCO_V1"
-    assert ours.COCO_V1.url == theirs.COCO_V1.url
-    for key in ("categories", "num_params", "_metrics", "recipe", "min_size"):
-        assert ours.COCO_V1.meta[key] == theirs.COCO_V1.meta[key]
+    for member in ours.__members__:
+        assert ours[member].url == theirs[member].url
+        for key in ("categories", "num_params", "_metrics", "recipe", "min_size", "keypoint_names"):
+            assert ours[member].meta.get(key) == theirs[member].meta.get(key)
     image = torch.randint(256, (3, 5, 6), dtype=torch.uint8)
     assert torch.equal(ours.COCO_V1.transforms()(image), theirs.COCO_V1.transforms()(image))
 

@@ -17,6 +17,11 @@ from fastmask.models.detection.faster_rcnn import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
+from fastmask.models.detection.keypoint_rcnn import (
+    KeypointRCNN,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    keypointrcnn_resnet50_fpn,
+)
 from fastmask.models.detection.mask_rcnn import (
     MaskRCNN,
     MaskRCNN_ResNet50_FPN_V2_Weights,
@@ -36,7 +41,12 @@ from fastmask.models.detection.resnet_fpn import (
     maskrcnn_resnet152_fpn,
     maskrcnn_resnext101_32x8d_fpn,
 )
-from fastmask.models.detection.slim import MaskRCNN_Slim_FPN_Weights, maskrcnn_slim_fpn
+from fastmask.models.detection.slim import (
+    KeypointRCNN_Slim_FPN_Weights,
+    MaskRCNN_Slim_FPN_Weights,
+    keypointrcnn_slim_fpn,
+    maskrcnn_slim_fpn,
+)
 from fastmask.models.detection.timm_rcnn import fasterrcnn_timm, maskrcnn_timm
 
 __all__ = [
@@ -45,6 +55,9 @@ __all__ = [
     "FasterRCNN_MobileNet_V3_Large_FPN_Weights",
     "FasterRCNN_ResNet50_FPN_V2_Weights",
     "FasterRCNN_ResNet50_FPN_Weights",
+    "KeypointRCNN",
+    "KeypointRCNN_ResNet50_FPN_Weights",
+    "KeypointRCNN_Slim_FPN_Weights",
     "MaskRCNN",
     "MaskRCNN_ResNet50_FPN_V2_Weights",
     "MaskRCNN_ResNet50_FPN_Weights",
@@ -61,6 +74,8 @@ __all__ = [
     "fasterrcnn_resnet152_fpn",
     "fasterrcnn_resnext101_32x8d_fpn",
     "fasterrcnn_timm",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_slim_fpn",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",
     "maskrcnn_resnet50_c4",

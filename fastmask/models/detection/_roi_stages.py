@@ -1,12 +1,14 @@
-"""Box head and mask head on proposals in fixed shapes: the static program's stages of the second half."""
+"""Box, mask and keypoint heads on proposals in fixed shapes: the static program's stages of the second half."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from fastmask.checks import ArgumentError, NotScriptable
+from fastmask.checks import NotScriptable
+from fastmask.kernels.keypoints import decode_keypoints_op
 from fastmask.models._layout import as_read
+from fastmask.models.detection._keypoint_head import predict_heatmaps
 from fastmask.models.detection._mask_head import predict_mask_probs
 from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
@@ -18,7 +20,7 @@ MAX_ROIS = 256  # that res5 reads at once in inference
 
 
 class RoIStages(NotScriptable, nn.Module):
-    """Classes, boxes and masks of proposals, without torchvision's methods on lists.
+    """Classes, boxes, masks and keypoints of proposals, without torchvision's methods on lists.
 
     Args:
         box_roi_pool, box_head, box_predictor: 7x7 features of a proposal -> class logits and box deltas.
@@ -28,10 +30,7 @@ class RoIStages(NotScriptable, nn.Module):
         nms_thresh: IoU above which a detection is suppressed by a better one of its class.
         detections_per_img: maximum number of detections in an image.
         mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
-        keypoint_...: None, as there is no keypoint branch; for code that hands on torchvision's arguments.
-
-    Raises:
-        ValueError: a part of a keypoint branch is given.
+        keypoint_roi_pool, keypoint_head, keypoint_predictor: 14x14 features -> heatmaps of keypoints.
 
     Source: torchvision/models/detection/roi_heads.py.
     """
@@ -52,9 +51,9 @@ class RoIStages(NotScriptable, nn.Module):
         mask_roi_pool: MultiScaleRoIAlign | None = None,
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
-        keypoint_roi_pool: None = None,
-        keypoint_head: None = None,
-        keypoint_predictor: None = None,
+        keypoint_roi_pool: MultiScaleRoIAlign | None = None,
+        keypoint_head: nn.Module | None = None,
+        keypoint_predictor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.box_similarity = box_iou
@@ -70,9 +69,9 @@ class RoIStages(NotScriptable, nn.Module):
         self.mask_roi_pool = mask_roi_pool
         self.mask_head = mask_head
         self.mask_predictor = mask_predictor
-        self.keypoint_roi_pool = self.keypoint_head = self.keypoint_predictor = None
-        if not keypoint_roi_pool is keypoint_head is keypoint_predictor is None:
-            raise ArgumentError("keypoint_roi_pool, keypoint_head and keypoint_predictor must be None, got another")
+        self.keypoint_roi_pool = keypoint_roi_pool
+        self.keypoint_head = keypoint_head
+        self.keypoint_predictor = keypoint_predictor
         self.res5: nn.Module | None = None  # of the C4 models: between RoIAlign and both heads
         self.min_size = 1e-2
 
@@ -81,8 +80,15 @@ class RoIStages(NotScriptable, nn.Module):
         return None not in (self.mask_roi_pool, self.mask_head, self.mask_predictor)
 
     def has_keypoint(self) -> bool:
-        """False: there is no keypoint branch. Subclasses with a forward like torchvision's ask."""
-        return False
+        """Whether there is a keypoint branch."""
+        return None not in (self.keypoint_roi_pool, self.keypoint_head, self.keypoint_predictor)
+
+    def num_keypoints(self) -> int | None:
+        """Number of keypoints of an instance, 0 without a keypoint branch; None of a predictor that does not tell."""
+        if not self.has_keypoint():
+            return 0
+        number = getattr(self.keypoint_predictor, "out_channels", None)
+        return number if isinstance(number, int) else None
 
     def shares_rois(self) -> bool:
         """Whether, of the same boxes, the mask head reads what the box head reads: in C4 models whose poolers agree."""
@@ -186,6 +192,12 @@ class RoIStages(NotScriptable, nn.Module):
         boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
         return Detections(boxes, labels, scores, None, count, rois)
 
+    def complete(self, features: Features, detections: Detections, size: tuple[int, int]) -> Detections:
+        """The same detections with masks and keypoints, as far as there are such branches; size: see below."""
+        if self.has_mask():
+            detections = self.predict_masks(features, detections)
+        return self.predict_keypoints(features, detections, size) if self.has_keypoint() else detections
+
     def predict_masks(self, features: Features, detections: Detections) -> Detections:
         """The same detections with the mask of each one's class; zeros in padding."""
         assert self.mask_roi_pool is not None
@@ -194,8 +206,26 @@ class RoIStages(NotScriptable, nn.Module):
         pooled = self.pool_rois(self.mask_roi_pool, features, detections.boxes, rois=detections.rois)
         hidden = as_read(self.mask_head(as_read(pooled, self.mask_head)), self.mask_predictor)
         masks = predict_mask_probs(self.mask_predictor, hidden, detections.labels, detections.count)
-        boxes, labels, scores, _, count, rois = detections  # PyTorch 2.11 does not compile _replace
-        return Detections(boxes, labels, scores, masks, count, rois)
+        boxes, labels, scores, _, count, rois, *keypoints = detections  # PyTorch 2.11 does not compile _replace
+        return Detections(boxes, labels, scores, masks, count, rois, *keypoints)
+
+    def predict_keypoints(self, features: Features, detections: Detections, size: tuple[int, int]) -> Detections:
+        """The same detections with keypoints and their scores; zeros in padding.
+
+        ``size``: (height, width) of the batch, in which all boxes are.
+        """
+        assert self.keypoint_roi_pool is not None
+        assert self.keypoint_head is not None
+        assert self.keypoint_predictor is not None
+        pooled = self.pool_rois(self.keypoint_roi_pool, features, detections.boxes, rois=detections.rois)
+        hidden = as_read(self.keypoint_head(as_read(pooled, self.keypoint_head)), self.keypoint_predictor)
+        heatmaps = predict_heatmaps(self.keypoint_predictor, hidden).detach()
+        keypoints, scores = decode_keypoints_op(heatmaps, detections.boxes.detach().flatten(0, 1), *size)
+        shape, padding = detections.labels.shape, ~detections.valid[:, :, None]
+        keypoints = keypoints.unflatten(0, shape).masked_fill(padding[..., None], 0)
+        scores = scores.unflatten(0, shape).masked_fill(padding, 0)
+        boxes, labels, probabilities, masks, count, rois, *_ = detections
+        return Detections(boxes, labels, probabilities, masks, count, rois, keypoints, scores)
 
 
 def split_rois(boxes: Tensor, rois: Tensor | None) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""The five losses of Mask R-CNN (section 3; Faster R-CNN, section 3.1.2), on padded targets and samples of fixed size.
+"""Losses of Mask R-CNN (sections 3 and 5; Faster R-CNN, section 3.1.2), on padded targets and samples of fixed size.
 
 Sums run over all rows, valid ones weighted 1 and padding 0, and are divided by the number of valid rows.
 Source: torchvision/models/detection/rpn.py and roi_heads.py.
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmask.checks import is_readable
 from fastmask.models._layout import as_read
+from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap, predict_heatmaps
 from fastmask.models.detection._mask_head import predict_mask_logits
 from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
@@ -60,7 +61,7 @@ def box_loss(coder: BoxCoder, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor, p
 def roi_losses(
     heads: RoIStages, features: Features, proposals: Proposals, targets: Targets, normalizer: Normalizer
 ) -> Losses:
-    """Proposals -> loss_classifier, loss_box_reg and, with a mask branch, loss_mask."""
+    """Proposals -> loss_classifier, loss_box_reg and, with such a branch, loss_mask or loss_keypoint."""
     with torch.no_grad():
         boxes, matched, labels, sample = sample_proposals(heads, proposals, targets)
     rows, counts = select_rows(sample.valid)
@@ -73,11 +74,13 @@ def roi_losses(
     reference, target = (b.flatten(0, 1)[rows] for b in (boxes, take_rows(targets.boxes, matched)))
     regression = box_loss(heads.box_coder, own, reference, target, sample.positive.flatten()[rows] & counts)
     losses = {"loss_classifier": error / total, "loss_box_reg": regression / total}
+    most = heads.fg_bg_sampler.max_positives()  # positives come first
+    boxes, matched, labels, positive = (rows[:, :most] for rows in (boxes, matched, labels, sample.positive))
     if heads.has_mask():
-        most = heads.fg_bg_sampler.max_positives()  # positives come first
-        first = (boxes[:, :most], matched[:, :most], labels[:, :most], sample.positive[:, :most])
         known = (pooled, sample.valid) if heads.shares_rois() else None
-        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, *first, known)
+        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, boxes, matched, labels, positive, known)
+    if heads.has_keypoint():
+        losses["loss_keypoint"] = keypoint_loss(heads, features, targets, normalizer, boxes, matched, positive)
     return losses
 
 
@@ -151,6 +154,34 @@ def mask_loss(
         wanted = crop_masks(targets.masks, rois, logits.shape[-2:]).to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
     return (error * counts).sum() / normalizer(counts.sum()).clamp(min=1e-6)  # 0 without any positive
+
+
+def keypoint_loss(
+    heads: RoIStages,
+    features: Features,
+    targets: Targets,
+    normalizer: Normalizer,
+    boxes: Tensor,
+    matched: Tensor,
+    positive: Tensor,
+) -> Tensor:
+    """Cross entropy over heatmaps' pixels of keypoints that are visible and inside the positive boxes [B, S, 4]."""
+    assert heads.keypoint_roi_pool is not None
+    assert heads.keypoint_head is not None
+    assert heads.keypoint_predictor is not None
+    assert targets.keypoints is not None
+    rows, counts = select_rows(positive)
+    pooled = heads.pool_rois(heads.keypoint_roi_pool, features, boxes, rows)
+    hidden = as_read(heads.keypoint_head(as_read(pooled, heads.keypoint_head)), heads.keypoint_predictor)
+    logits = predict_heatmaps(heads.keypoint_predictor, hidden)  # [R, K, M, M]
+    check_square(logits)
+    with torch.no_grad():
+        keypoints = take_rows(targets.keypoints.flatten(2), matched).flatten(0, 1)[rows].unflatten(1, (-1, 3))
+        pixel, valid = keypoints_to_heatmap(keypoints, boxes.flatten(0, 1)[rows], logits.shape[-1])
+        inside = (valid > 0) & counts[:, None]
+        wanted = pixel.masked_fill(~inside, IGNORED).flatten()
+    error = F.cross_entropy(logits.flatten(2).flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+    return error / normalizer(inside.sum()).clamp(min=1e-6)  # 0 without any keypoint
 
 
 def crop_masks(masks: Tensor, rois: Tensor, size: Sequence[int]) -> Tensor:
