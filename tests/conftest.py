@@ -44,7 +44,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     nms_presorted_triton.MERGED, nms_runs_triton.MERGED = 256, 256
     paste_triton.TILE, paste_triton.PROGRAMS = 1024, 32
     rle_triton.PROGRAMS, rle_triton.BLOCK = 8, 1024
-    bias_act_triton.ELEMENTS, predict_anchors_triton.PIXELS, max_pool2d_triton.ELEMENTS = 2**16, 256, 2**14
+    bias_act_triton.ELEMENTS, max_pool2d_triton.ELEMENTS = 2**16, 2**14
+    for tile in (predict_anchors_triton.FEW, predict_anchors_triton.MANY):
+        tile["PIXELS"] = 256
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
