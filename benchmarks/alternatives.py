@@ -140,7 +140,13 @@ CASES = {
     "RPN's predictions": Alternatives(
         "triton.predict_anchors",
         _anchors,
-        _grid("PIXELS CHANNELS NUM_WARPS NUM_STAGES", (64, 64, 2, 3), (64, 64, 4, 4), (128, 32, 4, 4), (128, 64, 4, 3)),
+        _grid(
+            "FEW CHANNELS",
+            ({"PIXELS": 64, "num_warps": 2, "num_stages": 3}, 64),
+            ({"PIXELS": 64, "num_warps": 4, "num_stages": 4}, 64),
+            ({"PIXELS": 128, "num_warps": 4, "num_stages": 4}, 32),
+            ({"PIXELS": 128, "num_warps": 4, "num_stages": 3}, 64),
+        ),
     ),
     "top anchors": Alternatives("triton.top_anchors", _top, _grid("CHUNK", (2048,), (8192,))),
     "mask branch": Alternatives(

@@ -45,7 +45,8 @@ def calibrate(model: Any, images: Sequence[Tensor]) -> None:
             module.bias += logits.std()
 
     hooks = [module.register_forward_hook(measure) for module in model.modules() if hasattr(module, "running_var")]
-    hooks += [scale(block[0], lambda x: 1 / x.std()) for block in model.backbone.fpn.layer_blocks]
+    pyramid = getattr(model.backbone, "fpn", None)  # a C4 model has none: its map is what norms give
+    hooks += [scale(block[0], lambda x: 1 / x.std()) for block in getattr(pyramid, "layer_blocks", ())]
     hooks.append(scale(model.rpn.head.cls_logits, lambda x: RPN_LOGIT / x.abs().max()))
     hooks.append(scale(model.roi_heads.box_predictor.cls_score, lambda x: CLASS_LOGIT / x.std()))
     if model.roi_heads.has_mask():

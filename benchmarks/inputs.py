@@ -33,12 +33,14 @@ def pyramid(
     dtype: torch.dtype,
     channels_last: bool,
     size: tuple[int, int] = PADDED_SIZE,
+    strides: tuple[int, ...] = STRIDES,
+    channels: int = 256,
 ) -> dict[str, Tensor]:
-    """Feature maps P2 to P5 of 256 channels, of images padded to ``size``."""
+    """Feature maps P2 to P5 of 256 channels, or of other strides and channels, of images padded to ``size``."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     maps = {}
-    for i, stride in enumerate(STRIDES):
-        shape = (batch, 256, size[0] // stride, size[1] // stride)
+    for i, stride in enumerate(strides):
+        shape = (batch, channels, size[0] // stride, size[1] // stride)
         maps[str(i)] = torch.randn(shape, generator=generator).to(device, dtype).contiguous(memory_format=memory_format)
     return maps
 

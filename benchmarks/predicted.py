@@ -51,6 +51,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("mask branch's last layers, 100 detections, bf16", 100),
         Row("mask branch's last layers, 8 x 100 detections, bf16", 800),
     ),
+    "fastmask::decode_keypoints": (Row("keypoints, 17 of 100 detections", 100),),
 }
 
 

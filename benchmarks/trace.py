@@ -44,6 +44,7 @@ AMOUNTS: dict[str, Any] = {
     "fastmask::nms_padded": lambda a: a["boxes"].shape[0],
     "fastmask::encode_masks": lambda a: a["masks"].shape[0],
     "fastmask::class_masks": lambda a: a["hidden"].shape[0],
+    "fastmask::decode_keypoints": lambda a: a["heatmaps"].shape[0],
 }
 
 PROPERTIES = types.SimpleNamespace(shared_memory_per_block_optin=232_448)  # an H100's

@@ -16,10 +16,13 @@ from torch import Tensor
 from fastmask.checks import check_shape
 from fastmask.export.exported import Array, ExportedModel, format_load_error
 from fastmask.export.module import ExportableModel, Shape
+from fastmask.kernels.keypoints import decode_keypoints_op
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
 
+OPS = (nms_padded_op, multilevel_roi_align_op, roi_pool_op, paste_masks_op, decode_keypoints_op)  # that packages call
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 
 
@@ -122,7 +125,7 @@ class AOTPackage(ExportedModel):
 
 def describe_ops() -> str:
     """Describe the ops that packages call, with their arguments."""
-    return "; ".join(str(op._opoverload._schema) for op in (nms_padded_op, multilevel_roi_align_op, paste_masks_op))
+    return "; ".join(str(op._opoverload._schema) for op in OPS)
 
 
 def read_metadata(name: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from fastmask.preprocess import Resizer, normalize, pad, resize
 from fastmask.sizes import Size
 
 Array = NDArray[Any]
-ROWS = ("boxes", "labels", "scores", "masks")  # outputs with a row for each detection
+ROWS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")  # outputs with a row for each detection
 NEEDED = (
     *("image_mean", "image_std", "min_size", "max_size", "size_divisible", "batch", "size", "dynamic"),
     *("images", "masks", "outputs", "dtype", "categories"),

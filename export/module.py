@@ -39,7 +39,7 @@ class ExportableModel(nn.Module):
     Args:
         model: of ``fastmask.models.detection``.
         dtype: of weights and feature maps; boxes and scores are float32 at least.
-        masks: "soft": probabilities [B, D, 28, 28] over the boxes; "paste": bool [B, D, H, W].
+        masks: "soft": probabilities [B, D, M, M] over the boxes; "paste": bool [B, D, H, W].
         raw: take images as uint8 [B, H, W, C] and normalize them.
 
     Raises:
@@ -66,7 +66,7 @@ class ExportableModel(nn.Module):
         assert isinstance(anchors, CachedAnchors)
         self.model.rpn.anchor_generator = anchors.generator  # which keeps nothing between calls
         self.dtype, self.masks, self.raw = dtype, masks, raw
-        self.has_mask = self.model.roi_heads.has_mask()
+        self.has_mask, self.has_keypoint = self.model.roi_heads.has_mask(), self.model.roi_heads.has_keypoint()
         wide = torch.promote_types(dtype, torch.float32)
         self.channels = count_channels(model)
         for name in ("image_mean", "image_std"):
@@ -80,7 +80,9 @@ class ExportableModel(nn.Module):
 
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs of :meth:`forward`."""
-        return ("boxes", "labels", "scores", *(["masks"] if self.has_mask else []), "count", *self.extra_outputs)
+        keypoints = ("keypoints", "keypoints_scores") if self.has_keypoint else ()
+        masks = ("masks",) if self.has_mask else ()
+        return ("boxes", "labels", "scores", *masks, *keypoints, "count", *self.extra_outputs)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detect objects, best first; rows from ``count`` on are zeros.
@@ -90,8 +92,8 @@ class ExportableModel(nn.Module):
             sizes: [B, 2] int64 (height, width) of each image in there, which begins in the top left corner.
 
         Returns:
-            boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks (where there are such),
-            count [B], and ``extra_outputs``.
+            boxes [B, D, 4] in pixels of ``images``, labels [B, D], scores [B, D], masks or keypoints [B, D, K, 3] and
+            keypoints_scores [B, D, K] (where there are such), count [B], and ``extra_outputs``.
         """
         height, width = (images.shape[1], images.shape[2]) if self.raw else (images.shape[2], images.shape[3])
         if self.raw:
@@ -99,12 +101,12 @@ class ExportableModel(nn.Module):
             images = normalize_padded(wide.permute(0, 3, 1, 2), sizes, self.image_mean, self.image_std)
         detections, extra = self.detect(images.to(self.dtype), sizes)
         masks = detections.masks
-        if masks is None:
-            return detections.boxes, detections.labels, detections.scores, detections.count, *extra
-        if self.masks == "paste":
+        if masks is not None and self.masks == "paste":
             pasted = paste_masks(masks.flatten(0, 1).float(), detections.boxes.flatten(0, 1), (height, width))
             masks = pasted.unflatten(0, detections.labels.shape)
-        return detections.boxes, detections.labels, detections.scores, masks, detections.count, *extra
+        branches = (masks, detections.keypoints, detections.keypoints_scores)
+        found = [values for values in branches if values is not None]
+        return detections.boxes, detections.labels, detections.scores, *found, detections.count, *extra
 
     def detect(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
         """Detections in normalized images, and the ``extra_outputs``."""

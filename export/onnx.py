@@ -51,6 +51,7 @@ def write_onnx(
     """
     import onnx
 
+    from fastmask.export import onnx_keypoints
     from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
     from fastmask.export.tensorrt.graph import find_problems, rewrite
 
@@ -68,7 +69,7 @@ def write_onnx(
             output_names=list(exportable.outputs()),
             dynamic_shapes=exportable.dynamic_shapes() if shape.dynamic else None,
             opset_version=opset,
-            custom_translation_table=FOR_TENSORRT if for_tensorrt else TRANSLATIONS,
+            custom_translation_table=(FOR_TENSORRT if for_tensorrt else TRANSLATIONS) | onnx_keypoints.TRANSLATIONS,
             dynamo=True,
             verbose=False,
         )
@@ -108,10 +109,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
     Raises:
         ImportError: onnx or onnxscript is not installed.
     """
+    from fastmask.export import onnx_keypoints
     from fastmask.export.onnx_public_ops import TRANSLATIONS, refuse
 
     ops = torch.ops.fastmask
-    return {getattr(ops, name).default: refuse(name) for name in OPS if hasattr(ops, name)} | TRANSLATIONS
+    refused = {getattr(ops, name).default: refuse(name) for name in OPS if hasattr(ops, name)}
+    return refused | TRANSLATIONS | onnx_keypoints.TRANSLATIONS
 
 
 def count_operators(model: Any) -> dict[str, int]:

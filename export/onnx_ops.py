@@ -15,6 +15,7 @@ from fastmask.kernels.fallback.nms import largest_not_above
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
+from fastmask.kernels.roi_pool import roi_pool_op
 
 op: Any = opset18  # whose types are narrower than what the exporter hands over
 Value = Any  # a tensor of the ONNX graph
@@ -162,6 +163,29 @@ def multilevel_roi_align(
     return op.Cast(chosen, to=kind)
 
 
+def roi_pool(
+    features: Value, rois: Value, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Value, Value]:
+    """Zeros for RoIs of no image, such as those of other levels. RoIs are not checked otherwise."""
+    is_image = op.Greater(columns(rois, 0, 1), like(-1.0, rois))
+    return pool_valid(features, rois, is_image, spatial_scale, pooled_height, pooled_width)
+
+
+def pool_valid(
+    features: Value, rois: Value, valid: Value, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Value, Value]:
+    """MaxRoiPool of the RoIs that are valid [K, 1], in float32; without argmaxima, which nobody reads: all are -1."""
+    rois = op.Cast(rois, to=TensorProto.FLOAT)
+    pooled = op.MaxRoiPool(
+        op.Cast(features, to=TensorProto.FLOAT),
+        op.Where(valid, rois, constant(0.0)),
+        pooled_shape=(pooled_height, pooled_width),
+        spatial_scale=spatial_scale,
+    )
+    pooled = op.Where(op.Unsqueeze(valid, constant([2, 3])), pooled, constant(0.0))
+    return op.Cast(pooled, to=features.dtype), op.Expand(constant(-1), op.Shape(pooled))
+
+
 def paste_masks(
     masks: Value,
     boxes: Value,
@@ -257,6 +281,7 @@ def columns(values: Value, start: int, end: int) -> Value:
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     nms_padded_op._opoverload: nms_padded,
     multilevel_roi_align_op._opoverload: multilevel_roi_align,
+    roi_pool_op._opoverload: roi_pool,
     paste_masks_op._opoverload: paste_masks,
 }
 FOR_TENSORRT = TRANSLATIONS | {nms_padded_op._opoverload: nms_of_probabilities}

@@ -94,17 +94,10 @@ def multilevel_roi_align(
 def roi_pool(
     features: Value, rois: Value, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Value, Value]:
-    """By MaxRoiPool, in float32; it has no argmaxima, which no public function returns: they are all -1."""
+    """By MaxRoiPool, in float32; zeros for RoIs of no image, NaN, or far away."""
     rois = op.Cast(rois, to=TensorProto.FLOAT)
     valid = is_valid(rois, features, spatial_scale)
-    pooled = op.MaxRoiPool(
-        op.Cast(features, to=TensorProto.FLOAT),
-        op.Where(valid, rois, constant(0.0)),
-        pooled_shape=(pooled_height, pooled_width),
-        spatial_scale=spatial_scale,
-    )
-    pooled = op.Where(op.Unsqueeze(valid, constant([2, 3])), pooled, constant(0.0))
-    return op.Cast(pooled, to=features.dtype), op.Expand(constant(-1), op.Shape(pooled))
+    return onnx_ops.pool_valid(features, rois, valid, spatial_scale, pooled_height, pooled_width)
 
 
 def paste_masks(

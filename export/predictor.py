@@ -94,6 +94,10 @@ class ExportedPredictor:
             ratios = torch.tensor(image.shape[1:]) / torch.from_numpy(sizes[i])
             boxes = boxes * ratios.flip(0).repeat(2).to(boxes.dtype)
             prediction = Prediction(boxes=boxes, labels=labels, scores=scores)
+            if "keypoints" in found:
+                points, values = (found[name][i, :count][kept].float() for name in ("keypoints", "keypoints_scores"))
+                prediction["keypoints"] = points * torch.cat((ratios.flip(0).to(points), points.new_ones(1)))
+                prediction["keypoints_scores"] = values
             if "masks" in found:
                 size = (image.shape[1], image.shape[2])
                 prediction["masks"] = encode_masks(found["masks"][i, :count][kept], boxes, size)

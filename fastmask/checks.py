@@ -48,7 +48,6 @@ NOT_PROVIDED = (
     "stochastic_depth",
     "StochasticDepth",
     "Conv3dNormActivation",
-    "SqueezeExcitation",
     "MLP",
     "Permute",
 )

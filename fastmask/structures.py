@@ -59,6 +59,8 @@ class Detections(NamedTuple):
     masks: Tensor | None  # [B, D, M, M] probabilities over the box; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64; hides tuple's own count, which nobody needs here
     rois: Tensor | None = None  # [B, D, 5] (image index, x1, y1, x2, y2), where they are at hand
+    keypoints: Tensor | None = None  # [B, D, K, 3] (x, y, 1) in pixels of the batch; None without a keypoint branch
+    keypoints_scores: Tensor | None = None  # [B, D, K], each the maximum of a heatmap: a logit, not a probability
 
     @property
     def valid(self) -> Tensor:
@@ -77,6 +79,7 @@ class Targets(NamedTuple):
     masks: Tensor | None  # [N, H, W] uint8 over the padded image, image after image; None without a mask branch
     count: Tensor  # type: ignore[assignment] # [B] int64; N is their sum, but at least B
     has_mask: Tensor | None = None  # [B, G] bool, False where a box alone is annotated; None: all have masks
+    keypoints: Tensor | None = None  # [B, G, K, 3] (x, y, visibility) in pixels of the batch, 0 where not annotated
 
     @property
     def valid(self) -> Tensor:
@@ -106,6 +109,8 @@ class Prediction(TypedDict):
     labels: Tensor  # [n] int64, 1 and up
     scores: Tensor  # [n] in [0, 1], descending
     masks: NotRequired[Any]  # [n, 1, h, w], or in the requested form; missing without a mask branch
+    keypoints: NotRequired[Tensor]  # [n, K, 3] float32 (x, y, 1) in pixels of the image; missing without that branch
+    keypoints_scores: NotRequired[Tensor]  # [n, K], each the maximum of a heatmap: a logit, not a probability
 
 
 class CocoResult(TypedDict):
@@ -117,12 +122,13 @@ class CocoResult(TypedDict):
     bbox: NotRequired[list[float]]  # [x, y, width, height] in pixels of the image
     score: float
     segmentation: NotRequired[Any]  # RLE with text counts, or polygons
+    keypoints: NotRequired[list[float]]  # x, y and a score, K times; COCO's evaluation does not read the third
 
 
-def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -> Targets:
+def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool, keypoints: bool = False) -> Targets:
     """Pad boxes and labels, in pixels of the batch [B, C, H, W], to the most instances of an image (at least one).
 
-    A target may have a has_mask [n] of its own: see :class:`Targets`.
+    A target may have a has_mask [n] of its own: see :class:`Targets`. Masks and keypoints [n, K, 3] only if asked for.
     """
     batch, _, height, width = pixels.shape
     numbers = [len(target["labels"]) for target in targets]
@@ -133,6 +139,9 @@ def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -
     joined = torch.zeros(total, height, width, dtype=torch.uint8, device=pixels.device) if masks else None
     alone = masks and any("has_mask" in target for target in targets)
     has_mask = torch.ones(batch, most, dtype=torch.bool, device=pixels.device) if alone else None
+    points = None
+    if keypoints:
+        points = torch.zeros(batch, most, *targets[0]["keypoints"].shape[1:], dtype=dtype, device=pixels.device)
     first = 0
     for i, (target, num) in enumerate(zip(targets, numbers, strict=True)):
         boxes[i, :num] = target["boxes"]
@@ -141,8 +150,10 @@ def pad_targets(targets: list[dict[str, Tensor]], pixels: Tensor, masks: bool) -
             place_masks(joined[first : first + num], target["masks"])
         if has_mask is not None and "has_mask" in target:
             has_mask[i, :num] = target["has_mask"]
+        if points is not None:
+            points[i, :num] = target["keypoints"]
         first += num
-    return Targets(boxes, labels, joined, torch.tensor(numbers, device=pixels.device), has_mask)
+    return Targets(boxes, labels, joined, torch.tensor(numbers, device=pixels.device), has_mask, points)
 
 
 def place_masks(padded: Tensor, masks: Tensor) -> None:

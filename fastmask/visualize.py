@@ -1,4 +1,4 @@
-"""Drawing detections on their image: masks, boxes, labels and scores."""
+"""Drawing detections on their image: masks, boxes, keypoints, labels and scores."""
 
 import colorsys
 import functools
@@ -16,8 +16,10 @@ from fastmask.cocoapi import mask as coco
 from fastmask.files import replace_file
 from fastmask.fonts import choose_names, find_font, load_font, warn_once
 from fastmask.image_io import convert_image
+from fastmask.skeletons import Skeleton, choose_limbs
 
 MASK_OPACITY = 0.45
+MIN_KEYPOINT_SCORE = 2.0  # a logit; as Detectron's overlays (detectron/utils/vis.py) leave out the points below it
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 Pixels = npt.NDArray[np.uint8]
@@ -29,16 +31,22 @@ def draw_detections(
     detections: Mapping[str, Any],
     categories: Sequence[str] | None = None,
     colors: Sequence[int] | None = None,
+    skeletons: Mapping[int, Skeleton] | None = None,
 ) -> Image.Image:
     """Draw detections on a copy of the image, each in its own color, the smallest on top.
+
+    Keypoints are joined by their limbs. A point of visibility 1 is hollow, and one of 0 is not drawn; nor is one whose
+    score is below 2. Predictions, whose third number is always 1, have filled points: they come with scores.
 
     Args:
         image: of the detections, in any of Pillow's modes; 16 bits are scaled to 8, and RGBA's alpha is ignored.
         detections: boxes [N, 4] in pixels of the image, labels [N], optionally scores [N], optionally masks:
-            [N, H, W] or [N, 1, H, W] bool or probabilities (thresholded at 0.5), or [N] COCO RLE.
+            [N, H, W] or [N, 1, H, W] bool or probabilities (thresholded at 0.5), or [N] COCO RLE; optionally keypoints:
+            N times [K, 3] (x, y, visibility), of predictions with keypoints_scores: N times [K].
         categories: names by label; labels without one are drawn as numbers, as are those whose name has letters that no
             font on this system has, of which a warning tells once.
         colors: index of each detection's color; None: 0, 1, 2, ...
+        skeletons: of keypoints, by label; without one, 17 keypoints have COCO's limbs, and others none.
 
     Returns:
         An RGB image of the same size.
@@ -57,6 +65,11 @@ def draw_detections(
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=palette[i], width=stroke)
+    if "keypoints" in detections:
+        for i in order:
+            skeleton = (skeletons or {}).get(int(detections["labels"][i]))
+            scores = detections["keypoints_scores"][i] if "keypoints_scores" in detections else None
+            _draw_keypoints(canvas, _to_array(detections["keypoints"][i]), scores, skeleton, palette[i], stroke)
     categories, legend = choose_names(tuple(map(str, categories or ())))
     if legend:
         warn_once(legend)
@@ -112,6 +125,31 @@ def _tint(pixels: Pixels, mask: Mask, color: Color, stroke: int) -> None:
     tinted = np.asarray(Image.blend(crop, Image.new("RGB", crop.size, color), MASK_OPACITY))
     np.copyto(target, tinted, where=inside[:, :, None])
     np.copyto(target, np.array(color, dtype=np.uint8), where=(inside & ~_erode(inside, stroke))[:, :, None])
+
+
+def _draw_keypoints(
+    canvas: ImageDraw.ImageDraw,
+    keypoints: npt.NDArray[Any],
+    scores: Any,
+    skeleton: Skeleton | None,
+    color: Color,
+    stroke: int,
+) -> None:
+    """Draw limbs and points over a black rim, which shows on any background; limbs join points that are drawn."""
+    visibility = keypoints[:, 2] if scores is None else 2.0 * (_to_array(scores) >= MIN_KEYPOINT_SCORE)
+    shown = (visibility > 0) & np.isfinite(keypoints).all(1)
+    points = [(float(x), float(y)) for x, y in keypoints[:, :2]]
+    limbs = [(a, b) for a, b in choose_limbs(skeleton, len(points)) if shown[a] and shown[b]]
+    for width, fill in ((4 * stroke, (0, 0, 0)), (2 * stroke, color)):
+        for a, b in limbs:
+            canvas.line((points[a], points[b]), fill, width)
+    radius = 1.5 * stroke
+    outer = radius + max(1.0, 0.75 * stroke)
+    for i in np.flatnonzero(shown).tolist():
+        x, y = points[i]
+        canvas.ellipse((x - outer, y - outer, x + outer, y + outer), fill=(0, 0, 0))
+        inner = (x - radius, y - radius, x + radius, y + radius)
+        canvas.ellipse(inner, fill=(255, 255, 255) if visibility[i] > 1 else None, outline=(255, 255, 255))
 
 
 def _erode(mask: Mask, steps: int) -> Mask:

@@ -42,6 +42,7 @@ OPS = (
     "take_kept",
     "scale_boxes",
     "class_masks",
+    "decode_keypoints",
     "preprocess",
     "stem_conv",
     "max_pool2d",

@@ -276,3 +276,47 @@ def top_anchors(logits: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         images.append(chosen)
     best = [torch.stack([value for value, _ in chosen]) for chosen in images]
     return torch.stack(best), torch.tensor([[place for _, place in chosen] for chosen in images])
+
+
+def decode_keypoints(heatmaps: Tensor, boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where each heatmap, resized to its box, is largest -> float64 [N, K, 3] (x, y, 1) and its values there [N, K].
+
+    ``heatmaps``: [N, K, h, w]; ``boxes``: [N, 4]. Bicubic between pixel centers (A = -0.75, the border repeated), to
+    the box's sides, at least 1, rounded up; of equal values the first in rows. Zeros where a box is not finite, or a
+    side that is rounded up is above the limit. Source: torchvision/models/detection/roi_heads.py heatmaps_to_keypoints;
+    R. Keys, "Cubic convolution interpolation for digital image processing", 1981.
+    """
+    number, points, rows, columns = heatmaps.shape
+    keypoints = torch.zeros(number, points, 3, dtype=torch.float64)
+    scores = torch.zeros(number, points, dtype=torch.float64)
+    wide = torch.promote_types(torch.promote_types(heatmaps.dtype, boxes.dtype), torch.float32)
+    for n, box in enumerate(boxes.to(wide)):
+        side_x, side_y = (float((box[2 + axis] - box[axis]).clamp(min=1)) for axis in (0, 1))
+        if not math.isfinite(float(box.sum())) or math.ceil(side_x) > width or math.ceil(side_y) > height:
+            continue
+        (near_y, weigh_y), (near_x, weigh_x) = _cubic_taps(rows, side_y), _cubic_taps(columns, side_x)
+        for k in range(points):
+            across = (heatmaps[n, k].double()[:, near_x] * weigh_x).sum(2)  # [h, side_x]
+            resized = (across[near_y] * weigh_y[:, :, None]).sum(1)
+            y, x = divmod(int(resized.argmax()), len(weigh_x))
+            keypoints[n, k, 0] = float(box[0]) + (x + 0.5) * side_x / len(weigh_x)
+            keypoints[n, k, 1] = float(box[1]) + (y + 0.5) * side_y / len(weigh_y)
+            keypoints[n, k, 2] = 1
+            scores[n, k] = resized[y, x]
+    return keypoints, scores
+
+
+def _cubic_taps(cells: int, side: float) -> tuple[Tensor, Tensor]:
+    """The four cells of each sample's cubic convolution along a side in pixels, and their weights: [samples, 4]."""
+    samples = math.ceil(side)
+    near = torch.zeros(samples, 4, dtype=torch.int64)
+    weights = torch.zeros(samples, 4, dtype=torch.float64)
+    for i in range(samples):
+        place = (i + 0.5) * cells / samples - 0.5
+        for tap in range(4):
+            cell = math.floor(place) - 1 + tap
+            away = abs(place - cell)
+            inner = 1.25 * away**3 - 2.25 * away**2 + 1
+            outer = -0.75 * (away**3 - 5 * away**2 + 8 * away - 4)
+            near[i, tap], weights[i, tap] = min(max(cell, 0), cells - 1), inner if away <= 1 else outer
+    return near, weights

@@ -4,7 +4,8 @@ import hashlib
 import importlib.util
 import os
 import random
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # each program is slow there: few
     nms_presorted_triton.MERGED, nms_runs_triton.MERGED = 256, 256
     paste_triton.TILE, paste_triton.PROGRAMS = 1024, 32
     rle_triton.PROGRAMS, rle_triton.BLOCK = 8, 1024
-    bias_act_triton.ELEMENTS, predict_anchors_triton.PIXELS, max_pool2d_triton.ELEMENTS = 2**16, 256, 2**14
+    bias_act_triton.ELEMENTS, max_pool2d_triton.ELEMENTS = 2**16, 2**14
+    for tile in (predict_anchors_triton.FEW, predict_anchors_triton.MANY):
+        tile["PIXELS"] = 256
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -129,3 +132,11 @@ def slim_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn
         {"model": theirs.state_dict(), "categories": ["-", "one", "two", "three", "four"]}, tmp_path / "slim.pth"
     )
     return tmp_path / "slim.pth", theirs
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in a terminal; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -7,6 +7,7 @@ from helpers.inputs import NAN
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
+from fastmask.skeletons import Skeleton
 from fastmask.visualize import _choose_color, _erode, _place_caption, draw_detections
 
 
@@ -128,3 +129,31 @@ def test_erosion(steps: int) -> None:
 def test_neighbors_differ_in_color() -> None:
     for i in range(30):
         assert max(abs(a - b) for a, b in zip(_choose_color(i), _choose_color(i + 1), strict=True)) > 80
+
+
+def test_keypoints_are_joined_by_limbs() -> None:
+    """White where visible, black inside a ring where hidden, nothing where not annotated, nor below a score of 2."""
+    keypoints = torch.tensor([[[30.0, 40, 2], [90, 40, 1], [60, 90, 0]], [[200, 40, 1], [260, 40, 1], [230, 90, 1]]])
+    detections = {"boxes": torch.tensor([[10.0, 10, 110, 110], [180, 10, 280, 110]]), "labels": torch.tensor([1, 2])}
+    detections |= {"keypoints": keypoints}
+    skeletons = {1: Skeleton(3, limbs=((0, 1), (1, 2))), 2: Skeleton(3, limbs=((0, 1), (1, 2)))}
+    gray = Image.new("RGB", (300, 200), (128, 128, 128))
+    drawn = np.array(draw_detections(gray, detections, skeletons=skeletons))
+    assert (drawn[40, 30] == 255).all()
+    assert (drawn[40, 90] == 0).all()
+    assert (drawn[90, 60] == 128).all()
+    assert (drawn[40, 60] == _choose_color(0)).all()  # the limb between the first two
+    assert (drawn[65, 75] == 128).all()  # none to the third
+    scores = torch.tensor([[9.0, 9, 9], [2, 2, 1.9]])
+    drawn = np.array(draw_detections(gray, detections | {"keypoints_scores": scores}, skeletons=skeletons))
+    assert (drawn[40, 200] == 255).all()
+    assert (drawn[40, 230] == _choose_color(1)).all()
+    assert (drawn[90, 230] == 128).all()
+    alone = np.array(draw_detections(gray, detections))
+    assert (alone[40, 30] == 255).all()
+    assert (alone[40, 60] == 128).all()  # no limbs are known
+    person = torch.full((1, 17, 3), 2.0)
+    person[0, :, 0], person[0, :, 1] = 20, 150
+    person[0, 5:7, 0] = torch.tensor([150.0, 250])  # shoulders
+    whole = {"boxes": torch.tensor([[10.0, 10, 290, 190]]), "labels": torch.tensor([1]), "keypoints": person}
+    assert (np.array(draw_detections(gray, whole))[150, 200] == _choose_color(0)).all()  # COCO's limb between them

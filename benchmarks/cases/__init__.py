@@ -5,7 +5,7 @@ candidates that an RPN keeps of its five levels, 100 masks of 28 x 28.
 """
 
 from fastmask.benchmarks.case import CaseSpec
-from fastmask.benchmarks.cases import host, masks, model, nms, roi_align
+from fastmask.benchmarks.cases import host, keypoints, masks, model, nms, roi_align
 
-MODULES = (roi_align, nms, masks, host, model)  # models last: patching leaves a trace
+MODULES = (roi_align, nms, masks, keypoints, host, model)  # models last: patching leaves a trace
 CASES: dict[str, CaseSpec] = {name: spec for module in MODULES for name, spec in module.SPECS.items()}

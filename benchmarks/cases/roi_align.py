@@ -1,4 +1,4 @@
-"""RoIAlign over the levels of a pyramid, forward and backward, and RoIPool."""
+"""RoIAlign over the levels of a pyramid and on C4, forward and backward, and RoIPool."""
 
 import functools
 import itertools
@@ -16,8 +16,11 @@ from fastmask.kernels import reference
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
 from fastmask.kernels.roofline import min_bytes
+from fastmask.ops.roi_align import NO_LIMIT
 
 GEOMETRY = ([1 / stride for stride in STRIDES], [112.0, 224.0, 448.0, 896.0])  # scales, largest sides of levels
+C4_STRIDE, C4_CHANNELS = 16, 1024
+C4_GEOMETRY = ([1 / C4_STRIDE], [NO_LIMIT])
 SAMPLE = 4  # RoIs compared with the literal reference
 
 
@@ -33,16 +36,19 @@ def roi_align(
     channels_last: bool = True,
     way: str = "forward",
     size: tuple[int, int] = PADDED_SIZE,
+    c4: bool = False,
 ) -> Case:
-    """RoIAlign of ``num`` RoIs an image.
+    """RoIAlign of ``num`` RoIs an image, on a pyramid or, with ``c4``, on the one map of a C4 model.
 
     ``way`` is "forward", "backward" alone, or "both"; ``size`` is that of padded images. In half precision torchvision
     runs under autocast, which upcasts the feature maps. It copies channels-last maps; "at its best" it has contiguous
     ones.
     """
-    maps = pyramid(generator, device, batch, dtype, channels_last, size)
+    levels: tuple[tuple[int, ...], int] = ((C4_STRIDE,), C4_CHANNELS) if c4 else (STRIDES, 256)
+    geometry = C4_GEOMETRY if c4 else GEOMETRY
+    maps = pyramid(generator, device, batch, dtype, channels_last, size, *levels)
     boxes = [boxes_in(generator, num, size).to(device) for _ in range(batch)]
-    gradient = torch.randn(batch * num, 256, pooled, pooled, generator=generator).to(device, dtype)
+    gradient = torch.randn(batch * num, levels[1], pooled, pooled, generator=generator).to(device, dtype)
 
     def runner(module: Any, maps: dict[str, Tensor]) -> Callable[[], list[Tensor]]:
         pooler = module.MultiScaleRoIAlign(list(maps), pooled, ratio)
@@ -90,15 +96,16 @@ def roi_align(
         actual = ops.MultiScaleRoIAlign(list(maps), pooled, ratio)(maps, few, [size] * batch).detach().cpu()
         rois = torch.cat([torch.zeros(SAMPLE, 1), boxes[0][:SAMPLE].cpu()], 1)
         features = [feature.detach()[:1, :8].cpu() for feature in maps.values()]  # the first channels
-        expected = reference.multilevel_roi_align(features, rois, *GEOMETRY, pooled, pooled, ratio, False)
+        expected = reference.multilevel_roi_align(features, rois, *geometry, pooled, pooled, ratio, False)
         check([actual[:, :8]], [expected.to(actual.dtype)])
 
     layout, name = "channels-last" if channels_last else "NCHW", str(dtype).removeprefix("torch.")
-    inputs = f"P2-P5 of {batch} x {size} x 256 {layout} {name}, {num} RoIs an image, {pooled} x {pooled}"
+    inputs = f"{'C4' if c4 else 'P2-P5'} of {batch} x {size} x {levels[1]} {layout} {name}, {num} RoIs an image"
+    inputs += f", {pooled} x {pooled}"
     features, rois = [feature.detach() for feature in maps.values()], rois_of_images(boxes)
-    forward_args = (features, rois, *GEOMETRY, pooled, pooled, ratio, False)
+    forward_args = (features, rois, *geometry, pooled, pooled, ratio, False)
     sizes = (batch, [feature.shape[2] for feature in features], [feature.shape[3] for feature in features])
-    backward_args = (gradient, rois, *sizes, *GEOMETRY, ratio, False)
+    backward_args = (gradient, rois, *sizes, *geometry, ratio, False)
     calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
     if way != "backward":
         calls.append((multilevel_roi_align_op, forward_args))
@@ -160,12 +167,25 @@ def make_batch_spec(**options: Any) -> CaseSpec:
     return make_spec()._replace(build=build)
 
 
+def make_c4_spec(rois: int, **options: Any) -> CaseSpec:
+    """As many RoIs as an image has in inference or in training on a GPU; fewer on a CPU."""
+
+    def build(generator: torch.Generator, device: torch.device) -> Case:
+        num = rois if device.type == "cuda" else 100
+        return roi_align(generator, device, num=num, pooled=14, c4=True, **options)
+
+    return make_spec()._replace(build=build)
+
+
 BF16 = torch.bfloat16
 SPECS: dict[str, CaseSpec] = {
     "RoIAlign, channels-last": make_spec(rois=1000),
     "RoIAlign, NCHW": make_spec(channels_last=False),
     "RoIAlign, adaptive, channels-last": make_spec(ratio=-1),
     "RoIAlign 14 x 14, 100 RoIs": make_spec(num=100, pooled=14),
+    "RoIAlign 14 x 14 on C4": make_c4_spec(1000),
+    "RoIAlign 14 x 14 on C4, bfloat16": make_c4_spec(1000, dtype=BF16),
+    "RoIAlign 14 x 14 on C4, bfloat16, backward": make_c4_spec(512, dtype=BF16, way="backward"),
     "RoIAlign, 100 RoIs": make_spec(num=100, rois=100),
     "RoIAlign, 4000 RoIs": make_spec(num=4000, rois=4000),
     "RoIAlign forward + backward, channels-last": make_spec(way="both"),

@@ -42,9 +42,7 @@ class TensorRTExportableModel(ExportableModel):
         features, candidates = self.model.detect_candidates(pixels, sizes)
         num_dropped = (candidates.valid.sum(1) - self.candidates).clamp(min=0)
         detections = heads.suppress(keep_best(candidates, self.candidates))
-        if self.has_mask:
-            detections = heads.predict_masks(features, detections)
-        return detections, (num_dropped,)
+        return heads.complete(features, detections, (pixels.shape[2], pixels.shape[3])), (num_dropped,)
 
 
 def keep_best(candidates: Candidates, number: int) -> Candidates:

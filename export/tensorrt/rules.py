@@ -45,8 +45,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Abs", "Add", "Div", "Max", "Min", "Mul", "Sub"), Rule(NUMBERS)),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), Rule(NUMBERS)),
     **dict.fromkeys(("And", "Not"), Rule(BOOL)),
-    **dict.fromkeys(("Exp", "Sigmoid", "Sqrt", "MatMul", "Clip"), Rule(FLOATS)),
-    **dict.fromkeys(("ReduceMin", "ReduceProd", "ReduceSum"), Rule(NUMBERS, (0,), (1,), REDUCED)),
+    **dict.fromkeys(("Ceil", "Exp", "Floor", "HardSwish", "Sigmoid", "Sqrt", "MatMul", "Clip"), Rule(FLOATS)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"), Rule(NUMBERS, (0,), (1,), REDUCED)),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), Rule(ALL, (0,), (1,))),
     "Cast": Rule(ALL | {"UINT8"}, attributes={"to": one_of("FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "BOOL")}),
     "Concat": Rule(ALL, attributes=AXIS),
@@ -58,6 +58,7 @@ RULES: dict[str, Rule] = {
     "GatherElements": Rule(ALL, (0,), attributes=AXIS),
     "GatherND": Rule(ALL, (0,), attributes={"batch_dims": one_of(0)}),
     "Gemm": Rule(FLOATS, attributes={"alpha": one_of(1.0), "beta": one_of(1.0), "transA": ANY, "transB": ANY}),
+    "HardSigmoid": Rule(FLOATS, attributes={"alpha": ANY, "beta": ANY}),
     "MaxPool": Rule(
         FLOATS,
         attributes=dict.fromkeys(("ceil_mode", "kernel_shape", "pads", "strides"), ANY)
@@ -66,6 +67,7 @@ RULES: dict[str, Rule] = {
     "NonMaxSuppression": Rule(frozenset({"FLOAT", "FLOAT16"}), (0, 1), (2, 3, 4), {"center_point_box": one_of(0)}),
     "Pad": Rule(NUMBERS, (0, 2), (1, 2), {"mode": one_of("constant")}),
     "Range": Rule(NUMBERS, None, (0, 1, 2)),
+    "ReduceMean": Rule(FLOATS, (0,), (1,), REDUCED),
     "Relu": Rule(FLOATS | {"INT64"}),
     "Reshape": Rule(ALL, (0,), (1,), attributes={"allowzero": ANY}),
     "Resize": Rule(

@@ -9,13 +9,31 @@ from fastmask.cli._device import DEVICES
 
 SHELLS = ("bash", "zsh")
 MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test compares them
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet101_c4",
+    "fasterrcnn_resnet101_fpn",
+    "fasterrcnn_resnet152_fpn",
+    "fasterrcnn_resnet18_fpn",
+    "fasterrcnn_resnet34_fpn",
+    "fasterrcnn_resnet50_c4",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnext101_32x8d_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_slim_fpn",
+    "maskrcnn_resnet101_c4",
+    "maskrcnn_resnet101_fpn",
+    "maskrcnn_resnet152_fpn",
+    "maskrcnn_resnet18_fpn",
+    "maskrcnn_resnet34_fpn",
+    "maskrcnn_resnet50_c4",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnext101_32x8d_fpn",
     "maskrcnn_slim_fpn",
 )
-WEIGHTS = ("COCO_V1", "SHAPES_V1")
+WEIGHTS = ("COCO_LEGACY", "COCO_V1", "SHAPES_V1")
 START = ("imagenet", "none")  # also --weights, of train
 FILES = ("FILE", "SOURCE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
 FUNCTIONS = {

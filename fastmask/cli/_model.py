@@ -49,7 +49,7 @@ def check_weights(weights: object) -> None:
 
 def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]":
     """The builder's name, which the weights may know, and the weights; ValueError if there are none of that name."""
-    from fastmask.models._state import check_detector
+    from fastmask.models._api import check_detector
     from fastmask.models.detection._weights import choose_model
 
     if name is not None:
@@ -115,6 +115,7 @@ def make_predictor(
     fixed = args.size or (device == "cuda" and not args.exact)
     dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
+    predictor.skeletons = {} if source is None else source.meta.get("skeletons", {})
     settings = {"model": name, "score": args.score, "batch": args.batch}
     settings |= {"weights": args.weights, "file": file_state(Path(args.weights)), "device": device}
     settings |= {"size": predictor.size, "dtype": str(predictor.dtype), "fastmask": __version__}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Result = tuple[str, Dataset, list[Problem]]  # where it is, the data set, and what is wrong with it
 
+SCENES = ("shapes", "grains", "mixed", "figures")
 FORMATS = ("coco", "via", "labelme", "masks", "yolo")
 CROWDS_HELP = "take each crowd (COCO's iscrowd) for one object [crowds are neither trained nor counted]"
 SOURCE_HELP = "a JSON file, data.yaml, a folder with either or mask images, or with train and val or annotations in it"
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the images [%(default)s]")
     add("--size", nargs=2, type=int, default=(192, 192), metavar=("H", "W"), help="size in pixels [192 192]")
     add("--force", action="store_true", help="replace files that are there")
-    add("--scene", default="shapes", choices=("shapes", "grains", "mixed"), help="what is drawn [%(default)s]")
+    add("--scene", default="shapes", choices=SCENES, help="what is drawn [%(default)s]")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,8 +156,10 @@ def check(args: argparse.Namespace) -> "list[Result]":
     ]
     if args.contact_sheet is not None:
         categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
+        skeletons = {name: skeleton for dataset in splits.values() for name, skeleton in dataset.skeletons.items()}
         with replace_file(args.contact_sheet) as draft:
-            draw_contact_sheet(Dataset(records, categories, [])).save(draft)
+            sheet = draw_contact_sheet(Dataset(records, categories, [], skeletons=skeletons))
+            sheet.save(draft)
     return results
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AREAS_HELP = "areas by which detections are small, medium or large: own: the masks' for masks; loadRes: the boxes', as"
 AREAS_HELP += " pycocotools takes them from results that have both [%(default)s]"
+SIGMAS_HELP = "of each keypoint the deviation that counts as near, by the root of the area [COCO's for 17, else 1 / K]"
 CLASSES_SHOWN = 20  # that only the model or the data has, one by one
 ID_ZERO = "an annotation has the id 0: its detection is a true positive here, and a false positive for pycocotools"
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_argument(parser, "val, or the only one")
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
     add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
+    add("--sigmas", type=float, nargs="+", metavar="S", help=SIGMAS_HELP)
     add(
         "--classes",
         nargs="+",
@@ -76,15 +78,14 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     from fastmask.evaluation.identity import rename_classes
 
     bar = sys.stderr.isatty()  # none in a log file
+    how: dict[str, Any] = {"areas": args.areas, "sigmas": args.sigmas, "progress": bar}
     if args.results is not None:
         if args.classes:
             raise ValueError("--classes must not be given with --results, which have category ids")
         for name in ("weights", "model", "size"):
             if is_given(getattr(args, name)):
                 raise ValueError(f"--{name} must not be given with --results, which are a model's already")
-        evaluated = ranks.run_on_first(
-            lambda: evaluation.evaluate_results(read_results(args.results), dataset, areas=args.areas, progress=bar)
-        )
+        evaluated = ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset, **how))
         return evaluated, None
     pairs = parse_classes(args.classes or ())
     predictor, names, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
@@ -98,9 +99,7 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     elif ranks.rank == 0:
         print(f"fastmask evaluate: {args.weights} names no classes: labels are category numbers", file=sys.stderr)
     results: list[Any] = []
-    evaluated = evaluation.evaluate(
-        predictor, dataset, names=names, areas=args.areas, progress=bar, ranks=ranks, results=results
-    )
+    evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, results=results, **how)
     return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
 
 

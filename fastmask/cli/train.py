@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CONFIG_HELP = "YAML or JSON with options by name, such as settings.json of a run; what is given here wins"
 DATA_HELP = "with train and val, or annotations, in it; or an annotation file; required"
 RESUME_HELP = "resume from the last checkpoint in --out, with that run's options where none are given"
+MIN_KEYPOINTS_HELP = "leave out images of fewer annotated keypoints, for models of keypoints [%(default)s]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--zoom", type=float, nargs=2, metavar=("LEAST", "MOST"), help="large-scale jitter, cut to --size")
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
     add("--keep-empty", action="store_true", help="also train on images without objects")
+    add("--min-keypoints", type=int, default=1, metavar="N", help=MIN_KEYPOINTS_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
     add_negations(parser)
 

@@ -187,6 +187,7 @@ def _replace_functions() -> None:
         ([align], "_roi_align", impl.roi_align, impl.fits_any),  # deterministic mode calls it instead of the op
         ([poolers], "_multiscale_roi_align", impl.multiscale_roi_align, impl.has_usual_levels),
         ([roi_heads, transform], "paste_masks_in_image", impl.paste_masks_in_image, impl.can_paste),
+        ([roi_heads], "heatmaps_to_keypoints", impl.heatmaps_to_keypoints, impl.can_decode),
     ):
         routed = _route(getattr(modules[0], name), ours, fits)
         for module in modules:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.checks import check_floating, check_shape, rois_from_boxes
+from fastmask.kernels.keypoints import MOST_PIXELS, decode_keypoints_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
 from fastmask.ops.roi_align import follow_format
@@ -161,3 +162,14 @@ def can_paste(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) ->
 
 def paste_masks_in_image(masks: Tensor, boxes: Tensor, img_shape: Any, padding: int = 1) -> Tensor:
     return ops.paste_masks_in_image(masks, boxes.detach(), img_shape, padding)
+
+
+def can_decode(maps: Tensor, rois: Tensor) -> bool:
+    """Whether no gradient is asked for, which torchvision's scores have."""
+    gradient = torch.is_grad_enabled() and (maps.requires_grad or rois.requires_grad)
+    return maps.ndim == 4 and tuple(rois.shape) == (len(maps), 4) and maps.is_floating_point() and not gradient
+
+
+def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    keypoints, scores = decode_keypoints_op(maps, rois, MOST_PIXELS, MOST_PIXELS)
+    return keypoints.float(), scores.float()

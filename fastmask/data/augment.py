@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from fastmask.data.crop import Crop, plan_jitter, plan_resize
+from fastmask.data.crop import Crop, hide_outside, plan_jitter, plan_resize
 from fastmask.data.records import Record
 from fastmask.sizes import Size, check_pixels_left, compute_resized_size
+from fastmask.skeletons import Skeleton
 
 MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped
 
@@ -27,6 +29,7 @@ class Sample(NamedTuple):
     record: int  # index of the image in the data set
     problem: str | None = None  # why another image than this one was due here
     has_mask: NDArray[np.bool_] | None = None  # [n] False where a box alone is annotated; None: all have masks
+    keypoints: NDArray[np.float32] | None = None  # [n, K, 3] (x, y, visibility), zeros where not annotated or outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +93,33 @@ class Augmentation:
 
 
 def make_sample(
-    record: Record, image: Image.Image, crop: Crop, labels: dict[str, int], index: int, masks: bool
+    record: Record,
+    image: Image.Image,
+    crop: Crop,
+    labels: dict[str, int],
+    index: int,
+    masks: bool,
+    skeletons: Mapping[str, Skeleton] | None = None,
 ) -> Sample:
     """The transformed image and instances; a cropped instance gets the box around its mask inside the crop.
 
-    Instances with a box alone have an empty mask.
+    Instances with a box alone have an empty mask, and those without keypoints have zeros.
+
+    Args:
+        record: the image's file and instances.
+        image: of the record.
+        crop: what is done to both.
+        labels: by category.
+        index: of the record in the data set.
+        masks: rasterize the instances' masks.
+        skeletons: of one number of keypoints, by category; None: without keypoints.
 
     Raises:
-        ValueError: the size of an instance's mask differs from the image's.
+        ValueError: the size of an instance's mask differs from the image's, or its keypoints from its skeleton.
     """
     height, width = crop.size
-    kept_boxes, kept_labels, kept_masks, has_mask = [], [], [], []
+    kept_boxes, kept_labels, kept_masks, has_mask, kept_keypoints = [], [], [], [], []
+    number = next((skeleton.number for skeleton in (skeletons or {}).values()), 0)
     for instance in record.instances:
         if instance.crowd:
             continue
@@ -117,11 +136,21 @@ def make_sample(
         kept_labels.append(labels[instance.category])
         kept_masks.append(np.zeros((height, width), bool) if mask is None and masks else mask)
         has_mask.append(instance.has_mask())
+        points = np.zeros((number, 3))
+        if skeletons and instance.keypoints is not None:
+            skeleton = skeletons.get(instance.category)
+            if skeleton is None or instance.keypoints.shape != (skeleton.number, 3):
+                expected = f"[{skeleton.number}, 3]" if skeleton else "None"
+                got = list(instance.keypoints.shape)
+                raise ValueError(f"keypoints of {instance.category} must be {expected}, as its skeleton, got {got}")
+            points = crop.apply_keypoints(instance.keypoints, skeleton)
+        kept_keypoints.append(points)
     boxes = np.array(kept_boxes, np.float32).reshape(-1, 4)
     stacked = np.array(kept_masks, bool).reshape(-1, height, width) if masks else None
     pixels = np.asarray(crop.apply_image(image)).reshape(height, width, -1)  # grayscale has no axis of channels
     known = None if all(has_mask) else np.array(has_mask)
-    return Sample(pixels, boxes, np.array(kept_labels, np.int64), stacked, index, has_mask=known)
+    keypoints = np.array(kept_keypoints, np.float32).reshape(-1, number, 3) if skeletons else None
+    return Sample(pixels, boxes, np.array(kept_labels, np.int64), stacked, index, None, known, keypoints)
 
 
 def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -135,7 +164,9 @@ def mask_to_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sample:
     """Copy-paste augmentation: the chosen [n] instances of ``source`` cover ``target``; hidden mask pixels are removed.
 
-    Instances without a mask are never pasted, and their boxes stay as they are where they are covered.
+    Instances without a mask are never pasted, and their boxes stay as they are where they are covered. A covered
+    keypoint is still where it was, but hidden: its visibility becomes 1, which COCO's files give such points, and it
+    trains as before.
 
     Source: Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method, 2021, section 3.
     """
@@ -158,9 +189,22 @@ def copy_paste(target: Sample, source: Sample, chosen: NDArray[np.bool_]) -> Sam
     kept = (boxes[:, 2:] - boxes[:, :2]).min(1) >= MIN_SIDE
     labels = np.concatenate([target.labels, source.labels[chosen]])
     pasted = target._replace(pixels=pixels, boxes=boxes[kept], labels=labels[kept], masks=masks[kept])
+    if target.keypoints is not None and source.keypoints is not None:
+        moved = hide_outside(source.keypoints[chosen], (pixels.shape[0], pixels.shape[1]))
+        keypoints = np.concatenate([cover_keypoints(target.keypoints, cover), moved])[kept]
+        pasted = pasted._replace(keypoints=keypoints)
     if target.has_mask is None:
         return pasted
     return pasted._replace(has_mask=np.concatenate([target.has_mask, np.ones(int(chosen.sum()), bool)])[kept])
+
+
+def cover_keypoints(keypoints: NDArray[np.float32], cover: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Keypoints [n, K, 3] of an image, hidden (visibility 1) where pixels [h, w] cover them."""
+    x, y = (keypoints[:, :, axis].astype(np.int64).clip(0, side - 1) for axis, side in enumerate(cover.shape[::-1]))
+    hidden = cover[y, x] & (keypoints[:, :, 2] > 0)
+    covered = keypoints.copy()
+    covered[:, :, 2][hidden] = 1
+    return covered
 
 
 def jitter_color(pixels: NDArray[np.uint8], strength: float, generator: np.random.Generator) -> NDArray[np.uint8]:

@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fastmask.cocoapi import mask as coco_mask
+from fastmask.data.keypoints import (
+    check_number,
+    describe_unnamed,
+    read_keypoints,
+    read_skeleton,
+    write_keypoints,
+    write_skeleton,
+)
 from fastmask.data.parse import (
     MAX_COORDINATE,
     parse_box,
@@ -23,6 +31,7 @@ from fastmask.data.paths import find_images, parse_name
 from fastmask.data.polygons import signed_area
 from fastmask.data.records import Dataset, Instance, Polygon, Problem, Record, compress_rle
 from fastmask.files import write_text
+from fastmask.skeletons import Skeleton
 
 
 def is_coco(content: Any) -> bool:
@@ -34,9 +43,10 @@ def is_coco(content: Any) -> bool:
 
 
 def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Dataset:
-    """Read a COCO annotation file: images, annotations (polygons, RLE, crowds) and categories, with their ids.
+    """Read a COCO annotation file: images, annotations and categories, with their ids.
 
-    Ids may be text. Without categories, their ids are the names.
+    Annotations are polygons, RLE, boxes, crowds and keypoints. Ids may be text. Without categories, their ids are the
+    names.
 
     Args:
         content: of the JSON file.
@@ -45,13 +55,14 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
     """
     problems: list[Problem] = []
     annotations = _read_list(content, "annotations", path, problems) if "annotations" in content else []
-    names = _read_categories(content, annotations, path, problems)
+    skeletons: dict[str, Skeleton] = {}
+    names = _read_categories(content, annotations, path, problems, skeletons)
     instances: dict[int | str, list[Instance]] = {}
     ids: set[int] = set()
     for i, annotation in enumerate(annotations):
         where = f"{path.name}: annotations[{i}]"
         try:
-            image_id, instance, faults = _read_annotation(annotation, names)
+            image_id, instance, faults = _read_annotation(annotation, names, skeletons)
         except ValueError as error:
             problems.append(Problem("broken annotation", where, str(error)))
             continue
@@ -67,7 +78,8 @@ def read_coco(content: Mapping[str, Any], path: Path, images: Path | None) -> Da
         problems.append(
             Problem("unknown image", path.name, f"{len(lost)} annotations are of an image id {shorten(image_id)}")
         )
-    return Dataset(records, _number_categories(names), problems, _describe_lvis(entries, path))
+    notes = (*describe_unnamed(skeletons, path.name), *_describe_lvis(entries, path))
+    return Dataset(records, _number_categories(names), problems, notes, skeletons=skeletons)
 
 
 def _read_list(content: Mapping[str, Any], key: str, path: Path, problems: list[Problem]) -> list[Any]:
@@ -79,9 +91,13 @@ def _read_list(content: Mapping[str, Any], key: str, path: Path, problems: list[
 
 
 def _read_categories(
-    content: Mapping[str, Any], annotations: list[Any], path: Path, problems: list[Problem]
+    content: Mapping[str, Any],
+    annotations: list[Any],
+    path: Path,
+    problems: list[Problem],
+    skeletons: dict[str, Skeleton],
 ) -> dict[int | str, str]:
-    """Names by id, each name once."""
+    """Names by id, each name once; skeletons by name are added to ``skeletons``."""
     names: dict[int | str, str] = {}
     taken: set[str] = set()
     entries = _read_list(content, "categories", path, problems) if content.get("categories") is not None else []
@@ -105,6 +121,10 @@ def _read_categories(
             name = f"{name} ({identity})"
         taken.add(name)
         names[identity] = name
+        skeleton, faults = read_skeleton(category)
+        problems += [Problem("broken category", where, fault) for fault in faults]
+        if skeleton is not None:
+            skeletons[name] = skeleton
     if not names and annotations:
         given = [parse_identity(each.get("category_id")) for each in annotations if isinstance(each, Mapping)]
         names = {identity: str(identity) for identity in given if identity is not None}
@@ -179,7 +199,9 @@ def _describe_lvis(entries: list[Any], path: Path) -> tuple[str, ...]:
     return (f"{path.name}: {known}: evaluate computes COCO's average precision, not LVIS's own (federated) one",)
 
 
-def _read_annotation(annotation: Any, names: Mapping[int | str, str]) -> tuple[int | str, Instance, list[str]]:
+def _read_annotation(
+    annotation: Any, names: Mapping[int | str, str], skeletons: dict[str, Skeleton]
+) -> tuple[int | str, Instance, list[str]]:
     """(image id, instance, what is left out of the instance)."""
     image_id = parse_identity(annotation.get("image_id")) if isinstance(annotation, Mapping) else None
     if image_id is None:
@@ -201,9 +223,16 @@ def _read_annotation(annotation: Any, names: Mapping[int | str, str]) -> tuple[i
             faults.append(str(error))
     if box is None and not polygons and rle is None:
         raise ValueError(faults[0] if faults else "it must have a segmentation or a bbox")
+    keypoints = None
+    try:
+        keypoints = read_keypoints(annotation, names[category], skeletons)
+        if keypoints is not None:
+            check_number(annotation, keypoints)
+    except ValueError as error:
+        faults.append(str(error))
     identity = parse_identity(annotation.get("id"))
     identity = identity if isinstance(identity, int) else None
-    return image_id, Instance(names[category], polygons, rle, box, crowd, identity, area), faults
+    return image_id, Instance(names[category], polygons, rle, box, crowd, identity, area, keypoints), faults
 
 
 def _read_box(sides: Any) -> tuple[float, float, float, float] | None:
@@ -282,8 +311,9 @@ def write_coco(dataset: Dataset, path: Path) -> None:
                 annotation["segmentation"] = {"size": [to_number(side) for side in size], "counts": counts}
             elif instance.polygons:
                 annotation["segmentation"] = [polygon.ravel().tolist() for polygon in instance.polygons]
-            annotations.append(annotation)
-    names = [{"id": category, "name": name} for name, category in categories.items()]
+            annotations.append(annotation | write_keypoints(instance, dataset.skeletons))
+    skeletons = {name: write_skeleton(dataset.skeletons.get(name)) for name in categories}
+    names = [{"id": category, "name": name} | skeletons[name] for name, category in categories.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"images": images, "annotations": annotations, "categories": names}))
 

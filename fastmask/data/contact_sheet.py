@@ -1,14 +1,16 @@
 """Contact sheets: many annotated images in one."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.data.crop import Crop, plan_resize
-from fastmask.data.records import Dataset, Record
+from fastmask.data.records import Dataset, Instance, Record
+from fastmask.skeletons import Skeleton
 from fastmask.visualize import draw_detections
 
 GAP = 4  # pixels between images
@@ -33,7 +35,8 @@ def draw_contact_sheet(dataset: Dataset, columns: int = 6, rows: int = 4, side: 
         except (OSError, ValueError):
             continue
         size = (image.height, image.width)
-        images.append(draw_record(record, image, names, plan_resize(size, min(size), side)))
+        crop = plan_resize(size, min(size), side)
+        images.append(draw_record(record, image, names, crop, skeletons=dataset.skeletons))
     return tile_images(images, min(columns, max(len(images), 1)), side)
 
 
@@ -44,6 +47,7 @@ def draw_record(
     crop: Crop,
     scores: Sequence[float] | None = None,
     colors: Sequence[int] | None = None,
+    skeletons: Mapping[str, Skeleton] | None = None,
 ) -> Image.Image:
     """A crop of an image with its instances drawn on it; those whose mask has another size are left out.
 
@@ -54,6 +58,7 @@ def draw_record(
         crop: of the image.
         scores: of instances that are detections.
         colors: an index of the palette for each instance; None: 0, 1, 2, ...
+        skeletons: of keypoints, by category; COCO's where 17 keypoints have none.
     """
     fits = [instance.rle is None or tuple(instance.rle["size"]) == crop.original for instance in record.instances]
     instances = list(itertools.compress(record.instances, fits))
@@ -62,10 +67,20 @@ def draw_record(
         "labels": np.array([names.index(instance.category) for instance in instances]),
         "masks": [coco.encode(np.asfortranarray(crop.apply_mask(instance), np.uint8)) for instance in instances],
     }
+    if any(instance.keypoints is not None for instance in instances):
+        detections["keypoints"] = [_crop_keypoints(crop, instance) for instance in instances]
     if scores is not None:
         detections["scores"] = np.array(list(itertools.compress(scores, fits)))
     colors = None if colors is None else list(itertools.compress(colors, fits))
-    return draw_detections(crop.apply_image(image), detections, names, colors)
+    by_label = {names.index(name): skeleton for name, skeleton in (skeletons or {}).items() if name in names}
+    return draw_detections(crop.apply_image(image), detections, names, colors, by_label)
+
+
+def _crop_keypoints(crop: Crop, instance: Instance) -> NDArray[np.float64]:
+    """The keypoints [K, 3] of an instance in a crop, none if it has none."""
+    if instance.keypoints is None:
+        return np.zeros((0, 3))
+    return crop.apply_keypoints(instance.keypoints, Skeleton(len(instance.keypoints)))
 
 
 def tile_images(images: Sequence[Image.Image], columns: int, side: int = 0) -> Image.Image:

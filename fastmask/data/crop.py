@@ -1,15 +1,16 @@
-"""Resizing, cropping and flipping of an image; its polygons, boxes and masks follow."""
+"""Resizing, cropping and flipping of an image; its polygons, boxes, masks and keypoints follow."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cocoapi import mask as coco
-from fastmask.data.records import Instance, Polygon, box_to_polygon, encode_polygons
+from fastmask.data.records import Instance, Keypoints, Polygon, box_to_polygon, encode_polygons
 from fastmask.sizes import Size, compute_resized_size
+from fastmask.skeletons import Skeleton
 
 
 class Crop(NamedTuple):
@@ -52,6 +53,11 @@ class Crop(NamedTuple):
         corners = self.apply_points(box_to_polygon(*instance.bounds()))
         return np.concatenate([corners.min(0), corners.max(0)])
 
+    def apply_keypoints(self, keypoints: Keypoints, skeleton: Skeleton) -> Keypoints:
+        """The transformed keypoints [K, 3], left and right swapped if flipped; those outside the crop become zeros."""
+        moved = np.concatenate([self.apply_points(keypoints[:, :2]), keypoints[:, 2:]], axis=1)
+        return hide_outside(moved[skeleton.mirror_order()] if self.flipped else moved, self.size)
+
     def apply_mask(self, instance: Instance) -> NDArray[np.bool_]:
         """The mask of an instance inside the crop: polygons are transformed, then rasterized; RLE is resampled.
 
@@ -65,6 +71,13 @@ class Crop(NamedTuple):
             return np.asarray(self.apply_image(Image.fromarray(mask.view(np.uint8) * np.uint8(255)))) > 127
         polygons = [self.apply_points(p) for p in instance.polygons or (box_to_polygon(*instance.bounds()),)]
         return np.asarray(coco.decode(encode_polygons(polygons, *self.size)), bool)
+
+
+def hide_outside(keypoints: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Keypoints [..., 3] with zeros for those that are not annotated, or not in an image of (height, width)."""
+    x, y, visibility = np.moveaxis(keypoints, -1, 0)
+    inside = (visibility > 0) & (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
+    return np.where(inside[..., None], keypoints, 0)
 
 
 def plan_resize(

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastmask.data.coco import is_coco, read_coco, write_coco
 from fastmask.data.copies import copy_embedded, place_embedded
+from fastmask.data.keypoints import describe_lost, describe_lost_pairs
 from fastmask.data.labelme import drop_image_data, is_labelme, read_labelme, write_labelme
 from fastmask.data.layouts import YAML, choose_images, find_annotations, find_json, find_splits, find_yaml
 from fastmask.data.mask_layout import CLASSES, IMAGES, INPUTS, LABELS, OBJECTS, find_root, is_masks, is_semantic
@@ -263,15 +264,14 @@ def write_dataset(
     check_free([*outputs, *(copy for _, copy in copies)], force, inputs)
     problems = copy_embedded(copies)
     if format == "yolo":
-        return write_yolo(splits, path)
+        lost = [problem for each in splits.values() for problem in describe_lost(each.records)]
+        return [*write_yolo(splits, path), *lost]
     if format == "coco":
         write_coco(dataset, path)
-        return problems
-    if format == "via":
-        return problems + write_via(dataset, path)
-    if format == "labelme":
-        return problems + write_labelme(dataset, path)
-    return write_masks(dataset, path)
+        return [*problems, *describe_lost_pairs(dataset.skeletons)]
+    lost = list(describe_lost(dataset.records))
+    write = {"via": write_via, "labelme": write_labelme, "masks": write_masks}[format]
+    return [*problems, *write(dataset, path), *lost]
 
 
 def _list_inputs(source: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
+from fastmask.data.keypoints import count_points
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
 from fastmask.preprocess import pad
 from fastmask.sizes import Size, compute_padded_size
+from fastmask.skeletons import Skeleton
 from fastmask.structures import Batch, pad_targets
 
 MAX_TRIES = 10  # consecutive images that may be unreadable
@@ -60,6 +62,7 @@ class SampleDataset(TorchDataset[Sample]):
         masks: rasterize the instances' masks.
         size: (height, width) that images are resized to fit into, transposed for portrait images; None: no limit.
         channels: of all images, see :func:`fastmask.image_io.read_image`.
+        skeletons: of one number of keypoints, by category; None: without keypoints.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class SampleDataset(TorchDataset[Sample]):
         masks: bool,
         size: Size | None,
         channels: int = 3,
+        skeletons: Mapping[str, Skeleton] | None = None,
     ) -> None:
+        self.skeletons = skeletons
         self.records, self.indices, self.labels, self.augmentation = records, indices, labels, augmentation
         self.seed, self.masks, self.size, self.channels = seed, masks, size, channels
 
@@ -101,7 +106,8 @@ class SampleDataset(TorchDataset[Sample]):
                 if record.size not in (None, original):
                     raise ValueError(f"{record.file} must be of {record.size} as annotated, got {original}")
                 crop = self.augmentation.draw_crop(original, generator, self._room(original))
-                sample = make_sample(record, image, crop, self.labels, int(self.indices[index]), self.masks)
+                place = int(self.indices[index])
+                sample = make_sample(record, image, crop, self.labels, place, self.masks, self.skeletons)
                 return sample._replace(problem=problem)
             except (OSError, ValueError) as error:
                 text = str(error)
@@ -206,10 +212,13 @@ class Collate:
                 targets[-1]["masks"] = torch.from_numpy(sample.masks)
             if sample.has_mask is not None:
                 targets[-1]["has_mask"] = torch.from_numpy(sample.has_mask)
-        masks = samples[0].masks is not None
+            if sample.keypoints is not None:
+                targets[-1]["keypoints"] = torch.from_numpy(sample.keypoints)
+        masks, keypoints = samples[0].masks is not None, samples[0].keypoints is not None
         indices = torch.tensor([sample.record for sample in samples])
         problems = tuple(sample.problem for sample in samples if sample.problem is not None)
-        return Batch(pixels, torch.tensor(sizes), pad_targets(targets, pixels, masks), indices, problems)
+        padded = pad_targets(targets, pixels, masks, keypoints)
+        return Batch(pixels, torch.tensor(sizes), padded, indices, problems)
 
 
 def training_loader(
@@ -225,6 +234,8 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     channels: int = 3,
+    keypoints: bool = False,
+    min_keypoints: int = 1,
 ) -> DataLoader[Any]:
     """A loader of :class:`fastmask.structures.Batch`; call ``loader.batch_sampler.set_epoch`` before each epoch.
 
@@ -242,9 +253,14 @@ def training_loader(
         workers: number of processes; 0: this one.
         rank, world_size: the share of each ``batch_size * world_size`` images that this process loads.
         channels: of all images: 3 is RGB and 1 is grayscale, to which files are converted; others must be the files'.
+        keypoints: load keypoints, too; objects without any have zeros, and train all but the keypoints.
+        min_keypoints: annotated keypoints that an image must have in all, where they are loaded. detectron2 asks for 1,
+            torchvision's reference script for 10, which would leave out images of one object with fewer points. Images
+            without objects are kept by ``keep_empty``.
 
     Raises:
-        ValueError: there are no images, or an argument is out of its range.
+        ValueError: there are no images, an argument is out of its range, or the data has no keypoints to load, or not
+            one number of them.
     """
     augmentation = augmentation or Augmentation()
     if batch_size < 1:
@@ -260,19 +276,27 @@ def training_loader(
             raise ValueError(f"{name} must be (height, width), multiples of 32, got {sides}")
     if augmentation.paste and not masks:
         raise ValueError(f"paste must be 0 for a model without masks, got {augmentation.paste}")
+    if min_keypoints < 0:
+        raise ValueError(f"min_keypoints must be at least 0, got {min_keypoints}")
+    if keypoints and count_points(dataset) is None:
+        raise ValueError("dataset must have keypoints to train a keypoint branch, got none in any category")
+    fewest = min_keypoints if keypoints else 0
     records, sizes = dataset.records, None
     indices = np.arange(len(records))
     if not isinstance(records, LazyRecords):
         sized = add_sizes(dataset).records
-        indices = np.array([i for i, record in enumerate(sized) if keep_empty or has_instances(record)], np.int64)
+        trained = [i for i, record in enumerate(sized) if is_trained(record, keep_empty, fewest)]
+        indices = np.array(trained, np.int64)
         kept = [sized[i] for i in indices.tolist()]
         records, sizes = PackedRecords(kept), np.array([record.size or (0, 0) for record in kept]).reshape(-1, 2)
     if not len(records):
-        raise ValueError("dataset must have images with objects, got none")
+        points = f" of {fewest} keypoints or more" if fewest else ""
+        raise ValueError(f"dataset must have images with objects{points}, got none")
     if augmentation.zoom is not None:
         sizes, size = None, augmentation.canvas  # all images are cropped to it
     labels = assign_labels(dataset.categories)
-    samples = SampleDataset(records, indices, labels, augmentation, seed, masks, size, channels)
+    skeletons = dataset.skeletons if keypoints else None
+    samples = SampleDataset(records, indices, labels, augmentation, seed, masks, size, channels, skeletons)
     sampler = GroupedBatchSampler(sizes, len(records), batch_size, seed, rank, world_size)
     return DataLoader(
         samples,
@@ -284,6 +308,9 @@ def training_loader(
     )
 
 
-def has_instances(record: Record) -> bool:
-    """Whether a record has an instance that is no crowd."""
-    return any(not instance.crowd for instance in record.instances)
+def is_trained(record: Record, keep_empty: bool = False, min_keypoints: int = 0) -> bool:
+    """Whether a record has an instance that is no crowd, and so many annotated keypoints; or is kept without one."""
+    instances = [instance for instance in record.instances if not instance.crowd]
+    if not instances:
+        return keep_empty
+    return sum(instance.count_keypoints() for instance in instances) >= min_keypoints

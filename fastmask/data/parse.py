@@ -139,6 +139,26 @@ def parse_polygon(points: Any) -> NDArray[np.float64]:
     return polygon
 
 
+def parse_keypoints(values: Any) -> NDArray[np.float64]:
+    """Keypoints [K, 3] (x, y, visibility) from COCO's x, y, v, x, y, v, ...; ValueError unless all v are 0, 1 or 2."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"keypoints must be x, y, v, x, y, v, ..., got {shorten(values)}")
+    numbers = [to_number(value) for value in values]
+    if not numbers or len(numbers) % 3:
+        raise ValueError(f"keypoints must be x, y, v, x, y, v, ..., got {len(numbers)} numbers")
+    wrong = [value for value in numbers if isinstance(value, bool) or not isinstance(value, Real)]
+    if wrong:
+        raise ValueError(f"keypoints must be numbers, got {shorten(wrong[0])}")
+    for value in numbers[2::3]:
+        if value not in (0, 1, 2):
+            raise ValueError(f"a keypoint's visibility must be 0, 1 or 2, got {shorten(value)}")
+    for value in numbers:
+        if not abs(value) <= MAX_COORDINATE:  # nor NaN
+            raise ValueError(f"keypoints must be within {MAX_COORDINATE} pixels, got {shorten(value)}")
+    return np.array(numbers, np.float64).reshape(-1, 3)
+
+
 def parse_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
     """The COCO RLE in Python's integers; ValueError unless it is valid: pycocotools reads out of bounds otherwise."""
     size, counts = _parse_integers(rle.get("size")), rle.get("counts")

@@ -14,8 +14,10 @@ from fastmask.cocoapi import mask as coco
 from fastmask.data.embedded import read_embedded
 from fastmask.data.parse import MAX_COORDINATE, to_number
 from fastmask.image_io import convert_image, read_image, read_image_size
+from fastmask.skeletons import Skeleton
 
 Polygon = NDArray[np.float64]  # [n, 2] (x, y) in pixels; the corner of the first pixel is (0, 0)
+Keypoints = NDArray[np.float64]  # [K, 3] (x, y, visibility) in pixels; 0: not annotated, 1: hidden, 2: visible
 
 
 class Instance(NamedTuple):
@@ -28,10 +30,15 @@ class Instance(NamedTuple):
     crowd: bool = False  # a group of objects, COCO's iscrowd; evaluation ignores it
     id: int | None = None
     area: float | None = None  # in pixels, as in COCO's files; None: computed where it is needed
+    keypoints: Keypoints | None = None  # of the category's skeleton; None: none are annotated
 
     def has_mask(self) -> bool:
         """Whether polygons or a mask are annotated, and not the box alone."""
         return bool(self.polygons) or self.rle is not None
+
+    def count_keypoints(self) -> int:
+        """The number of annotated keypoints, hidden ones included: COCO's num_keypoints."""
+        return 0 if self.keypoints is None else int((self.keypoints[:, 2] > 0).sum())
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (x1, y1, x2, y2): as annotated, else around the polygons or the mask."""
@@ -127,6 +134,7 @@ class Dataset(NamedTuple):
     categories: dict[str, int]  # ids by name
     problems: list[Problem]
     notes: tuple[str, ...] = ()  # what a reader chose among several readings, as a sentence
+    skeletons: Mapping[str, Skeleton] = {}  # of the categories that have keypoints, by name
 
 
 def compress_rle(rle: dict[str, Any]) -> dict[str, Any]:
@@ -188,12 +196,13 @@ def crowds_to_objects(dataset: Dataset) -> Dataset:
     return dataset._replace(records=records)
 
 
-def count_left_out(dataset: Dataset, keep_empty: bool = False) -> dict[str, int]:
+def count_left_out(dataset: Dataset, keep_empty: bool = False, min_keypoints: int = 0) -> dict[str, int]:
     """What training leaves out of a data set, counted by what it is; see :func:`fastmask.data.loading.training_loader`.
 
     Args:
         dataset: annotated images, with files.
         keep_empty: images without objects are not left out.
+        min_keypoints: annotated keypoints that an image must have.
     """
     instances = [instance for record in dataset.records for instance in record.instances]
     empty = [record for record in dataset.records if all(instance.crowd for instance in record.instances)]
@@ -203,6 +212,14 @@ def count_left_out(dataset: Dataset, keep_empty: bool = False) -> dict[str, int]
         "images of crowds alone": 0 if keep_empty else sum(bool(record.instances) for record in empty),
         "missing images": sum(record.is_missing() for record in dataset.records),
         "masks (of objects with a box alone)": sum(not (each.has_mask() or each.crowd) for each in instances),
+        "keypoints (of objects without any)": sum(
+            each.category in dataset.skeletons and not (each.count_keypoints() or each.crowd) for each in instances
+        ),
+        f"images of fewer than {min_keypoints} keypoints": sum(
+            any(not each.crowd for each in record.instances)
+            and sum(each.count_keypoints() for each in record.instances if not each.crowd) < min_keypoints
+            for record in dataset.records
+        ),
     }
     return {what: number for what, number in counts.items() if number}
 

@@ -20,7 +20,8 @@ def validate_dataset(dataset: Dataset, progress: bool = False) -> list[Problem]:
     """All problems of a data set, those found on reading first; decodes every image.
 
     Kinds: "missing image", "broken image", "wrong size", "EXIF orientation" (which the annotations ignore),
-    "too long", "empty box", "inverted box", "outside", "self-crossing", "mask of another size", "duplicate".
+    "too long", "empty box", "inverted box", "outside", "self-crossing", "mask of another size", "duplicate", "keypoints
+    outside", "one-sided keypoints" (a left one without a right one, or the other way round: mirroring swaps none).
 
     Args:
         dataset: what to validate.
@@ -29,6 +30,10 @@ def validate_dataset(dataset: Dataset, progress: bool = False) -> list[Problem]:
     from tqdm import tqdm
 
     problems = [*dataset.problems, *_find_duplicates(str(record.file) for record in dataset.records)]
+    for category, skeleton in dataset.skeletons.items():
+        if one_sided := skeleton.find_one_sided():
+            text = f"without the other side: {', '.join(one_sided)}"
+            problems.append(Problem("one-sided keypoints", f"the category {category}", text))
     with ThreadPoolExecutor(THREADS) as threads:
         results = threads.map(_validate_record, dataset.records)
         for found in tqdm(results, total=len(dataset.records), unit="img", disable=not progress):
@@ -98,3 +103,9 @@ def _validate_instance(instance: Instance, size: tuple[int, int]) -> Iterator[tu
             yield "self-crossing", f"sides {crossing[0]} and {crossing[1]} of a polygon cross"
     if instance.rle is not None and list(instance.rle["size"]) != list(size):
         yield "mask of another size", f"its mask is {list(instance.rle['size'])}, the image {list(size)}"
+    if instance.keypoints is not None:
+        annotated = instance.keypoints[instance.keypoints[:, 2] > 0, :2]
+        outside = annotated[((annotated < -TOLERANCE) | (annotated > np.array(size[::-1]) + TOLERANCE)).any(1)]
+        if len(outside):
+            text = f"{len(outside)} of its keypoints, such as {tuple(outside[0].tolist())}, in an image of {size}"
+            yield "keypoints outside", text

@@ -48,7 +48,11 @@ def draw_comparison(
 
 def _make_instance(result: CocoResult, names: Sequence[str]) -> Instance:
     x, y, width, height = result["bbox"]
-    return Instance(names[result["category_id"]], rle=result.get("segmentation"), box=(x, y, x + width, y + height))
+    box, keypoints = (x, y, x + width, y + height), None
+    if "keypoints" in result:
+        keypoints = np.reshape(np.array(result["keypoints"], np.float64), (-1, 3))
+        keypoints[:, 2] = 2  # which were scores
+    return Instance(names[result["category_id"]], rle=result.get("segmentation"), box=box, keypoints=keypoints)
 
 
 def _choose_colors(

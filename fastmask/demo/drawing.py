@@ -1,4 +1,4 @@
-"""Drawing synthetic images: overlapping shapes, or mineral grains, on textured noise."""
+"""Drawing synthetic images: overlapping shapes, mineral grains or stick figures, on textured noise."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +11,14 @@ from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import write_coco
 from fastmask.data.records import Dataset, Instance, LazyRecords, Record
-from fastmask.demo.shapes import CLASSES, REACH, Distance, draw_shape
+from fastmask.demo.figures import Figure, draw_figure
+from fastmask.demo.shapes import CLASSES, REACH, SHAPES, Distance, Plane, draw_shape
 from fastmask.files import check_free, replace_file
+from fastmask.skeletons import PERSON
 
 Pixels = NDArray[np.float32]  # [h, w, 3] in [0, 1]
 
-SCENES = ("shapes", "grains", "mixed")
+SCENES = ("shapes", "grains", "mixed", "figures")
 MIN_VISIBLE = 24  # pixels of an object
 
 
@@ -26,6 +28,7 @@ class Scene(NamedTuple):
     image: NDArray[np.uint8]  # [h, w, 3]
     masks: NDArray[np.bool_]  # [n, h, w] exact visible parts, which do not overlap
     labels: NDArray[np.int64]  # [n] index in CLASSES plus 1
+    keypoints: NDArray[np.float64] | None = None  # [n, 17, 3] (x, y, visibility) of COCO's, of figures
 
 
 class _Style(NamedTuple):
@@ -38,8 +41,9 @@ class _Style(NamedTuple):
 
 
 STYLES = {
-    "shapes": _Style((2, 7), (0.09, 0.26), 0.5, CLASSES[:3]),
-    "grains": _Style((10, 28), (0.05, 0.15), 0.75, CLASSES[3:]),
+    "shapes": _Style((2, 7), (0.09, 0.26), 0.5, SHAPES[:3]),
+    "grains": _Style((10, 28), (0.05, 0.15), 0.75, SHAPES[3:]),
+    "figures": _Style((1, 4), (0.22, 0.45), 0.6, CLASSES[4:]),
 }
 MINERALS = np.array(
     [[0.82, 0.80, 0.76], [0.78, 0.60, 0.52], [0.30, 0.36, 0.30], [0.42, 0.30, 0.22], [0.62, 0.62, 0.66]]
@@ -53,7 +57,9 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
         generator: the only source of randomness.
         size: (height, width) in pixels.
         scene: "shapes": 2 to 7 ellipses, triangles and quadrilaterals that partly occlude one another; "grains": up to
-            28 mineral grains in a fine matrix; "mixed": one of both. Small images get fewer objects.
+            28 mineral grains in a fine matrix; "mixed": one of both; "figures": up to 4 stick figures, seen from the
+            front, with COCO's keypoints (2 where they are visible, 1 behind another figure). Small images get fewer
+            objects.
 
     Raises:
         ValueError: scene is none of these, or a side is below 32.
@@ -68,14 +74,18 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
     whole: list[int] = []  # pixels of each object, occluded ones included
     visible: list[int] = []
     labels = []
+    figures: list[NDArray[np.float64]] = []  # keypoints [17, 2]
     wanted = int(generator.integers(style.number[0], style.number[1] + 1))
     for _ in range(6 * wanted):  # an object that does not fit is replaced by another
         if len(masks) == wanted:
             break
         name = str(generator.choice(style.classes))
         radius = generator.uniform(*style.radius) * min(height, width)
-        shape = draw_shape(generator, name, radius)
-        part, distance = _place_shape(shape, REACH * radius, generator.random(2), (height, width))
+        figure = draw_figure(generator, 2 * radius) if scene == "figures" else None
+        shape = draw_shape(generator, name, radius) if figure is None else figure.distance
+        place = generator.random(2) if figure is None else generator.uniform(0.2, 0.8, 2)
+        reach = REACH * radius if figure is None else figure.reach()
+        part, distance = _place_shape(shape, reach, place, (height, width))
         inside = distance < 0
         num = int(inside.sum())
         left = [now - int((mask[part] & inside).sum()) for mask, now in zip(masks, visible, strict=True)]
@@ -90,22 +100,63 @@ def draw_scene(generator: np.random.Generator, size: tuple[int, int], scene: str
         visible = [*left, num]
         labels.append(CLASSES.index(name) + 1)
         _draw_object(pixels[part], distance, generator, scene)
+        if figure is not None:
+            _shade_parts(pixels[part], distance, figure, reach, place, (height, width))
+            figures.append(figure.keypoints + place[::-1] * (width, height))
     pixels += generator.normal(0, 0.02, pixels.shape).astype(np.float32)
     stacked = np.stack(masks) if masks else np.zeros((0, height, width), bool)
-    return Scene((pixels.clip(0, 1) * 255).round().astype(np.uint8), stacked, np.array(labels, np.int64))
+    keypoints = _flag_keypoints(figures, stacked) if scene == "figures" else None
+    return Scene((pixels.clip(0, 1) * 255).round().astype(np.uint8), stacked, np.array(labels, np.int64), keypoints)
+
+
+def _flag_keypoints(figures: list[NDArray[np.float64]], masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Keypoints [n, 17, 3] with visibility, from positions n x [17, 2] and visible parts [n, h, w].
+
+    1: a later figure covers its pixel; 0, and zeros: it is outside of the image; 2: all others.
+    """
+    points = np.array(figures).reshape(-1, PERSON.number, 2)
+    x, y = np.moveaxis(points, -1, 0)
+    height, width = masks.shape[1:]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    columns, rows = x.astype(int).clip(0, width - 1), y.astype(int).clip(0, height - 1)
+    numbers = np.arange(len(masks))
+    covered = (masks * (numbers + 1)[:, None, None]).sum(0)[rows, columns] > numbers[:, None] + 1
+    keypoints = np.concatenate([points, np.where(covered, 1.0, 2.0)[:, :, None]], axis=2)
+    return np.where(inside[:, :, None], keypoints, 0.0)
 
 
 def _place_shape(
     shape: Distance, reach: float, place: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
     """The slices of an image around a shape at ``place`` in [0, 1), and the signed distances of their pixel centers."""
+    slices, x, y = _find_grid(reach, place, size)
+    return slices, shape(x, y)
+
+
+def _find_grid(
+    reach: float, place: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[tuple[slice, slice], Plane, Plane]:
+    """The slices of an image within reach of ``place``, and x [1, w] and y [h, 1] of their pixel centers from there."""
     axes, slices = [], []
     for center, side in zip(place * size, size, strict=True):
         first, last = max(0, int(center - reach) - 2), min(side, int(center + reach) + 3)
         axes.append(np.arange(first, last, dtype=np.float32) + np.float32(0.5 - center))
         slices.append(slice(first, last))
     y, x = axes
-    return (slices[0], slices[1]), shape(x[None, :], y[:, None])
+    return (slices[0], slices[1]), x[None, :], y[:, None]
+
+
+def _shade_parts(
+    pixels: Pixels,
+    distance: NDArray[np.float32],
+    figure: Figure,
+    reach: float,
+    place: NDArray[np.float64],
+    size: tuple[int, int],
+) -> None:
+    """Give a figure's limbs, drawn in one color, their tones, in place."""
+    _, x, y = _find_grid(reach, place, size)
+    pixels += (0.5 - distance).clip(0, 1)[:, :, None] * figure.tone(x, y)[:, :, None]
 
 
 def _draw_object(pixels: Pixels, distance: NDArray[np.float32], generator: np.random.Generator, scene: str) -> None:
@@ -185,9 +236,10 @@ def make_record(scene: Scene, index: int) -> Record:
     """The record of a scene, with masks as RLE and boxes around their visible parts."""
     rles = coco.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
     instances = []
-    for rle, label in zip(rles, scene.labels, strict=True):
+    keypoints = [None] * len(rles) if scene.keypoints is None else list(scene.keypoints)
+    for rle, label, points in zip(rles, scene.labels, keypoints, strict=True):
         x, y, width, height = (float(side) for side in coco.toBbox(rle))
-        instances.append(Instance(CLASSES[label - 1], rle=rle, box=(x, y, x + width, y + height)))
+        instances.append(Instance(CLASSES[label - 1], rle=rle, box=(x, y, x + width, y + height), keypoints=points))
     size = (scene.image.shape[0], scene.image.shape[1])
     return Record(Path(f"{index:06}.png"), size, tuple(instances), index + 1, Image.fromarray(scene.image))
 
@@ -204,8 +256,10 @@ def synthetic_dataset(number: int, seed: int = 0, size: tuple[int, int] = (192, 
         ValueError: an argument is out of its range.
     """
     scenes = Scenes(number, seed, size, scene)
-    classes = {name for kind, style in STYLES.items() if scene in (kind, "mixed") for name in style.classes}
-    return Dataset(scenes, {name: label for label, name in enumerate(CLASSES, 1) if name in classes}, [])
+    kinds = ("shapes", "grains") if scene == "mixed" else (scene,)
+    classes = {name for kind in kinds for name in STYLES[kind].classes}
+    categories = {name: label for label, name in enumerate(CLASSES, 1) if name in classes}
+    return Dataset(scenes, categories, [], skeletons={"person": PERSON} if scene == "figures" else {})
 
 
 def save_synthetic(dataset: Dataset, folder: Path, progress: bool = False, force: bool = False) -> Dataset:

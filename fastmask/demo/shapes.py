@@ -9,11 +9,12 @@ Plane = NDArray[np.float32]
 Distance = Callable[[Plane, Plane], Plane]  # signed distance at (x, y), in pixels from the shape's center
 
 REACH = 1.25  # maximum extent of a shape, in radii
-CLASSES = ("ellipse", "triangle", "quadrilateral", "grain")  # labels from 1
+SHAPES = ("ellipse", "triangle", "quadrilateral", "grain")
+CLASSES = (*SHAPES, "person")  # labels from 1
 
 
 def draw_shape(generator: np.random.Generator, kind: str, radius: float) -> Distance:
-    """A random shape of one of CLASSES, randomly rotated, within REACH times the radius (pixels) of its center."""
+    """A random shape of one of SHAPES, randomly rotated, within REACH times the radius (pixels) of its center."""
     angle = generator.uniform(0, 2 * np.pi)
     if kind == "ellipse":
         return ellipse_sdf(radius, radius * generator.uniform(0.45, 1), angle)

@@ -1,7 +1,17 @@
-"""Evaluation of detections: COCO's average precision and recall of boxes and masks."""
+"""Evaluation of detections: COCO's average precision and recall of boxes, masks and keypoints."""
 
 from fastmask.evaluation.evaluator import Category, Evaluation, Evaluator
-from fastmask.evaluation.metrics import Curves, Metrics
+from fastmask.evaluation.metrics import AnyMetrics, Curves, KeypointMetrics, Metrics
 from fastmask.evaluation.run import evaluate, evaluate_results
 
-__all__ = ["Category", "Curves", "Evaluation", "Evaluator", "Metrics", "evaluate", "evaluate_results"]
+__all__ = [
+    "AnyMetrics",
+    "Category",
+    "Curves",
+    "Evaluation",
+    "Evaluator",
+    "KeypointMetrics",
+    "Metrics",
+    "evaluate",
+    "evaluate_results",
+]

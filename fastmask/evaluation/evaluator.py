@@ -8,25 +8,25 @@ from fastmask.checks import check_choice
 from fastmask.data.parse import to_number
 from fastmask.data.records import Record
 from fastmask.evaluation.matching import AREAS, IOU_TYPES, Matches, match_image, read_ground_truth
-from fastmask.evaluation.metrics import Curves, Metrics, accumulate, summarize, summarize_category
+from fastmask.evaluation.metrics import AnyMetrics, Curves, accumulate, summarize, summarize_category
 from fastmask.structures import CocoResult
 
 State = tuple[dict[int, dict[str, dict[int, Matches]]], int]
-NAMES = {"bbox": "box", "segm": "mask"}
+NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoints"}
 
 
 class Category(NamedTuple):
     """The metrics of one category."""
 
     name: str
-    instances: int  # of the ground truth, without crowds
-    metrics: dict[str, Metrics]  # by "box" and "mask"
+    instances: int  # of the ground truth, without crowds; of keypoints alone, those that have any
+    metrics: dict[str, AnyMetrics]  # by "box", "mask" and "keypoints", as those over all categories
 
 
 class Evaluation(NamedTuple):
     """The result of an evaluation."""
 
-    metrics: dict[str, Metrics]  # over all categories, by "box" and, where there are masks, "mask"
+    metrics: dict[str, AnyMetrics]  # over all categories: by "box", and by "mask" and "keypoints" where there are any
     categories: list[Category]  # those with ground truth or detections
     curves: dict[str, Curves]  # precision and recall, for plots
     images: int
@@ -43,17 +43,24 @@ class Evaluator:
 
     Args:
         categories: ids by name.
-        iou_types: what is compared, of "bbox" and "segm".
+        iou_types: what is compared, of "bbox", "segm" and "keypoints".
         areas: "own" or "loadRes", see :func:`fastmask.evaluation.evaluate`.
+        sigmas: of keypoints, see :func:`fastmask.evaluation.evaluate`.
 
     Raises:
         ValueError: areas is neither.
     """
 
-    def __init__(self, categories: Mapping[str, int], iou_types: Sequence[str] = IOU_TYPES, areas: str = "own") -> None:
+    def __init__(
+        self,
+        categories: Mapping[str, int],
+        iou_types: Sequence[str] = IOU_TYPES[:2],
+        areas: str = "own",
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
         check_choice("areas", areas, AREAS)
         self.categories = {name: to_number(category) for name, category in categories.items()}
-        self.iou_types, self.areas = tuple(iou_types), areas
+        self.iou_types, self.areas, self.sigmas = tuple(iou_types), areas, sigmas
         self.matches: dict[int, dict[str, dict[int, Matches]]] = {}  # by image id, IoU type and category id
         self.detections = 0
         self.seconds = 0.0  # spent on matching
@@ -77,7 +84,9 @@ class Evaluator:
         if record.size is None and sizes:
             record = record._replace(size=(sizes[0][0], sizes[0][1]))
         truth = read_ground_truth(record, self.categories, "segm" in self.iou_types)
-        self.matches[image_id] = {name: match_image(truth, results, name, self.areas) for name in self.iou_types}
+        self.matches[image_id] = {
+            name: match_image(truth, results, name, self.areas, self.sigmas) for name in self.iou_types
+        }
         self.detections += len(results)
         self.seconds += time.perf_counter() - start
 
@@ -108,7 +117,7 @@ class Evaluator:
             for category, matches in self.matches[image_id][iou_type].items():
                 if category in by_category:
                     by_category[category].append(matches)
-        return accumulate(list(by_category.values()))
+        return accumulate(list(by_category.values()), iou_type)
 
     def evaluate(
         self,
@@ -124,7 +133,7 @@ class Evaluator:
             known: ids of the categories that the model knows; None: all.
         """
         start = time.perf_counter()
-        curves = {NAMES[iou_type]: self.curves(iou_type) for iou_type in self.iou_types}
+        curves = {iou_type: self.curves(iou_type) for iou_type in self.iou_types}
         instances = dict.fromkeys(self.categories.values(), 0)
         used: set[int] = set()
         for by_type in self.matches.values():
@@ -133,15 +142,18 @@ class Evaluator:
                 if category in instances:
                     instances[category] += int((~matches.gt_ignored[0]).sum())
         categories = [
-            Category(name, instances[category], {kind: summarize_category(c, i) for kind, c in curves.items()})
+            Category(
+                name, instances[category], {NAMES[kind]: summarize_category(c, i, kind) for kind, c in curves.items()}
+            )
             for i, (name, category) in enumerate(self.categories.items())
             if category in used
         ]
-        metrics = {kind: summarize(c) for kind, c in curves.items()}
+        metrics = {NAMES[kind]: summarize(c, kind) for kind, c in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
         lacking = {
             name: number for name, number in self.categories.items() if known is not None and number not in known
         }
         unknown = {name: instances[number] for name, number in lacking.items() if instances[number]}
         noted = (tuple(problems), spent, self.areas, dict(left_out or {}), unknown)
-        return Evaluation(metrics, categories, curves, len(self.matches), self.detections, *noted)
+        named = {NAMES[kind]: c for kind, c in curves.items()}
+        return Evaluation(metrics, categories, named, len(self.matches), self.detections, *noted)

@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 from fastmask.cocoapi import mask as coco
 from fastmask.data.coco import compute_area
 from fastmask.data.parse import to_number
-from fastmask.data.records import Record, compress_rle
+from fastmask.data.records import Keypoints, Record, compress_rle
+from fastmask.evaluation.oks import compute_oks
 from fastmask.structures import CocoResult
 
 # as in pycocotools.cocoeval.Params: T IoU thresholds; A ranges of areas in pixels: all, small, medium, large
-IOU_TYPES = ("bbox", "segm")
+IOU_TYPES = ("bbox", "segm", "keypoints")
 AREAS = ("own", "loadRes")
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_RANGES: NDArray[np.float64] = np.array([[0, 1e5], [0, 32], [32, 96], [96, 1e5]]) ** 2
-MAX_DETECTIONS = 100  # of a category in an image
+MAX_DETECTIONS = {"bbox": 100, "segm": 100, "keypoints": 20}  # of a category in an image
+KEYPOINT_AREA_RANGES = AREA_RANGES[[0, 2, 3]]  # there are no small ones
 
 
 class GroundTruth(NamedTuple):
@@ -29,6 +31,7 @@ class GroundTruth(NamedTuple):
     areas: NDArray[np.float64]  # [G]
     crowds: NDArray[np.uint8]  # [G]
     has_mask: NDArray[np.bool_]  # [G] False for a box alone, which masks are not compared with
+    keypoints: list[Keypoints | None]  # [G]
 
 
 class Matches(NamedTuple):
@@ -54,17 +57,24 @@ def read_ground_truth(record: Record, categories: Mapping[str, int], masks: bool
         np.array([compute_area(instance) for instance in instances], np.float64),
         np.array([instance.crowd for instance in instances], np.uint8),
         np.array([instance.has_mask() for instance in instances], bool),
+        [instance.keypoints for instance in instances],
     )
 
 
 def match_image(
-    truth: GroundTruth, results: Sequence[CocoResult], iou_type: str, areas_by: str = "own"
+    truth: GroundTruth,
+    results: Sequence[CocoResult],
+    iou_type: str,
+    areas_by: str = "own",
+    sigmas: Sequence[float] | None = None,
 ) -> dict[int, Matches]:
-    """The matches of an image by category id, of masks if ``iou_type`` is "segm", else of boxes.
+    """The matches of an image by category id, of masks if ``iou_type`` is "segm", else of boxes or keypoints.
 
-    A result without a bbox gets the box around its mask. ``areas_by`` is one of AREAS, see
-    :func:`fastmask.evaluation.evaluate`.
+    A result without a bbox gets the box around its mask. ``areas_by`` is one of AREAS, and ``sigmas`` are of keypoints,
+    see :func:`fastmask.evaluation.evaluate`.
     """
+    if iou_type == "keypoints":  # of categories that have none, results may lack them
+        results = [result for result in results if "keypoints" in result]
     categories = np.array([to_number(result["category_id"]) for result in results], np.int64)
     scores = np.array([to_number(result["score"]) for result in results], np.float64)
     dt_shapes: Any
@@ -72,32 +82,45 @@ def match_image(
     if iou_type == "segm":
         dt_shapes, gt_shapes = [compress_rle(result["segmentation"]) for result in results], truth.masks
         areas = np.array([coco.area(shape) for shape in dt_shapes], np.float64)  # lists are limited to 255
+    elif iou_type == "keypoints":
+        dt_shapes = [np.array(result["keypoints"], np.float64).reshape(-1, 3) for result in results]
+        gt_shapes, areas = truth.keypoints, np.array([np.ptp(points[:, :2], axis=0).prod() for points in dt_shapes])
     else:
         dt_shapes = np.array([read_box(result) for result in results], np.float64).reshape(-1, 4)
         gt_shapes, areas = truth.boxes, dt_shapes[:, 2] * dt_shapes[:, 3]
     if areas_by == "loadRes":
         areas = np.array([load_area(result) for result in results], np.float64)
     matches = {}
+    points = np.array([each is not None and bool((each[:, 2] > 0).any()) for each in truth.keypoints], bool)
     for category in np.unique(np.concatenate([categories, truth.categories])).tolist():
         compared = truth.has_mask if iou_type == "segm" else True
         dt, gt = np.flatnonzero(categories == category), np.flatnonzero((truth.categories == category) & compared)
-        dt = dt[np.argsort(-scores[dt], kind="stable")][:MAX_DETECTIONS]
+        dt = dt[np.argsort(-scores[dt], kind="stable")][: MAX_DETECTIONS[iou_type]]
         ious = np.zeros((len(dt), len(gt)))
         if ious.size and gt_shapes is not None:
             crowds = truth.crowds[gt].tolist()
-            if iou_type == "segm":
+            if iou_type == "keypoints":
+                annotated = [truth.keypoints[i] for i in gt]
+                ious = compute_oks([dt_shapes[i] for i in dt], annotated, truth.boxes[gt], truth.areas[gt], sigmas)
+            elif iou_type == "segm":
                 ious = coco.iou([dt_shapes[i] for i in dt], [gt_shapes[i] for i in gt], crowds)
             else:
                 ious = coco.iou(dt_shapes[dt], gt_shapes[gt], crowds)
-        matches[category] = match(ious, scores[dt], areas[dt], truth.areas[gt], truth.crowds[gt] > 0)
+        crowd = truth.crowds[gt] > 0
+        ignored, ranges = crowd, AREA_RANGES
+        if iou_type == "keypoints":
+            ignored, ranges = crowd | ~points[gt], KEYPOINT_AREA_RANGES
+        matches[category] = match(ious, scores[dt], areas[dt], truth.areas[gt], crowd, ignored, ranges)
     return matches
 
 
 def load_area(result: CocoResult) -> float:
-    """The area in pixels that pycocotools' loadRes gives a result: of its bbox, else of its mask."""
-    if result.get("bbox") is None:
+    """The area in pixels that pycocotools' loadRes gives a result: of its bbox, else its mask, else its keypoints."""
+    if result.get("bbox") is not None:
+        return float(result["bbox"][2] * result["bbox"][3])
+    if result.get("segmentation") is not None:
         return float(coco.area(compress_rle(result["segmentation"])))
-    return float(result["bbox"][2] * result["bbox"][3])
+    return float(np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0).prod())
 
 
 def read_box(result: CocoResult) -> Any:
@@ -111,6 +134,8 @@ def match(
     areas: NDArray[np.float64],
     gt_areas: NDArray[np.float64],
     crowds: NDArray[np.bool_],
+    ignored_gt: NDArray[np.bool_] | None = None,
+    ranges: NDArray[np.float64] = AREA_RANGES,
 ) -> Matches:
     """Match each detection, best first, to the free instance of the highest IoU that reaches the threshold.
 
@@ -120,18 +145,20 @@ def match(
         ious: [D, G] intersection over union, for crowds over the detection's area.
         scores, areas: [D] of the detections, best first.
         gt_areas, crowds: [G] of the ground truth.
+        ignored_gt: [G] instances that do not count, whatever their area; None: the crowds.
+        ranges: [A, 2] of areas in pixels.
 
     Source: pycocotools' COCOeval.evaluateImg, whose results it reproduces without its loops; except that an annotation
     of id 0 can be matched, which pycocotools takes for unmatched.
     """
     num, num_gt = ious.shape
-    low, high = AREA_RANGES[:, 0, None], AREA_RANGES[:, 1, None]
-    gt_ignored = crowds | (gt_areas < low) | (gt_areas > high)  # [A, G]
-    matched = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), num), bool)
+    low, high = ranges[:, 0, None], ranges[:, 1, None]
+    gt_ignored = (crowds if ignored_gt is None else ignored_gt) | (gt_areas < low) | (gt_areas > high)  # [A, G]
+    matched = np.zeros((len(ranges), len(IOU_THRESHOLDS), num), bool)
     ignored = np.zeros_like(matched)
-    free = np.ones((len(AREA_RANGES), len(IOU_THRESHOLDS), num_gt), bool)
+    free = np.ones((len(ranges), len(IOU_THRESHOLDS), num_gt), bool)
     thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
-    a, t = np.ogrid[: len(AREA_RANGES), : len(IOU_THRESHOLDS)]
+    a, t = np.ogrid[: len(ranges), : len(IOU_THRESHOLDS)]
     # most detections reach the lowest threshold with no instance, and are skipped
     for i in np.flatnonzero((ious >= thresholds[0]).any(1) if ious.size else np.zeros(0)):
         possible = (free | crowds) & (ious[i] >= thresholds[:, None])

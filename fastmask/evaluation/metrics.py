@@ -29,6 +29,27 @@ class Metrics(NamedTuple):
     ar_large: float
 
 
+class KeypointMetrics(NamedTuple):
+    """COCO's ten metrics of keypoints, by OKS instead of IoU, of at most 20 detections of a category in an image.
+
+    They are -1 without ground truth. Source: https://cocodataset.org/#keypoints-eval.
+    """
+
+    ap: float  # mean over OKS thresholds 0.5, 0.55, ..., 0.95
+    ap50: float
+    ap75: float
+    ap_medium: float  # area from 32 x 32 to 96 x 96 pixels
+    ap_large: float
+    ar: float  # recall, mean over the thresholds
+    ar50: float
+    ar75: float
+    ar_medium: float
+    ar_large: float
+
+
+AnyMetrics = Metrics | KeypointMetrics
+
+
 class Curves(NamedTuple):
     """Precision and recall at T IoU thresholds, R recalls, K categories, A area ranges, M maximum detections.
 
@@ -39,25 +60,28 @@ class Curves(NamedTuple):
     recall: NDArray[np.float64]  # [T, K, A, M]
 
 
-def accumulate(categories: Sequence[Sequence[Matches]]) -> Curves:
-    """The curves of K categories from the matches of each one's images, in the order of image ids."""
-    curves = [_empty_curves(), *(_accumulate_category(matches) for matches in categories)]
+def accumulate(categories: Sequence[Sequence[Matches]], iou_type: str = "bbox") -> Curves:
+    """The curves of K categories from the matches of each one's images, in the order of image ids.
+
+    ``iou_type`` gives the recalls, area ranges and numbers of detections, which boxes and masks have in common.
+    """
+    curves = [_empty_curves(iou_type), *(_accumulate_category(matches, iou_type) for matches in categories)]
     precision, recall = zip(*curves, strict=True)
     return Curves(np.concatenate(precision, axis=2), np.concatenate(recall, axis=1))
 
 
-def _empty_curves(*values: float) -> Curves:
+def _empty_curves(iou_type: str, *values: float) -> Curves:
     """Curves of one category, filled with the value, or, without one, of no category."""
-    params = cocoeval.COCOeval(iouType="bbox").params
+    params = cocoeval.COCOeval(iouType=iou_type).params
     shape = (len(params.iouThrs), len(params.recThrs), len(values), len(params.areaRng), len(params.maxDets))
     precision = np.full(shape, values[0] if values else 0.0)
     return Curves(precision, precision[:, 0])
 
 
-def _accumulate_category(matches: Sequence[Matches]) -> Curves:
+def _accumulate_category(matches: Sequence[Matches], iou_type: str) -> Curves:
     if not matches:
-        return _empty_curves(-1.0)
-    evaluation = cocoeval.COCOeval(iouType="bbox")
+        return _empty_curves(iou_type, -1.0)
+    evaluation = cocoeval.COCOeval(iouType=iou_type)
     evaluation.params.catIds, evaluation.params.imgIds = [1], list(range(len(matches)))
     evaluation._paramsEval = evaluation.params
     evaluation.evalImgs = [
@@ -70,15 +94,17 @@ def _accumulate_category(matches: Sequence[Matches]) -> Curves:
     return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-def summarize(curves: Curves) -> Metrics:
+def summarize(curves: Curves, iou_type: str = "bbox") -> AnyMetrics:
     """The metrics over all categories that have ground truth."""
-    evaluation = cocoeval.COCOeval(iouType="bbox")
+    evaluation = cocoeval.COCOeval(iouType=iou_type)
     evaluation.eval = curves._asdict()
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
-    return Metrics(*evaluation.stats.tolist())
+    values = evaluation.stats.tolist()
+    return KeypointMetrics(*values) if iou_type == "keypoints" else Metrics(*values)
 
 
-def summarize_category(curves: Curves, index: int) -> Metrics:
+def summarize_category(curves: Curves, index: int, iou_type: str = "bbox") -> AnyMetrics:
     """The metrics of one of the K categories."""
-    return summarize(Curves(curves.precision[:, :, index : index + 1], curves.recall[:, index : index + 1]))
+    one = Curves(curves.precision[:, :, index : index + 1], curves.recall[:, index : index + 1])
+    return summarize(one, iou_type)

@@ -7,16 +7,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
 
 from PIL import Image
 
-from fastmask.data.parse import join_few, parse_box, parse_id, parse_numbers, parse_rle, to_number
+from fastmask.checks import check_choice
+from fastmask.data.parse import join_few, to_number
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
 from fastmask.evaluation.identity import find_images, map_labels
-from fastmask.evaluation.matching import IOU_TYPES
+from fastmask.evaluation.matching import AREAS
+from fastmask.evaluation.oks import check_number, check_sigmas
+from fastmask.evaluation.parse_results import find_common, list_types, parse_result
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import ImageLike
@@ -32,11 +34,12 @@ def evaluate(
     *,
     names: Sequence[str] | None = None,
     areas: str = "own",
+    sigmas: Sequence[float] | None = None,
     progress: bool = True,
     ranks: Ranks | None = None,
     results: list[CocoResult] | None = None,
 ) -> Evaluation:
-    """COCO's average precision and recall of a model's boxes and masks.
+    """COCO's average precision and recall of a model's boxes, masks and keypoints.
 
     Images are matched in a thread while the model detects in the next ones. Under ``torchrun`` all ranks call this, and
     each evaluates its share of the images; all get the same result, but only the first rank gets the curves.
@@ -48,8 +51,10 @@ def evaluate(
         names: of the model's labels, from 0, the background; labels are matched to categories by name. None: by id, see
             :func:`fastmask.data.assign_labels`.
         areas: by which detections are small, medium or large: "own", the boxes' for boxes and the masks' for masks, as
-            torchvision, detectron2 and MMDetection evaluate; or "loadRes", for both the area that pycocotools' loadRes
-            gives results that have a bbox: the bbox's.
+            torchvision, detectron2 and MMDetection evaluate, and of keypoints that of the box around them; or
+            "loadRes", for all the area that pycocotools' loadRes gives results that have a bbox: the bbox's.
+        sigmas: K standard deviations of keypoints, as fractions of the root of an object's area; None: COCO's for 17
+            keypoints, as pycocotools takes them, and 1 / K each for others.
         progress: show a progress bar, on the first rank.
         ranks: the ranks, if joined already.
         results: a list to which this rank's detections are appended.
@@ -59,8 +64,11 @@ def evaluate(
     """
     predictor = _make_predictor(model)
     records, ids = number_records(dataset)
-    masks = predictor.program.model.roi_heads.has_mask() and has_masks(records)
-    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1], areas)
+    heads = predictor.program.model.roi_heads
+    masks, keypoints = heads.has_mask() and has_masks(records), heads.has_keypoint() and has_keypoints(records)
+    check_sigmas(sigmas, dataset.skeletons)
+    check_number(heads.num_keypoints(), dataset.skeletons)
+    evaluator = Evaluator(dataset.categories, list_types(True, masks, keypoints), areas, sigmas)
     labels = map_labels(names, evaluator.categories)
     with join_ranks(keep=True) if ranks is None else contextlib.nullcontext(ranks) as ranks:
         share = range(ranks.rank, len(records), ranks.world_size)
@@ -94,16 +102,24 @@ def evaluate(
 
 
 def evaluate_results(
-    results: Sequence[CocoResult], dataset: Dataset, *, areas: str = "own", progress: bool = True
+    results: Sequence[CocoResult],
+    dataset: Dataset,
+    *,
+    areas: str = "own",
+    sigmas: Sequence[float] | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """COCO's average precision and recall of detections in COCO's results format.
 
     Args:
-        results: with image_id, category_id, score, and bbox or segmentation (RLE) or both; numbers are Python's,
-            NumPy's or zero-dimensional tensors. Where they have a file_name, as ``fastmask predict`` writes it, that
-            tells the image, and image_id is not read: only who has the annotations knows their ids.
+        results: with image_id, category_id, score, and at least one of bbox, segmentation (RLE) and keypoints (x, y and
+            a number that is not read, K times); numbers are Python's, NumPy's or zero-dimensional tensors. Where they
+            have a file_name, as ``fastmask predict`` writes it, that tells the image, and image_id is not read: only
+            who has the annotations knows their ids. Keypoints are compared where the data has some, and boxes where
+            results have a bbox or a segmentation.
         dataset: annotated images; if not all have an id, image ids count from 1.
-        areas: see :func:`evaluate`; with "loadRes", the masks' for both where results have no bbox.
+        areas: see :func:`evaluate`; with "loadRes", the masks' for all where results have no bbox.
+        sigmas: see :func:`evaluate`.
         progress: show a progress bar.
 
     Raises:
@@ -116,21 +132,22 @@ def evaluate_results(
     sizes = dict(zip(ids, (record.size for record in records), strict=True))
     named = find_images(results, records, ids)
     by_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in ids}
-    lacking: dict[str, list[int]] = {"segmentation": [], "bbox": []}
+    check_choice("areas", areas, AREAS)
+    check_sigmas(sigmas, dataset.skeletons)
+    names = {to_number(number): name for name, number in dataset.categories.items()}
+    skeletons = {number: dataset.skeletons[name] for number, name in names.items() if name in dataset.skeletons}
+    given = []
     for i, result in enumerate(results):
         try:
-            parsed = parse_result(result, sizes, named)
+            given.append(parse_result(result, sizes, named, skeletons))
         except ValueError as error:
             raise ValueError(f"results[{i}] {error}") from error
-        by_image[parsed["image_id"]].append(parsed)
-        for name, indices in lacking.items():
-            if name not in parsed:
-                indices.append(i)
-    for name, indices in lacking.items():
-        if 0 < len(indices) < len(results) and (name == "segmentation" or areas == "loadRes"):
-            raise ValueError(f"results must all have a {name}, or none, got none in results[{indices[0]}]")
-    masks = has_masks(records) and not lacking["segmentation"]
-    evaluator = Evaluator(dataset.categories, IOU_TYPES if masks else IOU_TYPES[:1], areas)
+        by_image[given[-1]["image_id"]].append(given[-1])
+    boxes, masks, keypoints = find_common(given, skeletons, areas)
+    masks, keypoints = masks and has_masks(records), keypoints and has_keypoints(records)
+    if not (boxes or masks or keypoints):
+        raise ValueError("results must have boxes or masks where the dataset has no keypoints, got keypoints alone")
+    evaluator = Evaluator(dataset.categories, list_types(boxes, masks, keypoints), areas, sigmas)
     known = set(evaluator.categories.values())
     left_out = collections.Counter(
         f"category {result['category_id']}"
@@ -143,35 +160,6 @@ def evaluate_results(
     for image_id, record in zip(tqdm(ids, unit="img", disable=not progress), records, strict=True):
         evaluator.add(image_id, record, by_image[image_id])
     return evaluator.evaluate((), {"match": evaluator.seconds}, left_out)
-
-
-def parse_result(result: Any, sizes: Mapping[int, tuple[int, int] | None], named: Mapping[str, int]) -> CocoResult:
-    """A COCO result in Python's numbers; ValueError unless it is one of the images.
-
-    Their sizes are given by id and, where results have a file_name, their ids by that name.
-    """
-    if not isinstance(result, Mapping):
-        raise ValueError(f"must be an object, got {type(result).__name__}")
-    image_id = named[result["file_name"]] if named else parse_id(result.get("image_id"))
-    category = parse_id(result.get("category_id"))
-    if image_id is None or image_id not in sizes:
-        raise ValueError(f"must have the image_id of one of the {len(sizes)} images, got {result.get('image_id')!r}")
-    if category is None:
-        raise ValueError(f"must have a category_id, got {result.get('category_id')!r}")
-    parsed = CocoResult(image_id=image_id, category_id=category, score=parse_numbers(result, "score")[0])
-    box, rle = result.get("bbox"), result.get("segmentation")
-    if box is None and rle is None:
-        raise ValueError("must have a bbox or a segmentation")
-    if box is not None:
-        parsed["bbox"] = parse_box(box)
-    if rle is not None:
-        if not isinstance(rle, Mapping):
-            raise ValueError("must have an RLE as its segmentation")
-        parsed["segmentation"] = rle = parse_rle(rle)
-        size = sizes[image_id]
-        if size not in (None, tuple(rle["size"])):
-            raise ValueError(f"must have a mask of {size} as its image, got {tuple(rle['size'])}")
-    return parsed
 
 
 class _Matching:
@@ -278,3 +266,8 @@ def number_records(dataset: Dataset) -> tuple[Sequence[Record], list[int]]:
 def has_masks(records: Iterable[Record]) -> bool:
     """Whether any instance has a mask."""
     return any(instance.has_mask() for record in records for instance in record.instances)
+
+
+def has_keypoints(records: Iterable[Record]) -> bool:
+    """Whether any instance has an annotated keypoint."""
+    return any(instance.count_keypoints() for record in records for instance in record.instances)

@@ -4,22 +4,30 @@ import csv
 from pathlib import Path
 
 from fastmask.evaluation.evaluator import Evaluation
-from fastmask.evaluation.metrics import Metrics
+from fastmask.evaluation.metrics import KeypointMetrics, Metrics
 from fastmask.files import replace_file
 
 HEADS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_HEADS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
 def format_evaluation(evaluation: Evaluation, max_categories: int = 100) -> str:
-    """Tables of COCO's twelve metrics, and of three metrics of each category; ``-`` without ground truth."""
-    lines = [" " * 6 + "".join(f"{head:>7}" for head in HEADS)]
-    lines += [f"{kind:6}" + "".join(map(format_value, metrics)) for kind, metrics in evaluation.metrics.items()]
+    """Tables of COCO's twelve or ten metrics, and of three metrics of each category; ``-`` without ground truth."""
+    lines = []
+    wide = max(map(len, evaluation.metrics), default=0) + 2
+    for heads, shape in ((HEADS, Metrics), (KEYPOINT_HEADS, KeypointMetrics)):
+        rows = {kind: metrics for kind, metrics in evaluation.metrics.items() if isinstance(metrics, shape)}
+        lines += [" " * wide + "".join(f"{head:>7}" for head in heads)] if rows else []
+        lines += [f"{kind:{wide}}" + "".join(map(format_value, metrics)) for kind, metrics in rows.items()]
     categories = evaluation.categories[:max_categories]
     width = max([8, *(len(category.name) for category in categories)])
-    heads = "".join(f"{kind:>9} AP   AP50   AP75" for kind in evaluation.metrics)
-    lines += ["", f"{'category':{width}} objects{heads}"]
+    wides = {kind: max(12, len(kind) + 5) for kind in evaluation.metrics}
+    titles = "".join(f"{kind + ' AP':>{wides[kind]}}   AP50   AP75" for kind in evaluation.metrics)
+    lines += ["", f"{'category':{width}} objects{titles}"]
     for name, instances, metrics in categories:
-        values = "".join(f"{format_value(m.ap):>12}{''.join(map(format_value, m[1:3]))}" for m in metrics.values())
+        values = "".join(
+            f"{format_value(m.ap):>{wides[kind]}}{''.join(map(format_value, m[1:3]))}" for kind, m in metrics.items()
+        )
         lines.append(f"{name:{width}} {instances:7}{values}")
     if len(evaluation.categories) > max_categories:
         lines.append(f"... and {len(evaluation.categories) - max_categories} more")
@@ -40,10 +48,13 @@ def write_csv(evaluation: Evaluation, path: Path) -> None:
     total = sum(category.instances for category in evaluation.categories)
     with replace_file(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["category", "objects", "kind", *Metrics._fields])
+        shapes = {type(metrics) for metrics in evaluation.metrics.values()}
+        fields = [f for shape in (Metrics, KeypointMetrics) if shape in shapes for f in shape._fields]
+        writer.writerow(["category", "objects", "kind", *dict.fromkeys(fields)])
         for name, instances, metrics in (("all", total, evaluation.metrics), *evaluation.categories):
             for kind, values in metrics.items():
-                writer.writerow([name, instances, kind, *("" if value < 0 else f"{value:.6f}" for value in values)])
+                known = {field: "" if value < 0 else f"{value:.6f}" for field, value in values._asdict().items()}
+                writer.writerow([name, instances, kind, *(known.get(field, "") for field in dict.fromkeys(fields))])
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, object]:

@@ -43,4 +43,7 @@ def keep_labels(prediction: Prediction, labels: Collection[int]) -> Prediction:
     chosen = Prediction(boxes=boxes, labels=found, scores=scores)
     if "masks" in prediction:
         chosen["masks"] = [prediction["masks"][i] for i in kept]
+    if "keypoints" in prediction:
+        chosen["keypoints"] = prediction["keypoints"][rows]
+        chosen["keypoints_scores"] = prediction["keypoints_scores"][rows]
     return chosen

@@ -13,7 +13,8 @@ def to_coco_results(image_id: int, detections: Mapping[str, Any]) -> list[CocoRe
     Args:
         image_id: of the image.
         detections: boxes [N, 4] (x1, y1, x2, y2) in its pixels, labels [N] (the category ids), scores [N], optionally
-            masks: N COCO RLEs.
+            masks: N COCO RLEs; keypoints [N, K, 3], and keypoints_scores [N, K], which become the third numbers: COCO's
+            format has no meaning for them, and its evaluation does not read them.
     """
     image_id = to_number(image_id)
     results = []
@@ -24,5 +25,10 @@ def to_coco_results(image_id: int, detections: Mapping[str, Any]) -> list[CocoRe
         result = CocoResult(image_id=image_id, category_id=label, bbox=box, score=score)
         if masks is not None:
             result["segmentation"] = {"size": masks[i]["size"], "counts": masks[i]["counts"].decode("ascii")}
+        if "keypoints" in detections:
+            points = detections["keypoints"][i].tolist()
+            scores = detections["keypoints_scores"][i].tolist() if "keypoints_scores" in detections else None
+            flat = [(x, y, v if scores is None else scores[k]) for k, (x, y, v) in enumerate(points)]
+            result["keypoints"] = [number for point in flat for number in point]
         results.append(result)
     return results

@@ -20,6 +20,7 @@ from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.crops import save_crops
 from fastmask.inference.image_files import CROPS, OVERLAY_SUFFIX, find_images, image_ids, name_outputs
 from fastmask.inference.predictor import check_is_list
+from fastmask.skeletons import Skeleton
 from fastmask.structures import CocoResult, Prediction
 from fastmask.visualize import draw_detections, save_overlay
 
@@ -51,6 +52,7 @@ class Drawing(NamedTuple):
     labels: set[int] | None  # of the detections that are kept; None: all
     names: Sequence[str] | None  # written on overlays, by label
     color_by: str
+    skeletons: Mapping[int, Skeleton]  # of keypoints, by label
 
 
 def predict_files(
@@ -120,7 +122,8 @@ def predict_files(
         if legend and ranks.rank == 0:
             on_note(legend)
         bar = (sys.stderr.isatty() if progress is None else progress) and ranks.rank == 0
-        draw = functools.partial(_draw, drawing=Drawing(labels, names, color_by))
+        drawing = Drawing(labels, names, color_by, label_skeletons(predictor, categories))
+        draw = functools.partial(_draw, drawing=drawing)
         try:
             with lines:
                 share = rest[ranks.rank :: ranks.world_size]
@@ -129,6 +132,12 @@ def predict_files(
         finally:  # predictions before an interruption are kept
             counts = journal.merge(folder, jobs, image_ids(paths), settings) if ranks.rank == 0 else (0, 0)
         return ranks.run_on_first(lambda: _finish(folder, jobs, counts, skipped))
+
+
+def label_skeletons(predictor: object, categories: Sequence[str] | None) -> dict[int, Skeleton]:
+    """The skeletons that a predictor knows, by label."""
+    known: Mapping[str, Skeleton] = getattr(predictor, "skeletons", {})
+    return {label: known[name] for label, name in enumerate(categories or ()) if name in known}
 
 
 def _list_jobs(
@@ -199,7 +208,8 @@ def _draw(job: journal.Job, prediction: Prediction, drawing: Drawing) -> tuple[l
         if job.overlay is not None:
             colors = prediction["labels"].tolist() if drawing.color_by == "class" else None
             job.overlay.parent.mkdir(parents=True, exist_ok=True)
-            save_overlay(draw_detections(image, prediction, drawing.names, colors), job.overlay)
+            overlay = draw_detections(image, prediction, drawing.names, colors, drawing.skeletons)
+            save_overlay(overlay, job.overlay)
         if job.crops is not None:
             save_crops(image, prediction, job.crops)
     frames = count_frames(job.image)

@@ -21,7 +21,7 @@ from fastmask.fonts import choose_names
 from fastmask.inference.choose_classes import find_labels, keep_labels
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.image_files import VIDEO_OVERLAY_SUFFIX
-from fastmask.inference.predict_files import Drawing
+from fastmask.inference.predict_files import Drawing, label_skeletons
 from fastmask.inference.video_files import LINES_SUFFIX, Source, name_videos, open_lines
 from fastmask.inference.video_reader import Frame, VideoReader, is_transposed, to_pixels
 from fastmask.inference.video_writer import VideoWriter, check_outputs
@@ -129,7 +129,8 @@ def predict_video(
         folder.mkdir(parents=True, exist_ok=True)
         lines = stack.enter_context(open_lines(base))
         draft = stack.enter_context(open_draft(overlay, reader)) if overlay else None
-        run = Run(reader, Drawing(labels, names, color_by), lines, draft, every, on_frame)
+        drawing = Drawing(labels, names, color_by, label_skeletons(predictor, categories))
+        run = Run(reader, drawing, lines, draft, every, on_frame)
         interrupted = run.predict(predictor, sys.stderr.isatty() if progress is None else progress)
         if not run.frames:
             os.unlink(lines.name)
@@ -276,13 +277,13 @@ class Run:
         self.packets += self.reader.rest
 
     def _draw(self, frame: Frame, pixels: Pixels, prediction: Prediction) -> tuple[list[CocoResult], Image.Image]:
-        labels, names, color_by = self.drawing
+        labels, names, color_by, skeletons = self.drawing
         if labels is not None:
             prediction = keep_labels(prediction, labels)
         image = Image.fromarray(pixels)
         if self.draft is not None:
             colors = prediction["labels"].tolist() if color_by == "class" else None
-            image = draw_detections(image, prediction, names, colors)
+            image = draw_detections(image, prediction, names, colors, skeletons)
         return to_coco_results(frame.number, prediction), image
 
     def _write(self, frame: Frame, drawn: Future[tuple[list[CocoResult], Image.Image]]) -> FrameResults:

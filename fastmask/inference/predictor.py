@@ -4,7 +4,7 @@ import collections
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
-from fastmask.inference.pretrained import FilePath, load_pretrained
+from fastmask.inference.pretrained import FilePath, load_with_metadata
 from fastmask.inference.program import Program, Runner
 from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
@@ -26,6 +26,7 @@ from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer
 from fastmask.sizes import Size
+from fastmask.skeletons import Skeleton
 from fastmask.structures import Prediction
 
 MASKS = ("rle", "bool", "packed", "soft", "float")
@@ -46,11 +47,11 @@ class Predictor:
             model would, but no larger than fits. "exact" pads as the model does, which captures a graph for each size.
         batch: images of a batch; a batch ends early where portrait images follow landscape ones. With "exact" it is
             padded together, as the model pads a list of that many.
-        dtype: of weights and feature maps; boxes, scores and masks are float32 at least. "auto": bfloat16 on CUDA, else
+        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else
             the model's own.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
-            probabilities [n, 1, 28, 28] over the boxes.
+            probabilities [n, 1, 28, 28] over the boxes (14 x 14 of a C4 model).
         threshold: probability above which a pixel belongs to a mask.
         detections: maximum number of detections of an image; None: as many as the model keeps.
         mask_buckets: wait for the number of detections, then predict masks for 8, 16, 32, 64 or all of them, instead of
@@ -120,7 +121,7 @@ class Predictor:
         ready.roi_heads.detections_per_img = detections
         if mask_buckets is None:
             mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
-        wanted = mask_buckets and ready.roi_heads.has_mask()
+        wanted = mask_buckets and (ready.roi_heads.has_mask() or ready.roi_heads.has_keypoint())
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         transform = ready.transform
         self.resizer = Resizer(
@@ -320,22 +321,22 @@ class Predictor:
                 self.anchors.evict(dropped)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            shape = (self.batch, size, self.dtype, self.device)
-            graphs = (self._pool, self._capture, self._buckets, self.compile)
-            self._runners[size] = Runner(self.program, *shape, *graphs)
+            options = (self._pool, self._capture, self._buckets, self.compile)
+            self._runners[size] = Runner(self.program, self.batch, size, self.dtype, self.device, *options)
         self._runners.move_to_end(size)
         return self._runners[size]
 
     categories: Sequence[str] | None = None  # names by label, from 0, the background, where they are known
+    skeletons: Mapping[str, Skeleton] = {}  # of keypoints, by category, where they are known
 
     @classmethod
     def from_pretrained(
         cls, name: FilePath, weights: FilePath = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
     ) -> "Predictor":
         """A detector by name with weights, or a file's; see :func:`load_pretrained`. ``options`` as above."""
-        model, categories = load_pretrained(name, weights, device, score)
+        model, meta = load_with_metadata(name, weights, device, score)
         predictor = cls(model, **options)
-        predictor.categories = categories
+        predictor.categories, predictor.skeletons = meta.get("categories"), meta.get("skeletons", {})
         return predictor
 
 

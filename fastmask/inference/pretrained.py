@@ -1,13 +1,13 @@
 """Detectors by name, with weights."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from fastmask import models
-from fastmask.models._state import is_detector
+from fastmask.models._api import is_detector
 from fastmask.models.detection._weights import choose_model
 from fastmask.models.detection.faster_rcnn import FasterRCNN
 
@@ -34,6 +34,14 @@ def load_pretrained(
         ConnectionError: the weights cannot be downloaded.
         ValueError: there is no such model, or no such weights, or they do not fit it.
     """
+    model, metadata = load_with_metadata(name, weights, device, score)
+    return model, metadata.get("categories")
+
+
+def load_with_metadata(
+    name: FilePath | None, weights: Any, device: str | torch.device, score: float
+) -> tuple[FasterRCNN, Mapping[str, Any]]:
+    """:func:`load_pretrained`, with all that is known of the weights: ``categories``, ``skeletons`` and others."""
     if name is not None and not is_detector(os.fspath(name)):
         if weights != "DEFAULT" or not os.path.exists(name):
             known = models.list_models(module=models.detection)
@@ -47,4 +55,4 @@ def load_pretrained(
     model = models.get_model(name, weights=source, box_score_thresh=score, **options)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(FasterRCNN, model.eval().requires_grad_(False).to(device)), source.meta.get("categories")
+    return cast(FasterRCNN, model.eval().requires_grad_(False).to(device)), source.meta

@@ -40,7 +40,7 @@ class Packed(NamedTuple):
 
 
 class BoxOutputs(NamedTuple):
-    """Outputs of a program's first part, inputs of its second: what masks are predicted from."""
+    """Outputs of a program's first part, inputs of its second: what masks and keypoints are predicted from."""
 
     features: Features
     detections: Detections
@@ -48,7 +48,8 @@ class BoxOutputs(NamedTuple):
 
 
 class Program(nn.Module):
-    """Padded images to boxes, labels and scores in pixels of the original images, with RLE or mask probabilities.
+    """Padded images to boxes, labels, scores and keypoints in pixels of the original images, with RLE or mask
+    probabilities.
 
     Args:
         model: see :func:`fastmask.models.prepare.prepare_for_inference`.
@@ -88,15 +89,17 @@ class Program(nn.Module):
     def predict_masks(self, inputs: Inputs, outputs: BoxOutputs, rows: int | None = None) -> Packed:
         """Run the second part, on the first ``rows`` detections of each image."""
         detections = outputs.detections if rows is None else first_rows(outputs.detections, rows)
-        if self.model.roi_heads.has_mask():
-            detections = self.model.roi_heads.predict_masks(outputs.features, detections)
-        return self.pack(inputs, detections)
+        size = inputs.pixels.shape[2], inputs.pixels.shape[3]
+        return self.pack(inputs, self.model.roi_heads.complete(outputs.features, detections, size))
 
     def pack(self, inputs: Inputs, detections: Detections) -> Packed:
         """Pack detections, in pixels of the original images, into one tensor."""
         scale = scale_boxes_op if runs_as_kernel(detections.boxes) else scale_boxes
         boxes, sizes = scale(detections.boxes, inputs.originals, inputs.sizes)
         out = {"count": detections.count, "labels": detections.labels, "boxes": boxes, "scores": detections.scores}
+        if detections.keypoints is not None and detections.keypoints_scores is not None:
+            keypoints = scale_keypoints(detections.keypoints, inputs.originals, inputs.sizes)
+            out |= {"keypoints": keypoints, "keypoints_scores": detections.keypoints_scores}
         if detections.masks is not None and self.masks == "rle":
             number = detections.labels.numel()
             capacity = number * self.bytes_per_mask
@@ -107,6 +110,12 @@ class Program(nn.Module):
             out["masks"] = detections.masks
         data = torch.cat([values.contiguous().flatten().view(torch.uint8) for values in out.values()])
         return Packed(data, [(name, values.shape, values.dtype) for name, values in out.items()], detections.masks)
+
+
+def scale_keypoints(keypoints: Tensor, originals: Tensor, sizes: Tensor) -> Tensor:
+    """Keypoints [B, D, K, 3] in pixels of resized images -> in those of the original ones, both of sizes [B, 2]."""
+    ratios = originals.to(keypoints.dtype) / sizes.to(keypoints.dtype)
+    return keypoints * torch.nn.functional.pad(ratios.flip(1), (0, 1), value=1.0)[:, None, None]
 
 
 def split_fields(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:

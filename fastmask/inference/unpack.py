@@ -40,6 +40,9 @@ def unpack(pending: Pending, form: str, threshold: float) -> Iterator[Prediction
         count = int(fields["count"][i])
         boxes, labels, scores = (fields[name][i, :count].clone() for name in ("boxes", "labels", "scores"))
         prediction = Prediction(boxes=boxes, labels=labels, scores=scores)
+        if "keypoints" in fields:
+            prediction["keypoints"] = fields["keypoints"][i, :count].float().clone()
+            prediction["keypoints_scores"] = fields["keypoints_scores"][i, :count].float().clone()
         if form == "soft" and "masks" in fields:
             prediction["masks"] = fields["masks"][i, :count, None].clone()
         elif pending.masks is not None:

@@ -1,6 +1,6 @@
 """Models: torchvision.models' names, as far as R-CNNs need them."""
 
-from fastmask.models import detection, resnet
+from fastmask.models import detection, mobilenetv3, resnet
 from fastmask.models._api import (
     Weights,
     WeightsEnum,
@@ -12,7 +12,8 @@ from fastmask.models._api import (
     list_weights,
 )
 from fastmask.models.checkpoint import Checkpoint, load_checkpoint, save_weights
-from fastmask.models.resnet import *  # noqa: F403 -- the builders and weights that its __all__ names
+from fastmask.models.mobilenetv3 import *  # noqa: F403 -- the builders and weights that its __all__ names
+from fastmask.models.resnet import *  # noqa: F403
 
 __all__ = [
     "Checkpoint",
@@ -27,5 +28,6 @@ __all__ = [
     "list_weights",
     "load_checkpoint",
     "save_weights",
+    *mobilenetv3.__all__,
     *resnet.__all__,
 ]

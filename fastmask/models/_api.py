@@ -92,18 +92,26 @@ class WeightsEnum(Enum):
         return self.value.meta
 
 
+class NoWeights(WeightsEnum):
+    """The weights of a model of which none are published."""
+
+
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {}  # builders whose first argument names a backbone
 _WEIGHTS: dict[str, type[WeightsEnum]] = {}  # by the model's name
 
 
 def register_model(
-    weights: type[WeightsEnum], pretrained: WeightsEnum | None = None, pretrained_backbone: WeightsEnum | None = None
+    weights: type[WeightsEnum],
+    pretrained: WeightsEnum | Callable[[dict[str, Any]], WeightsEnum] | None = None,
+    pretrained_backbone: WeightsEnum | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under its name, and let it take old arguments: positional, ``pretrained`` (_legacy.py)."""
 
     def register(builder: Builder) -> Builder:
-        legacy = {"weights": ("pretrained", pretrained)}
+        legacy: dict[str, tuple[str, Any]] = {}
+        if pretrained is not None:
+            legacy["weights"] = ("pretrained", pretrained)
         if pretrained_backbone is not None:
             legacy["weights_backbone"] = ("pretrained_backbone", pretrained_backbone)
         build = accept_legacy(**legacy)(builder)
@@ -136,6 +144,23 @@ def list_families() -> list[str]:
     """Names of the builders whose first argument names a backbone, sorted."""
     importlib.import_module("fastmask.models.detection")
     return sorted(_FAMILIES)
+
+
+def list_detectors() -> list[str]:
+    """The names of ``fastmask.models.detection``'s builders."""
+    return list_models(module=importlib.import_module("fastmask.models.detection"))
+
+
+def is_detector(name: object) -> bool:
+    """Whether a builder has that name: one of those, or a family's with a backbone's, ``maskrcnn_timm:resnet18``."""
+    return isinstance(name, str) and (name in list_detectors() or is_family(name))
+
+
+def check_detector(argument: str, name: object) -> None:
+    """Raise a ValueError that names the argument if no builder has that name."""
+    if not is_detector(name):
+        known = [*list_detectors(), *(f"{family}:NAME" for family in list_families())]
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
 def get_model_builder(name: str) -> Callable[..., nn.Module]:

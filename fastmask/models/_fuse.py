@@ -61,7 +61,7 @@ def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> No
 
 def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
     """Modules that run their children one after the other, and whose children no other module calls."""
-    heads = (model.roi_heads.box_head, model.roi_heads.mask_head)
+    heads = (model.roi_heads.box_head, model.roi_heads.mask_head, model.roi_heads.keypoint_head)
     known = [m for m in model.modules() if type(m) in (Conv2dNormActivation, IntermediateLayerGetter)]
     pending = [*known, *(head for head in heads if head is not None)]
     while pending:

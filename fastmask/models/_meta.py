@@ -1,4 +1,4 @@
-"""Classes of COCO by category id, 0 for background; ids that COCO left out are \"N/A\"."""
+"""Classes of COCO by category id, 0 for background (ids that COCO left out are \"N/A\"), and a person's keypoints."""
 
 COCO_CATEGORIES = [
     "__background__",
@@ -92,4 +92,25 @@ COCO_CATEGORIES = [
     "teddy bear",
     "hair drier",
     "toothbrush",
+]
+
+COCO_PERSON_CATEGORIES = ["no person", "person"]
+COCO_PERSON_KEYPOINT_NAMES = [
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
 ]

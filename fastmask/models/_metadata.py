@@ -1,4 +1,4 @@
-"""What a checkpoint tells about its model beside the weights: builder, options, categories, eps of frozen norms."""
+"""What a checkpoint tells about its model beside the weights: builder, options, categories, skeletons, eps of norms."""
 
 import contextlib
 import math
@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from fastmask.models._state import is_detector
+from fastmask.models._api import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
+from fastmask.skeletons import Skeleton
 
-METADATA = ("builder", "categories", "options", "norm_eps")  # keys of a file, beside "model"
+METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
     "min_size": "transform.min_size",
     "max_size": "transform.max_size",
@@ -27,19 +28,27 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "box_detections_per_img": "roi_heads.detections_per_img",
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
+    "box_pooling": "roi_heads.box_roi_pool._pooling",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
+CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
 
 
-def describe_model(model: nn.Module, builder: str | None, categories: Sequence[str] | None) -> dict[str, Any]:
+def describe_model(
+    model: nn.Module,
+    builder: str | None,
+    categories: Sequence[str] | None,
+    skeletons: Mapping[str, Skeleton] | None = None,
+) -> dict[str, Any]:
     """Return a checkpoint's entries beside its weights, plain values by :data:`METADATA`'s names, where they are known.
 
     Args:
         model: an R-CNN of ``fastmask.models.detection``.
         builder: the name of its builder.
         categories: names by label, from 0, the background.
+        skeletons: of keypoints, by category.
     """
     options = {}
     for name, path in OPTIONS.items():
@@ -54,6 +63,7 @@ def describe_model(model: nn.Module, builder: str | None, categories: Sequence[s
         "categories": None if categories is None else list(categories),
         "options": parse_options(options),
         "norm_eps": eps.pop() if len(eps) == 1 else None,
+        "skeletons": plain_skeletons(skeletons or {}) or None,
     }
     return {name: value for name, value in content.items() if value is not None}
 
@@ -67,9 +77,32 @@ def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
         metadata["options"] = parse_options(content["options"])
     if isinstance(content.get("categories"), list):
         metadata["categories"] = content["categories"]
+    if skeletons := parse_skeletons(content.get("skeletons")):
+        metadata["skeletons"] = skeletons
     if _is_number(content.get("norm_eps"), float):
         metadata["norm_eps"] = float(content["norm_eps"])
     return metadata
+
+
+def plain_skeletons(skeletons: Mapping[str, Skeleton]) -> dict[str, Any]:
+    """Number, names and limbs of keypoints as lists, by category."""
+    return {
+        category: {"number": each.number, "names": list(each.names), "limbs": [list(limb) for limb in each.limbs]}
+        for category, each in skeletons.items()
+    }
+
+
+def parse_skeletons(content: Any) -> dict[str, Skeleton]:
+    """The skeletons of :func:`plain_skeletons`; those of another form are left out."""
+    skeletons = {}
+    for category, each in content.items() if isinstance(content, dict) else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            number, names = operator.index(each["number"]), tuple(each["names"])
+            limbs = tuple((operator.index(a), operator.index(b)) for a, b in each["limbs"])
+            named = not names or (len(names) == number and all(isinstance(name, str) for name in names))
+            if named and all(0 <= end < number for limb in limbs for end in limb):
+                skeletons[category] = Skeleton(number, names, limbs)
+    return skeletons
 
 
 def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +110,10 @@ def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     parsed = {}
     for name in OPTIONS:
         value, kind = options.get(name), int if name in INTEGERS else float
+        if name in CHOICES:
+            if value in CHOICES[name]:
+                parsed[name] = value
+            continue
         values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]
         if values and all(_is_number(each, kind) for each in values):
             parsed[name] = list(values) if values is value else value

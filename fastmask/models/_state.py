@@ -1,38 +1,24 @@
 """State dicts: loading with errors that name the problem, and the builder of ours that a state dict is of."""
 
 import contextlib
-import importlib
+import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmask.models._api import get_model_builder, is_family, list_families, list_models
+from fastmask.models._api import get_model_builder, list_detectors
+from fastmask.models._metadata import describe_model
 from fastmask.ops.misc import FrozenBatchNorm2d
 
-PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
 CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
+KEYPOINTS = PREDICTORS[2] + "kps_score_lowres.weight"  # [.., K, 4, 4]
+Outline = dict[str, torch.Size]
 FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
-
-
-def list_detectors() -> list[str]:
-    """The names of ``fastmask.models.detection``'s builders."""
-    return list_models(module=importlib.import_module("fastmask.models.detection"))
-
-
-def is_detector(name: object) -> bool:
-    """Whether a builder has that name: one of those, or a family's with a backbone's, ``maskrcnn_timm:resnet18``."""
-    return isinstance(name, str) and (name in list_detectors() or is_family(name))
-
-
-def check_detector(argument: str, name: object) -> None:
-    """Raise a ValueError that names the argument if no builder has that name."""
-    if not is_detector(name):
-        known = [*list_detectors(), *(f"{family}:NAME" for family in list_families())]
-        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
@@ -56,6 +42,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
     for key in CLASSIFIERS:
         if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
             raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
+    if KEYPOINTS in state and KEYPOINTS in own and count_keypoints(state) != count_keypoints(own):
+        raise num_classes_error(count_keypoints(state), source, count_keypoints(own), "num_keypoints")
     others = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
     if others:
         shapes = (f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in others[:3])
@@ -78,14 +66,22 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
         )
 
 
-def num_classes_error(trained: int, source: str, actual: int) -> ValueError:
-    """The error for weights of another number of classes than the model's."""
+def count_keypoints(state: Mapping[str, Tensor]) -> int | None:
+    """The number of keypoints of a state dict's keypoint predictor; None without one."""
+    weight = state.get(KEYPOINTS)
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
+
+
+def num_classes_error(trained: int | None, source: str, actual: int | None, what: str = "num_classes") -> ValueError:
+    """The error for weights of another number of classes, or keypoints, than the model's."""
     hint = "new_predictors=True loads all but the predictors"
-    return ValueError(f"num_classes must be {trained} with {source}, got {actual} ({hint})")
+    return ValueError(f"{what} must be {trained} with {source}, got {actual} ({hint})")
 
 
 def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) -> str | None:
     """The name of the builder whose models have these keys and shapes; None if there is none.
+
+    Of several, the one whose options are most like the model's, and then the one of the shortest name.
 
     Args:
         state: a state dict, of any number of classes, with norms frozen or not.
@@ -93,18 +89,42 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
     """
     if CLASSIFIERS[0] not in state or state[CLASSIFIERS[0]].ndim == 0:
         return None
-    classes = state[CLASSIFIERS[0]].shape[0]
     state = {key: value.to("meta") for key, value in state.items()}
+    wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
+    pooling = {name: value for name, value in wanted.items() if name == "box_pooling"}
+    unlike = {}
+    body = _outline_body(state)
     for name in list_detectors():
         builder = get_model_builder(name)
-        takes_backbone = "weights_backbone" in inspect.signature(builder).parameters
-        options: dict[str, Any] = {"weights_backbone": None} if takes_backbone else {}
+        options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | pooling | _without_backbone(builder)
+        if "num_keypoints" in inspect.signature(builder).parameters:
+            options["num_keypoints"] = count_keypoints(state)
         with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
-            candidate = builder(num_classes=classes, **options)
+            if _outline_builder(builder) != body:
+                continue
+            candidate = builder(**options)
             _load(candidate, state, name)
             if model is None or list(_describe_parts(model)) == list(_describe_parts(candidate)):
-                return name
-    return None
+                own = describe_model(candidate, None, None)["options"]
+                unlike[name] = sum(own.get(option) != value for option, value in wanted.items()), len(name)
+    return min(unlike, key=unlike.__getitem__, default=None)
+
+
+@functools.cache
+def _outline_builder(builder: Callable[..., nn.Module]) -> Outline:
+    """:func:`_outline_body` of a builder's models."""
+    return _outline_body(builder(**_without_backbone(builder)).state_dict())
+
+
+def _without_backbone(builder: Callable[..., nn.Module]) -> dict[str, Any]:
+    """Options of a builder by which it loads no weights."""
+    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+
+
+def _outline_body(state: Mapping[str, Tensor]) -> Outline:
+    """Keys and shapes of the backbone's body, which no rename touches and no number of classes changes."""
+    keys = (key for key in state if key.startswith("backbone.body.") and not key.endswith("num_batches_tracked"))
+    return {key: state[key].shape for key in keys}
 
 
 def _describe_parts(model: nn.Module) -> Iterator[tuple[Any, ...]]:

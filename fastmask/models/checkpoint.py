@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.files import replace_file
+from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, parse_metadata, parse_options
-from fastmask.models._state import CLASSIFIERS, check_detector, load_state
+from fastmask.models._state import CLASSIFIERS, count_keypoints, load_state
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
@@ -31,8 +32,9 @@ class Checkpoint:
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
-    thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms. ``meta`` holds those that are known,
-    and ``num_classes``.
+    thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms; ``skeletons``, names and limbs of
+    keypoints by category. ``meta`` holds those that are known,
+    ``num_classes`` and, of a keypoint model, ``num_keypoints``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,6 +49,8 @@ class Checkpoint:
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
+        if (keypoints := count_keypoints(self._state)) is not None:
+            self.meta["num_keypoints"] = keypoints
         self.meta |= parse_metadata(content)
         if "categories" not in self.meta and self.meta.get("num_classes") == len(COCO_CATEGORIES):
             self.meta["categories"] = COCO_CATEGORIES
@@ -70,7 +74,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
     Args:
         model: any R-CNN of fastmask with the file's number of classes.
         path: path of the file.
-        new_predictors: load all but the box and mask predictors, which stay as they are: to fine-tune on other classes.
+        new_predictors: load all but the predictors, which stay as they are: to fine-tune on other classes or keypoints.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,7 +1,7 @@
 """What every model costs, what is published of its weights, and whether they are here: ``fastmask models``."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmask.models._api import WeightsEnum, get_model_builder, get_model_weights, list_models
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.sizes import compute_padded_size, compute_resized_size
 
-DETECTOR_SIZE, CLASSIFIER_SIZE = (800, 1344), (224, 224)
+IMAGE_SIZE, CLASSIFIER_SIZE = (800, 1333), (224, 224)
 METRICS = {"box_map": "box AP", "mask_map": "mask AP", "kp_map": "keypoint AP", "acc@1": "top-1"}
 
 
@@ -20,7 +21,7 @@ class ModelSummary(NamedTuple):
 
     name: str  # of its builder
     weights: WeightsEnum | None  # None if none are published
-    num_params: int  # also of norms that published weights freeze
+    num_params: int  # without those of norms that trained weights freeze, as torchvision counts them
     gmac: float  # 10^9 multiply-accumulates of one image's convolutions and matrix products
     data: str  # on which the next were measured, as COCO-val2017
     metrics: dict[str, float]  # published, in percent, by METRICS' names
@@ -29,9 +30,8 @@ class ModelSummary(NamedTuple):
 def summarize_models(include: Iterable[str] | str | None = None) -> Iterator[ModelSummary]:
     """Summarize each model, once for each of its weights.
 
-    A model is built and run on meta tensors, which hold no values: a detector by its static program on one image padded
-    to 800 x 1344 (smaller where its builder resizes to less), with all proposals and all detections; a classifier on
-    224 x 224.
+    A model is built and run on meta tensors, which hold no values: a detector by its static program on one image of 800
+    x 1333, resized and padded as its builder does, with all proposals and all detections; a classifier on 224 x 224.
 
     Args:
         include: shell patterns of names; None for all.
@@ -43,6 +43,7 @@ def summarize_models(include: Iterable[str] | str | None = None) -> Iterator[Mod
             data, values = "", {}
             if weights is not None:
                 ((data, values),) = weights.meta["_metrics"].items()
+                num_params = weights.meta["num_params"]
             metrics = {METRICS[key]: float(value) for key, value in values.items() if key in METRICS}
             yield ModelSummary(name, weights, num_params, gmac, data, metrics)
 
@@ -60,23 +61,21 @@ def count(name: str, **options: Any) -> tuple[int, float]:
     with torch.device("meta"):
         model = builder(**options).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _run(model)
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
+        if isinstance(model, GeneralizedRCNN):
+            size = compute_resized_size(IMAGE_SIZE, model.transform.min_size[-1], model.transform.max_size)
+            padded = compute_padded_size([size], model.transform.size_divisible)
+            model.infer(torch.empty(1, 3, *padded, device="meta"), torch.tensor([size], device="meta"))
+        else:
+            model(torch.empty(1, 3, *CLASSIFIER_SIZE, device="meta"))
+    frozen = [m for m in model.modules() if type(m) is nn.BatchNorm2d] if _freezes_norms(builder) else []
+    norms = sum(parameter.numel() for norm in frozen for parameter in norm.parameters())
+    return sum(parameter.numel() for parameter in model.parameters()) - norms, counter.get_total_flops() / 2e9
 
 
-def _run(model: nn.Module) -> None:
-    """Call a model of meta tensors once."""
-    if not isinstance(model, GeneralizedRCNN):
-        model(torch.empty(1, 3, *CLASSIFIER_SIZE, device="meta"))
-        return
-    height, width = DETECTOR_SIZE
-    fixed, longest = model.transform.fixed_size, model.transform.max_size
-    if fixed is not None:
-        width, height = fixed
-    elif longest < width:
-        height, width = -(-model.transform.min_size[-1] // 32) * 32, -(-longest // 32) * 32
-    pixels = torch.empty(1, 3, height, width, device="meta")
-    model.infer(pixels, torch.tensor([[height, width]], device="meta"))
+def _freezes_norms(builder: Callable[..., nn.Module]) -> bool:
+    """Whether norms are frozen with trained weights: in builders whose backbone has some by default."""
+    default = inspect.signature(builder).parameters.get("weights_backbone")
+    return default is not None and default.default is not None
 
 
 def format_table(summaries: Iterable[ModelSummary]) -> str:

@@ -26,10 +26,10 @@ from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLeve
 from fastmask.ops.focal_loss import sigmoid_focal_loss
 from fastmask.ops.giou_loss import generalized_box_iou_loss
 from fastmask.ops.masks import encode_masks, paste_masks, paste_masks_in_image
-from fastmask.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
-from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d, SqueezeExcitation
+from fastmask.ops.poolers import MultiScaleRoIAlign, MultiScaleRoIPool
 from fastmask.ops.roi_align import RoIAlign, multilevel_roi_align, roi_align
-from fastmask.ops.roi_pool import RoIPool, roi_pool
+from fastmask.ops.roi_pool import RoIPool, multilevel_roi_pool, roi_pool
 
 __all__ = [
     "Conv2dNormActivation",
@@ -38,8 +38,10 @@ __all__ = [
     "LastLevelMaxPool",
     "LastLevelP6P7",
     "MultiScaleRoIAlign",
+    "MultiScaleRoIPool",
     "RoIAlign",
     "RoIPool",
+    "SqueezeExcitation",
     "batched_nms",
     "box_area",
     "box_convert",
@@ -54,6 +56,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "masks_to_boxes",
     "multilevel_roi_align",
+    "multilevel_roi_pool",
     "nms",
     "nms_padded",
     "paste_masks",

@@ -85,6 +85,43 @@ class Conv2dNormActivation(NotScriptable, nn.Sequential):
         self.out_channels = out_channels
 
 
+class SqueezeExcitation(NotScriptable, nn.Module):
+    """Scale each channel by a gate that two 1x1 convolutions compute from all channels' means (arXiv 1709.01507).
+
+    Means are over the whole map, so that padding around an image counts in them.
+
+    Args:
+        input_channels: channels of the input.
+        squeeze_channels: channels between the two convolutions.
+        activation, scale_activation: called without arguments; after the first convolution and after the second.
+
+    Source: torchvision/ops/misc.py.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        squeeze_channels: int,
+        activation: Callable[..., nn.Module] = nn.ReLU,
+        scale_activation: Callable[..., nn.Module] = nn.Sigmoid,
+    ) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1)
+        self.fc2 = nn.Conv2d(squeeze_channels, input_channels, 1)
+        self.activation = activation()
+        self.scale_activation = scale_activation()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        return self._scale(input) * input
+
+    def _scale(self, input: Tensor) -> Tensor:  # torchvision's name, which subclasses override
+        squeezed = self.activation(self.fc1(self.avgpool(input)))
+        gate: Tensor = self.scale_activation(self.fc2(squeezed))
+        return gate
+
+
 def _pair(value: int | Sequence[int]) -> Sequence[int]:
     return (value, value) if isinstance(value, int) else value
 

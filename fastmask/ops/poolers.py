@@ -1,4 +1,4 @@
-"""MultiScaleRoIAlign: RoIAlign over named feature maps; torchvision.ops.poolers' names."""
+"""RoIAlign and RoIPool over named feature maps; torchvision.ops.poolers' names, and MultiScaleRoIPool."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastmask.checks import ArgumentError, NotScriptable, rois_from_boxes
 from fastmask.ops.roi_align import follow_format, multilevel_roi_align
+from fastmask.ops.roi_pool import multilevel_roi_pool
 
 
 def infer_scale(feature: Tensor, image_height: int) -> float:
@@ -33,6 +34,9 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
 
     Source: torchvision/ops/poolers.py.
     """
+
+    sampling_ratio: int | None
+    _pooling = "roi_align"  # the models' box_pooling
 
     def __init__(
         self,
@@ -85,6 +89,55 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
         )
 
 
+class MultiScaleRoIPool(MultiScaleRoIAlign):
+    """RoIPool (Fast R-CNN, section 2.1) in the place of RoIAlign; arguments and calls as :class:`MultiScaleRoIAlign`.
+
+    For comparisons as Mask R-CNN's table 2c has them; torchvision has no such module.
+    """
+
+    _pooling = "roi_pool"
+
+    def __init__(
+        self,
+        featmap_names: list[str],
+        output_size: int | Sequence[int],
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        levels = {"canonical_scale": canonical_scale, "canonical_level": canonical_level}
+        super().__init__(featmap_names, output_size, 0, **levels)
+        self.sampling_ratio = None  # a maximum takes no samples
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(featmap_names={self.featmap_names}, output_size={self.output_size})"
+
+
+def pool_levels(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int | None,
+    canonical_scale: float,
+    canonical_level: float,
+) -> Tensor:
+    """RoIAlign over a pyramid, or RoIPool where ``sampling_ratio`` is None -> [K, C, h, w], channels-last."""
+    if sampling_ratio is None:
+        return multilevel_roi_pool(
+            features, rois, output_size, scales, canonical_scale=canonical_scale, canonical_level=canonical_level
+        )
+    return multilevel_roi_align(
+        features,
+        rois,
+        output_size,
+        scales,
+        sampling_ratio,
+        canonical_scale=canonical_scale,
+        canonical_level=canonical_level,
+    )
+
+
 @torch.fx.wrap
 def _pool(
     x: dict[str, Tensor],
@@ -92,7 +145,7 @@ def _pool(
     image_shapes: list[tuple[int, int]],
     featmap_names: list[str],
     output_size: tuple[int, ...],
-    sampling_ratio: int,
+    sampling_ratio: int | None,
     scales: list[float] | None,
     canonical_scale: int,
     canonical_level: int,
@@ -108,13 +161,6 @@ def _pool(
             raise ArgumentError("image_shapes must not be empty, got []")
         tallest = max(height for height, _ in image_shapes)
         scales = [infer_scale(feature, tallest) for feature in features]
-    pooled = multilevel_roi_align(
-        features,
-        rois_from_boxes(boxes, features[0]),
-        output_size,
-        scales,
-        sampling_ratio,
-        canonical_scale=canonical_scale,
-        canonical_level=canonical_level,
-    )
+    rois = rois_from_boxes(boxes, features[0])
+    pooled = pool_levels(features, rois, output_size, scales, sampling_ratio, canonical_scale, canonical_level)
     return follow_format(pooled, features[0])

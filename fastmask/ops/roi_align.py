@@ -101,6 +101,17 @@ def multilevel_roi_align(
 
     Source: torchvision/ops/poolers.py; unlike there, a size is compared with 224 * 2^(k-4) * 2^-1e-6, not by log2.
     """
+    check_levels(features, rois, scales)
+    height, width = check_pair("output_size", output_size, 1)
+    limits = level_limits(scales, canonical_scale, canonical_level)
+    pooled: Tensor = multilevel_roi_align_op(
+        list(features), rois, [float(s) for s in scales], limits, height, width, max(sampling_ratio, 0), aligned
+    )
+    return pooled
+
+
+def check_levels(features: Sequence[Tensor], rois: Tensor, scales: Sequence[float]) -> None:
+    """Raise an ArgumentError unless the maps of a pyramid, their scales and RoIs [K, 5] fit together."""
     if not isinstance(features, list | tuple) or not features:
         raise ArgumentError(f"features must be a list of at least one level, got {type(features).__name__}")
     if len(scales) != len(features):
@@ -123,12 +134,6 @@ def multilevel_roi_align(
     check_shape("rois", rois, "K", 5)
     check_floating("rois", rois)
     check_device("rois", rois, first)
-    height, width = check_pair("output_size", output_size, 1)
-    limits = level_limits(scales, canonical_scale, canonical_level)
-    pooled: Tensor = multilevel_roi_align_op(
-        list(features), rois, [float(s) for s in scales], limits, height, width, max(sampling_ratio, 0), aligned
-    )
-    return pooled
 
 
 def _is_like(feature: Tensor, first: Tensor) -> bool:

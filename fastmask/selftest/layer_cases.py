@@ -10,6 +10,7 @@ from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.fallback import stem as stem_fallback
+from fastmask.kernels.keypoints import decode_keypoints_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.predict_anchors import predict_anchors_op
@@ -40,6 +41,7 @@ def list_layer_cases() -> list[OpCase]:
         OpCase("RPN head", "predict_anchors", _draw_hidden, _predict_anchors, _check_predict_anchors),
         OpCase("best anchors", "top_anchors", _draw_logits, _choose, _check_choice),
         OpCase("decoded boxes", "decode_boxes", _draw_deltas, _decode, _check_decode),
+        OpCase("keypoints in heatmaps", "decode_keypoints", _draw_heatmaps, _decode_keypoints, _check_keypoints),
         OpCase("mask branch's end", "class_masks", _draw_masks, _class_masks, _check_class_masks),
     ]
 
@@ -234,3 +236,24 @@ def _class_masks(*inputs: Tensor) -> list[Tensor]:
 
 def _check_class_masks(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     check_close(outputs[0], reference_layers.class_masks(*inputs), TOLERANCE[inputs[0].dtype])  # type: ignore[call-arg,arg-type]
+
+
+def _draw_heatmaps(dtype: torch.dtype, kind: str) -> list[Tensor]:
+    """Heatmaps with a peak, and boxes of up to 60 pixels; the adversarial ones are no boxes, too."""
+    num = count_of(kind, 4)
+    heatmaps, low = _draw(num, 2, 14, 14, dtype=torch.float32, kind=kind), torch.rand(num, 2) * 20
+    heatmaps[:, :, 5, 9] += 12
+    boxes = torch.cat((low, low + 60 * torch.rand(num, 2)), 1)
+    if kind == "adversarial":
+        boxes[0, 2], boxes[1, 2:] = NAN, low[1] - 9
+    return [heatmaps.to(dtype), boxes]
+
+
+def _decode_keypoints(*inputs: Tensor) -> list[Tensor]:
+    return [*decode_keypoints_op(*inputs, 100, 100)]
+
+
+def _check_keypoints(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    keypoints, scores = reference_layers.decode_keypoints(inputs[0], inputs[1], 100, 100)
+    check_close(outputs[1], scores, 1e-4)
+    check_close(outputs[0], keypoints, 1e-4)

@@ -16,13 +16,15 @@ from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
+from fastmask.data.keypoints import count_points
 from fastmask.data.parse import join_few
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
 from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
+from fastmask.models._api import check_detector
 from fastmask.models._layout import lay_out
-from fastmask.models._state import check_detector, find_builder
+from fastmask.models._state import find_builder
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import DEFAULT_MODEL, choose_model
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -99,17 +101,18 @@ def train(
             splits = Splits(crowds_to_objects(splits.train), splits.val and crowds_to_objects(splits.val))
         for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
             print(note)
-        for line in _describe_data(splits, config.keep_empty) if job.rank == 0 else ():
-            print(f"fastmask train: {line}", file=sys.stderr)
         names = label_names(splits.train)
 
         def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
             if isinstance(model, GeneralizedRCNN):
                 return find_builder(model.state_dict(), model), _check_classes(model, names)
             with job.local_first():  # else all ranks of a machine download
-                return _build_model(model, os.fspath(weights), weights_backbone, names, config, device, job)
+                return _build_model(model, os.fspath(weights), weights_backbone, splits.train, config, device, job)
 
         builder, network = job.run_on_all(prepare_model)
+        fewest = config.min_keypoints if network.roi_heads.has_keypoint() else 0
+        for line in _describe_data(splits, config.keep_empty, fewest) if job.rank == 0 else ():
+            print(f"fastmask train: {line}", file=sys.stderr)
         arguments["model"] = model if isinstance(model, GeneralizedRCNN) else builder
         data_and_job = (splits.train, splits.val, job)
         trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder)
@@ -149,14 +152,15 @@ def _is_run(folder: Path) -> bool:
     return isinstance(content, dict) and "fastmask" in content
 
 
-def _describe_data(splits: Splits, keep_empty: bool) -> Iterator[str]:
+def _describe_data(splits: Splits, keep_empty: bool, min_keypoints: int) -> Iterator[str]:
     """What is broken, and what is left out."""
     for name, part in zip(Splits._fields, splits, strict=True):
         if part is None or isinstance(part.records, LazyRecords):
             continue
         for problem in part.problems:
             yield f"{problem.kind}: {problem.where}: {problem.text}"
-        counts = count_left_out(part, keep_empty or name == "val")
+        trained = name != "val"
+        counts = count_left_out(part, keep_empty or not trained, min_keypoints if trained else 0)
         if counts:
             yield f"left out of {name}: {', '.join(f'{number} {what}' for what, number in counts.items())}"
     if splits.val is None or isinstance(splits.val.records, LazyRecords):
@@ -176,7 +180,7 @@ def _build_model(
     name: str | None,
     weights: str,
     weights_backbone: str | os.PathLike[str] | None,
-    names: list[str],
+    data: Dataset,
     config: TrainConfig,
     device: torch.device | str,
     ranks: Ranks,
@@ -188,6 +192,7 @@ def _build_model(
     """
     if name is not None:
         check_detector("model", name)
+    names = label_names(data)
     options: dict[str, Any] = {"num_classes": len(names)}
     if config.min_size:
         options["min_size"] = config.min_size[-1]
@@ -197,13 +202,16 @@ def _build_model(
     name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     takes_backbone = "weights_backbone" in parameters
+    if "num_keypoints" in parameters and (number := count_points(data)) is not None:
+        options["num_keypoints"] = number
     if weights_backbone is not None and (weights != "none" or not takes_backbone):
         raise ValueError(
             f"weights must be none with weights_backbone, for a model that takes it, got {weights}, {name}"
         )
     if source is None:
         if weights == "imagenet" and not takes_backbone:
-            raise ValueError(f"weights must be none, SHAPES_V1 or a file for {name}, got imagenet")
+            others = ", ".join(["none", *(member.name for member in models.get_model_weights(name))])
+            raise ValueError(f"weights must be {others} or a file for {name}, got imagenet")
         if "pretrained" in parameters:  # of families
             options["pretrained"] = weights == "imagenet"
             options["weights_backbone"] = weights_backbone
@@ -218,8 +226,11 @@ def _build_model(
             )
         if same and trained is not None:
             same = all(mine in (UNUSED, theirs) for mine, theirs in zip(names[1:], trained[1:], strict=True))
+        points = source.meta.get("num_keypoints") or len(source.meta.get("keypoint_names", ()))
+        other = "classes" if not same else "keypoints"
+        same = same and options.get("num_keypoints", points) == points
         if not same and ranks.rank == 0:
-            print(f"fastmask train: {source} is of other classes: the predictors start anew")
+            print(f"fastmask train: {source} is of other {other}: the predictors start anew")
         options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
         if takes_backbone and isinstance(source, Checkpoint):
             options["weights_backbone"] = None

@@ -45,6 +45,8 @@ class TrainConfig:
         paste: probability that objects of another image are pasted.
         keep_empty: also train on images without objects.
         crowds_as_objects: take each crowd for one object, as some tools write it; else crowds are left out.
+        min_keypoints: annotated keypoints that an image must have to train a keypoint branch, see
+            :func:`fastmask.data.loading.training_loader`.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -74,9 +76,11 @@ class TrainConfig:
     paste: float = 0.0
     keep_empty: bool = False
     crowds_as_objects: bool = False
+    min_keypoints: int = 1
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "warmup": 0, "seed": 0, "workers": 0, "save_every": 0}
+        least = dict.fromkeys(("epochs", "batch_size"), 1)
+        least |= dict.fromkeys(("warmup", "seed", "workers", "save_every", "min_keypoints"), 0)
         for name, number in least.items():
             check_at_least(name, getattr(self, name), number)
         for name in ("weight_decay", "max_grad_norm"):

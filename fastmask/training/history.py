@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from fastmask.evaluation import AnyMetrics, KeypointMetrics, Metrics
 from fastmask.files import replace_file, write_text
 
 STEPS, EPOCHS, CURVES = "steps.csv", "epochs.json", "curves.png"
-RESULTS = {"box": "det_results.txt", "mask": "seg_results.txt"}
+RESULTS = {"box": "det_results.txt", "mask": "seg_results.txt", "keypoints": "kpt_results.txt"}
 COLUMNS = ("step", "epoch", "batch", "lr")  # of a step, before its losses
 
 
@@ -100,7 +101,7 @@ class History:
         return sum(finite) / len(finite) if finite else math.inf
 
     def add_epoch(self, epoch: int, lr: float, metrics: Mapping[str, Sequence[float]]) -> None:
-        """Append an epoch; ``metrics`` are COCO's twelve by "box" and "mask", where it was evaluated."""
+        """Append an epoch; ``metrics`` are COCO's by "box", "mask" and "keypoints", where it was evaluated."""
         values = {kind: list(metrics[kind]) for kind in metrics}
         steps = epoch * self.epoch_steps
         self.epochs.append({"epoch": epoch, "steps": steps, "loss": self.mean_loss(epoch), "lr": lr, **values})
@@ -127,9 +128,16 @@ class History:
         self.file.close()
 
 
+def read_metrics(entry: Mapping[str, Any]) -> dict[str, AnyMetrics]:
+    """The metrics of an epoch by "box", "mask" and "keypoints", as far as it was evaluated."""
+    shapes = {kind: KeypointMetrics if kind == "keypoints" else Metrics for kind in RESULTS if kind in entry}
+    return {kind: shape(*entry[kind]) for kind, shape in shapes.items()}
+
+
 def score_epoch(entry: Mapping[str, Any]) -> float:
-    """Score that ranks epochs: the average precision of masks, or of boxes, or where there is neither, -loss."""
-    return float(entry.get("mask", entry["box"])[0] if "box" in entry else -entry["loss"])
+    """Score that ranks epochs: the average precision of keypoints, else of masks, else of boxes, or else -loss."""
+    kind = next((kind for kind in ("keypoints", "mask", "box") if kind in entry), None)
+    return float(-entry["loss"] if kind is None else entry[kind][0])
 
 
 def warn_of_extra(name: str, output: str, error: Exception) -> None:
@@ -143,7 +151,7 @@ def _flatten(row: Row) -> list[float]:
 
 
 def _format_line(entry: Mapping[str, Any], metrics: Sequence[float]) -> str:
-    """As torchvision's tutorials have it: the epoch, COCO's twelve metrics, the mean loss and the learning rate."""
+    """As torchvision's tutorials have it: the epoch, COCO's metrics, the mean loss and the learning rate."""
     numbers = "  ".join(f"{value:.4f}" for value in [*metrics, entry["loss"]])
     return f"epoch:{entry['epoch']} {numbers}  {entry['lr']:.6f}"
 
@@ -170,7 +178,7 @@ def draw_curves(history: History, path: Path) -> None:
     lr.plot(steps, [row.lr for row in history.rows], color="gray", linestyle=":", linewidth=1)
     lr.set_ylabel("learning rate", color="gray")
     lr.set_ylim(0, None)
-    for kind, style in (("box", "--"), ("mask", "-")):
+    for kind, style in (("box", "--"), ("mask", "-"), ("keypoints", ":")):
         entries = [entry for entry in history.epochs if kind in entry]
         for place, name in ((0, "AP"), (1, "AP50")):
             epochs, values = [entry["epoch"] for entry in entries], [entry[kind][place] for entry in entries]

@@ -111,6 +111,8 @@ def mark_dynamic(targets: Targets) -> None:
         torch._dynamo.maybe_mark_dynamic(targets.masks, 0)
     if targets.has_mask is not None:
         torch._dynamo.maybe_mark_dynamic(targets.has_mask, 1)
+    if targets.keypoints is not None:
+        torch._dynamo.maybe_mark_dynamic(targets.keypoints, 1)
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmask.evaluation import Metrics
+from fastmask.evaluation import KeypointMetrics, Metrics
 from fastmask.training.history import Row, warn_of_extra
 
 
@@ -34,6 +34,7 @@ def write_step(writer: Any, row: Row, names: Sequence[str]) -> None:
 
 def write_epoch(writer: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
     for kind, values in metrics.items():
-        for name, value in zip(Metrics._fields, values, strict=True):
+        fields = KeypointMetrics._fields if kind == "keypoints" else Metrics._fields
+        for name, value in zip(fields, values, strict=True):
             writer.add_scalar(f"{kind}/{name}", value, step)
     writer.flush()

@@ -18,18 +18,17 @@ from fastmask.data.loading import GroupedBatchSampler, SampleDataset, training_l
 from fastmask.data.records import Dataset
 from fastmask.data.splits import label_names
 from fastmask.distributed import SINGLE_RANK, Ranks
-from fastmask.evaluation import Evaluation, Metrics, evaluate
-from fastmask.evaluation.identity import map_labels
-from fastmask.evaluation.run import number_records
+from fastmask.evaluation import AnyMetrics, Evaluation, evaluate
 from fastmask.models._metadata import describe_model
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
+from fastmask.training.check_data import check_data
 from fastmask.training.checkpoints import BEST, FREE, LAST, check_same_run, load, save, weights_of
 from fastmask.training.config import TrainConfig
 from fastmask.training.ema import ModelEma
-from fastmask.training.history import RESULTS, History, Row, score_epoch
+from fastmask.training.history import History, Row, read_metrics, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
 from fastmask.training.progress import RunProgress
 from fastmask.training.step import TrainStep, load_optimizer, move_batch
@@ -46,8 +45,8 @@ class TrainResult(NamedTuple):
     """Result of a training run."""
 
     weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
-    metrics: dict[str, Metrics]  # of that epoch by "box" and "mask"; empty without validation images
-    epochs: list[dict[str, Any]]  # epochs.json: "epoch" (from 1), "steps", "loss", "lr", COCO's as "box", "mask"
+    metrics: dict[str, AnyMetrics]  # of that epoch by "box", "mask" and "keypoints"; empty without validation images
+    epochs: list[dict[str, Any]]  # epochs.json: "epoch" (from 1), "steps", "loss", "lr", COCO's as "box", "mask", ...
 
 
 class PendingStep(NamedTuple):
@@ -115,14 +114,14 @@ class Trainer:
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 channels=count_channels(model),
+                keypoints=model.roi_heads.has_keypoint(),
+                min_keypoints=config.min_keypoints,
             )
         )
         assert isinstance(self.loader.batch_sampler, GroupedBatchSampler)
         assert isinstance(self.loader.dataset, SampleDataset)
         self.sampler, self.samples = self.loader.batch_sampler, self.loader.dataset
-        if val_data is not None:  # before anything is trained
-            map_labels(self.names, val_data.categories)
-            number_records(val_data)
+        check_data(model, self.names, train_data, val_data)  # before anything is trained
         self.sampler.set_epoch(0)
         self.epoch_steps = len(self.sampler)
         self.steps = self.epoch_steps * config.epochs
@@ -308,7 +307,8 @@ class Trainer:
 
     def _metadata(self) -> dict[str, Any]:
         """What :class:`fastmask.models.Checkpoint` tells whoever loads the weights."""
-        return describe_model(self.model, self.builder, self.names)
+        keypoints = self.samples.skeletons  # None without a branch for them
+        return describe_model(self.model, self.builder, self.names, keypoints)
 
     def _settings(self) -> dict[str, Any]:
         """Settings that determine the losses, besides the images."""
@@ -342,6 +342,5 @@ class Trainer:
         assert self.history is not None
         epochs = self.history.epochs
         best = max(epochs, key=score_epoch, default={})
-        metrics = {kind: Metrics(*best[kind]) for kind in RESULTS if kind in best}
         weights = self.folder / BEST
-        return TrainResult(weights if weights.exists() else self.folder / LAST, metrics, epochs)
+        return TrainResult(weights if weights.exists() else self.folder / LAST, read_metrics(best), epochs)

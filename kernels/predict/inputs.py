@@ -27,8 +27,20 @@ def blob_masks(generator: torch.Generator, num: int, size: tuple[int, int]) -> t
     return masks[:, None], boxes_in(generator, num, size, 3.6)
 
 
-def empty_pyramid(batch: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
-    """P2 to P5 of padded images, for launchers that only read shapes and strides."""
+def empty_pyramid(
+    batch: int, dtype: torch.dtype, channels_last: bool, strides: tuple[int, ...] = STRIDES, channels: int = CHANNELS
+) -> list[Tensor]:
+    """P2 to P5 of padded images, or other maps of them, for launchers that only read shapes and strides."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    sizes = [(batch, CHANNELS, PADDED_SIZE[0] // stride, PADDED_SIZE[1] // stride) for stride in STRIDES]
+    sizes = [(batch, channels, PADDED_SIZE[0] // stride, PADDED_SIZE[1] // stride) for stride in strides]
     return [torch.empty(size, dtype=dtype, memory_format=memory_format) for size in sizes]
+
+
+def draw_heatmaps(generator: torch.Generator, num: int, points: int = 17, side: int = 56) -> Tensor:
+    """Heatmaps [num, points, side, side] with a peak each and noise, upsampled twofold as by a predictor."""
+    place = torch.arange(side // 2)
+    center = torch.rand(2, num, points, 1, generator=generator) * (side // 2)
+    y, x = (torch.exp(-((place - axis) ** 2) / 4) for axis in center)
+    noise = torch.randn(num, points, side // 2, side // 2, generator=generator)
+    coarse = 10 * y[..., None] * x[..., None, :] + 0.1 * noise
+    return torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="bilinear")

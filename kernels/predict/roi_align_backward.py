@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.kernels.predict.case import Built, Case
-from fastmask.kernels.predict.inputs import CHANNELS, LIMITS, PADDED_SIZE, STRIDES
+from fastmask.kernels.predict.inputs import PADDED_SIZE
 from fastmask.kernels.predict.model import Work
-from fastmask.kernels.predict.roi_align import POOLED, RATIO, SCALES, levels_of, rois_of
+from fastmask.kernels.predict.roi_align import C4, PYRAMID, RATIO, Pooling, rois_of
 from fastmask.kernels.triton import roi_align_backward as gpu, roi_bins as roi_bins_triton
 
 
@@ -22,27 +22,29 @@ def build(
     batch: int,
     dtype: torch.dtype,
     size: tuple[int, int] = PADDED_SIZE,
-    channels: int = CHANNELS,
+    pooling: Pooling = PYRAMID,
+    channels_last: bool = False,
 ) -> Built:
     rois = rois_of(generator, num, batch, size)
-    sizes = [(size[0] // stride, size[1] // stride) for stride in STRIDES]
+    sizes = [(size[0] // stride, size[1] // stride) for stride in pooling.strides]
     heights, widths = [height for height, _ in sizes], [width for _, width in sizes]
-    # what flatten's backward hands over, and the benchmark; without NaN, which takes another path
-    grad = torch.zeros(len(rois), channels, POOLED, POOLED, dtype=dtype)
-    run = functools.partial(
-        gpu.multilevel_roi_align_backward, grad, rois, batch, heights, widths, SCALES, LIMITS, RATIO, False
-    )
-    return run, functools.partial(works, rois, batch, sizes, grad)
+    # NCHW is what flatten's backward hands over, channels-last a convolution's; without NaN, which takes another path
+    grad = torch.zeros(len(rois), pooling.channels, pooling.pooled, pooling.pooled, dtype=dtype)
+    if channels_last:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    geometry = (heights, widths, pooling.scales, pooling.limits, RATIO, False)
+    run = functools.partial(gpu.multilevel_roi_align_backward, grad, rois, batch, *geometry)
+    return run, functools.partial(works, rois, batch, sizes, grad, pooling)
 
 
-def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) -> list[Work]:
-    level, image = levels_of(rois), rois[:, 0].long()
+def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor, pooling: Pooling) -> list[Work]:
+    level, image = pooling.levels_of(rois), rois[:, 0].long()
     searches, products, bins = [], [], 0.0
-    for i, scale in enumerate(SCALES):
+    for i, scale in enumerate(pooling.scales):
         for b in range(batch):
             some = (rois[(level == i) & (image == b)] * scale).double().numpy()
-            y = _count_bins(some[:, 2], some[:, 4], sizes[i][0], gpu.TILE_Y)
-            x = _count_bins(some[:, 1], some[:, 3], sizes[i][1], gpu.TILE_X)
+            y = _count_bins(some[:, 2], some[:, 4], sizes[i][0], gpu.TILE_Y, pooling.pooled)
+            x = _count_bins(some[:, 1], some[:, 3], sizes[i][1], gpu.TILE_X, pooling.pooled)
             begins = range(0, len(some), gpu.ROIS)
             totals = [(y[k : k + gpu.ROIS].T @ x[k : k + gpu.ROIS]).ravel() for k in begins]
             searches.append(np.full(y.shape[1] * x.shape[1], len(begins)))
@@ -52,8 +54,9 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     repeats = -(-channels // gpu.CHANNELS[grad.dtype])
     written = sum(height * width for height, width in sizes) * batch * channels * grad.itemsize
     steps = -(-len(rois) // roi_bins_triton.COMPARED)
+    copied = not grad.is_contiguous(memory_format=torch.channels_last)
     return [
-        Work("_copy_kernel", {}, hbm_bytes=2 * grad.nbytes),
+        *([Work("_copy_kernel", {}, hbm_bytes=2 * grad.nbytes)] if copied else []),
         Work("_table_kernel", {"for begin in range(0, num_rois": steps}, len(rois) * 120),
         Work(
             "_backward_kernel",
@@ -70,13 +73,13 @@ def works(rois: Tensor, batch: int, sizes: list[tuple[int, int]], grad: Tensor) 
     ]
 
 
-def _count_bins(low: NDArray[Any], high: NDArray[Any], size: int, side: int) -> NDArray[Any]:
+def _count_bins(low: NDArray[Any], high: NDArray[Any], size: int, side: int, pooled: int) -> NDArray[Any]:
     """Bins of each RoI that may reach each tile along one axis, float64 [RoIs, tiles]."""
     tile = np.arange(-(-size // side)) * side
-    length = np.maximum(high - low, 1)[:, None] / POOLED
+    length = np.maximum(high - low, 1)[:, None] / pooled
     inset = 0.5 / RATIO
     first = np.maximum(np.ceil((tile - 1 - low[:, None]) / length - 1 + inset), 0)
-    past = np.minimum(np.floor((tile + side - low[:, None]) / length - inset) + 1, POOLED)
+    past = np.minimum(np.floor((tile + side - low[:, None]) / length - inset) + 1, pooled)
     bins: NDArray[Any] = np.maximum(past - first, 0)
     return bins
 
@@ -84,5 +87,8 @@ def _count_bins(low: NDArray[Any], high: NDArray[Any], size: int, side: int) -> 
 CASES = {
     "RoIAlign backward, 8 x 512 RoIs, bf16": Case(
         functools.partial(build, num=512, batch=8, dtype=torch.bfloat16), 121, 300
+    ),
+    "RoIAlign backward 14 x 14 on C4, 512 RoIs, bf16": Case(
+        functools.partial(build, num=512, batch=1, dtype=torch.bfloat16, pooling=C4, channels_last=True)
     ),
 }

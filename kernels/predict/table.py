@@ -14,12 +14,21 @@ from typing import Any
 import torch
 import triton
 
-from fastmask.kernels.predict import class_masks, machine, masks, nms, preprocess, roi_align, roi_align_backward
+from fastmask.kernels.predict import (
+    class_masks,
+    keypoints,
+    machine,
+    masks,
+    nms,
+    preprocess,
+    roi_align,
+    roi_align_backward,
+)
 from fastmask.kernels.predict.case import SEED, Case
 from fastmask.kernels.predict.model import Prediction, predict
 from fastmask.kernels.predict.record import record
 
-MODULES = (roi_align, roi_align_backward, nms, masks, class_masks, preprocess)
+MODULES = (roi_align, roi_align_backward, nms, masks, class_masks, keypoints, preprocess)
 CASES: dict[str, Case] = {name: case for module in MODULES for name, case in module.CASES.items()}
 SAVED = Path(__file__).parent / "predictions.json"
 README = Path(__file__).parent.parent / "README.md"
@@ -29,6 +38,8 @@ MEASURED_BY = {  # which of the benchmarks is the op; its device time is that of
     "RoIAlign, 1000 RoIs, fp32, NCHW": "RoIAlign, NCHW",
     "RoIAlign, 8 x 512 RoIs, bf16, channels-last": "RoIAlign of a batch, bfloat16",
     "RoIAlign backward, 8 x 512 RoIs, bf16": "RoIAlign of a batch, bfloat16, backward",
+    "RoIAlign 14 x 14 on C4, 1000 RoIs, bf16": "RoIAlign 14 x 14 on C4, bfloat16",
+    "RoIAlign backward 14 x 14 on C4, 512 RoIs, bf16": "RoIAlign 14 x 14 on C4, bfloat16, backward",
     "RPN NMS, 8 x 4819 boxes in 5 levels": "NMS, RPN, a batch",
     "class NMS, 20k boxes in 80 classes": "NMS, 20k in 80 classes, random",
     "paste 100 masks, 800 x 1333, bool": "paste 100 masks, bool",

@@ -18,6 +18,7 @@ _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 # constants and argument types that variants of both share
 MODES: dict[str, dict[str, Any]] = {
     "torchvision": {"SIDE": 28, "PADDING": 1, "CONTINUOUS": False},
+    "torchvision, side 14": {"SIDE": 14, "PADDING": 1, "CONTINUOUS": False},  # a C4 model's
     "continuous": {"SIDE": 28, "PADDING": 0, "CONTINUOUS": True},
     "torchvision without padding, side 14": {"SIDE": 14, "PADDING": 0, "CONTINUOUS": False},
 }

@@ -22,9 +22,10 @@ from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, by_level, of_level
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
-PIXELS, CHANNELS = 64, 32  # of a step
-NUM_WARPS, NUM_STAGES = 2, 4
-LARGEST = 2**31 - 2 * PIXELS  # pixels of all levels: beyond it, the eager fallback
+CHANNELS = 32  # of a step
+FEW = {"PIXELS": 64, "num_warps": 2, "num_stages": 4}  # for up to 16 outputs, a pyramid's three anchors
+MANY = {"PIXELS": 32, "num_warps": 4, "num_stages": 3}  # a C4 model's 15 anchors; other tiles spill
+LARGEST = 2**31 - 2 * FEW["PIXELS"]  # pixels of all levels: beyond it, the eager fallback
 
 
 # the values of all levels stand on one line
@@ -111,8 +112,9 @@ def predict_anchors(
     logits, deltas = (weight.new_empty(sum(pixels), number * anchors) for number in (1, 4))
     if logits.numel() == 0:
         return logits, deltas
+    tile = tile_of(anchors)
     with on_device(weight):
-        _predict_anchors_kernel[(sum(triton.cdiv(number, PIXELS) for number in pixels),)](
+        _predict_anchors_kernel[(sum(triton.cdiv(number, tile["PIXELS"]) for number in pixels),)](
             # tensors
             **by_level("hidden{}_ptr", hidden),
             hidden_bias_ptr=hidden_bias.contiguous(),
@@ -127,25 +129,31 @@ def predict_anchors(
             LEVELS=len(hidden),
             ANCHORS=anchors,
             WIDE=INTERPRET,  # which has no product of bfloat16
-            OUTPUTS=max(triton.next_power_of_2(5 * anchors), 16),
-            PIXELS=PIXELS,
             CHANNELS=min(max(triton.next_power_of_2(channels), 16), CHANNELS),
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
+            **tile,
         )
     return logits, deltas
 
 
+def tile_of(anchors: int) -> dict[str, int]:
+    """A program's constants for a number of anchors a pixel."""
+    outputs = max(triton.next_power_of_2(5 * anchors), 16)
+    return (FEW if outputs <= 16 else MANY) | {"OUTPUTS": outputs}
+
+
 def variants() -> Iterator[Variant]:
-    """Yield the audit's variants: dtypes, numbers of levels."""
-    for dtype, levels in itertools.product(DTYPES, (1, MAX_LEVELS)):
+    """Yield the audit's variants: dtypes, numbers of levels and of anchors: few, a C4 model's, and more than most."""
+    for dtype, (levels, anchors) in itertools.product(DTYPES, ((1, 3), (MAX_LEVELS, 3), (1, 6), (1, 15), (1, 30))):
+        tile = tile_of(anchors)
         yield Variant(
-            f"RPN's predictions, {dtype}, {levels} level{'s' if levels > 1 else ''}",
+            f"RPN's predictions, {dtype}, {levels} level{'s' if levels > 1 else ''}"
+            f"{f', {anchors} anchors' if anchors != 3 else ''}",
             _predict_anchors_kernel,
             pointers(dtype, *(f"hidden{level}" for level in range(MAX_LEVELS)))
             | pointers(dtype, "hidden_bias", "weight", "bias", "logits", "deltas"),
-            {"LEVELS": levels, "ANCHORS": 3, "OUTPUTS": 16, "WIDE": False, "PIXELS": PIXELS, "CHANNELS": CHANNELS},
-            {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES},
+            {"LEVELS": levels, "ANCHORS": anchors, "WIDE": False, "CHANNELS": CHANNELS}
+            | {name: value for name, value in tile.items() if not name.startswith("num_")},
+            {name: value for name, value in tile.items() if name.startswith("num_")},
             multiples=("channels",),
             default=levels > 1,
         )

@@ -31,9 +31,10 @@ from torch import Tensor
 
 from fastmask.kernels.fallback import roi as roi_fallback
 from fastmask.kernels.jit import Plan, jit
-from fastmask.kernels.launch import on_device
+from fastmask.kernels.launch import INTERPRET, on_device
 from fastmask.kernels.reference import compute_dtype
 from fastmask.kernels.triton import channels_last as channels_last_triton, roi_align_apart as roi_align_apart_triton
+from fastmask.kernels.triton.roi_align_tile import register_limit, tile_of
 from fastmask.kernels.triton.roi_geometry import (
     MAX_LEVELS,
     VARYING,
@@ -54,10 +55,8 @@ from fastmask.kernels.triton.roi_geometry import (
 )
 from fastmask.kernels.tuning import tuned_value
 
-COLUMNS, CHANNELS = 8, 128  # of a tile, at most
-WARP_ELEMENTS = 256  # of a program's tile: 8 a thread
+CHANNELS = 128  # of a tile, at most
 ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs
-UNROLLED = (2, 3)  # sampling ratios; for more, the taps of a row of bins do not fit the registers
 PROGRAMS = 1024  # at least, for few RoIs by fewer rows each: several for each multiprocessor
 
 # the values of all levels stand on one line
@@ -314,15 +313,6 @@ def multilevel_roi_align(
     return out
 
 
-def tile_of(pooled_width: int, channels: int, ratio: int, two: bool, most: int) -> dict[str, Any]:
-    """A program's columns, channels (``most``: CHANNELS) and warps: 8 elements a thread, or with ``two`` tiles 16."""
-    columns = min(triton.next_power_of_2(pooled_width), COLUMNS)
-    block = min(triton.next_power_of_2(channels), max(most, WARP_ELEMENTS // columns))
-    tiles = 2 if two and ratio == 2 and channels % (2 * block) == 0 else 1  # of more samples, two spill on gfx942
-    tile = {"COLUMNS": columns, "CHANNELS": block, "TILES": tiles, "EVEN": channels % block == 0}
-    return tile | {"UNROLL": ratio in UNROLLED, "num_warps": max(columns * block // WARP_ELEMENTS, 1)}
-
-
 @functools.lru_cache(256)
 def _prepare(
     features: tuple[Layout, ...], scales: tuple[float, ...], level_limits: tuple[float, ...], shape: torch.Size,
@@ -347,4 +337,5 @@ def _prepare(
         **{"ALIGNED": aligned, "UNIT": unit, "OFFSET": offset},
         PACK=2 if wide and dtype == torch.bfloat16 and channels % 2 == 0 else 1,
         **tile,
+        **({} if INTERPRET or torch.version.hip else register_limit(len(features), pooled_width, dtype, tile)),
     )

@@ -12,9 +12,12 @@ def variants() -> Iterator[Variant]:
     """Yield the audit's variants: dtypes, levels, sampling ratios, pooled sizes, channels; RoIs counted and sorted."""
     tile = {"TILE_Y": backward.TILE_Y, "TILE_X": backward.TILE_X}
     for dtype, levels, ratio, (side, channels) in itertools.product(
-        DTYPES, (4, 1), (2, 0, 1, 3), ((7, 256), (14, 256), (7, 64), (7, 1))
+        DTYPES, (4, 1), (2, 0, 1, 3), ((7, 256), (14, 256), (7, 64), (7, 1), (14, 1024))
     ):
-        if (ratio not in (2, 0) or (side, channels) != (7, 256)) and (levels, ratio) != (4, 2):
+        of_c4 = (side, channels) == (14, 1024)  # of one level
+        if of_c4 and (levels != 1 or ratio not in (2, 0)):
+            continue
+        if not of_c4 and (ratio not in (2, 0) or (side, channels) != (7, 256)) and (levels, ratio) != (4, 2):
             continue
         torch_dtype, even = DTYPES[dtype], channels % 16 == 0
         yield Variant(
@@ -34,16 +37,17 @@ def variants() -> Iterator[Variant]:
             amd={"PRECISION": "ieee"},
         )
     ways = {"counted": (roi_bins.COUNTING, roi_bins.COMPARED), "sorted": (roi_bins.COLUMNS, 0)}
-    for (way, (columns, compared)), levels, ratio in itertools.product(ways.items(), (4, 1), (2, 0)):
+    shapes = itertools.product(ways.items(), ((4, 7), (1, 7), (1, 14)), (2, 0))
+    for (way, (columns, compared)), (levels, side), ratio in shapes:
         yield Variant(
-            f"RoIs' table, {way}, {levels} levels, sampling ratio {ratio}",
+            f"RoIs' table, {way}, {levels} levels, sampling ratio {ratio}{', 14 x 14' if side == 14 else ''}",
             roi_bins._table_kernel,
             TYPES
             | pointers("u8", "keys")
             | pointers("i64", "order")
             | pointers("i32", "starts")
             | pointers("fp32", "lines", "words"),
-            {"LEVELS": levels, "POOLED_H": 7, "POOLED_W": 7, "RATIO": ratio, "ALIGNED": False, **tile}
+            {"LEVELS": levels, "POOLED_H": side, "POOLED_W": side, "RATIO": ratio, "ALIGNED": False, **tile}
             | {"BLOCK": columns, "COMPARED": compared},
             {"num_warps": 4},
             multiples=("columns",),

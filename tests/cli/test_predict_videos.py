@@ -59,6 +59,7 @@ def test_videos_and_images(slim_file: SlimFile, tmp_path: Path, capfd: pytest.Ca
     assert "in 5 frames of" in printed.err
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt(slim_file: SlimFile, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says how many frames the files have, and ends as other interrupted commands do."""
     write = VideoWriter.write

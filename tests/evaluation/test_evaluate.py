@@ -165,7 +165,7 @@ def test_bad_requests(model: nn.Module, seed: int) -> None:
         ({"category_id": None}, "must have a category_id, got None"),
         ({"score": float("nan")}, "score must be a finite number, got nan"),
         ({"bbox": [1, 2, 3]}, "bbox must be x, y, width, height"),
-        ({"bbox": None, "segmentation": None}, "must have a bbox or a segmentation"),
+        ({"bbox": None, "segmentation": None}, "must have a bbox, a segmentation or keypoints"),
         ({"segmentation": {"size": [64, 64], "counts": "~~~~"}}, "an RLE's counts must be runs"),
         ({"segmentation": {"size": [8, 8], "counts": [64]}}, r"must have a mask of \(64, 64\) as its image"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must have an RLE as its segmentation"),

@@ -106,13 +106,15 @@ def draw_rois(num: int) -> Tensor:
 def test_pooling_of_any_rois() -> None:
     """Also of no RoIs, and zeros for those that are none; any batch."""
     pooler = ops.MultiScaleRoIAlign(["0", "1"], 3, 2, canonical_scale=16, canonical_level=1)
+    pyramid_most = ops.MultiScaleRoIPool(["0", "1"], 3, canonical_scale=16, canonical_level=1)
     align, adaptive, pool_most = ops.RoIAlign(3, 0.5, 2, True), ops.RoIAlign((3, 2), 0.5, -1), ops.RoIPool((3, 2), 0.5)
 
     def pool(fine: Tensor, coarse: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
         levels, sizes = {"0": fine, "1": coarse}, [(48, 64)]
         alone = ops.roi_align(fine, rois, 2, 0.5, -1, aligned=True)
         most = pool_most(fine, rois.round())  # of whole pixels, half of which lie between the map's
-        return align(fine, rois), adaptive(fine, rois), most, alone, pooler(levels, [rois[:, 1:]], sizes)
+        several = [each(levels, [own[:, 1:]], sizes) for each, own in ((pooler, rois), (pyramid_most, rois.round()))]
+        return align(fine, rois), adaptive(fine, rois), most, alone, *several
 
     shapes = ({0: ANY}, {0: ANY}, {0: ANY})
     run = export(pool, torch.rand(2, 3, 24, 32), torch.rand(2, 3, 12, 16), draw_rois(5), shapes=shapes)

@@ -130,7 +130,7 @@ def test_what_was_not_compiled_is_refused(
     with pytest.raises(ValueError, match="cannot be run: shape"):
         package.run(images, sizes)
     assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--opset", "18"]) == 2
-    assert "opset and target must not be given for a .pt2 file" in capsys.readouterr().err
+    assert "--opset and --target must not be given for a .pt2 file" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--device", "cuda:99"]) == 2
     assert "--device must be one that this machine has, got 'cuda:99'" in capsys.readouterr().err
 

@@ -112,9 +112,12 @@ def make_contents(format: str, folder: Path) -> list[Any]:
     contents = [json.loads(file.read_text()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     if format == "coco":
         runs = {"size": [HEIGHT, WIDTH], "counts": [41, 8, 1951]}
-        contents[0]["annotations"].append(
-            {"id": 99, "image_id": 1, "category_id": 1, "segmentation": runs, "iscrowd": 0}
-        )
+        points = [9, 9, 2, 4.5, 30, 1, 0, 0, 0]
+        contents[0]["annotations"] += [
+            {"id": 99, "image_id": 1, "category_id": 1, "segmentation": runs, "iscrowd": 0},
+            {"id": 98, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9], "keypoints": points, "num_keypoints": 2},
+        ]
+        contents[0]["categories"][0] |= {"keypoints": ["tail", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}
     if format == "via":
         shapes: list[Any] = [{"name": "rect", "x": 3, "y": 4, "width": 10, "height": 5}]
         shapes += [{"name": "circle", "cx": 30, "cy": 20, "r": 9.5}]
@@ -260,6 +263,7 @@ def use(dataset: data.Dataset, folder: Path, number: int) -> None:
             instance.bounds()
             compute_area(instance)
             instance.to_rle(HEIGHT, WIDTH)
+            instance.count_keypoints()
     if number % 4 == 0:
         data.masks_to_polygons(dataset, random.Random(number).choice([0.0, 2.0]))
     if number % 8 == 0:

@@ -43,3 +43,11 @@ def draw_image_file(path: Path, height: int = 128, width: int = 170) -> Path:
     pixels = (draw_image(height, width)[0] * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)
     return path
+
+
+def draw_keypoints(target: dict[str, Tensor], number: int) -> Tensor:
+    """Keypoints [n, number, 3] about the boxes of a target: some on edges, some outside, one in three not annotated."""
+    low, high = target["boxes"][:, None, :2], target["boxes"][:, None, 2:]
+    share = (torch.rand(len(low), number, 2) * 1.4 - 0.2).mul(5).round() / 5
+    visibility = torch.randint(3, (len(low), number, 1))
+    return torch.cat((low + share * (high - low), visibility), 2) * (visibility > 0)

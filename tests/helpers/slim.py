@@ -1,4 +1,4 @@
-"""The slim model of all tests: a Mask R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
+"""The slim model of all tests: an R-CNN of width 16 and 32 FPN channels, in torchvision and in fastmask, alike."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,18 +15,51 @@ from helpers.images import draw_image
 
 NUM_CLASSES = 5
 CHANNELS = 32
+MOBILENET = [  # channels in, kernel, expanded, out, squeeze and excitation, activation, stride
+    (16, 3, 16, 16, True, "RE", 2),
+    (16, 3, 40, 24, False, "RE", 2),
+    (24, 5, 64, 24, True, "HS", 2),
+    (24, 5, 72, 24, True, "HS", 1),
+    (24, 3, 72, 40, False, "HS", 2),
+]
+MOBILENET_ROI_POOL = {"body": "mobilenet", "box_pooling": "roi_pool"}  # one model for tests of both
 
 
-def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: int = 3, **options: Any) -> nn.Module:
+def slim_model(
+    library: ModuleType,
+    norm: str = "FrozenBatchNorm2d",
+    channels: int = 3,
+    body: str = "resnet",
+    keypoints: int = 0,
+    masks: bool = True,
+    **options: Any,
+) -> nn.Module:
     """A slim model of a library.
 
     Args:
         library: torchvision or fastmask.
         norm: of the backbone, FrozenBatchNorm2d or BatchNorm2d.
         channels: of images; of other than three, the mean is 0.4, 0.5, 0.6, 0.4, ... and the deviation 0.25.
+        body: "resnet", or "mobilenet": a MobileNetV3 of five blocks, with the pyramid of torchvision's Faster R-CNN.
+        keypoints: a Keypoint R-CNN with so many, unless they are 0.
+        masks: whether there is a mask branch, which torchvision's RoI heads may have beside the other.
+        options: the model's; with ``box_pooling="roi_pool"`` torchvision's gets a reference of that.
     """
     detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
     norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    if library is not fastmask and options.pop("box_pooling", "roi_align") == "roi_pool":
+        from helpers.poolers import ReferenceRoIPool  # of torchvision, too
+
+        names = ["0", "1", "2", "3"]
+        options |= {"box_roi_pool": ReferenceRoIPool(names, 7), "mask_roi_pool": ReferenceRoIPool(names, 14)}
+    if body == "mobilenet":
+        kind = library.models.mobilenetv3
+        blocks = [kind.InvertedResidualConfig(*block, 1, 1.0) for block in MOBILENET]
+        mobilenet = kind.MobileNetV3(blocks, 8, norm_layer=norm_layer)
+        backbone = detection.backbone_utils._mobilenet_extractor(mobilenet, True, 6)
+        anchors = detection.anchor_utils.AnchorGenerator(((16, 32, 64, 128),) * 3, ((0.5, 1.0, 2.0),) * 3)
+        options = {"rpn_anchor_generator": anchors} | options
+        return _put_heads(library, backbone, 256, keypoints, masks, options)
     stages, inplanes = OrderedDict(), 16
     for i, planes in enumerate((16, 32, 64, 128)):
         downsample = None
@@ -50,20 +83,37 @@ def slim_model(library: ModuleType, norm: str = "FrozenBatchNorm2d", channels: i
     backbone.strides = {str(i): 4 << i for i in range(4)}  # which torchvision does not look at
     mean, std = [0.4 + 0.1 * (i % 3) for i in range(channels)], [0.25] * channels
     settings = {} if channels == 3 else {"image_mean": mean, "image_std": std}
-    settings |= {
+    return _put_heads(library, backbone, CHANNELS, keypoints, masks, settings | options)
+
+
+def _put_heads(
+    library: ModuleType, backbone: nn.Module, channels: int, keypoints: int, masks: bool, options: dict[str, Any]
+) -> nn.Module:
+    detection = library.models.detection
+    settings = {
         "min_size": 128,
         "max_size": 200,
         "box_detections_per_img": 30,
         "rpn_post_nms_top_n_test": 200,
     } | options
-    return detection.mask_rcnn.MaskRCNN(
+    settings |= {
+        "box_head": detection.faster_rcnn.TwoMLPHead(channels * 49, 64),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
+    }
+    mask_head = detection.mask_rcnn.MaskRCNNHeads(channels, (CHANNELS, CHANNELS), 1)
+    mask_predictor = detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    if not keypoints:
+        return detection.mask_rcnn.MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
+    model = detection.keypoint_rcnn.KeypointRCNN(
         backbone,
-        box_head=detection.faster_rcnn.TwoMLPHead(CHANNELS * 49, 64),
-        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
-        mask_head=detection.mask_rcnn.MaskRCNNHeads(CHANNELS, (CHANNELS, CHANNELS), 1),
-        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES),
+        keypoint_head=detection.keypoint_rcnn.KeypointRCNNHeads(channels, (CHANNELS, CHANNELS)),
+        keypoint_predictor=detection.keypoint_rcnn.KeypointRCNNPredictor(CHANNELS, keypoints),
         **settings,
     )
+    if masks:
+        model.roi_heads.mask_roi_pool = library.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+        model.roi_heads.mask_head, model.roi_heads.mask_predictor = mask_head, mask_predictor
+    return model
 
 
 def calibrate_on_images(model: nn.Module, channels: int = 3) -> None:

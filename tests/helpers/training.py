@@ -1,25 +1,30 @@
 """What a training step is compared on: a batch, and the slim model of both libraries with the same samples."""
 
 import types
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler
-from helpers.images import draw_image
+from helpers.images import draw_image, draw_keypoints
 from helpers.slim import slim_pair
 
 Target = dict[str, Tensor]
 SIZES = [(100, 140), (150, 90), (64, 128)]
 
 
-def draw_batch(dtype: torch.dtype = torch.float64, empty: bool = False) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets, the first of which may have no instances."""
+def draw_batch(
+    dtype: torch.dtype = torch.float64, empty: bool = False, keypoints: int = 0
+) -> tuple[list[Tensor], list[Target]]:
+    """Images and targets, the first of which may have no instances; with so many keypoints, always float32."""
     images, targets = [], []
     for i, (height, width) in enumerate(SIZES):
         image, target = draw_image(height, width)
         while len(target["labels"]) == 0:
             image, target = draw_image(height, width)
+        if keypoints:
+            target["keypoints"] = draw_keypoints(target, keypoints)
         if empty and i == 0:
             target = {key: value[:0] for key, value in target.items()}
         images.append(image.to(dtype))
@@ -50,9 +55,12 @@ def draw_first(model: nn.Module) -> None:
         part.fg_bg_sampler = types.MethodType(draw, types.SimpleNamespace(**vars(sampler)))
 
 
-def train_pair(**options: object) -> tuple[nn.Module, nn.Module]:
+def train_pair(
+    pair: Callable[..., tuple[nn.Module, nn.Module]] = slim_pair, **options: object
+) -> tuple[nn.Module, nn.Module]:
+    """torchvision's and ours, made by ``pair``, in float64 and training mode, which draw the same samples."""
     small = {"rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 32, "rpn_batch_size_per_image": 64}
-    theirs, ours = slim_pair(**small | options)
+    theirs, ours = pair(**small | options)
     align_samples(theirs, ours)
     return theirs, ours
 

@@ -142,6 +142,7 @@ def test_memory_is_bounded(tmp_path: Path, model: nn.Module, monkeypatch: pytest
     assert 2 * batch < counts["ahead"] <= 5 * batch + waiting + 1
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_completes_the_files(clip: Path, tmp_path: Path) -> None:
     """A real signal while a frame is predicted: what was done is there, and is whole."""
 
@@ -164,6 +165,7 @@ def test_an_interrupt_completes_the_files(clip: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "none") == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_camera_until_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it recorded is whole; the frames between are counted."""
     monkeypatch.setattr(video_reader, "locate", lambda _: ("testsrc=size=96x64:rate=24", {"format": "lavfi"}))

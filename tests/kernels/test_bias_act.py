@@ -140,7 +140,7 @@ def check_anchors(hidden: list[Tensor], anchors: int, dtype: torch.dtype, device
 @pytest.mark.parametrize("levels", [1, 2, 5, 6], ids="L{}".format)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_predict_anchors(dtype: torch.dtype, levels: int, device: torch.device) -> None:
-    for channels, anchors in ((32, 3), (72, 1), (5, 7)):
+    for channels, anchors in ((32, 3), (72, 1), (5, 7), (40, 15)):
         sizes = [(13 + i, 10 - i) for i in range(levels)]
         check_anchors([draw(2, channels, *size) for size in sizes], anchors, dtype, device)
 

@@ -9,6 +9,7 @@ from helpers.inputs import draw_boxes, draw_masks, draw_pyramid, pyramid_scales,
 
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op, decode_levels_op, select_candidates_op
+from fastmask.kernels.keypoints import decode_keypoints_op
 from fastmask.kernels.launch import HAS_TRITON, INTERPRET, on_device
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
@@ -90,6 +91,10 @@ def class_masks(device: torch.device, dtype: torch.dtype) -> None:
     class_masks_op(*tensors, torch.tensor([0, 1], device=device), torch.tensor([2], device=device))
 
 
+def decode_keypoints(device: torch.device, dtype: torch.dtype) -> None:
+    decode_keypoints_op(torch.randn(1, 2, 5, 6, device=device).to(dtype), draw_boxes(1).to(device, dtype), 2000, 2000)
+
+
 def preprocess(device: torch.device, dtype: torch.dtype) -> None:
     """The kernel runs for every type of the buffer; images of float64 become float32."""
     pixels, values = torch.empty(1, 3, 9, 9, device=device, dtype=dtype), torch.ones(3, device=device)
@@ -112,6 +117,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (scale_boxes, ["triton.take"]),
         (top_anchors, ["triton.top_anchors"]),
         (class_masks, ["triton.class_masks"]),
+        (decode_keypoints, ["triton.keypoints"]),
         (preprocess, ["triton.preprocess"]),
     ],
     ids=[
@@ -127,6 +133,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         "scaled",
         "top anchors",
         "masks",
+        "keypoints",
         "pixels",
     ],
 )

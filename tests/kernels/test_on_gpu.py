@@ -22,6 +22,7 @@ from fastmask.kernels.bias_act import bias_act_op
 from fastmask.kernels.class_masks import class_masks_op
 from fastmask.kernels.decode import decode_boxes_op
 from fastmask.kernels.fallback import stem as stem_fallback
+from fastmask.kernels.keypoints import decode_keypoints_op
 from fastmask.kernels.linear_add_relu import linear_add_relu_op
 from fastmask.kernels.max_pool2d import max_pool2d_op
 from fastmask.kernels.nms import nms_padded_op
@@ -229,12 +230,20 @@ def class_masks_float32() -> tuple[Op, list[Tensor]]:
     return class_masks(torch.float32)
 
 
+def decode_keypoints() -> tuple[Op, list[Tensor]]:
+    """Heatmaps with and without a peak: programs search different numbers of cells."""
+    heatmaps, boxes = torch.randn(40, 17, 56, 56), draw_boxes(40)
+    heatmaps[::2, :, 20, 30] += 20
+    return lambda *inputs: decode_keypoints_op(*inputs, 2000, 2000), [heatmaps, boxes]
+
+
 CASES = pytest.mark.parametrize(
     "case",
     [
         roi_align, roi_align_channels_last, roi_align_few, roi_align_backward, roi_pool, roi_pool_backward, nms,
         nms_presorted, nms_one_group, decode, decode_levels, select_candidates, take_kept, scale_boxes, paste, rle,
         bias_act, stem, predict_anchors, top_anchors, linear_add_relu, class_masks_bfloat16, class_masks_float32,
+        decode_keypoints,
     ],
     ids=lambda case: case.__name__,
 )  # fmt: skip

@@ -21,6 +21,7 @@ from fastmask.kernels.predict import (
     assembly,
     attribution,
     class_masks,
+    keypoints,
     machine,
     masks,
     nms,
@@ -48,7 +49,24 @@ SMALL: dict[str, Callable[[torch.Generator], Built]] = {
     "NMS of one group": functools.partial(nms.build, num=200, groups=1, threshold=0.5, most=200),
     "RoIAlign": functools.partial(roi_align.build, num=2, batch=1, dtype=torch.bfloat16, channels_last=True),
     "RoIAlign backward": functools.partial(
-        roi_align_backward.build, num=5, batch=1, dtype=torch.bfloat16, size=(128, 160), channels=64
+        roi_align_backward.build,
+        num=5,
+        batch=1,
+        dtype=torch.bfloat16,
+        size=(128, 160),
+        pooling=roi_align.PYRAMID._replace(channels=64),
+    ),
+    "RoIAlign on C4": functools.partial(
+        roi_align.build, num=1, batch=1, dtype=torch.bfloat16, channels_last=True, pooling=roi_align.C4
+    ),
+    "RoIAlign backward on C4": functools.partial(
+        roi_align_backward.build,
+        num=2,
+        batch=1,
+        dtype=torch.bfloat16,
+        size=(128, 160),
+        pooling=roi_align.C4._replace(channels=256),
+        channels_last=True,
     ),
     "paste": functools.partial(masks.build_paste, num=2, size=(110, 130)),
     "RLE": functools.partial(masks.build_encode, num=2, size=(200, 260)),
@@ -56,6 +74,7 @@ SMALL: dict[str, Callable[[torch.Generator], Built]] = {
     "mask branch in steps": functools.partial(
         class_masks.build, num=4, batch=1, dtype=torch.float32, found=2, channels=70, side=12
     ),
+    "keypoints": functools.partial(keypoints.build, num=2, points=2, side=12, size=(60, 90)),
     "preprocessing": functools.partial(
         preprocess.build, batch=2, dtype=torch.bfloat16, size=(20, 30), resized=(30, 45), padded=(40, 64)
     ),

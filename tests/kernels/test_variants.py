@@ -28,7 +28,8 @@ from fastmask.kernels.triton import decode as decode_triton, linear_add_relu as 
 from fastmask.kernels.triton import nms as nms_triton, paste as paste_triton, candidates as candidates_triton
 from fastmask.kernels.triton import decode_levels as decode_levels_triton, max_pool2d as max_pool2d_triton
 from fastmask.kernels.triton import nms_runs as nms_runs_triton, predict_anchors as predict_anchors_triton
-from fastmask.kernels.triton import preprocess as preprocess_triton, stem_conv as stem_conv_triton
+from fastmask.kernels.triton import keypoints as keypoints_triton, preprocess as preprocess_triton
+from fastmask.kernels.triton import stem_conv as stem_conv_triton
 from fastmask.kernels.triton import take as take_triton, top_anchors as top_anchors_triton, rle as rle_triton
 from fastmask.kernels.triton import roi_align as roi_align_triton, roi_align_backward as roi_align_backward_triton
 from fastmask.kernels.triton import roi_pool as roi_pool_triton
@@ -124,6 +125,7 @@ def heads_of(num):
         hidden, own = torch.empty(2 * num, 14, 14, 16, dtype=dtype).permute(0, 3, 1, 2), [w.to(dtype) for w in weights]
         labels, count = torch.zeros(2 * num, dtype=torch.int64), torch.tensor([num, 0])
         class_masks_triton.class_masks(hidden, *own, labels, count)
+    keypoints_triton.decode_keypoints(torch.empty(num, 3, 2 + num % 50, 1 + num % 7), torch.zeros(num, 4), 9 * num, num)
 
 def frames_of(num):
     pixels, image = torch.empty(2, 3, 32 + num, 64), torch.empty(3, num + 1, num % 7 + 1, dtype=torch.uint8)
@@ -189,7 +191,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tu
             | {"_count_digits_kernel": 2, "_keep_kernel": 1, "_sort_kept_kernel": 1},
         ),
         # of two dtypes
-        ("heads", {"_class_masks_kernel": 2}),
+        ("heads", {"_class_masks_kernel": 2, "_decode_keypoints_kernel": 1}),
         # whatever the images are
         ("frames", {"_preprocess_kernel": 1}),
         # the convolution; the stem's pooling and the pyramid's

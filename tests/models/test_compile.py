@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.images import draw_image
+from helpers.images import draw_image, draw_keypoints
 from helpers.slim import slim_pair
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ def reset_compiler() -> None:
 
 def draw_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     pairs = [draw_image(*size, num=4) for size in sizes]
+    for _, target in pairs:
+        target["keypoints"] = draw_keypoints(target, 2)
     return [image.double() for image, _ in pairs], [target for _, target in pairs]
 
 
@@ -40,7 +42,7 @@ def check_same(compiled: nn.Module, model: nn.Module, sizes: list[tuple[int, int
 @pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
 def test_inference_on_images_of_any_sizes(dynamic: bool | None) -> None:
     """Other sizes are compiled anew, as constants, also where torch.compile would rather have them symbolic."""
-    model = slim_pair()[1].double()
+    model = slim_pair(keypoints=2)[1].double()
     compiled = torch.compile(model, fullgraph=True, backend="eager" if dynamic else "aot_eager", dynamic=dynamic)
     assert all(check_same(compiled, model, sizes) for sizes in SIZES[: 1 if dynamic else 2])
 
@@ -52,14 +54,14 @@ def test_nothing_found() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_nothing_breaks_the_graph(training: bool) -> None:
-    model = slim_pair()[1].double().train(training)
+    model = slim_pair(keypoints=2)[1].double().train(training)
     images, targets = draw_batch(*SIZES[0])
     explained = torch._dynamo.explain(model)(images, targets if training else None)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
 def test_training_step() -> None:
-    model = slim_pair(rpn_post_nms_top_n_train=100)[1].double().train()
+    model = slim_pair(keypoints=2, rpn_post_nms_top_n_train=100)[1].double().train()
     for part in (model.rpn, model.roi_heads):  # the same samples in both: the first candidates
         part.fg_bg_sampler.keys = lambda labels: torch.linspace(1, 0.1, labels.shape[1]).expand(labels.shape)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

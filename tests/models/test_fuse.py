@@ -26,6 +26,7 @@ MODELS = {
     "resnet18": lambda: with_body("resnet18"),
     "resnext50": lambda: with_body("resnext50_32x4d"),
     "slim": lambda: slim_model(fastmask),
+    "mobilenet": lambda: slim_model(fastmask, body="mobilenet"),
 }
 
 
@@ -56,8 +57,7 @@ def test_equal_in_float64(name: str) -> None:
             assert left == ({nn.ReLU, nn.Conv2d} if ready.roi_heads.has_mask() else set())
             assert (fused.CudnnConv2d in kinds(ready)) == (form == "cudnn")
             maps = list(ready.extract_features(pixels).maps.values())
-            assert len(maps) == 5
-            for actual, level in zip(maps, expected, strict=True):
+            for actual, level in zip(maps, expected, strict=True):  # and that none of the levels is missing
                 close(actual, level)
             for actual, levels in zip(ready.rpn.head(maps), plain.rpn.head(expected), strict=True):
                 for ours, theirs in zip(actual, levels, strict=True):

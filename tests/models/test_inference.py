@@ -5,7 +5,7 @@ import torch
 import torchvision
 from helpers.exact import assert_exact, assert_exact_masks, assert_matched
 from helpers.images import draw_image
-from helpers.slim import calibrate_on_images, slim_pair
+from helpers.slim import MOBILENET_ROI_POOL, calibrate_on_images, slim_pair
 from helpers.static import NoDataDependence
 from torch import Tensor, nn
 
@@ -75,8 +75,9 @@ def test_exact_in_float64(sizes: str, threshold: float) -> None:
             "bbox_reg_weights": (1.0, 1.0, 2.0, 2.0),
         },
         {"norm": "BatchNorm2d"},
+        {"norm": "BatchNorm2d"} | MOBILENET_ROI_POOL,
     ],
-    ids=lambda options: ", ".join(options),
+    ids=lambda options: ", ".join(value if name == "body" else name for name, value in options.items()),
 )
 def test_settings_in_float64(options: dict[str, object]) -> None:
     theirs, ours = slim_pair(**options)
@@ -256,8 +257,9 @@ def test_boxes_stay_float32_in_bfloat16(how: str) -> None:
     assert (inside != inside.bfloat16()).float().mean() > 0.5
 
 
-def test_compiles_to_one_graph() -> None:
-    _, ours = slim_pair()
+@pytest.mark.parametrize("family", [pytest.param({}, marks=pytest.mark.slow, id="resnet"), MOBILENET_ROI_POOL], ids=str)
+def test_compiles_to_one_graph(family: dict[str, str]) -> None:  # test_compile.py has the ResNet's as well
+    _, ours = slim_pair(**family)
     example = batch_of((120, 160), (128, 150), height=128, width=160)
     with torch.no_grad():
         compiled = torch.compile(ours.infer, fullgraph=True, backend="aot_eager")(*example)
@@ -265,12 +267,28 @@ def test_compiles_to_one_graph() -> None:
             torch.testing.assert_close(actual, expected)
 
 
-def test_infer_has_no_data_dependent_op() -> None:
-    _, ours = slim_pair()
+@pytest.mark.parametrize("family", [{}, MOBILENET_ROI_POOL], ids=str)
+def test_infer_has_no_data_dependent_op(family: dict[str, str]) -> None:
+    _, ours = slim_pair(**family)
     with torch.no_grad(), NoDataDependence():
         ours.infer(*batch_of((120, 160), (128, 150), height=128, width=160))
     with pytest.raises(AssertionError), NoDataDependence():  # the check itself works
         torch.ones(3)[torch.ones(3) > 0]
+
+
+DEEP = ("resnet34", "resnet101", "resnet152", "resnext101_32x8d")
+
+
+def build_theirs(name: str, options: dict[str, object]) -> nn.Module:
+    """By torchvision's builder, or from its parts where it has none."""
+    models = torchvision.models.detection
+    if hasattr(models, name):
+        return torchvision.models.get_model(name, **options)
+    kind, body = name.removesuffix("_fpn").split("_", 1)
+    norms = {"norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
+    backbone = models.backbone_utils.resnet_fpn_backbone(backbone_name=body, weights=None, **norms)
+    settings = {key: value for key, value in options.items() if key[:7] != "weights"}
+    return {"maskrcnn": models.MaskRCNN, "fasterrcnn": models.FasterRCNN}[kind](backbone, **settings)
 
 
 @pytest.mark.parametrize(
@@ -278,14 +296,19 @@ def test_infer_has_no_data_dependent_op() -> None:
     [
         "maskrcnn_resnet50_fpn",
         pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
-        "fasterrcnn_resnet50_fpn",
+        pytest.param("fasterrcnn_resnet50_fpn", marks=pytest.mark.slow),
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        pytest.param("fasterrcnn_mobilenet_v3_large_fpn", marks=pytest.mark.slow),
+        "maskrcnn_resnet18_fpn",
+        *(pytest.param(f"maskrcnn_{body}_fpn", marks=pytest.mark.slow) for body in DEEP),
+        *(pytest.param(f"fasterrcnn_{body}_fpn", marks=pytest.mark.slow) for body in ("resnet18", *DEEP)),
     ],
 )
-def test_resnet50_in_float64(name: str) -> None:
+def test_full_models_in_float64(name: str) -> None:
     """The full architectures, small images, few classes."""
     options = {"weights": None, "weights_backbone": None, "num_classes": 4, "min_size": 128, "box_score_thresh": 0.3}
     options |= {"rpn_post_nms_top_n_test": 200, "box_detections_per_img": 20}  # the heads take most of the time
-    theirs = torchvision.models.get_model(name, **options).eval()
+    theirs = build_theirs(name, options).eval()
     calibrate_on_images(theirs)
     ours = fastmask.models.get_model(name, **options).eval()
     ours.load_state_dict(theirs.state_dict())

@@ -33,8 +33,16 @@ UNUSUAL = {
     "box_nms_thresh": 0.4,
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
+    "box_pooling": "roi_pool",
 }
-FOREIGN = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "maskrcnn_slim_fpn", "keypointrcnn_resnet50_fpn")
+FOREIGN = (
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_slim_fpn",
+    "maskrcnn_resnet34_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "keypointrcnn_resnet50_fpn",
+)
 NAMES = ["-", "one", "two", "three", "four"]
 
 
@@ -74,7 +82,11 @@ def test_files_of_ours_before_and_of_others(slim_file: tuple[Path, nn.Module], t
     assert choose_model(None, tmp_path / "old.pth")[0] == "maskrcnn_resnet50_fpn"
     model, _ = load_pretrained("slim", tmp_path / "old.pth", "cpu")
     assert (model.transform.min_size, model.transform.max_size) == ((64,), 96)
-    odd = {"builder": ["slim"], "options": {"min_size": True, "image_mean": [], "image_std": [None]}, "norm_eps": "no"}
+    odd = {
+        "builder": ["slim"],
+        "options": {"min_size": True, "box_pooling": "max", "image_mean": [], "image_std": [None]},
+        "norm_eps": "no",
+    }
     torch.save(old | odd, tmp_path / "odd.pth")
     assert Checkpoint(tmp_path / "odd.pth").meta == {"num_classes": 5, "categories": NAMES, "options": {}}
 
@@ -86,24 +98,33 @@ def test_published_names_choose_their_model() -> None:
     assert choose_model(None, "COCO_V1") == choose_model(None, "DEFAULT") == ("maskrcnn_resnet50_fpn", coco)
     assert choose_model(None, "SHAPES_V1") == choose_model(None, shapes) == ("maskrcnn_slim_fpn", shapes)
     assert choose_model(None, "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1") == ("fasterrcnn_resnet50_fpn_v2", v2)
-    with pytest.raises(ValueError, match=r"weights must be COCO_V1, DEFAULT, SHAPES_V1 or a file, got 'best.pht'"):
+    with pytest.raises(
+        ValueError, match=r"weights must be COCO_V1, DEFAULT, COCO_LEGACY, SHAPES_V1 or a file, got 'best.pht'"
+    ):
         choose_model(None, "best.pht")
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_whose_a_foreign_file_is(name: str) -> None:
     """Of any number of classes: those of torchvision's models are named; a builder is not, where its parts changed."""
-    library = fastmask if name == "maskrcnn_slim_fpn" else torchvision
-    options = {} if library is fastmask else {"weights": None, "weights_backbone": None}
+    library = torchvision if hasattr(torchvision.models.detection, name) else fastmask
+    options = {} if name == "maskrcnn_slim_fpn" else {"weights": None, "weights_backbone": None}
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
-        if name.startswith("keypoint"):
-            assert find_builder(model.state_dict()) is None
-            return
         assert find_builder(model.state_dict()) == name
         own = fastmask.models.get_model(name, **options, **UNUSUAL)
         assert describe_model(own, name, None)["options"] == UNUSUAL  # each builder takes them all
     assert find_builder({"a": torch.zeros(1)}) is None
+
+
+def test_of_two_builders_of_one_state_dict_the_options_choose() -> None:
+    for name, options in (
+        ("fasterrcnn_mobilenet_v3_large_fpn", {"box_pooling": "roi_pool", "box_nms_thresh": 0.4}),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", {}),
+    ):
+        with torch.device("meta"):
+            model = fastmask.models.get_model(name, weights_backbone=None, num_classes=3, **options)
+        assert find_builder(model.state_dict(), model) == name
 
 
 def test_a_model_of_changed_parts_has_no_name() -> None:

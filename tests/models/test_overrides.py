@@ -42,12 +42,12 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def pair_of_batches() -> tuple[Any, Any]:
-    return draw_batch(torch.float32)
+    return draw_batch(torch.float32, keypoints=2)
 
 
 @pytest.fixture(scope="module")
 def slim() -> nn.Module:
-    return slim_pair(rpn_post_nms_top_n_train=60, rpn_post_nms_top_n_test=60)[1]
+    return slim_pair(keypoints=2, rpn_post_nms_top_n_train=60, rpn_post_nms_top_n_test=60)[1]
 
 
 @pytest.mark.parametrize(("name", "method", "training"), CASES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from helpers.slim import slim_model, slim_pair
+from helpers.slim import MOBILENET_ROI_POOL, slim_model, slim_pair
 from helpers.static import NoDataDependence
 from helpers.training import draw_batch, draw_first, train_pair
 from torch import Tensor, nn
@@ -50,6 +50,15 @@ def test_box_head_of_channels_last_features(num: int, hooked: bool) -> None:
     ids=lambda options: ", ".join(options) or "defaults",
 )
 def test_losses_and_gradients_are_torchvisions(options: dict[str, object], empty: bool) -> None:
+    check_losses(options, empty)
+
+
+@pytest.mark.parametrize("options", [MOBILENET_ROI_POOL, {"body": "mobilenet", "norm": "BatchNorm2d"}], ids=str)
+def test_losses_and_gradients_of_mobilenets(options: dict[str, object]) -> None:
+    check_losses(options, empty=True)
+
+
+def check_losses(options: dict[str, object], empty: bool) -> None:
     theirs, ours = train_pair(**options)
     images, targets = draw_batch(empty=empty)
     expected, actual = theirs(images, targets), ours(images, targets)
@@ -93,8 +102,9 @@ def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
     return batch.tensors, torch.tensor(batch.image_sizes), pad_targets(resized, batch.tensors, True)
 
 
-def test_losses_compile_to_one_graph() -> None:
-    _, ours = slim_pair(rpn_post_nms_top_n_train=100)
+@pytest.mark.parametrize("family", [pytest.param({}, marks=pytest.mark.slow, id="resnet"), MOBILENET_ROI_POOL], ids=str)
+def test_losses_compile_to_one_graph(family: dict[str, str]) -> None:  # test_compile.py has the ResNet's as well
+    _, ours = slim_pair(rpn_post_nms_top_n_train=100, **family)
     ours.train()
     draw_first(ours)
     arguments = static_arguments(ours)
@@ -106,9 +116,10 @@ def test_losses_compile_to_one_graph() -> None:
     assert ours.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
 
 
-def test_losses_have_no_data_dependent_op(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", [{}, MOBILENET_ROI_POOL], ids=str)
+def test_losses_have_no_data_dependent_op(family: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as it runs on a GPU, with all padding."""
-    _, ours = slim_pair(rpn_post_nms_top_n_train=100)
+    _, ours = slim_pair(rpn_post_nms_top_n_train=100, **family)
     arguments = static_arguments(ours.train())
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with NoDataDependence():

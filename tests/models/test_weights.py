@@ -1,6 +1,7 @@
 """State dicts, weights and names of the models against torchvision's."""
 
 import hashlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,24 @@ BUILDERS = [
     "maskrcnn_resnet50_fpn_v2",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "keypointrcnn_resnet50_fpn",
 ]
-OWN = ["maskrcnn_slim_fpn"]  # which torchvision does not have
-RESNETS = [name for name in fastmask.models.resnet.__all__ if name.startswith(("resne", "wide"))]
-KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432}
+BODIES = ["resnet18", "resnet34", "resnet101", "resnet152", "resnext101_32x8d"]
+FAMILY = [f"{kind}_{body}_fpn" for kind in ("maskrcnn", "fasterrcnn") for body in BODIES]
+C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50, 101)]
+OWN = ["keypointrcnn_slim_fpn", "maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
+CLASSIFIERS = [n for n in fastmask.models.resnet.__all__ if n.startswith(("resne", "wide"))]
+CLASSIFIERS += ["mobilenet_v3_large", "mobilenet_v3_small"]
+KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}
 
 
 def build(library: object, name: str, **options: object) -> nn.Module:
     return library.models.get_model(name, weights=None, **options)
 
 
-@pytest.mark.parametrize("name", [*BUILDERS, *RESNETS])
+@pytest.mark.parametrize("name", [*BUILDERS, *CLASSIFIERS])
 def test_state_dicts_are_torchvisions(name: str) -> None:
     options = {"weights_backbone": None} if "rcnn" in name else {}
     with torch.device("meta"):
@@ -41,48 +49,95 @@ def test_state_dicts_are_torchvisions(name: str) -> None:
     assert trained[0] == trained[1]
 
 
-def test_the_same_seed_gives_the_same_weights(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "frozen"), [*((name, True) for name in FAMILY), (FAMILY[0], False)], ids=lambda p: str(p)
+)
+def test_the_family_is_what_torchvision_builds(name: str, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ResNet's weights, which are not read here, norms are frozen and three of its layers trained."""
+    kind = name.partition("_")[0]
+    body = name.removeprefix(f"{kind}_").removesuffix("_fpn")
+    models = torchvision.models.detection
+    weights = fastmask.models.get_model_weights(body)["IMAGENET1K_V1"]
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: {})
+    monkeypatch.setattr(fastmask.models.resnet.ResNet, "load_state_dict", lambda *_: None)
+    with torch.device("meta"):
+        norms = {} if frozen else {"norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
+        backbone = models.backbone_utils.resnet_fpn_backbone(backbone_name=body, weights=None, **norms)
+        theirs = {"maskrcnn": models.MaskRCNN, "fasterrcnn": models.FasterRCNN}[kind](backbone, 91)
+        ours = build(fastmask, name, weights_backbone=weights if frozen else None)
+    for values in ("state_dict", "named_parameters"):
+        actual, expected = (dict(getattr(model, values)()) for model in (ours, theirs))
+        assert [(k, v.shape, v.dtype) for k, v in actual.items()] == [
+            (k, v.shape, v.dtype) for k, v in expected.items()
+        ]
+        assert [v.requires_grad for v in actual.values()] == [v.requires_grad for v in expected.values()]
+    assert fastmask.models.get_model_weights(name).__members__ == {}
+    assert inspect.signature(fastmask.models.get_model_builder(name)).parameters["weights_backbone"].default is weights
+    with pytest.raises(ValueError, match=r"weights must be a file, got 'COCO_V1'"):
+        fastmask.models.get_model(name, weights="COCO_V1")
+    with pytest.raises(TypeError, match=r"weights must be a file or None, got bool"):
+        fastmask.models.get_model(name, weights=True)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_the_same_seed_gives_the_same_weights(name: str, seed: int) -> None:
     """Modules are initialized in torchvision's order."""
     states = []
     for library in (fastmask, torchvision):
         torch.manual_seed(seed)
-        states.append(build(library, "maskrcnn_resnet50_fpn", weights_backbone=None, num_classes=3).state_dict())
+        states.append(build(library, name, weights_backbone=None, num_classes=3).state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("version", ["", "_V2"])
-@pytest.mark.parametrize("kind", ["MaskRCNN", "FasterRCNN"])
-def test_weights_enums(kind: str, version: str) -> None:
-    name = f"{kind}_ResNet50_FPN{version}_Weights"
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{kind}_ResNet50_FPN{version}_Weights" for kind in ("MaskRCNN", "FasterRCNN") for version in ("", "_V2")),
+        *(f"FasterRCNN_MobileNet_V3_Large{size}_FPN_Weights" for size in ("", "_320")),
+        "KeypointRCNN_ResNet50_FPN_Weights",
+    ],
+)
+def test_weights_enums(name: str) -> None:
     ours, theirs = (getattr(library.models.detection, name) for library in (fastmask, torchvision))
     assert list(ours.__members__) == list(theirs.__members__)
     assert ours.DEFAULT is ours.COCO_V1
     assert fastmask.models.get_weight(f"{name}.COCO_V1") is ours.COCO_V1
     assert ours.verify("COCO_V1") is ours.verify(f"{name}.COCO_V1") is ours.COCO_V1
     assert repr(ours.COCO_V1) == f"{name}.COCO_V1"
-    assert ours.COCO_V1.url == theirs.COCO_V1.url
-    for key in ("categories", "num_params", "_metrics", "recipe", "min_size"):
-        assert ours.COCO_V1.meta[key] == theirs.COCO_V1.meta[key]
+    for member in ours.__members__:
+        assert ours[member].url == theirs[member].url
+        for key in ("categories", "num_params", "_metrics", "recipe", "min_size", "keypoint_names"):
+            assert ours[member].meta.get(key) == theirs[member].meta.get(key)
     image = torch.randint(256, (3, 5, 6), dtype=torch.uint8)
     assert torch.equal(ours.COCO_V1.transforms()(image), theirs.COCO_V1.transforms()(image))
 
 
-@pytest.mark.parametrize("name", [name for name in fastmask.models.resnet.__all__ if name.endswith("_Weights")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for module in (fastmask.models.resnet, fastmask.models.mobilenetv3)
+        for name in module.__all__
+        if name.endswith("_Weights")
+    ],
+)
 def test_backbone_weights_enums(name: str) -> None:
     ours, theirs = (getattr(library.models, name) for library in (fastmask, torchvision))
     assert list(ours.__members__) == list(theirs.__members__)
     for member in ours.__members__:
         assert ours[member].url == theirs[member].url
         assert ours[member].meta["num_params"] == theirs[member].meta["num_params"]
+        accuracy = theirs[member].meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        assert ours[member].meta["_metrics"] == {"ImageNet-1K": {"acc@1": accuracy}}
     with pytest.raises(NotImplementedError, match="no preset for classification"):
         ours.DEFAULT.transforms()
 
 
 def test_models_by_name() -> None:
-    assert {*BUILDERS, *RESNETS, *OWN} == set(fastmask.models.list_models())
-    assert fastmask.models.list_models(include="mask*50*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
+    assert {*BUILDERS, *CLASSIFIERS, *OWN} == set(fastmask.models.list_models())
+    assert fastmask.models.list_models(include="mask*50_fpn*", exclude="*v2") == ["maskrcnn_resnet50_fpn"]
     assert fastmask.models.list_models(fastmask.models.detection) == sorted([*BUILDERS, *OWN])
-    assert fastmask.models.list_models(module=fastmask.models) == sorted(RESNETS)
+    assert fastmask.models.list_models(module=fastmask.models) == sorted(CLASSIFIERS)
     assert fastmask.models.get_model_weights("maskrcnn_resnet50_fpn") is detection.MaskRCNN_ResNet50_FPN_Weights
     with pytest.raises(ValueError, match=r"name must be one of .*, got 'maskrcnn'"):
         fastmask.models.get_model("maskrcnn")
@@ -181,6 +236,63 @@ def test_old_checkpoints_load() -> None:
     model.load_state_dict(renamed, assign=True)
 
 
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained:UserWarning")
+@pytest.mark.parametrize(
+    "name", ["fasterrcnn_mobilenet_v3_large_320_fpn", pytest.param(BUILDERS[4], marks=pytest.mark.slow)]
+)
+def test_mobilenet_weights_from_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the detector or of its backbone: the same tensors, frozen parameters, frozen norms and their eps."""
+    body = torchvision.models.mobilenet_v3_large(norm_layer=nn.BatchNorm2d).state_dict()
+    put_in_cache(monkeypatch, tmp_path, fastmask.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1.url, body)
+    pair = [getattr(v.models.detection, name)(num_classes=3, progress=False) for v in (fastmask, torchvision)]
+    check_same_training(*pair)
+    with torch.no_grad():
+        whole = getattr(torchvision.models.detection, name)(progress=False).state_dict()
+    url = fastmask.models.get_model_weights(name).COCO_V1.url
+    torch.save(whole, tmp_path / "checkpoints" / url.rpartition("/")[2])
+    options = {"weights": "COCO_V1", "trainable_backbone_layers": 5, "progress": False}
+    check_same_training(*(getattr(v.models.detection, name)(**options) for v in (fastmask, torchvision)))
+
+
+def check_same_training(ours: nn.Module, theirs: nn.Module) -> None:
+    """What is trained, what is loaded, and how norms are set."""
+    trained = [[n for n, p in model.named_parameters() if p.requires_grad] for model in (ours, theirs)]
+    assert trained[0] == trained[1]
+    loaded, expected = ours.state_dict(), theirs.state_dict()
+    assert list(loaded) == list(expected)
+    assert all(torch.equal(loaded[key], expected[key]) for key in loaded if key.startswith("backbone.body."))
+    eps = [{m.eps for m in model.modules() if type(m).__name__ == "FrozenBatchNorm2d"} for model in (ours, theirs)]
+    assert eps[0] == eps[1] == {1e-5}
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
+def test_mobilenet_backbones(name: str) -> None:
+    """All numbers of trained layers, other stages, a single map; channels and scales as torchvision's."""
+    for layers in range(7) if name.endswith("large") else (0,):
+        others = [{"fpn": True, "returned_layers": [1, 2, 4]}, {"fpn": False}] if layers == 0 else []
+        for options in ({"fpn": True}, *others):
+            with torch.device("meta"):
+                ours, theirs = (
+                    v.models.detection.backbone_utils.mobilenet_backbone(
+                        backbone_name=name, weights=None, trainable_layers=layers, **options
+                    )
+                    for v in (fastmask, torchvision)
+                )
+            assert [(n, p.shape, p.requires_grad) for n, p in ours.named_parameters()] == [
+                (n, p.shape, p.requires_grad) for n, p in theirs.named_parameters()
+            ]
+            assert ours.out_channels == theirs.out_channels == 256
+            if options["fpn"] and layers == 0:
+                maps = ours(torch.empty(1, 3, 256, 320, device="meta"))
+                assert {n: 256 // maps[n].shape[2] for n in ours.strides} == ours.strides
+    with pytest.raises(ValueError, match=r"Trainable layers should be in the range \[0,\d\], got 9"):
+        detection.backbone_utils.mobilenet_backbone(backbone_name=name, weights=None, fpn=True, trainable_layers=9)
+    with pytest.raises(ValueError, match=r"Each returned layer should be in the range \[0,\d\], got \[9\]"):
+        detection.backbone_utils.mobilenet_backbone(backbone_name=name, weights=None, fpn=True, returned_layers=[9])
+    with pytest.raises(ValueError, match=r"backbone_name must be mobilenet_v3_large or .*, got 'mobilenet_v2'"):
+        detection.backbone_utils.mobilenet_backbone(backbone_name="mobilenet_v2", weights=None, fpn=True)
+
+
 @pytest.mark.parametrize("layers", range(6))
 def test_trainable_layers(layers: int) -> None:
     names = []
@@ -201,6 +313,11 @@ def test_wrong_arguments_say_so() -> None:
         detection.FasterRCNN(backbone)
     with pytest.raises(TypeError, match="rpn_anchor_generator must be a AnchorGenerator or None, got int"):
         detection.FasterRCNN(backbone, 2, rpn_anchor_generator=3)
+    with pytest.raises(ValueError, match="box_pooling must be roi_align or roi_pool, got 'max'"):
+        detection.MaskRCNN(backbone, 2, box_pooling="max")
+    pooler = fastmask.ops.MultiScaleRoIAlign(["0"], 7, 2)
+    with pytest.raises(ValueError, match="box_pooling must be roi_align where box_roi_pool is given, got roi_pool"):
+        detection.FasterRCNN(backbone, 2, box_roi_pool=pooler, box_pooling="roi_pool")
     with pytest.raises(TypeError, match="mask_roi_pool must be a MultiScaleRoIAlign or None, got int"):
         detection.MaskRCNN(backbone, 2, mask_roi_pool=3)
     with pytest.raises(ValueError, match=r"Trainable layers should be in the range \[0,5\], got 6"):

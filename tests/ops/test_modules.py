@@ -153,10 +153,24 @@ def test_conv_norm_activation(options: dict[str, object], seed: int) -> None:
     assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": nn.SiLU, "scale_activation": nn.Hardsigmoid}], ids=str)
+def test_squeeze_and_excitation(options: dict[str, object], seed: int) -> None:
+    pair = []
+    for module in (ops, tv):
+        torch.manual_seed(seed)
+        pair.append(module.SqueezeExcitation(6, 3, **options))
+    ours, theirs = pair
+    assert str(ours) == str(theirs)
+    x = torch.randn(2, 6, 13, 11)
+    assert torch.equal(ours(x), theirs(x))
+
+
 MODULES = {
     "RoIAlign": lambda: ops.RoIAlign(2, 1.0, 2),
     "RoIPool": lambda: ops.RoIPool(2, 1.0),
     "MultiScaleRoIAlign": lambda: ops.MultiScaleRoIAlign(["0"], 2, 2),
+    "MultiScaleRoIPool": lambda: ops.MultiScaleRoIPool(["0"], 2),
+    "SqueezeExcitation": lambda: ops.SqueezeExcitation(3, 2),
     "FrozenBatchNorm2d": lambda: ops.FrozenBatchNorm2d(3),
     "Conv2dNormActivation": lambda: ops.Conv2dNormActivation(3, 6).eval(),
     "FeaturePyramidNetwork": lambda: ops.FeaturePyramidNetwork([3, 5, 7], 6, ops.LastLevelP6P7(7, 6)),
@@ -172,7 +186,7 @@ def test_copy_pickle_cast(name: str) -> None:
         typed = OrderedDict((key, value.to(dtype)) for key, value in maps.items())
         if name == "FeaturePyramidNetwork":
             return list(module(typed).values())
-        if name == "MultiScaleRoIAlign":
+        if name.startswith("MultiScale"):
             return [module(typed, boxes, [(33, 41)] * 2)]
         return [module(typed["0"], boxes) if name in ("RoIAlign", "RoIPool") else module(typed["0"])]
 

@@ -34,6 +34,8 @@ MODULES = [
     ops.RoIAlign(2, 1.0, 2),
     ops.RoIPool(2, 1.0),
     ops.MultiScaleRoIAlign(["0"], 2, 2),
+    ops.MultiScaleRoIPool(["0"], 2),
+    ops.SqueezeExcitation(3, 2),
     ops.FrozenBatchNorm2d(3),
     ops.Conv2dNormActivation(3, 6),
     ops.FeaturePyramidNetwork([3], 6, ops.LastLevelMaxPool()),

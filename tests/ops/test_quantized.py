@@ -30,6 +30,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], Callable[..., object]]] = {
     "RoIAlign": ((x, rois), lambda *args: ops.RoIAlign(2, 1.0, 2)(*args)),
     "RoIPool": ((x, rois), lambda *args: ops.RoIPool(2, 1.0)(*args)),
     "multilevel_roi_align": ((x, rois), lambda a, b: ops.multilevel_roi_align([a], b, 2, [1.0])),
+    "multilevel_roi_pool": ((x, rois), lambda a, b: ops.multilevel_roi_pool([a], b, 2, [1.0])),
     "MultiScaleRoIAlign": (
         (x, boxes, boxes),
         lambda a, *b: ops.MultiScaleRoIAlign(["a"], 2, 2)({"a": a}, list(b), [(4, 4), (4, 4)]),

@@ -17,6 +17,7 @@ from helpers.inputs import (
     strided,
     with_images,
 )
+from helpers.poolers import ReferenceRoIPool
 from torch import Tensor
 
 from fastmask import ops
@@ -127,6 +128,43 @@ def test_pooler(levels: int, ratio: int) -> None:
     actual, expected = (pooler(maps, boxes, [size, (150, 280)]) for pooler in (ours, theirs))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
     assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4], ids="L{}".format)
+def test_roi_pool_over_levels(levels: int) -> None:
+    """Maxima and their gradients; levels as RoIAlign's."""
+    maps = {f"p{i}": f.double().requires_grad_() for i, f in enumerate(draw_pyramid(levels))}
+    boxes = [torch.cat([draw_boxes(40), adversarial_boxes()]).double(), draw_boxes(25).double()]
+    boxes = [b[finite(b)] for b in boxes]
+    options = {"canonical_scale": 56, "canonical_level": 4}
+    poolers = [kind(list(maps), 3, **options) for kind in (ops.MultiScaleRoIPool, ReferenceRoIPool)]
+    for feature in maps.values():
+        feature.grad = None
+    results = []
+    for pooler in poolers:
+        pooled = pooler(maps, boxes, [(200, 300), (150, 280)])
+        results.append([pooled, *torch.autograd.grad(pooled.square().sum(), list(maps.values()))])
+    assert torch.equal(results[0][0], results[1][0])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert repr(poolers[0]) == f"MultiScaleRoIPool(featmap_names={list(maps)}, output_size=(3, 3))"
+
+
+def test_roi_pool_on_no_level() -> None:
+    """RoIs of no image, of negative area and NaN give zeros, as RoIAlign's; half types keep theirs."""
+    maps = [torch.rand(2, 3, 32 >> i, 32 >> i).bfloat16() + 1 for i in range(2)]
+    rois = torch.tensor(
+        [[0.0, 1, 2, 60, 60], [1, 2, 2, 9, 9], [-1, 2, 2, 9, 9], [0, 9, 2, 2, 9], [0, float("nan"), 2, 9, 9]]
+    )
+    pooled = ops.multilevel_roi_pool(maps, rois, 2, [0.5, 0.25], canonical_scale=16, canonical_level=1)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled[0], tv.roi_pool(maps[1].float(), rois[:1], 2, 0.25)[0].bfloat16())
+    assert torch.equal(pooled[1], tv.roi_pool(maps[0].float(), rois[1:2], 2, 0.5)[0].bfloat16())
+    assert not pooled[2:].any()
+    with pytest.raises(ValueError, match=r"scales must have one entry a level \(2\), got 1"):
+        ops.multilevel_roi_pool(maps, rois, 2, [0.5])
+    with pytest.raises(ValueError, match=r"rois must be \[K, 5\], got \(5, 4\)"):
+        ops.multilevel_roi_pool(maps, rois[:, 1:], 2, [0.5, 0.25])
 
 
 def test_pooler_without_boxes_on_a_level_or_at_all() -> None:

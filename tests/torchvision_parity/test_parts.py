@@ -39,6 +39,11 @@ def build_resnet(library: ModuleType, block: str, **options: Any) -> nn.Module:
     return resnet.ResNet(getattr(resnet, block), [1, 2, 1, 1], num_classes=5, **options)
 
 
+def build_residual(library: ModuleType, *config: Any) -> nn.Module:
+    mobilenet = library.models.mobilenetv3
+    return mobilenet.InvertedResidual(mobilenet.InvertedResidualConfig(*config), nn.BatchNorm2d)
+
+
 def build_backbone(library: ModuleType) -> nn.Module:
     stages = [nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1)]
     body = nn.Sequential(OrderedDict((f"layer{i}", stage) for i, stage in enumerate(stages)))
@@ -121,6 +126,20 @@ CASES: dict[str, tuple[Callable[[Parts], Any], Callable[[Any, Parts], Any]]] = {
             v, "Bottleneck", groups=2, width_per_group=8, replace_stride_with_dilation=[False, True, True]
         ),
         call(lambda: torch.randn(2, 3, 64, 64)),
+    ),
+    "MobileNetV3": (
+        lambda v: v.models.mobilenet_v3_large(
+            num_classes=5, width_mult=0.25, reduced_tail=True, dilated=True, dropout=0
+        ),
+        call(lambda: torch.randn(2, 3, 64, 64)),
+    ),
+    "MobileNetV3, small": (
+        lambda v: v.models.mobilenet_v3_small(num_classes=5, width_mult=0.3, norm_layer=nn.BatchNorm2d, dropout=0.0),
+        call(lambda: torch.randn(2, 3, 64, 64)),
+    ),
+    "InvertedResidual": (
+        lambda v: build_residual(v, 12, 3, 40, 12, True, "HS", 1, 2, 1.5),
+        call(lambda: torch.randn(2, 24, 9, 9)),
     ),
     "BackboneWithFPN": (build_backbone, call(lambda: torch.randn(2, 3, 64, 96))),
     "GeneralizedRCNNTransform": (lambda v: build_transform(v, 90, 100), run_transform),

@@ -29,7 +29,8 @@ SECTIONS = {"Not provided": ("missing", "imported"), "Added": ("added",)}  # of 
 def differences() -> Differences:
     found = find_differences()
     with torch.device("meta"):
-        for build in (slim_model, lambda library: library.models.resnet18(weights=None)):
+        mobilenet = lambda library: library.models.mobilenet_v3_small(weights=None)  # noqa: E731
+        for build in (slim_model, lambda library: library.models.resnet18(weights=None), mobilenet):
             compare_objects(build(torchvision), build(fastmask), found)
     return found
 

@@ -39,6 +39,27 @@ def test_shapes_from_scratch(minutes: float, least: float, tmp_path: Path, seed:
 
 
 @pytest.mark.slow
+def test_keypoints_of_stick_figures_from_scratch(tmp_path: Path, seed: int) -> None:
+    """5,000 images, each seen once; then ``predict`` draws skeletons, and its results have the same precision."""
+    for part, number, own in (("train", 5000, seed), ("val", 60, seed + 1)):
+        save_synthetic(synthetic_dataset(number, own, scene="figures"), tmp_path / "set" / part)
+    options = ["--data-path", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--epochs", "1"]
+    options += ["--seed", str(seed), *SHAPES, "--model", "keypointrcnn_slim_fpn", "--ema-decay", "0.99"]
+    assert main(["train", *options]) == 0
+    metrics = metrics_of(tmp_path / "out")
+    print(f"\nkeypoint AP {metrics['keypoints'][0]:.3f}, box AP {metrics['box'][0]:.3f}")
+    assert metrics["keypoints"][0] >= 0.5
+    weights = ["--weights", str(tmp_path / "out" / "best.pth"), "--device", "cpu"]
+    folder = tmp_path / "predictions"
+    images = ["predict", str(tmp_path / "set" / "val" / "images"), *weights, "--score", "0.05"]
+    assert main([*images, "--out", str(folder)]) == 0
+    results = ["--results", str(folder / "predictions.json"), "--out", str(tmp_path / "evaluation")]
+    assert main(["evaluate", str(tmp_path / "set" / "val"), *results]) == 0
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["metrics"]["keypoints"]["ap"]
+    assert found == pytest.approx(metrics["keypoints"][0], abs=0.02)  # a category's id, and a batch's padding
+
+
+@pytest.mark.slow
 @pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
 def test_four_photos_are_overfit(tmp_path: Path, seed: int) -> None:
     balloons = read_dataset(Path(os.environ["FASTMASK_BALLOON"]) / "train")

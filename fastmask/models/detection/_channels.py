@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastmask.checks import ArgumentError, check_shape
 from fastmask.models._plain import is_untouched
 from fastmask.models._utils import IntermediateLayerGetter
+from fastmask.models.detection._c4_backbone import C4Backbone
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.fused import FusedConv2d
 
@@ -36,7 +37,8 @@ def count_values(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) 
 
 def stem_channels(backbone: nn.Module) -> int | None:
     """Input channels of a backbone that begins with a convolution; None of any other, and where a hook may add some."""
-    module = backbone.body if type(backbone) is BackboneWithFPN and is_untouched(backbone) else backbone
+    ours = type(backbone) in (BackboneWithFPN, C4Backbone) and is_untouched(backbone)
+    module: nn.Module = backbone.body if ours else backbone  # type: ignore[assignment]
     while is_untouched(module) and len(module._modules):
         if type(module).forward not in (nn.Sequential.forward, IntermediateLayerGetter.forward):
             return None

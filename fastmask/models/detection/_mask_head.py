@@ -48,7 +48,7 @@ class MaskRCNNHeads(NotScriptable, nn.Sequential):
 
 
 class MaskRCNNPredictor(NotScriptable, nn.Sequential):
-    """Mask features [N, in_channels, 14, 14] upsampled twofold -> mask logits of each class [N, C, 28, 28]."""
+    """Mask features [N, in_channels, h, w], 14 x 14 of a pyramid -> mask logits of each class [N, C, 2h, 2w]."""
 
     def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
         super().__init__(

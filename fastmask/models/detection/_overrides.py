@@ -36,17 +36,19 @@ PARTS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {  # class, me
     "roi_heads": (roi_heads.RoIHeads, ("forward", "postprocess_detections"), ("forward", *SAMPLE)),
     "roi_heads.box_roi_pool": POOLER,
     "roi_heads.mask_roi_pool": POOLER,
+    "roi_heads.keypoint_roi_pool": POOLER,
     "roi_heads.box_coder": (BoxCoder, DECODE, ENCODE),
     "roi_heads.proposal_matcher": MATCHER,
     "roi_heads.fg_bg_sampler": SAMPLER,
 }
-HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
+HEADS = ("res5", "box_head", "box_predictor", "mask_head", "mask_predictor", "keypoint_head", "keypoint_predictor")
 TRANSFORM = ("forward", "normalize", "resize", "max_by_axis", "batch_images", "torch_choice", "postprocess")
-LOSSES = ("fastrcnn_loss", "maskrcnn_loss")
+LOSSES = ("fastrcnn_loss", "maskrcnn_loss", "keypointrcnn_loss")
+INFERENCE = ("maskrcnn_inference", "keypointrcnn_inference", "heatmaps_to_keypoints")
 CONCATENATE = ("concat_box_prediction_layers", "permute_and_flatten")
 FUNCTIONS: dict[str, tuple[ModuleType, tuple[str, ...], tuple[str, ...]]] = {  # likewise, of modules
     "rpn": (rpn, CONCATENATE, CONCATENATE),
-    "roi_heads": (roi_heads, ("maskrcnn_inference",), (*LOSSES, "project_masks_on_boxes")),
+    "roi_heads": (roi_heads, INFERENCE, (*LOSSES, "project_masks_on_boxes", "keypoints_to_heatmap")),
     "boxes": (boxes, ("batched_nms",), ("batched_nms",)),
 }
 TARGET_READERS = {"roi_heads", *(f"roi_heads.{name}" for name in ("forward", *SAMPLE, *LOSSES))}
@@ -76,7 +78,7 @@ def find_overrides(model: nn.Module, training: bool) -> Iterator[str]:
         part: Any = model
         for step in name.split("."):
             part = getattr(part, step, None)
-        if part is None:  # no mask branch, or another class's part has none
+        if part is None:  # no such branch, or another class's part has none
             continue
         yield from _find_methods(name, part, base, methods[int(training)])
         if isinstance(part, nn.Module) and has_hooks(part):

@@ -9,16 +9,25 @@ from fastmask.ops import boxes as box_ops
 from fastmask.ops.boxes import batched_nms, nms_padded
 from fastmask.structures import Detections, Prediction
 
+ROWS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")
+
 
 def unpad(detections: Detections) -> list[Prediction]:
-    """Padded detections -> the valid rows of each image, masks as [n, 1, M, M]; a host sync reads the counts."""
-    predictions = []
-    padded = [values for values in detections[:4] if values is not None]
-    for boxes, labels, scores, *masks in zip(*split_valid(detections.count, *padded), strict=True):
-        prediction: Prediction = {"boxes": boxes, "labels": labels, "scores": scores}
-        if masks:
-            prediction["masks"] = masks[0][:, None]
-        predictions.append(prediction)
+    """Padded detections -> the valid rows of each image, masks as [n, 1, M, M]; a host sync reads the counts.
+
+    Keypoints are float32, as torchvision's are of any model.
+    """
+    padded = {name: value for name, value in detections._asdict().items() if value is not None and name in ROWS}
+    rows = split_valid(detections.count, *padded.values())
+    predictions: list[Prediction] = []
+    for values in zip(*rows, strict=True):
+        own: Any = dict(zip(padded, values, strict=True))
+        if "masks" in own:
+            own["masks"] = own["masks"][:, None]
+        for name in ("keypoints", "keypoints_scores"):
+            if name in own:
+                own[name] = own[name].float()
+        predictions.append(own)
     return predictions
 
 

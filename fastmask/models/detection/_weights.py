@@ -1,14 +1,15 @@
 """Loading of a builder's weights: downloadable ones, and those in a user's file."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from fastmask.models._api import Weights, WeightsEnum, get_model_weights
+from fastmask.models._api import Weights, WeightsEnum, get_model_weights, list_detectors
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._presets import ObjectDetection
-from fastmask.models._state import list_detectors, load_state, num_classes_error
+from fastmask.models._state import load_state, num_classes_error
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._utils import overwrite_eps
 
@@ -16,11 +17,17 @@ Source = WeightsEnum | Checkpoint | None
 DEFAULT_MODEL = "maskrcnn_resnet50_fpn"
 
 
-def coco_weights(file: str, num_params: int, recipe: str, **metrics: float) -> Weights:
-    """Weights of a detector trained on COCO, with the average precisions that torchvision publishes."""
+def coco_weights(
+    file: str, num_params: int, recipe: str, names: Mapping[str, list[str]] | None = None, **metrics: float
+) -> Weights:
+    """Weights of a detector trained on COCO, with the average precisions that torchvision publishes.
+
+    ``names``: ``categories`` by label, where they are not COCO's 91, and ``keypoint_names``.
+    """
+    names = {"categories": COCO_CATEGORIES} | dict(names or {})
     meta = {
-        "categories": COCO_CATEGORIES,
-        "num_classes": len(COCO_CATEGORIES),
+        **names,
+        "num_classes": len(names["categories"]),
         "min_size": (1, 1),
         "num_params": num_params,
         "recipe": f"https://github.com/pytorch/vision/{recipe}",
@@ -41,6 +48,8 @@ def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
     if isinstance(weights, Checkpoint):
         weights.published = os.path.basename(weights.path) in {member.url.rpartition("/")[2] for member in known}
         return weights
+    if not known.__members__ and weights is not None:
+        raise TypeError(f"weights must be a file or None, got {type(weights).__name__}")
     member: WeightsEnum | None = known.verify(weights)
     return member
 
@@ -89,14 +98,29 @@ def has_frozen_norms(weights: Source, weights_backbone: WeightsEnum | None) -> b
     return weights is not None or weights_backbone is not None
 
 
-def choose_num_classes(num_classes: int | None, weights: Source, new_predictors: bool) -> int:
+def choose_num_classes(
+    num_classes: int | None, weights: Source, new_predictors: bool, default: int = len(COCO_CATEGORIES)
+) -> int:
     """The given number, or else that of the weights, or else COCO's; ValueError if the first two differ."""
     trained = None if weights is None else weights.meta.get("num_classes")
     if num_classes is None:
-        return len(COCO_CATEGORIES) if trained is None else int(trained)
+        return default if trained is None else int(trained)
     if trained not in (None, num_classes) and not new_predictors:
         raise num_classes_error(trained, repr(weights), num_classes)
     return num_classes
+
+
+def choose_num_keypoints(num_keypoints: int | None, weights: Source, new_predictors: bool, default: int) -> int:
+    """The given number, or else that of the weights, or else the default; ValueError if the first two differ."""
+    trained = None
+    if weights is not None:
+        names = weights.meta.get("keypoint_names")
+        trained = weights.meta.get("num_keypoints") if names is None else len(names)
+    if num_keypoints is None:
+        return default if trained is None else int(trained)
+    if trained not in (None, num_keypoints) and not new_predictors:
+        raise num_classes_error(trained, repr(weights), num_keypoints, "num_keypoints")
+    return num_keypoints
 
 
 def load_weights(

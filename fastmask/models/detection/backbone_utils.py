@@ -1,12 +1,14 @@
-"""ResNet with a feature pyramid; torchvision.models.detection.backbone_utils' names."""
+"""ResNets and MobileNets with a feature pyramid; torchvision.models.detection.backbone_utils' names."""
 
+import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
-from fastmask.models import resnet
+from fastmask.models import mobilenetv3, resnet
 from fastmask.models._api import WeightsEnum, get_model_weights
 from fastmask.models._legacy import accept_legacy
 from fastmask.models._utils import IntermediateLayerGetter
@@ -14,6 +16,7 @@ from fastmask.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNe
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 Norm = Callable[..., nn.Module]
+MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 
 
 class BackboneWithFPN(NotScriptable, nn.Module):
@@ -82,13 +85,8 @@ def resnet_fpn_backbone(
     return _resnet_fpn_extractor(backbone, trainable_layers, returned_layers, extra_blocks)
 
 
-def _resnet_fpn_extractor(
-    backbone: resnet.ResNet,
-    trainable_layers: int,
-    returned_layers: list[int] | None = None,
-    extra_blocks: ExtraFPNBlock | None = None,
-    norm_layer: Norm | None = None,
-) -> BackboneWithFPN:
+def _freeze_stages(backbone: resnet.ResNet, trainable_layers: int) -> None:
+    """Freeze all but so many of layer4, layer3, layer2, layer1, conv1, in this order; 5 trains bn1, too."""
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f"trainable_layers: Trainable layers should be in the range [0,5], got {trainable_layers}")
     trained = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_layers]
@@ -97,6 +95,16 @@ def _resnet_fpn_extractor(
     for name, parameter in backbone.named_parameters():
         if not name.startswith(tuple(trained)):
             parameter.requires_grad_(False)
+
+
+def _resnet_fpn_extractor(
+    backbone: resnet.ResNet,
+    trainable_layers: int,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+    norm_layer: Norm | None = None,
+) -> BackboneWithFPN:
+    _freeze_stages(backbone, trainable_layers)
     stages = [1, 2, 3, 4] if returned_layers is None else returned_layers
     if not all(1 <= stage <= 4 for stage in stages):
         raise ValueError(f"returned_layers: Each returned layer should be in the range [1,4]. Got {stages}")
@@ -110,6 +118,76 @@ def _resnet_fpn_extractor(
     )
     result.strides = {str(i): backbone.strides[stage - 1] for i, stage in enumerate(stages)}
     return result
+
+
+@accept_legacy(
+    weights=("pretrained", lambda options: get_model_weights(options["backbone_name"])["IMAGENET1K_V1"]),
+)
+def mobilenet_backbone(
+    *,
+    backbone_name: str,
+    weights: WeightsEnum | None,
+    fpn: bool,
+    norm_layer: Norm = FrozenBatchNorm2d,
+    trainable_layers: int = 2,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+) -> nn.Module:
+    """A MobileNetV3 by name, with a pyramid of 256 channels or one feature map of as many, its first stages frozen.
+
+    Args:
+        backbone_name: mobilenet_v3_large or mobilenet_v3_small.
+        weights: weights of the MobileNet.
+        fpn: whether it gets a pyramid.
+        norm_layer: norms of the MobileNet.
+        trainable_layers: how many stages are trained, from the last one; a stage begins at each stride.
+        returned_layers: input stages of the pyramid, from 0; None for the last two.
+        extra_blocks: adds coarser levels; None for LastLevelMaxPool.
+
+    Source: torchvision/models/detection/backbone_utils.py.
+    """
+    if backbone_name not in MOBILENETS:
+        raise ValueError(f"backbone_name must be {' or '.join(MOBILENETS)}, got {backbone_name!r}")
+    backbone = getattr(mobilenetv3, backbone_name)(weights=weights, norm_layer=norm_layer)
+    result: nn.Module = _mobilenet_extractor(backbone, fpn, trainable_layers, returned_layers, extra_blocks)
+    return result
+
+
+def _mobilenet_extractor(
+    backbone: mobilenetv3.MobileNetV3,
+    fpn: bool,
+    trainable_layers: int,
+    returned_layers: list[int] | None = None,
+    extra_blocks: ExtraFPNBlock | None = None,
+    norm_layer: Norm | None = None,
+) -> Any:
+    """The features of a MobileNet; their stages begin at the first layer, at each stride, and at the last layer."""
+    layers: Any = backbone.features
+    starts = [0, *(i for i, layer in enumerate(layers) if getattr(layer, "_is_cn", False)), len(layers) - 1]
+    number = len(starts)
+    if not 0 <= trainable_layers <= number:
+        raise ValueError(
+            f"trainable_layers: Trainable layers should be in the range [0,{number}], got {trainable_layers}"
+        )
+    for layer in layers[: starts[number - trainable_layers] if trainable_layers else len(layers)]:
+        layer.requires_grad_(False)
+    if not fpn:
+        result = nn.Sequential(layers, nn.Conv2d(layers[-1].out_channels, 256, 1))
+        result.out_channels = 256  # type: ignore[assignment]
+        return result
+    stages = [number - 2, number - 1] if returned_layers is None else returned_layers
+    if not all(0 <= stage < number for stage in stages):
+        raise ValueError(f"returned_layers: Each returned layer should be in the range [0,{number - 1}], got {stages}")
+    names = {str(starts[stage]): str(i) for i, stage in enumerate(stages)}
+    channels = [layers[starts[stage]].out_channels for stage in stages]
+    pyramid = BackboneWithFPN(layers, names, channels, 256, extra_blocks, norm_layer)
+    pyramid.strides = {str(i): _total_stride(layers[: starts[stage] + 1]) for i, stage in enumerate(stages)}
+    return pyramid
+
+
+def _total_stride(layers: nn.Module) -> int:
+    """Image pixels per pixel of the last layer's output."""
+    return math.prod(layer.stride[0] for layer in layers.modules() if isinstance(layer, nn.Conv2d))
 
 
 def _validate_trainable_layers(

@@ -1,40 +1,41 @@
 """Faster R-CNN (arXiv 1506.01497) on a feature pyramid; torchvision.models.detection.faster_rcnn's names."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from fastmask.checks import ArgumentError, NotScriptable
 from fastmask.models._api import WeightsEnum, register_model
-from fastmask.models._plain import is_plain
+from fastmask.models.detection._box_head import (
+    FastRCNNConvFCHead as FastRCNNConvFCHead,
+    FastRCNNPredictor as FastRCNNPredictor,
+    TwoMLPHead as TwoMLPHead,
+)
+from fastmask.models.detection._parts import (
+    _default_anchorgen,
+    make_mobilenet_backbone,
+    make_pooler,
+    make_v1_backbone,
+    make_v2_parts,
+)
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
     coco_weights,
     find_weights,
-    has_frozen_norms,
     load_weights,
 )
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor, _validate_trainable_layers
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork, RPNHead
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
-from fastmask.models.resnet import ResNet50_Weights, resnet50
-from fastmask.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
+from fastmask.models.mobilenetv3 import MobileNet_V3_Large_Weights, mobilenet_v3_large as mobilenet_v3_large
+from fastmask.models.resnet import ResNet50_Weights, resnet50 as resnet50
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-
-
-def _default_anchorgen() -> AnchorGenerator:
-    sizes = ((32,), (64,), (128,), (256,), (512,))
-    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
 
 
 class FasterRCNN(GeneralizedRCNN):
@@ -46,6 +47,8 @@ class FasterRCNN(GeneralizedRCNN):
         min_size, max_size, image_mean, image_std, **kwargs: see :class:`GeneralizedRCNNTransform`.
         rpn_...: see :class:`RegionProposalNetwork`.
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
+        box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
+            of ``box_roi_pool``; a mask branch follows.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -87,6 +90,8 @@ class FasterRCNN(GeneralizedRCNN):
         box_batch_size_per_image: int = 512,
         box_positive_fraction: float = 0.25,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
+        *,
+        box_pooling: str = "roi_align",
         **kwargs: Any,
     ) -> None:
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
@@ -112,8 +117,10 @@ class FasterRCNN(GeneralizedRCNN):
             rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
+        if box_pooling != "roi_align" and box_roi_pool is not None:
+            raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
         if box_roi_pool is None:
-            box_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+            box_roi_pool = make_pooler(box_pooling, 7)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
@@ -149,77 +156,6 @@ def _check_type(name: str, value: object, wanted: type) -> None:
         raise TypeError(f"{name} must be a {wanted.__name__} or None, got {type(value).__name__}")
 
 
-class TwoMLPHead(NotScriptable, nn.Module):
-    """RoI features [N, C, h, w], flat ``in_channels``, through two linear layers -> [N, representation_size]."""
-
-    def __init__(self, in_channels: int, representation_size: int) -> None:
-        super().__init__()
-        self.fc6 = nn.Linear(in_channels, representation_size)
-        self.fc7 = nn.Linear(representation_size, representation_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.fc7(F.relu(self._fc6(x))))
-
-    def _fc6(self, x: Tensor) -> Tensor:
-        """``fc6`` of the flat features. In training there are more RoIs than outputs, in channels-last memory: the
-        weight is reordered then, rather than the features and their gradients.
-        """
-        fc6 = self.fc6
-        wants_grad = isinstance(x, Tensor) and x.requires_grad and not torch.compiler.is_exporting()  # fx has proxies
-        if not (wants_grad and is_plain(fc6, nn.Linear) and self._has_channels_last(x)):
-            y: Tensor = fc6(x.flatten(start_dim=1))
-            return y
-        weight = fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc6.bias)
-
-    def _has_channels_last(self, x: Tensor) -> bool:
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return last and len(x) > self.fc6.out_features
-
-
-class FastRCNNConvFCHead(NotScriptable, nn.Sequential):
-    """RoI features of ``input_size`` (C, h, w) through 3x3 convolutions and linear layers of the given widths."""
-
-    def __init__(
-        self,
-        input_size: tuple[int, int, int],
-        conv_layers: list[int],
-        fc_layers: list[int],
-        norm_layer: Callable[..., nn.Module] | None = None,
-    ) -> None:
-        channels, height, width = input_size
-        blocks: list[nn.Module] = []
-        for conv_channels in conv_layers:
-            blocks.append(Conv2dNormActivation(channels, conv_channels, norm_layer=norm_layer))
-            channels = conv_channels
-        blocks.append(nn.Flatten())
-        features = channels * height * width
-        for fc_features in fc_layers:
-            blocks += [nn.Linear(features, fc_features), nn.ReLU(inplace=True)]
-            features = fc_features
-        super().__init__(*blocks)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-
-class FastRCNNPredictor(NotScriptable, nn.Module):
-    """Box features [N, in_channels] (or [N, in_channels, 1, 1]) -> class logits [N, C] and box deltas [N, C * 4]."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(in_channels, num_classes)
-        self.bbox_pred = nn.Linear(in_channels, num_classes * 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim == 4 and x.shape[2:] != (1, 1):
-            raise ArgumentError(f"x must be [N, C] or [N, C, 1, 1], got {tuple(x.shape)}")
-        x = x.flatten(start_dim=1)
-        return self.cls_score(x), self.bbox_pred(x)
-
-
 class FasterRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name
     """COCO weights of :func:`fasterrcnn_resnet50_fpn`."""
 
@@ -239,32 +175,28 @@ class FasterRCNN_ResNet50_FPN_V2_Weights(WeightsEnum):  # noqa: N801
     DEFAULT = COCO_V1
 
 
-def make_v1_backbone(
-    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
-) -> BackboneWithFPN:
-    """ResNet-50 with the pyramid of the first models: norms are frozen if trained weights are loaded."""
-    trained = weights is not None or weights_backbone is not None
-    layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
-    norm_layer = FrozenBatchNorm2d if has_frozen_norms(weights, weights_backbone) else nn.BatchNorm2d
-    body = resnet50(weights=None if weights else weights_backbone, progress=progress, norm_layer=norm_layer)
-    return _resnet_fpn_extractor(body, layers)
+class FasterRCNN_MobileNet_V3_Large_FPN_Weights(WeightsEnum):  # noqa: N801
+    """COCO weights of :func:`fasterrcnn_mobilenet_v3_large_fpn`."""
+
+    COCO_V1 = coco_weights(
+        "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
+        19386354,
+        "tree/main/references/detection#faster-r-cnn-mobilenetv3-large-fpn",
+        box_map=32.8,
+    )
+    DEFAULT = COCO_V1
 
 
-def make_v2_parts(
-    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
-) -> dict[str, Any]:
-    """Backbone, RPN and box head of the second models: trained norms everywhere, deeper heads."""
-    trained = weights is not None or weights_backbone is not None
-    layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
-    body = resnet50(weights=None if weights else weights_backbone, progress=progress)
-    backbone = _resnet_fpn_extractor(body, layers, norm_layer=nn.BatchNorm2d)
-    anchors = _default_anchorgen()
-    return {
-        "backbone": backbone,
-        "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(backbone.out_channels, anchors.num_anchors_per_location()[0], conv_depth=2),
-        "box_head": FastRCNNConvFCHead((backbone.out_channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
-    }
+class FasterRCNN_MobileNet_V3_Large_320_FPN_Weights(WeightsEnum):  # noqa: N801
+    """COCO weights of :func:`fasterrcnn_mobilenet_v3_large_320_fpn`."""
+
+    COCO_V1 = coco_weights(
+        "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+        19386354,
+        "tree/main/references/detection#faster-r-cnn-mobilenetv3-large-320-fpn",
+        box_map=22.8,
+    )
+    DEFAULT = COCO_V1
 
 
 @register_model(
@@ -322,4 +254,72 @@ def fasterrcnn_resnet50_fpn_v2(
     parts = make_v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     model = FasterRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
+    return model
+
+
+@register_model(
+    FasterRCNN_MobileNet_V3_Large_FPN_Weights,
+    pretrained=FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1,
+    pretrained_backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+)
+def fasterrcnn_mobilenet_v3_large_fpn(
+    *,
+    weights: FasterRCNN_MobileNet_V3_Large_FPN_Weights | str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    weights_backbone: MobileNet_V3_Large_Weights | str | None = MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+    trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
+    **kwargs: Any,
+) -> FasterRCNN:
+    """Faster R-CNN with a MobileNetV3 and a pyramid of strides 32, 32 and 64, for images of 800 pixels.
+
+    Arguments as :func:`fasterrcnn_resnet50_fpn`, but that there are 6 backbone layers, of which 3 are trained.
+    """
+    trained = find_weights(FasterRCNN_MobileNet_V3_Large_FPN_Weights, weights)
+    options = {"rpn_score_thresh": 0.05} | kwargs
+    layers = trainable_backbone_layers
+    return _build_mobilenet(trained, progress, num_classes, weights_backbone, layers, new_predictors, options)
+
+
+@register_model(
+    FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
+    pretrained=FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
+    pretrained_backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+)
+def fasterrcnn_mobilenet_v3_large_320_fpn(
+    *,
+    weights: FasterRCNN_MobileNet_V3_Large_320_FPN_Weights | str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    weights_backbone: MobileNet_V3_Large_Weights | str | None = MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+    trainable_backbone_layers: int | None = None,
+    new_predictors: bool = False,
+    **kwargs: Any,
+) -> FasterRCNN:
+    """The same model for images of 320 pixels, with few proposals; see :func:`fasterrcnn_mobilenet_v3_large_fpn`."""
+    trained = find_weights(FasterRCNN_MobileNet_V3_Large_320_FPN_Weights, weights)
+    options = {"min_size": 320, "max_size": 640, "rpn_score_thresh": 0.05}
+    options |= {"rpn_pre_nms_top_n_test": 150, "rpn_post_nms_top_n_test": 150} | kwargs
+    layers = trainable_backbone_layers
+    return _build_mobilenet(trained, progress, num_classes, weights_backbone, layers, new_predictors, options)
+
+
+def _build_mobilenet(
+    weights: Source,
+    progress: bool,
+    num_classes: int | None,
+    weights_backbone: MobileNet_V3_Large_Weights | str | None,
+    trainable_layers: int | None,
+    new_predictors: bool,
+    options: dict[str, Any],
+) -> FasterRCNN:
+    backbone_weights = MobileNet_V3_Large_Weights.verify(weights_backbone)
+    sizes = ((32, 64, 128, 256, 512),) * 3
+    model = FasterRCNN(
+        make_mobilenet_backbone(weights, backbone_weights, progress, trainable_layers),
+        choose_num_classes(num_classes, weights, new_predictors),
+        **{"rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))} | options,
+    )
+    load_weights(model, weights, progress, new_predictors)
     return model

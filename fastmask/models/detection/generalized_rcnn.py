@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensor
 from fastmask.checks import NotScriptable, check_shape, is_readable
 from fastmask.kernels.fallback.stem import has_gaps
 from fastmask.models._layout import is_own, takes_channels_last
+from fastmask.models.detection._c4_backbone import C4Backbone
 from fastmask.models.detection._channels import check_pixels
 from fastmask.models.detection._overrides import check_static, is_static, reads_targets
 from fastmask.models.detection._unpad import unpad
@@ -20,7 +21,7 @@ from fastmask.models.detection.losses import Losses, Normalizer, roi_losses, rpn
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork
 from fastmask.models.detection.targets import check_boxes, check_targets
-from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 from fastmask.structures import Candidates, Detections, Features, Prediction, Proposals, Targets, pad_targets
 
 Sizes = list[tuple[int, int]]  # (height, width) of each image
@@ -66,10 +67,10 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         """
         check_static(self, training=False)
         features, detections = self.detect_boxes(pixels, sizes, trim=trim)
-        return self.roi_heads.predict_masks(features, detections) if self.roi_heads.has_mask() else detections
+        return self.roi_heads.complete(features, detections, (pixels.shape[2], pixels.shape[3]))
 
     def detect_boxes(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> tuple[Features, Detections]:
-        """:meth:`infer` before the mask branch: feature maps, and detections without masks."""
+        """:meth:`infer` before the mask and keypoint branches: feature maps, and detections without both."""
         features, candidates = self.detect_candidates(pixels, sizes, trim=trim)
         detections = self.roi_heads.suppress(candidates)
         return features, drop_padding(detections) if trim else detections
@@ -97,9 +98,11 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
             layout = torch.channels_last if last else torch.contiguous_format
             maps = OrderedDict((name, feature.contiguous(memory_format=layout)) for name, feature in maps.items())
         known: dict[str, int] = {}  # a user's own backbone may have other strides by that name
-        if isinstance(self.backbone, BackboneWithFPN) and self.backbone.strides is not None:
+        if isinstance(self.backbone, BackboneWithFPN | C4Backbone) and self.backbone.strides is not None:
             known = self.backbone.strides
-        poolers = [getattr(self.roi_heads, f"{name}_roi_pool", None) for name in ("box", "mask")]  # of any class
+        poolers = [
+            getattr(self.roi_heads, f"{name}_roi_pool", None) for name in ("box", "mask", "keypoint")
+        ]  # of any class
         pooled = {name for pooler in poolers for name in getattr(pooler, "featmap_names", ())}
         scales = {}
         for name in maps:
@@ -112,7 +115,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
     def losses(
         self, pixels: Tensor, sizes: Tensor, targets: Targets, normalizer: Normalizer = lambda number: number
     ) -> Losses:
-        """The static program of training, in either mode: fixed shapes, five scalars (four without masks).
+        """The static program of training, in either mode: fixed shapes, four scalars and one of masks or keypoints.
 
         Args:
             pixels, sizes: see :meth:`infer`.
@@ -139,11 +142,13 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
 
         Args:
             images: their pixels.
-            targets: in training, for each image boxes [n, 4] float, labels [n] int64 and, with a mask branch, masks
-                [n, h, w]; ignored in eval mode (:meth:`losses_of` gives losses there).
+            targets: in training, for each image boxes [n, 4] float, labels [n] int64 and, with such a branch, masks
+                [n, h, w] or keypoints [n, K, 3] (x, y, visibility); ignored in eval mode (:meth:`losses_of` gives
+                losses there).
 
         Returns:
-            In training, the losses; in eval mode, for each image boxes, labels, scores and masks [n, 1, h, w].
+            In training, the losses; in eval mode, for each image boxes, labels, scores and, with such
+            a branch, masks [n, 1, h, w] or keypoints [n, K, 3] and keypoints_scores [n, K].
 
         Raises:
             ValueError: targets are missing or do not fit; see :meth:`losses_of`.
@@ -175,6 +180,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         predictions, shapes, originals = self._detect(images)
         for prediction, shape, original in zip(predictions, shapes, originals, strict=True):
             prediction["boxes"] = resize_boxes(prediction["boxes"], shape, original)
+            if "keypoints" in prediction:
+                prediction["keypoints"] = resize_keypoints(prediction["keypoints"], shape, original)
         return predictions
 
     def _detect(self, images: list[Tensor]) -> tuple[list[Prediction], Sizes, Sizes]:
@@ -200,14 +207,16 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         if self.training and not is_static(self, training=True):
             return self._call_parts(batch, resized)[1]
         sizes = torch.tensor(batch.image_sizes, device=batch.tensors.device)
-        return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, self.roi_heads.has_mask()))
+        branches = self.roi_heads.has_mask(), self.roi_heads.has_keypoint()
+        return self.losses(batch.tensors, sizes, pad_targets(resized, batch.tensors, *branches))
 
     def _check_targets(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> None:
         """Only boxes, as torchvision, where a user's own code reads the rest of the targets."""
         if self.training and reads_targets(self):
             check_boxes(targets, images)
         else:
-            check_targets(targets, images, self.roi_heads.has_mask(), self.roi_heads.num_classes())
+            heads = self.roi_heads
+            check_targets(targets, images, heads.has_mask(), heads.num_classes(), heads.num_keypoints())
 
     def _run_parts(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None

@@ -1,4 +1,4 @@
-"""The five losses of Mask R-CNN (section 3; Faster R-CNN, section 3.1.2), on padded targets and samples of fixed size.
+"""Losses of Mask R-CNN (sections 3 and 5; Faster R-CNN, section 3.1.2), on padded targets and samples of fixed size.
 
 Sums run over all rows, valid ones weighted 1 and padding 0, and are divided by the number of valid rows.
 Source: torchvision/models/detection/rpn.py and roi_heads.py.
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastmask.checks import is_readable
 from fastmask.models._layout import as_read
+from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap, predict_heatmaps
 from fastmask.models.detection._mask_head import predict_mask_logits
-from fastmask.models.detection._roi_stages import RoIStages, pool
+from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._utils import BoxCoder, take_rows
 from fastmask.models.detection.sampling import Sample, count_parts, match_boxes
@@ -60,11 +61,12 @@ def box_loss(coder: BoxCoder, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor, p
 def roi_losses(
     heads: RoIStages, features: Features, proposals: Proposals, targets: Targets, normalizer: Normalizer
 ) -> Losses:
-    """Proposals -> loss_classifier, loss_box_reg and, with a mask branch, loss_mask."""
+    """Proposals -> loss_classifier, loss_box_reg and, with such a branch, loss_mask or loss_keypoint."""
     with torch.no_grad():
         boxes, matched, labels, sample = sample_proposals(heads, proposals, targets)
     rows, counts = select_rows(sample.valid)
-    logits, deltas = heads.classify(features, boxes, rows)
+    pooled = heads.pool_rois(heads.box_roi_pool, features, boxes, rows)
+    logits, deltas = heads.predict_boxes(heads.embed_boxes(pooled))
     total = normalizer(sample.valid.sum())
     label = labels.flatten()[rows]
     error = F.cross_entropy(logits, torch.where(counts, label, IGNORED), ignore_index=IGNORED, reduction="sum")
@@ -72,10 +74,13 @@ def roi_losses(
     reference, target = (b.flatten(0, 1)[rows] for b in (boxes, take_rows(targets.boxes, matched)))
     regression = box_loss(heads.box_coder, own, reference, target, sample.positive.flatten()[rows] & counts)
     losses = {"loss_classifier": error / total, "loss_box_reg": regression / total}
+    most = heads.fg_bg_sampler.max_positives()  # positives come first
+    boxes, matched, labels, positive = (rows[:, :most] for rows in (boxes, matched, labels, sample.positive))
     if heads.has_mask():
-        most = heads.fg_bg_sampler.max_positives()  # positives come first
-        first = (boxes[:, :most], matched[:, :most], labels[:, :most], sample.positive[:, :most])
-        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, *first)
+        known = (pooled, sample.valid) if heads.shares_rois() else None
+        losses["loss_mask"] = mask_loss(heads, features, targets, normalizer, boxes, matched, labels, positive, known)
+    if heads.has_keypoint():
+        losses["loss_keypoint"] = keypoint_loss(heads, features, targets, normalizer, boxes, matched, positive)
     return losses
 
 
@@ -121,10 +126,12 @@ def mask_loss(
     matched: Tensor,
     labels: Tensor,
     positive: Tensor,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
 
-    Boxes that match an instance without a mask do not count.
+    Boxes that match an instance without a mask do not count. ``known``: what the mask head reads of all samples, of
+    which these boxes are the first, and which samples [B, all] are valid: their rows, see :func:`select_rows`.
     """
     assert heads.mask_roi_pool is not None
     assert heads.mask_head is not None
@@ -133,7 +140,12 @@ def mask_loss(
     if targets.has_mask is not None:
         positive = positive & targets.has_mask.gather(1, matched)
     rows, counts = select_rows(positive)
-    pooled = pool(heads.mask_roi_pool, features, boxes, rows)
+    if known is None:
+        pooled = heads.pool_rois(heads.mask_roi_pool, features, boxes, rows)
+    else:
+        every, valid = known
+        places = valid.flatten().cumsum(0).view_as(valid)[:, : boxes.shape[1]] - 1  # the row of each valid sample
+        pooled = every[places.flatten()[rows].clamp(min=0)]
     hidden = as_read(heads.mask_head(as_read(pooled, heads.mask_head)), heads.mask_predictor)
     logits = predict_mask_logits(heads.mask_predictor, hidden, labels.flatten()[rows])  # [R, M, M]
     with torch.no_grad():
@@ -142,6 +154,34 @@ def mask_loss(
         wanted = crop_masks(targets.masks, rois, logits.shape[-2:]).to(logits.dtype)
     error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
     return (error * counts).sum() / normalizer(counts.sum()).clamp(min=1e-6)  # 0 without any positive
+
+
+def keypoint_loss(
+    heads: RoIStages,
+    features: Features,
+    targets: Targets,
+    normalizer: Normalizer,
+    boxes: Tensor,
+    matched: Tensor,
+    positive: Tensor,
+) -> Tensor:
+    """Cross entropy over heatmaps' pixels of keypoints that are visible and inside the positive boxes [B, S, 4]."""
+    assert heads.keypoint_roi_pool is not None
+    assert heads.keypoint_head is not None
+    assert heads.keypoint_predictor is not None
+    assert targets.keypoints is not None
+    rows, counts = select_rows(positive)
+    pooled = heads.pool_rois(heads.keypoint_roi_pool, features, boxes, rows)
+    hidden = as_read(heads.keypoint_head(as_read(pooled, heads.keypoint_head)), heads.keypoint_predictor)
+    logits = predict_heatmaps(heads.keypoint_predictor, hidden)  # [R, K, M, M]
+    check_square(logits)
+    with torch.no_grad():
+        keypoints = take_rows(targets.keypoints.flatten(2), matched).flatten(0, 1)[rows].unflatten(1, (-1, 3))
+        pixel, valid = keypoints_to_heatmap(keypoints, boxes.flatten(0, 1)[rows], logits.shape[-1])
+        inside = (valid > 0) & counts[:, None]
+        wanted = pixel.masked_fill(~inside, IGNORED).flatten()
+    error = F.cross_entropy(logits.flatten(2).flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+    return error / normalizer(inside.sum()).clamp(min=1e-6)  # 0 without any keypoint
 
 
 def crop_masks(masks: Tensor, rois: Tensor, size: Sequence[int]) -> Tensor:

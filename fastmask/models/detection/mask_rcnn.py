@@ -8,15 +8,10 @@ from torch import nn
 
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
+from fastmask.models.detection._parts import make_pooler, make_v1_backbone, make_v2_parts
 from fastmask.models.detection._weights import choose_num_classes, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.faster_rcnn import (
-    FasterRCNN,
-    _check_type,
-    _out_channels,
-    make_v1_backbone,
-    make_v2_parts,
-)
+from fastmask.models.detection.faster_rcnn import FasterRCNN, _check_type, _out_channels
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -69,13 +64,15 @@ class MaskRCNN(FasterRCNN):
         mask_roi_pool: MultiScaleRoIAlign | None = None,
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
+        *,
+        box_pooling: str = "roi_align",
         **kwargs: Any,
     ) -> None:
         _check_type("mask_roi_pool", mask_roi_pool, MultiScaleRoIAlign)
         if num_classes is not None and mask_predictor is not None:
             raise ValueError("num_classes or mask_predictor must be given, got both")
         if mask_roi_pool is None:
-            mask_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=14, sampling_ratio=2)
+            mask_roi_pool = make_pooler(box_pooling, 14)
         if mask_head is None:
             mask_head = MaskRCNNHeads(_out_channels(backbone), (256, 256, 256, 256), 1)
         if mask_predictor is None:
@@ -112,6 +109,7 @@ class MaskRCNN(FasterRCNN):
             box_batch_size_per_image,
             box_positive_fraction,
             bbox_reg_weights,
+            box_pooling=box_pooling,
             **kwargs,
         )
         self.roi_heads.mask_roi_pool = mask_roi_pool

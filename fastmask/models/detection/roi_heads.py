@@ -1,4 +1,4 @@
-"""Box head and mask head on proposals; torchvision.models.detection.roi_heads' names.
+"""Box, mask and keypoint heads on proposals; torchvision.models.detection.roi_heads' names.
 
 A model's ``infer`` and ``losses`` run the stages of :class:`RoIStages`. The methods and functions here take and return
 lists, as torchvision's: for code that calls, overrides or replaces them, which a model called on images honors.
@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmask.checks import ArgumentError
+from fastmask.checks import ArgumentError, check_shape
+from fastmask.kernels.keypoints import MOST_PIXELS, decode_keypoints_op
+from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap as keypoints_to_heatmap
 from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._unpad import keep_best
 from fastmask.models.detection.losses import BETA
@@ -22,7 +24,7 @@ Sizes = list[tuple[int, int]]  # (height, width) of each image
 
 
 class RoIHeads(RoIStages):
-    """Box head and mask head: classes, boxes and masks of proposals; arguments as :class:`RoIStages`."""
+    """Box, mask and keypoint heads: what detections of proposals have; arguments as :class:`RoIStages`."""
 
     def forward(
         self,
@@ -37,30 +39,42 @@ class RoIHeads(RoIStages):
             features: feature maps [B, C, H_l, W_l] by name, finest first.
             proposals: [P, 4] of each image.
             image_shapes: (height, width) of each image inside the batch.
-            targets: in training, boxes [G, 4], labels [G] and, with a mask branch, masks [G, H, W] of each image.
+            targets: in training, boxes [G, 4], labels [G] and, with such a branch, masks [G, H, W] or keypoints
+                [G, K, 3] of each image.
 
         Returns:
-            For each image boxes, labels, scores and, with a mask branch, masks [D, 1, M, M], probabilities over the
-            box; and loss_classifier, loss_box_reg and loss_mask.
+            For each image boxes, labels, scores and, with such a branch, masks [D, 1, M, M], probabilities over the
+            box, or keypoints [D, K, 3] and keypoints_scores [D, K]; and loss_classifier, loss_box_reg, loss_mask and
+            loss_keypoint.
         """
         for i, target in enumerate(targets or ()):
             if not target["boxes"].is_floating_point():
                 raise TypeError(f"targets[{i}]['boxes'] must be floating point, got {target['boxes'].dtype}")
             if target["labels"].dtype != torch.int64:
                 raise TypeError(f"targets[{i}]['labels'] must be int64, got {target['labels'].dtype}")
+            if self.has_keypoint() and not target["keypoints"].is_floating_point():
+                raise TypeError(f"targets[{i}]['keypoints'] must be floating point, got {target['keypoints'].dtype}")
         if self.training:
             return [], self._compute_losses(features, proposals, image_shapes, targets)
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        pooled = self.run_res5(self.box_roi_pool(features, proposals, image_shapes))
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         detections = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         predictions: list[Prediction] = [
             {"boxes": boxes, "labels": labels, "scores": scores}
             for boxes, scores, labels in zip(*detections, strict=True)
         ]
         if self.has_mask():
-            mask_logits = self._mask_logits(features, [each["boxes"] for each in predictions], image_shapes)
+            mask_logits = self._mask_logits(
+                self._pool_masks(features, [each["boxes"] for each in predictions], image_shapes)
+            )
             masks = maskrcnn_inference(mask_logits, [each["labels"] for each in predictions])
             for prediction, mask in zip(predictions, masks, strict=True):
                 prediction["masks"] = mask
+        if self.has_keypoint():
+            own = [each["boxes"] for each in predictions]
+            found = keypointrcnn_inference(self._keypoint_logits(features, own, image_shapes), own)
+            for prediction, keypoints, keypoints_scores in zip(predictions, *found, strict=True):
+                prediction["keypoints"], prediction["keypoints_scores"] = keypoints, keypoints_scores
         return predictions, {}
 
     def _compute_losses(
@@ -68,30 +82,49 @@ class RoIHeads(RoIStages):
     ) -> dict[str, Tensor]:
         boxes, matched, labels, regression_targets = self.select_training_samples(proposals, targets)
         assert targets is not None
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        pooled = self.run_res5(self.box_roi_pool(features, boxes, image_shapes))
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         loss_classifier, loss_box = fastrcnn_loss(logits, deltas, labels, regression_targets)
         losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box}
+        positive = [label > 0 for label in labels]
+        boxes = [box[rows] for box, rows in zip(boxes, positive, strict=True)]
+        matched = [index[rows] for index, rows in zip(matched, positive, strict=True)]
         if self.has_mask():
-            positive = [label > 0 for label in labels]
-            boxes = [box[rows] for box, rows in zip(boxes, positive, strict=True)]
-            matched = [index[rows] for index, rows in zip(matched, positive, strict=True)]
-            mask_logits = self._mask_logits(features, boxes, image_shapes)
+            shared = pooled[torch.cat(positive)] if self.shares_rois() else None
+            mask_logits = self._mask_logits(
+                self._pool_masks(features, boxes, image_shapes) if shared is None else shared
+            )
             gt_masks, gt_labels = ([target[key] for target in targets] for key in ("masks", "labels"))
             losses["loss_mask"] = maskrcnn_loss(mask_logits, boxes, gt_masks, gt_labels, matched)
+        if self.has_keypoint():
+            keypoint_logits = self._keypoint_logits(features, boxes, image_shapes)
+            gt_keypoints = [target["keypoints"] for target in targets]
+            losses["loss_keypoint"] = keypointrcnn_loss(keypoint_logits, boxes, gt_keypoints, matched)
         return losses
 
-    def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
+    def _pool_masks(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
         assert self.mask_roi_pool is not None
+        return self.run_res5(self.mask_roi_pool(features, boxes, image_shapes))
+
+    def _mask_logits(self, pooled: Tensor) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_predictor is not None
-        logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        logits: Tensor = self.mask_predictor(self.mask_head(pooled))
+        return logits
+
+    def _keypoint_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
+        assert self.keypoint_roi_pool is not None
+        assert self.keypoint_head is not None
+        assert self.keypoint_predictor is not None
+        pooled = self.run_res5(self.keypoint_roi_pool(features, boxes, image_shapes))
+        logits: Tensor = self.keypoint_predictor(self.keypoint_head(pooled))
         return logits
 
     def check_targets(self, targets: list[Target] | None) -> None:
-        """Raise an ArgumentError unless every target has boxes, labels and, with a mask branch, masks."""
+        """Raise an ArgumentError unless every target has boxes, labels and, with such a branch, masks or keypoints."""
         if targets is None:
             raise ArgumentError("targets must be one dict an image in training, got None")
-        for key in ("boxes", "labels", "masks") if self.has_mask() else ("boxes", "labels"):
+        for key in ("boxes", "labels", *["masks"] * self.has_mask(), *["keypoints"] * self.has_keypoint()):
             if not all(key in target for target in targets):
                 raise ArgumentError(f"Every element of targets should have a {key} key")
 
@@ -232,3 +265,42 @@ def maskrcnn_loss(
         return mask_logits.sum() * 0
     own = mask_logits[torch.arange(len(label), device=label.device), label]
     return F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype))
+
+
+def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """Where heatmaps [N, K, h, w], resized to their boxes [N, 4] by bicubic interpolation, are largest.
+
+    Without gradients, and with zeros for boxes that are not finite or larger than 32,768 pixels.
+
+    Returns:
+        float32 [N, K, 3] (x, y, 1) in pixels of the boxes, and the values there, float32 [N, K].
+    """
+    check_shape("maps", maps, "N", "K", "h", "w")
+    check_shape("rois", rois, maps.shape[0], 4)
+    keypoints, scores = decode_keypoints_op(maps.detach(), rois.detach(), MOST_PIXELS, MOST_PIXELS)
+    return keypoints.float(), scores.float()
+
+
+def keypointrcnn_loss(
+    keypoint_logits: Tensor, proposals: list[Tensor], gt_keypoints: list[Tensor], keypoint_matched_idxs: list[Tensor]
+) -> Tensor:
+    """Cross entropy over the pixels of heatmaps [N, K, M, M], of keypoints that are visible and inside; 0 without any.
+
+    Args:
+        proposals, keypoint_matched_idxs: [S, 4] and [S] of each image, N in all.
+        gt_keypoints: [G, K, 3] of each image.
+    """
+    check_square(keypoint_logits)
+    matched = torch.cat([points[index] for points, index in zip(gt_keypoints, keypoint_matched_idxs, strict=True)])
+    pixel, valid = keypoints_to_heatmap(matched, torch.cat(proposals), keypoint_logits.shape[-1])
+    rows = valid.flatten().nonzero()[:, 0]
+    if rows.numel() == 0:  # a mean of nothing is NaN
+        return keypoint_logits.sum() * 0
+    return F.cross_entropy(keypoint_logits.flatten(2).flatten(0, 1)[rows], pixel.flatten()[rows])
+
+
+def keypointrcnn_inference(x: Tensor, boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Heatmaps [N, K, M, M], and boxes [D, 4] of each image -> keypoints [D, K, 3] and scores [D, K] of each."""
+    numbers = [box.shape[0] for box in boxes]
+    keypoints, scores = heatmaps_to_keypoints(x, torch.cat(boxes))
+    return list(keypoints.split(numbers)), list(scores.split(numbers))

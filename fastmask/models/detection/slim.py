@@ -1,4 +1,4 @@
-"""A Mask R-CNN of three million parameters, for small images, small data and CPUs."""
+"""Mask and Keypoint R-CNNs of three million parameters, for small images, small data and CPUs."""
 
 import os
 from collections import OrderedDict
@@ -10,12 +10,19 @@ from torch import nn
 from fastmask.models._api import Weights, WeightsEnum, register_model
 from fastmask.models._presets import ObjectDetection
 from fastmask.models.checkpoint import Checkpoint
-from fastmask.models.detection._weights import choose_num_classes, find_weights, load_weights
+from fastmask.models.detection._weights import (
+    choose_num_classes,
+    choose_num_keypoints,
+    find_weights,
+    load_weights,
+)
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from fastmask.models.detection.keypoint_rcnn import KeypointRCNN, KeypointRCNNHeads, KeypointRCNNPredictor
 from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from fastmask.models.resnet import BasicBlock
+from fastmask.skeletons import PERSON
 
 WIDTHS = (32, 64, 128, 256)  # of the stages; half of ResNet-18's, with one block each
 CHANNELS = 64  # of the pyramid
@@ -70,7 +77,54 @@ def maskrcnn_slim_fpn(
     """
     trained = find_weights(MaskRCNN_Slim_FPN_Weights, weights)
     classes = choose_num_classes(num_classes, trained, new_predictors)
-    settings: dict[str, Any] = {
+    heads: dict[str, Any] = {
+        "mask_head": MaskRCNNHeads(CHANNELS, (CHANNELS,) * 3, 1),
+        "mask_predictor": MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
+    }
+    model = MaskRCNN(_build_backbone(), **(_choose_settings(classes) | heads | kwargs))
+    load_weights(model, trained, progress, new_predictors)
+    return model
+
+
+class KeypointRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
+    """Weights of :func:`keypointrcnn_slim_fpn`: none are published, files are loaded."""
+
+
+@register_model(KeypointRCNN_Slim_FPN_Weights)
+def keypointrcnn_slim_fpn(
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    num_keypoints: int | None = None,
+    new_predictors: bool = False,
+    **kwargs: Any,
+) -> KeypointRCNN:
+    """Keypoint R-CNN with the backbone of :func:`maskrcnn_slim_fpn`; not in torchvision.
+
+    Args:
+        weights: a file, or None.
+        progress: no effect, as nothing is downloaded.
+        num_classes: number of classes with background; None: the weights', or else 2.
+        num_keypoints: of an instance; None: the weights', or else COCO's 17.
+        new_predictors: load all but the predictors.
+        kwargs: see :class:`KeypointRCNN`; images are resized to 192 pixels by default.
+    """
+    trained = find_weights(KeypointRCNN_Slim_FPN_Weights, weights)
+    classes = choose_num_classes(num_classes, trained, new_predictors, 2)
+    number = choose_num_keypoints(num_keypoints, trained, new_predictors, PERSON.number)
+    heads: dict[str, Any] = {
+        "keypoint_head": KeypointRCNNHeads(CHANNELS, (2 * CHANNELS,) * 4),
+        "keypoint_predictor": KeypointRCNNPredictor(2 * CHANNELS, number),
+    }
+    model = KeypointRCNN(_build_backbone(), **(_choose_settings(classes) | heads | kwargs))
+    load_weights(model, trained, progress, new_predictors)
+    return model
+
+
+def _choose_settings(classes: int) -> dict[str, Any]:
+    """Arguments of both models."""
+    return {
         "min_size": 192,
         "max_size": 320,
         "rpn_anchor_generator": AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5),
@@ -80,12 +134,7 @@ def maskrcnn_slim_fpn(
         "box_batch_size_per_image": 64,
         "box_head": TwoMLPHead(CHANNELS * 7**2, 256),
         "box_predictor": FastRCNNPredictor(256, classes),
-        "mask_head": MaskRCNNHeads(CHANNELS, (CHANNELS,) * 3, 1),
-        "mask_predictor": MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
     }
-    model = MaskRCNN(_build_backbone(), **(settings | kwargs))
-    load_weights(model, trained, progress, new_predictors)
-    return model
 
 
 def _build_backbone() -> BackboneWithFPN:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fastmask.models._api import WeightsEnum, register_family
+from fastmask.models._api import NoWeights, register_family
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import choose_num_classes, find_weights, load_weights
 from fastmask.models.detection.backbone_utils import _validate_trainable_layers
@@ -13,15 +13,11 @@ from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.detection.timm_backbone import import_timm, timm_fpn_backbone
 
 
-class TimmWeights(WeightsEnum):
-    """No weights of such detectors are published."""
-
-
-@register_family(TimmWeights)
+@register_family(NoWeights)
 def maskrcnn_timm(
     backbone: str,
     *,
-    weights: TimmWeights | str | os.PathLike[str] | None = None,
+    weights: NoWeights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     pretrained: bool = False,
@@ -58,11 +54,11 @@ def maskrcnn_timm(
     return model
 
 
-@register_family(TimmWeights)
+@register_family(NoWeights)
 def fasterrcnn_timm(
     backbone: str,
     *,
-    weights: TimmWeights | str | os.PathLike[str] | None = None,
+    weights: NoWeights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     pretrained: bool = False,
@@ -82,7 +78,7 @@ def fasterrcnn_timm(
 def _make_parts(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The detector's weights and the R-CNN's arguments, from those of a builder."""
     options = dict(arguments["kwargs"])
-    trained = find_weights(TimmWeights, arguments["weights"])
+    trained = find_weights(NoWeights, arguments["weights"])
     pretrained, file = arguments["pretrained"], arguments["weights_backbone"]
     if trained is not None:  # replaces them
         pretrained, file = False, None

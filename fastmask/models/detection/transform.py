@@ -90,7 +90,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         return k[int(torch.empty(1).uniform_(0, len(k))) if len(k) > 1 else 0]
 
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
-        """One image [C, h, w], and its target's boxes and masks with it."""
+        """One image [C, h, w], and its target's boxes, masks and keypoints with it."""
         before = (image.shape[-2], image.shape[-1])
         if self.training:
             if self._skip_resize:
@@ -106,6 +106,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             if "masks" in target:
                 target["masks"] = resize_masks(target["masks"], size)
             target["boxes"] = resize_boxes(target["boxes"], before, size)
+            if "keypoints" in target:
+                target["keypoints"] = resize_keypoints(target["keypoints"], before, size)
         return resize(image, size), target
 
     def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
@@ -123,7 +125,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         image_shapes: Sequence[tuple[int, int]],
         original_image_sizes: Sequence[tuple[int, int]],
     ) -> list[Prediction]:
-        """Boxes from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there.
+        """Boxes and keypoints from the batch's pixels to the original images', and masks [N, 1, M, M] pasted there.
 
         There may be no results at all, as of parts in training mode.
         """
@@ -133,6 +135,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
             detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
             if "masks" in detections:
                 detections["masks"] = paste_masks_in_image(detections["masks"], detections["boxes"], original)
+            if "keypoints" in detections:
+                detections["keypoints"] = resize_keypoints(detections["keypoints"], shape, original)
         return result
 
     def __repr__(self) -> str:
@@ -146,6 +150,12 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks [N, h, w] -> uint8 [N, *size], each pixel the nearest one's; as bytes where PyTorch can, as float else."""
     values = masks.byte() if masks.device.type in ("cpu", "cuda", "meta") else masks.float()
     return F.interpolate(values[:, None], size=tuple(size))[:, 0].byte()
+
+
+def resize_keypoints(keypoints: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """Keypoints [N, K, 3] (x, y, visibility) of an image of one (height, width) -> the same in another."""
+    height, width = (new / old for old, new in zip(original_size, new_size, strict=True))
+    return keypoints * torch.tensor([width, height, 1.0], dtype=torch.float32).to(keypoints)
 
 
 def resize_boxes(boxes: Tensor, original_size: Sequence[int], new_size: Sequence[int]) -> Tensor:

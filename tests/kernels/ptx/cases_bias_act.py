@@ -90,6 +90,9 @@ def cases() -> Iterator[tuple[str, Case]]:
         maps = [draw(2, 48, 7, 9 - level, dtype=dtype) for level in range(5)]
         yield f"RPN's predictions {NAMES[dtype]}, 5 levels, C=48", anchors_case(maps, 3)
     yield "RPN's predictions fp32, C=33, 7 anchors", anchors_case([draw(1, 33, 5, 6), draw(1, 33, 2, 2)], 7)
+    for dtype in (FP32, BF16):
+        hidden = [draw(1, 40, 5, 8, dtype=dtype)]
+        yield f"RPN's predictions {NAMES[dtype]}, C=40, 15 anchors of one level, as C4's", anchors_case(hidden, 15)
     yield "RPN's predictions bf16, C=16, an anchor", anchors_case([draw(1, 16, 9, 9, dtype=BF16)], 1)
 
     for dtype in (BF16, FP16):

@@ -1,4 +1,4 @@
-"""Compiled kernels of preprocessing and of the mask branch against the reference.
+"""Compiled kernels of preprocessing and of the mask and keypoint branches against the reference.
 
 On sm_90 Triton makes tl.dot of 64 rows or more wgmma, which is not executed here: there the mask branch's programs get
 32 rows, and mma.sync; their real number is executed as compiled for sm_80, and for sm_90 it is compiled and audited.
@@ -13,7 +13,11 @@ from case_inputs import BF16, FP16, FP32, INF, NAMES, NAN
 from helpers.ptx import Bug, Case, close
 
 from fastmask.kernels import reference_layers
-from fastmask.kernels.triton import class_masks as class_masks_triton, preprocess as preprocess_triton
+from fastmask.kernels.triton import (
+    class_masks as class_masks_triton,
+    keypoints as keypoints_triton,
+    preprocess as preprocess_triton,
+)
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -61,7 +65,27 @@ def preprocess_case(images, sizes, padded, dtype=FP32, more=0, layout=torch.chan
     return Case(run, check, images)
 
 
+def keypoint_case(dtype, num, points, size, adversarial=False):
+    """Boxes of a pixel, of fewer than the heatmap and of more, in one axis of so many that a cell has over a tile."""
+    heatmaps = 3 * torch.randn(num, points, *size).to(dtype)
+    heatmaps[..., size[0] // 2, size[1] // 3] += 9  # a peak
+    low, sides = torch.rand(num, 2) * 30, torch.tensor([[0.3, 0.2], [20.0, 31.5], [70.2, 260.9], [130.0, 7.0]])[:num]
+    boxes = torch.cat((low, low + sides), 1)
+    if adversarial:
+        heatmaps[0, 0], heatmaps[1, 0, 3, 3], heatmaps[2, 0, 0, 0] = 0, NAN, -INF
+        boxes[3] = torch.tensor([0, NAN, 5, 5])
+    inputs = heatmaps, boxes, 300, 300
+
+    def check(out):
+        keypoints, scores = reference_layers.decode_keypoints(*inputs)
+        return close("scores", out[1], scores, 1e-4) + close("keypoints", out[0], keypoints, 1e-4)
+
+    return Case(lambda: keypoints_triton.decode_keypoints(*inputs), check)
+
+
 def cases() -> Iterator[tuple[str, Case]]:
+    yield "keypoints fp32", keypoint_case(FP32, 3, 2, (56, 56))
+    yield "keypoints bf16, 5 x 9, adversarial", keypoint_case(BF16, 4, 1, (5, 9), adversarial=True)
     yield "mask branch bf16, C=256", mask_case(BF16, 2, 1, 256, 64, 3, (14, 14))
     yield "mask branch fp16, C=64, two images", mask_case(FP16, 4, 2, 64, 64, 3, (14, 14))
     yield "mask branch bf16, C=20 to 70, adversarial", mask_case(BF16, 4, 2, 20, 70, 3, (12, 11), adversarial=True)
@@ -101,6 +125,15 @@ def bugs() -> Iterator[tuple[str, Bug]]:
     yield (
         "mask branch, padding is read",
         Bug("triton.class_masks", "counts = tl.where(later, counts1, counts0) & inside", "counts = inside", case),
+    )
+    yield (
+        "keypoints, the last of equal samples",
+        Bug(
+            "triton.keypoints",
+            "(index ^ 0x7FFFFFFF).to(tl.int64)",
+            "index.to(tl.int64)",
+            keypoint_case(FP32, 2, 1, (9, 5)),
+        ),
     )
     images, sizes = [torch.randint(0, 256, (3, 17, 30), dtype=torch.uint8)], [(16, 57)]
     case = preprocess_case(images, sizes, (16, 60))

@@ -176,6 +176,8 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
     )
     hits = adversarial[[0, 1, 4, 9, 12]] * OF_ONE_IMAGE
     yield "RoIAlign fp32, NHWC, C=256 in two tiles", roi_align_case(pyramid(2, 1, 256, FP32, True), hits, (2, 7))
+    case = roi_align_case(pyramid(1, 1, 256, BF16, True), six[:1] * OF_ONE_IMAGE, (14, 14))
+    yield "RoIAlign bf16, NHWC, C=256 in two tiles, 14x14 of one level, as C4's", case
     one = [m.as_strided(m.shape, (7, *m.stride()[1:])) for m in pyramid(2, 1, 32, BF16, True)]
     yield (
         "RoIAlign bf16, NHWC, one image of an odd stride",
@@ -223,6 +225,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
     yield (
         "RoIAlign backward bf16, C=272 in two blocks, 7x7",
         roi_align_backward_case(BF16, 272, 2, some_rois(4, 1, size=(24, 24)), 1, (7, 7), 2, False, (24, 24)),
+    )
+    yield (
+        "RoIAlign backward bf16, channels-last, C=256, 14x14 of one level, as C4's",
+        roi_align_backward_case(BF16, 256, 1, border_roi(1.5, 6.5), 1, (14, 14), size=(32, 32), last=True),
     )
     for dtype in (FP32, BF16):
         yield (

@@ -1,0 +1,82 @@
+"""Parts that builders put together: backbones with pyramids, the second models' heads, anchors, poolers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastmask.models._api import WeightsEnum
+from fastmask.models.detection._box_head import FastRCNNConvFCHead
+from fastmask.models.detection._weights import Source, has_frozen_norms
+from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.backbone_utils import (
+    BackboneWithFPN,
+    _mobilenet_extractor,
+    _resnet_fpn_extractor,
+    _validate_trainable_layers,
+)
+from fastmask.models.detection.rpn import RPNHead
+from fastmask.models.mobilenetv3 import MobileNet_V3_Large_Weights, mobilenet_v3_large
+from fastmask.models.resnet import ResNet, ResNet50_Weights, resnet50
+from fastmask.ops.misc import FrozenBatchNorm2d
+from fastmask.ops.poolers import MultiScaleRoIAlign, MultiScaleRoIPool
+
+
+def _default_anchorgen() -> AnchorGenerator:
+    sizes = ((32,), (64,), (128,), (256,), (512,))
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+
+def make_pooler(
+    box_pooling: str, output_size: int, featmap_names: Sequence[str] = ("0", "1", "2", "3")
+) -> MultiScaleRoIAlign:
+    """RoIAlign with 2 x 2 samples a bin, or RoIPool, over these feature maps."""
+    if box_pooling == "roi_align":
+        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio=2)
+    if box_pooling == "roi_pool":
+        return MultiScaleRoIPool(list(featmap_names), output_size)
+    raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
+
+
+def make_v1_backbone(
+    weights: Source,
+    weights_backbone: WeightsEnum | None,
+    progress: bool,
+    trainable_layers: int | None,
+    build: Callable[..., ResNet] = resnet50,
+) -> BackboneWithFPN:
+    """A ResNet with the pyramid of the first models: norms are frozen if trained weights are loaded."""
+    trained = weights is not None or weights_backbone is not None
+    layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
+    norm_layer = FrozenBatchNorm2d if has_frozen_norms(weights, weights_backbone) else nn.BatchNorm2d
+    body = build(weights=None if weights else weights_backbone, progress=progress, norm_layer=norm_layer)
+    return _resnet_fpn_extractor(body, layers)
+
+
+def make_mobilenet_backbone(
+    weights: Source, weights_backbone: MobileNet_V3_Large_Weights | None, progress: bool, trainable_layers: int | None
+) -> BackboneWithFPN:
+    """A MobileNetV3 with a pyramid on its last two stages; see :func:`make_v1_backbone`."""
+    trained = weights is not None or weights_backbone is not None
+    layers = _validate_trainable_layers(trained, trainable_layers, 6, 3)
+    norm_layer = FrozenBatchNorm2d if has_frozen_norms(weights, weights_backbone) else nn.BatchNorm2d
+    body = mobilenet_v3_large(weights=None if weights else weights_backbone, progress=progress, norm_layer=norm_layer)
+    backbone: BackboneWithFPN = _mobilenet_extractor(body, True, layers)
+    return backbone
+
+
+def make_v2_parts(
+    weights: Source, weights_backbone: ResNet50_Weights | None, progress: bool, trainable_layers: int | None
+) -> dict[str, Any]:
+    """Backbone, RPN and box head of the second models: trained norms everywhere, deeper heads."""
+    trained = weights is not None or weights_backbone is not None
+    layers = _validate_trainable_layers(trained, trainable_layers, 5, 3)
+    body = resnet50(weights=None if weights else weights_backbone, progress=progress)
+    backbone = _resnet_fpn_extractor(body, layers, norm_layer=nn.BatchNorm2d)
+    anchors = _default_anchorgen()
+    return {
+        "backbone": backbone,
+        "rpn_anchor_generator": anchors,
+        "rpn_head": RPNHead(backbone.out_channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+        "box_head": FastRCNNConvFCHead((backbone.out_channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
+    }

@@ -1,0 +1,88 @@
+"""Other backbones and RoIPool as ONNX files and packages: the model's detections. All builders at full size: slow."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.exact import assert_parity
+from helpers.slim import MOBILENET_ROI_POOL, calibrate_on_images, slim_model
+from torch import Tensor, nn
+
+import fastmask
+from fastmask.demo import draw_scene
+from fastmask.export import (
+    AOTPackage,
+    ExportableModel,
+    OnnxSession,
+    Shape,
+    compare_outputs,
+    write_onnx,
+    write_package,
+)
+from fastmask.export.tensorrt.graph import find_problems
+from fastmask.export.tensorrt.module import TensorRTExportableModel
+from fastmask.models.detection import resnet_fpn
+
+SHAPE = Shape(1, 128, 160)
+BUILDERS = [name for name in vars(resnet_fpn) if name.startswith(("fasterrcnn_", "maskrcnn_"))]
+BUILDERS += [f"fasterrcnn_mobilenet_v3_large{size}_fpn" for size in ("", "_320")]
+
+
+def scenes(seed: int) -> list[Tensor]:
+    generator = np.random.default_rng(seed)
+    sizes = [(120, 160), (128, 100), (90, 150)]
+    return [torch.from_numpy(draw_scene(generator, size).image).permute(2, 0, 1) for size in sizes]
+
+
+def build(name: str, **options: object) -> nn.Module:
+    model = slim_model(fastmask, **options) if name == "slim" else fastmask.models.get_model(name, **options)
+    calibrate_on_images(model.eval())
+    return model
+
+
+def check_onnx(model: nn.Module, path: Path, shape: Shape, seed: int) -> dict[str, int]:
+    exportable = ExportableModel(model)
+    summary = write_onnx(exportable, path, shape)
+    assert_parity(compare_outputs(exportable.predict_arrays, OnnxSession(path), scenes(seed)))
+    return summary.operators
+
+
+def check_package(model: nn.Module, path: Path, seed: int) -> None:
+    exportable = ExportableModel(model)
+    write_package(exportable, path, SHAPE)
+    assert_parity(compare_outputs(exportable.predict_arrays, AOTPackage(path), scenes(seed)))
+
+
+def test_mobilenet_and_roi_pool_as_onnx(tmp_path: Path, seed: int) -> None:
+    """HardSwish is one operator, and norms are none; TensorRT has no MaxRoiPool, and is said to have none."""
+    model = build("slim", **MOBILENET_ROI_POOL)
+    operators = check_onnx(model, tmp_path / "model.onnx", SHAPE, seed)
+    assert operators["HardSwish"] == 8
+    assert operators["MaxRoiPool"] == 4  # two levels, which the boxes and the masks have
+    assert "BatchNormalization" not in operators
+    problems = find_problems(onnx.load(tmp_path / "model.onnx"))
+    assert "MaxRoiPool is not in the table of what is parsed" in problems
+
+
+@pytest.mark.slow
+def test_mobilenet_for_tensorrt(tmp_path: Path) -> None:
+    write_onnx(TensorRTExportableModel(build("slim", body="mobilenet")), tmp_path / "model.onnx", SHAPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL], ids=str)
+def test_every_size_and_packages(options: dict[str, str], tmp_path: Path, seed: int) -> None:
+    model = build("slim", **options)
+    check_onnx(model, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True), seed)
+    check_package(model, tmp_path / "model.pt2", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDERS)
+def test_full_models(name: str, tmp_path: Path, seed: int) -> None:
+    """As ONNX and as a package; few classes and small images."""
+    model = build(name, weights_backbone=None, num_classes=4, min_size=128, rpn_post_nms_top_n_test=100)
+    check_onnx(model, tmp_path / "model.onnx", SHAPE, seed)
+    check_package(model, tmp_path / "model.pt2", seed)
