@@ -50,7 +50,7 @@ def run_cases(
     start, late = time.monotonic(), False
     machine = {"device": measure.name_of(device), **measure.versions()}
     usable = [row for row in earlier if machine.items() <= row["extra_info"].items()]
-    progress = tqdm(specs.items(), unit="case")
+    progress = tqdm(specs.items(), unit="case", disable=None)  # none in a log file
     for name, spec in progress:
         progress.set_postfix_str(name)
         reused = [row for row in usable if row["group"] == name]

@@ -92,7 +92,7 @@ def tune(
     for knob in knobs:
         values.pop(_full_name(knob, shapes), None)
     built: tuple[str, list[Workload]] = ("", [])
-    progress = tqdm(knobs, unit="knob")
+    progress = tqdm(knobs, unit="knob", disable=None)  # none in a log file
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for knob in progress:
             progress.set_postfix_str(knob.name)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from fastmask.files import describe_error
+
 Value = TypeVar("Value")
 
 
@@ -48,7 +50,7 @@ class Ranks(NamedTuple):
         try:
             value = function()
         except (OSError, ValueError) as error:
-            problem = str(error)
+            problem = describe_error(error)
         except Exception as error:
             other = error
         for text in self.all_gather(problem):

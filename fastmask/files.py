@@ -23,9 +23,19 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(draft)):  # none where the disk is full
+            error.filename = str(path)
         raise
+
+
+def describe_error(error: Exception) -> str:
+    """An error's message; of the operating system's, the file and what is wrong, without its number."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    text = error.strerror[:1].lower() + error.strerror[1:]
+    return text if error.filename is None else f"{error.filename}: {text}"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -46,6 +56,9 @@ def check_free(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()
     over = [path for path in targets if os.path.realpath(path) in read]
     if over:
         raise ValueError(f"{over[0]} must be another file than what is read")
+    folder = next((path for path in targets if path.is_dir()), None)
+    if folder is not None:
+        raise FileExistsError(f"{folder} must be a file, got a folder")
     there = [path for path in targets if os.path.lexists(path)]
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""

@@ -137,3 +137,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.format == "TIFF" and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         pixels = 255 - pixels
     return Image.fromarray(pixels)
+
+
+def check_image_name(argument: str, path: Path) -> None:
+    """ValueError if the name of an image that is to be written has no ending that Pillow writes."""
+    if Image.registered_extensions().get(os.path.splitext(path)[1].lower(), "") not in Image.SAVE:
+        raise ValueError(f"{argument} must end as images do (.png, .jpg, ...), got {path}")

@@ -120,7 +120,13 @@ def reports(architectures: Sequence[str], quick: bool = False, without: str | No
     ]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(
-            tqdm(pool.map(_compile_number, *zip(*wanted, strict=True)), total=len(wanted), unit="variant", leave=False)
+            tqdm(
+                pool.map(_compile_number, *zip(*wanted, strict=True)),
+                total=len(wanted),
+                unit="variant",
+                leave=False,
+                disable=None,
+            )
         )
 
 

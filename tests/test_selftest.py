@@ -127,4 +127,4 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["selftest", "--device", "fpga"]) == 2
     assert "fastmask selftest: --device must be one that this machine has, got 'fpga'" in capsys.readouterr().err
     assert main(["selftest", "--device", "cpu", "--json", str(tmp_path / "no" / "file.json")]) == 2
-    assert "fastmask selftest: [Errno 2] No such file or directory" in capsys.readouterr().err
+    assert "file.json: no such file or directory" in capsys.readouterr().err

@@ -5,14 +5,24 @@ import re
 import sys
 from typing import TextIO
 
+from fastmask.files import describe_error
+
 POSITIONAL = {"evaluate": "annotations", "export": "file", "data": "source"}  # no options; --images is named below
-ALIASES = {"data": "data_path", "dataset": "data_path", "attribute": "class_attribute", "box_score_thresh": "score"}
+ALIASES = {
+    "data": "data_path",
+    "dataset": "data_path",
+    "attribute": "class_attribute",
+    "box_score_thresh": "score",
+    "height": "size",
+    "width": "size",
+}
 WORDS = ("lr", "bf16", "zoom")  # in messages of the library always the arguments
 
 
 def print_error(error: object, args: argparse.Namespace) -> None:
     """Print why a command ends, in one line, with the options' names."""
-    print(f"fastmask {args.command}: {name_options(error, args)}", file=sys.stderr)
+    text = describe_error(error) if isinstance(error, OSError) else error
+    print(f"fastmask {args.command}: {name_options(text, args)}", file=sys.stderr)
 
 
 def name_options(text: object, args: argparse.Namespace) -> str:

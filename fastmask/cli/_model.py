@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmask._version import __version__
 from fastmask.cli._device import DEVICE_HELP, find_device
+from fastmask.cli._messages import Default
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
 MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
+CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5, device_help: str = DEVICE_HELP) -> None:
     """Add what names a model, for every command that runs one."""
     add = parser.add_argument
-    add("--weights", default="COCO_V1", help="a name (COCO_V1 is downloaded once) or a file [%(default)s]")
+    add("--weights", default=Default("COCO_V1"), help="a name (COCO_V1 is downloaded once) or a file [%(default)s]")
     add("--model", metavar="NAME", help=MODEL_HELP)
     add("--score", type=float, default=score, help="minimum score of a kept detection, from 0 to 1 [%(default)s]")
     add("--device", default="auto", help=device_help)
@@ -38,6 +40,13 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
 
 
+def check_weights(weights: object) -> None:
+    """ValueError if weights are named like a file, and there is none."""
+    path = Path(str(weights or ""))
+    if (path.suffix in CHECKPOINTS or len(path.parts) > 1) and not path.exists():
+        raise ValueError(f"--weights must be a file that is there, or a name, got {path}: no such file")
+
+
 def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]":
     """The builder's name, which the weights may know, and the weights; ValueError if there are none of that name."""
     from fastmask.models._api import check_detector
@@ -45,6 +54,7 @@ def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]
 
     if name is not None:
         check_detector("--model", name)
+    check_weights(weights)
     return choose_model(name, weights)
 
 

@@ -46,6 +46,8 @@ def parse_with_files(parser: argparse.ArgumentParser, parse: Callable[[], argpar
     missing = [name for name in REQUIRED if getattr(args, name) is None]
     if missing:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        if args.resume and not own.exists():
+            raise ValueError(f"--resume needs a run in --out, or {options} to start one, got {args.out} without one")
         parser.error(f"the following arguments are required, here or in the file of --config: {options}")
     for name, value in vars(args).items():
         if str(value).startswith("<") and str(value).endswith(">"):  # as train() writes objects

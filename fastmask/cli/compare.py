@@ -21,10 +21,12 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 if an argument is wrong, an image is broken or the weights are not available."""
     from fastmask.evaluation.compare import compare_settings
     from fastmask.files import check_free, replace_file
+    from fastmask.image_io import check_image_name
     from fastmask.inference.image_files import find_images
 
     try:
         paths = find_images(args.images)
+        check_image_name("out", args.out)
         check_free([args.out], args.force, paths)
         model, categories = load_model(args.model, args.weights, args.device, args.score)
         matches, image = compare_settings(model, paths, args.size, categories)

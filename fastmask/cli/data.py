@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--polygons", action="store_true", help=polygons_help)
     tolerance_help = "how far polygons of masks may be from them, to have fewer corners [0: exact]"
     convert.add_argument("--tolerance", type=float, default=0.0, metavar="PIXELS", help=tolerance_help)
-    for command, what in ((convert, "files of the target"), (check, "the contact sheet")):
-        command.add_argument("--force", action="store_true", help=f"replace {what} that are there")
+    for command, what in ((convert, "files of the target that are"), (check, "a contact sheet that is")):
+        command.add_argument("--force", action="store_true", help=f"replace {what} there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
     add = commands.add_parser("draw", help="draw synthetic images, with COCO annotations").add_argument
     add("target", type=Path, metavar="DIR", help="folder of the output")
@@ -142,7 +142,10 @@ def check(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data.contact_sheet import draw_contact_sheet
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
+    from fastmask.image_io import check_image_name
 
+    if args.contact_sheet is not None:
+        check_image_name("contact_sheet", args.contact_sheet)
     splits = read_splits(args, args.source)
     records = [record for dataset in splits.values() for record in dataset.records]
     if args.contact_sheet is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmask.cli._messages import print_error
+from fastmask.cli._messages import is_given, print_error
 from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_predictor
 from fastmask.cli.data import SOURCE_HELP, add_source_arguments, add_split_argument, read_source
 
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "tuple[Evaluation, list[Any] | None]":
     """The evaluation on every rank, and a model's detections on the first one."""
     from fastmask import evaluation
+    from fastmask.data.parse import join_few
     from fastmask.evaluation.files import read_results
     from fastmask.evaluation.identity import rename_classes
 
@@ -81,12 +82,18 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     if args.results is not None:
         if args.classes:
             raise ValueError("--classes must not be given with --results, which have category ids")
+        for name in ("weights", "model", "size"):
+            if is_given(getattr(args, name)):
+                raise ValueError(f"--{name} must not be given with --results, which are a model's already")
         evaluated = ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset, **how))
         return evaluated, None
     pairs = parse_classes(args.classes or ())
     predictor, names, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
     if names is not None:
         names = rename_classes(names, pairs, dataset.categories)
+        if dataset.categories and not set(names[1:]) & set(dataset.categories):
+            got = f"got {join_few(names[1:], 5)}: --classes MODEL=DATA maps names"
+            raise ValueError(f"--weights must know a class of the data ({join_few(dataset.categories, 5)}), {got}")
     elif pairs:
         raise ValueError(f"--classes must not be given where the weights name no classes, got {' '.join(args.classes)}")
     elif ranks.rank == 0:

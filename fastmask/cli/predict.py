@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmask.cli._messages import Default, is_given, name_options, print_line
-from fastmask.cli._model import add_model_arguments, add_predictor_arguments, make_exported_predictor, make_predictor
+from fastmask.cli._model import (
+    add_model_arguments,
+    add_predictor_arguments,
+    check_weights,
+    make_exported_predictor,
+    make_predictor,
+)
 from fastmask.cli._videos import check_videos, predict_videos, split_sources
 
 if TYPE_CHECKING:
     from fastmask.inference import PredictedFiles
-
-CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="SOURCE", help=source)
     add("--recursive", action="store_true", help="take the images of folders inside folders, too")
     add_model_arguments(parser)
-    for name in ("weights", "model"):  # to see whether they are given
-        if isinstance(default := parser.get_default(name), str):
-            parser.set_defaults(**{name: Default(default)})
     add_predictor_arguments(parser)
     add("--exported", "--onnx", type=Path, metavar="FILE", help="a file of fastmask export, instead of --weights")
     add("--classes", nargs="+", action="extend", metavar="NAME", help="keep these classes only; after the images")
@@ -92,9 +93,8 @@ def check_arguments(args: argparse.Namespace, images: list[Path], videos: list[s
         raise ValueError(f"{name} must not be given with --exported: the file has its own")
     if args.exported and not args.exported.exists():
         raise ValueError(f"--exported must be a file that is there, got {args.exported}: no such file")
-    path = Path(args.weights or "")
-    if (path.suffix in CHECKPOINTS or len(path.parts) > 1) and not args.exported and not path.exists():
-        raise ValueError(f"--weights must be a file that is there, or a name, got {path}: no such file")
+    if not args.exported:
+        check_weights(args.weights)
     find_images(images, args.recursive)
     if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
         raise ValueError(f"--json must be a file in a folder that is there, got {args.json}")

@@ -10,6 +10,7 @@ from fastmask.cli._messages import print_error
 from fastmask.cli._model import MODEL_HELP
 from fastmask.cli._settings import add_negations, parse_with_files
 from fastmask.cli.data import add_source_arguments
+from fastmask.files import describe_error
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
@@ -94,7 +95,7 @@ def _run_on(ranks: "Ranks", args: argparse.Namespace) -> int:
             print_error(error, args)
         return 2
     except (DivergedError, MemoryError, OSError) as error:
-        print_error(str(error).strip() or type(error).__name__, args)
+        print_error(describe_error(error).strip() or type(error).__name__, args)
         return 1
     except KeyboardInterrupt:
         if ranks.rank == 0:

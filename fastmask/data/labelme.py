@@ -24,6 +24,7 @@ from fastmask.data.records import (
     Record,
     box_to_polygon,
     compress_rle,
+    describe_box,
     ellipse_to_polygon,
     name_records,
     number_categories,
@@ -185,10 +186,17 @@ def write_labelme(dataset: Dataset, folder: Path) -> list[Problem]:
                 continue
             group = number if len(instance.polygons) > 1 else None
             common: dict[str, Any] = {"label": instance.category, "group_id": group, "description": "", "flags": {}}
+            if instance.rle is not None and not coco_mask.area(compress_rle(instance.rle)):
+                problems.append(Problem("cannot be written", str(record.file), f"{instance.category} has no area"))
+                continue
             if instance.rle is not None:
                 shapes.append(common | _write_mask(instance.rle))
                 continue
-            for polygon in instance.polygons or (box_to_polygon(*instance.bounds()),):
+            if not instance.has_mask():
+                problems.append(Problem("cannot be written", str(record.file), describe_box(instance)))
+                x1, y1, x2, y2 = instance.bounds()
+                shapes.append(common | {"shape_type": "rectangle", "points": [[x1, y1], [x2, y2]]})
+            for polygon in instance.polygons:
                 shapes.append(common | {"shape_type": "polygon", "points": polygon.tolist()})
         height, width = map(to_number, record.size or (None, None))
         content: dict[str, Any] = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imageData": None}

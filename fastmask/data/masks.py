@@ -4,6 +4,7 @@ They are gray or palette images of numbers (0: background; 255: void, the border
 each color but black is an object or a class. Names and colors of classes: :mod:`fastmask.data.class_map`.
 """
 
+import collections
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,6 @@ from fastmask.data.mask_pixels import (
 from fastmask.data.parse import join_few
 from fastmask.data.records import Dataset, Instance, Problem, Record, name_records
 from fastmask.files import replace_file, write_text
-
-LOST = "crowds, hidden, empty, masks of another size than the image, or too many"
 
 
 def read_masks(path: Path, images: Path | None) -> Dataset:
@@ -196,7 +195,7 @@ def _choose_class(counts: dict[int, int], class_map: ClassMap) -> tuple[str | No
 
 
 def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
-    """Write mask images, and copy the images -> what the format cannot hold: crowds, and what later instances hide.
+    """Write mask images, and copy the images -> what the format cannot hold: crowds, boxes alone, and what others hide.
 
     Raises:
         ValueError: a category's name is one of the background in ``labels.txt``, or the folder has names or lists of
@@ -222,15 +221,19 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
         if fault is not None:
             problems.append(fault)
         numbers, classes = (np.zeros(record.size, np.uint16) for _ in range(2))
-        painted = [instance for instance in record.instances if _fits(instance, record.size)][:MAX_OBJECTS]
+        reasons = [_find_misfit(instance, record.size) for instance in record.instances]
+        fitting = [instance for instance, reason in zip(record.instances, reasons, strict=True) if reason is None]
+        painted = fitting[:MAX_OBJECTS]
         ids = _count_without_border(len(painted))
         for instance, number in zip(painted, ids, strict=True):
             mask = instance.to_mask(*record.size)
             numbers[mask], classes[mask] = number, order[instance.category]
         hidden = set(ids) - set(np.unique(numbers).tolist())
-        lost = len(hidden) + len(record.instances) - len(painted)
+        lost = collections.Counter(reason for reason in reasons if reason is not None)
+        lost += collections.Counter({"hidden or empty": len(hidden), "too many": len(fitting) - len(painted)})
         if lost:
-            problems.append(Problem("cannot be written", str(record.file), f"{lost} objects are {LOST}"))
+            text = "objects left out: " + ", ".join(f"{number} {reason}" for reason, number in lost.items())
+            problems.append(Problem("cannot be written", str(record.file), text))
         _save_numbers(numbers, path / OBJECTS / f"{stem}.png")
         _save_numbers(classes, path / CLASSES / f"{stem}.png")
         copy = path / IMAGES / f"{stem}{record.file.suffix}"
@@ -239,9 +242,13 @@ def write_masks(dataset: Dataset, path: Path) -> list[Problem]:
     return problems
 
 
-def _fits(instance: Instance, size: tuple[int, int]) -> bool:
-    """Whether an instance can be in mask images of a size."""
-    return not instance.crowd and (instance.rle is None or tuple(instance.rle["size"]) == size)
+def _find_misfit(instance: Instance, size: tuple[int, int]) -> str | None:
+    """Why an instance cannot be in mask images of a size; None where it can."""
+    if instance.crowd:
+        return "crowds"
+    if not instance.has_mask():
+        return "with a box alone"
+    return "masks of another size than the image" if instance.rle and tuple(instance.rle["size"]) != size else None
 
 
 def _count_without_border(number: int) -> list[int]:

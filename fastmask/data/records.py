@@ -64,6 +64,11 @@ class Instance(NamedTuple):
         return np.asarray(coco.decode(self.to_rle(height, width)), bool)
 
 
+def describe_box(instance: Instance) -> str:
+    """What becomes of an object with a box alone in formats whose rectangles are read as masks."""
+    return f"{instance.category} has a box alone, which is a rectangle there, and a full mask to what reads it"
+
+
 class Record(NamedTuple):
     """An image and its annotated instances."""
 

@@ -15,6 +15,7 @@ from fastmask.data.records import (
     Problem,
     Record,
     box_to_polygon,
+    describe_box,
     ellipse_to_polygon,
     number_categories,
 )
@@ -190,7 +191,15 @@ def write_via(dataset: Dataset, path: Path) -> list[Problem]:
                 problems.append(Problem("cannot be written", str(record.file), f"a crowd of {instance.category}"))
                 continue
             polygons = instance.polygons if instance.rle is None else trace_polygons(instance.to_mask(0, 0))
-            for polygon in polygons or (box_to_polygon(*instance.bounds()),):
+            if instance.rle is not None and not polygons:
+                text = f"{instance.category} has no area"
+                problems.append(Problem("cannot be written", str(record.file), text))
+            if not instance.has_mask():
+                problems.append(Problem("cannot be written", str(record.file), describe_box(instance)))
+                x1, y1, x2, y2 = instance.bounds()
+                box = {"name": "rect", "x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+                regions.append({"shape_attributes": box, "region_attributes": {"class": instance.category}})
+            for polygon in polygons:
                 shape = {
                     "name": "polygon",
                     "all_points_x": polygon[:, 0].tolist(),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastmask.checks import ArgumentError
+from fastmask.data.parse import join_few
 from fastmask.data.records import Record, assign_labels
 
 
@@ -73,8 +74,8 @@ def map_labels(names: Sequence[str] | None, categories: Mapping[str, int]) -> di
         return {label: categories[name] for name, label in assign_labels(categories).items()}
     labels = {label: categories[name] for label, name in enumerate(names) if label > 0 and name in categories}
     if not labels:
-        known, wanted = ", ".join(list(names)[1:6]), ", ".join(list(categories)[:5])
-        raise ArgumentError(f"names must have one of the dataset's categories ({wanted}, ...), got {known}, ...")
+        known, wanted = join_few(list(names)[1:], 5), join_few(categories, 5)
+        raise ArgumentError(f"names must have one of the dataset's categories ({wanted}), got {known}")
     return labels
 
 
@@ -92,9 +93,7 @@ def rename_classes(names: Sequence[str], pairs: Mapping[str, str], categories: M
     for mine, other in pairs.items():
         for name, known, whose in ((mine, names[1:], "model"), (other, list(categories), "data set")):
             if name not in known:
-                raise ArgumentError(
-                    f"classes must name classes of the {whose} ({', '.join(known[:5])}, ...), got {name!r}"
-                )
+                raise ArgumentError(f"classes must name classes of the {whose} ({join_few(known, 5)}), got {name!r}")
     renamed = [names[0], *(pairs.get(name, name) for name in names[1:])]
     for other in pairs.values():
         if renamed.count(other) > 1:

@@ -120,7 +120,8 @@ def train(
             lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
             steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
             if progress:
-                print(f"{len(trainer.samples)} images, {len(names) - 1} classes, {steps}, learning rate {lr:g}")
+                what = f"{len(trainer.samples)} images, {len(splits.train.categories)} classes"
+                print(f"{what}, {steps}, learning rate {lr:g}")
             _write_settings(folder, arguments | vars(config), lr)
         return trainer.fit()
 

@@ -113,8 +113,8 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
         ("--weights", "none.pth"): "--weights must be a file that is there, or a name, got none.pth: no such file",
         ("--weights", str(path)): "a.png must be a checkpoint",
         ("--model", "maskrcnn_resnet50_fpn_v2"): "slim.pth is not of this model",
-        ("--out", str(path / "out")): "Not a directory",
-        ("--out", str(taken)): "Is a directory",
+        ("--out", str(path / "out")): "not a directory",
+        ("--out", str(taken)): "is a directory",
         (str(taken),): "taken must hold images, got none",
     }.items():
         assert predict(slim_file[0], tmp_path / "out", path, *arguments) == 2

@@ -136,7 +136,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
         "other.json": "other.json must be annotations of coco, via, labelme, masks, yolo, got none of them",
         "deep.json": "deep.json must be JSON",
         "empty": "empty must hold JSON files, mask images or a data.yaml, got none",
-        "none.json": "No such file",
+        "none.json": "none.json: no such file or directory",
     }.items():
         assert main(["data", "convert", str(tmp_path / name), str(tmp_path / "out.json"), "--to", "coco"]) == 2
         printed = capsys.readouterr().err

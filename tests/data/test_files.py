@@ -144,7 +144,7 @@ def test_only_images_are_copied(tmp_path: Path) -> None:
     objects += (data.Instance("cat", rle={"size": [30, 20], "counts": [0, 600]}),)
     drawn = data.Record(Path("drawn.png"), (20, 20), objects, image=Image.new("RGB", (20, 20)))
     (problem,) = data.write_dataset(data.Dataset([drawn], {"cat": 1}, []), tmp_path / "other", "masks")
-    assert problem.text.startswith("1 objects are crowds, hidden, empty, masks of another size")
+    assert problem.text == "objects left out: 1 masks of another size than the image"
     assert data.read_dataset(tmp_path / "other").records[0].load().size == (20, 20)
 
 

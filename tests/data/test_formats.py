@@ -226,6 +226,31 @@ def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
         assert len(data.read_dataset(target_path(tmp_path, format)).records[0].instances) == 502 - lost
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_boxes_alone_never_become_masks_in_silence(format: str, tmp_path: Path) -> None:
+    """A box alone stays one, is left out and named, or is named as the rectangle that readers take for a mask."""
+    file = draw_image_file(tmp_path / "a.png", 40, 50)
+    instances = (data.Instance("a", (box_to_polygon(1, 1, 9, 9),)), data.Instance("b", box=(20.0, 10.0, 40.0, 30.0)))
+    dataset = data.Dataset([data.Record(file, (40, 50), instances)], {"a": 1, "b": 2}, [])
+    problems = data.write_dataset(dataset, target_path(tmp_path / "set", format), format)
+    (record,) = data.add_sizes(data.read_dataset(target_path(tmp_path / "set", format))).records
+    masks = {instance.category: instance.has_mask() for instance in record.instances}
+    assert masks == {"a": True} | ({} if format == "masks" else {"b": format in ("labelme", "via")})
+    assert [each.bounds() for each in record.instances if each.category == "b"] == [pytest.approx((20, 10, 40, 30))] * (
+        "b" in masks
+    )
+    assert ["box alone" in problem.text for problem in problems] == [True] * (format != "coco")
+
+
+@pytest.mark.parametrize("format", ["labelme", "via"])
+def test_empty_masks_are_named(format: str, tmp_path: Path) -> None:
+    file = draw_image_file(tmp_path / "a.png", 40, 50)
+    instance = data.Instance("a", rle={"size": [40, 50], "counts": [2000]})
+    dataset = data.Dataset([data.Record(file, (40, 50), (instance,))], {"a": 1}, [])
+    (problem,) = data.write_dataset(dataset, target_path(tmp_path, format), format)
+    assert problem.text == "a has no area"
+
+
 @pytest.mark.skipif("FASTMASK_BALLOON" not in os.environ, reason="the photos are not part of the repository")
 def test_balloons(tmp_path: Path) -> None:
     for split, (images, instances) in {"train": (61, 255), "val": (13, 50)}.items():

@@ -58,7 +58,7 @@ def test_more_than_255_objects(tmp_path: Path) -> None:
     hidden = data.Instance("spot", (spots[0],))
     dataset = data.Dataset([data.Record(file, (30, 30), (hidden, *instances))], {"spot": 1}, [])
     (problem,) = data.write_dataset(dataset, tmp_path / "set", "masks")
-    assert problem.text.startswith("1 objects are crowds, hidden, empty")
+    assert problem.text == "objects left out: 1 hidden or empty"
     dataset = data.read_dataset(tmp_path / "set")
     assert len(dataset.records[0].instances) == 400
     assert {instance.to_mask(30, 30).sum() for instance in dataset.records[0].instances} == {1}
