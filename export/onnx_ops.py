@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset18
 
@@ -278,7 +279,15 @@ def columns(values: Value, start: int, end: int) -> Value:
     return op.Gather(values, constant(np.arange(start, end)), axis=1)
 
 
+def as_strided(x: Value, size: Sequence[Any], stride: Sequence[Any], storage_offset: int | None = None) -> Value:
+    """The same tensor: PyTorch 2.11 gives averages over whole maps, [B, C, 1, 1], strides, which ONNX does not have."""
+    if [*x.shape[2:]] != [1, 1] or [*size[2:]] != [1, 1]:
+        raise ValueError(f"as_strided must be of [B, C, 1, 1] for a graph to be exported, got {x.shape} as {size}")
+    return op.Identity(x)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.as_strided.default: as_strided,
     nms_padded_op._opoverload: nms_padded,
     multilevel_roi_align_op._opoverload: multilevel_roi_align,
     roi_pool_op._opoverload: roi_pool,
