@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
         if not list_models(include=pattern):
             print(f"fastmask models: no model's name is {pattern}; without a name, all are listed", file=sys.stderr)
             return 2
-    row = "{:38} {:14} {:>10} {:>8}  {:40} {}".format
+    row = "{:38} {:14} {:>10} {:>8}  {:44} {}".format
     print(row("model", "weights", "parameters", "GMAC", "published, in percent", "in the cache"))
     for summary in summarize_models(args.patterns or None):
         here = "" if summary.weights is None else "yes" if summary.weights.is_cached() else "no"

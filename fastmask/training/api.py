@@ -122,6 +122,10 @@ def train(
             if progress:
                 what = f"{len(trainer.samples)} images, {len(splits.train.categories)} classes"
                 print(f"{what}, {steps}, learning rate {lr:g}")
+                if splits.val is None:
+                    print(f"no validation images (--val): {BEST} will have the epoch of the lowest loss")
+                if trainer.epoch >= config.epochs:
+                    print(f"all {config.epochs} epochs are done: more --epochs go on")
             _write_settings(folder, arguments | vars(config), lr)
         return trainer.fit()
 

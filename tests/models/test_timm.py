@@ -179,6 +179,7 @@ def test_train_and_predict_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     command += ["--model", "maskrcnn_timm:test_efficientnet", "--weights", "none", "--workers", "0", "--device", "cpu"]
     command += ["--weights-backbone", str(tmp_path / "backbone.pth"), "--min-size", "64", "--max-size", "64"]
     assert main(command) == 0, capsys.readouterr()
+    assert "no validation images (--val): best.pth will have the epoch of the lowest loss" in capsys.readouterr().out
     checkpoint = Checkpoint(tmp_path / "run" / "last.pth")
     assert checkpoint.meta["builder"] == "maskrcnn_timm:test_efficientnet"
     before, after = torch.load(tmp_path / "backbone.pth"), checkpoint.get_state_dict()

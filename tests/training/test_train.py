@@ -162,7 +162,10 @@ def test_interrupted_and_resumed_with_more_epochs(
     assert "must be of the same run to be resumed, got --lr None (now 0.5)" in capsys.readouterr().err
     assert main(more) == 0
     assert [row["epoch"] for row in json.loads((tmp_path / "out" / "epochs.json").read_text())] == [1, 2, 3]
-    assert "epoch 3: loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "epoch 3: loss" in printed
+    assert main(more) == 0
+    assert "all 3 epochs are done: more --epochs go on" in capsys.readouterr().out
     rows = (tmp_path / "out" / "steps.csv").read_text().splitlines()[1:]
     lrs = [float(row.split(",")[3]) for row in rows]
     assert lrs[2:] == [TrainConfig(3).lr_at(step, 6, 1) for step in range(2, 6)]  # the schedule of three epochs
