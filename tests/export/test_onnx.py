@@ -159,7 +159,7 @@ def test_the_command_compares_and_predict_runs_it(
     for options, message in (
         ([], "is there already: --force replaces it"),
         (["--force", "--opset", "17"], "opset must be in [18, 20], got 17"),
-        (["--force", "--size", "200", "224"], "height must be a multiple of 32, as the model pads, got 200"),
+        (["--force", "--size", "200", "224"], "--size must be a multiple of 32, as the model pads, got 200"),
         (["--force", "--batch", "0"], "batch must be at least 1, got 0"),
         (["--force", "--batch", "65", "--dynamic"], "batch must be in [1, 64], got 65"),
         (
