@@ -120,7 +120,8 @@ def train(
             lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
             steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"
             if progress:
-                what = f"{len(trainer.samples)} images, {len(splits.train.categories)} classes"
+                number_of_classes = len(splits.train.categories)
+                what = f"{len(trainer.samples)} images, {number_of_classes} class{'es' * (number_of_classes != 1)}"
                 print(f"{what}, {steps}, learning rate {lr:g}")
                 if splits.val is None:
                     print(f"no validation images (--val): {BEST} will have the epoch of the lowest loss")

@@ -164,7 +164,7 @@ def test_the_command_compares_and_predict_runs_it(
         (["--force", "--batch", "65", "--dynamic"], "batch must be in [1, 64], got 65"),
         (
             ["--force", "--size", "352", "224", "--dynamic"],
-            "height must be at most 320, as the model's",
+            "--size must be at most 320, as the model's",
         ),
     ):
         before = file.read_bytes()

