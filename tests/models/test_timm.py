@@ -78,8 +78,8 @@ def test_detections_losses_and_gradients_are_torchvisions(name: str) -> None:
     theirs_losses, losses = theirs(*batch), model(*batch)
     for key, loss in theirs_losses.items():
         torch.testing.assert_close(losses[key], loss, rtol=1e-9, atol=1e-9)
-    for one in (theirs_losses, losses):
-        sum(one.values()).backward()
+    for values in (theirs_losses, losses):
+        sum(values.values()).backward()
     wanted = dict(theirs.named_parameters())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[key].grad, rtol=1e-7, atol=1e-7)
