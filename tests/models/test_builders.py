@@ -29,10 +29,16 @@ def test_two_steps_and_static_programs(name: str, monkeypatch: pytest.MonkeyPatc
     model = build(name).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     images, targets = draw_batch(torch.float32)
+    heads = model.roi_heads
+    for target in targets if heads.has_keypoint() else ():  # at random places of the boxes
+        x0, y0, x1, y1 = target["boxes"][:, :, None].unbind(1)
+        spots = torch.rand(2, len(x0), heads.num_keypoints())
+        x, y = x0 + spots[0] * (x1 - x0), y0 + spots[1] * (y1 - y0)
+        target["keypoints"] = torch.stack((x, y, torch.full_like(x, 2)), dim=2)
     before = {key: value.clone() for key, value in model.named_parameters()}
     for _ in range(2):
         losses = model(images, targets)
-        assert len(losses) == (5 if model.roi_heads.has_mask() else 4)
+        assert len(losses) == 4 + heads.has_mask() + heads.has_keypoint()
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
