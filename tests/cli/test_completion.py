@@ -31,14 +31,14 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 def make_script(shell: str, folder: Path) -> Path:
-    pytest.importorskip("shtab")
+    pytest.importorskip("shtab", reason="it writes the scripts; the oldest versions' environment has none")
     done = subprocess.run([sys.executable, "-c", QUICKLY, shell], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     (folder / "script").write_text(done.stdout)
     return folder / "script"
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="it is asked")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash itself completes")
 def test_bash_completes(tmp_path: Path) -> None:
     script = make_script("bash", tmp_path)
     (tmp_path / "photos").mkdir()
@@ -64,7 +64,7 @@ def test_bash_completes(tmp_path: Path) -> None:
         assert (found.stderr, found.stdout.split()) == ("", expected.split()), line
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="it is asked")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh itself completes")
 def test_zsh_reads_the_script(tmp_path: Path) -> None:
     subprocess.run(["zsh", "-n", make_script("zsh", tmp_path)], check=True)
 

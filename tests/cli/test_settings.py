@@ -34,7 +34,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 def test_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Wherever its options are; flags are turned off by --no-NAME; what is required may be in the file."""
-    pytest.importorskip("yaml")
+    pytest.importorskip("yaml", reason="it reads the file")
     text = "data-path: photos\nepochs: 3\nlr: 1e-3\nmin_size: [64, 96]\nsize: [128, 96]\nbf16: true\nval: ~\n"
     path = str(write(tmp_path / "a.yaml", text + "keep-empty: true\nout: runs/one\nmax_size: '96'\nflip: 1\n"))
     args = parse("--epochs", "5", "--config", path, "--no-bf16", "--size", "64", "64")
@@ -47,7 +47,7 @@ def test_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_page_shows_a_settings_file(tmp_path: Path, parser: argparse.ArgumentParser) -> None:
-    pytest.importorskip("yaml")
+    pytest.importorskip("yaml", reason="it reads the file")
     (text,) = find_blocks("fastmask/training/README.md", "yaml")
     values = read_settings(write(tmp_path / "a.yaml", text), parser)
     assert (values["lr"], values["min_size"], values["keep_empty"]) == (1e-3, [192, 256], True)
