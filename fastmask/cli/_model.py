@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
 MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
-CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
+CHECKPOINTS = {".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors"}
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 

@@ -29,11 +29,17 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",
+    "aligned": "roi_heads.box_roi_pool.aligned",
+    "exact_anchors": "rpn.anchor_generator.exact",
+    "stride_in_1x1": "backbone.body.layer2.0.stride_in_1x1",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
-INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
-CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
+INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
+CHOICES: dict[str, tuple[Any, ...]] = {"box_pooling": ("roi_align", "roi_pool")}
+CONVENTIONS = ("aligned", "exact_anchors", "stride_in_1x1")  # of weights, whatever their shapes
+CHOICES |= dict.fromkeys(CONVENTIONS, (False, True))
 
 
 def describe_model(
@@ -84,6 +90,21 @@ def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def check_conventions(model: nn.Module, options: Mapping[str, Any], source: str) -> None:
+    """Raise a ValueError if a file's :data:`CONVENTIONS` are not the model's, as far as both tell theirs.
+
+    Weights of other conventions than torchvision's also need their mean and standard deviation of images.
+    """
+    foreign = any(options.get(name) for name in CONVENTIONS)
+    own = describe_model(model, None, None)["options"]
+    for name in (*CONVENTIONS, *(("image_mean", "image_std") if foreign else ())):
+        if name in options and name in own and options[name] != own[name]:
+            raise ValueError(
+                f"{name} must be {options[name]} with {source}, got {own[name]}: "
+                "fastmask.models.from_checkpoint builds the model that the file is of"
+            )
+
+
 def plain_skeletons(skeletons: Mapping[str, Skeleton]) -> dict[str, Any]:
     """Number, names and limbs of keypoints as lists, by category."""
     return {
@@ -107,11 +128,11 @@ def parse_skeletons(content: Any) -> dict[str, Skeleton]:
 
 def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of :data:`OPTIONS` that have a value of their kind, sequences as lists."""
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for name in OPTIONS:
         value, kind = options.get(name), int if name in INTEGERS else float
         if name in CHOICES:
-            if value in CHOICES[name]:
+            if isinstance(value, str | bool) and value in CHOICES[name]:
                 parsed[name] = value
             continue
         values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models._api import get_model_builder, list_detectors
-from fastmask.models._metadata import describe_model
+from fastmask.models._metadata import CONVENTIONS, describe_model
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
 CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
 KEYPOINTS = PREDICTORS[2] + "kps_score_lowres.weight"  # [.., K, 4, 4]
 Outline = dict[str, torch.Size]
-FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
+FIXED = (
+    *("sizes", "aspect_ratios", "strides", "featmap_names", "output_size", "sampling_ratio", "aligned"),
+    *("stride", "dilation", "eps"),
+)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
@@ -79,19 +82,24 @@ def num_classes_error(trained: int | None, source: str, actual: int | None, what
 
 
 def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) -> str | None:
-    """The name of the builder whose models have these keys and shapes; None if there is none.
+    """The first of :func:`find_builders`; None if there is none."""
+    return next(iter(find_builders(state, model)), None)
 
-    Of several, the one whose options are most like the model's, and then the one of the shortest name.
+
+def find_builders(state: Mapping[str, Tensor], model: nn.Module | None = None) -> list[str]:
+    """The names of the builders whose models have these keys and shapes.
+
+    First the one whose options are most like the model's, and then the one of the shortest name.
 
     Args:
         state: a state dict, of any number of classes, with norms frozen or not.
         model: the model that it is of, where there is one: its modules and anchors must then be the builder's as well.
     """
     if CLASSIFIERS[0] not in state or state[CLASSIFIERS[0]].ndim == 0:
-        return None
+        return []
     state = {key: value.to("meta") for key, value in state.items()}
     wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
-    pooling = {name: value for name, value in wanted.items() if name == "box_pooling"}
+    pooling = {name: wanted[name] for name in ("box_pooling", "sampling_ratio", *CONVENTIONS) if name in wanted}
     unlike = {}
     body = _outline_body(state)
     for name in list_detectors():
@@ -107,7 +115,7 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
             if model is None or list(_describe_parts(model)) == list(_describe_parts(candidate)):
                 own = describe_model(candidate, None, None)["options"]
                 unlike[name] = sum(own.get(option) != value for option, value in wanted.items()), len(name)
-    return min(unlike, key=unlike.__getitem__, default=None)
+    return sorted(unlike, key=unlike.__getitem__)
 
 
 @functools.cache

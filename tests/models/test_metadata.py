@@ -34,7 +34,11 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
     "box_pooling": "roi_pool",
+    "aligned": False,  # RoIPool has neither that nor samples
+    "exact_anchors": True,
 }
+CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
+OTHERS = {"fpn_channels", "stride_in_1x1", "sampling_ratio"}  # of timm's backbones, of bottlenecks, of RoIAlign
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
@@ -54,7 +58,7 @@ def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> 
     model.roi_heads.score_thresh = 0.06
     described = describe_model(model, "slim", NAMES)
     assert described == {"builder": "slim", "categories": NAMES, "options": UNUSUAL, "norm_eps": 0.0}
-    assert UNUSUAL.keys() == OPTIONS.keys() - {"fpn_channels"}  # only models of timm's backbones have that
+    assert UNUSUAL.keys() == OPTIONS.keys() - OTHERS
     torch.save({"model": model.state_dict(), **described}, tmp_path / "own.pth")
     loaded, categories = load_pretrained(tmp_path / "own.pth", device="cpu", score=0.06)
     assert list(categories) == NAMES
@@ -112,8 +116,9 @@ def test_whose_a_foreign_file_is(name: str) -> None:
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
-        own = fastmask.models.get_model(name, **options, **UNUSUAL)
-        assert describe_model(own, name, None)["options"] == UNUSUAL  # each builder takes them all
+        unusual = UNUSUAL | ({"stride_in_1x1": True} if "resnet50" in name else {})
+        own = fastmask.models.get_model(name, **options, **unusual)
+        assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
     assert find_builder({"a": torch.zeros(1)}) is None
 
 
@@ -121,6 +126,7 @@ def test_of_two_builders_of_one_state_dict_the_options_choose() -> None:
     for name, options in (
         ("fasterrcnn_mobilenet_v3_large_fpn", {"box_pooling": "roi_pool", "box_nms_thresh": 0.4}),
         ("fasterrcnn_mobilenet_v3_large_320_fpn", {}),
+        ("maskrcnn_resnet50_fpn", CONVENTIONS),
     ):
         with torch.device("meta"):
             model = fastmask.models.get_model(name, weights_backbone=None, num_classes=3, **options)

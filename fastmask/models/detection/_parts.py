@@ -28,11 +28,17 @@ def _default_anchorgen() -> AnchorGenerator:
 
 
 def make_pooler(
-    box_pooling: str, output_size: int, featmap_names: Sequence[str] = ("0", "1", "2", "3")
+    box_pooling: str,
+    output_size: int,
+    featmap_names: Sequence[str] = ("0", "1", "2", "3"),
+    sampling_ratio: int = 2,
+    aligned: bool = False,
 ) -> MultiScaleRoIAlign:
-    """RoIAlign with 2 x 2 samples a bin, or RoIPool, over these feature maps."""
+    """RoIAlign with so many samples a bin and axis, or RoIPool, over these feature maps."""
     if box_pooling == "roi_align":
-        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio=2)
+        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio, aligned=aligned)
+    if aligned:
+        raise ValueError(f"box_pooling must be roi_align to be aligned, got {box_pooling!r}")
     if box_pooling == "roi_pool":
         return MultiScaleRoIPool(list(featmap_names), output_size)
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")

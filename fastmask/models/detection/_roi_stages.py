@@ -95,7 +95,7 @@ class RoIStages(NotScriptable, nn.Module):
         if self.res5 is None or self.mask_roi_pool is None:
             return False
         first, second = (
-            [getattr(pooler, name) for name in ("featmap_names", "output_size", "sampling_ratio")]
+            [getattr(pooler, name) for name in ("featmap_names", "output_size", "sampling_ratio", "aligned")]
             for pooler in (self.box_roi_pool, self.mask_roi_pool)
         )
         return first == second
@@ -261,4 +261,5 @@ def pool(
         pooler.sampling_ratio,
         pooler.canonical_scale,
         pooler.canonical_level,
+        pooler.aligned,
     )

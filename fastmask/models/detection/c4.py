@@ -5,8 +5,8 @@ pixels; and, for each detection, the same res5 with a deconvolution to masks of 
 and, in training, what it computes of positive samples.
 Source: arXiv 1703.06870, figure 4 (left); arXiv 1512.03385, appendix A; detectron2's Res5ROIHeads and numbers of
 proposals (Base-RCNN-C4.yaml). Otherwise the models are torchvision's: its losses, samplers and thresholds,
-RoIAlign of 2 x 2 samples a bin that is not ``aligned`` (detectron2: adaptive and aligned), the stride of a bottleneck
-in its 3x3 convolution, as torchvision's weights have it (the paper's ResNets and detectron2's: in the first 1x1).
+RoIAlign of 2 x 2 samples a bin that is not ``aligned``, the stride of a bottleneck in its 3x3 convolution. Options of
+detectron2's conventions are ``sampling_ratio=0``, ``aligned=True``, ``exact_anchors=True`` and ``stride_in_1x1=True``.
 """
 
 import os
@@ -20,7 +20,7 @@ from fastmask.models.detection._c4_backbone import C4, C4Backbone
 from fastmask.models.detection._parts import make_pooler
 from fastmask.models.detection._weights import choose_num_classes, find_weights, has_frozen_norms, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.backbone_utils import _freeze_stages, _validate_trainable_layers
+from fastmask.models.detection.backbone_utils import _freeze_stages, _move_strides, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
 from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from fastmask.models.resnet import ResNet, ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
@@ -139,7 +139,14 @@ def _load_c4(
 
 
 def assemble_c4(
-    kind: type[Model], backbone: ResNet, num_classes: int, box_pooling: str = "roi_align", **options: Any
+    kind: type[Model],
+    backbone: ResNet,
+    num_classes: int,
+    box_pooling: str = "roi_align",
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    stride_in_1x1: bool = False,
+    **options: Any,
 ) -> Model:
     """A model of the parts of a ResNet, which become its own.
 
@@ -148,18 +155,22 @@ def assemble_c4(
         backbone: the classifier: its first stages are the backbone, its last is res5.
         num_classes: number of classes with background.
         box_pooling: "roi_align", or "roi_pool", for comparisons.
+        sampling_ratio, aligned: of RoIAlign, see :func:`fastmask.ops.roi_align`.
+        stride_in_1x1: move the strides of bottlenecks, also of res5, into their first 1x1 convolutions.
         **options: the model's, instead of those that make it a C4 model.
     """
     channels = backbone.inplanes  # of res5
+    if stride_in_1x1:
+        _move_strides(backbone)
     settings: dict[str, Any] = PROPOSALS | {
         "rpn_anchor_generator": AnchorGenerator(*ANCHORS),
-        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4]),
+        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio, aligned),
         "box_head": nn.AdaptiveAvgPool2d(1),
         "box_predictor": FastRCNNPredictor(channels, num_classes),
     }
     if issubclass(kind, MaskRCNN):
         settings |= {
-            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4]),
+            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio, aligned),
             "mask_head": MaskRCNNHeads(channels, (), 1),
             "mask_predictor": MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes),
         }

@@ -26,7 +26,8 @@ from fastmask.models.detection._weights import (
     find_weights,
     load_weights,
 )
-from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.anchor_utils import AnchorGenerator, place_exactly
+from fastmask.models.detection.backbone_utils import _move_strides
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -49,6 +50,10 @@ class FasterRCNN(GeneralizedRCNN):
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
+        sampling_ratio, aligned: of RoIAlign, see :func:`fastmask.ops.roi_align`; a mask or keypoint branch follows.
+        exact_anchors: anchors of ``rpn_anchor_generator``'s sizes and ratios that are not rounded, on the backbone's
+            strides; see :class:`fastmask.models.detection.anchor_utils.ExactAnchorGenerator`.
+        stride_in_1x1: move the strides of the backbone's bottlenecks into their first 1x1 convolutions.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -92,6 +97,10 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        exact_anchors: bool = False,
+        stride_in_1x1: bool = False,
         **kwargs: Any,
     ) -> None:
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
@@ -103,6 +112,10 @@ class FasterRCNN(GeneralizedRCNN):
         channels = _out_channels(backbone)
         if rpn_anchor_generator is None:
             rpn_anchor_generator = _default_anchorgen()
+        if stride_in_1x1:
+            _move_strides(backbone)
+        if exact_anchors:
+            rpn_anchor_generator = place_exactly(rpn_anchor_generator, backbone)
         if rpn_head is None:
             rpn_head = RPNHead(channels, rpn_anchor_generator.num_anchors_per_location()[0])
         rpn = RegionProposalNetwork(
@@ -120,7 +133,7 @@ class FasterRCNN(GeneralizedRCNN):
         if box_pooling != "roi_align" and box_roi_pool is not None:
             raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
         if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7)
+            box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio, aligned=aligned)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:

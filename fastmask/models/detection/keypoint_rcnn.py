@@ -12,7 +12,7 @@ from fastmask.models.detection._keypoint_head import (
     KeypointRCNNHeads as KeypointRCNNHeads,
     KeypointRCNNPredictor as KeypointRCNNPredictor,
 )
-from fastmask.models.detection._parts import make_v1_backbone
+from fastmask.models.detection._parts import make_pooler, make_v1_backbone
 from fastmask.models.detection._weights import (
     choose_num_classes,
     choose_num_keypoints,
@@ -78,13 +78,16 @@ class KeypointRCNN(FasterRCNN):
         keypoint_head: nn.Module | None = None,
         keypoint_predictor: nn.Module | None = None,
         num_keypoints: int | None = None,
+        *,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
         **kwargs: Any,
     ) -> None:
         _check_type("keypoint_roi_pool", keypoint_roi_pool, MultiScaleRoIAlign)
         if num_keypoints is not None and keypoint_predictor is not None:
             raise ValueError("num_keypoints or keypoint_predictor must be given, got both")
         if keypoint_roi_pool is None:
-            keypoint_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=14, sampling_ratio=2)
+            keypoint_roi_pool = make_pooler("roi_align", 14, sampling_ratio=sampling_ratio, aligned=aligned)
         if keypoint_head is None:
             keypoint_head = KeypointRCNNHeads(_out_channels(backbone), (512,) * 8)
         if keypoint_predictor is None:
@@ -120,6 +123,8 @@ class KeypointRCNN(FasterRCNN):
             box_batch_size_per_image,
             box_positive_fraction,
             bbox_reg_weights,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
             **kwargs,
         )
         self.roi_heads.keypoint_roi_pool = keypoint_roi_pool

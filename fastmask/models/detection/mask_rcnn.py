@@ -66,13 +66,15 @@ class MaskRCNN(FasterRCNN):
         mask_predictor: nn.Module | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int = 2,
+        aligned: bool = False,
         **kwargs: Any,
     ) -> None:
         _check_type("mask_roi_pool", mask_roi_pool, MultiScaleRoIAlign)
         if num_classes is not None and mask_predictor is not None:
             raise ValueError("num_classes or mask_predictor must be given, got both")
         if mask_roi_pool is None:
-            mask_roi_pool = make_pooler(box_pooling, 14)
+            mask_roi_pool = make_pooler(box_pooling, 14, sampling_ratio=sampling_ratio, aligned=aligned)
         if mask_head is None:
             mask_head = MaskRCNNHeads(_out_channels(backbone), (256, 256, 256, 256), 1)
         if mask_predictor is None:
@@ -110,6 +112,8 @@ class MaskRCNN(FasterRCNN):
             box_positive_fraction,
             bbox_reg_weights,
             box_pooling=box_pooling,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
             **kwargs,
         )
         self.roi_heads.mask_roi_pool = mask_roi_pool
