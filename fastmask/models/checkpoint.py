@@ -35,7 +35,7 @@ class Checkpoint:
             ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled. Or detectron2's,
             .pkl or .pth, which is converted: it has our keys, and ``meta`` the options of its conventions; see
             :func:`from_checkpoint`.
-        input_format: order of channels of a detectron2 model's images, "BGR", or "RGB" if INPUT.FORMAT says so.
+        input_format: order of channels of the images that a detectron2 model was trained on, "BGR" (None) or "RGB".
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
@@ -48,14 +48,16 @@ class Checkpoint:
         ValueError: it is not a checkpoint.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, input_format: str = "BGR") -> None:
+    def __init__(self, path: str | os.PathLike[str], *, input_format: str | None = None) -> None:
         self.path = os.fspath(path)
         content = _read(self.path)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
         described = None
         if is_detectron2(list(self._state)):
-            self._state, described = convert_detectron2(self._state, self.path, input_format)
+            self._state, described = convert_detectron2(self._state, self.path, input_format or "BGR")
+        elif input_format is not None:
+            raise ValueError(f"input_format must be None with {self.path}, which is not of detectron2's keys")
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]

@@ -40,8 +40,10 @@ def from_checkpoint(
     if Path(path).suffix in KERAS:
         from fastmask.models.converters.matterport import build_matterport  # type: ignore[import-not-found, unused-ignore]
 
+        if builder is not None or input_format is not None:
+            raise ValueError(f"builder and input_format must be None with {path}, got {builder} and {input_format}")
         return cast(FasterRCNN, build_matterport(path, **options).eval())
-    checkpoint = Checkpoint(path, input_format=input_format or "BGR")
+    checkpoint = Checkpoint(path, input_format=input_format)
     trained = checkpoint.meta.get("builder")
     if trained not in (None, builder) and builder is not None:
         raise ValueError(f"builder must be {trained} with {checkpoint}, got {builder}")

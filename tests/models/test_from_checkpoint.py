@@ -72,6 +72,11 @@ def nest(depth: int) -> bytes:
     return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
 
 
+def doubled(times: int) -> bytes:
+    """A tuple that would have 2 ** times parts if it were written out."""
+    return b"]" + b"2\x86" * times
+
+
 def string8(text: bytes, length: int) -> bytes:
     return b"\x80\x04\x8e" + struct.pack("<Q", length) + text + b"."
 
@@ -83,13 +88,17 @@ EMPTY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01
 HOSTILE = {
     r"must be a checkpoint of arrays and plain values, got posix.system": lambda path: Call(os.system, f"touch {path}"),
     r"got builtins.exec": lambda path: Call(exec, f"open({str(path)!r}, 'w')"),
+    r"got of\\n several\.lines": lambda path: b"\x80\x04\x8c\x0bof\n several\x8c\x05lines\x93.",
+    r"got dtype of another kind": lambda path: b"\x80\x02cnumpy\ndtype\n%bK\x00K\x01\x87R." % doubled(60),
+    r"got bytes of another encoding": lambda path: b"\x80\x02c_codecs\nencode\nU\x01a%b\x86R." % doubled(60),
+    r"arrays must have a state of version, shape": lambda path: b"\x80\x02%bK\x01\x85b." % EMPTY,
     r"got builtins.getattr": lambda path: {"model": Call(getattr, 1, "real")},
     r"got numpy.(_core|core).multiarray.fromstring|got numpy.*load": lambda path: Call(np.load, str(path), None, True),
     r"got torch._utils._rebuild_tensor_v2": lambda path: {"model": {"a": torch.zeros(2)}},
     r"got builtins.set|got opcode EMPTY_SET": lambda path: {"model": {1}},
     r"got builtins.bytearray": lambda path: bytearray(9),
-    r"cannot be read as a checkpoint: .*numbers, got dtype 'O8'": lambda path: {"model": np.array([1, "a"], object)},
-    r"cannot be read as a checkpoint: .*numbers, got dtype 'U3'": lambda path: {"model": np.array(["abc"])},
+    r"cannot be read as a checkpoint: .*numbers, got dtype O8": lambda path: {"model": np.array([1, "a"], object)},
+    r"cannot be read as a checkpoint: .*numbers, got dtype U3": lambda path: {"model": np.array(["abc"])},
     r"must not hold themselves": lambda path: RECURSIVE,
     r"must not hold themselves, nor 100 inside each other": lambda path: nest(10**5),
     r"got a key of tuple in": lambda path: {(1, 2): 3},
@@ -181,6 +190,8 @@ def test_files_of_ours_and_of_torchvisions(tmp_path: Path) -> None:
         from_checkpoint(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError):
         from_checkpoint(tmp_path / "nowhere.pkl")
+    with pytest.raises(ValueError, match=r"input_format must be None with .*own.pth, which is not of detectron2"):
+        from_checkpoint(tmp_path / "own.pth", input_format="BGR")
     with pytest.raises(ValueError, match="aligned must be False with"):
         get_model("maskrcnn_slim_fpn", weights=write_options(tmp_path, slim, aligned=False), aligned=True)
 

@@ -48,7 +48,7 @@ def read_pickle(path: str) -> Any:
     except _ForbiddenError as error:
         raise ValueError(f"{path} must be a checkpoint of arrays and plain values, got {error}") from error
     except Exception as error:  # unpickling raises whatever it trips over
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
@@ -60,9 +60,10 @@ class _Dtype:
     """What a pickle tells of a dtype: the code of its kind and size, and its byte order."""
 
     def __init__(self, code: str, align: Any = False, copy: Any = True) -> None:
-        self.dtype = np.dtype(code) if isinstance(code, str) and len(code) <= 2 else np.dtype("V1")
+        known = isinstance(code, str) and len(code) <= 2
+        self.dtype = np.dtype(code if known else "V1")
         if self.dtype.char not in KINDS:
-            raise ValueError(f"arrays must be of numbers, got dtype {str(code)[:20]!r}")
+            raise ValueError(f"arrays must be of numbers, got dtype {code if known else 'of another kind'}")
 
     def fill(self, state: Any) -> None:
         order = state[1]
@@ -76,6 +77,8 @@ class _Array:
         self.state: tuple[Any, ...] = ()
 
     def fill(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise ValueError("arrays must have a state of version, shape, dtype, order and data")
         self.state = state
 
     def to_tensor(self) -> Tensor:
@@ -86,7 +89,7 @@ class _Array:
         return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
     def count_bytes(self) -> int:
-        return len(self.state[4])
+        return len(self.state[4]) if self.state else 0
 
 
 def _make_array(kind: Any, shape: Any, code: Any) -> _Array:
@@ -110,7 +113,7 @@ def _make_scalar(kind: _Dtype, data: Any) -> Any:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """In the place of ``_codecs.encode``, by which Python 3 wrote bytes in protocol 2."""
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes must be encoded in latin1, got {encoding!r}")
+        raise _ForbiddenError("bytes of another encoding than latin1")
     return text.encode("latin1")
 
 
@@ -163,7 +166,7 @@ class _Unpickler(BASE):  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMES:
-            raise _ForbiddenError(f"{module}.{name}"[:200])
+            raise _ForbiddenError(ascii(f"{module}.{name}"[:200]).strip("'"))
         return NAMES[module, name]
 
     def load_reduce(self) -> None:

@@ -105,8 +105,9 @@ def convert_detectron2(
     """
     if input_format not in ("BGR", "RGB"):
         raise ValueError(f"input_format must be BGR or RGB, got {input_format!r}")
-    _check_kind(state, source)
     _check_values(state, source)
+    _check_kind(state, source)
+    _check_ends(state, source)
     resnet, c4 = _name_resnet(state, source)
     masks, keypoints = (any(f"roi_heads.{name}_head." in key for key in state) for name in ("mask", "keypoint"))
     if masks and keypoints:
@@ -158,10 +159,16 @@ def _check_kind(state: State, source: str) -> None:
 def _check_values(state: State, source: str) -> None:
     """Tensors are of floating point, none larger than what the file holds of it, as one element repeated would be."""
     for key, value in state.items():
+        if not key.isprintable():
+            raise ValueError(f"{source} must have printable keys, got {key[:200]!r}")
         if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
             raise ValueError(f"{source}: {key} must be numbers of floating point, got {value.dtype}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{source}: {key} must hold all its elements, got a view of shape {list(value.shape)}")
+
+
+def _check_ends(state: State, source: str) -> None:
+    """Dimensions of the first and last layers, whose channels and rows are put in our order."""
     stem = next(key for key in state if re.fullmatch(NAMES[0][0], key))
     if state[stem].shape[1:] != (3, 7, 7):
         raise ValueError(f"{source}: {stem} must be [C, 3, 7, 7], got {list(state[stem].shape)}")
