@@ -13,6 +13,7 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.skeletons import Skeleton
 
 METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
+CONVENTIONS = ("aligned", "exact_anchors", "stride_in_1x1")  # of weights, whatever their shapes; False or True
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
     "min_size": "transform.min_size",
     "max_size": "transform.max_size",
@@ -24,22 +25,20 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "rpn_score_thresh": "rpn.score_thresh",
     "rpn_pre_nms_top_n_test": "rpn._pre_nms_top_n",
     "rpn_post_nms_top_n_test": "rpn._post_nms_top_n",
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",
+    "aligned": "roi_heads.box_roi_pool.aligned",
+    "exact_anchors": "rpn.anchor_generator.exact",
+    "stride_in_1x1": "backbone.body.layer2.0.stride_in_1x1",
     "box_nms_thresh": "roi_heads.nms_thresh",
     "box_detections_per_img": "roi_heads.detections_per_img",
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
-    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",
-    "aligned": "roi_heads.box_roi_pool.aligned",
-    "exact_anchors": "rpn.anchor_generator.exact",
-    "stride_in_1x1": "backbone.body.layer2.0.stride_in_1x1",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
-CHOICES: dict[str, tuple[Any, ...]] = {"box_pooling": ("roi_align", "roi_pool")}
-CONVENTIONS = ("aligned", "exact_anchors", "stride_in_1x1")  # of weights, whatever their shapes
-CHOICES |= dict.fromkeys(CONVENTIONS, (False, True))
+CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
 
 
 def describe_model(
@@ -132,7 +131,11 @@ def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in OPTIONS:
         value, kind = options.get(name), int if name in INTEGERS else float
         if name in CHOICES:
-            if isinstance(value, str | bool) and value in CHOICES[name]:
+            if value in CHOICES[name]:
+                parsed[name] = value
+            continue
+        if name in CONVENTIONS:
+            if isinstance(value, bool):
                 parsed[name] = value
             continue
         values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]

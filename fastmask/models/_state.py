@@ -99,7 +99,7 @@ def find_builders(state: Mapping[str, Tensor], model: nn.Module | None = None) -
         return []
     state = {key: value.to("meta") for key, value in state.items()}
     wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
-    pooling = {name: wanted[name] for name in ("box_pooling", "sampling_ratio", *CONVENTIONS) if name in wanted}
+    pooling = {name: value for name, value in wanted.items() if name == "box_pooling"}
     unlike = {}
     body = _outline_body(state)
     for name in list_detectors():
@@ -107,6 +107,7 @@ def find_builders(state: Mapping[str, Tensor], model: nn.Module | None = None) -
         options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | pooling | _without_backbone(builder)
         if "num_keypoints" in inspect.signature(builder).parameters:
             options["num_keypoints"] = count_keypoints(state)
+        options |= {name: wanted[name] for name in ("sampling_ratio", *CONVENTIONS) if name in wanted}
         with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
             if _outline_builder(builder) != body:
                 continue

@@ -53,9 +53,8 @@ class Checkpoint:
         content = _read(self.path)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
-        described = None
         if is_detectron2(list(self._state)):
-            self._state, described = convert_detectron2(self._state, self.path, input_format or "BGR")
+            self._state, content = convert_detectron2(self._state, self.path, input_format or "BGR")
         elif input_format is not None:
             raise ValueError(f"input_format must be None with {self.path}, which is not of detectron2's keys")
         self.meta: dict[str, Any] = {}
@@ -63,7 +62,7 @@ class Checkpoint:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
         if (keypoints := count_keypoints(self._state)) is not None:
             self.meta["num_keypoints"] = keypoints
-        self.meta |= parse_metadata(content) if described is None else described
+        self.meta |= parse_metadata(content)
         if "categories" not in self.meta and self.meta.get("num_classes") == len(COCO_CATEGORIES):
             self.meta["categories"] = COCO_CATEGORIES
 

@@ -33,9 +33,9 @@ UNUSUAL = {
     "box_nms_thresh": 0.4,
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
-    "box_pooling": "roi_pool",
-    "aligned": False,  # RoIPool has neither that nor samples
+    "aligned": False,  # RoIPool, here, has neither that nor samples
     "exact_anchors": True,
+    "box_pooling": "roi_pool",
 }
 CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
 OTHERS = {"fpn_channels", "stride_in_1x1", "sampling_ratio"}  # of timm's backbones, of bottlenecks, of RoIAlign

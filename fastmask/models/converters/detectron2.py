@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastmask.models._api import get_model_builder, is_detector
 from fastmask.models._meta import COCO_CATEGORIES, COCO_PERSON_CATEGORIES
+from fastmask.models._metadata import plain_skeletons
 from fastmask.models._state import count_keypoints
 from fastmask.skeletons import PERSON
 
@@ -132,7 +133,7 @@ def convert_detectron2(
     _check_shapes(builder, options, converted, source)
     described = {"builder": builder, "options": options, "norm_eps": 1e-5, "categories": categories}
     if keypoints and categories is not None:
-        described["skeletons"] = {"person": PERSON}
+        described["skeletons"] = plain_skeletons({"person": PERSON})
     return converted, {name: value for name, value in described.items() if value is not None}
 
 

@@ -48,12 +48,12 @@ class FasterRCNN(GeneralizedRCNN):
         min_size, max_size, image_mean, image_std, **kwargs: see :class:`GeneralizedRCNNTransform`.
         rpn_...: see :class:`RegionProposalNetwork`.
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
-        box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
-            of ``box_roi_pool``; a mask branch follows.
-        sampling_ratio, aligned: of RoIAlign, see :func:`fastmask.ops.roi_align`; a mask or keypoint branch follows.
         exact_anchors: anchors of ``rpn_anchor_generator``'s sizes and ratios that are not rounded, on the backbone's
             strides; see :class:`fastmask.models.detection.anchor_utils.ExactAnchorGenerator`.
         stride_in_1x1: move the strides of the backbone's bottlenecks into their first 1x1 convolutions.
+        sampling_ratio, aligned: of RoIAlign, see :func:`fastmask.ops.roi_align`; a mask or keypoint branch follows.
+        box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
+            of ``box_roi_pool``; a mask branch follows.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -96,11 +96,11 @@ class FasterRCNN(GeneralizedRCNN):
         box_positive_fraction: float = 0.25,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
-        box_pooling: str = "roi_align",
-        sampling_ratio: int = 2,
-        aligned: bool = False,
         exact_anchors: bool = False,
         stride_in_1x1: bool = False,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        box_pooling: str = "roi_align",
         **kwargs: Any,
     ) -> None:
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)

@@ -65,9 +65,9 @@ class MaskRCNN(FasterRCNN):
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
         *,
-        box_pooling: str = "roi_align",
         sampling_ratio: int = 2,
         aligned: bool = False,
+        box_pooling: str = "roi_align",
         **kwargs: Any,
     ) -> None:
         _check_type("mask_roi_pool", mask_roi_pool, MultiScaleRoIAlign)
