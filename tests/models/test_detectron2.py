@@ -178,6 +178,17 @@ def test_models_of_other_conventions_do_not_take_it(tmp_path: Path) -> None:
     model.transform.image_std = [0.2, 0.2, 0.2]
     with pytest.raises(ValueError, match=r"image_std must be .* got"):
         load_checkpoint(model, path)
+    for options, text in (
+        ({"aligned": True, "box_pooling": "roi_pool"}, "box_pooling must be roi_align to be aligned, got 'roi_pool'"),
+        ({"aligned": True, "box_roi_pool": model.roi_heads.box_roi_pool}, "aligned must be False where box_roi_pool"),
+        ({"stride_in_1x1": True}, "stride_in_1x1 must be False with a backbone without bottlenecks, got True"),
+        (
+            {"exact_anchors": True, "rpn_anchor_generator": model.rpn.anchor_generator},
+            "anchors of another kind, got Ex",
+        ),
+    ):
+        with pytest.raises(ValueError, match=text):
+            detection.fasterrcnn_resnet18_fpn(weights_backbone=None, **options)
     few = from_checkpoint(path, num_classes=3, new_predictors=True)
     assert few.roi_heads.num_classes() == 3
     assert torch.equal(few.backbone.body.conv1.weight, before["backbone.body.conv1.weight"])

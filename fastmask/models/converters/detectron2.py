@@ -5,15 +5,8 @@ in the first 1x1 convolutions (MSRA's ResNets) or in the 3x3 ones (ResNeXt), RoI
 numbers of samples, anchors that are not rounded, on exact strides, and the statistics of its images. Images stay RGB in
 [0, 1], and background stays label 0: the stem's channels, the classes' rows and the anchors' are put in our order.
 
-What remains, in float64, beside rounding (see also ``fastmask/models/README.md``):
-
-- a RoI whose size is within 1e-6 of a boundary between two levels may be pooled from the other one;
-- proposals below 0.001 pixels and detections below 0.01 are dropped, where detectron2 drops those without area;
-- detections of one image are not clipped again once they are in the original image's pixels;
-- resizing is the transform's: sides are rounded down, not to the nearest pixel, and by interpolation without
-  antialiasing in floating point, where detectron2's data pipeline resizes bytes by Pillow;
-- masks are pasted as torchvision does, between boxes in whole pixels; ``ops.paste_masks(mode="continuous")`` does
-  it as detectron2; scores of keypoints are logits.
+What remains, beside rounding, is in ``fastmask/models/README.md`` with its size: RoIs at a boundary between levels, the
+least boxes, the rounding of resized sides and Pillow's resizing, pasted masks, scores of keypoints.
 
 Source: detectron2's documentation and configurations (Base-RCNN-FPN.yaml, Base-RCNN-C4.yaml, COCO-*).
 """

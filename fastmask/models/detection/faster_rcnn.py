@@ -132,6 +132,8 @@ class FasterRCNN(GeneralizedRCNN):
         )
         if box_pooling != "roi_align" and box_roi_pool is not None:
             raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
+        if aligned and box_roi_pool is not None:
+            raise ValueError("aligned must be False where box_roi_pool is given, got True")
         if box_roi_pool is None:
             box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio, aligned=aligned)
         if box_head is None:
