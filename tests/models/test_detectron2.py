@@ -105,7 +105,7 @@ def test_each_convention_counts(tmp_path: Path) -> None:
     }.items():
         actual = detect(from_checkpoint(path, **SMALL, **{name: value}), images)
         boxes = [torch.cat([each["boxes"] for each in found]) for found in (actual, expected)]
-        assert (boxes[0] - boxes[1]).abs().max() > 1e-3, name
+        assert (boxes[0] - boxes[1]).abs().max() > 1e-5, name  # ten times what the oracle allows
 
 
 def test_prepared_models_detect_the_same(tmp_path: Path) -> None:
