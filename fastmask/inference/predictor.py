@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice, check_pair
+from fastmask.inference.arguments import check_model, check_number, choose_detections, choose_dtype
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
 from fastmask.inference.pretrained import FilePath, load_with_metadata
 from fastmask.inference.program import Program, Runner
@@ -21,7 +22,7 @@ from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection._channels import count_channels
-from fastmask.models.detection._overrides import check_static
+from fastmask.models.detection._roi_stages import BOX_NMS, BoxNms
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
 from fastmask.preprocess import Resizer
@@ -64,6 +65,7 @@ class Predictor:
             and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
             ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
         compile: let ``torch.compile`` fuse what is left, once for each shape, which takes a minute.
+        box_nms: "hard", "soft_linear" or "soft_gaussian" (see :class:`FasterRCNN`); None: as the model.
 
     Raises:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
@@ -86,32 +88,18 @@ class Predictor:
         graphs: int = 8,
         fuse: Fuse | Literal["auto"] = "auto",
         compile: bool = False,
+        box_nms: BoxNms | None = None,
     ) -> None:
-        check_choice("masks", masks, MASKS)
-        check_choice("fuse", fuse, ("auto", *FUSE_MODES))
+        for name, choice, choices in (("masks", masks, MASKS), ("fuse", fuse, ("auto", *FUSE_MODES))):
+            check_choice(name, choice, choices)
+        check_choice("box_nms", box_nms or "hard", BOX_NMS)
         for name, number in (("batch", batch), ("graphs", graphs)):
-            if not isinstance(number, int):
-                raise ValueError(f"{name} must be an int, got {number!r}")
-            check_at_least(name, number, 1)
-        if not isinstance(model, GeneralizedRCNN):
-            kind = type(model).__name__
-            raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
-        check_static(model, training=False, transform=True)
-        own = next(model.parameters())
-        self.device = own.device
-        if dtype == "auto":
-            dtype = torch.bfloat16 if self.device.type == "cuda" else own.dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
+            check_number(name, number)
+        check_model(model)
+        self.device = next(model.parameters()).device
+        dtype, detections = choose_dtype(model, dtype), choose_detections(model, detections)
         if size != "exact" and (isinstance(size, str) or not isinstance(size, Sequence)):
             raise ValueError(f"size must be (height, width) or 'exact', got {size!r}")
-        kept = model.roi_heads.detections_per_img
-        detections = kept if detections is None else detections
-        if not isinstance(detections, int) or not 0 <= detections <= kept:
-            raise ValueError(
-                f"detections must be in [0, {kept}], as box_detections_per_img of the model keeps no more, "
-                f"got {detections}"
-            )
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         self.channels = count_channels(model)
         usual: Fuse = choose_fuse(self.device)
@@ -119,6 +107,7 @@ class Predictor:
         self.fuse, self.compile = asked, compile
         ready = prepare_for_inference(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
+        ready.roi_heads.box_nms = self.box_nms = ready.roi_heads.box_nms if box_nms is None else box_nms
         if mask_buckets is None:
             mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and (ready.roi_heads.has_mask() or ready.roi_heads.has_keypoint())
