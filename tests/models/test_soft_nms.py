@@ -15,7 +15,7 @@ from fastmask import Predictor
 from fastmask.export import ExportableModel, Shape
 from fastmask.export.onnx import write_onnx
 from fastmask.kernels import reference
-from fastmask.models.detection._unpad import unpad
+from fastmask.structures import Candidates
 
 SIZES = torch.tensor([[96, 128], [90, 100]])
 METHODS = pytest.mark.parametrize("method", ["linear", "gaussian"])
@@ -80,16 +80,24 @@ def test_lists(model: nn.Module, method: str, monkeypatch: pytest.MonkeyPatch) -
             torch.testing.assert_close(actual[name], wanted[name], rtol=1e-9, atol=1e-9)
 
 
-def test_compiled(model: nn.Module) -> None:
-    """One graph of ``torch.compile``."""
+def test_compiled_and_exported(model: nn.Module) -> None:
+    """One graph of ``torch.compile``; for a package of AOTInductor, a program in which the op stays what it is."""
     torch._dynamo.reset()
     with torch.no_grad():
         _, candidates = model.detect_candidates(draw_pixels(), SIZES)
     suppress = model.roi_heads.suppress
     expected = run(model, "gaussian", lambda: suppress(candidates))
     compiled = run(model, "gaussian", lambda: torch.compile(suppress, fullgraph=True, backend="eager")(candidates))
-    for actual, wanted in zip(compiled, expected, strict=True):
-        assert (actual is None and wanted is None) or torch.equal(actual, wanted)
+
+    class Suppress(nn.Module):
+        def forward(self, *values: Tensor) -> Any:
+            return suppress(Candidates(*values, num_classes=candidates.num_classes))
+
+    program = run(model, "gaussian", lambda: torch.export.export(Suppress(), candidates[:4], strict=False))
+    assert "soft_nms_padded" in str(program.graph)
+    for found in (compiled, program.module()(*candidates[:4])):
+        for actual, wanted in zip(found, expected, strict=True):
+            assert (actual is None and wanted is None) or torch.equal(actual, wanted)
 
 
 def test_predictors_choose(model: nn.Module) -> None:
@@ -108,24 +116,3 @@ def test_onnx_refuses_it(tmp_path: Path) -> None:
     exportable = ExportableModel(slim_model(fastmask, box_nms="soft_linear").eval())
     with pytest.raises(ValueError, match=r"box_nms must be hard: ONNX has no soft-NMS, .* got soft_linear"):
         write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 128, 160))
-
-
-def test_torch_export_keeps_it(model: nn.Module) -> None:
-    """As a package of AOTInductor needs it: a program in which the op stays what it is."""
-    pixels = draw_pixels()
-    expected = run(model, "gaussian", lambda: unpad(model.infer(pixels, SIZES)))
-
-    class Infer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels: Tensor, sizes: Tensor) -> Any:
-            return tuple(self.model.infer(pixels, sizes)[:5])
-
-    program = run(model, "gaussian", lambda: torch.export.export(Infer(), (pixels, SIZES), strict=False))
-    assert "soft_nms_padded" in str(program.graph)
-    boxes, _, scores, _, count = program.module()(pixels, SIZES)
-    for b, each in enumerate(expected):
-        torch.testing.assert_close(boxes[b, : count[b]], each["boxes"])
-        torch.testing.assert_close(scores[b, : count[b]], each["scores"])
