@@ -34,6 +34,7 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
     "box_pooling": "roi_pool",
+    "box_nms": "soft_linear",
 }
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
