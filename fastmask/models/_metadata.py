@@ -34,11 +34,15 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
+    "box_nms": "roi_heads.box_nms",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
-CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "box_pooling": ("roi_align", "roi_pool"),
+    "box_nms": ("hard", "soft_linear", "soft_gaussian"),
+}
 
 
 def describe_model(

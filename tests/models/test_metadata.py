@@ -36,6 +36,7 @@ UNUSUAL = {
     "aligned": False,  # RoIPool, here, has neither that nor samples
     "exact_anchors": True,
     "box_pooling": "roi_pool",
+    "box_nms": "soft_linear",
 }
 CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
 OTHERS = {"fpn_channels", "stride_in_1x1", "sampling_ratio"}  # of timm's backbones, of bottlenecks, of RoIAlign
