@@ -17,12 +17,12 @@ from torch import nn
 
 from fastmask.models._api import NoWeights, WeightsEnum, register_model
 from fastmask.models.detection._c4_backbone import C4, C4Backbone
-from fastmask.models.detection._parts import make_pooler
+from fastmask.models.detection._parts import make_mask_head, make_mask_predictor, make_pooler
 from fastmask.models.detection._weights import choose_num_classes, find_weights, has_frozen_norms, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import _freeze_stages, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
-from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.resnet import ResNet, ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -158,11 +158,15 @@ def assemble_c4(
         "box_predictor": FastRCNNPredictor(channels, num_classes),
     }
     if issubclass(kind, MaskRCNN):
+        if isinstance(mask_head := options.pop("mask_head", None), str) and mask_head != "fcn":
+            raise ValueError(f"mask_head must be fcn in a C4 model, where res5 is in its place, got {mask_head!r}")
         settings |= {
             "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4]),
-            "mask_head": MaskRCNNHeads(channels, (), 1),
-            "mask_predictor": MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes),
+            "mask_head": make_mask_head(mask_head, channels, ()),
         }
+        if "mask_predictor" not in options:
+            masks = options.pop("mask_classes", "per_class")
+            settings["mask_predictor"] = make_mask_predictor(masks, channels, MASK_CHANNELS, num_classes)
     model = kind(C4Backbone(backbone), **(settings | options))
     model.roi_heads.res5 = backbone.layer4
     return model
