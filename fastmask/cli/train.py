@@ -28,6 +28,7 @@ VARIANTS = {  # the builders' arguments
     "box_loss": "loss of the box head's boxes",
     "mask_loss": "loss of masks",
 }
+RATIO_HELP = "RoIAlign's samples a bin and axis, 0: adaptive; one, or one for each map [the weights', or 2]"
 MIN_KEYPOINTS_HELP = "leave out images of fewer annotated keypoints, for models of keypoints [%(default)s]"
 
 
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-keypoints", type=int, default=1, metavar="N", help=MIN_KEYPOINTS_HELP)
     for name, choices in CHOICES.items():
         add(f"--{name.replace('_', '-')}", choices=choices, help=f"{VARIANTS[name]} [{NONE}]")
+    add("--sampling-ratio", type=int, nargs="+", metavar="N", help=RATIO_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
     add_negations(parser)
 

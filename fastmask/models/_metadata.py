@@ -30,15 +30,16 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",  # None of RoIPool, which is left out
     "mask_head": "roi_heads.mask_head._kind",
     "mask_classes": "roi_heads.mask_predictor._classes",
     "rpn_loss": "rpn.rpn_loss",  # no prediction depends on the losses, but training that goes on
     "box_loss": "roi_heads.box_loss",
     "mask_loss": "roi_heads.mask_loss",
 }
-SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
+SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "sampling_ratio"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
-INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
+INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
 
 
 def describe_model(

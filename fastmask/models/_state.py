@@ -119,7 +119,8 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
         return None
     state = {key: value.to("meta") for key, value in state.items()}
     wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
-    parts = {name: value for name, value in wanted.items() if name == "box_pooling"} | describe_mask_branch(state)
+    parts = {name: value for name, value in wanted.items() if name in ("box_pooling", "sampling_ratio")}
+    parts |= describe_mask_branch(state)
     unlike = {}
     body = _outline_body(state)
     for name in list_detectors():

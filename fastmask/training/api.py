@@ -245,7 +245,9 @@ def _build_model(
             other, same = f"{' and '.join(changed)}", False
         if not same and ranks.rank == 0:
             print(f"fastmask train: {source} is of other {other}: {start}")
-        options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
+        if options.get("box_pooling") == "roi_pool":
+            branch = {name: value for name, value in branch.items() if name != "sampling_ratio"}
+        options = branch | options | {"weights": source, "new_predictors": not same}
         if takes_backbone and isinstance(source, Checkpoint):
             options["weights_backbone"] = None
     where = ranks.device(str(device))

@@ -26,6 +26,7 @@ from fastmask.export.tensorrt.module import TensorRTExportableModel
 from fastmask.models.detection import resnet_fpn
 
 SHAPE = Shape(1, 128, 160)
+VARIANTS = MASK_VARIANTS | {"sampling_ratio": [0, 3, 1, 2]}
 BUILDERS = [name for name in vars(resnet_fpn) if name.startswith(("fasterrcnn_", "maskrcnn_"))]
 BUILDERS += [f"fasterrcnn_mobilenet_v3_large{size}_fpn" for size in ("", "_320")]
 
@@ -73,7 +74,7 @@ def test_mobilenet_for_tensorrt(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL, MASK_VARIANTS], ids=str
+    "options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL, VARIANTS], ids=str
 )
 def test_every_size_and_packages(options: dict[str, str], tmp_path: Path, seed: int) -> None:
     model = build("slim", **options)

@@ -52,6 +52,10 @@ def slim_model(
     if library is not fastmask:
         options = {name: value for name, value in options.items() if not name.endswith("_loss")}
     norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    ratio = options.get("sampling_ratio")
+    if library is not fastmask and options.pop("sampling_ratio", None) is not None:
+        for name, bins in (("box", 7), ("mask", 14)):
+            options[f"{name}_roi_pool"] = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], bins, ratio)
     if library is not fastmask and options.pop("box_pooling", "roi_align") == "roi_pool":
         from helpers.poolers import ReferenceRoIPool  # of torchvision, too
 

@@ -44,14 +44,14 @@ def test_parts_called_one_by_one(training: bool, empty: bool) -> None:
 def test_a_model_that_calls_its_parts() -> None:
     """Losses, gradients and predictions of a subclass that changes nothing are those of the static program.
 
-    Its mask head is a U-Net, whose only mask is that of all classes.
+    Its mask head is a U-Net, whose only mask is that of all classes; RoIs have as many samples as pixels.
     """
 
     class Heads(roi_heads.RoIHeads):
         def forward(self, *args: Any) -> Any:
             return super().forward(*args)
 
-    theirs, ours = train_pair(**MASK_VARIANTS)
+    theirs, ours = train_pair(**MASK_VARIANTS, sampling_ratio=0)
     ours.roi_heads.__class__ = Heads
     images, targets = draw_batch()
     expected, actual = theirs(images, targets), ours(images, targets)

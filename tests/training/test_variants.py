@@ -22,14 +22,15 @@ def test_a_run_with_variants(tmp_path: Path, seed: int, capsys: pytest.CaptureFi
     names = {"mask_head": "unet", "mask_classes": "agnostic", "rpn_loss": "focal", "box_loss": "giou"}
     settings = {name.replace("_", "-"): value for name, value in names.items()}
     settings |= {"data-path": str(tmp_path / "set"), "weights": "SHAPES_V1", "epochs": 2, "batch-size": 1}
-    (tmp_path / "run.json").write_text(json.dumps(settings | {"min-size": [64], "workers": 0, "mask-loss": "bce"}))
+    settings |= {"min-size": [64], "workers": 0, "mask-loss": "bce", "sampling-ratio": [0, 3, 1, 2]}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
     words = ["train", "--config", str(tmp_path / "run.json"), "--device", "cpu"]
     out = tmp_path / "out"
     assert main([*words, "--mask-loss", "bce_dice", "--epochs", "1", "--out", str(out)]) == 0  # two steps
     said = capsys.readouterr().out
     assert "SHAPES_V1 is of other mask_head and mask_classes: the predictors and the mask head start anew" in said
     last = torch.load(out / "last.pth")
-    names |= {"mask_loss": "bce_dice", "box_pooling": "roi_align"}
+    names |= {"mask_loss": "bce_dice", "box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2]}
     assert last["options"].items() >= names.items()
     assert json.loads((out / "settings.json").read_text())["mask_loss"] == "bce_dice"
     model, _ = load_pretrained(out / "last.pth", device="cpu", score=0.0)

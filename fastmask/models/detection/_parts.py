@@ -25,6 +25,8 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.ops.poolers import MultiScaleRoIAlign, MultiScaleRoIPool
 from fastmask.variants import CHOICES
 
+SAMPLING_RATIO = 2  # samples a bin and axis, as torchvision's models take
+
 
 def _default_anchorgen() -> AnchorGenerator:
     sizes = ((32,), (64,), (128,), (256,), (512,))
@@ -32,12 +34,17 @@ def _default_anchorgen() -> AnchorGenerator:
 
 
 def make_pooler(
-    box_pooling: str, output_size: int, featmap_names: Sequence[str] = ("0", "1", "2", "3")
+    box_pooling: str,
+    output_size: int,
+    featmap_names: Sequence[str] = ("0", "1", "2", "3"),
+    sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
 ) -> MultiScaleRoIAlign:
-    """RoIAlign with 2 x 2 samples a bin, or RoIPool, over these feature maps."""
+    """RoIAlign, or RoIPool, which takes no samples, over these feature maps."""
     if box_pooling == "roi_align":
-        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio=2)
+        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio)
     if box_pooling == "roi_pool":
+        if sampling_ratio != SAMPLING_RATIO:
+            raise ValueError(f"sampling_ratio must not be given with roi_pool, which takes none, got {sampling_ratio}")
         return MultiScaleRoIPool(list(featmap_names), output_size)
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
 

@@ -14,6 +14,7 @@ from fastmask.models.detection._box_head import (
     TwoMLPHead as TwoMLPHead,
 )
 from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
     _default_anchorgen,
     make_mobilenet_backbone,
     make_pooler,
@@ -51,6 +52,8 @@ class FasterRCNN(GeneralizedRCNN):
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
+        sampling_ratio: samples a bin and axis of RoIAlign in all branches, 0 for as many as there are pixels, as
+            torchvision's -1 (Mask R-CNN, section 3: "not sensitive" to it); or one for each feature map.
         rpn_loss: "bce", or "focal" (arXiv 1708.02002): the loss of objectness, of the sampled anchors.
         box_loss: the loss of the box head's boxes: "smooth_l1", "l1", "weighted_smooth_l1", "giou" (arXiv 1902.09630),
             "diou" or "ciou" (arXiv 1911.08287); see :mod:`fastmask.models.detection._named_losses`.
@@ -97,6 +100,7 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         rpn_loss: str = "bce",
         box_loss: str = "smooth_l1",
         **kwargs: Any,
@@ -132,8 +136,10 @@ class FasterRCNN(GeneralizedRCNN):
         rpn.rpn_loss = rpn_loss
         if box_pooling != "roi_align" and box_roi_pool is not None:
             raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
+        if sampling_ratio != SAMPLING_RATIO and box_roi_pool is not None:
+            raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
         if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7)
+            box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:

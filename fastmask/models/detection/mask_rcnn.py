@@ -10,6 +10,7 @@ from fastmask.checks import check_choice
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
 from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
     make_mask_head,
     make_mask_predictor,
     make_pooler,
@@ -79,6 +80,7 @@ class MaskRCNN(FasterRCNN):
         mask_predictor: nn.Module | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         mask_classes: str = "per_class",
         mask_loss: str = "bce",
         **kwargs: Any,
@@ -88,7 +90,7 @@ class MaskRCNN(FasterRCNN):
             raise ValueError("num_classes or mask_predictor must be given, got both")
         check_choice("mask_loss", mask_loss, CHOICES["mask_loss"])
         if mask_roi_pool is None:
-            mask_roi_pool = make_pooler(box_pooling, 14)
+            mask_roi_pool = make_pooler(box_pooling, 14, sampling_ratio=sampling_ratio)
         mask_head = make_mask_head(mask_head, _out_channels(backbone), (256, 256, 256, 256))
         if mask_predictor is None:
             if num_classes is None:
@@ -127,6 +129,7 @@ class MaskRCNN(FasterRCNN):
             box_positive_fraction,
             bbox_reg_weights,
             box_pooling=box_pooling,
+            sampling_ratio=sampling_ratio,
             **kwargs,
         )
         self.roi_heads.mask_roi_pool = mask_roi_pool
