@@ -49,6 +49,15 @@ def make_pooler(
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
 
 
+def check_ratios(backbone: nn.Module, pooler: MultiScaleRoIAlign) -> None:
+    """ValueError if a pooler has not as many sampling ratios as a backbone, as far as it is known, has maps for it."""
+    ratios, strides = pooler.sampling_ratio, getattr(backbone, "strides", None)
+    if isinstance(ratios, Sequence) and isinstance(strides, dict):
+        number = len(strides.keys() & set(pooler.featmap_names))
+        if len(ratios) != number:
+            raise ValueError(f"sampling_ratio must be an int or one for each of {number} maps, got {list(ratios)}")
+
+
 def make_mask_head(
     mask_head: nn.Module | str | None,
     in_channels: int,

@@ -16,6 +16,7 @@ from fastmask.models.detection._box_head import (
 from fastmask.models.detection._parts import (
     SAMPLING_RATIO,
     _default_anchorgen,
+    check_ratios,
     make_mobilenet_backbone,
     make_pooler,
     make_v1_backbone,
@@ -140,6 +141,7 @@ class FasterRCNN(GeneralizedRCNN):
             raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
         if box_roi_pool is None:
             box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio)
+        check_ratios(backbone, box_roi_pool)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
