@@ -119,9 +119,11 @@ def test_whose_a_foreign_file_is(name: str) -> None:
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
         unusual = {key: value for key, value in UNUSUAL.items() if "mask" in name or not key.startswith("mask_")}
-        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2]}
+        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2][: 2 if "mobilenet" in name else 4]}
         own = fastmask.models.get_model(name, **options, **unusual)
         assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
+        if name == "keypointrcnn_resnet50_fpn":
+            assert own.roi_heads.keypoint_roi_pool.sampling_ratio == unusual["sampling_ratio"]
         if name == "maskrcnn_slim_fpn":
             assert find_builder(own.state_dict(), own) == name  # also of another mask branch and samples
     assert find_builder({"a": torch.zeros(1)}) is None
