@@ -86,8 +86,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ctx.aligned,
         ctx.level_ratios,
     )
-    # rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned: none; nor level_ratios, which
-    # PyTorch 2.11 does not pass where it is the default
+    # None: rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned; and level_ratios, but
+    # PyTorch 2.11 does not pass it where it is the default
     return features, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
