@@ -11,7 +11,7 @@ from torch import nn
 from fastmask.models._api import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.skeletons import Skeleton
-from fastmask.variants import CHOICES
+from fastmask.variants import CHOICES as VARIANTS
 
 METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
@@ -36,10 +36,12 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "rpn_loss": "rpn.rpn_loss",  # no prediction depends on the losses, but training that goes on
     "box_loss": "roi_heads.box_loss",
     "mask_loss": "roi_heads.mask_loss",
+    "box_nms": "roi_heads.box_nms",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "sampling_ratio"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
+CHOICES: dict[str, tuple[str, ...]] = VARIANTS | {"box_nms": ("hard", "soft_linear", "soft_gaussian")}
 
 
 def describe_model(

@@ -39,6 +39,7 @@ UNUSUAL = {
     "rpn_loss": "focal",
     "box_loss": "ciou",
     "mask_loss": "bce_dice",
+    "box_nms": "soft_linear",
 }
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",

@@ -49,13 +49,25 @@ def make_pooler(
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
 
 
-def check_ratios(backbone: nn.Module, pooler: MultiScaleRoIAlign) -> None:
-    """ValueError if a pooler has not as many sampling ratios as a backbone, as far as it is known, has maps for it."""
+def choose_box_pooler(
+    given: MultiScaleRoIAlign | None, box_pooling: str, sampling_ratio: int | Sequence[int], backbone: nn.Module
+) -> MultiScaleRoIAlign:
+    """The given pooler, or else one of :func:`make_pooler` for boxes.
+
+    Raises:
+        ValueError: both are given, or not as many sampling ratios as the backbone, as far as it is known, has maps.
+    """
+    if given is not None and box_pooling != "roi_align":
+        raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
+    if given is not None and sampling_ratio != SAMPLING_RATIO:
+        raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
+    pooler = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio) if given is None else given
     ratios, strides = pooler.sampling_ratio, getattr(backbone, "strides", None)
     if isinstance(ratios, Sequence) and isinstance(strides, dict):
         number = len(strides.keys() & set(pooler.featmap_names))
         if len(ratios) != number:
             raise ValueError(f"sampling_ratio must be an int or one for each of {number} maps, got {list(ratios)}")
+    return pooler
 
 
 def make_mask_head(

@@ -16,12 +16,12 @@ from fastmask.models.detection._box_head import (
 from fastmask.models.detection._parts import (
     SAMPLING_RATIO,
     _default_anchorgen,
-    check_ratios,
+    choose_box_pooler,
     make_mobilenet_backbone,
-    make_pooler,
     make_v1_backbone,
     make_v2_parts,
 )
+from fastmask.models.detection._roi_stages import BOX_NMS, BoxNms
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
@@ -58,6 +58,9 @@ class FasterRCNN(GeneralizedRCNN):
         rpn_loss: "bce", or "focal" (arXiv 1708.02002): the loss of objectness, of the sampled anchors.
         box_loss: the loss of the box head's boxes: "smooth_l1", "l1", "weighted_smooth_l1", "giou" (arXiv 1902.09630),
             "diou" or "ciou" (arXiv 1911.08287); see :mod:`fastmask.models.detection._named_losses`.
+        box_nms: "hard", or "soft_linear" or "soft_gaussian" (arXiv 1704.04503, sigma 0.5): boxes that overlap a better
+            one of their class by more than box_nms_thresh, or at all, then stay with lower scores, which must still
+            exceed box_score_thresh (and 0.001); the best box_detections_per_img are kept.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -104,10 +107,12 @@ class FasterRCNN(GeneralizedRCNN):
         sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         rpn_loss: str = "bce",
         box_loss: str = "smooth_l1",
+        box_nms: BoxNms = "hard",
         **kwargs: Any,
     ) -> None:
         check_choice("rpn_loss", rpn_loss, CHOICES["rpn_loss"])
         check_choice("box_loss", box_loss, CHOICES["box_loss"])
+        check_choice("box_nms", box_nms, BOX_NMS)
         for name in ("mask_head", "mask_classes", "mask_loss"):  # which a Mask R-CNN takes out
             if name in kwargs:
                 raise ValueError(f"{name} must be given to a Mask R-CNN only, got a {type(self).__name__}")
@@ -135,13 +140,7 @@ class FasterRCNN(GeneralizedRCNN):
             score_thresh=rpn_score_thresh,
         )
         rpn.rpn_loss = rpn_loss
-        if box_pooling != "roi_align" and box_roi_pool is not None:
-            raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
-        if sampling_ratio != SAMPLING_RATIO and box_roi_pool is not None:
-            raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
-        if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio)
-        check_ratios(backbone, box_roi_pool)
+        box_roi_pool = choose_box_pooler(box_roi_pool, box_pooling, sampling_ratio, backbone)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
@@ -161,6 +160,7 @@ class FasterRCNN(GeneralizedRCNN):
             box_detections_per_img,
         )
         roi_heads.box_loss = box_loss
+        roi_heads.box_nms = box_nms
         mean = list(IMAGE_MEAN) if image_mean is None else image_mean
         std = list(IMAGE_STD) if image_std is None else image_std
         transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)

@@ -18,6 +18,7 @@ import cases_paste
 import cases_rle
 import cases_roi_align
 import cases_roi_pool
+import cases_soft_nms
 import cases_stem
 import cases_top_anchors
 from helpers.ptx import Options, execute, planted
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.ptx
 
 FAMILIES = (
     cases_nms,
+    cases_soft_nms,
     cases_roi_align,
     cases_roi_pool,
     cases_paste,
@@ -37,7 +39,11 @@ FAMILIES = (
     cases_stem,
     cases_top_anchors,
 )
-BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
+BUGS = [  # that change with these tests, not with the kernels: most are slow
+    pytest.param(module, name, id=name, marks=() if number < 2 else pytest.mark.slow)
+    for module in FAMILIES
+    for number, (name, _) in enumerate(module.bugs())
+]
 
 
 @pytest.mark.parametrize(("module", "name"), BUGS)
