@@ -36,6 +36,11 @@ UNUSUAL = {
     "aligned": False,  # RoIPool, here, has neither that nor samples
     "exact_anchors": True,
     "box_pooling": "roi_pool",
+    "mask_head": "unet",
+    "mask_classes": "agnostic",
+    "rpn_loss": "focal",
+    "box_loss": "ciou",
+    "mask_loss": "bce_dice",
     "box_nms": "soft_linear",
 }
 CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
@@ -117,9 +122,15 @@ def test_whose_a_foreign_file_is(name: str) -> None:
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
-        unusual = UNUSUAL | ({"stride_in_1x1": True} if "resnet50" in name else {})
+        unusual = {key: value for key, value in UNUSUAL.items() if "mask" in name or not key.startswith("mask_")}
+        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2][: 2 if "mobilenet" in name else 4]}
+        unusual |= {"stride_in_1x1": True} if "resnet50" in name else {}
         own = fastmask.models.get_model(name, **options, **unusual)
         assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
+        if name == "keypointrcnn_resnet50_fpn":
+            assert own.roi_heads.keypoint_roi_pool.sampling_ratio == unusual["sampling_ratio"]
+        if name == "maskrcnn_slim_fpn":
+            assert find_builder(own.state_dict(), own) == name  # also of another mask branch and samples
     assert find_builder({"a": torch.zeros(1)}) is None
 
 

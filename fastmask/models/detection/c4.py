@@ -10,19 +10,19 @@ detectron2's conventions are ``sampling_ratio=0``, ``aligned=True``, ``exact_anc
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 from fastmask.models._api import NoWeights, WeightsEnum, register_model
 from fastmask.models.detection._c4_backbone import C4, C4Backbone
-from fastmask.models.detection._parts import make_pooler
+from fastmask.models.detection._parts import SAMPLING_RATIO, make_mask_head, make_mask_predictor, make_pooler
 from fastmask.models.detection._weights import choose_num_classes, find_weights, has_frozen_norms, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import _freeze_stages, _move_strides, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
-from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.resnet import ResNet, ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -143,7 +143,7 @@ def assemble_c4(
     backbone: ResNet,
     num_classes: int,
     box_pooling: str = "roi_align",
-    sampling_ratio: int = 2,
+    sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
     aligned: bool = False,
     stride_in_1x1: bool = False,
     **options: Any,
@@ -154,8 +154,7 @@ def assemble_c4(
         kind: FasterRCNN or MaskRCNN.
         backbone: the classifier: its first stages are the backbone, its last is res5.
         num_classes: number of classes with background.
-        box_pooling: "roi_align", or "roi_pool", for comparisons.
-        sampling_ratio, aligned: of RoIAlign, see :func:`fastmask.ops.roi_align`.
+        box_pooling, sampling_ratio, aligned: see :class:`FasterRCNN`.
         stride_in_1x1: move the strides of bottlenecks, also of res5, into their first 1x1 convolutions.
         **options: the model's, instead of those that make it a C4 model.
     """
@@ -169,11 +168,15 @@ def assemble_c4(
         "box_predictor": FastRCNNPredictor(channels, num_classes),
     }
     if issubclass(kind, MaskRCNN):
+        if isinstance(mask_head := options.pop("mask_head", None), str) and mask_head != "fcn":
+            raise ValueError(f"mask_head must be fcn in a C4 model, where res5 is in its place, got {mask_head!r}")
         settings |= {
             "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio, aligned),
-            "mask_head": MaskRCNNHeads(channels, (), 1),
-            "mask_predictor": MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes),
+            "mask_head": make_mask_head(mask_head, channels, ()),
         }
+        if "mask_predictor" not in options:
+            masks = options.pop("mask_classes", "per_class")
+            settings["mask_predictor"] = make_mask_predictor(masks, channels, MASK_CHANNELS, num_classes)
     model = kind(C4Backbone(backbone), **(settings | options))
     model.roi_heads.res5 = backbone.layer4
     return model

@@ -12,7 +12,13 @@ from fastmask.models.detection._keypoint_head import (
     KeypointRCNNHeads as KeypointRCNNHeads,
     KeypointRCNNPredictor as KeypointRCNNPredictor,
 )
-from fastmask.models.detection._parts import make_pooler, make_v1_backbone
+from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
+    _check_type,
+    _out_channels,
+    make_pooler,
+    make_v1_backbone,
+)
 from fastmask.models.detection._weights import (
     choose_num_classes,
     choose_num_keypoints,
@@ -21,7 +27,7 @@ from fastmask.models.detection._weights import (
     load_weights,
 )
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.faster_rcnn import FasterRCNN, _check_type, _out_channels
+from fastmask.models.detection.faster_rcnn import FasterRCNN
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -79,7 +85,7 @@ class KeypointRCNN(FasterRCNN):
         keypoint_predictor: nn.Module | None = None,
         num_keypoints: int | None = None,
         *,
-        sampling_ratio: int = 2,
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         aligned: bool = False,
         **kwargs: Any,
     ) -> None:
