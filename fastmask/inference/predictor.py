@@ -131,6 +131,7 @@ class Predictor:
             fixed_size=None if transform.fixed_size is None else (transform.fixed_size[1], transform.fixed_size[0]),
             padded_size=None if size == "exact" else check_pair("size", size, 1),
             transpose=True,
+            enlarge_only=transform._enlarge_only,
         )
         self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
         assert isinstance(ready.rpn.anchor_generator, CachedAnchors)

@@ -29,6 +29,7 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from fastmask.models.detection.matterport import maskrcnn_matterport
 from fastmask.models.detection.resnet_fpn import (
     fasterrcnn_resnet18_fpn,
     fasterrcnn_resnet34_fpn,
@@ -76,6 +77,7 @@ __all__ = [
     "fasterrcnn_timm",
     "keypointrcnn_resnet50_fpn",
     "keypointrcnn_slim_fpn",
+    "maskrcnn_matterport",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",
     "maskrcnn_resnet50_c4",
