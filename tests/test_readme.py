@@ -60,7 +60,7 @@ def test_example_runs_as_printed(
         shutil.copy(hub / "photo.jpg", tmp_path)
         monkeypatch.setenv("TORCH_HOME", str(hub))
     if "mask_rcnn_balloon.h5" in example:
-        write_h5(tmp_path / "mask_rcnn_balloon.h5", draw_weights(SLIM._replace(classes=2)))
+        write_h5(tmp_path / "mask_rcnn_balloon.h5", draw_weights(1, SLIM._replace(classes=2)))
     if "clip.mp4" in example:
         pytest.importorskip("av", reason="it reads the video")
         write_clip(tmp_path / "clip.mp4", draw_frames(4))

@@ -18,6 +18,7 @@ from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, parse_metadata, parse_options
 from fastmask.models._state import CLASSIFIERS, count_keypoints, load_state
+from fastmask.models.converters._matterport_file import is_matterport, read_matterport
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
@@ -28,7 +29,8 @@ class Checkpoint:
 
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
-            ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled.
+            ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled. Or a .h5 file of
+            matterport's Mask_RCNN, which is converted.
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
@@ -43,7 +45,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        content = _read(self.path)
+        content = read_matterport(self.path) if is_matterport(self.path) else _read(self.path)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
         self.meta: dict[str, Any] = {}

@@ -21,7 +21,14 @@ Weights = dict[str, dict[str, Array]]  # arrays by layer and kind
 MEAN_PIXEL = np.array([123.7, 116.8, 103.9])
 STD_DEV = np.array([0.1, 0.1, 0.2, 0.2])
 RATIOS = (0.5, 1, 2)
-FACTORS = {"bbox": 0.4, "mrcnn_": 1, "conv1": 0.02, "branch2c": 0.5, "fpn_c": 0.1}  # of drawn kernels: pixels are large
+FACTORS = {  # of drawn kernels: pixels are up to 255, and no probability of the RPN is rounded to 1
+    "bbox": 0.4,
+    "mrcnn_": 1,
+    "conv1": 0.02,
+    "branch2c": 0.5,
+    "fpn_c": 0.1,
+    "rpn_class": 0.2,
+}
 
 
 class Widths(NamedTuple):
@@ -89,9 +96,9 @@ def list_shapes(w: Widths) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     yield from conv("mrcnn_mask", 1, w.mask, w.classes)
 
 
-def draw_weights(widths: Widths = SLIM, dtype: Any = np.float64) -> Weights:
+def draw_weights(seed: int, widths: Widths = SLIM) -> Weights:
     """Random weights that keep the size of activations; scores, boxes and masks vary."""
-    generator = np.random.default_rng(torch.randint(2**31, ()).item())
+    generator = np.random.default_rng(seed)
     weights: Weights = {}
     for name, shapes in list_shapes(widths):
         drawn = {}
@@ -104,7 +111,7 @@ def draw_weights(widths: Widths = SLIM, dtype: Any = np.float64) -> Weights:
             else:
                 values *= 0.1
             factor = next((each for part, each in FACTORS.items() if part in name and kind == "kernel"), 1)
-            drawn[kind] = (values * factor).astype(dtype)
+            drawn[kind] = values * factor
         weights[name] = drawn
     return weights
 
@@ -215,6 +222,22 @@ def crop_and_resize(levels: list[Array], boxes: Array, side: int, size: int) -> 
                 lower = feature[:, bottom, left] + (x - left) * (feature[:, bottom, right] - feature[:, bottom, left])
                 crops[n, :, i, j] = upper + (y - top) * (lower - upper)
     return crops
+
+
+def compute_ious(boxes: Array, others: Array) -> Array:
+    """[N, 4] and [M, 4] -> [N, M]."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    both = (high - low).clip(0).prod(2)
+    areas, other_areas = ((each[:, 2:] - each[:, :2]).prod(1) for each in (boxes, others))
+    return both / (areas[:, None] + other_areas - both)
+
+
+def sum_losses(boxes: Array, truth: Array) -> float:
+    """Smooth L1 (of torchvision's beta, 1/9) of zeros against the refinements of boxes [N, 4], summed."""
+    size, true_size = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
+    shift = (truth[:, :2] + 0.5 * true_size - boxes[:, :2] - 0.5 * size) / size
+    error = np.abs(np.concatenate((shift, np.log(true_size / size)), 1) / STD_DEV)
+    return float(np.where(error < 1 / 9, 0.5 * error**2 * 9, error - 0.5 / 9).sum())
 
 
 def softmax(x: Array) -> Array:

@@ -12,7 +12,6 @@ from helpers import matterport
 from helpers.exact import assert_matched, assert_parity
 from helpers.matterport import MEAN_PIXEL, Settings, draw_weights, vary_classes, write_h5
 from helpers.static import NoDataDependence
-from helpers.training import draw_batch
 from torch import Tensor
 
 from fastmask import Predictor
@@ -28,8 +27,11 @@ SIZES = [(100, 120), (40, 70), (200, 300)]  # stays, is enlarged, is shrunk
 
 
 @pytest.fixture(scope="module")
-def weights() -> matterport.Weights:
-    return draw_weights()
+def weights(request: pytest.FixtureRequest) -> matterport.Weights:
+    """Of a model whose RoIs are never background, so that there are detections in each image."""
+    drawn = draw_weights(request.config.fastmask_seed)
+    drawn["mrcnn_class_logits"]["bias"][0] = -1000
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def scenes() -> list[Tensor]:
     "settings",
     [
         Settings(),
-        Settings(min_dim=100, scales=(6, 12, 24, 48, 96), confidence=1, proposals=200, pre_nms=9999, instances=20),
+        Settings(min_dim=100, scales=(6, 12, 24, 48, 96), confidence=1, proposals=100, pre_nms=9999, instances=20),
     ],
     ids=["all", "confident"],
 )
@@ -138,32 +140,34 @@ def test_masks_are_pasted_nearly_alike() -> None:
 
 
 def test_static_program(file: Path) -> None:
-    """Inference is one graph, without a data-dependent op; padding does not matter."""
+    """No op of inference depends on values; neither do detections on the padding."""
     model = build_matterport(file, **matterport.options())
     batch, _ = model.transform(scenes())
     pixels, sizes = batch.tensors, torch.tensor(batch.image_sizes)
-    with torch.no_grad():
-        with NoDataDependence():
-            expected = model.infer(pixels, sizes)
+    with torch.no_grad(), NoDataDependence():
+        expected = model.infer(pixels, sizes)
         wide = model.infer(F.pad(pixels, (0, 64), value=9), sizes)
-        torch._dynamo.reset()
-        compiled = torch.compile(model.infer, fullgraph=True, backend="eager")(pixels, sizes)
     torch.testing.assert_close(tuple(wide)[:5], tuple(expected)[:5], rtol=0, atol=0)
-    torch.testing.assert_close(tuple(compiled)[:5], tuple(expected)[:5])
 
 
 @pytest.mark.slow
-def test_static_losses(file: Path) -> None:
-    """Losses are one graph; that and the eager program draw other samples, but of as many anchors and RoIs."""
-    model = build_matterport(file, **matterport.options()).train()
-    images, targets = draw_batch(torch.float32)
+@pytest.mark.usefixtures("double")
+def test_compiled(file: Path) -> None:
+    """Inference and losses are one graph each; losses draw other samples, but of as many anchors and RoIs."""
+    model = build_matterport(file, **matterport.options())
+    images = scenes()
+    targets = draw_targets(images)
     batch, resized = model.transform(images, targets)
     assert resized is not None
-    inputs = batch.tensors, torch.tensor(batch.image_sizes), pad_targets(resized, batch.tensors, True)
+    inputs = batch.tensors, torch.tensor(batch.image_sizes)
     torch._dynamo.reset()
-    losses = torch.compile(model.losses, fullgraph=True, backend="eager")(*inputs)
-    torch.manual_seed(3)
-    expected = model.losses(*inputs)
+    with torch.no_grad():
+        found = torch.compile(model.infer, fullgraph=True, backend="eager")(*inputs)
+        torch.testing.assert_close(tuple(found)[:5], tuple(model.infer(*inputs))[:5])
+    model.train()
+    padded = pad_targets(resized, batch.tensors, True)
+    losses = torch.compile(model.losses, fullgraph=True, backend="eager")(*inputs, padded)
+    expected = model.losses(*inputs, padded)
     assert losses.keys() == expected.keys()
     for name, value in losses.items():
         assert 0.3 * expected[name] < value < 3 * expected[name]
@@ -180,19 +184,22 @@ def test_exported_to_onnx(file: Path, tmp_path: Path) -> None:
     assert session.resizer.resize((100, 120)) == (100, 120)
 
 
+@pytest.mark.usefixtures("double")
 def test_a_predictor(file: Path) -> None:
-    """It resizes as the model, and its default size has room for the canvas."""
+    """It resizes as the model, and its default size has room for the canvas; fused layers keep their strides."""
     model = build_matterport(file, **matterport.options())
     images = scenes()
     with torch.no_grad():
         expected = model(images)
-    for size in ((800, 1344), "exact"):
-        predictions = Predictor(model, size, batch=3, masks="float", dtype=torch.float32)(images)  # type: ignore[arg-type]
-        assert assert_matched(predictions, expected) > 20
+    for size, fuse in (((800, 1344), "off"), ("exact", "kernel")):
+        predictions = Predictor(model, size, batch=3, masks="float", fuse=fuse)(images)  # type: ignore[arg-type]
+        assert assert_matched(predictions, expected, 1) >= len(images)
 
 
+@pytest.mark.usefixtures("double")
 def test_rebuilt_from_a_file_alone(file: Path, tmp_path: Path) -> None:
-    """A converted model is saved with what makes its predictions."""
+    """A converted model is saved with what makes its predictions; commands read the .h5 file itself, too."""
+    assert Predictor.from_pretrained(file, device="cpu").program.model.roi_heads.num_classes() == 4
     model = build_matterport(
         file, **matterport.options(Settings(scales=(9, 16, 32, 64, 128))), anchor_ratios=(0.4, 1, 2)
     )
@@ -203,7 +210,7 @@ def test_rebuilt_from_a_file_alone(file: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(saved, score=0.0, size="exact", masks="float", device="cpu")
     images = scenes()
     with torch.no_grad():
-        assert assert_matched(predictor(images), model(images)) > 20
+        assert assert_matched(predictor(images), model(images), 1) >= len(images)
     assert predictor.categories == list("_abc")
     fine = detection.maskrcnn_matterport(weights=saved, num_classes=2, new_predictors=True)
     assert fine.roi_heads.num_classes() == 2
@@ -213,26 +220,69 @@ def test_rebuilt_from_a_file_alone(file: Path, tmp_path: Path) -> None:
     assert Checkpoint(saved).meta["options"]["anchor_ratios"] == [0.4, 1, 2]
 
 
+def draw_targets(images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Five boxes of each image, with masks that fill them."""
+    targets = []
+    for image in images:
+        height, width = image.shape[1:]
+        corners = torch.rand(5, 2) * torch.tensor([width - 30, height - 30])
+        boxes = torch.cat((corners, corners + 12 + 18 * torch.rand(5, 2)), 1)  # no two anchors are as near
+        masks = torch.zeros(5, height, width, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = 1
+        targets.append({"boxes": boxes, "labels": torch.tensor([1, 2, 3, 1, 2]), "masks": masks})
+    return targets
+
+
+@pytest.mark.usefixtures("double")
+def test_losses_are_of_matterports_boxes(file: Path) -> None:
+    """With deltas of zero, regression losses are those of matterport's refinements of normalized boxes."""
+    settings, images = Settings(), [torch.rand(3, 100, 120), torch.rand(3, 128, 70)]
+    model = build_matterport(file, **matterport.options(), rpn_post_nms_top_n_train=100).train()
+    for layer in (model.rpn.head.bbox_pred, model.roi_heads.box_predictor.bbox_pred):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    targets = draw_targets(images)
+    losses = model.losses_of(images, targets)
+    batch, _ = model.transform(images)
+    assert batch.image_sizes == [(100, 120), (128, 70)]
+    sizes, side = torch.tensor(batch.image_sizes), settings.max_dim
+    proposals = model.rpn.propose(model.rpn.predict(model.read_images(batch.tensors, sizes), (side, side)), sizes)
+    sums, numbers = [0.0, 0.0], [0, 0]
+    anchors = matterport.make_anchors(settings, side)
+    for i, size in enumerate(batch.image_sizes):
+        corner = np.tile((side - np.array(size)) // 2, 2)
+        truth = (targets[i]["boxes"].numpy()[:, [1, 0, 3, 2]] + corner - [0, 0, 1, 1]) / (side - 1)
+        overlaps = matterport.compute_ious(anchors, truth)
+        positive = (overlaps.max(1) >= 0.7) | (overlaps == overlaps.max(0)).any(1)
+        assert positive.sum() <= 128
+        sums[0] += matterport.sum_losses(anchors[positive], truth[overlaps[positive].argmax(1)])
+        numbers[0] += 256
+        boxes = (proposals.boxes[i, : proposals.count[i]].numpy()[:, [1, 0, 3, 2]] + corner) / (side - 1)
+        boxes = np.concatenate((boxes, truth))
+        overlaps = matterport.compute_ious(boxes, truth)
+        positive = overlaps.max(1) >= 0.5
+        assert positive.sum() <= 66
+        sums[1] += matterport.sum_losses(boxes[positive], truth[overlaps[positive].argmax(1)])
+        numbers[1] += len(boxes)
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx(sums[0] / numbers[0], abs=1e-9)
+    assert losses["loss_box_reg"].item() == pytest.approx(sums[1] / numbers[1], abs=1e-9)
+
+
 def test_fine_tuning(file: Path) -> None:
-    """Losses of all branches fall; each parameter that is trained gets a gradient."""
+    """Each parameter that is trained gets a gradient, of a target below a pixel, too; large images are an error."""
     model = build_matterport(file, **matterport.options(), trainable_backbone_layers=5).train()
-    images, targets = draw_batch(torch.float32)
-    targets = [{key: value.clone() for key, value in target.items()} for target in targets]
-    targets[0]["boxes"][0, 2:] = targets[0]["boxes"][0, :2] + 0.5  # less than a pixel
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    totals = []
-    for _ in range(5):
-        losses = model(images, targets)
-        assert len(losses) == 5
-        assert all(value.isfinite() for value in losses.values())
-        total = torch.stack(list(losses.values())).sum()
-        totals.append(total.item())
-        optimizer.zero_grad()
-        total.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5)
-        optimizer.step()
-    assert min(totals[-2:]) < totals[0]
+    images = scenes()
+    targets = draw_targets(images)
+    targets[0]["boxes"][0, 2:] = targets[0]["boxes"][0, :2] + 0.5
+    losses = model(images, targets)
+    assert len(losses) == 5
+    assert all(value.isfinite() for value in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    large = torch.zeros(1, 3, 192, 128)
+    with pytest.raises(ValueError, match="images must be at most 128 pixels, as max_size"):
+        model.losses(large, torch.tensor([[190, 120]]), pad_targets(draw_targets([large[0]]), large, True))
 
 
 def test_parts_that_users_replace(file: Path) -> None:

@@ -11,14 +11,15 @@ import torch
 from helpers import matterport
 from helpers.matterport import SLIM, Widths, draw_weights, write_h5
 
-from fastmask.models._state import find_builder
-from fastmask.models.converters.matterport import _Layers, build_matterport, convert_layers, is_matterport
+from fastmask.models import Checkpoint
+from fastmask.models.converters._matterport_file import _Layers, convert_layers, read_names
+from fastmask.models.converters.matterport import build_matterport, is_matterport
 from fastmask.models.detection.matterport import Layout, MatterportMaskRCNN, build_model, read_layout
 
 
 @pytest.fixture(scope="module")
-def weights() -> matterport.Weights:
-    return draw_weights()
+def weights(request: pytest.FixtureRequest) -> matterport.Weights:
+    return draw_weights(request.config.fastmask_seed)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,9 @@ def test_names_and_shapes_of_the_published_file(tmp_path: Path, monkeypatch: pyt
         tensors = {key: torch.empty(values.shape) for key, values in arrays.items()}
         model = build_model(tensors, str(path))
     assert read_layout(tensors) == Layout()
+    names = read_names(tensors)
+    assert (len(names), names[:2], names[-1]) == (81, ["__background__", "person"], "toothbrush")
     assert {key: value.shape for key, value in model.state_dict().items()} == {k: v.shape for k, v in tensors.items()}
-    assert find_builder(tensors) == "maskrcnn_matterport"
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -149,8 +151,9 @@ def test_files_that_are_no_weights(file: Path, tmp_path: Path, monkeypatch: pyte
     for content, magic in ((b"PK no HDF5 at all", False), (file.read_bytes()[:5000], True), (b"", False)):
         path.write_bytes(content)
         assert is_matterport(path) == magic
-        with pytest.raises(ValueError, match=r"other.h5 cannot be read as HDF5"):
-            build_matterport(path)
+        for read in (build_matterport, Checkpoint):
+            with pytest.raises(ValueError, match=r"other.h5 (cannot be read as|must be a checkpoint)"):
+                read(path)
     with h5py.File(path, "w") as other:
         other.create_dataset("dense_1/dense_1/kernel:0", data=np.ones((3, 4)))
     with pytest.raises(
@@ -164,8 +167,9 @@ def test_files_that_are_no_weights(file: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="arrays must be in the file, got kernel of conv1, which is larger"):
         build_matterport(path)
     for name in ("nothing.h5", "."):
-        with pytest.raises(OSError, match=r"No such file|Is a directory"):
-            build_matterport(tmp_path / name)
+        for read in (build_matterport, Checkpoint):
+            with pytest.raises(OSError, match=r"No such file|Is a directory"):
+                read(tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(ImportError, match=r"pip install 'fastmask-rcnn\[h5\]'"):
         build_matterport(file)

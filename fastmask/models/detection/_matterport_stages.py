@@ -92,7 +92,7 @@ class MatterportRPN(RegionProposalNetwork):
             outputs.anchors[index],
             torch.full_like(sizes, side - 1),
             scores,
-            min_size=0,
+            min_size=self.min_size,
             min_score=self.score_thresh,
             above=False,
         )
@@ -162,7 +162,7 @@ class MatterportRoIHeads(RoIHeads):
             sizes - 1,
             scores,
             proposals.count,
-            min_size=0,
+            min_size=self.min_size,
             min_score=self.score_thresh,
             above=False,
         )

@@ -1,6 +1,6 @@
 """Mask R-CNN as matterport's Mask_RCNN (Keras, TensorFlow) has it, for weights that were trained with that.
 
-``fastmask.models.converters.matterport`` reads its .h5 files. What differs from torchvision's models: images are on a
+``fastmask.models.converters`` reads its .h5 files. What differs from torchvision's models: images are on a
 square canvas, in the middle, with black around them; norms have an eps of 1e-3; a bottleneck has its stride in the
 first 1x1 convolution, and the first pooling pads at the end alone; anchors, boxes and crops are those of
 _matterport_stages.py. Source: github.com/matterport/Mask_RCNN 2.1, mrcnn/model.py, with the defaults of
@@ -125,7 +125,7 @@ class MatterportMaskRCNN(MaskRCNN):
     """
 
     _rpn_type, _roi_heads_type = MatterportRPN, MatterportRoIHeads
-    fill: Tensor  # [C], black as the transform normalizes it
+    fill: Tensor  # [C], black as the transform normalizes it; of image_mean and image_std when it is built
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class MatterportMaskRCNN(MaskRCNN):
         }
         super().__init__(build_backbone(layout, norm_layer), **{"size_divisible": side} | settings | parts)
         self.rpn.box_coder = BoxCoder(RPN_WEIGHTS)
-        self.rpn.min_size = self.roi_heads.min_size = 0
+        self.rpn.min_size = self.roi_heads.min_size = 0.0
         self.transform._enlarge_only = True
         dtype = torch.get_default_dtype()
         mean, std = (torch.as_tensor(settings[name], dtype=dtype) for name in ("image_mean", "image_std"))
@@ -276,8 +276,8 @@ def maskrcnn_matterport(
     """Mask R-CNN as matterport's Mask_RCNN has it, of the weights' layout, or with a ResNet-101; not in torchvision.
 
     Args:
-        weights: a file of a model that is converted already (see :class:`fastmask.models.Checkpoint`), or None; a .h5
-            file is read by :func:`fastmask.models.converters.matterport.build_matterport`.
+        weights: matterport's .h5 file, or one of a model that is converted already (see
+            :class:`fastmask.models.Checkpoint`), or None.
         progress: no effect, as nothing is downloaded.
         num_classes: number of classes with background; None for the weights', or 81, matterport's of COCO.
         trainable_backbone_layers: how many of layer4, layer3, layer2, layer1, conv1 are trained; None for 3, or all
