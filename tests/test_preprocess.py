@@ -114,5 +114,7 @@ def test_matterports_sizes(original: tuple[int, int]) -> None:
     expected = round(original[0] * scale), round(original[1] * scale)
     resizer = Resizer(800, 1024, 1024, enlarge_only=True)
     assert resizer.resize_batch([original]) == ([expected], (1024, 1024))
+    augmentation = Augmentation(max_size=1024, flip=0, enlarge_only=True)
+    assert augmentation.draw_crop(original, np.random.default_rng(0), (1024, 1024)).resized == expected
     room = Resizer(800, 1024, 1024, padded_size=(500, 500), enlarge_only=True)
     assert room.resize(original) == expected

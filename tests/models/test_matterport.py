@@ -15,7 +15,7 @@ from helpers.static import NoDataDependence
 from torch import Tensor
 
 from fastmask import Predictor
-from fastmask.export import ExportableModel, OnnxSession, Shape, compare_outputs, write_onnx
+from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
 from fastmask.models import Checkpoint, detection, save_weights
 from fastmask.models._metadata import describe_model
 from fastmask.models.converters.matterport import build_matterport, is_matterport
@@ -174,13 +174,15 @@ def test_compiled(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_exported_to_onnx(file: Path, tmp_path: Path) -> None:
-    """A file of one shape, that of the canvas, detects what the model detects."""
-    exportable = ExportableModel(build_matterport(file, **matterport.options()))
+@pytest.mark.parametrize("kind", [ExportableModel, TensorRTExportableModel])
+def test_exported_to_onnx(kind: type[ExportableModel], file: Path, tmp_path: Path) -> None:
+    """A file of one shape, that of the canvas, detects what the model detects; TensorRT's table knows its operators."""
+    model = build_matterport(file, **matterport.options())
+    exportable = kind(model)
     write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 128, 128))
     session = OnnxSession(tmp_path / "model.onnx")
     images = [(255 * image).to(torch.uint8) for image in scenes()]
-    assert_parity(compare_outputs(exportable.predict_arrays, session, images))
+    assert_parity(compare_outputs(ExportableModel(model).predict_arrays, session, images))
     assert session.resizer.resize((100, 120)) == (100, 120)
 
 

@@ -41,10 +41,12 @@ def center_images(pixels: Tensor, sizes: Tensor, side: int, fill: Tensor) -> tup
     """
     offset = torch.div(side - sizes, 2, rounding_mode="floor")
     place = torch.arange(side, device=pixels.device)
-    rows, columns = (place - offset[:, axis, None] for axis in (0, 1))  # [B, side], in the batch
-    within = [(at >= 0) & (at < sizes[:, axis, None]) for axis, at in enumerate((rows, columns))]
-    inside = within[0][:, :, None] & within[1][:, None, :]
-    rows, columns = rows.clamp(0, pixels.shape[2] - 1), columns.clamp(0, pixels.shape[3] - 1)
+    index, within = [], []
+    for axis, length in enumerate(pixels.shape[2:]):
+        at = place - offset[:, axis, None]  # [B, side], in the batch
+        within.append((at >= 0) & (at < sizes[:, axis, None]) & (at < length))
+        index.append(torch.where(within[axis], at, 0))
+    inside, (rows, columns) = within[0][:, :, None] & within[1][:, None, :], index
     image = torch.arange(pixels.shape[0], device=pixels.device)[:, None, None]
     taken = pixels.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]  # [B, side, side, C]
     return torch.where(inside[..., None], taken, fill.to(taken.dtype)).permute(0, 3, 1, 2), offset
@@ -155,7 +157,8 @@ class MatterportRoIHeads(RoIHeads):
         num_classes = logits.shape[1]
         logits, deltas = (values.unflatten(0, proposals.boxes.shape[:2]) for values in (logits, deltas))
         wide = torch.promote_types(logits.dtype, torch.float32)
-        scores, labels = logits.softmax(2, dtype=wide).max(2)
+        best = logits.softmax(2, dtype=wide).topk(1, dim=2)  # TensorRT's table has no ArgMax
+        scores, labels = best.values.squeeze(2), best.indices.squeeze(2)
         boxes, valid = self.box_coder.decode_candidates(
             deltas.gather(2, labels[:, :, None, None].expand(-1, -1, 1, 4)).squeeze(2),
             proposals.boxes,
