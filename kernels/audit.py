@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
 from typing import NamedTuple
@@ -110,13 +110,13 @@ def compile_variant(variant: Variant, architecture: str) -> Report:
     return Report(variant.name, architecture, registers, stack, compiled.metadata.shared, dict(accesses), slow)
 
 
-def reports(architectures: Sequence[str], quick: bool = False, without: str | None = None) -> list[Report]:
-    """Reports of all variants for each architecture, or with ``quick`` of the default ones; ``without`` one dtype."""
+def reports(architectures: Sequence[str], names: Collection[str]) -> list[Report]:
+    """Reports of the variants of these names, for each architecture."""
     wanted = [
         (number, architecture)
         for architecture in architectures
         for number, variant in enumerate(variants())
-        if (variant.default or not quick) and (without is None or without not in variant.name)
+        if variant.name in names
     ]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the default variant of each kernel and dtype alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
-    rows = reports(args.arch, args.quick)
+    rows = reports(args.arch, [variant.name for variant in variants() if variant.default or not args.quick])
     if args.json:
         print(json.dumps({"triton": triton.__version__, "variants": [row._asdict() for row in rows]}, indent=1))
         return

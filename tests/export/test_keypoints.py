@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from helpers.images import draw_image
-from helpers.slim import slim_pair
+from helpers.slim import MOBILENET_ROI_POOL, slim_pair
 from torch import Tensor, nn
 
 import fastmask
@@ -74,13 +74,11 @@ def check_session(session: OnnxSession | AOTPackage, exportable: ExportableModel
         assert not actual["keypoints"][i, count:].any()
 
 
-@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
 def test_onnx(dynamic: bool, model: nn.Module, tmp_path: Path) -> None:
     exportable = ExportableModel(model)
     write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 192, 192, dynamic=dynamic))
     check_session(OnnxSession(tmp_path / "model.onnx"), exportable)
-    if not dynamic:
-        return
     images = draw_images()
     with torch.no_grad():
         expected = model(images)
@@ -97,9 +95,11 @@ def test_graph_for_tensorrt(model: nn.Module, tmp_path: Path) -> None:
     assert names == ["boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores", "count", "num_dropped"]
 
 
-@pytest.mark.slow
-def test_package(model: nn.Module, tmp_path: Path) -> None:
-    exportable = ExportableModel(model)
+def test_packed_behind_a_mobilenet(tmp_path: Path) -> None:
+    """With the other ops that packages call by name, behind a MobileNet."""
+    exportable = ExportableModel(
+        slim_pair(keypoints=POINTS, masks=False, box_detections_per_img=10, **MOBILENET_ROI_POOL)[1]
+    )
     write_package(exportable, tmp_path / "model.pt2", Shape(2, 192, 192))
     check_session(AOTPackage(tmp_path / "model.pt2"), exportable)
 

@@ -244,7 +244,7 @@ def test_a_model_called_on_images(changed: bool, tmp_path: Path) -> None:
             large = [ops.box_area(boxes) > 300 for boxes in results[0]]
             return tuple([values[rows] for values, rows in zip(kind, large, strict=True)] for kind in results)
 
-    model = slim_pair(rpn_post_nms_top_n_test=60, min_size=64, max_size=96)[1]
+    model = slim_pair(box_score_thresh=0.0, rpn_post_nms_top_n_test=60, min_size=64, max_size=96)[1]
     if changed:
         model.roi_heads.__class__ = Heads
     image, file = torch.rand(3, 64, 80), tmp_path / "model.onnx"

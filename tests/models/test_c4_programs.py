@@ -17,7 +17,16 @@ from fastmask.cli import main
 from fastmask.cocoapi import mask as coco_mask
 from fastmask.demo import save_synthetic, synthetic_dataset
 from fastmask.evaluation.agreement import matched_share
-from fastmask.export import ExportableModel, OnnxSession, Shape, TensorRTExportableModel, compare_outputs, write_onnx
+from fastmask.export import (
+    AOTPackage,
+    ExportableModel,
+    OnnxSession,
+    Shape,
+    TensorRTExportableModel,
+    compare_outputs,
+    write_onnx,
+    write_package,
+)
 from fastmask.models import Checkpoint, fused
 from fastmask.models.detection import _roi_stages
 from fastmask.models.prepare import prepare_for_inference
@@ -72,10 +81,7 @@ def test_exported_to_onnx(tensorrt: bool, model: Any, tmp_path: Path) -> None:
     assert session(*session.preprocess(images[:1]))["masks"].shape == (1, 20, 14, 14)
 
 
-@pytest.mark.slow
 def test_exported_by_aotinductor(model: Any, tmp_path: Path) -> None:
-    from fastmask.export import AOTPackage, write_package
-
     exportable = ExportableModel(model)
     write_package(exportable, tmp_path / "model.pt2", Shape(1, 96, 128))
     package, images = AOTPackage(tmp_path / "model.pt2"), scenes(4, (90, 120))

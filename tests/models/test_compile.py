@@ -84,7 +84,9 @@ def check_predictors(model: nn.Module, **options: Any) -> None:
     assert sum(matched_share(ours, theirs) * len(theirs["boxes"]) for ours, theirs in pairs) / total >= 0.99
 
 
-@pytest.mark.parametrize(("fuse", "mask_buckets"), [("off", False), ("kernel", True), ("cudnn", False)])
+@pytest.mark.parametrize(
+    ("fuse", "mask_buckets"), [("off", True), pytest.param("kernel", True, marks=pytest.mark.slow), ("cudnn", False)]
+)
 def test_compiled_predictor(fuse: str, mask_buckets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph of the program, or of each part, for each size; the backend is eager."""
     compiled: list[Any] = []

@@ -212,7 +212,7 @@ def batch_of(*sizes: tuple[int, int], height: int, width: int) -> tuple[Tensor, 
     return torch.randn(len(sizes), 3, height, width), torch.tensor(sizes)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["non-strict", "strict"])
 def test_exports_with_dynamic_sizes(strict: bool) -> None:
     _, ours = slim_pair()
     batch, rows, columns = torch.export.dims("batch", "rows", "columns", min=1, max=42)

@@ -246,7 +246,8 @@ def test_a_changed_model_is_exported() -> None:
         def postprocess_detections(self, *args: Any) -> Any:
             return tuple([values[::2] for values in kind] for kind in super().postprocess_detections(*args))
 
-    model = slim_pair(rpn_post_nms_top_n_test=60, min_size=64, max_size=96)[1]
+    options = {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 60, "min_size": 64, "max_size": 96}
+    model = slim_pair(**options)[1]
     model.roi_heads.__class__ = Heads
     images = [torch.rand(3, 64, 80)]
     program = torch.export.export(model, (images,), strict=False).module()

@@ -37,7 +37,11 @@ FAMILIES = (
     cases_stem,
     cases_top_anchors,
 )
-BUGS = [pytest.param(module, name, id=name) for module in FAMILIES for name, _ in module.bugs()]
+BUGS = [  # that change with these tests, not with the kernels: most are slow
+    pytest.param(module, name, id=name, marks=() if number < 2 else pytest.mark.slow)
+    for module in FAMILIES
+    for number, (name, _) in enumerate(module.bugs())
+]
 
 
 @pytest.mark.parametrize(("module", "name"), BUGS)
