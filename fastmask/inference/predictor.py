@@ -124,10 +124,9 @@ class Predictor:
         wanted = mask_buckets and (ready.roi_heads.has_mask() or ready.roi_heads.has_keypoint())
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
         transform = ready.transform
+        limits = transform.min_size[-1], transform.max_size, transform.size_divisible
         self.resizer = Resizer(
-            transform.min_size[-1],
-            transform.max_size,
-            transform.size_divisible,
+            *limits,
             fixed_size=None if transform.fixed_size is None else (transform.fixed_size[1], transform.fixed_size[0]),
             padded_size=None if size == "exact" else check_pair("size", size, 1),
             transpose=True,

@@ -21,14 +21,8 @@ Weights = dict[str, dict[str, Array]]  # arrays by layer and kind
 MEAN_PIXEL = np.array([123.7, 116.8, 103.9])
 STD_DEV = np.array([0.1, 0.1, 0.2, 0.2])
 RATIOS = (0.5, 1, 2)
-FACTORS = {  # of drawn kernels: pixels are up to 255, and no probability of the RPN is rounded to 1
-    "bbox": 0.4,
-    "mrcnn_": 1,
-    "conv1": 0.02,
-    "branch2c": 0.5,
-    "fpn_c": 0.1,
-    "rpn_class": 0.2,
-}
+# of drawn kernels: pixels are up to 255, and no probability of the RPN is rounded to 1
+FACTORS = {"bbox": 0.4, "mrcnn_": 1, "conv1": 0.02, "branch2c": 0.5, "fpn_c": 0.1, "rpn_class": 0.2}
 
 
 class Widths(NamedTuple):
