@@ -31,11 +31,15 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "box_pooling": "roi_heads.box_roi_pool._pooling",
     "anchor_sizes": "rpn.anchor_generator.anchor_sizes",
     "anchor_ratios": "rpn.anchor_generator.anchor_ratios",
+    "box_nms": "roi_heads.box_nms",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "anchor_sizes", "anchor_ratios"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
-CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "box_pooling": ("roi_align", "roi_pool"),
+    "box_nms": ("hard", "soft_linear", "soft_gaussian"),
+}
 
 
 def describe_model(

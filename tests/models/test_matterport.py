@@ -196,6 +196,9 @@ def test_a_predictor(file: Path) -> None:
     for size, fuse in (((800, 1344), "off"), ("exact", "kernel")):
         predictions = Predictor(model, size, batch=3, masks="float", fuse=fuse)(images)  # type: ignore[arg-type]
         assert assert_matched(predictions, expected, 1) >= len(images)
+    for views in ({"flip_test": True}, {"test_sizes": [64, 96]}):
+        with pytest.raises(ValueError, match="flip_test and test_sizes must not be given for a maskrcnn_matterport"):
+            Predictor(model, **views)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("double")

@@ -34,6 +34,7 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
     "box_pooling": "roi_pool",
+    "box_nms": "soft_linear",
 }
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
@@ -44,6 +45,7 @@ FOREIGN = (
     "keypointrcnn_resnet50_fpn",
 )
 NAMES = ["-", "one", "two", "three", "four"]
+OTHERS = {"fpn_channels", "anchor_sizes", "anchor_ratios"}  # of timm's backbones, of matterport's anchors
 
 
 def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
@@ -54,11 +56,7 @@ def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> 
     model.roi_heads.score_thresh = 0.06
     described = describe_model(model, "slim", NAMES)
     assert described == {"builder": "slim", "categories": NAMES, "options": UNUSUAL, "norm_eps": 0.0}
-    assert UNUSUAL.keys() == OPTIONS.keys() - {
-        "fpn_channels",
-        "anchor_sizes",
-        "anchor_ratios",
-    }  # of timm's, matterport's
+    assert UNUSUAL.keys() == OPTIONS.keys() - OTHERS
     torch.save({"model": model.state_dict(), **described}, tmp_path / "own.pth")
     loaded, categories = load_pretrained(tmp_path / "own.pth", device="cpu", score=0.06)
     assert list(categories) == NAMES

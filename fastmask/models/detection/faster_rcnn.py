@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastmask.checks import check_choice
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._box_head import (
     FastRCNNConvFCHead as FastRCNNConvFCHead,
@@ -19,6 +20,7 @@ from fastmask.models.detection._parts import (
     make_v1_backbone,
     make_v2_parts,
 )
+from fastmask.models.detection._roi_stages import BOX_NMS, BoxNms
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
@@ -49,6 +51,9 @@ class FasterRCNN(GeneralizedRCNN):
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
+        box_nms: "hard", or "soft_linear" or "soft_gaussian" (arXiv 1704.04503, sigma 0.5): boxes that overlap a better
+            one of their class by more than box_nms_thresh, or at all, then stay with lower scores, which must still
+            exceed box_score_thresh (and 0.001); the best box_detections_per_img are kept.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -94,6 +99,7 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
         box_pooling: str = "roi_align",
+        box_nms: BoxNms = "hard",
         **kwargs: Any,
     ) -> None:
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
@@ -119,6 +125,7 @@ class FasterRCNN(GeneralizedRCNN):
             rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
+        check_choice("box_nms", box_nms, BOX_NMS)
         if box_pooling != "roi_align" and box_roi_pool is not None:
             raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
         if box_roi_pool is None:
@@ -141,6 +148,7 @@ class FasterRCNN(GeneralizedRCNN):
             box_nms_thresh,
             box_detections_per_img,
         )
+        roi_heads.box_nms = box_nms
         mean = list(IMAGE_MEAN) if image_mean is None else image_mean
         std = list(IMAGE_STD) if image_std is None else image_std
         transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)
