@@ -40,7 +40,7 @@ def prepare_in_four_ways(image: Image.Image, folder: Path) -> dict[str, tuple[Te
 
     predictor = Predictor(model, "exact")
     predictor([image])
-    ((size, runner),) = predictor._runners.items()
+    (((size,), runner),) = predictor._runners.items()
     assert runner.inputs.pixels.shape[2:] == size
     found["Predictor"] = (runner.inputs.pixels, runner.inputs.sizes[0].tolist())
 
