@@ -34,9 +34,11 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
+    "anchor_sizes": "rpn.anchor_generator.anchor_sizes",
+    "anchor_ratios": "rpn.anchor_generator.anchor_ratios",
     "box_nms": "roi_heads.box_nms",
 }
-SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
+SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "anchor_sizes", "anchor_ratios"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
 CHOICES: dict[str, tuple[str, ...]] = {
