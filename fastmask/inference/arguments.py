@@ -8,6 +8,7 @@ import torch
 from fastmask.checks import check_at_least, check_pair
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.models.detection.matterport import MatterportMaskRCNN
 
 
 def check_number(name: str, number: int) -> None:
@@ -69,6 +70,8 @@ def check_views(
         return False
     if model.roi_heads.has_keypoint():
         raise ValueError("flip_test and test_sizes must not be given for a model with a keypoint branch")
+    if isinstance(model, MatterportMaskRCNN):  # its candidates end at their last pixels, and its canvas is of one size
+        raise ValueError("flip_test and test_sizes must not be given for a maskrcnn_matterport")
     for name, value in others.items():
         if value:
             raise ValueError(f"{name} must not be given with flip_test or test_sizes, got {value}")

@@ -136,6 +136,6 @@ def make_resizers(
         if shorter != own:
             max_size = round(max_size * shorter / own)
             size = None if size is None else (round(size[0] * shorter / own), round(size[1] * shorter / own))
-        divisible = transform.size_divisible
-        resizers.append(Resizer(shorter, max_size, divisible, fixed_size=fixed, padded_size=size, transpose=True))
+        rule: dict[str, Any] = {"fixed_size": fixed, "transpose": True, "enlarge_only": transform._enlarge_only}
+        resizers.append(Resizer(shorter, max_size, transform.size_divisible, padded_size=size, **rule))
     return resizers

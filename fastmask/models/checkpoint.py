@@ -18,6 +18,7 @@ from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, check_conventions, parse_metadata, parse_options, plain_skeletons
 from fastmask.models._state import CLASSIFIERS, count_keypoints, describe_mask_branch, load_state
+from fastmask.models.converters._matterport_file import is_matterport, read_matterport
 from fastmask.models.converters._pickle import is_pickle, read_pickle
 from fastmask.models.converters.detectron2 import convert_detectron2, is_detectron2
 from fastmask.skeletons import Skeleton
@@ -35,7 +36,7 @@ class Checkpoint:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
             ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled. Or detectron2's,
             .pkl or .pth, which is converted: it has our keys, and ``meta`` the options of its conventions; see
-            :func:`from_checkpoint`.
+            :func:`from_checkpoint`. Or a .h5 file of matterport's Mask_RCNN, which is converted as well.
         input_format: order of channels of the images that a detectron2 model was trained on, "BGR" (None) or "RGB".
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
@@ -51,7 +52,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], *, input_format: str | None = None) -> None:
         self.path = os.fspath(path)
-        content = _read(self.path)
+        content = read_matterport(self.path) if is_matterport(self.path) else _read(self.path)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
         if is_detectron2(list(self._state)):

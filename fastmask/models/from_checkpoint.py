@@ -1,7 +1,6 @@
 """The model that a checkpoint is of: ours, torchvision's, detectron2's or matterport's."""
 
 import os
-from pathlib import Path
 from typing import Any, cast
 
 from fastmask.models._api import check_detector, get_model_builder, get_model_weights
@@ -10,8 +9,6 @@ from fastmask.models._state import find_builders
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.faster_rcnn import FasterRCNN
-
-KERAS = {".h5", ".hdf5"}
 
 
 def from_checkpoint(
@@ -37,12 +34,6 @@ def from_checkpoint(
         ValueError: it is not a checkpoint, of a model that fastmask does not build, or of several builders; or an
             option does not fit it.
     """
-    if Path(path).suffix in KERAS:
-        from fastmask.models.converters.matterport import build_matterport  # type: ignore[import-not-found, unused-ignore]
-
-        if builder is not None or input_format is not None:
-            raise ValueError(f"builder and input_format must be None with {path}, got {builder} and {input_format}")
-        return cast(FasterRCNN, build_matterport(path, **options).eval())
     checkpoint = Checkpoint(path, input_format=input_format)
     trained = checkpoint.meta.get("builder")
     if trained not in (None, builder) and builder is not None:

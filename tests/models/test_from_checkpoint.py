@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.matterport import draw_weights, write_h5
 
 from fastmask.models import Checkpoint, detection, from_checkpoint, get_model
 from fastmask.models.converters._pickle import read_pickle
+from fastmask.models.converters.matterport import build_matterport
 
 ARRAYS = [np.float32([[1, 2, 3], [4, 5, 6]]), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.zeros((0, 4), ">f4")]
 ARRAYS += [np.array(3), np.array([True, False]), np.float16([1.5]), np.array([1, 2], ">i4")]
@@ -194,6 +196,17 @@ def test_files_of_ours_and_of_torchvisions(tmp_path: Path) -> None:
         from_checkpoint(tmp_path / "own.pth", input_format="BGR")
     with pytest.raises(ValueError, match="aligned must be False with"):
         get_model("maskrcnn_slim_fpn", weights=write_options(tmp_path, slim, aligned=False), aligned=True)
+
+
+def test_matterports_files_go_the_same_way(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    write_h5(tmp_path / "balloon.h5", draw_weights(0))
+    model, expected = (
+        from_checkpoint(tmp_path / "balloon.h5", box_score_thresh=0.5),
+        build_matterport(tmp_path / "balloon.h5"),
+    )
+    assert (type(model), model.training, model.roi_heads.score_thresh) == (type(expected), False, 0.5)
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def write_options(folder: Path, model: Any, **options: Any) -> Path:

@@ -45,6 +45,7 @@ UNUSUAL = {
 }
 CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
 OTHERS = {"fpn_channels", "stride_in_1x1", "sampling_ratio"}  # of timm's backbones, of bottlenecks, of RoIAlign
+OTHERS |= {"anchor_sizes", "anchor_ratios"}  # of matterport's anchors
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",

@@ -25,7 +25,13 @@ BODIES = ["resnet18", "resnet34", "resnet101", "resnet152", "resnext101_32x8d"]
 FAMILY = [f"{kind}_{body}_fpn" for kind in ("maskrcnn", "fasterrcnn") for body in BODIES]
 FAMILY += ["keypointrcnn_resnet101_fpn", "keypointrcnn_resnext101_32x8d_fpn"]
 C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50, 101)]
-OWN = ["keypointrcnn_slim_fpn", "maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
+OWN = [
+    "keypointrcnn_slim_fpn",
+    "maskrcnn_slim_fpn",
+    "maskrcnn_matterport",
+    *FAMILY,
+    *C4,
+]  # which torchvision does not have
 CLASSIFIERS = [n for n in fastmask.models.resnet.__all__ if n.startswith(("resne", "wide"))]
 CLASSIFIERS += ["mobilenet_v3_large", "mobilenet_v3_small"]
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}

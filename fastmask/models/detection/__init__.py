@@ -29,6 +29,7 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from fastmask.models.detection.matterport import maskrcnn_matterport
 from fastmask.models.detection.resnet_fpn import (
     fasterrcnn_resnet18_fpn,
     fasterrcnn_resnet34_fpn,
@@ -80,6 +81,7 @@ __all__ = [
     "keypointrcnn_resnet101_fpn",
     "keypointrcnn_resnext101_32x8d_fpn",
     "keypointrcnn_slim_fpn",
+    "maskrcnn_matterport",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",
     "maskrcnn_resnet50_c4",

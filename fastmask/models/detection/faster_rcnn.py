@@ -75,6 +75,8 @@ class FasterRCNN(GeneralizedRCNN):
     Source: torchvision/models/detection/faster_rcnn.py, with its defaults.
     """
 
+    _rpn_type, _roi_heads_type = RegionProposalNetwork, RoIHeads  # of a model with stages of its own, others
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -138,7 +140,7 @@ class FasterRCNN(GeneralizedRCNN):
             _move_strides(backbone)
         if rpn_head is None:
             rpn_head = RPNHead(channels, rpn_anchor_generator.num_anchors_per_location()[0])
-        rpn = RegionProposalNetwork(
+        rpn = self._rpn_type(
             rpn_anchor_generator,
             rpn_head,
             rpn_fg_iou_thresh,
@@ -157,7 +159,7 @@ class FasterRCNN(GeneralizedRCNN):
         if box_predictor is None:
             assert num_classes is not None
             box_predictor = FastRCNNPredictor(1024, num_classes)
-        roi_heads = RoIHeads(
+        roi_heads = self._roi_heads_type(
             box_roi_pool,
             box_head,
             box_predictor,
