@@ -34,6 +34,11 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
     "box_pooling": "roi_pool",
+    "mask_head": "unet",
+    "mask_classes": "agnostic",
+    "rpn_loss": "focal",
+    "box_loss": "ciou",
+    "mask_loss": "bce_dice",
     "box_nms": "soft_linear",
 }
 FOREIGN = (
@@ -45,7 +50,7 @@ FOREIGN = (
     "keypointrcnn_resnet50_fpn",
 )
 NAMES = ["-", "one", "two", "three", "four"]
-OTHERS = {"fpn_channels", "anchor_sizes", "anchor_ratios"}  # of timm's backbones, of matterport's anchors
+OTHERS = {"fpn_channels", "anchor_sizes", "anchor_ratios", "sampling_ratio"}  # timm's, matterport's, not RoIPool's
 
 
 def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> None:
@@ -114,8 +119,14 @@ def test_whose_a_foreign_file_is(name: str) -> None:
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
-        own = fastmask.models.get_model(name, **options, **UNUSUAL)
-        assert describe_model(own, name, None)["options"] == UNUSUAL  # each builder takes them all
+        unusual = {key: value for key, value in UNUSUAL.items() if "mask" in name or not key.startswith("mask_")}
+        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2][: 2 if "mobilenet" in name else 4]}
+        own = fastmask.models.get_model(name, **options, **unusual)
+        assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
+        if name == "keypointrcnn_resnet50_fpn":
+            assert own.roi_heads.keypoint_roi_pool.sampling_ratio == unusual["sampling_ratio"]
+        if name == "maskrcnn_slim_fpn":
+            assert find_builder(own.state_dict(), own) == name  # also of another mask branch and samples
     assert find_builder({"a": torch.zeros(1)}) is None
 
 

@@ -14,9 +14,10 @@ from fastmask.models.detection._box_head import (
     TwoMLPHead as TwoMLPHead,
 )
 from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
     _default_anchorgen,
+    choose_box_pooler,
     make_mobilenet_backbone,
-    make_pooler,
     make_v1_backbone,
     make_v2_parts,
 )
@@ -36,6 +37,7 @@ from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.mobilenetv3 import MobileNet_V3_Large_Weights, mobilenet_v3_large as mobilenet_v3_large
 from fastmask.models.resnet import ResNet50_Weights, resnet50 as resnet50
 from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.variants import CHOICES
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -51,6 +53,11 @@ class FasterRCNN(GeneralizedRCNN):
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
+        sampling_ratio: samples a bin and axis of RoIAlign in all branches, 0 for as many as there are pixels, as
+            torchvision's -1 (Mask R-CNN, section 3: "not sensitive" to it); or one for each feature map.
+        rpn_loss: "bce", or "focal" (arXiv 1708.02002): the loss of objectness, of the sampled anchors.
+        box_loss: the loss of the box head's boxes: "smooth_l1", "l1", "weighted_smooth_l1", "giou" (arXiv 1902.09630),
+            "diou" or "ciou" (arXiv 1911.08287); see :mod:`fastmask.models.detection._named_losses`.
         box_nms: "hard", or "soft_linear" or "soft_gaussian" (arXiv 1704.04503, sigma 0.5): boxes that overlap a better
             one of their class by more than box_nms_thresh, or at all, then stay with lower scores, which must still
             exceed box_score_thresh (and 0.001); the best box_detections_per_img are kept.
@@ -99,9 +106,18 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+        rpn_loss: str = "bce",
+        box_loss: str = "smooth_l1",
         box_nms: BoxNms = "hard",
         **kwargs: Any,
     ) -> None:
+        check_choice("rpn_loss", rpn_loss, CHOICES["rpn_loss"])
+        check_choice("box_loss", box_loss, CHOICES["box_loss"])
+        check_choice("box_nms", box_nms, BOX_NMS)
+        for name in ("mask_head", "mask_classes", "mask_loss"):  # which a Mask R-CNN takes out
+            if name in kwargs:
+                raise ValueError(f"{name} must be given to a Mask R-CNN only, got a {type(self).__name__}")
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
         _check_type("box_roi_pool", box_roi_pool, MultiScaleRoIAlign)
         if (num_classes is None) == (box_predictor is None):
@@ -125,11 +141,8 @@ class FasterRCNN(GeneralizedRCNN):
             rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
-        check_choice("box_nms", box_nms, BOX_NMS)
-        if box_pooling != "roi_align" and box_roi_pool is not None:
-            raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
-        if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7)
+        rpn.rpn_loss = rpn_loss
+        box_roi_pool = choose_box_pooler(box_roi_pool, box_pooling, sampling_ratio, backbone)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
@@ -148,6 +161,7 @@ class FasterRCNN(GeneralizedRCNN):
             box_nms_thresh,
             box_detections_per_img,
         )
+        roi_heads.box_loss = box_loss
         roi_heads.box_nms = box_nms
         mean = list(IMAGE_MEAN) if image_mean is None else image_mean
         std = list(IMAGE_STD) if image_std is None else image_std

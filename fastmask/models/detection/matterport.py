@@ -203,7 +203,7 @@ class MatterportMaskRCNN(MaskRCNN):
         on_canvas = boxes + to_corners(features.offset).to(boxes.dtype)
         _, labels, masks, count, has_mask, keypoints = targets  # PyTorch 2.11 does not compile _replace
         inner, outer = (Targets(each, labels, masks, count, has_mask, keypoints) for each in (boxes, on_canvas))
-        losses = roi_losses(self.roi_heads, features, proposals, inner, normalizer)
+        losses = roi_losses(self.roi_heads, features, proposals, sizes, inner, normalizer)
         return losses | rpn_losses(self.rpn, outputs, outer, normalizer)
 
     def _call_parts(self, *_: Any) -> NoReturn:
