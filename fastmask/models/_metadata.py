@@ -34,18 +34,18 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
-    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",  # None of RoIPool, which is left out
-    "anchor_sizes": "rpn.anchor_generator.anchor_sizes",
-    "anchor_ratios": "rpn.anchor_generator.anchor_ratios",
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",
     "mask_head": "roi_heads.mask_head._kind",
     "mask_classes": "roi_heads.mask_predictor._classes",
     "rpn_loss": "rpn.rpn_loss",  # no prediction depends on the losses, but training that goes on
     "box_loss": "roi_heads.box_loss",
     "mask_loss": "roi_heads.mask_loss",
+    "anchor_sizes": "rpn.anchor_generator.anchor_sizes",
+    "anchor_ratios": "rpn.anchor_generator.anchor_ratios",
     "box_nms": "roi_heads.box_nms",
 }
-SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "anchor_sizes", "anchor_ratios"}
-SEQUENCES |= {"sampling_ratio"}
+SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "sampling_ratio"}
+SEQUENCES |= {"anchor_sizes", "anchor_ratios"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
 CHOICES: dict[str, tuple[str, ...]] = VARIANTS | {"box_nms": ("hard", "soft_linear", "soft_gaussian")}
@@ -76,6 +76,8 @@ def describe_model(
             value = value.get("testing") if isinstance(value, dict) else value
             value = _to_plain(value[-1] if name == "min_size" else value)
             options[name] = int(value) if name in INTEGERS and isinstance(value, float) else value
+    if options.get("box_pooling") != "roi_align":
+        options.pop("sampling_ratio", None)  # a pooler's own, if it takes any samples
     eps = {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
     content = {
         "builder": builder,

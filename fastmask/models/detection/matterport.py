@@ -140,7 +140,6 @@ class MatterportMaskRCNN(MaskRCNN):
         if len(anchor_ratios) != layout.anchors:
             raise ValueError(f"anchor_ratios must be {layout.anchors}, as the weights have, got {list(anchor_ratios)}")
         settings = SETTINGS | options
-        settings.pop("sampling_ratio", None)  # in files of ours: that of the crops
         for name in ("image_mean", "image_std"):
             if len(settings[name]) != layout.channels:
                 raise ValueError(f"{name} must be given for images of {layout.channels} channels, got {settings[name]}")
