@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+h5py = pytest.importorskip("h5py", reason="it writes the files")
 Array = NDArray[Any]
 Weights = dict[str, dict[str, Array]]  # arrays by layer and kind
 MEAN_PIXEL = np.array([123.7, 116.8, 103.9])

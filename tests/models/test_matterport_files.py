@@ -4,12 +4,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from helpers import matterport
-from helpers.matterport import SLIM, Widths, draw_weights, write_h5
+from helpers.matterport import SLIM, Widths, draw_weights, h5py, write_h5
+
 
 from fastmask.models import Checkpoint
 from fastmask.models.converters._matterport_file import _Layers, convert_layers, read_names
