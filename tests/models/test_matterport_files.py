@@ -10,7 +10,6 @@ import torch
 from helpers import matterport
 from helpers.matterport import SLIM, Widths, draw_weights, h5py, write_h5
 
-
 from fastmask.models import Checkpoint
 from fastmask.models.converters._matterport_file import _Layers, convert_layers, read_names
 from fastmask.models.converters.matterport import build_matterport, is_matterport
