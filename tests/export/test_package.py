@@ -135,13 +135,11 @@ def test_what_was_not_compiled_is_refused(
     assert "--device must be one that this machine has, got 'cuda:99'" in capsys.readouterr().err
 
 
-def test_without_a_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_compiler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
-    assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--size", "64", "64", "--device", "cpu"]) == 2
+    with config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):  # setattr could not be undone
+        assert main(["export", str(tmp_path / "a.pt2"), *MODEL, "--size", "64", "64", "--device", "cpu"]) == 2
     assert "No working C++ compiler found" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
