@@ -140,6 +140,8 @@ def name_split(source: Path, split: str) -> str:
 def check(args: argparse.Namespace) -> "list[Result]":
     from fastmask.data import Dataset
     from fastmask.data.contact_sheet import draw_contact_sheet
+    from fastmask.data.records import Problem
+    from fastmask.data.splits import describe_untrained
     from fastmask.data.validate import validate_dataset
     from fastmask.files import check_free, replace_file
     from fastmask.image_io import check_image_name
@@ -154,6 +156,9 @@ def check(args: argparse.Namespace) -> "list[Result]":
         (name_split(args.source, split), each, validate_dataset(each, progress=sys.stderr.isatty()))
         for split, each in splits.items()
     ]
+    for (where, each, problems), split in zip(results, splits, strict=True):
+        if split != "train" and "train" in splits and (untrained := describe_untrained(splits["train"], each)):
+            problems.append(Problem("untrained class", where, untrained))
     if args.contact_sheet is not None:
         categories = {name: number for dataset in splits.values() for name, number in dataset.categories.items()}
         skeletons = {name: skeleton for dataset in splits.values() for name, skeleton in dataset.skeletons.items()}

@@ -1,5 +1,6 @@
 """The training and validation splits of a data set, and the labels of its categories."""
 
+import collections
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,17 @@ def read_splits(
         paths = {"train": path, "val": path} | find_splits(path)
         raise ValueError(f"{paths['val']} must have categories of {paths['train']}, got {join_few(val.categories)}")
     return Splits(train, val)
+
+
+def describe_untrained(train: Dataset, other: Dataset) -> str:
+    """Describe the objects of a split whose classes the training split does not name; nothing where it names all."""
+    unknown = collections.Counter(
+        item.category for record in other.records for item in record.instances if item.category not in train.categories
+    )
+    if not unknown:
+        return ""
+    counted = join_few(f"{name} {number}" for name, number in unknown.items())
+    return f"objects of classes that are not trained, which all count as missed: {counted}"
 
 
 def describe_first(dataset: Dataset) -> str:

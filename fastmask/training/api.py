@@ -1,6 +1,5 @@
 """Training in one call: from annotated images to weights, on any number of ranks."""
 
-import collections
 import contextlib
 import inspect
 import json
@@ -17,9 +16,8 @@ from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
 from fastmask.data.formats import check_apart
 from fastmask.data.keypoints import count_points
-from fastmask.data.parse import join_few
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
-from fastmask.data.splits import UNUSED, Splits, label_names, read_splits
+from fastmask.data.splits import UNUSED, Splits, describe_untrained, label_names, read_splits
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
 from fastmask.models._api import check_detector
@@ -170,15 +168,8 @@ def _describe_data(splits: Splits, keep_empty: bool, min_keypoints: int) -> Iter
             yield f"left out of {name}: {', '.join(f'{number} {what}' for what, number in counts.items())}"
     if splits.val is None or isinstance(splits.val.records, LazyRecords):
         return
-    unknown = collections.Counter(
-        item.category
-        for record in splits.val.records
-        for item in record.instances
-        if item.category not in splits.train.categories
-    )
-    if unknown:
-        counted = join_few(f"{name} {number}" for name, number in unknown.items())
-        yield f"val has objects of classes that are not trained, which all count as missed: {counted}"
+    if unknown := describe_untrained(splits.train, splits.val):
+        yield f"val has {unknown}"
 
 
 def _build_model(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmask.kernels.reference import compute_dtype
 
-MOST_VALUES = 2**22  # that are computed at once
+MOST_VALUES = 2**18  # that are computed at once: a megabyte, which stays in a cache
 SLACK = 64  # roundings, in units of the last place of the largest pixel, between a bound and a sample
 NOWHERE = torch.iinfo(torch.int64).max
 

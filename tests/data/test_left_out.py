@@ -157,3 +157,21 @@ def test_boxes_alone_are_no_truth_of_masks(seed: int) -> None:
     assert mixed.metrics["box"].ap == pytest.approx(1)
     none = [record._replace(instances=record.instances[:1]) for record in boxes]
     assert set(evaluate_results(results, dataset._replace(records=none), progress=False).metrics) == {"box"}
+
+
+def test_check_says_what_only_val_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        save_synthetic(synthetic_dataset(2, 5, (40, 48)), tmp_path / split)
+    assert main(["data", "check", str(tmp_path)]) == 0
+    annotations = tmp_path / "val" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    name = next(
+        entry["name"] for entry in content["categories"] if entry["id"] == content["annotations"][0]["category_id"]
+    )
+    number = sum(entry["category_id"] == content["annotations"][0]["category_id"] for entry in content["annotations"])
+    annotations.write_text(annotations.read_text().replace(f'"{name}"', '"moon"'))
+    capsys.readouterr()
+    assert main(["data", "check", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert f"val: objects of classes that are not trained, which all count as missed: moon {number}" in err
+    assert "problems: untrained class 1" in out
