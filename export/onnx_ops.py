@@ -124,6 +124,7 @@ def multilevel_roi_align(
     pooled_width: int,
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> Value:
     """Let every level pool all RoIs, a point at the origin in place of another level's, then select by level.
 
@@ -152,7 +153,7 @@ def multilevel_roi_align(
                 mode="avg",
                 output_height=pooled_height,
                 output_width=pooled_width,
-                sampling_ratio=sampling_ratio,
+                sampling_ratio=sampling_ratio if level_ratios is None else level_ratios[level],
                 spatial_scale=scale,
                 coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             )

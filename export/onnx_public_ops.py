@@ -67,6 +67,7 @@ def multilevel_roi_align(
     pooled_width: int,
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> Value:
     """Zeros for RoIs of no image, NaN, or far away; with several levels also for those of negative area."""
     kind = features[0].dtype
@@ -76,8 +77,13 @@ def multilevel_roi_align(
     if len(features) > 1:
         area = op.ReduceProd(sides, constant([1]), keepdims=1)
         valid = op.And(valid, op.GreaterOrEqual(area, like(0.0, rois)))
-    if aligned and sampling_ratio <= 0:  # there are no samples in a side of no length, nor in a negative one
-        valid = op.And(valid, are_all(op.Greater(sides, like(0.0, rois))))
+    adaptive = [ratio <= 0 for ratio in level_ratios or [sampling_ratio] * len(features)]
+    if aligned and any(adaptive):  # there are no samples in a side of no length, nor in a negative one
+        fixed = constant([not adaptive[-1]])
+        for limit, is_adaptive in zip(level_limits[-2::-1], adaptive[-2::-1], strict=True):
+            below = op.Less(op.Sqrt(area), like(limit, rois))
+            fixed = op.And(op.Not(below), fixed) if is_adaptive else op.Or(below, fixed)
+        valid = op.And(valid, op.Or(fixed, are_all(op.Greater(sides, like(0.0, rois)))))
     pooled = onnx_ops.multilevel_roi_align(
         features,
         op.Where(valid, rois, like(0.0, rois)),
@@ -87,6 +93,7 @@ def multilevel_roi_align(
         pooled_width,
         sampling_ratio,
         aligned,
+        level_ratios,
     )
     return op.Where(op.Unsqueeze(valid, constant([2, 3])), pooled, op.CastLike(constant(0.0), pooled))
 

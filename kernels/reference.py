@@ -70,11 +70,13 @@ def multilevel_roi_align(
     pooled_width: int,
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> Tensor:
     """Mask R-CNN's RoIAlign (section 3) on the level that FPN's eq. 1 chooses -> [K, C, pooled_height, pooled_width].
 
     ``features``: one [B, C, H_l, W_l] a level; ``rois``: [K, 5] (batch index, x1, y1, x2, y2) in image pixels;
-    ``level_limits``: the sqrt(area) in image pixels at which each level ends and the next begins, the last unused.
+    ``level_limits``: the sqrt(area) in image pixels at which each level ends and the next begins, the last unused;
+    ``sampling_ratio``: samples a bin and axis, at most 0 for adaptive ones; ``level_ratios``: each level's instead.
     Source: torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
     """
     dtype = compute_dtype(*features, rois)
@@ -89,7 +91,8 @@ def multilevel_roi_align(
             if all(abs(c) <= COORDINATE_LIMIT for c in (x1, y1, x2, y2)):
                 feature = features[level][int(image)].to(dtype)
                 shape = (pooled_height, pooled_width)
-                out = out + _align_one(feature, x1, y1, x2, y2, shape, sampling_ratio, aligned)
+                ratio = sampling_ratio if level_ratios is None else level_ratios[level]
+                out = out + _align_one(feature, x1, y1, x2, y2, shape, ratio, aligned)
         pooled.append(out)
     empty = torch.zeros(0, channels, pooled_height, pooled_width, dtype=dtype, device=rois.device)
     return torch.stack(pooled).to(features[0].dtype) if pooled else empty.to(features[0].dtype)

@@ -6,6 +6,7 @@ Border rule: along an axis of n = bins x samples a bin, sample k lies at start +
 (-1 - start) 2n <= (2k + 1) extent <= (size - start) 2n. That is evaluated in float64, in which the products of float32
 RoIs and scales are exact: no fused multiply-add changes it, and all paths decide alike (reference.is_sampled). How many
 samples an adaptive bin takes, ceil(extent / bins), is counted in float32, as torchvision does it (reference.py).
+``level_ratios`` are the samples a bin and axis of each level, in place of one ``sampling_ratio``; 0 is adaptive.
 Source: Mask R-CNN section 3; FPN eq. 1; torchvision/csrc/ops/cpu/roi_align_kernel.cpp, torchvision/ops/poolers.py.
 Differs from torchvision: one op for all levels, boxes and sums in float32 for half types, channels-last output, zeros
 instead of a crash for RoIs that are NaN, inf or of no image, and a backward of fixed summation order.
@@ -64,7 +65,7 @@ def _(grad: Tensor, rois: Tensor, batch: int, heights: Sequence[int], widths: Se
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, scales, level_limits, _, _, ctx.sampling_ratio, ctx.aligned = inputs
+    features, rois, scales, level_limits, _, _, ctx.sampling_ratio, ctx.aligned, ctx.level_ratios = inputs
     ctx.save_for_backward(rois)
     ctx.batch = features[0].shape[0]
     ctx.heights, ctx.widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
@@ -83,9 +84,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ctx.level_limits,
         ctx.sampling_ratio,
         ctx.aligned,
+        ctx.level_ratios,
     )
-    # features; rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned: none
-    return features, None, None, None, None, None, None, None
+    # features; rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned, level_ratios: none
+    return features, None, None, None, None, None, None, None, None
 
 
 multilevel_roi_align_op.register_autograd(_backward, setup_context=_setup_context)

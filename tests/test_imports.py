@@ -22,7 +22,7 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"kernels"},
     {"data"},
     {"visualize", "structures", "checks", "distributed", "preprocess"},
-    {"cocoapi", "files", "fonts", "image_io", "sizes", "skeletons", "_version"},
+    {"cocoapi", "files", "fonts", "image_io", "sizes", "skeletons", "variants", "_version"},
 )
 
 

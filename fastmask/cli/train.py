@@ -11,6 +11,7 @@ from fastmask.cli._model import MODEL_HELP
 from fastmask.cli._settings import add_negations, parse_with_files
 from fastmask.cli.data import add_source_arguments
 from fastmask.files import describe_error
+from fastmask.variants import CHOICES
 
 if TYPE_CHECKING:
     from fastmask.distributed import Ranks
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 CONFIG_HELP = "YAML or JSON with options by name, such as settings.json of a run; what is given here wins"
 DATA_HELP = "with train and val, or annotations, in it; or an annotation file; required"
 RESUME_HELP = "resume from the last checkpoint in --out, with that run's options where none are given"
+NONE = "the weights', or the first"
+VARIANTS = {  # the builders' arguments
+    "box_pooling": "how features of RoIs are pooled",
+    "mask_head": "layers of the mask branch",
+    "mask_classes": "a mask for each class, or one for all",
+    "rpn_loss": "loss of objectness",
+    "box_loss": "loss of the box head's boxes",
+    "mask_loss": "loss of masks",
+}
+RATIO_HELP = "RoIAlign's samples a bin and axis, 0: adaptive; one, or one for each map [the weights', or 2]"
 MIN_KEYPOINTS_HELP = "leave out images of fewer annotated keypoints, for models of keypoints [%(default)s]"
 
 
@@ -64,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--color", type=float, default=0.0, help="how much colors vary, up to 1 [%(default)s]")
     add("--keep-empty", action="store_true", help="also train on images without objects")
     add("--min-keypoints", type=int, default=1, metavar="N", help=MIN_KEYPOINTS_HELP)
+    for name, choices in CHOICES.items():
+        add(f"--{name.replace('_', '-')}", choices=choices, help=f"{VARIANTS[name]} [{NONE}]")
+    add("--sampling-ratio", type=int, nargs="+", metavar="N", help=RATIO_HELP)
     add("--paste", type=float, default=0.0, help="probability of pasting objects of another image [%(default)s]")
     add_negations(parser)
 

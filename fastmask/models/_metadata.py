@@ -11,6 +11,7 @@ from torch import nn
 from fastmask.models._api import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.skeletons import Skeleton
+from fastmask.variants import CHOICES
 
 METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
@@ -29,11 +30,16 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",  # None of RoIPool, which is left out
+    "mask_head": "roi_heads.mask_head._kind",
+    "mask_classes": "roi_heads.mask_predictor._classes",
+    "rpn_loss": "rpn.rpn_loss",  # no prediction depends on the losses, but training that goes on
+    "box_loss": "roi_heads.box_loss",
+    "mask_loss": "roi_heads.mask_loss",
 }
-SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights"}
+SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "sampling_ratio"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
-INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"}
-CHOICES = {"box_pooling": ("roi_align", "roi_pool")}
+INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
 
 
 def describe_model(
@@ -51,7 +57,11 @@ def describe_model(
         skeletons: of keypoints, by category.
     """
     options = {}
+    heads: Any = model.roi_heads
+    masked = getattr(heads, "mask_predictor", None) is not None
     for name, path in OPTIONS.items():
+        if name.startswith("mask_") and not masked:
+            continue
         with contextlib.suppress(AttributeError):  # of a module of the user's own
             value: Any = operator.attrgetter(path)(model)
             value = value.get("testing") if isinstance(value, dict) else value

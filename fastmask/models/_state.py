@@ -17,6 +17,11 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
 CLASSIFIERS = (PREDICTORS[0] + "cls_score.weight", PREDICTORS[1] + "mask_fcn_logits.weight")  # [C, ...]
 KEYPOINTS = PREDICTORS[2] + "kps_score_lowres.weight"  # [.., K, 4, 4]
+MASK_HEAD = "roi_heads.mask_head."
+MASK_HEADS = {  # the first key of each
+    "unet": {MASK_HEAD + "encode.0.0.weight"},
+    "fcn": {MASK_HEAD + "0.0.weight", MASK_HEAD + "mask_fcn1.weight"},  # torchvision's published files have the latter
+}
 Outline = dict[str, torch.Size]
 FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
 
@@ -36,9 +41,14 @@ class MismatchError(ValueError):
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
-    if new_predictors:
-        state = {key: value for key, value in state.items() if not key.startswith(PREDICTORS)}
     own = model.state_dict()
+    fresh: tuple[str, ...] = PREDICTORS if new_predictors else ()
+    for name, (theirs, ours) in compare_mask_branches(state, own).items():
+        if not new_predictors:
+            hint = "new_predictors=True loads all but the predictors and a mask head of another kind"
+            raise ValueError(f"{name} must be {theirs} with {source}, got {ours} ({hint})")
+        fresh += (MASK_HEAD,) if name == "mask_head" else ()
+    state = {key: value for key, value in state.items() if not key.startswith(fresh)} if fresh else state
     for key in CLASSIFIERS:
         if key in state and key in own and state[key].shape[:1] != own[key].shape[:1]:
             raise num_classes_error(state[key].shape[:1].numel(), source, own[key].shape[0])
@@ -53,8 +63,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
     except RuntimeError as error:  # shapes under old keys
         raise MismatchError(f"{source} is not of this model: {str(error).splitlines()[-1].strip()}") from error
     # a norm that was frozen never counted its batches
-    optional = PREDICTORS if new_predictors else ()
-    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(fresh)]
     if missing or unexpected:
         problems = (
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -64,6 +73,25 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predic
         raise MismatchError(
             f"{source} is not of this model: its keys must be the model's, got {' and '.join(problems)}"
         )
+
+
+def describe_mask_branch(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The options ``mask_head`` and ``mask_classes`` of a state dict's model, as far as it tells them."""
+    options = {}
+    head = next((name for name, keys in MASK_HEADS.items() if not keys.isdisjoint(state)), None)
+    if head is not None:
+        options["mask_head"] = head
+    boxes, masks = (state[key].shape[:1].numel() if key in state else 0 for key in CLASSIFIERS)
+    if masks > 1 or (masks == 1 and boxes > 1):  # with one class, the background, it is both
+        options["mask_classes"] = "agnostic" if masks == 1 else "per_class"
+    return options
+
+
+def compare_mask_branches(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
+    """Which of these options are others in two state dicts: both values by name."""
+    theirs, ours = describe_mask_branch(state), describe_mask_branch(own)
+    both = {name: (theirs[name], ours[name]) for name in theirs if name in ours}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
 
 
 def count_keypoints(state: Mapping[str, Tensor]) -> int | None:
@@ -91,18 +119,19 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
         return None
     state = {key: value.to("meta") for key, value in state.items()}
     wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
-    pooling = {name: value for name, value in wanted.items() if name == "box_pooling"}
+    parts = {name: value for name, value in wanted.items() if name in ("box_pooling", "sampling_ratio")}
+    parts |= describe_mask_branch(state)
     unlike = {}
     body = _outline_body(state)
     for name in list_detectors():
         builder = get_model_builder(name)
-        options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | pooling | _without_backbone(builder)
+        options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | parts | _without_backbone(builder)
         if "num_keypoints" in inspect.signature(builder).parameters:
             options["num_keypoints"] = count_keypoints(state)
         with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
             if _outline_builder(builder) != body:
                 continue
-            candidate = builder(**options)
+            candidate = builder(**options)  # a ValueError where there is no mask branch
             _load(candidate, state, name)
             if model is None or list(_describe_parts(model)) == list(_describe_parts(candidate)):
                 own = describe_model(candidate, None, None)["options"]

@@ -17,7 +17,8 @@ from fastmask.files import replace_file
 from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import METADATA, parse_metadata, parse_options
-from fastmask.models._state import CLASSIFIERS, count_keypoints, load_state
+from fastmask.models._state import CLASSIFIERS, count_keypoints, describe_mask_branch, load_state
+from fastmask.variants import CHOICES
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
@@ -52,6 +53,9 @@ class Checkpoint:
         if (keypoints := count_keypoints(self._state)) is not None:
             self.meta["num_keypoints"] = keypoints
         self.meta |= parse_metadata(content)
+        unusual = {n: v for n, v in describe_mask_branch(self._state).items() if v != CHOICES[n][0]}
+        if unusual:  # also of files without our metadata
+            self.meta["options"] = unusual | self.meta.get("options", {})
         if "categories" not in self.meta and self.meta.get("num_classes") == len(COCO_CATEGORIES):
             self.meta["categories"] = COCO_CATEGORIES
 
@@ -74,7 +78,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
     Args:
         model: any R-CNN of fastmask with the file's number of classes.
         path: path of the file.
-        new_predictors: load all but the predictors, which stay as they are: to fine-tune on other classes or keypoints.
+        new_predictors: load all but the predictors, which stay as they are: to fine-tune on other classes or keypoints;
+            and but a mask head of another kind.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -24,7 +24,7 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
     Args:
         featmap_names: names of the feature maps to pool from, finest first.
         output_size: bins as an int or (height, width).
-        sampling_ratio: see :func:`fastmask.ops.roi_align`.
+        sampling_ratio: see :func:`fastmask.ops.roi_align`; or one for each map.
         canonical_scale, canonical_level: a box of sqrt(area) ``canonical_scale`` goes to level ``canonical_level``.
 
     Attributes:
@@ -35,14 +35,14 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
     Source: torchvision/ops/poolers.py.
     """
 
-    sampling_ratio: int | None
+    sampling_ratio: int | Sequence[int] | None
     _pooling = "roi_align"  # the models' box_pooling
 
     def __init__(
         self,
         featmap_names: list[str],
         output_size: int | Sequence[int],
-        sampling_ratio: int,
+        sampling_ratio: int | Sequence[int],
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
@@ -118,7 +118,7 @@ def pool_levels(
     rois: Tensor,
     output_size: Sequence[int],
     scales: Sequence[float],
-    sampling_ratio: int | None,
+    sampling_ratio: int | Sequence[int] | None,
     canonical_scale: float,
     canonical_level: float,
 ) -> Tensor:
@@ -145,7 +145,7 @@ def _pool(
     image_shapes: list[tuple[int, int]],
     featmap_names: list[str],
     output_size: tuple[int, ...],
-    sampling_ratio: int | None,
+    sampling_ratio: int | Sequence[int] | None,
     scales: list[float] | None,
     canonical_scale: int,
     canonical_level: int,

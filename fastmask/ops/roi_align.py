@@ -75,7 +75,7 @@ def multilevel_roi_align(
     rois: Tensor,
     output_size: int | Sequence[int],
     scales: Sequence[float],
-    sampling_ratio: int = -1,
+    sampling_ratio: int | Sequence[int] = -1,
     aligned: bool = False,
     *,
     canonical_scale: float = 224,
@@ -88,7 +88,7 @@ def multilevel_roi_align(
         rois (Tensor[K, 5]): (image index, x1, y1, x2, y2) in image pixels.
         output_size: bins as an int or (height, width).
         scales: feature pixels per image pixel, of each level.
-        sampling_ratio, aligned: see :func:`roi_align`.
+        sampling_ratio, aligned: see :func:`roi_align`; ``sampling_ratio`` may be one for each level.
         canonical_scale, canonical_level: a RoI of sqrt(area) ``canonical_scale`` pixels goes to level
             ``canonical_level``, where level k has the scale 2^-k; missing levels are replaced by the nearest.
 
@@ -104,10 +104,24 @@ def multilevel_roi_align(
     check_levels(features, rois, scales)
     height, width = check_pair("output_size", output_size, 1)
     limits = level_limits(scales, canonical_scale, canonical_level)
+    ratio, each = split_ratio(sampling_ratio, len(features))
+    rest = (aligned,) if each is None else (aligned, each)
     pooled: Tensor = multilevel_roi_align_op(
-        list(features), rois, [float(s) for s in scales], limits, height, width, max(sampling_ratio, 0), aligned
+        list(features), rois, [float(s) for s in scales], limits, height, width, ratio, *rest
     )
     return pooled
+
+
+def split_ratio(sampling_ratio: int | Sequence[int], levels: int) -> tuple[int, list[int] | None]:
+    """One ratio for all levels and None, or any and one for each level, where they differ; 0 for adaptive ones."""
+    if not isinstance(sampling_ratio, Sequence):
+        return max(sampling_ratio, 0), None
+    if len(sampling_ratio) != levels:
+        raise ArgumentError(
+            f"sampling_ratio must be an int or one for each level ({levels}), got {list(sampling_ratio)}"
+        )
+    ratios = [max(ratio, 0) for ratio in sampling_ratio]
+    return ratios[0], ratios if len(set(ratios)) > 1 else None
 
 
 def check_levels(features: Sequence[Tensor], rois: Tensor, scales: Sequence[float]) -> None:

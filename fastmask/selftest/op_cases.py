@@ -35,6 +35,7 @@ KEPT = 60  # boxes at most
 CAPACITY = 2**18  # bytes of RLE
 # float32 positions of up to 75 pixels, between values that differ by up to 8; then one rounding of the output
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+RATIOS = [1, 3, 2, 1]  # samples a bin and axis of each level
 # two bilinear weights of float32 positions on a mask of 30 cells, then one rounding of the output
 PASTE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
@@ -46,6 +47,7 @@ def list_op_cases() -> list[OpCase]:
         *list_candidate_cases(),
         OpCase("RoIAlign", "multilevel_roi_align", _draw_maps, _align, _check_align),
         OpCase("RoIAlign, channels last", "multilevel_roi_align", _draw_channels_last, _align, _check_align),
+        OpCase("RoIAlign, levels' ratios", "multilevel_roi_align", _draw_maps, _align_each, _check_align_each),
         OpCase(
             "RoIAlign backward", "multilevel_roi_align_backward", _draw_grad, _align_backward, _check_align_backward
         ),
@@ -84,14 +86,22 @@ def _align(rois: Tensor, *maps: Tensor) -> list[Tensor]:
     return [multilevel_roi_align_op(list(maps), rois, SCALES, LIMITS, SIDE, SIDE, 2, False)]
 
 
-def _align_exactly(rois: Tensor, maps: list[Tensor]) -> Tensor:
-    return reference.multilevel_roi_align(maps, rois.double(), SCALES, LIMITS, SIDE, SIDE, 2, False)
+def _align_each(rois: Tensor, *maps: Tensor) -> list[Tensor]:
+    return [multilevel_roi_align_op(list(maps), rois, SCALES, LIMITS, SIDE, SIDE, 2, False, RATIOS)]
 
 
-def _check_align(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+def _align_exactly(rois: Tensor, maps: list[Tensor], ratios: list[int] | None = None) -> Tensor:
+    return reference.multilevel_roi_align(maps, rois.double(), SCALES, LIMITS, SIDE, SIDE, 2, False, ratios)
+
+
+def _check_align(inputs: list[Tensor], outputs: list[Tensor], ratios: list[int] | None = None) -> None:
     rois, *maps = inputs
-    expected = _align_exactly(rois, [feature.double() for feature in maps])
+    expected = _align_exactly(rois, [feature.double() for feature in maps], ratios)
     check_close(outputs[0], expected, TOLERANCE[maps[0].dtype])
+
+
+def _check_align_each(inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    _check_align(inputs, outputs, RATIOS)
 
 
 def _draw_grad(dtype: torch.dtype, kind: str) -> list[Tensor]:

@@ -30,6 +30,7 @@ from fastmask.training.checkpoints import BEST, LAST
 from fastmask.training.config import TrainConfig
 from fastmask.training.history import EPOCHS, STEPS
 from fastmask.training.trainer import Trainer, TrainResult
+from fastmask.variants import CHOICES
 
 SETTINGS = "settings.json"
 PATHS = ("data_path", "val", "images", "weights", "weights_backbone", "out")  # of its values
@@ -103,6 +104,8 @@ def train(
 
         def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
             if isinstance(model, GeneralizedRCNN):
+                if variants := config.variants():
+                    raise ValueError(f"{', '.join(variants)} must be None with a model that is built already")
                 return find_builder(model.state_dict(), model), _check_classes(model, names)
             with job.local_first():  # else all ranks of a machine download
                 return _build_model(model, os.fspath(weights), weights_backbone, splits.train, config, device, job)
@@ -189,7 +192,7 @@ def _build_model(
     if name is not None:
         check_detector("model", name)
     names = label_names(data)
-    options: dict[str, Any] = {"num_classes": len(names)}
+    options: dict[str, Any] = {"num_classes": len(names)} | config.variants()
     if config.min_size:
         options["min_size"] = config.min_size[-1]
     if config.max_size:
@@ -225,9 +228,17 @@ def _build_model(
         points = source.meta.get("num_keypoints") or len(source.meta.get("keypoint_names", ()))
         other = "classes" if not same else "keypoints"
         same = same and options.get("num_keypoints", points) == points
+        branch = source.meta.get("options", {})
+        changed = [name for name in ("mask_head", "mask_classes") if name in options]
+        changed = [name for name in changed if options[name] != branch.get(name, CHOICES[name][0])]
+        start = f"the predictors{' and the mask head' * ('mask_head' in changed)} start anew"
+        if changed and same:
+            other, same = f"{' and '.join(changed)}", False
         if not same and ranks.rank == 0:
-            print(f"fastmask train: {source} is of other {other}: the predictors start anew")
-        options = source.meta.get("options", {}) | options | {"weights": source, "new_predictors": not same}
+            print(f"fastmask train: {source} is of other {other}: {start}")
+        if options.get("box_pooling") == "roi_pool":
+            branch = {name: value for name, value in branch.items() if name != "sampling_ratio"}
+        options = branch | options | {"weights": source, "new_predictors": not same}
         if takes_backbone and isinstance(source, Checkpoint):
             options["weights_backbone"] = None
     where = ranks.device(str(device))

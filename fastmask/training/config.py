@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from fastmask.checks import check_at_least, check_choice
 from fastmask.data.augment import Augmentation
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
+from fastmask.variants import CHOICES as VARIANTS
 
 BATCH_SIZE = 16  # images that the paper's learning rate is for
 PEAK_LR = {"sgd": 0.02, "adamw": 2e-4}  # for that many; Mask R-CNN, section 3.1, and what AdamW usually takes
@@ -47,6 +49,9 @@ class TrainConfig:
         crowds_as_objects: take each crowd for one object, as some tools write it; else crowds are left out.
         min_keypoints: annotated keypoints that an image must have to train a keypoint branch, see
             :func:`fastmask.data.loading.training_loader`.
+        box_pooling, mask_head, mask_classes, rpn_loss, box_loss, mask_loss: the builder's arguments of a model that is
+            built, see :class:`fastmask.models.detection.MaskRCNN`; None: those of the weights, or else the defaults.
+        sampling_ratio: likewise; one number, or one for each feature map.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -77,6 +82,13 @@ class TrainConfig:
     keep_empty: bool = False
     crowds_as_objects: bool = False
     min_keypoints: int = 1
+    box_pooling: str | None = None
+    mask_head: str | None = None
+    mask_classes: str | None = None
+    rpn_loss: str | None = None
+    box_loss: str | None = None
+    mask_loss: str | None = None
+    sampling_ratio: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("epochs", "batch_size"), 1)
@@ -92,11 +104,25 @@ class TrainConfig:
             raise ValueError(f"lr must be above 0, got {self.lr}")
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in ("min_size", "size", "zoom"):  # lists, as a command line has them, are equal to tuples then
+        for name, choices in VARIANTS.items():
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
+        if isinstance(self.sampling_ratio, int):
+            object.__setattr__(self, "sampling_ratio", (self.sampling_ratio,))
+        check_at_least("sampling_ratio", min(self.sampling_ratio or (0,)), 0)
+        # lists, as a command line has them, are equal to tuples then
+        for name in ("min_size", "size", "zoom", "sampling_ratio"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.zoom and self.size is None:
             raise ValueError("size must be given with zoom, whose images are cut to it")
+
+    def variants(self) -> dict[str, Any]:
+        """The builder's arguments of a model that is built, as far as they are given."""
+        values = {name: getattr(self, name) for name in (*VARIANTS, "sampling_ratio")}
+        if self.sampling_ratio is not None and len(self.sampling_ratio) == 1:
+            (values["sampling_ratio"],) = self.sampling_ratio
+        return {name: value for name, value in values.items() if value is not None}
 
     def peak_lr(self, world_size: int) -> float:
         """The learning rate after the warm-up, with this many ranks."""

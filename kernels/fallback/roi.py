@@ -32,8 +32,10 @@ def multilevel_roi_align(
     pooled_width: int,
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> Tensor:
     """Shapes as in reference.py -> [K, C, pooled_height, pooled_width], channels-last."""
+    ratios, pooled = level_ratios or [sampling_ratio] * len(features), (pooled_height, pooled_width)
     channels = features[0].shape[1]
     num_rois, num_bins = len(rois), pooled_height * pooled_width
     out = empty_channels_last(features[0], num_rois, channels, pooled_height, pooled_width)
@@ -45,9 +47,7 @@ def multilevel_roi_align(
         placed[group.members] = True
         feature = features[group.level]
         rows = pixel_rows(feature[group.images], dtype)
-        for part, index, weight in _taps(
-            group, feature.shape, dtype, pooled_height, pooled_width, sampling_ratio, aligned
-        ):
+        for part, index, weight in _taps(group, feature.shape, dtype, *pooled, ratios[group.level], aligned):
             step = max(ROWS_PER_BAG // num_bins, 1)
             for piece in range(0, len(part), step):
                 chunk = slice(piece, piece + step)
@@ -79,21 +79,21 @@ def multilevel_roi_align_backward(
     level_limits: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Gradient [K, C, ph, pw] -> one [B, C, H_l, W_l] a level, channels-last, dtype of ``grad``; deterministic."""
-    _, channels, pooled_height, pooled_width = grad.shape
+    ratios = level_ratios or [sampling_ratio] * len(heights)
+    channels, pooled = grad.shape[1], (grad.shape[2], grad.shape[3])
     dtype = compute_dtype(grad, rois)
     sums = [
         empty_channels_last(grad.new_empty(0, dtype=dtype), batch, channels, height, width).zero_()
         for height, width in zip(heights, widths, strict=True)
     ]
-    grad_bins = grad.permute(0, 2, 3, 1).reshape(len(rois), pooled_height * pooled_width, channels)
+    grad_bins = grad.permute(0, 2, 3, 1).reshape(len(rois), pooled[0] * pooled[1], channels)
     for group in _groups(sums, [True] * len(sums), rois.to(dtype), scales, level_limits, aligned):
         level = sums[group.level]
         rows = level.permute(0, 2, 3, 1).view(-1, channels)
-        for part, index, weight in _taps(
-            group, level.shape, dtype, pooled_height, pooled_width, sampling_ratio, aligned
-        ):
+        for part, index, weight in _taps(group, level.shape, dtype, *pooled, ratios[group.level], aligned):
             source = grad_bins[group.members[part]].to(dtype).flatten(0, 1)  # [bins, C]
             used = weight.flatten().nonzero().squeeze(1)
             pixel, order = index.flatten()[used].sort(stable=True)

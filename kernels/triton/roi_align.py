@@ -39,7 +39,9 @@ from fastmask.kernels.triton.roi_geometry import (
     MAX_LEVELS,
     VARYING,
     Layout,
+    count_walked,
     first_sample,
+    fits_digits,
     is_channels_last,
     is_sampled,
     is_wide,
@@ -50,13 +52,14 @@ from fastmask.kernels.triton.roi_geometry import (
     neighbors,
     of_level,
     offset_type,
+    pack_ratios,
     pad_levels,
     samples_of,
 )
 from fastmask.kernels.tuning import tuned_value
 
 CHANNELS = 128  # of a tile, at most
-ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs
+ADAPTIVE = 2  # samples a bin and axis, assumed where they depend on the RoIs or their levels
 PROGRAMS = 1024  # at least, for few RoIs by fewer rows each: several for each multiprocessor
 
 # the values of all levels stand on one line
@@ -114,7 +117,7 @@ def _sample_mask(
 
 @triton.jit
 def _row_of_bins(
-    base, p, offs_q, offs_c, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+    base, p, offs_q, offs_c, mask_c, level, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
     POOLED_H: tl.constexpr, POOLED_W: tl.constexpr, RATIO: tl.constexpr, OFFSET: tl.constexpr,
     CHANNELS: tl.constexpr, EVEN: tl.constexpr, UNROLL: tl.constexpr, MORE: tl.constexpr, INNER: tl.constexpr,
 ):
@@ -143,7 +146,7 @@ def _row_of_bins(
                     OFFSET, INNER and EVEN, MORE,
                 )
     else:
-        grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
+        grid_y, grid_x = samples_of(roi_h, level, POOLED_H, RATIO), samples_of(roi_w, level, POOLED_W, RATIO)
         num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
         bin_h, bin_w = tl.div_rn(length_y, POOLED_H * 1.0), tl.div_rn(length_x, POOLED_W * 1.0)
         step_y, step_x = tl.div_rn(bin_h, tl.maximum(num_y, 1.0)), tl.div_rn(bin_w, tl.maximum(num_x, 1.0))
@@ -152,8 +155,7 @@ def _row_of_bins(
         if INNER:
             first_y, first_x, most_y, most_x = 0.0, 0.0, num_y, num_x
         else:
-            most_y = tl.minimum(num_y, (2 * height + 6).to(tl.float32))
-            most_x = tl.minimum(num_x, (2 * width + 6).to(tl.float32))
+            most_y, most_x = count_walked(num_y, height, RATIO), count_walked(num_x, width, RATIO)
             first_y = first_sample(edge_y, bin_h, num_y, most_y)
             first_x = first_sample(edge_x, bin_w, num_x, most_x)
         for i in range(most_y.to(tl.int32)):
@@ -197,7 +199,7 @@ def _forward_kernel(
     LEVELS: tl.constexpr,
     POOLED_H: tl.constexpr,
     POOLED_W: tl.constexpr,
-    RATIO: tl.constexpr,
+    RATIO: tl.constexpr,  # see pack_ratios
     ALIGNED: tl.constexpr,
     UNIT: tl.constexpr,  # 16 where loads may be wide, else 1
     PACK: tl.constexpr,  # elements read as one: 2 where two bfloat16 are an int32, else 1
@@ -238,8 +240,8 @@ def _forward_kernel(
     height, width = tl.where(valid, height, -2), tl.where(valid, width, -2)  # no sample counts there
 
     # --- 3. test whether all of its samples count: the first and the last along both axes
-    samples_y = POOLED_H * samples_of(roi_h, POOLED_H, RATIO)
-    samples_x = POOLED_W * samples_of(roi_w, POOLED_W, RATIO)
+    samples_y = POOLED_H * samples_of(roi_h, level, POOLED_H, RATIO)
+    samples_x = POOLED_W * samples_of(roi_w, level, POOLED_W, RATIO)
     inner = is_sampled(start_y, roi_h, samples_y * 0, samples_y, height)
     inner = inner & is_sampled(start_y, roi_h, samples_y - 1, samples_y, height)
     inner = inner & is_sampled(start_x, roi_w, samples_x * 0, samples_x, width)
@@ -252,7 +254,8 @@ def _forward_kernel(
     if inner:
         for p in range(first, past):
             acc, more = _row_of_bins(
-                base, p, offs_q, offs_in, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+                base, p, offs_q, offs_in, mask_c, level, start_x, start_y, roi_w, roi_h, height, width,
+                stride_y, stride_x,
                 POOLED_H, POOLED_W, RATIO, OFFSET, CHANNELS, EVEN, UNROLL, MORE, True,
             )
             tl.store(ptrs_out, acc.to(out_ptr.dtype.element_ty), mask=mask_out)
@@ -262,7 +265,8 @@ def _forward_kernel(
     else:
         for p in range(first, past):
             acc, more = _row_of_bins(
-                base, p, offs_q, offs_in, mask_c, start_x, start_y, roi_w, roi_h, height, width, stride_y, stride_x,
+                base, p, offs_q, offs_in, mask_c, level, start_x, start_y, roi_w, roi_h, height, width,
+                stride_y, stride_x,
                 POOLED_H, POOLED_W, RATIO, OFFSET, CHANNELS, EVEN, UNROLL, MORE, False,
             )
             tl.store(ptrs_out, acc.to(out_ptr.dtype.element_ty), mask=mask_out)
@@ -283,22 +287,24 @@ def multilevel_roi_align(
     pooled_width: int,
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> Tensor:
     """Shapes as in reference.py -> channels-last [K, C, pooled_height, pooled_width]. float64: the eager fallback."""
-    if compute_dtype(*features, rois) == torch.float64 or len(features) > MAX_LEVELS:
+    wide = compute_dtype(*features, rois) == torch.float64
+    if wide or len(features) > MAX_LEVELS or not fits_digits(level_ratios):
         return roi_fallback.multilevel_roi_align(
-            features, rois, scales, level_limits, pooled_height, pooled_width, sampling_ratio, aligned
+            features, rois, scales, level_limits, pooled_height, pooled_width, sampling_ratio, aligned, level_ratios
         )
     batch, channels = features[0].shape[:2]
     num_rois = rois.shape[0]
     out = roi_fallback.empty_channels_last(features[0], num_rois, channels, pooled_height, pooled_width)
     if out.numel() == 0 or batch == 0:
         return out.zero_()
-    ratio = max(sampling_ratio, 0)
+    ratio = pack_ratios(sampling_ratio, level_ratios)
     rois = rois.contiguous()
     with on_device(rois):
         if not is_channels_last(features):
-            taps = num_rois * pooled_height * pooled_width * 4 * (ratio or ADAPTIVE) ** 2
+            taps = num_rois * pooled_height * pooled_width * 4 * (ratio if ratio > 0 else ADAPTIVE) ** 2
             if not channels_last_triton.is_worth_it(features, taps):
                 geometry = {**level_geometry(scales, level_limits), "LEVELS": len(features), "ALIGNED": aligned}
                 geometry |= {"POOLED_H": pooled_height, "POOLED_W": pooled_width, "RATIO": ratio}

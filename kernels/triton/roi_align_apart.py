@@ -18,12 +18,15 @@ from torch import Tensor
 from fastmask.kernels.jit import jit
 from fastmask.kernels.triton.roi_geometry import (
     MAX_LEVELS,
+    MIXED,
     TYPES,
     VARYING,
     by_level,
+    count_walked,
     first_sample,
     is_sampled,
     locate_exactly,
+    name_ratio,
     neighbors,
     of_level,
     samples_of,
@@ -91,13 +94,12 @@ def _apart_kernel(
 
     # --- 3. find the samples of each bin, and sum them
     offs_p, offs_q = offs_bin // POOLED_W, offs_bin % POOLED_W
-    grid_y, grid_x = samples_of(roi_h, POOLED_H, RATIO), samples_of(roi_w, POOLED_W, RATIO)
+    grid_y, grid_x = samples_of(roi_h, level, POOLED_H, RATIO), samples_of(roi_w, level, POOLED_W, RATIO)
     num_y, num_x = grid_y.to(tl.float32), grid_x.to(tl.float32)
     bin_h, bin_w = tl.div_rn(roi_h.to(tl.float32), POOLED_H * 1.0), tl.div_rn(roi_w.to(tl.float32), POOLED_W * 1.0)
     step_y, step_x = tl.div_rn(bin_h, tl.maximum(num_y, 1.0)), tl.div_rn(bin_w, tl.maximum(num_x, 1.0))
     edge_y, edge_x = start_y.to(tl.float32) + offs_p * bin_h, start_x.to(tl.float32) + offs_q * bin_w
-    most_y = tl.minimum(num_y, (2 * height + 6).to(tl.float32))
-    most_x = tl.minimum(num_x, (2 * width + 6).to(tl.float32))
+    most_y, most_x = count_walked(num_y, height, RATIO), count_walked(num_x, width, RATIO)
     first_y = first_sample(edge_y, bin_h, num_y, most_y)
     first_x = first_sample(edge_x, bin_w, num_x, most_x)
     acc = tl.zeros([CHANNELS, BINS], dtype=tl.float32)
@@ -162,9 +164,11 @@ def launch(features: Sequence[Tensor], rois: Tensor, out: Tensor, geometry: dict
 
 def variants() -> Iterator[Variant]:
     """Yield the audit's variants: dtypes, numbers of levels, sampling ratios."""
-    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0)):
+    for dtype, levels, ratio in itertools.product(DTYPES, (4, 1), (2, 0, MIXED)):
+        if ratio < 0 and levels == 1:
+            continue
         yield Variant(
-            f"RoIAlign forward, NCHW, {dtype}, {levels} levels, sampling ratio {ratio}",
+            f"RoIAlign forward, NCHW, {dtype}, {levels} levels, sampling ratio {name_ratio(ratio)}",
             _apart_kernel,
             TYPES | pointers(dtype, "out", *(f"map{level}" for level in range(MAX_LEVELS))),
             {"LEVELS": levels, "POOLED_H": 7, "POOLED_W": 7, "RATIO": ratio, "ALIGNED": False}

@@ -47,7 +47,15 @@ from fastmask.kernels.triton.roi_bins import (
     find_roi,
     table_by_map,
 )
-from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, VARYING, by_level, level_geometry, of_level
+from fastmask.kernels.triton.roi_geometry import (
+    MAX_LEVELS,
+    VARYING,
+    by_level,
+    fits_digits,
+    level_geometry,
+    of_level,
+    pack_ratios,
+)
 from fastmask.kernels.triton.roi_weights import tile_weights
 from fastmask.kernels.tuning import tuned_value
 
@@ -98,7 +106,7 @@ def _locate_tile(
 
 @triton.jit
 def _sum_one_by_one(
-    grad_ptr, words_ptr, begin, end, channels, offs_c, mask_c, tile_y, tile_x, height, width,
+    grad_ptr, words_ptr, begin, end, channels, offs_c, mask_c, level, tile_y, tile_x, height, width,
     POOLED_H: tl.constexpr, POOLED_W: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, RATIO: tl.constexpr,
 ):
     """The tile's sum, bin by bin: a pixel that no sample touches gets 0, not 0 * NaN as in a matrix product."""
@@ -112,7 +120,7 @@ def _sum_one_by_one(
         )
         for rank in range(tl.sum(num_p * num_q, 0).to(tl.int32)):
             p, q = find_bin(words, rank + tl.arange(0, 1), tile_y, tile_x, POOLED_H, POOLED_W)
-            weight = tile_weights(words, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
+            weight = tile_weights(words, level, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
             offs_b = tl.load(words + ROI).to(tl.int32, bitcast=True) * (POOLED_H * POOLED_W) + p * POOLED_W + q
             ptrs_g = grad_ptr + offs_b.to(tl.int64)[:, None] * channels + offs_c[None, :]
             grad = tl.load(ptrs_g, mask=mask_c[None, :], other=0).to(tl.float32)
@@ -220,7 +228,7 @@ def _backward_kernel(
             p, q = find_bin(words, rank, tile_y, tile_x, POOLED_H, POOLED_W)
 
             # --- 4. multiply what they give each pixel by their gradients
-            weight = tile_weights(words, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
+            weight = tile_weights(words, level, p, q, tile_y, tile_x, height, width, TILE_Y, TILE_X, RATIO)
             offs_b = tl.load(words + ROI).to(tl.int32, bitcast=True) * (POOLED_H * POOLED_W) + p * POOLED_W + q
             ptrs_g = grad_ptr + offs_b.to(tl.int64)[:, None] * channels + offs_c[None, :]
             grad = tl.load(ptrs_g, mask=(wanted < total)[:, None] & mask_c[None, :], other=0)
@@ -234,7 +242,7 @@ def _backward_kernel(
         _store_tile(out, acc, height - row, width - column, width, channels, offs_c, mask_c, TILE_X)
     else:
         each = _sum_one_by_one(
-            grad_ptr, words_ptr, begin, end, channels, offs_c, mask_c, tile_y, tile_x, height, width,
+            grad_ptr, words_ptr, begin, end, channels, offs_c, mask_c, level, tile_y, tile_x, height, width,
             POOLED_H, POOLED_W, TILE_Y, TILE_X, RATIO,
         )
         _store_tile(out, each, height - row, width - column, width, channels, offs_c, mask_c, TILE_X)
@@ -253,6 +261,7 @@ def multilevel_roi_align_backward(
     level_limits: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
+    level_ratios: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Gradient [K, C, ph, pw] -> one [B, C, H_l, W_l] a level, channels-last, dtype of ``grad``; deterministic.
 
@@ -260,10 +269,10 @@ def multilevel_roi_align_backward(
     """
     num_rois, channels, pooled_height, pooled_width = grad.shape
     bins = pooled_height * pooled_width * max(num_rois, 2 * ROIS * GROUP)  # or triton.roi_bins.find_roi's keys
-    large = max(bins, 32 * max(*heights, *widths)) >= LARGEST
+    large = max(bins, 32 * max(*heights, *widths)) >= LARGEST or not fits_digits(level_ratios)
     if compute_dtype(grad, rois) == torch.float64 or len(heights) > MAX_LEVELS or large:
         return roi_fallback.multilevel_roi_align_backward(
-            grad, rois, batch, heights, widths, scales, level_limits, sampling_ratio, aligned
+            grad, rois, batch, heights, widths, scales, level_limits, sampling_ratio, aligned, level_ratios
         )
     sizes = list(zip(heights, widths, strict=True))
     outs = [roi_fallback.empty_channels_last(grad, batch, channels, height, width) for height, width in sizes]
@@ -272,7 +281,7 @@ def multilevel_roi_align_backward(
     if tiles == 0 or channels == 0:
         return outs
     geometry = {**level_geometry(scales, level_limits), "LEVELS": len(sizes), "ALIGNED": aligned}
-    pooled, ratio = (pooled_height, pooled_width), max(sampling_ratio, 0)
+    pooled, ratio = (pooled_height, pooled_width), pack_ratios(sampling_ratio, level_ratios)
     block = min(max(triton.next_power_of_2(channels), 16), CHANNELS[grad.dtype])  # tensor cores need no less
     with on_device(rois):
         if not grad.is_contiguous(memory_format=torch.channels_last):  # PyTorch's copy reads 2 bytes of 32, one by one

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 from fastmask.kernels.triton import roi_align_backward as backward, roi_bins
-from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, TYPES
+from fastmask.kernels.triton.roi_geometry import MAX_LEVELS, MIXED, TYPES, name_ratio
 from fastmask.kernels.variant import DTYPES, Variant, pointers
 
 
@@ -12,16 +12,18 @@ def variants() -> Iterator[Variant]:
     """Yield the audit's variants: dtypes, levels, sampling ratios, pooled sizes, channels; RoIs counted and sorted."""
     tile = {"TILE_Y": backward.TILE_Y, "TILE_X": backward.TILE_X}
     for dtype, levels, ratio, (side, channels) in itertools.product(
-        DTYPES, (4, 1), (2, 0, 1, 3), ((7, 256), (14, 256), (7, 64), (7, 1), (14, 1024))
+        DTYPES, (4, 1), (2, 0, 1, 3, MIXED), ((7, 256), (14, 256), (7, 64), (7, 1), (14, 1024))
     ):
         of_c4 = (side, channels) == (14, 1024)  # of one level
         if of_c4 and (levels != 1 or ratio not in (2, 0)):
             continue
-        if not of_c4 and (ratio not in (2, 0) or (side, channels) != (7, 256)) and (levels, ratio) != (4, 2):
+        if ratio < 0 and (levels, side, channels) != (4, 7, 256):
+            continue
+        if not of_c4 and (ratio not in (2, 0, MIXED) or (side, channels) != (7, 256)) and (levels, ratio) != (4, 2):
             continue
         torch_dtype, even = DTYPES[dtype], channels % 16 == 0
         yield Variant(
-            f"RoIAlign backward, {dtype}, {levels} levels, ratio {ratio}, {side} x {side}, C={channels}",
+            f"RoIAlign backward, {dtype}, {levels} levels, ratio {name_ratio(ratio)}, {side} x {side}, C={channels}",
             backward._backward_kernel,
             pointers(dtype, "grad", *(f"out{level}" for level in range(MAX_LEVELS)))
             | pointers("fp32", "lines", "words")
@@ -37,10 +39,12 @@ def variants() -> Iterator[Variant]:
             amd={"PRECISION": "ieee"},
         )
     ways = {"counted": (roi_bins.COUNTING, roi_bins.COMPARED), "sorted": (roi_bins.COLUMNS, 0)}
-    shapes = itertools.product(ways.items(), ((4, 7), (1, 7), (1, 14)), (2, 0))
+    shapes = itertools.product(ways.items(), ((4, 7), (1, 7), (1, 14)), (2, 0, MIXED))
     for (way, (columns, compared)), (levels, side), ratio in shapes:
+        if ratio < 0 and levels == 1:
+            continue
         yield Variant(
-            f"RoIs' table, {way}, {levels} levels, sampling ratio {ratio}{', 14 x 14' if side == 14 else ''}",
+            f"RoIs' table, {way}, {levels} levels, sampling ratio {name_ratio(ratio)}{', 14 x 14' * (side == 14)}",
             roi_bins._table_kernel,
             TYPES
             | pointers("u8", "keys")

@@ -59,12 +59,12 @@ def _first_sample(extent, bound, samples, PAST: tl.constexpr):
 
 @triton.jit
 def _write_axis(
-    lines_ptr, words_ptr, start, extent, size, mask, columns,
+    lines_ptr, words_ptr, level, start, extent, size, mask, columns,
     BINS: tl.constexpr, RATIO: tl.constexpr, TILE: tl.constexpr,
 ):
     """One axis of RoIs, their start and extent in float64."""
     near, length = start.to(tl.float32), tl.div_rn(extent.to(tl.float32), BINS * 1.0)
-    grid = samples_of(extent, BINS, RATIO).to(tl.float32)
+    grid = samples_of(extent, level, BINS, RATIO).to(tl.float32)
     # which samples count; those of an inverted RoI run the other way
     samples = grid.to(tl.float64) * BINS
     low, high = (-1.0 - start) * (2.0 * samples), (size - start) * (2.0 * samples)
@@ -156,9 +156,9 @@ def _table_kernel(
     # --- 3. write their axes
     lines, words = lines_ptr + offs_k, words_ptr + offs_k.to(tl.int64) * WORDS
     tl.store(words + ROI, roi.to(tl.float32, bitcast=True), mask=mask)
-    _write_axis(lines, words, y, height, map_height, mask, columns, POOLED_H, RATIO, TILE_Y)
+    _write_axis(lines, words, level, y, height, map_height, mask, columns, POOLED_H, RATIO, TILE_Y)
     lines, words = lines + 3 * columns, words + ALONG_X
-    _write_axis(lines, words, x, width, map_width, mask, columns, POOLED_W, RATIO, TILE_X)
+    _write_axis(lines, words, level, x, width, map_width, mask, columns, POOLED_W, RATIO, TILE_X)
 
 
 @triton.jit

@@ -16,6 +16,8 @@ from fastmask.kernels.variant import Variant, pointers
 MAX_LEVELS = 5
 KEYS = 256  # RoIs that a program finds the map of
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
+RATIO_BITS = 6  # of a level's sampling ratio, where levels have their own
+_RATIO_BITS = tl.constexpr(RATIO_BITS)
 _OF_LEVELS = ("height", "width", "stride_b", "stride_c", "stride_y", "stride_x")
 # change from call to call: never part of a compiled variant's key, as members of a tuple would be (roi_align.py)
 VARYING = ["batch", "num_rois", *(f"{name}{level}" for name in _OF_LEVELS for level in range(MAX_LEVELS))]
@@ -134,12 +136,31 @@ def is_sampled(start, extent, sample, samples, size):
 
 
 @triton.jit
-def samples_of(extent, BINS: tl.constexpr, RATIO: tl.constexpr):
+def ratio_of(level, RATIO: tl.constexpr):
+    """Samples a bin and axis on a level, 0 for adaptive, of a RATIO that pack_ratios made."""
+    return (level * 0 + (-1 - RATIO)) >> (level * _RATIO_BITS) & (2**_RATIO_BITS - 1)
+
+
+@triton.jit
+def samples_of(extent, level, BINS: tl.constexpr, RATIO: tl.constexpr):
     """Samples a bin of a RoI takes along one axis; adaptive ones are counted in float32 (reference.count_samples)."""
     if RATIO > 0:
         return tl.zeros_like(extent) + RATIO
     else:
-        return tl.maximum(tl.ceil(tl.div_rn(extent.to(tl.float32), BINS * 1.0)), 0.0).to(extent.dtype)
+        number = tl.maximum(tl.ceil(tl.div_rn(extent.to(tl.float32), BINS * 1.0)), 0.0).to(extent.dtype)
+        if RATIO < 0:
+            ratio = ratio_of(level, RATIO)
+            number = tl.where(ratio > 0, ratio.to(extent.dtype), number)
+        return number
+
+
+@triton.jit
+def count_walked(number, size, RATIO: tl.constexpr):
+    """How many of a bin's samples are walked along an axis: all, but of a huge adaptive grid those that may count."""
+    most = 2 * size + 6
+    if RATIO < 0 or RATIO > 8:
+        most = tl.maximum(most, RATIO if RATIO > 2**_RATIO_BITS else 2**_RATIO_BITS)
+    return tl.minimum(number, most.to(tl.float32))
 
 
 @triton.jit
@@ -185,6 +206,30 @@ def _keys_kernel(
 
 
 # fmt: on
+
+
+def pack_ratios(sampling_ratio: int, level_ratios: Sequence[int] | None) -> int:
+    """The kernels' RATIO: samples a bin and axis, 0 for adaptive; below 0 it holds those of each level, in digits.
+
+    Ratios of levels must be below 2^RATIO_BITS: see fits_digits.
+    """
+    ratios = [max(ratio, 0) for ratio in level_ratios or (sampling_ratio,)]
+    if len(set(ratios)) == 1:
+        return ratios[0]
+    return -1 - sum(ratio << (RATIO_BITS * level) for level, ratio in enumerate(ratios))
+
+
+def fits_digits(level_ratios: Sequence[int] | None) -> bool:
+    """Whether levels have no sampling ratio that pack_ratios cannot pack."""
+    return level_ratios is None or len({*level_ratios}) == 1 or max(level_ratios) < 2**RATIO_BITS
+
+
+MIXED = pack_ratios(0, (3, 0, 1, 2))  # for variants
+
+
+def name_ratio(ratio: int) -> str:
+    """A RATIO in a variant's name."""
+    return "of each level" if ratio < 0 else str(ratio)
 
 
 class Layout(NamedTuple):

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from helpers.exact import assert_parity
-from helpers.slim import MOBILENET_ROI_POOL, calibrate_on_images, slim_model
+from helpers.slim import MASK_VARIANTS, MOBILENET_ROI_POOL, calibrate_on_images, slim_model
 from torch import Tensor, nn
 
 import fastmask
@@ -26,6 +26,7 @@ from fastmask.export.tensorrt.module import TensorRTExportableModel
 from fastmask.models.detection import resnet_fpn
 
 SHAPE = Shape(1, 128, 160)
+VARIANTS = MASK_VARIANTS | {"sampling_ratio": [0, 3, 1, 2]}
 BUILDERS = [name for name in vars(resnet_fpn) if name.startswith(("fasterrcnn_", "maskrcnn_"))]
 BUILDERS += [f"fasterrcnn_mobilenet_v3_large{size}_fpn" for size in ("", "_320")]
 
@@ -55,9 +56,9 @@ def check_package(model: nn.Module, path: Path, seed: int) -> None:
     assert_parity(compare_outputs(exportable.predict_arrays, AOTPackage(path), scenes(seed)))
 
 
-def test_mobilenet_and_roi_pool_as_onnx(tmp_path: Path, seed: int) -> None:
-    """HardSwish is one operator, and norms are none; TensorRT has no MaxRoiPool, and is said to have none."""
-    model = build("slim", **MOBILENET_ROI_POOL)
+def test_mobilenet_roi_pool_and_a_unet_as_onnx(tmp_path: Path, seed: int) -> None:
+    """With one mask for all classes. HardSwish is one operator, norms are none; TensorRT has no MaxRoiPool."""
+    model = build("slim", **MOBILENET_ROI_POOL, **MASK_VARIANTS)
     operators = check_onnx(model, tmp_path / "model.onnx", SHAPE, seed)
     assert operators["HardSwish"] == 8
     assert operators["MaxRoiPool"] == 4  # two levels, which the boxes and the masks have
@@ -72,7 +73,9 @@ def test_mobilenet_for_tensorrt(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL, VARIANTS], ids=str
+)
 def test_every_size_and_packages(options: dict[str, str], tmp_path: Path, seed: int) -> None:
     model = build("slim", **options)
     check_onnx(model, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True), seed)

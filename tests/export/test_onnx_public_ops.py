@@ -107,6 +107,7 @@ def test_pooling_of_any_rois() -> None:
     """Also of no RoIs, and zeros for those that are none; any batch."""
     pooler = ops.MultiScaleRoIAlign(["0", "1"], 3, 2, canonical_scale=16, canonical_level=1)
     pyramid_most = ops.MultiScaleRoIPool(["0", "1"], 3, canonical_scale=16, canonical_level=1)
+    levels_own = {"sampling_ratio": (3, 0), "aligned": True, "canonical_scale": 16, "canonical_level": 1}
     align, adaptive, pool_most = ops.RoIAlign(3, 0.5, 2, True), ops.RoIAlign((3, 2), 0.5, -1), ops.RoIPool((3, 2), 0.5)
 
     def pool(fine: Tensor, coarse: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
@@ -114,6 +115,7 @@ def test_pooling_of_any_rois() -> None:
         alone = ops.roi_align(fine, rois, 2, 0.5, -1, aligned=True)
         most = pool_most(fine, rois.round())  # of whole pixels, half of which lie between the map's
         several = [each(levels, [own[:, 1:]], sizes) for each, own in ((pooler, rois), (pyramid_most, rois.round()))]
+        several.append(ops.multilevel_roi_align([fine, coarse], rois, 3, [0.5, 0.25], **levels_own))
         return align(fine, rois), adaptive(fine, rois), most, alone, *several
 
     shapes = ({0: ANY}, {0: ANY}, {0: ANY})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fastmask.models
 import fastmask.ops
 from fastmask.benchmarks.calibrate import calibrate
+from fastmask.models.detection._parts import make_mask_head
 from fastmask.models.detection._weights import load_weights
 from helpers.images import draw_image
 
@@ -22,6 +23,7 @@ MOBILENET = [  # channels in, kernel, expanded, out, squeeze and excitation, act
     (24, 5, 72, 24, True, "HS", 1),
     (24, 3, 72, 40, False, "HS", 2),
 ]
+MASK_VARIANTS = {"mask_head": "unet", "mask_classes": "agnostic"}
 MOBILENET_ROI_POOL = {"body": "mobilenet", "box_pooling": "roi_pool"}  # one model for tests of both
 
 
@@ -43,10 +45,17 @@ def slim_model(
         body: "resnet", or "mobilenet": a MobileNetV3 of five blocks, with the pyramid of torchvision's Faster R-CNN.
         keypoints: a Keypoint R-CNN with so many, unless they are 0.
         masks: whether there is a mask branch, which torchvision's RoI heads may have beside the other.
-        options: the model's; with ``box_pooling="roi_pool"`` torchvision's gets a reference of that.
+        options: the model's; with ``box_pooling="roi_pool"`` torchvision's gets a reference of that, with ``mask_head``
+            and ``mask_classes`` our head, and a predictor that repeats one mask; its losses stay its own.
     """
     detection, resnet, ops = library.models.detection, library.models.resnet, library.ops
+    if library is not fastmask:
+        options = {name: value for name, value in options.items() if not name.endswith("_loss")}
     norm_layer = ops.FrozenBatchNorm2d if norm == "FrozenBatchNorm2d" else nn.BatchNorm2d
+    ratio = options.get("sampling_ratio")
+    if library is not fastmask and options.pop("sampling_ratio", None) is not None:
+        for name, bins in (("box", 7), ("mask", 14)):
+            options[f"{name}_roi_pool"] = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], bins, ratio)
     if library is not fastmask and options.pop("box_pooling", "roi_align") == "roi_pool":
         from helpers.poolers import ReferenceRoIPool  # of torchvision, too
 
@@ -101,7 +110,12 @@ def _put_heads(
         "box_predictor": detection.faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES),
     }
     mask_head = detection.mask_rcnn.MaskRCNNHeads(channels, (CHANNELS, CHANNELS), 1)
+    if settings.pop("mask_head", "fcn") == "unet":
+        mask_head = make_mask_head("unet", channels, (CHANNELS, CHANNELS))
     mask_predictor = detection.mask_rcnn.MaskRCNNPredictor(CHANNELS, CHANNELS, NUM_CLASSES)
+    if settings.pop("mask_classes", "per_class") == "agnostic":
+        kind = detection.mask_rcnn.MaskRCNNPredictor
+        mask_predictor = (kind if library is fastmask else _repeat_mask(kind))(CHANNELS, CHANNELS, 1)
     if not keypoints:
         return detection.mask_rcnn.MaskRCNN(backbone, mask_head=mask_head, mask_predictor=mask_predictor, **settings)
     model = detection.keypoint_rcnn.KeypointRCNN(
@@ -114,6 +128,16 @@ def _put_heads(
         model.roi_heads.mask_roi_pool = library.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
         model.roi_heads.mask_head, model.roi_heads.mask_predictor = mask_head, mask_predictor
     return model
+
+
+def _repeat_mask(kind: Any) -> Any:
+    """A mask predictor whose only mask is that of each class."""
+
+    class Repeated(kind):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).expand(-1, NUM_CLASSES, -1, -1)
+
+    return Repeated
 
 
 def calibrate_on_images(model: nn.Module, channels: int = 3) -> None:

@@ -32,6 +32,19 @@ if HAS_TRITON:
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
+RATIOS = pytest.mark.parametrize("ratio", [0, 1, 2, 3, (3, 0, 1, 2)], ids="ratio{}".format)  # one, or each level's
+
+
+def order(ratio: int | tuple[int, ...], aligned: bool) -> tuple[object, ...]:
+    """The last arguments of both ops: sampling_ratio, aligned, level_ratios."""
+    return (2, aligned, ratio) if isinstance(ratio, tuple) else (ratio, aligned)
+
+
+def needs_small(ratio: int | tuple[int, ...]) -> bool:
+    """Whether the specification walks huge adaptive grids, sample by sample; these have a test of their own."""
+    return ratio == 0 or isinstance(ratio, tuple)
+
+
 def draw_case(
     levels: int, num_rois: int = 8 if INTERPRET else 12, batch: int = 2, adversarial: bool = True
 ) -> tuple[list[Tensor], Tensor, list[float], list[float]]:
@@ -49,13 +62,13 @@ def align_exactly(features: list[Tensor], rois: Tensor, *rest: object) -> Tensor
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
-@pytest.mark.parametrize("ratio", [0, 1, 2, 3], ids="ratio{}".format)
+@RATIOS
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_meets_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, device: torch.device) -> None:
+def test_meets_the_specification(dtype: torch.dtype, ratio: object, aligned: bool, device: torch.device) -> None:
     features, rois, scales, limits = draw_case(levels=4)
-    if ratio == 0:  # the specification walks every sample: a huge adaptive grid has a test of its own
+    if needs_small(ratio):
         rois = rois[~((rois[:, 1:].abs() > 1e4) & rois[:, 1:].isfinite()).any(1)]
-    features, options = [f.to(device, dtype) for f in features], (scales, limits, 3, 2, ratio, aligned)
+    features, options = [f.to(device, dtype) for f in features], (scales, limits, 3, 2, *order(ratio, aligned))
     actual = multilevel_roi_align_op(features, rois.to(device), *options)
     assert actual.dtype == dtype
     expected = align_exactly(features, rois, *options)
@@ -75,17 +88,19 @@ def test_any_strides_and_levels(levels: int, layout: str, dtype: torch.dtype, de
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
-@pytest.mark.parametrize("ratio", [0, 1, 2, 3], ids="ratio{}".format)
+@RATIOS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_gradients_meet_the_specification(dtype: torch.dtype, ratio: int, aligned: bool, device: torch.device) -> None:
+def test_gradients_meet_the_specification(
+    dtype: torch.dtype, ratio: object, aligned: bool, device: torch.device
+) -> None:
     """Against those in float64, which gradcheck checks below; 70 channels are more than one block of a kernel's."""
     _, rois, scales, limits = draw_case(levels=4)
-    if ratio == 0:
+    if needs_small(ratio):
         rois = rois[~((rois[:, 1:].abs() > 1e4) & rois[:, 1:].isfinite()).any(1)]
     shrink = 2 if INTERPRET else 1  # fewer tiles, each of which takes long there
     heights, widths = ([f.shape[axis] // shrink for f in draw_pyramid(4)] for axis in (2, 3))
     grad = torch.randn(len(rois), 70, 3, 2).to(dtype)
-    options = (2, heights, widths, scales, limits, ratio, aligned)
+    options = (2, heights, widths, scales, limits, *order(ratio, aligned))
     actual = multilevel_roi_align_backward_op(grad.to(device), rois.to(device), *options)
     expected = roi_fallback.multilevel_roi_align_backward(grad.double(), rois.double(), *options)
     for one, other in zip(actual, expected, strict=True):
@@ -138,13 +153,30 @@ def test_maps_without_elements_give_zeros(shape: tuple[int, ...], device: torch.
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)
+@pytest.mark.parametrize("ratio", [0, 2, 11], ids="ratio{}".format)
 def test_tiny_maps(shape: tuple[int, int], ratio: int, device: torch.device) -> None:
-    features = torch.randn(1, 3, *shape, dtype=torch.float64, device=device)
-    rois = with_images(draw_boxes(20, (9, 9), 12), 1).double()
-    actual = multilevel_roi_align_op([features], rois.to(device), [1.0], [INF], 2, 2, ratio, True)
-    expected = align_exactly([features], rois, [1.0], [INF], 2, 2, ratio, True)
-    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-10)
+    """Also with more samples than pixels, in both layouts; float32 is the kernels', float64 the fallback's."""
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        features = torch.randn(1, 3, *shape, dtype=dtype, device=device)
+        rois = with_images(draw_boxes(2 if INTERPRET else 20, (9, 9), 12), 1).to(dtype)
+        expected = align_exactly([features], rois, [1.0], [INF], 2, 2, ratio, True)
+        for layout in LAYOUTS[:2]:
+            maps = [strided(features, layout)]
+            actual = multilevel_roi_align_op(maps, rois.to(device), [1.0], [INF], 2, 2, ratio, True)
+            torch.testing.assert_close(actual.cpu().double(), expected, rtol=0, atol=tolerance)
+
+
+def test_ratios_of_levels(device: torch.device) -> None:
+    """With one of all levels it is that; with one that no digit of a kernel's holds it is exact as well."""
+    features, rois, scales, limits = draw_case(2, 6, adversarial=False)
+    features, rois = [f.to(device) for f in features], rois.to(device)
+    results = [
+        multilevel_roi_align_op(features, rois, scales, limits, 2, 2, *order(ratio, True))
+        for ratio in ((2, 2), 2, (70, 0))
+    ]
+    assert torch.equal(results[0], results[1])
+    expected = align_exactly(features, rois.cpu(), scales, limits, 2, 2, 2, True, (70, 0))
+    torch.testing.assert_close(results[2].double().cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("ratio", [0, 2], ids="ratio{}".format)

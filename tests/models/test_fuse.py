@@ -25,7 +25,7 @@ MODELS = {
     "maskrcnn_resnet50_fpn_v2": lambda: get("maskrcnn_resnet50_fpn_v2"),
     "resnet18": lambda: with_body("resnet18"),
     "resnext50": lambda: with_body("resnext50_32x4d"),
-    "slim": lambda: slim_model(fastmask),
+    "slim": lambda: slim_model(fastmask, mask_head="unet", mask_classes="agnostic"),
     "mobilenet": lambda: slim_model(fastmask, body="mobilenet"),
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from helpers.slim import MASK_VARIANTS
 from helpers.training import draw_batch, train_pair
 from torch import Tensor, nn
 
@@ -41,13 +42,16 @@ def test_parts_called_one_by_one(training: bool, empty: bool) -> None:
 
 
 def test_a_model_that_calls_its_parts() -> None:
-    """Losses, gradients and predictions of a subclass that changes nothing are those of the static program."""
+    """Losses, gradients and predictions of a subclass that changes nothing are those of the static program.
+
+    Its mask head is a U-Net, whose only mask is that of all classes; RoIs have as many samples as pixels.
+    """
 
     class Heads(roi_heads.RoIHeads):
         def forward(self, *args: Any) -> Any:
             return super().forward(*args)
 
-    theirs, ours = train_pair()
+    theirs, ours = train_pair(**MASK_VARIANTS, sampling_ratio=0)
     ours.roi_heads.__class__ = Heads
     images, targets = draw_batch()
     expected, actual = theirs(images, targets), ours(images, targets)

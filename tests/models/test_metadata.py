@@ -34,6 +34,11 @@ UNUSUAL = {
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
     "box_pooling": "roi_pool",
+    "mask_head": "unet",
+    "mask_classes": "agnostic",
+    "rpn_loss": "focal",
+    "box_loss": "ciou",
+    "mask_loss": "bce_dice",
 }
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
@@ -54,7 +59,8 @@ def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> 
     model.roi_heads.score_thresh = 0.06
     described = describe_model(model, "slim", NAMES)
     assert described == {"builder": "slim", "categories": NAMES, "options": UNUSUAL, "norm_eps": 0.0}
-    assert UNUSUAL.keys() == OPTIONS.keys() - {"fpn_channels"}  # only models of timm's backbones have that
+    # only models of timm's backbones have the first, and RoIPool takes no samples
+    assert UNUSUAL.keys() == OPTIONS.keys() - {"fpn_channels", "sampling_ratio"}
     torch.save({"model": model.state_dict(), **described}, tmp_path / "own.pth")
     loaded, categories = load_pretrained(tmp_path / "own.pth", device="cpu", score=0.06)
     assert list(categories) == NAMES
@@ -112,8 +118,12 @@ def test_whose_a_foreign_file_is(name: str) -> None:
     with torch.device("meta"):
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
-        own = fastmask.models.get_model(name, **options, **UNUSUAL)
-        assert describe_model(own, name, None)["options"] == UNUSUAL  # each builder takes them all
+        unusual = {key: value for key, value in UNUSUAL.items() if "mask" in name or not key.startswith("mask_")}
+        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2]}
+        own = fastmask.models.get_model(name, **options, **unusual)
+        assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
+        if name == "maskrcnn_slim_fpn":
+            assert find_builder(own.state_dict(), own) == name  # also of another mask branch and samples
     assert find_builder({"a": torch.zeros(1)}) is None
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from helpers.slim import MOBILENET_ROI_POOL, slim_model, slim_pair
+from helpers.slim import MASK_VARIANTS, MOBILENET_ROI_POOL, slim_model, slim_pair
 from helpers.static import NoDataDependence
 from helpers.training import draw_batch, draw_first, train_pair
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ import fastmask
 from fastmask.models.detection.losses import repeat_valid_rows
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
 from fastmask.structures import pad_targets
+
+LOSSES = {"rpn_loss": "focal", "box_loss": "ciou", "mask_loss": "bce_dice"}
+VARIANTS = MOBILENET_ROI_POOL | MASK_VARIANTS | LOSSES
 
 
 @pytest.mark.parametrize("num", [9, 4], ids=["more than outputs", "fewer"])
@@ -53,7 +56,9 @@ def test_losses_and_gradients_are_torchvisions(options: dict[str, object], empty
     check_losses(options, empty)
 
 
-@pytest.mark.parametrize("options", [MOBILENET_ROI_POOL, {"body": "mobilenet", "norm": "BatchNorm2d"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [MOBILENET_ROI_POOL | MASK_VARIANTS, {"body": "mobilenet", "norm": "BatchNorm2d"}], ids=str
+)
 def test_losses_and_gradients_of_mobilenets(options: dict[str, object]) -> None:
     check_losses(options, empty=True)
 
@@ -102,7 +107,7 @@ def static_arguments(model: nn.Module) -> tuple[Tensor, Tensor, object]:
     return batch.tensors, torch.tensor(batch.image_sizes), pad_targets(resized, batch.tensors, True)
 
 
-@pytest.mark.parametrize("family", [pytest.param({}, marks=pytest.mark.slow, id="resnet"), MOBILENET_ROI_POOL], ids=str)
+@pytest.mark.parametrize("family", [pytest.param({}, marks=pytest.mark.slow, id="resnet"), VARIANTS], ids=str)
 def test_losses_compile_to_one_graph(family: dict[str, str]) -> None:  # test_compile.py has the ResNet's as well
     _, ours = slim_pair(rpn_post_nms_top_n_train=100, **family)
     ours.train()
@@ -116,7 +121,7 @@ def test_losses_compile_to_one_graph(family: dict[str, str]) -> None:  # test_co
     assert ours.roi_heads.mask_predictor.mask_fcn_logits.weight.grad.any()
 
 
-@pytest.mark.parametrize("family", [{}, MOBILENET_ROI_POOL], ids=str)
+@pytest.mark.parametrize("family", [{}, VARIANTS], ids=str)
 def test_losses_have_no_data_dependent_op(family: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The program as it runs on a GPU, with all padding."""
     _, ours = slim_pair(rpn_post_nms_top_n_train=100, **family)

@@ -316,6 +316,10 @@ def test_wrong_arguments_say_so() -> None:
     with pytest.raises(ValueError, match="box_pooling must be roi_align or roi_pool, got 'max'"):
         detection.MaskRCNN(backbone, 2, box_pooling="max")
     pooler = fastmask.ops.MultiScaleRoIAlign(["0"], 7, 2)
+    with pytest.raises(ValueError, match="sampling_ratio must not be given with roi_pool, which takes none, got 3"):
+        detection.MaskRCNN(backbone, 2, box_pooling="roi_pool", sampling_ratio=3)
+    with pytest.raises(ValueError, match="sampling_ratio must not be given with box_roi_pool, got 3"):
+        detection.FasterRCNN(backbone, 2, box_roi_pool=pooler, sampling_ratio=3)
     with pytest.raises(ValueError, match="box_pooling must be roi_align where box_roi_pool is given, got roi_pool"):
         detection.FasterRCNN(backbone, 2, box_roi_pool=pooler, box_pooling="roi_pool")
     with pytest.raises(TypeError, match="mask_roi_pool must be a MultiScaleRoIAlign or None, got int"):

@@ -130,6 +130,30 @@ def test_pooler(levels: int, ratio: int) -> None:
     assert repr(ours) == repr(theirs)
 
 
+def test_a_sampling_ratio_of_each_level() -> None:
+    """torchvision's pooler of a level's ratio, for the boxes of that level; values and gradients."""
+    ratios, options = [3, 0, -1, 2], {"canonical_scale": 56, "canonical_level": 4}
+    maps = {f"p{i}": f.double().requires_grad_() for i, f in enumerate(draw_pyramid(4))}
+    boxes = [torch.cat([draw_boxes(40), adversarial_boxes()]).double(), draw_boxes(25).double()]
+    boxes = [b[finite(b) & (b[:, 2:] >= b[:, :2]).all(1)] for b in boxes]
+    sizes = [(200, 300), (150, 280)]
+    ours = ops.MultiScaleRoIAlign(list(maps), (3, 2), ratios, **options)
+    theirs = [tv.MultiScaleRoIAlign(list(maps), (3, 2), ratio, **options) for ratio in ratios]
+    pooled = torch.stack([pooler(maps, boxes, sizes) for pooler in theirs])
+    level = theirs[0].map_levels(boxes)
+    expected = pooled[level, torch.arange(len(level))]
+    actual = ours(maps, boxes, sizes)
+    assert len(level.unique()) == 4
+    for one, other in zip(
+        (actual, *torch.autograd.grad(actual.square().sum(), list(maps.values()))),
+        (expected, *torch.autograd.grad(expected.square().sum(), list(maps.values()))),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    with pytest.raises(ValueError, match=r"sampling_ratio must be an int or one for each level \(4\), got \[2, 2\]"):
+        ops.MultiScaleRoIAlign(list(maps), 3, (2, 2))(maps, boxes, sizes)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 4], ids="L{}".format)
 def test_roi_pool_over_levels(levels: int) -> None:
     """Maxima and their gradients; levels as RoIAlign's."""

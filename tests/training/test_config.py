@@ -50,6 +50,9 @@ def test_cosine_and_adamw() -> None:
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"zoom": (0.5, 2.0)}, "size must be given with zoom"),
+        ({"sampling_ratio": (2, -1)}, "sampling_ratio must be at least 0, got -1"),
+        ({"mask_head": "u-net"}, "mask_head must be one of fcn, unet, got 'u-net'"),
+        ({"box_loss": "iou"}, "box_loss must be one of smooth_l1, l1, weighted_smooth_l1, giou, diou, ciou, got 'iou'"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:

@@ -22,6 +22,7 @@ from fastmask.inference import load_pretrained
 from fastmask.models import detection, save_weights
 from fastmask.training import TrainConfig, Trainer, train
 from fastmask.training.config import CHOICES
+from fastmask.variants import CHOICES as VARIANTS
 
 BOARD = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
 RECORD = Record(Path("none.png"), (64, 64), ())
@@ -205,7 +206,7 @@ def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     settings = dataclasses.asdict(TrainConfig(3))
     assert {name: getattr(args, name) for name in settings} == settings
     choices = {action.dest: action.choices for action in parser._actions if action.choices}
-    assert choices == CHOICES | {"format": ("auto", *FORMATS)}
+    assert choices == CHOICES | VARIANTS | {"format": ("auto", *FORMATS)}
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data-path", "set", "--epochs", "3", "--optimizer", "lion"])
     assert "invalid choice: 'lion'" in capsys.readouterr().err
@@ -279,6 +280,10 @@ def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
         (["--weights", "none", "--val", "OTHER"], "names must have one of the dataset's categories (cat"),
         (["--weights", "none", "--min-size", "800", "--max-size", "700"], "--min-size must be at most --max-size, 700"),
         (["--weights", "none", "--size", "50", "60"], r"--size must be (height, width), multiples of 32"),
+        (
+            ["--weights", "none", "--model", "keypointrcnn_slim_fpn", "--mask-head", "unet"],
+            "--mask-head must be given to a Mask R-CNN only, got a KeypointRCNN",
+        ),
     ],
 )
 def test_errors_of_arguments(

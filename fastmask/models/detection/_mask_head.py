@@ -17,6 +17,7 @@ from fastmask.structures import valid_mask
 class MaskRCNNHeads(NotScriptable, nn.Sequential):
     """3x3 convolutions of the given widths on RoI features [N, in_channels, 14, 14]."""
 
+    _kind = "fcn"  # the models' mask_head
     _version = 2  # 1 named its convolutions mask_fcn1, mask_fcn2, ...
 
     def __init__(
@@ -48,7 +49,10 @@ class MaskRCNNHeads(NotScriptable, nn.Sequential):
 
 
 class MaskRCNNPredictor(NotScriptable, nn.Sequential):
-    """Mask features [N, in_channels, h, w], 14 x 14 of a pyramid -> mask logits of each class [N, C, 2h, 2w]."""
+    """Mask features [N, in_channels, h, w], 14 x 14 of a pyramid -> mask logits of each class [N, C, 2h, 2w].
+
+    With one class it is agnostic: all labels read its only mask (Mask R-CNN, section 4.2: "nearly as effective").
+    """
 
     def __init__(self, in_channels: int, dim_reduced: int, num_classes: int) -> None:
         super().__init__(
@@ -62,6 +66,16 @@ class MaskRCNNPredictor(NotScriptable, nn.Sequential):
             if "weight" in name:
                 nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def _classes(self) -> str:  # the models' mask_classes
+        layers: Any = self
+        return "agnostic" if layers.mask_fcn_logits.out_channels == 1 else "per_class"
+
+
+def index_masks(labels: Tensor, outputs: int) -> Tensor:
+    """Which of a predictor's ``outputs`` masks a label reads: its own, or the only one."""
+    return torch.zeros_like(labels) if outputs == 1 else labels
+
 
 def predict_mask_probs(predictor: nn.Module, hidden: Tensor, labels: Tensor, count: Tensor) -> Tensor:
     """Mask probabilities [B, D, 2h, 2w] of each detection's class, zeros in padding; one op without gradients.
@@ -72,7 +86,7 @@ def predict_mask_probs(predictor: nn.Module, hidden: Tensor, labels: Tensor, cou
         layers: Any = predictor
         deconv, _, last = layers
         weights = deconv.weight, deconv.bias, last.weight.flatten(1), last.bias
-        plain: Tensor = class_masks_op(hidden, *weights, labels.flatten(), count)
+        plain: Tensor = class_masks_op(hidden, *weights, index_masks(labels.flatten(), len(last.weight)), count)
         return plain.view(*labels.shape, *plain.shape[1:])
     logits = predict_mask_logits(predictor, hidden, labels.flatten())
     masks = upcast(logits).sigmoid().view(*labels.shape, *logits.shape[1:])
@@ -109,9 +123,11 @@ def predict_mask_logits(predictor: nn.Module, hidden: Tensor, labels: Tensor) ->
     """Mask logits [N, 2h, 2w] of each row's class, from hidden [N, C, h, w] and labels [N]."""
     if not ends_plainly(predictor):  # a user's own: all classes, then the predicted one
         every: Tensor = predictor(hidden)
+        labels = index_masks(labels, every.shape[1])
         return every.gather(1, labels[:, None, None, None].expand(-1, 1, *every.shape[2:])).squeeze(1)
     layers: Any = predictor
     deconv, relu, last = layers
+    labels = index_masks(labels, len(last.weight))
     up = relu(deconv(hidden))  # [N, D, 2h, 2w]
     weight = last.weight.flatten(1)[labels]  # [N, D]: one dot product a pixel instead of one for every class
     logits = torch.einsum("nd,ndhw->nhw", weight, up)

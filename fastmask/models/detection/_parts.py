@@ -1,12 +1,15 @@
-"""Parts that builders put together: backbones with pyramids, the second models' heads, anchors, poolers."""
+"""Parts that builders put together: backbones with pyramids, the second models' heads, mask heads, anchors, poolers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from fastmask.checks import check_choice
 from fastmask.models._api import WeightsEnum
 from fastmask.models.detection._box_head import FastRCNNConvFCHead
+from fastmask.models.detection._mask_head import MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.detection._unet_head import UNetMaskHead
 from fastmask.models.detection._weights import Source, has_frozen_norms
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import (
@@ -20,6 +23,9 @@ from fastmask.models.mobilenetv3 import MobileNet_V3_Large_Weights, mobilenet_v3
 from fastmask.models.resnet import ResNet, ResNet50_Weights, resnet50
 from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.ops.poolers import MultiScaleRoIAlign, MultiScaleRoIPool
+from fastmask.variants import CHOICES
+
+SAMPLING_RATIO = 2  # samples a bin and axis, as torchvision's models take
 
 
 def _default_anchorgen() -> AnchorGenerator:
@@ -28,14 +34,41 @@ def _default_anchorgen() -> AnchorGenerator:
 
 
 def make_pooler(
-    box_pooling: str, output_size: int, featmap_names: Sequence[str] = ("0", "1", "2", "3")
+    box_pooling: str,
+    output_size: int,
+    featmap_names: Sequence[str] = ("0", "1", "2", "3"),
+    sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
 ) -> MultiScaleRoIAlign:
-    """RoIAlign with 2 x 2 samples a bin, or RoIPool, over these feature maps."""
+    """RoIAlign, or RoIPool, which takes no samples, over these feature maps."""
     if box_pooling == "roi_align":
-        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio=2)
+        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio)
     if box_pooling == "roi_pool":
+        if sampling_ratio != SAMPLING_RATIO:
+            raise ValueError(f"sampling_ratio must not be given with roi_pool, which takes none, got {sampling_ratio}")
         return MultiScaleRoIPool(list(featmap_names), output_size)
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
+
+
+def make_mask_head(
+    mask_head: nn.Module | str | None,
+    in_channels: int,
+    layers: Sequence[int],
+    norm_layer: Callable[..., nn.Module] | None = None,
+) -> nn.Module:
+    """Convolutions of these widths ("fcn" or None), a U-Net of about as many parameters ("unet"), or a given module."""
+    if isinstance(mask_head, nn.Module):
+        return mask_head
+    if mask_head in (None, "fcn"):
+        return MaskRCNNHeads(in_channels, layers, 1, norm_layer)
+    if mask_head == "unet":
+        return UNetMaskHead(in_channels, layers[-1], len(layers), norm_layer)
+    raise ValueError(f"mask_head must be fcn, unet or a module, got {mask_head!r}")
+
+
+def make_mask_predictor(mask_classes: str, in_channels: int, dim_reduced: int, num_classes: int) -> MaskRCNNPredictor:
+    """A mask predictor of each class, or of one mask for all of them ("agnostic")."""
+    check_choice("mask_classes", mask_classes, CHOICES["mask_classes"])
+    return MaskRCNNPredictor(in_channels, dim_reduced, 1 if mask_classes == "agnostic" else num_classes)
 
 
 def make_v1_backbone(

@@ -32,8 +32,13 @@ class RoIStages(NotScriptable, nn.Module):
         mask_roi_pool, mask_head, mask_predictor: 14x14 features of a detection -> its mask logits for each class.
         keypoint_roi_pool, keypoint_head, keypoint_predictor: 14x14 features -> heatmaps of keypoints.
 
+    Attributes:
+        box_loss, mask_loss: the names of both branches' losses, see _named_losses.py.
+
     Source: torchvision/models/detection/roi_heads.py.
     """
+
+    box_loss, mask_loss = "smooth_l1", "bce"
 
     def __init__(
         self,

@@ -25,8 +25,13 @@ class RPNStages(NotScriptable, nn.Module):
         nms_thresh: IoU above which a proposal is suppressed by a better one of its level.
         score_thresh: minimum objectness of a proposal.
 
+    Attributes:
+        rpn_loss: "bce" or "focal": the loss of objectness, see _named_losses.py.
+
     Source: torchvision/models/detection/rpn.py.
     """
+
+    rpn_loss = "bce"
 
     def __init__(
         self,

@@ -10,19 +10,19 @@ in its 3x3 convolution, as torchvision's weights have it (the paper's ResNets an
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 from fastmask.models._api import NoWeights, WeightsEnum, register_model
 from fastmask.models.detection._c4_backbone import C4, C4Backbone
-from fastmask.models.detection._parts import make_pooler
+from fastmask.models.detection._parts import SAMPLING_RATIO, make_mask_head, make_mask_predictor, make_pooler
 from fastmask.models.detection._weights import choose_num_classes, find_weights, has_frozen_norms, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import _freeze_stages, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
-from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.resnet import ResNet, ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -139,7 +139,12 @@ def _load_c4(
 
 
 def assemble_c4(
-    kind: type[Model], backbone: ResNet, num_classes: int, box_pooling: str = "roi_align", **options: Any
+    kind: type[Model],
+    backbone: ResNet,
+    num_classes: int,
+    box_pooling: str = "roi_align",
+    sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+    **options: Any,
 ) -> Model:
     """A model of the parts of a ResNet, which become its own.
 
@@ -147,22 +152,26 @@ def assemble_c4(
         kind: FasterRCNN or MaskRCNN.
         backbone: the classifier: its first stages are the backbone, its last is res5.
         num_classes: number of classes with background.
-        box_pooling: "roi_align", or "roi_pool", for comparisons.
+        box_pooling, sampling_ratio: see :class:`FasterRCNN`.
         **options: the model's, instead of those that make it a C4 model.
     """
     channels = backbone.inplanes  # of res5
     settings: dict[str, Any] = PROPOSALS | {
         "rpn_anchor_generator": AnchorGenerator(*ANCHORS),
-        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4]),
+        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio),
         "box_head": nn.AdaptiveAvgPool2d(1),
         "box_predictor": FastRCNNPredictor(channels, num_classes),
     }
     if issubclass(kind, MaskRCNN):
+        if isinstance(mask_head := options.pop("mask_head", None), str) and mask_head != "fcn":
+            raise ValueError(f"mask_head must be fcn in a C4 model, where res5 is in its place, got {mask_head!r}")
         settings |= {
-            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4]),
-            "mask_head": MaskRCNNHeads(channels, (), 1),
-            "mask_predictor": MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes),
+            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio),
+            "mask_head": make_mask_head(mask_head, channels, ()),
         }
+        if "mask_predictor" not in options:
+            masks = options.pop("mask_classes", "per_class")
+            settings["mask_predictor"] = make_mask_predictor(masks, channels, MASK_CHANNELS, num_classes)
     model = kind(C4Backbone(backbone), **(settings | options))
     model.roi_heads.res5 = backbone.layer4
     return model

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastmask.checks import check_choice
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._box_head import (
     FastRCNNConvFCHead as FastRCNNConvFCHead,
@@ -13,6 +14,7 @@ from fastmask.models.detection._box_head import (
     TwoMLPHead as TwoMLPHead,
 )
 from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
     _default_anchorgen,
     make_mobilenet_backbone,
     make_pooler,
@@ -34,6 +36,7 @@ from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.models.mobilenetv3 import MobileNet_V3_Large_Weights, mobilenet_v3_large as mobilenet_v3_large
 from fastmask.models.resnet import ResNet50_Weights, resnet50 as resnet50
 from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.variants import CHOICES
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -49,6 +52,11 @@ class FasterRCNN(GeneralizedRCNN):
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
+        sampling_ratio: samples a bin and axis of RoIAlign in all branches, 0 for as many as there are pixels, as
+            torchvision's -1 (Mask R-CNN, section 3: "not sensitive" to it); or one for each feature map.
+        rpn_loss: "bce", or "focal" (arXiv 1708.02002): the loss of objectness, of the sampled anchors.
+        box_loss: the loss of the box head's boxes: "smooth_l1", "l1", "weighted_smooth_l1", "giou" (arXiv 1902.09630),
+            "diou" or "ciou" (arXiv 1911.08287); see :mod:`fastmask.models.detection._named_losses`.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
@@ -92,8 +100,16 @@ class FasterRCNN(GeneralizedRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+        rpn_loss: str = "bce",
+        box_loss: str = "smooth_l1",
         **kwargs: Any,
     ) -> None:
+        check_choice("rpn_loss", rpn_loss, CHOICES["rpn_loss"])
+        check_choice("box_loss", box_loss, CHOICES["box_loss"])
+        for name in ("mask_head", "mask_classes", "mask_loss"):  # which a Mask R-CNN takes out
+            if name in kwargs:
+                raise ValueError(f"{name} must be given to a Mask R-CNN only, got a {type(self).__name__}")
         _check_type("rpn_anchor_generator", rpn_anchor_generator, AnchorGenerator)
         _check_type("box_roi_pool", box_roi_pool, MultiScaleRoIAlign)
         if (num_classes is None) == (box_predictor is None):
@@ -117,10 +133,13 @@ class FasterRCNN(GeneralizedRCNN):
             rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
+        rpn.rpn_loss = rpn_loss
         if box_pooling != "roi_align" and box_roi_pool is not None:
             raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
+        if sampling_ratio != SAMPLING_RATIO and box_roi_pool is not None:
+            raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
         if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7)
+            box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
@@ -139,6 +158,7 @@ class FasterRCNN(GeneralizedRCNN):
             box_nms_thresh,
             box_detections_per_img,
         )
+        roi_heads.box_loss = box_loss
         mean = list(IMAGE_MEAN) if image_mean is None else image_mean
         std = list(IMAGE_STD) if image_std is None else image_std
         transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)

@@ -130,7 +130,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         features = self.extract_features(pixels)
         outputs = self.rpn.predict(features, (pixels.shape[2], pixels.shape[3]))
         proposals = drop_padding(self.rpn.propose(outputs, sizes))
-        losses = roi_losses(self.roi_heads, features, proposals, targets, normalizer)
+        losses = roi_losses(self.roi_heads, features, proposals, sizes, targets, normalizer)
         return losses | rpn_losses(self.rpn, outputs, targets, normalizer)
 
     def forward(

@@ -12,7 +12,7 @@ from fastmask.models.detection._keypoint_head import (
     KeypointRCNNHeads as KeypointRCNNHeads,
     KeypointRCNNPredictor as KeypointRCNNPredictor,
 )
-from fastmask.models.detection._parts import make_v1_backbone
+from fastmask.models.detection._parts import SAMPLING_RATIO, make_pooler, make_v1_backbone
 from fastmask.models.detection._weights import (
     choose_num_classes,
     choose_num_keypoints,
@@ -84,7 +84,8 @@ class KeypointRCNN(FasterRCNN):
         if num_keypoints is not None and keypoint_predictor is not None:
             raise ValueError("num_keypoints or keypoint_predictor must be given, got both")
         if keypoint_roi_pool is None:
-            keypoint_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=14, sampling_ratio=2)
+            ratio = kwargs.get("sampling_ratio", SAMPLING_RATIO)
+            keypoint_roi_pool = make_pooler("roi_align", 14, sampling_ratio=ratio)
         if keypoint_head is None:
             keypoint_head = KeypointRCNNHeads(_out_channels(backbone), (512,) * 8)
         if keypoint_predictor is None:

@@ -1,6 +1,7 @@
 """Losses of Mask R-CNN (sections 3 and 5; Faster R-CNN, section 3.1.2), on padded targets and samples of fixed size.
 
-Sums run over all rows, valid ones weighted 1 and padding 0, and are divided by the number of valid rows.
+Sums run over all rows, valid ones weighted 1 and padding 0, and are divided by the number of valid rows. Which loss a
+model takes of objectness, boxes and masks, it names: see _named_losses.py.
 Source: torchvision/models/detection/rpn.py and roi_heads.py.
 """
 
@@ -14,14 +15,14 @@ from fastmask.checks import is_readable
 from fastmask.models._layout import as_read
 from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap, predict_heatmaps
 from fastmask.models.detection._mask_head import predict_mask_logits
+from fastmask.models.detection._named_losses import box_error, mask_error, objectness_error
 from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
-from fastmask.models.detection._utils import BoxCoder, take_rows
+from fastmask.models.detection._utils import take_rows
 from fastmask.models.detection.sampling import Sample, count_parts, match_boxes
 from fastmask.ops.roi_align import roi_align
 from fastmask.structures import Features, Proposals, RPNOutputs, Targets
 
-BETA = 1 / 9  # where smooth L1 turns from a parabola into a line
 IGNORED = -100  # a label that cross entropy leaves out
 MOST_PIXELS = 2**27  # of masks that are floating point at once: 512 MB in float32
 
@@ -37,10 +38,10 @@ def rpn_losses(rpn: RPNStages, outputs: RPNOutputs, targets: Targets, normalizer
     with torch.no_grad():
         matched, state = match_boxes(rpn.proposal_matcher, targets.boxes, anchor, targets.valid)
         sample = rpn.fg_bg_sampler.sample(state)
-    chosen = objectness.gather(1, sample.indices)
-    error = F.binary_cross_entropy_with_logits(chosen, sample.positive.to(chosen.dtype), reduction="none")
+    error = objectness_error(rpn.rpn_loss, objectness.gather(1, sample.indices), sample.positive)
     total = normalizer(sample.valid.sum())
-    regression = box_loss(
+    regression = box_error(
+        "smooth_l1",
         rpn.box_coder,
         take_rows(delta, sample.indices),
         take_rows(anchor.expand(len(matched), -1, -1), sample.indices),
@@ -50,18 +51,18 @@ def rpn_losses(rpn: RPNStages, outputs: RPNOutputs, targets: Targets, normalizer
     return {"loss_objectness": (error * sample.valid).sum() / total, "loss_rpn_box_reg": regression / total}
 
 
-def box_loss(coder: BoxCoder, deltas: Tensor, boxes: Tensor, gt_boxes: Tensor, positive: Tensor) -> Tensor:
-    """Smooth L1 of deltas [..., 4] from boxes to ground-truth boxes [..., 4], summed over the positive [...]."""
-    with torch.no_grad():
-        wanted = torch.where(positive[..., None], coder.encode_single(gt_boxes, boxes), 0).to(deltas.dtype)
-    error = F.smooth_l1_loss(deltas, wanted, beta=BETA, reduction="none")
-    return (error * positive[..., None]).sum()
-
-
 def roi_losses(
-    heads: RoIStages, features: Features, proposals: Proposals, targets: Targets, normalizer: Normalizer
+    heads: RoIStages,
+    features: Features,
+    proposals: Proposals,
+    sizes: Tensor,
+    targets: Targets,
+    normalizer: Normalizer,
 ) -> Losses:
-    """Proposals -> loss_classifier, loss_box_reg and, with such a branch, loss_mask or loss_keypoint."""
+    """Proposals -> loss_classifier, loss_box_reg and, with such a branch, loss_mask or loss_keypoint.
+
+    ``sizes`` [B, 2]: int64 (height, width) of the images.
+    """
     with torch.no_grad():
         boxes, matched, labels, sample = sample_proposals(heads, proposals, targets)
     rows, counts = select_rows(sample.valid)
@@ -72,7 +73,9 @@ def roi_losses(
     error = F.cross_entropy(logits, torch.where(counts, label, IGNORED), ignore_index=IGNORED, reduction="sum")
     own = deltas.gather(1, label[:, None, None].expand(-1, 1, 4)).squeeze(1)  # [R, 4]
     reference, target = (b.flatten(0, 1)[rows] for b in (boxes, take_rows(targets.boxes, matched)))
-    regression = box_loss(heads.box_coder, own, reference, target, sample.positive.flatten()[rows] & counts)
+    positive = sample.positive.flatten()[rows] & counts
+    area = sizes.prod(1)[rows // boxes.shape[1]] if heads.box_loss == "weighted_smooth_l1" else None
+    regression = box_error(heads.box_loss, heads.box_coder, own, reference, target, positive, area)
     losses = {"loss_classifier": error / total, "loss_box_reg": regression / total}
     most = heads.fg_bg_sampler.max_positives()  # positives come first
     boxes, matched, labels, positive = (rows[:, :most] for rows in (boxes, matched, labels, sample.positive))
@@ -128,7 +131,7 @@ def mask_loss(
     positive: Tensor,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Binary cross entropy of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
+    """The model's ``mask_loss`` of the true class's masks, over boxes [B, S, 4] of which some are positive [B, S].
 
     Boxes that match an instance without a mask do not count. ``known``: what the mask head reads of all samples, of
     which these boxes are the first, and which samples [B, all] are valid: their rows, see :func:`select_rows`.
@@ -152,7 +155,7 @@ def mask_loss(
         index = targets.first_mask[:, None] + matched
         rois = torch.cat((index[:, :, None].to(boxes.dtype), boxes), dim=2).flatten(0, 1)[rows]
         wanted = crop_masks(targets.masks, rois, logits.shape[-2:]).to(logits.dtype)
-    error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2))
+    error = mask_error(heads.mask_loss, logits, wanted)
     return (error * counts).sum() / normalizer(counts.sum()).clamp(min=1e-6)  # 0 without any positive
 
 

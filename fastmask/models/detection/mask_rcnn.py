@@ -6,21 +6,35 @@ from typing import Any
 
 from torch import nn
 
+from fastmask.checks import check_choice
 from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
-from fastmask.models.detection._parts import make_pooler, make_v1_backbone, make_v2_parts
+from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
+    make_mask_head,
+    make_mask_predictor,
+    make_pooler,
+    make_v1_backbone,
+    make_v2_parts,
+)
 from fastmask.models.detection._weights import choose_num_classes, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.faster_rcnn import FasterRCNN, _check_type, _out_channels
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
+from fastmask.variants import CHOICES
 
 
 class MaskRCNN(FasterRCNN):
     """Faster R-CNN with a mask branch.
 
     Args:
-        mask_roi_pool, mask_head, mask_predictor: see :class:`RoIHeads`; None for the paper's.
+        mask_roi_pool, mask_predictor: see :class:`RoIHeads`; None for the paper's.
+        mask_head: "fcn" or None for the paper's convolutions; "unet" for a U-Net of about as many parameters (arXiv
+            1505.04597); or a module, see :class:`RoIHeads`.
+        mask_classes: "per_class", or "agnostic" for one mask of all classes, which is "nearly as effective" (Mask
+            R-CNN, section 4.2); of the predictor that is made.
+        mask_loss: "bce", "dice" (arXiv 1606.04797) or "bce_dice", the sum of both.
         The others: see :class:`FasterRCNN`; ``num_classes`` must be None if ``mask_predictor`` is given.
 
     Source: torchvision/models/detection/mask_rcnn.py, with its defaults.
@@ -62,23 +76,28 @@ class MaskRCNN(FasterRCNN):
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         # mask branch
         mask_roi_pool: MultiScaleRoIAlign | None = None,
-        mask_head: nn.Module | None = None,
+        mask_head: nn.Module | str | None = None,
         mask_predictor: nn.Module | None = None,
         *,
         box_pooling: str = "roi_align",
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+        mask_classes: str = "per_class",
+        mask_loss: str = "bce",
         **kwargs: Any,
     ) -> None:
         _check_type("mask_roi_pool", mask_roi_pool, MultiScaleRoIAlign)
         if num_classes is not None and mask_predictor is not None:
             raise ValueError("num_classes or mask_predictor must be given, got both")
+        check_choice("mask_loss", mask_loss, CHOICES["mask_loss"])
         if mask_roi_pool is None:
-            mask_roi_pool = make_pooler(box_pooling, 14)
-        if mask_head is None:
-            mask_head = MaskRCNNHeads(_out_channels(backbone), (256, 256, 256, 256), 1)
+            mask_roi_pool = make_pooler(box_pooling, 14, sampling_ratio=sampling_ratio)
+        mask_head = make_mask_head(mask_head, _out_channels(backbone), (256, 256, 256, 256))
         if mask_predictor is None:
             if num_classes is None:
                 raise ValueError("num_classes or mask_predictor must be given, got neither")
-            mask_predictor = MaskRCNNPredictor(256, 256, num_classes)
+            mask_predictor = make_mask_predictor(mask_classes, 256, 256, num_classes)
+        elif mask_classes != "per_class":
+            raise ValueError(f"mask_classes must be per_class where mask_predictor is given, got {mask_classes!r}")
         super().__init__(
             backbone,
             num_classes,
@@ -110,11 +129,13 @@ class MaskRCNN(FasterRCNN):
             box_positive_fraction,
             bbox_reg_weights,
             box_pooling=box_pooling,
+            sampling_ratio=sampling_ratio,
             **kwargs,
         )
         self.roi_heads.mask_roi_pool = mask_roi_pool
         self.roi_heads.mask_head = mask_head
         self.roi_heads.mask_predictor = mask_predictor
+        self.roi_heads.mask_loss = mask_loss
 
 
 class MaskRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name
@@ -181,7 +202,7 @@ def maskrcnn_resnet50_fpn_v2(
     trained = find_weights(MaskRCNN_ResNet50_FPN_V2_Weights, weights)
     parts = make_v2_parts(trained, ResNet50_Weights.verify(weights_backbone), progress, trainable_backbone_layers)
     channels = parts["backbone"].out_channels
-    parts["mask_head"] = MaskRCNNHeads(channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
+    parts["mask_head"] = make_mask_head(kwargs.pop("mask_head", None), channels, [256] * 4, nn.BatchNorm2d)
     model = MaskRCNN(num_classes=choose_num_classes(num_classes, trained, new_predictors), **parts, **kwargs)
     load_weights(model, trained, progress, new_predictors)
     return model

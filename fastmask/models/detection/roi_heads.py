@@ -11,9 +11,10 @@ from torch import Tensor
 from fastmask.checks import ArgumentError, check_shape
 from fastmask.kernels.keypoints import MOST_PIXELS, decode_keypoints_op
 from fastmask.models.detection._keypoint_head import check_square, keypoints_to_heatmap as keypoints_to_heatmap
+from fastmask.models.detection._mask_head import index_masks
+from fastmask.models.detection._named_losses import BETA, Regression, make_regression, mask_error
 from fastmask.models.detection._roi_stages import RoIStages
 from fastmask.models.detection._unpad import keep_best
-from fastmask.models.detection.losses import BETA
 from fastmask.ops.boxes import clip_boxes_to_image
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.roi_align import roi_align
@@ -84,7 +85,13 @@ class RoIHeads(RoIStages):
         assert targets is not None
         pooled = self.run_res5(self.box_roi_pool(features, boxes, image_shapes))
         logits, deltas = self.box_predictor(self.box_head(pooled))
-        loss_classifier, loss_box = fastrcnn_loss(logits, deltas, labels, regression_targets)
+        options = {}
+        if self.box_loss != RoIStages.box_loss:
+            gt_boxes = [target["boxes"] for target in targets]
+            options["regression"] = make_regression(
+                self.box_loss, self.box_coder, boxes, gt_boxes, matched, image_shapes
+            )
+        loss_classifier, loss_box = fastrcnn_loss(logits, deltas, labels, regression_targets, **options)
         losses = {"loss_classifier": loss_classifier, "loss_box_reg": loss_box}
         positive = [label > 0 for label in labels]
         boxes = [box[rows] for box, rows in zip(boxes, positive, strict=True)]
@@ -95,7 +102,8 @@ class RoIHeads(RoIStages):
                 self._pool_masks(features, boxes, image_shapes) if shared is None else shared
             )
             gt_masks, gt_labels = ([target[key] for target in targets] for key in ("masks", "labels"))
-            losses["loss_mask"] = maskrcnn_loss(mask_logits, boxes, gt_masks, gt_labels, matched)
+            named = {} if self.mask_loss == RoIStages.mask_loss else {"mask_loss": self.mask_loss}
+            losses["loss_mask"] = maskrcnn_loss(mask_logits, boxes, gt_masks, gt_labels, matched, **named)
         if self.has_keypoint():
             keypoint_logits = self._keypoint_logits(features, boxes, image_shapes)
             gt_keypoints = [target["keypoints"] for target in targets]
@@ -213,23 +221,35 @@ class RoIHeads(RoIStages):
 
 
 def fastrcnn_loss(
-    class_logits: Tensor, box_regression: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    class_logits: Tensor,
+    box_regression: Tensor,
+    labels: list[Tensor],
+    regression_targets: list[Tensor],
+    *,
+    regression: Regression | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of class logits [N, C], and smooth L1 of the true class's deltas [N, C * 4] in positive samples.
 
     Args:
         labels, regression_targets: [S] and [S, 4] of each image, N in all.
+        regression: the true class's deltas [P, 4] of rows [P] of the N -> their summed loss, in place of smooth L1.
     """
     label, wanted = torch.cat(labels), torch.cat(regression_targets)
     positive = (label > 0).nonzero()[:, 0]
     deltas = box_regression.unflatten(1, (-1, 4))[positive, label[positive]]
-    loss_box = F.smooth_l1_loss(deltas, wanted[positive], beta=BETA, reduction="sum") / label.numel()
-    return F.cross_entropy(class_logits, label), loss_box
+    if regression is None:
+        loss_box = F.smooth_l1_loss(deltas, wanted[positive], beta=BETA, reduction="sum")
+    else:
+        loss_box = regression(deltas, positive)
+    return F.cross_entropy(class_logits, label), loss_box / label.numel()
 
 
 def maskrcnn_inference(x: Tensor, labels: list[Tensor]) -> list[Tensor]:
-    """Mask logits [N, C, M, M] and labels [D] of each image, N in all -> these classes' probabilities [D, 1, M, M]."""
-    label = torch.cat(labels)
+    """Mask logits [N, C, M, M] and labels [D] of each image, N in all -> these classes' probabilities [D, 1, M, M].
+
+    With one class, all labels read its mask; likewise in :func:`maskrcnn_loss`.
+    """
+    label = index_masks(torch.cat(labels), x.shape[1])
     own = x.sigmoid().gather(1, label[:, None, None, None].expand(-1, 1, *x.shape[2:]))
     return list(own.split([each.shape[0] for each in labels]))
 
@@ -246,8 +266,10 @@ def maskrcnn_loss(
     gt_masks: list[Tensor],
     gt_labels: list[Tensor],
     mask_matched_idxs: list[Tensor],
+    *,
+    mask_loss: str = "bce",
 ) -> Tensor:
-    """Binary cross entropy of the true class's masks, from logits [N, C, M, M]; 0 without any sample.
+    """The mean ``mask_loss`` of the true class's masks, from logits [N, C, M, M]; 0 without any sample.
 
     Args:
         proposals, mask_matched_idxs: [S, 4] and [S] of each image, N in all.
@@ -263,7 +285,9 @@ def maskrcnn_loss(
     )
     if wanted.numel() == 0:  # a mean of nothing is NaN
         return mask_logits.sum() * 0
-    own = mask_logits[torch.arange(len(label), device=label.device), label]
+    own = mask_logits[torch.arange(len(label), device=label.device), index_masks(label, mask_logits.shape[1])]
+    if mask_loss != "bce":
+        return mask_error(mask_loss, own, wanted.to(own.dtype)).mean()
     return F.binary_cross_entropy_with_logits(own, wanted.to(own.dtype))
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from fastmask.checks import ArgumentError, NotScriptable, upcast
 from fastmask.kernels.fallback.decode import clip
+from fastmask.models.detection._named_losses import BETA, objectness_error
 from fastmask.models.detection._rpn_stages import RPNStages, flatten_anchors
 from fastmask.models.detection._unpad import keep_best
 from fastmask.models.detection._utils import take_rows
 from fastmask.models.detection.anchor_utils import AnchorGenerator as AnchorGenerator  # for users' imports
 from fastmask.models.detection.image_list import ImageList
-from fastmask.models.detection.losses import BETA
 from fastmask.ops.misc import Conv2dNormActivation
 
 Target = dict[str, Tensor]
@@ -153,7 +153,7 @@ class RegionProposalNetwork(RPNStages):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Sample anchors -> binary cross entropy of their objectness, smooth L1 of the positive ones' deltas.
+        """Sample anchors -> mean ``rpn_loss`` of their objectness, smooth L1 of the positive ones' deltas.
 
         Args:
             objectness (Tensor[B * A, 1]), pred_bbox_deltas (Tensor[B * A, 4]): outputs of the head.
@@ -164,8 +164,7 @@ class RegionProposalNetwork(RPNStages):
         wanted = torch.cat(regression_targets)[positive]
         error = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=BETA, reduction="sum")
         logits, label = objectness.flatten()[sampled], torch.cat(labels)[sampled]
-        loss_objectness = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype))
-        return loss_objectness, error / sampled.numel()
+        return objectness_error(self.rpn_loss, logits, label).mean(), error / sampled.numel()
 
 
 def concat_box_prediction_layers(box_cls: list[Tensor], box_regression: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from fastmask.models._api import Weights, WeightsEnum, register_model
 from fastmask.models._presets import ObjectDetection
 from fastmask.models.checkpoint import Checkpoint
+from fastmask.models.detection._parts import make_mask_head, make_mask_predictor
 from fastmask.models.detection._weights import (
     choose_num_classes,
     choose_num_keypoints,
@@ -20,7 +21,7 @@ from fastmask.models.detection.anchor_utils import AnchorGenerator
 from fastmask.models.detection.backbone_utils import BackboneWithFPN
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from fastmask.models.detection.keypoint_rcnn import KeypointRCNN, KeypointRCNNHeads, KeypointRCNNPredictor
-from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.resnet import BasicBlock
 from fastmask.skeletons import PERSON
 
@@ -77,10 +78,10 @@ def maskrcnn_slim_fpn(
     """
     trained = find_weights(MaskRCNN_Slim_FPN_Weights, weights)
     classes = choose_num_classes(num_classes, trained, new_predictors)
-    heads: dict[str, Any] = {
-        "mask_head": MaskRCNNHeads(CHANNELS, (CHANNELS,) * 3, 1),
-        "mask_predictor": MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
-    }
+    heads: dict[str, Any] = {"mask_head": make_mask_head(kwargs.pop("mask_head", None), CHANNELS, (CHANNELS,) * 3)}
+    if "mask_predictor" not in kwargs:
+        masks = kwargs.pop("mask_classes", "per_class")
+        heads["mask_predictor"] = make_mask_predictor(masks, CHANNELS, CHANNELS, classes)
     model = MaskRCNN(_build_backbone(), **(_choose_settings(classes) | heads | kwargs))
     load_weights(model, trained, progress, new_predictors)
     return model

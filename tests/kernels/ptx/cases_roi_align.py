@@ -16,24 +16,26 @@ from fastmask.kernels.triton import (
     roi_bins as roi_bins_triton,
 )
 
+MIXED = (3, 0, 1, 2)  # samples a bin and axis of each level
 OF_ONE_IMAGE = torch.tensor([0, 1, 1, 1, 1])  # times RoIs: they are of image 0
 # RoIs on the map whose one sample lies on its right border: x1, x2, width, bins a row
 BORDERS = [(138.5, 238.5, 226, 14), (50.25, 75.25, 69, 7), (22.5, 28.5, 27, 7), (11.125, 12.0625, 12, 14)]
 
 
 def roi_align_case(features, rois, pooled=(5, 5), ratio=2, aligned=False, offset=None):
-    """``offset``: another type of the offsets within a map than the launcher's."""
+    """``ratio``: of all levels, or each one's; ``offset``: another type of offsets in a map than the launcher's."""
     scales, limits = geometry(len(features))
+    rest = (*pooled, 2, aligned, ratio) if isinstance(ratio, tuple) else (*pooled, ratio, aligned)
 
     def run():
         with pytest.MonkeyPatch.context() as patch:
             if offset is not None:
                 patch.setattr(roi_align_triton, "offset_type", lambda _: offset)
-            return roi_align_triton.multilevel_roi_align(features, rois, scales, limits, *pooled, ratio, aligned)
+            return roi_align_triton.multilevel_roi_align(features, rois, scales, limits, *rest)
 
     def check(out):
         wide = [f.double() for f in features]
-        expected = reference.multilevel_roi_align(wide, rois, scales, limits, *pooled, ratio, aligned)
+        expected = reference.multilevel_roi_align(wide, rois, scales, limits, *rest)
         return close("out", out, expected, 2e-4)
 
     return Case(run, check)
@@ -73,6 +75,7 @@ def roi_align_backward_case(
 ):
     """``last``: the gradient is channels-last, and not copied; ``counted``: up to so many RoIs are not sorted."""
     scales, limits = geometry(levels)
+    rest = (2, aligned, ratio) if isinstance(ratio, tuple) else (ratio, aligned)
     heights, widths = ([-(-side // s) for s in (4, 8, 16, 32, 64)[:levels]] for side in size)
     grad = torch.randn(len(rois), channels, *pooled).to(dtype)
     for number, value in enumerate(values):
@@ -88,12 +91,12 @@ def roi_align_backward_case(
 
     def differentiate():
         return roi_align_backward_triton.multilevel_roi_align_backward(
-            grad, rois, batch, heights, widths, scales, limits, ratio, aligned
+            grad, rois, batch, heights, widths, scales, limits, *rest
         )
 
     def check(outs):
         expected = roi_fallback.multilevel_roi_align_backward(
-            grad.double(), rois.double(), batch, heights, widths, scales, limits, ratio, aligned
+            grad.double(), rois.double(), batch, heights, widths, scales, limits, *rest
         )
         pairs = enumerate(zip(outs, expected, strict=True))
         return [error for level, pair in pairs for error in close(f"level {level}", *pair, 5e-4)]
@@ -192,6 +195,10 @@ def forward_cases() -> Iterator[tuple[str, Case]]:
         "RoIAlign fp32, NCHW, few RoIs, 80 bins, C=1",
         roi_align_case(pyramid(2, 2, 1, FP32, False), six[:1], (8, 10), 1),
     )
+    for dtype, last in ((BF16, True), (FP32, False)):
+        maps, rois = pyramid(4, 2, 24, dtype, last), torch.cat((six, adversarial[:3]))
+        name = f"RoIAlign {NAMES[dtype]}, {'NHWC' if last else 'NCHW'}, a ratio of each level"
+        yield name, roi_align_case(maps, rois if last else rois[5:7], (3, 5), MIXED, True)
     for x1, x2, width, num_bins in BORDERS:
         for last in (True, False):
             layout = "NHWC" if last else "NCHW"
@@ -206,6 +213,10 @@ def backward_cases() -> Iterator[tuple[str, Case]]:
                 f"RoIAlign backward {NAMES[dtype]}, 4 levels, C=64, ratio {ratio}",
                 roi_align_backward_case(dtype, 64, 4, six, 2, (3, 3), ratio),
             )
+    yield (
+        "RoIAlign backward bf16, a ratio of each level, C=16, aligned",
+        roi_align_backward_case(BF16, 16, 4, some_rois(4, 2, True), 2, (3, 3), MIXED, True),
+    )
     yield (
         "RoIAlign backward fp32, adversarial RoIs, C=32, aligned",
         roi_align_backward_case(FP32, 32, 4, some_rois(4, 2, True), 2, (3, 3), 2, True),
