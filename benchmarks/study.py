@@ -185,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help=f"time, and write {RESULTS.name}, the plot and README.md")
     args = parser.parse_args(argv)
     settings = Settings(args.images, args.val_images)
+    if args.save and len(set(args.seeds)) < 2:
+        parser.error(f"--seeds must be two or more to be saved, got {args.seeds[0]}")
     try:
         draw_data(args.folder, settings)
         run_all(args.folder, args.only, args.seeds, args.processes, settings)

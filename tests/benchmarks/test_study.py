@@ -1,7 +1,6 @@
 """The study of variants: its rule of spread, its page, and runs that are not repeated."""
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_runs_are_made_once(
                 study.run(folder, name, seed, settings)
 
     monkeypatch.setattr(study, "run_all", run_here)
-    words = [str(tmp_path / "study"), "--only", study.BASELINE, "RoIPool", "--seeds", "7", "--images", "8"]
+    words = [str(tmp_path / "study"), "--only", study.BASELINE, "RoIPool", "--seeds", "7", "8", "--images", "8"]
     words += ["--val-images", "2"]
     assert study.main(words) == 0
     files = sorted((tmp_path / "study" / "runs").glob("*.json"))
@@ -82,8 +81,11 @@ def test_runs_are_made_once(
     assert [file.stat().st_mtime_ns for file in files] == times
     results = json.loads((tmp_path / "study.json").read_text())
     assert results["milliseconds"].keys() == {study.BASELINE, "RoIPool"}
-    assert [run["variant"] for run in results["runs"]] == [study.BASELINE, "RoIPool"]
+    assert [run["variant"] for run in results["runs"]] == [study.BASELINE] * 2 + ["RoIPool"] * 2
+    assert (tmp_path / "study.png").exists()
     assert all(run["parameters"] > 2e6 for run in results["runs"])
     assert study.main([*words[:-4], "--images", "9", "--val-images", "2"]) == 2
     assert "FOLDER must have runs of the same settings" in capsys.readouterr().err
-    assert statistics.fmean(results["milliseconds"].values()) > 0
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--seeds", "7", "--save"])
+    assert "--seeds must be two or more to be saved, got 7" in capsys.readouterr().err
