@@ -21,8 +21,16 @@ from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.paste import paste_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.soft_nms import soft_nms_padded_op
 
-OPS = (nms_padded_op, multilevel_roi_align_op, roi_pool_op, paste_masks_op, decode_keypoints_op)  # that packages call
+OPS = (  # that packages call
+    nms_padded_op,
+    soft_nms_padded_op,
+    multilevel_roi_align_op,
+    roi_pool_op,
+    paste_masks_op,
+    decode_keypoints_op,
+)
 KIND = "AOTI_DEVICE_KEY"  # of the device, in what PyTorch itself writes there
 
 

@@ -47,7 +47,8 @@ class ExportedModel(abc.ABC):
         self.batch: int | None = self.metadata["batch"] if fixed else None
         self.size: Size | None = tuple(self.metadata["size"]) if fixed else None
         limits = (self.metadata[name] for name in ("min_size", "max_size", "size_divisible"))
-        self.resizer = Resizer(*limits, padded_size=self.size)
+        enlarge_only = json.loads(metadata.get("enlarge_only", "false"))  # of matterport's models alone
+        self.resizer = Resizer(*limits, padded_size=self.size, enlarge_only=enlarge_only)
 
     @abc.abstractmethod
     def __call__(self, images: Array, sizes: Array) -> dict[str, Array]:

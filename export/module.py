@@ -177,4 +177,6 @@ class ExportableModel(nn.Module):
             "outputs": self.outputs(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        if transform._enlarge_only:
+            metadata["enlarge_only"] = True
         return {name: json.dumps(value) for name, value in metadata.items()}

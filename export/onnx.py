@@ -57,6 +57,9 @@ def write_onnx(
 
     for_tensorrt = isinstance(exportable, TensorRTExportableModel)
     exportable.check(shape)
+    if exportable.model.roi_heads.box_nms != "hard":
+        got = exportable.model.roi_heads.box_nms
+        raise ValueError(f"box_nms must be hard: ONNX has no soft-NMS, which a .pt2 package has, got {got}")
     if for_tensorrt and shape.dynamic:
         raise ValueError("for TensorRT a graph must be of one batch and size, got a dynamic one")
     if not OPSETS[0] <= opset <= OPSETS[1]:

@@ -52,6 +52,7 @@ class Resizer:
         fixed_size: (height, width) that every image is resized to instead.
         padded_size: (height, width) of every batch, rounded up to multiples; None: the least that a batch needs.
         transpose: give portrait images the landscape size transposed, and the other way round.
+        enlarge_only: see :func:`compute_resized_size`.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Resizer:
         fixed_size: Size | None = None,
         padded_size: Size | None = None,
         transpose: bool = False,
+        enlarge_only: bool = False,
     ) -> None:
         self.min_size, self.max_size, self.size_divisible = min_size, max_size, size_divisible
         self.fixed_size = fixed_size
         self.padded_size = None if padded_size is None else compute_padded_size([padded_size], size_divisible)
         self.transpose = transpose and fixed_size is None
+        self.enlarge_only = enlarge_only
 
     def choose_padded_size(self, original: Size) -> Size | None:
         """The padded size of an image of that size; None: any.
@@ -85,7 +88,8 @@ class Resizer:
             ValueError: not a pixel of it would be left, or a fixed size does not fit.
         """
         room = self._choose(original) or (math.inf, math.inf)
-        size = self.fixed_size or compute_resized_size(original, self.min_size, self.max_size, room)
+        limits = self.min_size, self.max_size, room
+        size = self.fixed_size or compute_resized_size(original, *limits, enlarge_only=self.enlarge_only)
         if min(size) < 1 or size[0] > room[0] or size[1] > room[1]:
             if self.fixed_size:
                 height, width = original

@@ -11,7 +11,12 @@ Size = tuple[int, int]  # (height, width)
 
 
 def compute_resized_size(
-    original: Size, min_size: float, max_size: float, room: tuple[float, float] = (math.inf, math.inf)
+    original: Size,
+    min_size: float,
+    max_size: float,
+    room: tuple[float, float] = (math.inf, math.inf),
+    *,
+    enlarge_only: bool = False,
 ) -> Size:
     """(height, width) that an image is resized to, 0 where not a pixel of a side is left.
 
@@ -19,7 +24,15 @@ def compute_resized_size(
         original: (height, width) of the image.
         min_size, max_size: pixels of the shorter side, and the limit of the longer one.
         room: (height, width) that it has to fit into as well.
+        enlarge_only: matterport's rule instead (Mask_RCNN's utils.resize_image, mode "square"): an image is not shrunk
+            to ``min_size``, only enlarged, and sides are rounded to the nearest pixel, of two to the even one.
     """
+    if enlarge_only:
+        longest = max(original)
+        scale = max(1.0, min_size / min(original))
+        scale = max_size / longest if round(longest * scale) > max_size else scale
+        scale = min(scale, room[0] / original[0], room[1] / original[1])
+        return round(original[0] * scale), round(original[1] * scale)
     scale = min(min_size / min(original), max_size / max(original), room[0] / original[0], room[1] / original[1])
     return math.floor(original[0] * scale), math.floor(original[1] * scale)
 

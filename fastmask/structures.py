@@ -16,6 +16,7 @@ class Features(NamedTuple):
 
     maps: dict[str, Tensor]  # [B, C, H_l, W_l] by name
     scales: dict[str, float]  # feature pixels per image pixel, of those maps that RoIs are pooled from
+    offset: Tensor | None = None  # [B, 2] (y, x) of each image on a larger canvas; None: in the batch's corner
 
 
 class RPNOutputs(NamedTuple):

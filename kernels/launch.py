@@ -29,6 +29,7 @@ OPS = (
     "roi_pool",
     "roi_pool_backward",
     "nms_padded",
+    "soft_nms_padded",
     "paste_masks",
     "paste_masks_backward",
     "encode_masks",

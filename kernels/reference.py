@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -206,6 +207,68 @@ def _iou(a: Tensor, b: Tensor) -> float:
     inter = width * height
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
     return float(inter / union)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    iou_threshold: float,
+    sigma: float,
+    gaussian: bool,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[list[int], list[float]]:
+    """Soft-NMS (arXiv 1704.04503, Figure 2) inside each group of one image -> indices and decayed scores, best first.
+
+    All is computed in float64 if boxes or scores are, else in float32. The highest remaining score is taken, the lowest
+    index of equal ones. It decays the others of its group by 1 - IoU where that IoU is above the threshold *as double*
+    (linear), or by exp(-IoU^2 / sigma) (gaussian); a NaN IoU decays nothing. A score that is not at least
+    ``score_threshold``, such as NaN, takes no part, from the beginning or from then on.
+    """
+    dtype = compute_dtype(boxes, scores)
+    kind: Any = np.float64 if dtype == torch.float64 else np.float32
+    boxes = boxes.to(dtype)
+    remaining = {i: kind(score) for i, score in enumerate(scores.to(dtype).tolist()) if score >= score_threshold}
+    remaining = {i: score for i, score in remaining.items() if valid is None or valid[i]}
+    kept: list[int] = []
+    decayed: list[float] = []
+    while remaining and len(kept) < max_output:
+        best = max(remaining, key=lambda i: (remaining[i], -i))
+        kept.append(best)
+        decayed.append(float(remaining.pop(best)))
+        for i in [i for i in remaining if groups is None or groups[i] == groups[best]]:
+            iou = kind(_iou(boxes[best], boxes[i]))
+            with np.errstate(all="ignore"):  # inf * 0 is NaN
+                if gaussian and not np.isnan(iou):
+                    remaining[i] *= exp_of_negative(iou * iou / kind(sigma))
+                elif not gaussian and float(iou) > iou_threshold:
+                    remaining[i] *= 1 - iou
+            if not remaining[i] >= score_threshold:
+                del remaining[i]
+    return kept, decayed
+
+
+EXP_LIMIT = 87.0  # exp(-x) of larger x is 0: that of float32 would not be normal
+LOG2_E = 1.4426950408889634
+LN_2_HIGH, LN_2_LOW = 0.693359375, -2.1219444005469057e-4  # the first has 9 bits: n of 7 times it is exact
+EXP_TERMS = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)  # Taylor's, |x| <= ln(2) / 2
+
+
+def exp_of_negative(x: Any) -> Any:
+    """exp(-x) of one NumPy number x >= 0: in float32 by steps that every device rounds alike, within 1.25 ulp."""
+    if x.dtype == np.float64:
+        return x.dtype.type(math.exp(-x))
+    f = np.float32
+    if not x <= EXP_LIMIT:
+        return f(0)
+    n = np.floor(x * f(LOG2_E) + f(0.5))
+    rest = (n * f(LN_2_HIGH) - x) + n * f(LN_2_LOW)
+    total = f(EXP_TERMS[0])
+    for term in EXP_TERMS[1:]:
+        total = total * rest + f(term)
+    return total * f(2.0 ** -float(n))
 
 
 def expand_boxes(boxes: Tensor, scale: float) -> Tensor:

@@ -86,8 +86,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ctx.aligned,
         ctx.level_ratios,
     )
-    # features; rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned, level_ratios: none
-    return features, None, None, None, None, None, None, None, None
+    # None: rois (as in torchvision), scales, level_limits, pooled size, sampling_ratio, aligned; and level_ratios, but
+    # PyTorch 2.11 does not pass it where it is the default
+    return features, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 multilevel_roi_align_op.register_autograd(_backward, setup_context=_setup_context)

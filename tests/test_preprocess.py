@@ -40,7 +40,7 @@ def prepare_in_four_ways(image: Image.Image, folder: Path) -> dict[str, tuple[Te
 
     predictor = Predictor(model, "exact")
     predictor([image])
-    ((size, runner),) = predictor._runners.items()
+    (((size,), runner),) = predictor._runners.items()
     assert runner.inputs.pixels.shape[2:] == size
     found["Predictor"] = (runner.inputs.pixels, runner.inputs.sizes[0].tolist())
 
@@ -103,3 +103,18 @@ def test_padded_sizes() -> None:
         Resizer(800, 1333, 32).choose_padded_size((1, 5000))
     with pytest.raises(ValueError, match=r"of 10 x 10 pixels cannot be resized to \(300, 300\) in \(256, 256\)"):
         Resizer(800, 1333, 32, fixed_size=(300, 300), padded_size=(256, 256)).resize((10, 10))
+
+
+@pytest.mark.parametrize("original", [(480, 640), (900, 1000), (2000, 3000), (3000, 2999), (500, 333), (1023, 1024)])
+def test_matterports_sizes(original: tuple[int, int]) -> None:
+    """Literal resize_image, mode "square": enlarged to 800 pixels, never shrunk to it, within 1024 in any case."""
+    scale = max(1, 800 / min(original))
+    if round(max(original) * scale) > 1024:
+        scale = 1024 / max(original)
+    expected = round(original[0] * scale), round(original[1] * scale)
+    resizer = Resizer(800, 1024, 1024, enlarge_only=True)
+    assert resizer.resize_batch([original]) == ([expected], (1024, 1024))
+    augmentation = Augmentation(max_size=1024, flip=0, enlarge_only=True)
+    assert augmentation.draw_crop(original, np.random.default_rng(0), (1024, 1024)).resized == expected
+    room = Resizer(800, 1024, 1024, padded_size=(500, 500), enlarge_only=True)
+    assert room.resize(original) == expected

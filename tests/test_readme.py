@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.clips import draw_frames, write_clip
 from helpers.images import draw_image
+from helpers.matterport import SLIM, draw_weights, write_h5
 from helpers.pages import PAGES, ROOT, find_blocks, find_commands, find_example
 from helpers.prefill import prefill
 from PIL import Image
@@ -58,6 +59,8 @@ def test_example_runs_as_printed(
         hub = request.getfixturevalue("hub")
         shutil.copy(hub / "photo.jpg", tmp_path)
         monkeypatch.setenv("TORCH_HOME", str(hub))
+    if "mask_rcnn_balloon.h5" in example:
+        write_h5(tmp_path / "mask_rcnn_balloon.h5", draw_weights(1, SLIM._replace(classes=2)))
     if "clip.mp4" in example:
         pytest.importorskip("av", reason="it reads the video")
         write_clip(tmp_path / "clip.mp4", draw_frames(4))

@@ -1,4 +1,4 @@
-"""Non-maximum suppression in groups: the RPN's levels, and classes."""
+"""Non-maximum suppression in groups: the RPN's levels, and classes; soft-NMS in classes."""
 
 import functools
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from fastmask.benchmarks.inputs import IMAGE_SIZE, boxes_in, clustered_boxes
 from fastmask.kernels import reference
 from fastmask.kernels.nms import nms_padded_op
 from fastmask.kernels.roofline import min_bytes
+from fastmask.kernels.soft_nms import soft_nms_padded_op
 
 SAMPLE = 200  # boxes compared with the literal reference
 LEVELS = [1000, 1000, 1000, 1000, 819]  # an RPN's candidates per level, of a padded image of 800 x 1344
@@ -89,6 +90,47 @@ def rpn_nms(generator: torch.Generator, device: torch.device, batch: int | None 
     return Case(providers, check, inputs, moved, sample=sample, capturable={"fastmask": ours})
 
 
+def soft_nms(generator: torch.Generator, device: torch.device, *, num: int, gaussian: bool) -> Case:
+    """100 outputs of soft-NMS in 80 classes; the baseline is the paper's loop over picks, each in a few PyTorch ops."""
+    boxes, scores = clustered_boxes(generator, num).to(device), torch.rand(num, generator=generator).to(device)
+    labels = torch.randint(80, (num,), generator=generator).to(device)
+
+    def loop() -> list[Tensor]:
+        remaining, kept, decayed = scores.clone(), [], []
+        for _ in range(100):
+            best = remaining.argmax()
+            kept.append(best)
+            decayed.append(remaining[best])
+            iou = ops.box_iou(boxes[best][None], boxes)[0]
+            decay = (-(iou**2) / 0.5).exp() if gaussian else torch.where(iou > 0.3, 1 - iou, 1.0)
+            remaining = torch.where(labels == labels[best], remaining * decay, remaining)
+            remaining = torch.where(remaining < 0.001, -1, remaining).index_fill(0, best, -1)
+        return [torch.stack(kept), torch.stack(decayed)]
+
+    args = (boxes[None], scores[None], labels[None], None, 0.3, 0.5, gaussian, 0.001, 100)
+    own: dict[str, Callable[[], Any]] = {"fastmask": lambda: [out[0] for out in soft_nms_padded_op(*args)[:2]]}
+    providers = {"PyTorch loop": loop} | own
+
+    def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
+        torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-6)  # equal but for rounding, so may picks be
+
+    def sample() -> None:
+        few = boxes[:SAMPLE], scores[:SAMPLE], labels[:SAMPLE]
+        settings = (0.3, 0.5, gaussian, 0.001, 100)
+        on_cpu, one = [values.cpu() for values in few], [values[None] for values in few]
+        expected = reference.soft_nms(on_cpu[0], on_cpu[1], on_cpu[2], None, *settings)[0]
+        actual = soft_nms_padded_op(one[0], one[1], one[2], None, *settings)[0][0]
+        assert [i for i in actual.tolist() if i >= 0] == expected, "kept boxes differ"
+
+    kind = "gaussian" if gaussian else "linear"
+    inputs = f"{num} clustered boxes float32 in 80 groups, {kind}, 100 kept; baseline: a loop over picks"
+    return Case(providers, check, inputs, min_bytes(soft_nms_padded_op, *args), sample=sample, capturable=own)
+
+
+def make_soft_spec(num: int, gaussian: bool) -> CaseSpec:
+    return CaseSpec(functools.partial(soft_nms, num=num, gaussian=gaussian), providers=("PyTorch loop", "fastmask"))
+
+
 def make_rpn_spec(clustered: bool) -> CaseSpec:
     return CaseSpec(functools.partial(batched_nms, num=4819, groups=5, threshold=0.7, clustered=clustered))
 
@@ -110,4 +152,6 @@ SPECS: dict[str, CaseSpec] = {
     "NMS, 4k in 80 classes, clustered": make_class_spec(4_000, clustered=True, default=False),
     "NMS, 20k in 80 classes, clustered": make_class_spec(20_000, clustered=True),
     "NMS, 100k in 80 classes, clustered": make_class_spec(100_000, clustered=True),
+    "soft-NMS, 1k in 80 classes, linear": make_soft_spec(1_000, gaussian=False),
+    "soft-NMS, 1k in 80 classes, gaussian": make_soft_spec(1_000, gaussian=True),
 }

@@ -33,7 +33,7 @@ def print_times(predictor: Predictor, image: Image.Image, score: float) -> dict[
 def measure_stages(predictor: Predictor, image: Image.Image) -> dict[str, float]:
     """Median milliseconds of the model's stages, of all of it, and of a call with a PIL image."""
     original = (image.height, image.width)
-    (shape,), size = predictor.resizer.resize_batch([original])
+    (shape,), size = predictor.resizers[0].resize_batch([original])
     device = predictor.device
     pixels = predictor.program.empty_pixels(1, size, predictor.dtype, device)
     resized = to_float(image.resize((shape[1], shape[0])))

@@ -12,7 +12,9 @@ ALIASES = {
     "data": "data_path",
     "dataset": "data_path",
     "attribute": "class_attribute",
+    "box_nms": "nms",
     "box_score_thresh": "score",
+    "flip_test": "flip",
     "height": "size",
     "width": "size",
 }

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
 MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
-CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
+NMS_HELP = "suppress boxes that overlap a better one of their class, or let their scores decay [as the model]"
+SIZES_HELP = "shorter sides in pixels that each image is predicted at, and merged; after the images [the model's]"
+CHECKPOINTS = {".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors"}
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -37,6 +39,9 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     add_size("--exact", action="store_true", help="pad images as the model does [where there is no CUDA]")
     add = parser.add_argument
     add("--dtype", default="auto", choices=DTYPES, help="data type of weights and feature maps [%(default)s]")
+    add("--nms", choices=("hard", "soft_linear", "soft_gaussian"), help=NMS_HELP)
+    add("--flip", action="store_true", help="predict each image mirrored, too, and merge both")
+    add("--test-sizes", nargs="+", type=int, metavar="N", help=SIZES_HELP)
     add("--batch", type=int, default=1, metavar="N", help="images per batch [%(default)s]")
 
 
@@ -76,8 +81,10 @@ def make_exported_predictor(
     args: argparse.Namespace, ranks: "Ranks"
 ) -> "tuple[ExportedPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
-    if args.size or args.exact or args.dtype != "auto":
-        raise ValueError("--size, --exact and --dtype must not be given with --exported: the file has its own")
+    if args.size or args.exact or args.dtype != "auto" or args.nms:
+        raise ValueError("--size, --exact, --dtype and --nms must not be given with --exported: the file has its own")
+    if args.flip or args.test_sizes:
+        raise ValueError("--flip and --test-sizes must not be given with --exported: a file predicts an image once")
     try:
         import torch
 
@@ -114,9 +121,12 @@ def make_predictor(
     device = next(model.parameters()).device.type
     fixed = args.size or (device == "cuda" and not args.exact)
     dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    predictor = Predictor(model, (args.size or (800, 1344)) if fixed else "exact", args.batch, dtype)
+    size: Any = (args.size or (800, 1344)) if fixed else "exact"
+    views = {"flip_test": args.flip, "test_sizes": args.test_sizes}
+    predictor = Predictor(model, size, args.batch, dtype, box_nms=args.nms, **views)
     predictor.skeletons = {} if source is None else source.meta.get("skeletons", {})
     settings = {"model": name, "score": args.score, "batch": args.batch}
     settings |= {"weights": args.weights, "file": file_state(Path(args.weights)), "device": device}
-    settings |= {"size": predictor.size, "dtype": str(predictor.dtype), "fastmask": __version__}
+    settings |= {"nms": predictor.box_nms, "size": predictor.size, **views}
+    settings |= {"dtype": str(predictor.dtype), "fastmask": __version__}
     return predictor, categories, settings

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +59,23 @@ def run(args: argparse.Namespace) -> int:
             inputs = [path for path in (args.annotations, args.results) if path is not None]
             ranks.run_on_first(lambda: check_outputs(args.out, inputs))
             ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            evaluation, results = evaluate(args, dataset, ranks)
-            ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results))
+            evaluation, results, settings = evaluate(args, dataset, ranks)
+            ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results, settings))
         except (ImportError, ValueError) as error:
             if ranks.rank == 0:
                 print_error(error, args)
             return 2
         if ranks.rank == 0:
             print_evaluation(evaluation, dataset, args.out)
+            if settings and (line := format_views(settings)):
+                print(line)
         return 1 if evaluation.problems else 0
 
 
-def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "tuple[Evaluation, list[Any] | None]":
-    """The evaluation on every rank, and a model's detections on the first one."""
+def evaluate(
+    args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks"
+) -> "tuple[Evaluation, list[Any] | None, dict[str, Any] | None]":
+    """The evaluation on every rank, a model's detections on the first one, and what these depend on."""
     from fastmask import evaluation
     from fastmask.data.parse import join_few
     from fastmask.evaluation.files import read_results
@@ -82,13 +86,14 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
     if args.results is not None:
         if args.classes:
             raise ValueError("--classes must not be given with --results, which have category ids")
-        for name in ("weights", "model", "size"):
-            if is_given(getattr(args, name)):
-                raise ValueError(f"--{name} must not be given with --results, which are a model's already")
+        for name in ("weights", "model", "size", "nms", "test_sizes", "flip"):
+            if is_given(getattr(args, name) or None):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must not be given with --results, which are a model's already")
         evaluated = ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset, **how))
-        return evaluated, None
+        return evaluated, None, None
     pairs = parse_classes(args.classes or ())
-    predictor, names, _ = ranks.run_on_all(lambda: make_predictor(args, ranks))
+    predictor, names, settings = ranks.run_on_all(lambda: make_predictor(args, ranks))
     if names is not None:
         names = rename_classes(names, pairs, dataset.categories)
         if dataset.categories and not set(names[1:]) & set(dataset.categories):
@@ -100,7 +105,16 @@ def evaluate(args: argparse.Namespace, dataset: "Dataset", ranks: "Ranks") -> "t
         print(f"fastmask evaluate: {args.weights} names no classes: labels are category numbers", file=sys.stderr)
     results: list[Any] = []
     evaluated = evaluation.evaluate(predictor, dataset, names=names, ranks=ranks, results=results, **how)
-    return evaluated, [result for each in ranks.gather_to_first(results) for result in each]
+    return evaluated, [result for each in ranks.gather_to_first(results) for result in each], settings
+
+
+def format_views(settings: "Mapping[str, Any]") -> str:
+    """One line of a Predictor's NMS and test-time augmentation; empty where both are as usual."""
+    sizes = " ".join(map(str, settings["test_sizes"] or ()))
+    named = [f"nms {settings['nms']}"] if settings["nms"] != "hard" else []
+    named += ["flip"] if settings["flip_test"] else []
+    named += [f"test sizes {sizes}"] if sizes else []
+    return f"with {', '.join(named)}" if named else ""
 
 
 def parse_classes(texts: Sequence[str]) -> dict[str, str]:

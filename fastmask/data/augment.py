@@ -46,6 +46,7 @@ class Augmentation:
         color: strength of the jitter of brightness, contrast, saturation and hue, in [0, 1]. Images of other than three
             channels have neither saturation nor hue: brightness and contrast alone change, in all channels alike.
         paste: probability of copy-paste: each instance of another image is then pasted with probability 0.5.
+        enlarge_only: matterport's rule of sizes, see :func:`fastmask.sizes.compute_resized_size`.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -58,6 +59,7 @@ class Augmentation:
     canvas: Size = (1024, 1024)
     color: float = 0.0
     paste: float = 0.0
+    enlarge_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("flip", "color", "paste"):
@@ -85,8 +87,9 @@ class Augmentation:
         flipped = bool(generator.random() < self.flip)
         if self.zoom is None:
             shorter = int(generator.choice(self.min_size))
-            check_pixels_left(original, compute_resized_size(original, shorter, self.max_size, room))
-            return plan_resize(original, shorter, self.max_size, flipped, room)
+            limits, rule = (shorter, self.max_size), self.enlarge_only
+            check_pixels_left(original, compute_resized_size(original, *limits, room, enlarge_only=rule))
+            return plan_resize(original, *limits, flipped, room, rule)
         check_pixels_left(original, compute_resized_size(original, math.inf, math.inf, self.canvas))
         zoom = generator.uniform(*self.zoom)
         return plan_jitter(original, self.canvas, zoom, (generator.random(), generator.random()), flipped)

@@ -86,6 +86,7 @@ def plan_resize(
     max_size: int,
     flipped: bool = False,
     room: tuple[float, float] = (math.inf, math.inf),
+    enlarge_only: bool = False,
 ) -> Crop:
     """Resize the whole image by Mask R-CNN's rule, see :func:`fastmask.preprocess.compute_resized_size`.
 
@@ -94,8 +95,9 @@ def plan_resize(
         min_size, max_size: pixels of the shorter side, and the maximum of the longer one.
         flipped: flip left to right.
         room: (height, width) that the result has to fit into.
+        enlarge_only: matterport's rule instead.
     """
-    height, width = compute_resized_size(original, min_size, max_size, room)
+    height, width = compute_resized_size(original, min_size, max_size, room, enlarge_only=enlarge_only)
     resized = (max(1, height), max(1, width))
     return Crop(original, resized, 0, 0, resized, flipped)
 

@@ -85,7 +85,8 @@ def check_image(path: Path, size: tuple[int, int], model: GeneralizedRCNN) -> No
     if transform.fixed_size is not None:
         return
     try:
-        check_pixels_left(size, compute_resized_size(size, transform.min_size[-1], transform.max_size))
+        limits = transform.min_size[-1], transform.max_size
+        check_pixels_left(size, compute_resized_size(size, *limits, enlarge_only=transform._enlarge_only))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,7 +1,7 @@
 """Files that an evaluation reads and writes."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,21 @@ def check_outputs(folder: Path, inputs: Iterable[Path]) -> None:
     check_free([folder / name for name in names], isinstance(content, dict) and "metrics" in content, inputs)
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, results: Sequence[Any] | None) -> None:
+def write_evaluation(
+    evaluation: Evaluation,
+    folder: Path,
+    results: Sequence[Any] | None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write categories.csv, evaluation.json and, where there are detections, detections.json in COCO's results format.
+
+    ``settings``: what the detections depend on, as JSON values, such as weights and score.
 
     Raises:
         OSError: they cannot be written.
     """
+    own = {} if settings is None else {"settings": dict(settings)}
     write_csv(evaluation, folder / "categories.csv")
-    write_text(folder / "evaluation.json", json.dumps(to_dict(evaluation), indent=1))
+    write_text(folder / "evaluation.json", json.dumps(to_dict(evaluation) | own, indent=1))
     if results is not None:
         write_text(folder / "detections.json", json.dumps(results))

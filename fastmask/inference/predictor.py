@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -12,19 +13,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastmask.checks import check_at_least, check_choice, check_pair
+from fastmask.checks import check_at_least, check_choice
+from fastmask.inference import arguments
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
 from fastmask.inference.pretrained import FilePath, load_with_metadata
 from fastmask.inference.program import Program, Runner
+from fastmask.inference.tta import TTAProgram, TTARunner, make_resizers
 from fastmask.inference.unpack import Pending, drop_tracebacks, explain_out_of_memory, unpack
 from fastmask.kernels.launch import is_capturable
 from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.tuning import tuned_value_at
 from fastmask.models.detection._channels import count_channels
-from fastmask.models.detection._overrides import check_static
+from fastmask.models.detection._roi_stages import BOX_NMS, BoxNms
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.prepare import FUSE_MODES, CachedAnchors, Fuse, choose_fuse, prepare_for_inference
-from fastmask.preprocess import Resizer
 from fastmask.sizes import Size
 from fastmask.skeletons import Skeleton
 from fastmask.structures import Prediction
@@ -64,6 +66,11 @@ class Predictor:
             and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
             ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
         compile: let ``torch.compile`` fuse what is left, once for each shape, which takes a minute.
+        box_nms: "hard", "soft_linear" or "soft_gaussian" (see :class:`FasterRCNN`); None: as the model.
+        flip_test: predict each image mirrored, too, and merge both by NMS; masks are averaged (test-time augmentation,
+            detectron2's TEST.AUG.FLIP). Not with a keypoint branch.
+        test_sizes: shorter sides that each image is resized to, instead of the model's min_size, merged alike
+            (detectron2's TEST.AUG.MIN_SIZES); max_size and ``size`` grow and shrink with them.
 
     Raises:
         ValueError: an argument does not fit, or a weight is NaN or infinite.
@@ -86,32 +93,21 @@ class Predictor:
         graphs: int = 8,
         fuse: Fuse | Literal["auto"] = "auto",
         compile: bool = False,
+        box_nms: BoxNms | None = None,
+        flip_test: bool = False,
+        test_sizes: Sequence[int] | None = None,
     ) -> None:
-        check_choice("masks", masks, MASKS)
-        check_choice("fuse", fuse, ("auto", *FUSE_MODES))
+        for name, choice, choices in (("masks", masks, MASKS), ("fuse", fuse, ("auto", *FUSE_MODES))):
+            check_choice(name, choice, choices)
+        check_choice("box_nms", box_nms or "hard", BOX_NMS)
         for name, number in (("batch", batch), ("graphs", graphs)):
-            if not isinstance(number, int):
-                raise ValueError(f"{name} must be an int, got {number!r}")
-            check_at_least(name, number, 1)
-        if not isinstance(model, GeneralizedRCNN):
-            kind = type(model).__name__
-            raise ValueError(f"model must be one of fastmask.models.detection, not compiled or wrapped, got {kind}")
-        check_static(model, training=False, transform=True)
-        own = next(model.parameters())
-        self.device = own.device
-        if dtype == "auto":
-            dtype = torch.bfloat16 if self.device.type == "cuda" else own.dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
-        if size != "exact" and (isinstance(size, str) or not isinstance(size, Sequence)):
-            raise ValueError(f"size must be (height, width) or 'exact', got {size!r}")
-        kept = model.roi_heads.detections_per_img
-        detections = kept if detections is None else detections
-        if not isinstance(detections, int) or not 0 <= detections <= kept:
-            raise ValueError(
-                f"detections must be in [0, {kept}], as box_detections_per_img of the model keeps no more, "
-                f"got {detections}"
-            )
+            arguments.check_number(name, number)
+        arguments.check_model(model)
+        self.device = next(model.parameters()).device
+        dtype, detections = arguments.choose_dtype(model, dtype), arguments.choose_detections(model, detections)
+        padded = arguments.parse_size(size)
+        apart = {"mask_buckets": mask_buckets, "compile": compile}
+        self.augmented = arguments.check_views(model, flip_test, test_sizes, apart)
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         self.channels = count_channels(model)
         usual: Fuse = choose_fuse(self.device)
@@ -119,28 +115,23 @@ class Predictor:
         self.fuse, self.compile = asked, compile
         ready = prepare_for_inference(model, dtype, self.fuse)
         ready.roi_heads.detections_per_img = detections
-        if mask_buckets is None:
+        ready.roi_heads.box_nms = self.box_nms = ready.roi_heads.box_nms if box_nms is None else box_nms
+        if mask_buckets is None and not self.augmented:
             mask_buckets = tuned_value_at("predictor.mask_buckets", False, self.device, size, batch, dtype)
         wanted = mask_buckets and (ready.roi_heads.has_mask() or ready.roi_heads.has_keypoint())
         self._buckets = (*(rows for rows in BUCKETS if rows < detections), detections) if wanted else None
-        transform = ready.transform
-        self.resizer = Resizer(
-            transform.min_size[-1],
-            transform.max_size,
-            transform.size_divisible,
-            fixed_size=None if transform.fixed_size is None else (transform.fixed_size[1], transform.fixed_size[0]),
-            padded_size=None if size == "exact" else check_pair("size", size, 1),
-            transpose=True,
-        )
-        self.size: Size | Literal["exact"] = self.resizer.padded_size or "exact"
+        self.resizers = make_resizers(ready.transform, padded, test_sizes)
+        self.size: Size | Literal["exact"] = self.resizers[0].padded_size or "exact"
         assert isinstance(ready.rpn.anchor_generator, CachedAnchors)
         self.anchors: CachedAnchors = ready.rpn.anchor_generator
         self._mean, self._std = (
             torch.as_tensor(values, dtype=torch.get_default_dtype(), device=self.device).expand(self.channels)
             for values in (ready.transform.image_mean, ready.transform.image_std)
         )
-        self.program = Program(ready, masks, threshold, BYTES_PER_MASK, trim=self.device.type == "cpu")
-        self._runners: collections.OrderedDict[tuple[int, int], Runner] = collections.OrderedDict()
+        trim = self.device.type == "cpu"
+        kind = functools.partial(TTAProgram, flip=flip_test) if self.augmented else Program
+        self.program: Program = kind(ready, masks, threshold, BYTES_PER_MASK, trim=trim)
+        self._runners: collections.OrderedDict[tuple[Size, ...], Runner | TTARunner] = collections.OrderedDict()
         on_cuda = self.device.type == "cuda"
         self._capture = torch.cuda.Stream(self.device) if on_cuda and is_capturable() else None
         self._uploads = torch.cuda.Stream(self.device) if on_cuda else None
@@ -232,7 +223,7 @@ class Predictor:
 
         pending: list[Pending | Exception] = []
         pin = self.device.type == "cuda"
-        choose, channels = self.resizer.choose_padded_size, self.channels
+        choose, channels = self.resizers[0].choose_padded_size, self.channels
         chunks = prefetch_batches(images, self.batch, choose, ahead, pin, unchanged, channels)
         with tqdm(total=total, unit="img", disable=not progress) as bar, contextlib.closing(chunks):
             ended, failure = False, None
@@ -278,16 +269,20 @@ class Predictor:
         """Put a batch on the device and start the program and the copy of its outputs to the host."""
         originals = [(image.shape[1], image.shape[2]) for image in chunk]
         with self._lock, _on(self.device), torch.autocast(self.device.type, enabled=False):
-            shapes, size = self.resizer.resize_batch(originals)
+            resized = [resizer.resize_batch(originals) for resizer in self.resizers]
+            sizes = tuple(size for _, size in resized)
             if self._last is not None:  # launched on another thread's stream, it may still be reading its outputs
                 torch.cuda.current_stream().wait_event(self._last)
-            wanted = self.program.pixel_stride * self.batch * size[0] * size[1] * self.dtype.itemsize
-            with explain_out_of_memory(f"images of {originals}", f"the padded pixels {size}", wanted):
-                runner = self._runner(size)
+            area = sum(height * width for height, width in sizes)
+            wanted = self.program.pixel_stride * self.batch * area * self.dtype.itemsize
+            shown = ", ".join(map(str, sizes))
+            with explain_out_of_memory(f"images of {originals}", f"the padded pixels {shown}", wanted):
+                runner = self._runner(sizes)
                 uploaded = [self._upload(image) for image in chunk]
-                heights, widths = map(list, zip(*shapes, strict=True))
-                preprocess_op(uploaded, heights, widths, self._mean, self._std, runner.inputs.pixels)
-                runner.write_sizes(shapes, originals)
+                for (shapes, _), buffers in zip(resized, runner.buffers, strict=True):
+                    heights, widths = map(list, zip(*shapes, strict=True))
+                    preprocess_op(uploaded, heights, widths, self._mean, self._std, buffers.inputs.pixels)
+                    buffers.write_sizes(shapes, originals)
                 packed = runner.run()
             masks = None if self.masks == "soft" else packed.masks
             if self.device.type != "cuda":
@@ -311,20 +306,24 @@ class Predictor:
         uploaded.record_stream(torch.cuda.current_stream())
         return uploaded
 
-    def _runner(self, size: tuple[int, int]) -> Runner:
-        """Return the program on a padded size, built at its first use."""
-        if size not in self._runners:
+    def _runner(self, sizes: tuple[Size, ...]) -> Runner | TTARunner:
+        """Return the program on padded sizes, one for each test size, built at its first use."""
+        if sizes not in self._runners:
             while len(self._runners) >= self.graphs:
                 if self._last is not None:
                     self._last.synchronize()  # what is dropped may be running
                 dropped, _ = self._runners.popitem(last=False)
-                self.anchors.evict(dropped)
+                for size in set(dropped).difference(*self._runners):
+                    self.anchors.evict(size)
             if not self._runners and self._capture is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # one whose last graph is gone is gone too
-            options = (self._pool, self._capture, self._buckets, self.compile)
-            self._runners[size] = Runner(self.program, self.batch, size, self.dtype, self.device, *options)
-        self._runners.move_to_end(size)
-        return self._runners[size]
+            where = (self.dtype, self.device, self._pool, self._capture)
+            if isinstance(self.program, TTAProgram):
+                self._runners[sizes] = TTARunner(self.program, self.batch, sizes, *where)
+            else:
+                self._runners[sizes] = Runner(self.program, self.batch, sizes[0], *where, self._buckets, self.compile)
+        self._runners.move_to_end(sizes)
+        return self._runners[sizes]
 
     categories: Sequence[str] | None = None  # names by label, from 0, the background, where they are known
     skeletons: Mapping[str, Skeleton] = {}  # of keypoints, by category, where they are known

@@ -131,7 +131,29 @@ def split_fields(data: Tensor, fields: Sequence[Field]) -> dict[str, Tensor]:
 _capturing = threading.Lock()  # CUDA captures one graph at a time in a process
 
 
-class Runner:
+class Buffers:
+    """Inputs of a program on one shape, at fixed addresses; arguments as :class:`Runner`."""
+
+    def __init__(
+        self, program: Program, batch: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        pixels = program.empty_pixels(batch, size, dtype, device)
+        self._sizes = torch.tensor([[size] * batch] * 2, device=device)  # resized and original: one copy for both
+        self._written: object = None  # what was copied there last
+        self.inputs = Inputs(pixels, *self._sizes)
+
+    def write_sizes(self, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]) -> None:
+        """Write (height, width) of each image into the inputs, unless they are there; no host sync."""
+        rest = [(1, 1)] * (len(self._sizes[0]) - len(sizes))  # of a batch that is not full
+        both = [[*sizes, *rest], [*originals, *rest]]
+        if both != self._written:
+            self._written = None
+            host = torch.tensor(both, pin_memory=self._sizes.is_cuda)
+            self._sizes.copy_(host, non_blocking=True)
+            self._written = both
+
+
+class Runner(Buffers):
     """A program on one shape: captured as CUDA graphs on a GPU, called elsewhere.
 
     Args:
@@ -156,10 +178,8 @@ class Runner:
         buckets: Sequence[int] | None = None,
         compile: bool = False,
     ) -> None:
-        pixels = program.empty_pixels(batch, size, dtype, device)
-        self._sizes = torch.tensor([[size] * batch] * 2, device=device)  # resized and original: one copy for both
-        self._written: object = None  # what was copied there last
-        self.inputs = Inputs(pixels, *self._sizes)
+        super().__init__(program, batch, size, dtype, device)
+        self.buffers: list[Buffers] = [self]
         self.buckets = buckets
         self._second: dict[int, Callable[..., Packed]] = {}
         if compile:
@@ -175,16 +195,6 @@ class Runner:
         for rows in buckets:
             second = build(functools.partial(program.predict_masks, rows=rows))
             self._second[rows] = capture_graph(second, pool, stream, self.inputs, outputs)
-
-    def write_sizes(self, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]) -> None:
-        """Write (height, width) of each image into the inputs, unless they are there; no host sync."""
-        rest = [(1, 1)] * (len(self._sizes[0]) - len(sizes))  # of a batch that is not full
-        both = [[*sizes, *rest], [*originals, *rest]]
-        if both != self._written:
-            self._written = None
-            host = torch.tensor(both, pin_memory=self._sizes.is_cuda)
-            self._sizes.copy_(host, non_blocking=True)
-            self._written = both
 
     def run(self) -> Packed:
         """Run the program on what the inputs hold now. The next run overwrites a captured program's outputs."""

@@ -12,6 +12,7 @@ from fastmask.models._api import (
     list_weights,
 )
 from fastmask.models.checkpoint import Checkpoint, load_checkpoint, save_weights
+from fastmask.models.from_checkpoint import from_checkpoint
 from fastmask.models.mobilenetv3 import *  # noqa: F403 -- the builders and weights that its __all__ names
 from fastmask.models.resnet import *  # noqa: F403
 
@@ -20,6 +21,7 @@ __all__ = [
     "Weights",
     "WeightsEnum",
     "detection",
+    "from_checkpoint",
     "get_model",
     "get_model_builder",
     "get_model_weights",

@@ -11,9 +11,10 @@ from torch import nn
 from fastmask.models._api import is_detector
 from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.skeletons import Skeleton
-from fastmask.variants import CHOICES
+from fastmask.variants import CHOICES as VARIANTS
 
 METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
+CONVENTIONS = ("aligned", "exact_anchors", "stride_in_1x1")  # of weights, whatever their shapes; False or True
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
     "min_size": "transform.min_size",
     "max_size": "transform.max_size",
@@ -25,21 +26,29 @@ OPTIONS = {  # a builder's arguments that predictions depend on, but for the sco
     "rpn_score_thresh": "rpn.score_thresh",
     "rpn_pre_nms_top_n_test": "rpn._pre_nms_top_n",
     "rpn_post_nms_top_n_test": "rpn._post_nms_top_n",
+    "aligned": "roi_heads.box_roi_pool.aligned",
+    "exact_anchors": "rpn.anchor_generator.exact",
+    "stride_in_1x1": "backbone.body.layer2.0.stride_in_1x1",
     "box_nms_thresh": "roi_heads.nms_thresh",
     "box_detections_per_img": "roi_heads.detections_per_img",
     "bbox_reg_weights": "roi_heads.box_coder.weights",
     "fpn_channels": "backbone.fpn_channels",
     "box_pooling": "roi_heads.box_roi_pool._pooling",
-    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",  # None of RoIPool, which is left out
+    "sampling_ratio": "roi_heads.box_roi_pool.sampling_ratio",
     "mask_head": "roi_heads.mask_head._kind",
     "mask_classes": "roi_heads.mask_predictor._classes",
     "rpn_loss": "rpn.rpn_loss",  # no prediction depends on the losses, but training that goes on
     "box_loss": "roi_heads.box_loss",
     "mask_loss": "roi_heads.mask_loss",
+    "anchor_sizes": "rpn.anchor_generator.anchor_sizes",
+    "anchor_ratios": "rpn.anchor_generator.anchor_ratios",
+    "box_nms": "roi_heads.box_nms",
 }
 SEQUENCES = {"image_mean", "image_std", "fixed_size", "bbox_reg_weights", "sampling_ratio"}
+SEQUENCES |= {"anchor_sizes", "anchor_ratios"}
 INTEGERS = {"min_size", "max_size", "size_divisible", "fixed_size", "box_detections_per_img", "fpn_channels"}
 INTEGERS |= {"rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "sampling_ratio"}
+CHOICES: dict[str, tuple[str, ...]] = VARIANTS | {"box_nms": ("hard", "soft_linear", "soft_gaussian")}
 
 
 def describe_model(
@@ -67,6 +76,8 @@ def describe_model(
             value = value.get("testing") if isinstance(value, dict) else value
             value = _to_plain(value[-1] if name == "min_size" else value)
             options[name] = int(value) if name in INTEGERS and isinstance(value, float) else value
+    if options.get("box_pooling") != "roi_align":
+        options.pop("sampling_ratio", None)  # a pooler's own, if it takes any samples
     eps = {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)}
     content = {
         "builder": builder,
@@ -94,6 +105,21 @@ def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def check_conventions(model: nn.Module, options: Mapping[str, Any], source: str) -> None:
+    """Raise a ValueError if a file's :data:`CONVENTIONS` are not the model's, as far as both tell theirs.
+
+    Weights of other conventions than torchvision's also need their mean and standard deviation of images.
+    """
+    foreign = any(options.get(name) for name in CONVENTIONS)
+    own = describe_model(model, None, None)["options"]
+    for name in (*CONVENTIONS, *(("image_mean", "image_std") if foreign else ())):
+        if name in options and name in own and options[name] != own[name]:
+            raise ValueError(
+                f"{name} must be {options[name]} with {source}, got {own[name]}: "
+                "fastmask.models.from_checkpoint builds the model that the file is of"
+            )
+
+
 def plain_skeletons(skeletons: Mapping[str, Skeleton]) -> dict[str, Any]:
     """Number, names and limbs of keypoints as lists, by category."""
     return {
@@ -117,11 +143,15 @@ def parse_skeletons(content: Any) -> dict[str, Skeleton]:
 
 def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of :data:`OPTIONS` that have a value of their kind, sequences as lists."""
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for name in OPTIONS:
         value, kind = options.get(name), int if name in INTEGERS else float
         if name in CHOICES:
             if value in CHOICES[name]:
+                parsed[name] = value
+            continue
+        if name in CONVENTIONS:
+            if isinstance(value, bool):
                 parsed[name] = value
             continue
         values = value if name in SEQUENCES and isinstance(value, list | tuple) else [value]

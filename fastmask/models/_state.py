@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.models._api import get_model_builder, list_detectors
-from fastmask.models._metadata import describe_model
+from fastmask.models._metadata import CONVENTIONS, describe_model
 from fastmask.ops.misc import FrozenBatchNorm2d
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
@@ -23,7 +23,10 @@ MASK_HEADS = {  # the first key of each
     "fcn": {MASK_HEAD + "0.0.weight", MASK_HEAD + "mask_fcn1.weight"},  # torchvision's published files have the latter
 }
 Outline = dict[str, torch.Size]
-FIXED = ("sizes", "aspect_ratios", "featmap_names", "output_size", "sampling_ratio", "stride", "dilation", "eps")
+FIXED = (
+    *("sizes", "aspect_ratios", "strides", "featmap_names", "output_size", "sampling_ratio", "aligned"),
+    *("stride", "dilation", "eps"),
+)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, new_predictors: bool = False) -> None:
@@ -107,16 +110,21 @@ def num_classes_error(trained: int | None, source: str, actual: int | None, what
 
 
 def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) -> str | None:
-    """The name of the builder whose models have these keys and shapes; None if there is none.
+    """The first of :func:`find_builders`; None if there is none."""
+    return next(iter(find_builders(state, model)), None)
 
-    Of several, the one whose options are most like the model's, and then the one of the shortest name.
+
+def find_builders(state: Mapping[str, Tensor], model: nn.Module | None = None) -> list[str]:
+    """The names of the builders whose models have these keys and shapes.
+
+    First the one whose options are most like the model's, and then the one of the shortest name.
 
     Args:
         state: a state dict, of any number of classes, with norms frozen or not.
         model: the model that it is of, where there is one: its modules and anchors must then be the builder's as well.
     """
     if CLASSIFIERS[0] not in state or state[CLASSIFIERS[0]].ndim == 0:
-        return None
+        return []
     state = {key: value.to("meta") for key, value in state.items()}
     wanted: dict[str, Any] = {} if model is None else describe_model(model, None, None)["options"]
     parts = {name: value for name, value in wanted.items() if name in ("box_pooling", "sampling_ratio")}
@@ -128,6 +136,7 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
         options = {"num_classes": state[CLASSIFIERS[0]].shape[0]} | parts | _without_backbone(builder)
         if "num_keypoints" in inspect.signature(builder).parameters:
             options["num_keypoints"] = count_keypoints(state)
+        options |= {name: wanted[name] for name in ("sampling_ratio", *CONVENTIONS) if name in wanted}
         with contextlib.suppress(ValueError, AssertionError), torch.device("meta"):  # allocates and draws nothing
             if _outline_builder(builder) != body:
                 continue
@@ -136,7 +145,7 @@ def find_builder(state: Mapping[str, Tensor], model: nn.Module | None = None) ->
             if model is None or list(_describe_parts(model)) == list(_describe_parts(candidate)):
                 own = describe_model(candidate, None, None)["options"]
                 unlike[name] = sum(own.get(option) != value for option, value in wanted.items()), len(name)
-    return min(unlike, key=unlike.__getitem__, default=None)
+    return sorted(unlike, key=unlike.__getitem__)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Checkpoint files: torchvision's and users' own, bare or wrapped, pickled or safetensors."""
+"""Checkpoint files: torchvision's, detectron2's and users' own, bare or wrapped, pickled or safetensors."""
 
 import argparse
 import contextlib
@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from fastmask.files import replace_file
 from fastmask.models._api import check_detector
 from fastmask.models._meta import COCO_CATEGORIES
-from fastmask.models._metadata import METADATA, parse_metadata, parse_options
+from fastmask.models._metadata import METADATA, check_conventions, parse_metadata, parse_options, plain_skeletons
 from fastmask.models._state import CLASSIFIERS, count_keypoints, describe_mask_branch, load_state
+from fastmask.models.converters._matterport_file import is_matterport, read_matterport
+from fastmask.models.converters._pickle import is_pickle, read_pickle
+from fastmask.models.converters.detectron2 import convert_detectron2, is_detectron2
+from fastmask.skeletons import Skeleton
 from fastmask.variants import CHOICES
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # torchvision's references, Lightning, PyTorch's tutorials
+DEEPEST = 5  # wrappers inside each other
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, Lightning modules'
 
 
@@ -29,7 +34,10 @@ class Checkpoint:
 
     Args:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
-            ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled.
+            ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled. Or detectron2's,
+            .pkl or .pth, which is converted: it has our keys, and ``meta`` the options of its conventions; see
+            :func:`from_checkpoint`. Or a .h5 file of matterport's Mask_RCNN, which is converted as well.
+        input_format: order of channels of the images that a detectron2 model was trained on, "BGR" (None) or "RGB".
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
@@ -42,11 +50,15 @@ class Checkpoint:
         ValueError: it is not a checkpoint.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, input_format: str | None = None) -> None:
         self.path = os.fspath(path)
-        content = _read(self.path)
+        content = read_matterport(self.path) if is_matterport(self.path) else _read(self.path)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
+        if is_detectron2(list(self._state)):
+            self._state, content = convert_detectron2(self._state, self.path, input_format or "BGR")
+        elif input_format is not None:
+            raise ValueError(f"input_format must be None with {self.path}, which is not of detectron2's keys")
         self.meta: dict[str, Any] = {}
         if CLASSIFIERS[0] in self._state and self._state[CLASSIFIERS[0]].ndim > 0:
             self.meta["num_classes"] = self._state[CLASSIFIERS[0]].shape[0]
@@ -83,9 +95,11 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, or of another model; wrong numbers of classes are both named.
+        ValueError: it is not a checkpoint, or of another model; wrong numbers of classes are both named. Or it was
+            trained by other conventions than the model's, as detectron2's are.
     """
     checkpoint = Checkpoint(path)
+    check_conventions(model, checkpoint.meta.get("options", {}), checkpoint.path)
     load_state(model, checkpoint.get_state_dict(), checkpoint.path, new_predictors)
 
 
@@ -97,6 +111,7 @@ def save_weights(
     categories: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     norm_eps: float | None = None,
+    skeletons: Mapping[str, Skeleton] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write weights as safetensors, a format without executable content that other tools read too.
@@ -108,6 +123,7 @@ def save_weights(
         categories: names by label, from 0, the background.
         options: the builder's plain arguments, such as ``min_size`` and ``image_mean``; see :class:`Checkpoint`.
         norm_eps: the eps of frozen norms.
+        skeletons: names and limbs of keypoints, by category.
         dtype: dtype of floating weights of more than one dimension (norms and biases are few, and stay); None: as is.
 
     Raises:
@@ -136,6 +152,7 @@ def save_weights(
         if kind is not None and bool((value.isfinite() & ~tensors[key].isfinite().to(value.device)).any()):
             raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
     described: dict[str, Any] = {"builder": builder, "options": plain or None, "norm_eps": norm_eps}
+    described["skeletons"] = plain_skeletons(skeletons or {}) or None
     described["categories"] = None if categories is None else list(categories)
     metadata = {name: json.dumps(value) for name, value in described.items() if value is not None}
     try:
@@ -147,16 +164,17 @@ def save_weights(
 
 def _read(path: str) -> dict[str, Any]:
     """The dict in a file."""
+    content: Any = None
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no dict
                 metadata = file.metadata() or {}
             if metadata.keys() & set(METADATA):
                 content = {"model": content} | {name: _parse_json(metadata.get(name)) for name in METADATA}
-        else:
+        elif not is_pickle(path):
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references save their options
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message recommends to unpickle anything at all
@@ -168,6 +186,8 @@ def _read(path: str) -> dict[str, Any]:
     except Exception as error:  # each format's reader raises its own kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if content is None:
+        content = read_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a state dict, got {type(content).__name__}")
     return content
@@ -175,8 +195,8 @@ def _read(path: str) -> dict[str, Any]:
 
 def _state_dict(path: str, content: dict[str, Any]) -> dict[str, Tensor]:
     """The state dict inside, its keys without the prefixes of wrappers."""
-    while inner := next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None):
-        content = inner
+    for _ in range(DEEPEST):
+        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
     others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others or not content:
         raise ValueError(f"{path} must hold a state dict, alone or as {', '.join(WRAPPERS)}, got {others or 'nothing'}")

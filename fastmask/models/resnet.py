@@ -118,6 +118,7 @@ class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut."""
 
     expansion = 4
+    stride_in_1x1 = False
 
     def __init__(
         self,

@@ -62,8 +62,10 @@ def count(name: str, **options: Any) -> tuple[int, float]:
         model = builder(**options).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if isinstance(model, GeneralizedRCNN):
-            size = compute_resized_size(IMAGE_SIZE, model.transform.min_size[-1], model.transform.max_size)
-            padded = compute_padded_size([size], model.transform.size_divisible)
+            transform = model.transform
+            limits = transform.min_size[-1], transform.max_size
+            size = compute_resized_size(IMAGE_SIZE, *limits, enlarge_only=transform._enlarge_only)
+            padded = compute_padded_size([size], transform.size_divisible)
             model.infer(torch.empty(1, 3, *padded, device="meta"), torch.tensor([size], device="meta"))
         else:
             model(torch.empty(1, 3, *CLASSIFIER_SIZE, device="meta"))

@@ -6,6 +6,7 @@ The expensive ones are custom ops under ``torch.ops.fastmask``; the functions he
 from typing import NoReturn
 
 from fastmask.checks import attribute_error
+from fastmask.ops._soft_nms import batched_soft_nms, soft_nms, soft_nms_padded
 from fastmask.ops.boxes import (
     batched_nms,
     box_area,
@@ -43,6 +44,7 @@ __all__ = [
     "RoIPool",
     "SqueezeExcitation",
     "batched_nms",
+    "batched_soft_nms",
     "box_area",
     "box_convert",
     "box_iou",
@@ -65,6 +67,8 @@ __all__ = [
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",
+    "soft_nms",
+    "soft_nms_padded",
 ]
 
 

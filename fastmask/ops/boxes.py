@@ -66,10 +66,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     check_shape("scores", scores, boxes.shape[0])
     check_shape("idxs", idxs, boxes.shape[0])
     check_device("idxs", idxs, boxes)
-    return _nms(boxes, scores, _to_integers(idxs), iou_threshold)
+    return _nms(boxes, scores, to_integers(idxs), iou_threshold)
 
 
-def _to_integers(categories: Tensor) -> Tensor:
+def to_integers(categories: Tensor) -> Tensor:
     """Integers that are equal where categories are: floating ones are read as bits, for which ONNX has no operator."""
     if not categories.is_floating_point():
         return categories.to(torch.int64)
@@ -120,6 +120,25 @@ def nms_padded(
     Raises:
         ValueError: a shape, dtype, device or number does not fit.
     """
+    groups = check_padded_boxes(boxes, scores, groups, valid)
+    if presorted is not None:
+        if groups is not None:
+            raise ArgumentError("presorted and groups must not both be given")
+        lengths = list(presorted)
+        if sum(lengths) != boxes.shape[1] or any(length < 0 for length in lengths):
+            raise ArgumentError(f"presorted must be lengths that add up to {boxes.shape[1]}, got {lengths}")
+    if iou_threshold != iou_threshold:  # math.isnan would end torch.compile(dynamic=True)'s graph
+        raise ArgumentError(f"iou_threshold must be a number, got {iou_threshold}")
+    limit = boxes.shape[1] if max_output is None else max_output
+    check_at_least("max_output", limit, 0)
+    check_at_least("num_groups", num_groups, 0)
+    runs = None if presorted is None else list(presorted)
+    indices, count = nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit, num_groups, runs)
+    return indices, count
+
+
+def check_padded_boxes(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """Check the tensors of a batch of images for NMS -> the groups as int64."""
     check_shape("boxes", boxes, "B", "N", 4)
     check_floating("boxes", boxes)
     check_shape("scores", scores, *boxes.shape[:2])
@@ -131,25 +150,12 @@ def nms_padded(
         if groups.is_floating_point():
             raise ArgumentError(f"groups must be integer, got {groups.dtype}")
         groups = groups.to(torch.int64)
-    if presorted is not None:
-        if groups is not None:
-            raise ArgumentError("presorted and groups must not both be given")
-        lengths = list(presorted)
-        if sum(lengths) != boxes.shape[1] or any(length < 0 for length in lengths):
-            raise ArgumentError(f"presorted must be lengths that add up to {boxes.shape[1]}, got {lengths}")
     if valid is not None:
         check_shape("valid", valid, *boxes.shape[:2])
         check_device("valid", valid, boxes)
         if valid.dtype != torch.bool:
             raise ArgumentError(f"valid must be bool, got {valid.dtype}")
-    if iou_threshold != iou_threshold:  # math.isnan would end torch.compile(dynamic=True)'s graph
-        raise ArgumentError(f"iou_threshold must be a number, got {iou_threshold}")
-    limit = boxes.shape[1] if max_output is None else max_output
-    check_at_least("max_output", limit, 0)
-    check_at_least("num_groups", num_groups, 0)
-    runs = None if presorted is None else list(presorted)
-    indices, count = nms_padded_op(boxes, scores, groups, valid, float(iou_threshold), limit, num_groups, runs)
-    return indices, count
+    return groups
 
 
 @not_scriptable

@@ -24,7 +24,7 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
     Args:
         featmap_names: names of the feature maps to pool from, finest first.
         output_size: bins as an int or (height, width).
-        sampling_ratio: see :func:`fastmask.ops.roi_align`; or one for each map.
+        sampling_ratio, aligned: see :func:`fastmask.ops.roi_align`; ``sampling_ratio`` may be one for each map.
         canonical_scale, canonical_level: a box of sqrt(area) ``canonical_scale`` goes to level ``canonical_level``.
 
     Attributes:
@@ -46,6 +46,7 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
         *,
         canonical_scale: int = 224,
         canonical_level: int = 4,
+        aligned: bool = False,
     ) -> None:
         super().__init__()
         self.featmap_names = featmap_names
@@ -53,6 +54,7 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
+        self.aligned = aligned
         self.scales: list[float] | None = None
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
@@ -80,12 +82,13 @@ class MultiScaleRoIAlign(NotScriptable, nn.Module):
             self.scales,
             self.canonical_scale,
             self.canonical_level,
+            self.aligned,
         )
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(featmap_names={self.featmap_names}, "
-            f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio})"
+            f"output_size={self.output_size}, sampling_ratio={self.sampling_ratio}{', aligned=True' * self.aligned})"
         )
 
 
@@ -105,8 +108,9 @@ class MultiScaleRoIPool(MultiScaleRoIAlign):
         canonical_scale: int = 224,
         canonical_level: int = 4,
     ) -> None:
-        levels = {"canonical_scale": canonical_scale, "canonical_level": canonical_level}
-        super().__init__(featmap_names, output_size, 0, **levels)
+        super().__init__(
+            featmap_names, output_size, 0, canonical_scale=canonical_scale, canonical_level=canonical_level
+        )
         self.sampling_ratio = None  # a maximum takes no samples
 
     def __repr__(self) -> str:
@@ -121,6 +125,7 @@ def pool_levels(
     sampling_ratio: int | Sequence[int] | None,
     canonical_scale: float,
     canonical_level: float,
+    aligned: bool = False,
 ) -> Tensor:
     """RoIAlign over a pyramid, or RoIPool where ``sampling_ratio`` is None -> [K, C, h, w], channels-last."""
     if sampling_ratio is None:
@@ -133,6 +138,7 @@ def pool_levels(
         output_size,
         scales,
         sampling_ratio,
+        aligned,
         canonical_scale=canonical_scale,
         canonical_level=canonical_level,
     )
@@ -149,6 +155,7 @@ def _pool(
     scales: list[float] | None,
     canonical_scale: int,
     canonical_level: int,
+    aligned: bool = False,
 ) -> Tensor:
     """The module's forward as a function, which torch.fx records as one node."""
     features = [feature for name, feature in x.items() if name in featmap_names]
@@ -162,5 +169,5 @@ def _pool(
         tallest = max(height for height, _ in image_shapes)
         scales = [infer_scale(feature, tallest) for feature in features]
     rois = rois_from_boxes(boxes, features[0])
-    pooled = pool_levels(features, rois, output_size, scales, sampling_ratio, canonical_scale, canonical_level)
+    pooled = pool_levels(features, rois, output_size, scales, sampling_ratio, canonical_scale, canonical_level, aligned)
     return follow_format(pooled, features[0])

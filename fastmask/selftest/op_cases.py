@@ -12,6 +12,7 @@ from fastmask.kernels.paste import paste_masks_backward_op, paste_masks_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
+from fastmask.kernels.soft_nms import soft_nms_padded_op
 from fastmask.ops.roi_align import level_limits
 from fastmask.selftest.candidate_cases import list_candidate_cases
 from fastmask.selftest.inputs import (
@@ -54,6 +55,16 @@ def list_op_cases() -> list[OpCase]:
         OpCase("RoIPool", "roi_pool", _draw_map, _roi_pool, _check_roi_pool),
         OpCase("RoIPool backward", "roi_pool_backward", _draw_pool_grad, _pool_backward, _check_pool_backward),
         OpCase("NMS", "nms_padded", _draw_groups, _nms, _check_nms),
+        *(
+            OpCase(
+                f"soft-NMS, {'gaussian' if gaussian else 'linear'}",
+                "soft_nms_padded",
+                _draw_groups,
+                functools.partial(_soft_nms, gaussian),
+                functools.partial(_check_soft_nms, gaussian),
+            )
+            for gaussian in (False, True)
+        ),
         OpCase("NMS, presorted", "nms_padded", _draw_levels, _nms_presorted, _check_nms_presorted),
         *(
             OpCase(f"paste, {output}", "paste_masks", _draw_masks, functools.partial(_paste, output), check)
@@ -188,6 +199,18 @@ def _check_nms(inputs: list[Tensor], outputs: list[Tensor]) -> None:
         expected = reference.nms(boxes, scores, groups, valid, 0.4, KEPT)
         check_close(count, torch.tensor(len(expected)), 0)
         check_close(indices, torch.tensor(expected + [-1] * (KEPT - len(expected))), 0)
+
+
+def _soft_nms(gaussian: bool, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor) -> list[Tensor]:
+    return list(soft_nms_padded_op(boxes, scores, groups, valid, 0.3, 0.5, gaussian, 0.1, KEPT))
+
+
+def _check_soft_nms(gaussian: bool, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    for indices, decayed, count, boxes, scores, groups, valid in zip(*outputs, *inputs, strict=True):
+        picks, values = reference.soft_nms(boxes, scores, groups, valid, 0.3, 0.5, gaussian, 0.1, KEPT)
+        check_close(count, torch.tensor(len(picks)), 0)
+        check_close(indices, torch.tensor(picks + [-1] * (KEPT - len(picks))), 0)
+        check_close(decayed, torch.tensor(values + [0.0] * (KEPT - len(picks))), 0)
 
 
 def _levels_of(boxes: Tensor) -> list[int]:

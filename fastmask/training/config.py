@@ -154,4 +154,5 @@ class TrainConfig:
             raise ValueError(f"min_size must be at most max_size, {longest}, got {max(self.min_size)}")
         canvas = self.size if self.zoom and self.size else (1024, 1024)
         sizes = self.min_size or tuple(transform.min_size)
-        return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste)
+        rule = transform._enlarge_only
+        return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste, rule)

@@ -30,6 +30,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate DATA --results none.json", "none.json: no such file or directory"),
         ("evaluate DATA --results none.json --weights SHAPES_V1", "--weights must not be given with --results"),
         ("evaluate DATA --results none.json --size 64 64", "--size must not be given with --results"),
+        ("evaluate DATA --results none.json --test-sizes 96", "--test-sizes must not be given with --results"),
+        ("evaluate DATA --results none.json --flip", "--flip must not be given with --results"),
         (
             "export a.onnx --weights SHAPES_V1 --size 190 192",
             "--size must be a multiple of 32, as the model pads, got 190",

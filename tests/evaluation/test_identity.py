@@ -140,12 +140,16 @@ def test_classes_of_another_model(
     assert main(command) == 2
     assert "--weights must know a class of the data (" in (said := capsys.readouterr().err)
     assert said.endswith(": --classes MODEL=DATA maps names\n")
-    assert main([*command, "--score", "0.01", "--classes", f"{first}=dog"]) == 0
+    views = ["--nms", "soft_linear", "--flip", "--test-sizes", "96"]
+    assert main([*command, "--score", "0.01", "--classes", f"{first}=dog", *views]) == 0
     printed = capsys.readouterr()
+    assert printed.out.endswith("with nms soft_linear, flip, test sizes 96\n")
     for name in others:
         number = sum(item.category == name for record in dataset.records for item in record.instances)
         assert f"{number} objects missed: the model has no my {name}" in printed.err
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    settings = {name: content["settings"][name] for name in ("nms", "flip_test", "test_sizes", "score")}
+    assert settings == {"nms": "soft_linear", "flip_test": True, "test_sizes": [96], "score": 0.01}
     assert content["unknown"] == {
         f"my {name}": n
         for name, n in (

@@ -173,3 +173,12 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
         package(*package.preprocess(images[:2]))
     names = {event.key for event in profiled.key_averages()}
     assert {"_resolve_kernel", "_forward_kernel"} <= names
+
+
+@pytest.mark.slow
+def test_soft_nms(tmp_path: Path, seed: int) -> None:
+    """A package calls the op, which ONNX does not have."""
+    exportable = ExportableModel(detection.maskrcnn_slim_fpn(weights="DEFAULT", box_nms="soft_gaussian").eval())
+    write_package(exportable, tmp_path / "model.pt2", Shape(1, 192, 224))
+    found = compare_outputs(exportable.predict_arrays, AOTPackage(tmp_path / "model.pt2"), scenes(4, (180, 220), seed))
+    assert_parity(found)

@@ -75,10 +75,10 @@ def test_sizes(model: nn.Module, images: list[Tensor]) -> None:
     expected = predictions(model, landscape)
     found = Predictor(model, (120, 150), batch=3, masks="float")  # rounded to 128 x 160
     check(found([landscape[0], images[2], landscape[1]])[::2], expected)
-    assert list(found._runners) == [(160, 128), (128, 160)]
+    assert list(found._runners) == [((160, 128),), ((128, 160),)]
     square = Predictor(model, (160, 160), batch=5)
     square(images)
-    assert list(square._runners) == [(160, 160)]
+    assert list(square._runners) == [((160, 160),)]
     for one, image in zip(found(images), images, strict=True):
         height, width = image.shape[1:]
         assert (one["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
@@ -89,7 +89,7 @@ def test_shapes_are_forgotten(model: nn.Module, images: list[Tensor]) -> None:
     found = Predictor(model, "exact", graphs=2)
     found(images)
     assert len(found._runners) == 2
-    assert {key[:2] for key in found.anchors.cache} == set(found._runners)
+    assert {key[:2] for key in found.anchors.cache} == {size for sizes in found._runners for size in sizes}
 
 
 def test_autocast_around_it_changes_nothing(model: nn.Module, images: list[Tensor]) -> None:
@@ -112,7 +112,7 @@ def test_a_fixed_size_is_never_turned(images: list[Tensor]) -> None:
     fixed = slim_model(fastmask, fixed_size=(160, 128)).eval()
     found = Predictor(fixed, (128, 160), masks="soft")
     found(images)
-    assert list(found._runners) == [(128, 160)]
+    assert list(found._runners) == [((128, 160),)]
 
 
 RANGES = ((17, 30, 30), (9, 17, 16), (1, 9, 8))  # of detections, and the rows that are made for so many

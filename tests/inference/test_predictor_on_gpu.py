@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,17 @@ from fastmask.inference import predictor
 
 
 @pytest.mark.gpu
-def test_replays_on_a_gpu(model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"box_nms": "soft_gaussian"}, {"flip_test": True, "test_sizes": (96, 128)}],
+    ids=["plain", "soft-NMS", "augmented"],
+)
+def test_replays_on_a_gpu(
+    options: Any, model: nn.Module, images: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The CPU's predictions in float32, bitwise reproducible at every replay; nothing syncs before they are read."""
-    expected = Predictor(model, (128, 160), masks="float")(images)
-    found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float")
+    expected = Predictor(model, (128, 160), masks="float", **options)(images)
+    found = Predictor(model.cuda(), (128, 160), dtype=torch.float32, masks="float", **options)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, by default
     try:
         first = found(images)

@@ -17,6 +17,7 @@ from fastmask.kernels.preprocess import preprocess_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_op
+from fastmask.kernels.soft_nms import soft_nms_padded_op
 from fastmask.kernels.take import scale_boxes_op, take_kept_op
 from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.ops.roi_align import level_limits
@@ -38,6 +39,11 @@ def roi_pool(device: torch.device, dtype: torch.dtype) -> None:
 
 def nms(device: torch.device, dtype: torch.dtype) -> None:
     nms_padded_op(draw_boxes(9)[None].to(device, dtype), torch.rand(1, 9, device=device), None, None, 0.5, 9)
+
+
+def soft_nms(device: torch.device, dtype: torch.dtype) -> None:
+    scores = torch.rand(1, 9, device=device)
+    soft_nms_padded_op(draw_boxes(9)[None].to(device, dtype), scores, None, None, 0.3, 0.5, True, 0.001, 9)
 
 
 def paste(device: torch.device, dtype: torch.dtype) -> None:
@@ -108,6 +114,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         (roi_align, ["triton.roi_align", "triton.roi_align_backward"]),
         (roi_pool, ["triton.roi_pool", "triton.roi_pool"]),
         (nms, ["triton.nms"]),
+        (soft_nms, ["triton.soft_nms"]),
         (paste, ["triton.paste", "triton.paste_backward"]),
         (rle, ["triton.rle"]),
         (decode, ["triton.decode"]),
@@ -124,6 +131,7 @@ def preprocess(device: torch.device, dtype: torch.dtype) -> None:
         "RoIAlign",
         "RoIPool",
         "NMS",
+        "soft-NMS",
         "paste",
         "RLE",
         "decode",

@@ -31,6 +31,7 @@ from fastmask.kernels.predict_anchors import predict_anchors_op
 from fastmask.kernels.rle import encode_masks_op
 from fastmask.kernels.roi_align import multilevel_roi_align_backward_op, multilevel_roi_align_op
 from fastmask.kernels.roi_pool import roi_pool_backward_op, roi_pool_op
+from fastmask.kernels.soft_nms import soft_nms_padded_op
 from fastmask.kernels.stem_conv import stem_conv_op
 from fastmask.kernels.top_anchors import top_anchors_op
 from fastmask.ops.roi_align import level_limits
@@ -97,6 +98,10 @@ def nms() -> tuple[Op, list[Tensor]]:
         torch.randint(5, (2, 5000)),
         torch.rand(2, 5000) < 0.9,
     ]
+
+
+def soft_nms() -> tuple[Op, list[Tensor]]:
+    return lambda *inputs: soft_nms_padded_op(*inputs, 0.3, 0.5, True, 0.001, 100), nms()[1]
 
 
 def nms_presorted() -> tuple[Op, list[Tensor]]:
@@ -243,7 +248,7 @@ CASES = pytest.mark.parametrize(
         roi_align, roi_align_channels_last, roi_align_few, roi_align_backward, roi_pool, roi_pool_backward, nms,
         nms_presorted, nms_one_group, decode, decode_levels, select_candidates, take_kept, scale_boxes, paste, rle,
         bias_act, stem, predict_anchors, top_anchors, linear_add_relu, class_masks_bfloat16, class_masks_float32,
-        decode_keypoints,
+        decode_keypoints, soft_nms,
     ],
     ids=lambda case: case.__name__,
 )  # fmt: skip

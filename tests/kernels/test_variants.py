@@ -29,7 +29,7 @@ from fastmask.kernels.triton import nms as nms_triton, paste as paste_triton, ca
 from fastmask.kernels.triton import decode_levels as decode_levels_triton, max_pool2d as max_pool2d_triton
 from fastmask.kernels.triton import nms_runs as nms_runs_triton, predict_anchors as predict_anchors_triton
 from fastmask.kernels.triton import keypoints as keypoints_triton, preprocess as preprocess_triton
-from fastmask.kernels.triton import stem_conv as stem_conv_triton
+from fastmask.kernels.triton import soft_nms as soft_nms_triton, stem_conv as stem_conv_triton
 from fastmask.kernels.triton import take as take_triton, top_anchors as top_anchors_triton, rle as rle_triton
 from fastmask.kernels.triton import roi_align as roi_align_triton, roi_align_backward as roi_align_backward_triton
 from fastmask.kernels.triton import roi_pool as roi_pool_triton
@@ -95,6 +95,7 @@ def boxes_of(num):
     nms_triton.COMPARISONS = 2**25
     nms_triton.nms_padded(boxes, scores, groups, None, 0.5, min(num, 100))
     nms_triton.nms_padded(boxes, scores, None, None, 0.5, min(num, 100), 0, [num // 3, num - num // 3])
+    soft_nms_triton.soft_nms_padded(boxes, scores, groups, None, 0.5, num / 10, True, num / 9999, min(num, 100))
     nms_triton.COMPARISONS, nms_triton.MAX_WORDS, nms_triton.MIN_WINDOW = 0, 0, 8
     nms_runs_triton.RUN = 64
     for nms_triton.MERGES in (0, 2**32):
@@ -177,7 +178,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tu
             {"_count_kernel": 1, "_run_keys_kernel": 1, "_merge_kernel": 1, "_score_keys_kernel": 1}
             | {"_unit_keys_kernel": 1, "_place_kernel": 1, "_pairs_kernel": 2, "_strike_kernel": 2}
             | {"_resolve_kernel": 2, "_list_kernel": 1, "_decode_kernel": 1}
-            | {"_sort_runs_kernel": 1, "_merge_runs_kernel": 1}
+            | {"_sort_runs_kernel": 1, "_merge_runs_kernel": 1, "_soft_nms_kernel": 1}
             | {"_decode_levels_kernel": 1, "_select_kernel": 1, "_take_kernel": 2, "_scale_kernel": 1},
         ),
         # RLE's changes and positions; its text counted and written

@@ -33,13 +33,19 @@ UNUSUAL = {
     "box_nms_thresh": 0.4,
     "box_detections_per_img": 13,
     "bbox_reg_weights": [8.0, 9.0, 4.0, 4.5],
+    "aligned": False,  # RoIPool, here, has neither that nor samples
+    "exact_anchors": True,
     "box_pooling": "roi_pool",
     "mask_head": "unet",
     "mask_classes": "agnostic",
     "rpn_loss": "focal",
     "box_loss": "ciou",
     "mask_loss": "bce_dice",
+    "box_nms": "soft_linear",
 }
+CONVENTIONS = {"sampling_ratio": 0, "aligned": True, "exact_anchors": True, "stride_in_1x1": True}
+OTHERS = {"fpn_channels", "stride_in_1x1", "sampling_ratio"}  # of timm's backbones, of bottlenecks, of RoIAlign
+OTHERS |= {"anchor_sizes", "anchor_ratios"}  # of matterport's anchors
 FOREIGN = (
     "fasterrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
@@ -59,8 +65,7 @@ def test_a_file_is_enough(slim_file: tuple[Path, nn.Module], tmp_path: Path) -> 
     model.roi_heads.score_thresh = 0.06
     described = describe_model(model, "slim", NAMES)
     assert described == {"builder": "slim", "categories": NAMES, "options": UNUSUAL, "norm_eps": 0.0}
-    # only models of timm's backbones have the first, and RoIPool takes no samples
-    assert UNUSUAL.keys() == OPTIONS.keys() - {"fpn_channels", "sampling_ratio"}
+    assert UNUSUAL.keys() == OPTIONS.keys() - OTHERS
     torch.save({"model": model.state_dict(), **described}, tmp_path / "own.pth")
     loaded, categories = load_pretrained(tmp_path / "own.pth", device="cpu", score=0.06)
     assert list(categories) == NAMES
@@ -119,9 +124,12 @@ def test_whose_a_foreign_file_is(name: str) -> None:
         model = library.models.get_model(name, num_classes=7, **options)
         assert find_builder(model.state_dict()) == name
         unusual = {key: value for key, value in UNUSUAL.items() if "mask" in name or not key.startswith("mask_")}
-        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2]}
+        unusual |= {"box_pooling": "roi_align", "sampling_ratio": [0, 3, 1, 2][: 2 if "mobilenet" in name else 4]}
+        unusual |= {"stride_in_1x1": True} if "resnet50" in name else {}
         own = fastmask.models.get_model(name, **options, **unusual)
         assert describe_model(own, name, None)["options"] == unusual  # each builder takes them all
+        if name == "keypointrcnn_resnet50_fpn":
+            assert own.roi_heads.keypoint_roi_pool.sampling_ratio == unusual["sampling_ratio"]
         if name == "maskrcnn_slim_fpn":
             assert find_builder(own.state_dict(), own) == name  # also of another mask branch and samples
     assert find_builder({"a": torch.zeros(1)}) is None
@@ -131,6 +139,7 @@ def test_of_two_builders_of_one_state_dict_the_options_choose() -> None:
     for name, options in (
         ("fasterrcnn_mobilenet_v3_large_fpn", {"box_pooling": "roi_pool", "box_nms_thresh": 0.4}),
         ("fasterrcnn_mobilenet_v3_large_320_fpn", {}),
+        ("maskrcnn_resnet50_fpn", CONVENTIONS),
     ):
         with torch.device("meta"):
             model = fastmask.models.get_model(name, weights_backbone=None, num_classes=3, **options)

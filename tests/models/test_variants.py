@@ -97,6 +97,7 @@ def test_files_of_other_mask_branches(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"mask_head": "mlp"}, "mask_head must be fcn, unet or a module, got 'mlp'"),
+        ({"sampling_ratio": (2, 2)}, r"sampling_ratio must be an int or one for each of 4 maps, got \[2, 2\]"),
         ({"mask_classes": "one"}, "mask_classes must be one of per_class, agnostic, got 'one'"),
         ({"rpn_loss": "l2"}, "rpn_loss must be one of bce, focal, got 'l2'"),
         ({"box_loss": "iou"}, "box_loss must be one of smooth_l1, l1, weighted_smooth_l1, giou, diou, ciou, got 'iou'"),

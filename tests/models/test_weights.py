@@ -23,8 +23,15 @@ BUILDERS = [
 ]
 BODIES = ["resnet18", "resnet34", "resnet101", "resnet152", "resnext101_32x8d"]
 FAMILY = [f"{kind}_{body}_fpn" for kind in ("maskrcnn", "fasterrcnn") for body in BODIES]
+FAMILY += ["keypointrcnn_resnet101_fpn", "keypointrcnn_resnext101_32x8d_fpn"]
 C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50, 101)]
-OWN = ["keypointrcnn_slim_fpn", "maskrcnn_slim_fpn", *FAMILY, *C4]  # which torchvision does not have
+OWN = [
+    "keypointrcnn_slim_fpn",
+    "maskrcnn_slim_fpn",
+    "maskrcnn_matterport",
+    *FAMILY,
+    *C4,
+]  # which torchvision does not have
 CLASSIFIERS = [n for n in fastmask.models.resnet.__all__ if n.startswith(("resne", "wide"))]
 CLASSIFIERS += ["mobilenet_v3_large", "mobilenet_v3_small"]
 KEYS = {"maskrcnn_resnet50_fpn": 360, "maskrcnn_resnet50_fpn_v2": 432, "keypointrcnn_resnet50_fpn": 366}
@@ -63,7 +70,8 @@ def test_the_family_is_what_torchvision_builds(name: str, frozen: bool, monkeypa
     with torch.device("meta"):
         norms = {} if frozen else {"norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
         backbone = models.backbone_utils.resnet_fpn_backbone(backbone_name=body, weights=None, **norms)
-        theirs = {"maskrcnn": models.MaskRCNN, "fasterrcnn": models.FasterRCNN}[kind](backbone, 91)
+        kinds = {"maskrcnn": models.MaskRCNN, "fasterrcnn": models.FasterRCNN, "keypointrcnn": models.KeypointRCNN}
+        theirs = kinds[kind](backbone, 2 if kind == "keypointrcnn" else 91)
         ours = build(fastmask, name, weights_backbone=weights if frozen else None)
     for values in ("state_dict", "named_parameters"):
         actual, expected = (dict(getattr(model, values)()) for model in (ours, theirs))

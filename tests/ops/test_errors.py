@@ -78,6 +78,11 @@ ERRORS: dict[str, Callable[[], object]] = {
     "valid must be bool, got torch.float32": lambda: ops.nms_padded(*batch, None, batch[1], iou_threshold=0.5),
     "valid must be on cpu, got meta": lambda: ops.nms_padded(*batch, None, batch[1].bool().to(meta), iou_threshold=0.5),
     "max_output must be at least 0, got -1": lambda: ops.nms_padded(*batch, iou_threshold=0.5, max_output=-1),
+    "sigma must be above 0, got 0": lambda: ops.soft_nms(boxes, scores, sigma=0),
+    "score_threshold must be at least 0, got -0.1": lambda: ops.batched_soft_nms(
+        boxes, scores, scores, score_threshold=-0.1
+    ),
+    "method must be one of linear, gaussian, got 'hard'": lambda: ops.soft_nms_padded(*batch, method="hard"),
     # boxes
     "boxes must be [..., 4], got (6,)": lambda: ops.remove_small_boxes(scores, 1.0),
     "boxes must be [..., 4], got (4, 5)": lambda: ops.clip_boxes_to_image(rois, (9, 9)),

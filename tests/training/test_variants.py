@@ -41,7 +41,6 @@ def test_a_run_with_variants(tmp_path: Path, seed: int, capsys: pytest.CaptureFi
     assert len(prediction["scores"]) > 0
     evaluation = ["--weights", str(out / "best.pth"), "--device", "cpu", "--out", str(tmp_path / "evaluation")]
     assert main(["evaluate", str(tmp_path / "set" / "val"), *evaluation]) == 0
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 0
     assert main(["train", "--resume", "--out", str(out), "--epochs", "3", "--box-loss", "l1"]) == 2
     assert "must be of the same run to be resumed, got --box-loss giou (now l1)" in capsys.readouterr().err
     again = ["--weights", str(out / "best.pth"), "--out", str(tmp_path / "again"), "--epochs", "1", "--box-loss", "l1"]

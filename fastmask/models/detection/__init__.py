@@ -29,12 +29,15 @@ from fastmask.models.detection.mask_rcnn import (
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
+from fastmask.models.detection.matterport import maskrcnn_matterport
 from fastmask.models.detection.resnet_fpn import (
     fasterrcnn_resnet18_fpn,
     fasterrcnn_resnet34_fpn,
     fasterrcnn_resnet101_fpn,
     fasterrcnn_resnet152_fpn,
     fasterrcnn_resnext101_32x8d_fpn,
+    keypointrcnn_resnet101_fpn,
+    keypointrcnn_resnext101_32x8d_fpn,
     maskrcnn_resnet18_fpn,
     maskrcnn_resnet34_fpn,
     maskrcnn_resnet101_fpn,
@@ -75,7 +78,10 @@ __all__ = [
     "fasterrcnn_resnext101_32x8d_fpn",
     "fasterrcnn_timm",
     "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_resnet101_fpn",
+    "keypointrcnn_resnext101_32x8d_fpn",
     "keypointrcnn_slim_fpn",
+    "maskrcnn_matterport",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",
     "maskrcnn_resnet50_c4",

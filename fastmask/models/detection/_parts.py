@@ -11,7 +11,7 @@ from fastmask.models.detection._box_head import FastRCNNConvFCHead
 from fastmask.models.detection._mask_head import MaskRCNNHeads, MaskRCNNPredictor
 from fastmask.models.detection._unet_head import UNetMaskHead
 from fastmask.models.detection._weights import Source, has_frozen_norms
-from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.anchor_utils import AnchorGenerator, place_exactly
 from fastmask.models.detection.backbone_utils import (
     BackboneWithFPN,
     _mobilenet_extractor,
@@ -28,6 +28,17 @@ from fastmask.variants import CHOICES
 SAMPLING_RATIO = 2  # samples a bin and axis, as torchvision's models take
 
 
+def _out_channels(backbone: nn.Module) -> int:
+    if not hasattr(backbone, "out_channels"):
+        raise ValueError(f"backbone must have an attribute out_channels, got {type(backbone).__name__} without")
+    return int(backbone.out_channels)  # type: ignore[arg-type]
+
+
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted | None):
+        raise TypeError(f"{name} must be a {wanted.__name__} or None, got {type(value).__name__}")
+
+
 def _default_anchorgen() -> AnchorGenerator:
     sizes = ((32,), (64,), (128,), (256,), (512,))
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
@@ -38,15 +49,52 @@ def make_pooler(
     output_size: int,
     featmap_names: Sequence[str] = ("0", "1", "2", "3"),
     sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+    aligned: bool = False,
 ) -> MultiScaleRoIAlign:
     """RoIAlign, or RoIPool, which takes no samples, over these feature maps."""
     if box_pooling == "roi_align":
-        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio)
+        return MultiScaleRoIAlign(list(featmap_names), output_size, sampling_ratio, aligned=aligned)
+    if aligned:
+        raise ValueError(f"box_pooling must be roi_align to be aligned, got {box_pooling!r}")
     if box_pooling == "roi_pool":
         if sampling_ratio != SAMPLING_RATIO:
             raise ValueError(f"sampling_ratio must not be given with roi_pool, which takes none, got {sampling_ratio}")
         return MultiScaleRoIPool(list(featmap_names), output_size)
     raise ValueError(f"box_pooling must be roi_align or roi_pool, got {box_pooling!r}")
+
+
+def choose_anchors(given: AnchorGenerator | None, exact_anchors: bool, backbone: nn.Module) -> AnchorGenerator:
+    """The given anchors or the paper's, of the same sizes and ratios without rounding if they are to be exact."""
+    anchors = _default_anchorgen() if given is None else given
+    return place_exactly(anchors, backbone) if exact_anchors else anchors
+
+
+def choose_box_pooler(
+    given: MultiScaleRoIAlign | None,
+    box_pooling: str,
+    sampling_ratio: int | Sequence[int],
+    aligned: bool,
+    backbone: nn.Module,
+) -> MultiScaleRoIAlign:
+    """The given pooler, or else one of :func:`make_pooler` for boxes.
+
+    Raises:
+        ValueError: both are given, or not as many sampling ratios as the backbone, as far as it is known, has maps.
+    """
+    if given is not None and box_pooling != "roi_align":
+        raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
+    if given is not None and sampling_ratio != SAMPLING_RATIO:
+        raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
+    if given is not None and aligned:
+        raise ValueError("aligned must be False where box_roi_pool is given, got True")
+    options: dict[str, Any] = {"sampling_ratio": sampling_ratio, "aligned": aligned}
+    pooler = make_pooler(box_pooling, 7, **options) if given is None else given
+    ratios, strides = pooler.sampling_ratio, getattr(backbone, "strides", None)
+    if isinstance(ratios, Sequence) and isinstance(strides, dict):
+        number = len(strides.keys() & set(pooler.featmap_names))
+        if len(ratios) != number:
+            raise ValueError(f"sampling_ratio must be an int or one for each of {number} maps, got {list(ratios)}")
+    return pooler
 
 
 def make_mask_head(

@@ -1,6 +1,7 @@
 """Box, mask and keypoint heads on proposals in fixed shapes: the static program's stages of the second half."""
 
 import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,14 @@ from fastmask.models.detection._keypoint_head import predict_heatmaps
 from fastmask.models.detection._mask_head import predict_mask_probs
 from fastmask.models.detection._utils import BoxCoder, boxes_to_rois, runs_as_kernel, take_kept
 from fastmask.models.detection.sampling import BalancedPositiveNegativeSampler, Matcher
+from fastmask.ops._soft_nms import soft_nms_padded
 from fastmask.ops.boxes import box_iou, nms_padded
 from fastmask.ops.poolers import MultiScaleRoIAlign, pool_levels
 from fastmask.structures import Candidates, Detections, Features, Proposals
 
+BoxNms = Literal["hard", "soft_linear", "soft_gaussian"]
+BOX_NMS: tuple[BoxNms, ...] = get_args(BoxNms)
+SOFT_MIN_SCORE = 0.001  # of a detection after decay; or score_thresh, if that is more
 MAX_ROIS = 256  # that res5 reads at once in inference
 
 
@@ -39,6 +44,7 @@ class RoIStages(NotScriptable, nn.Module):
     """
 
     box_loss, mask_loss = "smooth_l1", "bce"
+    box_nms: BoxNms = "hard"  # see FasterRCNN
 
     def __init__(
         self,
@@ -100,7 +106,7 @@ class RoIStages(NotScriptable, nn.Module):
         if self.res5 is None or self.mask_roi_pool is None:
             return False
         first, second = (
-            [getattr(pooler, name) for name in ("featmap_names", "output_size", "sampling_ratio")]
+            [getattr(pooler, name) for name in ("featmap_names", "output_size", "sampling_ratio", "aligned")]
             for pooler in (self.box_roi_pool, self.mask_roi_pool)
         )
         return first == second
@@ -183,8 +189,12 @@ class RoIStages(NotScriptable, nn.Module):
         return Candidates(boxes, (classes + 1).flatten(1), scores, valid, num_classes)
 
     def suppress(self, candidates: Candidates) -> Detections:
-        """Non-maximum suppression within each class -> the best of the remaining candidates, without masks."""
+        """Hard or soft NMS within each class -> the best of the remaining candidates, without masks."""
         boxes, labels, scores, valid, num_classes = candidates
+        if self.box_nms != "hard":
+            kept, decayed, count = self.soften(boxes, scores, labels, valid)
+            boxes, _, labels, rois = take_kept(kept, boxes, scores, labels)
+            return Detections(boxes, labels, decayed, None, count, rois)
         kept, count = nms_padded(
             boxes,
             scores,
@@ -196,6 +206,20 @@ class RoIStages(NotScriptable, nn.Module):
         )
         boxes, scores, labels, rois = take_kept(kept, boxes, scores, labels)
         return Detections(boxes, labels, scores, None, count, rois)
+
+    def soften(self, boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Soft-NMS of candidates, as ``box_nms`` names it -> indices and decayed scores [B, D], and counts [B]."""
+        method: Any = self.box_nms.removeprefix("soft_")
+        return soft_nms_padded(
+            boxes,
+            scores,
+            labels,
+            valid,
+            iou_threshold=self.nms_thresh,
+            method=method,
+            score_threshold=max(self.score_thresh, SOFT_MIN_SCORE),
+            max_output=self.detections_per_img,
+        )
 
     def complete(self, features: Features, detections: Detections, size: tuple[int, int]) -> Detections:
         """The same detections with masks and keypoints, as far as there are such branches; size: see below."""
@@ -266,4 +290,5 @@ def pool(
         pooler.sampling_ratio,
         pooler.canonical_scale,
         pooler.canonical_level,
+        pooler.aligned,
     )

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmask.models._api import Weights, WeightsEnum, get_model_weights, list_detectors
 from fastmask.models._meta import COCO_CATEGORIES
+from fastmask.models._metadata import check_conventions
 from fastmask.models._presets import ObjectDetection
 from fastmask.models._state import load_state, num_classes_error
 from fastmask.models.checkpoint import Checkpoint
@@ -128,6 +129,8 @@ def load_weights(
 ) -> None:
     """Load weights, if any; ``eps`` is that of the published ones' frozen norms; files of ours tell their own."""
     if weights is not None:
+        if isinstance(weights, Checkpoint):
+            check_conventions(model, weights.meta.get("options", {}), weights.path)
         load_state(model, weights.get_state_dict(progress=progress), repr(weights), new_predictors)
         if isinstance(weights, Checkpoint) and not weights.published:
             eps = weights.meta.get("norm_eps")

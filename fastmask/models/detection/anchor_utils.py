@@ -1,6 +1,8 @@
 """Anchors (Faster R-CNN, section 3.1.1); torchvision.models.detection.anchor_utils' names."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ class AnchorGenerator(NotScriptable, nn.Module):
 
     Source: torchvision/models/detection/anchor_utils.py. Strides are whole pixels, padded size // map size per axis.
     """
+
+    exact = False  # the models' exact_anchors
 
     def __init__(
         self,
@@ -60,10 +64,9 @@ class AnchorGenerator(NotScriptable, nn.Module):
         """
         self._check_number(maps)
         grids = []
-        for cell, feature in zip(self.cell_anchors, maps, strict=True):
-            height, width = feature.shape[-2:]
-            strides = image_size[0] // height, image_size[1] // width
-            grids.append(_shift(cell.to(upcast(feature[:0])), (height, width), strides))
+        for level, (cell, feature) in enumerate(zip(self.cell_anchors, maps, strict=True)):
+            grid = feature.shape[-2:]
+            grids.append(_shift(cell.to(upcast(feature[:0])), grid, self._find_strides(level, image_size, grid)))
         return grids
 
     def all_anchors(self, image_size: Sequence[int], maps: Sequence[Tensor]) -> Tensor:
@@ -89,17 +92,81 @@ class AnchorGenerator(NotScriptable, nn.Module):
         padded = image_list.tensors.shape[-2:]
         grids = [feature.shape[-2:] for feature in feature_maps]
         strides = [
-            [torch.tensor(side // size, device=device) for side, size in zip(padded, grid, strict=True)]
-            for grid in grids
+            [torch.tensor(stride, device=device) for stride in self._find_strides(level, padded, grid)]
+            for level, grid in enumerate(grids)
         ]
         anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors] * len(image_list.image_sizes)
+
+    def _find_strides(self, level: int, image_size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
+        """Image pixels a cell, (down, across), in a map of (height, width) of padded images of (height, width)."""
+        return image_size[0] // grid[0], image_size[1] // grid[1]
 
     def _check_number(self, maps: Sequence[Tensor]) -> None:
         if len(maps) != len(self.cell_anchors):
             raise ArgumentError(
                 f"sizes and aspect_ratios must have one entry a feature map ({len(maps)}), got {len(self.cell_anchors)}"
             )
+
+
+class ExactAnchorGenerator(AnchorGenerator):
+    """Anchors that are not rounded to whole pixels, on grids of given strides.
+
+    torchvision's P6 of an image of 800 pixels has 13 rows, 61 pixels apart; here it has a stride of 64.
+
+    Args:
+        sizes, aspect_ratios: see :class:`AnchorGenerator`.
+        strides: image pixels a cell of each feature map.
+
+    Source: detectron2's DefaultAnchorGenerator with offset 0, whose anchors of a cell have another order: all ratios of
+    the first size before the second size.
+    """
+
+    exact = True
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[int]] | Sequence[int],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+    ) -> None:
+        super().__init__(sizes, aspect_ratios)
+        self.strides = tuple(strides)
+        if len(self.strides) != len(self.sizes):
+            raise ValueError(f"strides must be one a feature map ({len(self.sizes)}), got {len(self.strides)}")
+
+    def generate_anchors(
+        self,
+        scales: Sequence[int],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = DEFAULT_DEVICE,
+    ) -> Tensor:
+        """The anchors of one cell around (0, 0) -> [ratios * scales, 4], rounded to the dtype alone."""
+        roots = [math.sqrt(ratio) for ratio in aspect_ratios]
+        sides = [(scale / root, scale * root) for root in roots for scale in scales]
+        return torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], dtype=dtype, device=device)
+
+    def _find_strides(self, level: int, image_size: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
+        return self.strides[level], self.strides[level]
+
+
+def place_exactly(generator: AnchorGenerator, backbone: nn.Module) -> ExactAnchorGenerator:
+    """The same anchors without rounding, on the strides of a backbone's maps; each further map halves the last one.
+
+    Raises:
+        ValueError: the generator is of another kind, or the backbone does not know its strides.
+    """
+    if type(generator) is not AnchorGenerator:
+        raise ValueError(f"exact_anchors must be False with anchors of another kind, got {type(generator).__name__}")
+    known = getattr(backbone, "strides", None)
+    if not known:
+        raise ValueError("exact_anchors must be False with a backbone that does not know its strides, got True")
+    strides = list(known.values())[: len(generator.sizes)]
+    while len(strides) < len(generator.sizes):
+        strides.append(2 * strides[-1])
+    ratios: Any = generator.aspect_ratios
+    return ExactAnchorGenerator(generator.sizes, ratios, strides)
 
 
 def _shift(cell: Tensor, grid: Sequence[int], strides: Sequence[int | Tensor]) -> Tensor:

@@ -97,6 +97,23 @@ def _freeze_stages(backbone: resnet.ResNet, trainable_layers: int) -> None:
             parameter.requires_grad_(False)
 
 
+def _move_strides(backbone: nn.Module) -> None:
+    """Move the strides of bottlenecks into their first 1x1 convolutions.
+
+    There the paper's own weights have them (arXiv 1512.03385), which detectron2's models begin with.
+
+    Raises:
+        ValueError: there are no bottlenecks.
+    """
+    blocks = [module for module in backbone.modules() if isinstance(module, resnet.Bottleneck)]
+    if not blocks:
+        raise ValueError("stride_in_1x1 must be False with a backbone without bottlenecks, got True")
+    for block in blocks:
+        if not block.stride_in_1x1:
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+            block.stride_in_1x1 = True
+
+
 def _resnet_fpn_extractor(
     backbone: resnet.ResNet,
     trainable_layers: int,

@@ -5,8 +5,8 @@ pixels; and, for each detection, the same res5 with a deconvolution to masks of 
 and, in training, what it computes of positive samples.
 Source: arXiv 1703.06870, figure 4 (left); arXiv 1512.03385, appendix A; detectron2's Res5ROIHeads and numbers of
 proposals (Base-RCNN-C4.yaml). Otherwise the models are torchvision's: its losses, samplers and thresholds,
-RoIAlign of 2 x 2 samples a bin that is not ``aligned`` (detectron2: adaptive and aligned), the stride of a bottleneck
-in its 3x3 convolution, as torchvision's weights have it (the paper's ResNets and detectron2's: in the first 1x1).
+RoIAlign of 2 x 2 samples a bin that is not ``aligned``, the stride of a bottleneck in its 3x3 convolution. Options of
+detectron2's conventions are ``sampling_ratio=0``, ``aligned=True``, ``exact_anchors=True`` and ``stride_in_1x1=True``.
 """
 
 import os
@@ -20,7 +20,7 @@ from fastmask.models.detection._c4_backbone import C4, C4Backbone
 from fastmask.models.detection._parts import SAMPLING_RATIO, make_mask_head, make_mask_predictor, make_pooler
 from fastmask.models.detection._weights import choose_num_classes, find_weights, has_frozen_norms, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.backbone_utils import _freeze_stages, _validate_trainable_layers
+from fastmask.models.detection.backbone_utils import _freeze_stages, _move_strides, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor
 from fastmask.models.detection.mask_rcnn import MaskRCNN
 from fastmask.models.resnet import ResNet, ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
@@ -144,6 +144,8 @@ def assemble_c4(
     num_classes: int,
     box_pooling: str = "roi_align",
     sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+    aligned: bool = False,
+    stride_in_1x1: bool = False,
     **options: Any,
 ) -> Model:
     """A model of the parts of a ResNet, which become its own.
@@ -152,13 +154,16 @@ def assemble_c4(
         kind: FasterRCNN or MaskRCNN.
         backbone: the classifier: its first stages are the backbone, its last is res5.
         num_classes: number of classes with background.
-        box_pooling, sampling_ratio: see :class:`FasterRCNN`.
+        box_pooling, sampling_ratio, aligned: see :class:`FasterRCNN`.
+        stride_in_1x1: move the strides of bottlenecks, also of res5, into their first 1x1 convolutions.
         **options: the model's, instead of those that make it a C4 model.
     """
     channels = backbone.inplanes  # of res5
+    if stride_in_1x1:
+        _move_strides(backbone)
     settings: dict[str, Any] = PROPOSALS | {
         "rpn_anchor_generator": AnchorGenerator(*ANCHORS),
-        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio),
+        "box_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio, aligned),
         "box_head": nn.AdaptiveAvgPool2d(1),
         "box_predictor": FastRCNNPredictor(channels, num_classes),
     }
@@ -166,7 +171,7 @@ def assemble_c4(
         if isinstance(mask_head := options.pop("mask_head", None), str) and mask_head != "fcn":
             raise ValueError(f"mask_head must be fcn in a C4 model, where res5 is in its place, got {mask_head!r}")
         settings |= {
-            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio),
+            "mask_roi_pool": make_pooler(box_pooling, POOLED, [C4], sampling_ratio, aligned),
             "mask_head": make_mask_head(mask_head, channels, ()),
         }
         if "mask_predictor" not in options:

@@ -15,12 +15,16 @@ from fastmask.models.detection._box_head import (
 )
 from fastmask.models.detection._parts import (
     SAMPLING_RATIO,
-    _default_anchorgen,
+    _check_type,
+    _default_anchorgen as _default_anchorgen,
+    _out_channels,
+    choose_anchors,
+    choose_box_pooler,
     make_mobilenet_backbone,
-    make_pooler,
     make_v1_backbone,
     make_v2_parts,
 )
+from fastmask.models.detection._roi_stages import BOX_NMS, BoxNms
 from fastmask.models.detection._weights import (
     Source,
     choose_num_classes,
@@ -29,6 +33,7 @@ from fastmask.models.detection._weights import (
     load_weights,
 )
 from fastmask.models.detection.anchor_utils import AnchorGenerator
+from fastmask.models.detection.backbone_utils import _move_strides
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.roi_heads import RoIHeads
 from fastmask.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -50,6 +55,9 @@ class FasterRCNN(GeneralizedRCNN):
         min_size, max_size, image_mean, image_std, **kwargs: see :class:`GeneralizedRCNNTransform`.
         rpn_...: see :class:`RegionProposalNetwork`.
         box_..., bbox_reg_weights: see :class:`RoIHeads`.
+        exact_anchors: anchors without rounding, see :class:`.anchor_utils.ExactAnchorGenerator`.
+        stride_in_1x1: move the strides of the backbone's bottlenecks into their first 1x1 convolutions.
+        aligned: of RoIAlign in all branches, see :func:`fastmask.ops.roi_align`.
         box_pooling: "roi_align", or "roi_pool" for comparisons with RoIPool: how features of boxes are pooled, in place
             of ``box_roi_pool``; a mask branch follows.
         sampling_ratio: samples a bin and axis of RoIAlign in all branches, 0 for as many as there are pixels, as
@@ -57,12 +65,17 @@ class FasterRCNN(GeneralizedRCNN):
         rpn_loss: "bce", or "focal" (arXiv 1708.02002): the loss of objectness, of the sampled anchors.
         box_loss: the loss of the box head's boxes: "smooth_l1", "l1", "weighted_smooth_l1", "giou" (arXiv 1902.09630),
             "diou" or "ciou" (arXiv 1911.08287); see :mod:`fastmask.models.detection._named_losses`.
+        box_nms: "hard", or "soft_linear" or "soft_gaussian" (arXiv 1704.04503, sigma 0.5): boxes that overlap a better
+            one of their class by more than box_nms_thresh, or at all, then stay with lower scores, which must still
+            exceed box_score_thresh (and 0.001); the best box_detections_per_img are kept.
 
     Raises:
         ValueError, TypeError: arguments that exclude each other, or of the wrong kind.
 
     Source: torchvision/models/detection/faster_rcnn.py, with its defaults.
     """
+
+    _rpn_type, _roi_heads_type = RegionProposalNetwork, RoIHeads  # of a model with stages of its own, others
 
     def __init__(
         self,
@@ -99,14 +112,19 @@ class FasterRCNN(GeneralizedRCNN):
         box_positive_fraction: float = 0.25,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         *,
+        exact_anchors: bool = False,
+        stride_in_1x1: bool = False,
+        aligned: bool = False,
         box_pooling: str = "roi_align",
         sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         rpn_loss: str = "bce",
         box_loss: str = "smooth_l1",
+        box_nms: BoxNms = "hard",
         **kwargs: Any,
     ) -> None:
         check_choice("rpn_loss", rpn_loss, CHOICES["rpn_loss"])
         check_choice("box_loss", box_loss, CHOICES["box_loss"])
+        check_choice("box_nms", box_nms, BOX_NMS)
         for name in ("mask_head", "mask_classes", "mask_loss"):  # which a Mask R-CNN takes out
             if name in kwargs:
                 raise ValueError(f"{name} must be given to a Mask R-CNN only, got a {type(self).__name__}")
@@ -117,11 +135,12 @@ class FasterRCNN(GeneralizedRCNN):
                 f"num_classes or box_predictor must be given, got {'both' if box_predictor else 'neither'}"
             )
         channels = _out_channels(backbone)
-        if rpn_anchor_generator is None:
-            rpn_anchor_generator = _default_anchorgen()
+        rpn_anchor_generator = choose_anchors(rpn_anchor_generator, exact_anchors, backbone)
+        if stride_in_1x1:
+            _move_strides(backbone)
         if rpn_head is None:
             rpn_head = RPNHead(channels, rpn_anchor_generator.num_anchors_per_location()[0])
-        rpn = RegionProposalNetwork(
+        rpn = self._rpn_type(
             rpn_anchor_generator,
             rpn_head,
             rpn_fg_iou_thresh,
@@ -134,18 +153,13 @@ class FasterRCNN(GeneralizedRCNN):
             score_thresh=rpn_score_thresh,
         )
         rpn.rpn_loss = rpn_loss
-        if box_pooling != "roi_align" and box_roi_pool is not None:
-            raise ValueError(f"box_pooling must be roi_align where box_roi_pool is given, got {box_pooling}")
-        if sampling_ratio != SAMPLING_RATIO and box_roi_pool is not None:
-            raise ValueError(f"sampling_ratio must not be given with box_roi_pool, got {sampling_ratio}")
-        if box_roi_pool is None:
-            box_roi_pool = make_pooler(box_pooling, 7, sampling_ratio=sampling_ratio)
+        box_roi_pool = choose_box_pooler(box_roi_pool, box_pooling, sampling_ratio, aligned, backbone)
         if box_head is None:
             box_head = TwoMLPHead(channels * box_roi_pool.output_size[0] ** 2, 1024)
         if box_predictor is None:
             assert num_classes is not None
             box_predictor = FastRCNNPredictor(1024, num_classes)
-        roi_heads = RoIHeads(
+        roi_heads = self._roi_heads_type(
             box_roi_pool,
             box_head,
             box_predictor,
@@ -159,21 +173,11 @@ class FasterRCNN(GeneralizedRCNN):
             box_detections_per_img,
         )
         roi_heads.box_loss = box_loss
+        roi_heads.box_nms = box_nms
         mean = list(IMAGE_MEAN) if image_mean is None else image_mean
         std = list(IMAGE_STD) if image_std is None else image_std
         transform = GeneralizedRCNNTransform(min_size, max_size, mean, std, **kwargs)
         super().__init__(backbone, rpn, roi_heads, transform)
-
-
-def _out_channels(backbone: nn.Module) -> int:
-    if not hasattr(backbone, "out_channels"):
-        raise ValueError(f"backbone must have an attribute out_channels, got {type(backbone).__name__} without")
-    return int(backbone.out_channels)  # type: ignore[arg-type]
-
-
-def _check_type(name: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted | None):
-        raise TypeError(f"{name} must be a {wanted.__name__} or None, got {type(value).__name__}")
 
 
 class FasterRCNN_ResNet50_FPN_Weights(WeightsEnum):  # noqa: N801 -- torchvision's name

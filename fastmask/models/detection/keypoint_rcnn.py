@@ -12,7 +12,13 @@ from fastmask.models.detection._keypoint_head import (
     KeypointRCNNHeads as KeypointRCNNHeads,
     KeypointRCNNPredictor as KeypointRCNNPredictor,
 )
-from fastmask.models.detection._parts import SAMPLING_RATIO, make_pooler, make_v1_backbone
+from fastmask.models.detection._parts import (
+    SAMPLING_RATIO,
+    _check_type,
+    _out_channels,
+    make_pooler,
+    make_v1_backbone,
+)
 from fastmask.models.detection._weights import (
     choose_num_classes,
     choose_num_keypoints,
@@ -21,7 +27,7 @@ from fastmask.models.detection._weights import (
     load_weights,
 )
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.faster_rcnn import FasterRCNN, _check_type, _out_channels
+from fastmask.models.detection.faster_rcnn import FasterRCNN
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 
@@ -78,14 +84,16 @@ class KeypointRCNN(FasterRCNN):
         keypoint_head: nn.Module | None = None,
         keypoint_predictor: nn.Module | None = None,
         num_keypoints: int | None = None,
+        *,
+        sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
+        aligned: bool = False,
         **kwargs: Any,
     ) -> None:
         _check_type("keypoint_roi_pool", keypoint_roi_pool, MultiScaleRoIAlign)
         if num_keypoints is not None and keypoint_predictor is not None:
             raise ValueError("num_keypoints or keypoint_predictor must be given, got both")
         if keypoint_roi_pool is None:
-            ratio = kwargs.get("sampling_ratio", SAMPLING_RATIO)
-            keypoint_roi_pool = make_pooler("roi_align", 14, sampling_ratio=ratio)
+            keypoint_roi_pool = make_pooler("roi_align", 14, sampling_ratio=sampling_ratio, aligned=aligned)
         if keypoint_head is None:
             keypoint_head = KeypointRCNNHeads(_out_channels(backbone), (512,) * 8)
         if keypoint_predictor is None:
@@ -121,6 +129,8 @@ class KeypointRCNN(FasterRCNN):
             box_batch_size_per_image,
             box_positive_fraction,
             bbox_reg_weights,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
             **kwargs,
         )
         self.roi_heads.keypoint_roi_pool = keypoint_roi_pool

@@ -11,6 +11,8 @@ from fastmask.models._api import WeightsEnum, register_model
 from fastmask.models.detection._mask_head import MaskRCNNHeads as MaskRCNNHeads, MaskRCNNPredictor as MaskRCNNPredictor
 from fastmask.models.detection._parts import (
     SAMPLING_RATIO,
+    _check_type,
+    _out_channels,
     make_mask_head,
     make_mask_predictor,
     make_pooler,
@@ -19,7 +21,7 @@ from fastmask.models.detection._parts import (
 )
 from fastmask.models.detection._weights import choose_num_classes, coco_weights, find_weights, load_weights
 from fastmask.models.detection.anchor_utils import AnchorGenerator
-from fastmask.models.detection.faster_rcnn import FasterRCNN, _check_type, _out_channels
+from fastmask.models.detection.faster_rcnn import FasterRCNN
 from fastmask.models.resnet import ResNet50_Weights
 from fastmask.ops.poolers import MultiScaleRoIAlign
 from fastmask.variants import CHOICES
@@ -79,6 +81,7 @@ class MaskRCNN(FasterRCNN):
         mask_head: nn.Module | str | None = None,
         mask_predictor: nn.Module | None = None,
         *,
+        aligned: bool = False,
         box_pooling: str = "roi_align",
         sampling_ratio: int | Sequence[int] = SAMPLING_RATIO,
         mask_classes: str = "per_class",
@@ -90,7 +93,7 @@ class MaskRCNN(FasterRCNN):
             raise ValueError("num_classes or mask_predictor must be given, got both")
         check_choice("mask_loss", mask_loss, CHOICES["mask_loss"])
         if mask_roi_pool is None:
-            mask_roi_pool = make_pooler(box_pooling, 14, sampling_ratio=sampling_ratio)
+            mask_roi_pool = make_pooler(box_pooling, 14, sampling_ratio=sampling_ratio, aligned=aligned)
         mask_head = make_mask_head(mask_head, _out_channels(backbone), (256, 256, 256, 256))
         if mask_predictor is None:
             if num_classes is None:
@@ -130,6 +133,7 @@ class MaskRCNN(FasterRCNN):
             bbox_reg_weights,
             box_pooling=box_pooling,
             sampling_ratio=sampling_ratio,
+            aligned=aligned,
             **kwargs,
         )
         self.roi_heads.mask_roi_pool = mask_roi_pool

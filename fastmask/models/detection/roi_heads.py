@@ -14,7 +14,7 @@ from fastmask.models.detection._keypoint_head import check_square, keypoints_to_
 from fastmask.models.detection._mask_head import index_masks
 from fastmask.models.detection._named_losses import BETA, Regression, make_regression, mask_error
 from fastmask.models.detection._roi_stages import RoIStages
-from fastmask.models.detection._unpad import keep_best
+from fastmask.models.detection._unpad import keep_best, split_valid
 from fastmask.ops.boxes import clip_boxes_to_image
 from fastmask.ops.masks import paste_masks_in_image as paste_masks_in_image
 from fastmask.ops.roi_align import roi_align
@@ -214,9 +214,14 @@ class RoIHeads(RoIStages):
             score, label = score[:, 1:].flatten(), classes.expand(score.shape[0], -1).flatten()
             valid = (score > self.score_thresh) & (box[:, 2:] - box[:, :2] >= self.min_size).all(1)
             limits = self.nms_thresh, self.detections_per_img, class_logits.shape[-1]
-            (rows,) = keep_best(box[None], score[None], label[None], valid[None], *limits)
-            for values, every in zip(detections, (box, score, label), strict=True):
-                values.append(every[rows])
+            if self.box_nms == "hard":
+                (rows,) = keep_best(box[None], score[None], label[None], valid[None], *limits)
+                score = score[rows]
+            else:
+                kept, decayed, count = self.soften(box[None], score[None], label[None], valid[None])
+                (rows,), (score,) = split_valid(count, kept, decayed)
+            for values, every in zip(detections, (box[rows], score, label[rows]), strict=True):
+                values.append(every)
         return detections
 
 

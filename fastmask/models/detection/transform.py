@@ -32,6 +32,8 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
     Source: torchvision/models/detection/transform.py.
     """
 
+    _enlarge_only = False  # matterport's rule of sizes, see fastmask.sizes
+
     def __init__(
         self,
         min_size: int | Sequence[int],
@@ -101,7 +103,7 @@ class GeneralizedRCNNTransform(NotScriptable, nn.Module):
         if self.fixed_size is not None:
             size = (self.fixed_size[1], self.fixed_size[0])
         else:
-            size = compute_resized_size(before, shorter, self.max_size)
+            size = compute_resized_size(before, shorter, self.max_size, enlarge_only=self._enlarge_only)
         if target is not None:
             if "masks" in target:
                 target["masks"] = resize_masks(target["masks"], size)

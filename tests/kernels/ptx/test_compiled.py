@@ -21,6 +21,7 @@ import cases_paste
 import cases_rle
 import cases_roi_align
 import cases_roi_pool
+import cases_soft_nms
 import cases_stem
 import cases_top_anchors
 from helpers.ptx import MODES, Options, execute, launched
@@ -32,6 +33,7 @@ FAMILIES = {
     module.__name__: module
     for module in (
         cases_nms,
+        cases_soft_nms,
         cases_roi_align,
         cases_roi_pool,
         cases_paste,

@@ -18,6 +18,7 @@ import cases_paste
 import cases_rle
 import cases_roi_align
 import cases_roi_pool
+import cases_soft_nms
 import cases_stem
 import cases_top_anchors
 from helpers.ptx import Options, execute, planted
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.ptx
 
 FAMILIES = (
     cases_nms,
+    cases_soft_nms,
     cases_roi_align,
     cases_roi_pool,
     cases_paste,

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: their keys, layouts and conventions, turned into ours."""
