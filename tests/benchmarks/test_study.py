@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("pycocotools.mask", reason="it evaluates")
+pytest.importorskip("matplotlib", reason="it draws a plot")
 
 from helpers.pages import PAGES
 
