@@ -52,6 +52,7 @@ def test_a_wrong_kernel_has_no_row(
             assert f"no row: {name}: fastmask does not match {baseline}: " in printed
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_has_no_row_in_pytest(tmp_path: Path) -> None:
     """An error in ``pytest benchmarks``, and no row in its JSON."""
     plugin = "from fastmask import ops\nright = ops.paste_masks\n"

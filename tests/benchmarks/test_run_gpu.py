@@ -107,6 +107,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
     return parts
 
 
+@pytest.mark.slow
 def test_parts_are_interrupted_saved_and_not_run_twice(
     parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_parts_are_interrupted_saved_and_not_run_twice(
     assert "row            0.0 min, finished\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_part_outlasts_the_call(
     parts: dict[str, Part], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

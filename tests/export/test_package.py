@@ -135,6 +135,7 @@ def test_what_was_not_compiled_is_refused(
     assert "--device must be one that this machine has, got 'cuda:99'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torch._inductor import config
 

@@ -114,8 +114,8 @@ def test_exp_of_float32() -> None:
     assert (np.abs(ours - exact)[inside] <= 1.25 * np.spacing(exact.astype(np.float32))[inside]).all()
     assert (ours[~inside] == 0).all()
     assert ours[0] == 1
-    for one in (0, 77, 20_000, 39_000, 45_000):
-        assert reference.exp_of_negative(x[one]) == ours[one]
+    for place in (0, 77, 20_000, 39_000, 45_000):
+        assert reference.exp_of_negative(x[place]) == ours[place]
 
 
 def test_strides(device: torch.device) -> None:

@@ -114,7 +114,7 @@ def test_losses_compile_to_one_graph(family: dict[str, str]) -> None:  # test_co
     draw_first(ours)
     arguments = static_arguments(ours)
     expected = ours.losses(*arguments)
-    compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")(*arguments)
+    compiled = torch.compile(ours.losses, fullgraph=True, backend="eager")(*arguments)
     for name, loss in expected.items():
         torch.testing.assert_close(compiled[name], loss, rtol=1e-4, atol=1e-5)
     sum(compiled.values()).backward()

@@ -276,6 +276,7 @@ def test_two_ranks_give_the_gradients_of_one(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("slim_file")
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path: Path, seed: int) -> None:
     """The command, killed by the system in the middle of an epoch, in a process of its own."""
     from fastmask.demo import save_synthetic

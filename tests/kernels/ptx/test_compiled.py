@@ -48,7 +48,7 @@ FAMILIES = {
 
 
 def name_cases() -> Iterator[object]:
-    """Run every case in the first mode, half of them in one of the others as well; the rest is slow.
+    """Run every case in the first mode, some of them in one of the others as well; the rest is slow.
 
     One in six is compiled again, for sm_80, and compiling takes most of the time; of families with products, which are
     other instructions there, one in three. The last mode runs what the first has compiled.
@@ -57,7 +57,7 @@ def name_cases() -> Iterator[object]:
     for family, module in FAMILIES.items():
         compiled_again = 3 if module in (cases_bias_act, cases_heads, cases_stem) else 6
         for number, (name, _) in enumerate(module.cases()):
-            second = others[0] if number % compiled_again == 0 else others[1] if number % 3 == 1 else None
+            second = others[0] if number % compiled_again == 0 else others[1] if number % 6 == 1 else None
             for mode in MODES:
                 quick = mode in (first, second)
                 yield pytest.param(family, name, mode, id=f"{name}, {mode}", marks=() if quick else pytest.mark.slow)
