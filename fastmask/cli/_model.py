@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
 NMS_HELP = "suppress boxes that overlap a better one of their class, or let their scores decay [as the model]"
 SIZES_HELP = "shorter sides in pixels that each image is predicted at, and merged; after the images [the model's]"
-CHECKPOINTS = {".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors"}
+CHECKPOINTS = {".bin", ".ckpt", ".h5", ".pkl", ".pt", ".pth", ".safetensors"}
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -60,7 +60,10 @@ def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]
     if name is not None:
         check_detector("--model", name)
     check_weights(weights)
-    return choose_model(name, weights)
+    try:
+        return choose_model(name, weights)
+    except ImportError as error:  # of an extra that reads the file
+        raise ValueError(str(error)) from error
 
 
 def load_model(

@@ -1,6 +1,7 @@
 """What newcomers type wrongly: one line names the option or the file, and what to do; nothing is computed before."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_classes_are_counted_not_labels(shapes: Path, tmp_path: Path, capsys: py
     command = f"train --data-path {path} --images {shapes / 'images'} --epochs 1 --model maskrcnn_slim_fpn --workers 0"
     assert main([*command.split(), "--weights", "none", "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.startswith("2 images, 3 classes, 1 steps of 2 images")
+
+
+def test_an_extra_that_reads_weights_is_named(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that takes them, in one line."""
+    weights = tmp_path / "own.h5"
+    weights.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    for command in (
+        f"predict {shapes / 'images'} --out {tmp_path / 'out'}",
+        f"evaluate {shapes} --out {tmp_path / 'out'}",
+        f"compare {shapes / 'images'}",
+        f"export {tmp_path / 'a.onnx'}",
+        f"train --data-path {shapes} --epochs 1 --out {tmp_path / 'run'}",
+    ):
+        assert main([*command.split(), "--weights", str(weights), "--device", "cpu"]) == 2, command
+        assert "need h5py: pip install 'fastmask-rcnn[h5]'\n" in capsys.readouterr().err, command
