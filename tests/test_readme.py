@@ -65,6 +65,8 @@ def test_example_runs_as_printed(
     if "clip.mp4" in example:
         pytest.importorskip("av", reason="it reads the video")
         write_clip(tmp_path / "clip.mp4", draw_frames(4))
+    if "to_supervision" in example:
+        pytest.importorskip("supervision")
     monkeypatch.chdir(tmp_path)
     run_example(example)
 
