@@ -4,7 +4,7 @@ from pathlib import Path as _Path
 
 import fastmask as _fastmask
 
-dependencies = ["torch", "numpy", "pycocotools", "PIL", "tqdm", "safetensors"]
+dependencies = ["torch", "numpy", "PIL", "tqdm", "safetensors"]  # pycocotools is for RLE alone, Triton for GPUs
 
 _root = _Path(__file__).parent
 if not (_root / "fastmask" / "kernels").is_dir():  # torch.hub unpacks links, such as this one, as files

@@ -47,7 +47,7 @@ def find_photos() -> list[Path]:
     folder = os.environ.get("FASTMASK_BALLOON")
     if folder is None:
         pytest.skip("FASTMASK_BALLOON must be the folder of the balloon photos")
-    return sorted(Path(folder).glob("*/*.jpg"))
+    return sorted(Path(folder).glob("*/*.jpg"), key=lambda photo: photo.name)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def worker() -> Any:
     return names["Worker"]()
 
 
-def predict(predictor: Predictor, names: list[str], images: list[Any]) -> dict[str, list[dict[str, Any]]]:
+def predict(predictor: Predictor, paths: list[str], images: list[Any]) -> dict[str, list[dict[str, Any]]]:
     """COCO's results by file, of images in one process."""
-    found = dict(zip(names, predictor(images), strict=True))
+    found = dict(zip(paths, predictor(images), strict=True))
     return {
-        name: [{**result, "file_name": name} for result in to_coco_results(0, prediction)]
-        for name, prediction in found.items()
+        path: [{**result, "file_name": path} for result in to_coco_results(0, prediction)]
+        for path, prediction in found.items()
     }
 
 
@@ -74,7 +74,7 @@ def test_worker_takes_batches_of_every_form(worker: Any, tmp_path: Path) -> None
     images = [np.array(Image.open(file).convert("RGB")) for file in files]
     mixed, paths = np.empty(3, object), np.array([*map(str, files), str(tmp_path / "none.png")], object)
     mixed[:] = images
-    expected = [*predict(worker.predictor, [file.name for file in files], images).values()]
+    expected = [*predict(worker.predictor, [*map(str, files)], images).values()]
     assert all(expected)
     for batch in (np.stack(images[:2]), mixed, np.stack(images[:1]), paths[:3]):
         found = worker({"image": batch, "path": paths[: len(batch)]})
@@ -110,17 +110,18 @@ def test_ray_gives_the_detections_of_one_process(variant: str, tmp_path: Path) -
     command = [sys.executable, "script.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    rows = {Path(row["path"]).name: row for row in json.loads((tmp_path / "rows.json").read_text())}
-    assert sorted(rows) == sorted(path.name for path in (tmp_path / "photos").iterdir())
+    rows = {str(tmp_path / row["path"]): row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert sorted(rows) == sorted(map(str, (tmp_path / "photos").iterdir()))
     if variant == "killed":
-        assert {Path(photo).name for photo in (tmp_path / "died.txt").read_text().split("\n")} < rows.keys()
+        assert set((tmp_path / "died.txt").read_text().split("\n")) < rows.keys()
     if variant != "arrays":
-        assert torn.name in rows.pop(torn.name)["error"]
+        assert torn.name in rows.pop(str(torn))["error"]
     assert {row["error"] for row in rows.values()} == {""}
     images = [np.array(Image.open(photo).convert("RGB")) if variant == "arrays" else photo for photo in photos]
+    rows = dict(sorted(rows.items()))  # as photos are
     predictor = Predictor.from_pretrained("maskrcnn_slim_fpn", "SHAPES_V1")
-    expected = predict(predictor, [photo.name for photo in photos], images)
-    assert {name: json.loads(row["results"]) for name, row in rows.items()} == expected
+    expected = predict(predictor, [row["path"] for row in rows.values()], images)
+    assert {row["path"]: json.loads(row["results"]) for row in rows.values()} == expected
     number = sum(map(len, expected.values()))
     assert number > len(photos)
     assert f"{number} detections, {variant != 'arrays':d} broken images" in done.stdout
