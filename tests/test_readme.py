@@ -20,7 +20,8 @@ from fastmask import cli, unpatch_torchvision
 from fastmask.benchmarks.report import SLOT, filled
 
 RECIPE = "fastmask/models/detection/shapes_v1/README.md"
-NEEDS_FILES = ("model.onnx", "model.pt2", "trained/best.pth")  # tests/export, test_training_runs_as_printed
+# tests/export, test_training_runs_as_printed, tests/inference/test_ray.py
+NEEDS_FILES = ("model.onnx", "model.pt2", "trained/best.pth", "import ray")
 EXAMPLES = [
     pytest.param(example, id=f"{page}-{number}")
     for page in PAGES
@@ -64,6 +65,8 @@ def test_example_runs_as_printed(
     if "clip.mp4" in example:
         pytest.importorskip("av", reason="it reads the video")
         write_clip(tmp_path / "clip.mp4", draw_frames(4))
+    if "to_supervision" in example:
+        pytest.importorskip("supervision")
     monkeypatch.chdir(tmp_path)
     run_example(example)
 

@@ -19,7 +19,7 @@ from fastmask.inference.choose_classes import find_labels, keep_labels
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.crops import save_crops
 from fastmask.inference.image_files import CROPS, OVERLAY_SUFFIX, find_images, image_ids, name_outputs
-from fastmask.inference.predictor import check_is_list
+from fastmask.inference.prefetch import check_is_list
 from fastmask.skeletons import Skeleton
 from fastmask.structures import CocoResult, Prediction
 from fastmask.visualize import draw_detections, save_overlay

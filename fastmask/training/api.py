@@ -21,6 +21,7 @@ from fastmask.data.splits import UNUSED, Splits, describe_untrained, label_names
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
 from fastmask.models._api import check_detector
+from fastmask.models._hub import pin_weights
 from fastmask.models._layout import lay_out
 from fastmask.models._state import find_builder
 from fastmask.models.checkpoint import Checkpoint
@@ -70,8 +71,9 @@ def train(
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
         format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
-        weights: what a model that is built starts from: the name of published weights, a file, "imagenet" or "none". Of
-            other classes than the data's, all are loaded but the predictors'.
+        weights: what a model that is built starts from: the name of published weights, a file, one on the hub
+            ("hf://owner/name[/file][@revision]"), "imagenet" or "none". Of other classes than the data's, all are
+            loaded but the predictors'.
         weights_backbone: of a model that is built with ``weights`` "none": the builder's argument of that name.
         device: of a model that is built; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes
             its own GPU.
@@ -101,6 +103,9 @@ def train(
         for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
             print(note)
         names = label_names(splits.train)
+
+        weights, weights_backbone = job.run_on_first(lambda: (pin_weights(weights), pin_weights(weights_backbone)))
+        arguments |= {"weights": weights, "weights_backbone": weights_backbone}  # with the commit that all ranks read
 
         def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
             if isinstance(model, GeneralizedRCNN):

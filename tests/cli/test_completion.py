@@ -44,7 +44,7 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "SHAPES.pth").touch()
     for line, expected in {
-        "": "demo export predict compare train evaluate data models bench selftest tune env",
+        "": "demo export predict compare train evaluate data push models bench selftest tune env",
         "ev": "evaluate",
         "data ": "convert check draw",
         "data convert --to ": "coco via labelme masks yolo",
