@@ -28,6 +28,7 @@ from fastmask.models.detection.timm_backbone import (
     padded_convolutions,
     split_activations,
 )
+from fastmask.models.efficientnet_lite import Block, EfficientNetLite0
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
 Fuse = Literal["off", "kernel", "cudnn"]  # forms of convolutions' epilogues
@@ -109,6 +110,8 @@ def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             continue
         if type(parent) is TimmBackboneWithFPN:
             yield from ((parent, *names) for names in parent.list_foldable())
+        elif isinstance(parent, EfficientNetLite0 | Block):
+            yield from ((parent, *names) for names in parent.pairs)
         elif type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
             for name in children:
