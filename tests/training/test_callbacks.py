@@ -51,19 +51,19 @@ def invert(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, 
     return (255 - image if torch.rand(()) < 0.5 else image), target
 
 
-def run(folder: Path, seed: int, epochs: int = 2, **how: Any) -> TrainResult:
+def run(folder: Path, seed: int, evaluated: bool = False, **how: Any) -> TrainResult:
     torch.manual_seed(seed)
-    config = TrainConfig(epochs, optimizer="adamw", seed=seed, workers=0, min_size=(64,), max_size=96)
+    config = TrainConfig(2, optimizer="adamw", seed=seed, workers=0, min_size=(64,), max_size=96)
     data, val = synthetic_dataset(4, seed, (64, 80)), synthetic_dataset(2, seed + 1, (64, 80))
     data, val = (each._replace(categories={**each.categories, "other": 4}) for each in (data, val))
     model = slim_model(fastmask, **SMALL)
-    return train(model, data, folder, config, val=val, progress=False, **how)
+    return train(model, data, folder, config, val=val if evaluated else None, progress=False, **how)
 
 
 def test_calls(tmp_path: Path, seed: int) -> None:
     """They have what the run's files have; a run that a callback ended goes on where it was, bitwise."""
     seen, few = Recorder(), OnlySteps()
-    result = run(tmp_path / "whole", seed, callbacks=(seen, few), transform=invert)
+    result = run(tmp_path / "whole", seed, True, callbacks=(seen, few), transform=invert)
     assert (sorted(seen.steps), few.number) == ([0, 1, 2, 3], 4)
     head, *rows = [line.split(",") for line in (tmp_path / "whole" / "steps.csv").read_text().splitlines()]
     for row in rows:
@@ -84,7 +84,8 @@ def test_calls(tmp_path: Path, seed: int) -> None:
     again = Recorder()
     run(tmp_path / "stopped", seed, callbacks=[again], transform=invert, resume=True)
     assert again.steps == {step: seen.steps[step] for step in (2, 3)}
-    assert again.epochs == seen.epochs[1:]
+    assert [call[:2] for call in again.epochs] == [(2, 3)]
+    assert again.epochs[0][2] == {name: seen.epochs[1][2][name] for name in ("loss", "lr")}
 
 
 def test_what_is_refused(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
