@@ -55,6 +55,8 @@ def test_bash_completes(tmp_path: Path) -> None:
         "train --weights i": "imagenet",
         "predict --weights SHAPES": "SHAPES_V1 SHAPES.pth",
         "predict --device c": "cpu cuda",
+        "predict --format ": "auto jpeg png",
+        "evaluate --backend f": "faster-coco-eval",
         "predict ph": "photos",
         "train --config --resume --data-path p": "photos",
         "--completion ": "bash zsh",
