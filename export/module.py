@@ -41,7 +41,7 @@ class ExportableModel(nn.Module):
         dtype: of weights and feature maps; boxes and scores are float32 at least.
         masks: "soft": probabilities [B, D, M, M] over the boxes; "paste": bool [B, D, H, W].
         raw: take images as uint8 [B, H, W, C] and normalize them.
-        trim: run the heads on as many rows as an image of the batch has proposals and then detections, at least one,
+        trim: run the heads on as many rows as an image of the batch has proposals and then detections, at least two,
             and pad the outputs to their fixed shapes. These numbers are read on the host: for CPUs.
 
     Raises:

@@ -257,8 +257,9 @@ def _check_values(images: list[Tensor]) -> None:
 def drop_padding(padded: Padded, trim: Trim = True) -> Padded:
     """Drop the rows that are padding in every image; where: see :meth:`GeneralizedRCNN.infer`."""
     if trim == "always" and torch.compiler.is_exporting():
-        number: int = padded.count.max().clamp(min=1).item()  # type: ignore[assignment] # a SymInt without a value
-        torch._check(number >= 1)
+        least = min(2, padded.boxes.shape[1])  # PyTorch 2.11 compiles no size that may be 1
+        number: int = padded.count.max().clamp(min=least).item()  # type: ignore[assignment] # a SymInt without a value
+        torch._check(number >= least)
         torch._check(number <= padded.boxes.shape[1])
         return first_rows(padded, number)
     if not trim or (trim is True and not is_readable(padded.count)):
