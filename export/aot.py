@@ -59,7 +59,9 @@ def write_package(
             strict=False,
         )
         own = {"torch": torch.__version__, "ops": describe_ops()}
-        options = {"aot_inductor.metadata": exportable.format_metadata(shape, categories) | own}
+        options: dict[str, Any] = {"aot_inductor.metadata": exportable.format_metadata(shape, categories) | own}
+        if exportable.trim:  # or convolutions of rows without a known number write channels-last, and PyTorch reads
+            options["layout_optimization"] = False  # contiguous (torch/_subclasses/fake_impls.py, conv)
         torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(path), inductor_configs=options)
 
 

@@ -38,6 +38,7 @@ def export_model(
     raw: bool = False,
     target: str | None = None,
     opset: int | None = None,
+    trim: bool | None = None,
     categories: Sequence[str] | None = None,
     device: str = "auto",
     images: Sequence[ImageLike] | None = None,
@@ -55,9 +56,11 @@ def export_model(
         masks, raw: see :class:`ExportableModel`.
         target: "tensorrt" checks the graph against what TensorRT parses, and bounds its NMS; None: any ONNX runtime.
         opset: of ONNX's operators, 18 to 20; None: 18.
+        trim: run the heads on as many rows as there are detections, see :class:`ExportableModel`; None: where
+            ``device`` is a CPU, unless for TensorRT, whose shapes are fixed.
         categories: names by label, for the file's metadata.
-        device: "cpu", "cuda" or "cuda:1", where the file is compared and, of a package, where it will run; "auto" is
-            CUDA where it is available.
+        device: "cpu", "cuda" or "cuda:1", where the file is compared and will run; "auto" is CUDA where it is available
+            (to PyTorch for a package, to ONNX Runtime too for an ONNX file).
         images: to compare on, of any kind that :class:`fastmask.Predictor` takes; None: synthetic ones.
         report: called with a line of text after each step, such as ``print``.
 
@@ -79,6 +82,8 @@ def export_model(
         raise ValueError("opset and target must not be given for a .pt2 file")
     if target is not None:
         check_choice("target", target, TARGETS)
+        if trim:
+            raise ValueError("trim must not be given for TensorRT, whose graphs have fixed shapes, got True")
     if not path.parent.is_dir() or path.is_dir():
         raise ValueError(f"file must be in a folder that is there, got {path}")
     if dtype not in DTYPES:
@@ -87,8 +92,14 @@ def export_model(
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     else:
         where = ":".join(map(str, choose_device(device)))  # before minutes of work
+    if trim is None:
+        trim = target is None and where.startswith("cpu")
     reference = ExportableModel(model, dtype, masks, raw)
-    exportable = TensorRTExportableModel(model, dtype, masks, raw) if target else reference
+    exportable = reference
+    if target:
+        exportable = TensorRTExportableModel(model, dtype, masks, raw)
+    elif trim:
+        exportable = ExportableModel(model, dtype, masks, raw, trim)
     shape = Shape(batch, *size, dynamic)
     channels = reference.channels
     if images is None:
@@ -99,12 +110,14 @@ def export_model(
         part = Path(folder) / path.name
         if package:
             reference.to(where)
+            exportable.to(where)
             report("compiling takes a minute or more")
             write_package(exportable, part, shape, categories=categories)
-            report(f"a package for {where}, {part.stat().st_size / 1e6:.1f} MB")
+            report(f"a package for {where}, {part.stat().st_size / 1e6:.1f} MB{', trimmed' if trim else ''}")
         else:
             summary = write_onnx(exportable, part, shape, opset=opset or OPSETS[0], categories=categories)
-            report(f"{format_summary(summary)}, checked by onnx{' and the table of TensorRT' if target else ''}")
+            known = f"{', trimmed' if trim else ''}, checked by onnx{' and the table of TensorRT' if target else ''}"
+            report(f"{format_summary(summary)}{known}")
         session = load_exported(part, where)
         found = compare_outputs(reference.predict_arrays, session, planes)
         report(format_parity(found, "The package" if package else f"ONNX Runtime ({session.kind})"))

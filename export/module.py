@@ -41,6 +41,8 @@ class ExportableModel(nn.Module):
         dtype: of weights and feature maps; boxes and scores are float32 at least.
         masks: "soft": probabilities [B, D, M, M] over the boxes; "paste": bool [B, D, H, W].
         raw: take images as uint8 [B, H, W, C] and normalize them.
+        trim: run the heads on as many rows as an image of the batch has proposals and then detections, at least two,
+            and pad the outputs to their fixed shapes. These numbers are read on the host: for CPUs.
 
     Raises:
         ValueError: ``masks`` is neither of these, the transform is another, or a weight is NaN or infinite.
@@ -51,7 +53,12 @@ class ExportableModel(nn.Module):
     extra_outputs: tuple[str, ...] = ()
 
     def __init__(
-        self, model: GeneralizedRCNN, dtype: torch.dtype = torch.float32, masks: str = "soft", raw: bool = False
+        self,
+        model: GeneralizedRCNN,
+        dtype: torch.dtype = torch.float32,
+        masks: str = "soft",
+        raw: bool = False,
+        trim: bool = False,
     ) -> None:
         super().__init__()
         if masks not in MASKS:
@@ -65,7 +72,7 @@ class ExportableModel(nn.Module):
         anchors = self.model.rpn.anchor_generator
         assert isinstance(anchors, CachedAnchors)
         self.model.rpn.anchor_generator = anchors.generator  # which keeps nothing between calls
-        self.dtype, self.masks, self.raw = dtype, masks, raw
+        self.dtype, self.masks, self.raw, self.trim = dtype, masks, raw, trim
         self.has_mask, self.has_keypoint = self.model.roi_heads.has_mask(), self.model.roi_heads.has_keypoint()
         wide = torch.promote_types(dtype, torch.float32)
         self.channels = count_channels(model)
@@ -105,12 +112,15 @@ class ExportableModel(nn.Module):
             pasted = paste_masks(masks.flatten(0, 1).float(), detections.boxes.flatten(0, 1), (height, width))
             masks = pasted.unflatten(0, detections.labels.shape)
         branches = (masks, detections.keypoints, detections.keypoints_scores)
-        found = [values for values in branches if values is not None]
-        return detections.boxes, detections.labels, detections.scores, *found, detections.count, *extra
+        rows = [detections.boxes, detections.labels, detections.scores]
+        rows += [values for values in branches if values is not None]
+        if self.trim:
+            rows = [pad_rows(values, self.model.roi_heads.detections_per_img) for values in rows]
+        return *rows, detections.count, *extra
 
     def detect(self, pixels: Tensor, sizes: Tensor) -> tuple[Detections, tuple[Tensor, ...]]:
         """Detections in normalized images, and the ``extra_outputs``."""
-        return self.model.infer(pixels, sizes), ()
+        return self.model.infer(pixels, sizes, trim="always" if self.trim else False), ()
 
     def make_example(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """Make example inputs of a shape, of noise; a dynamic shape gets the one that is traced."""
@@ -177,6 +187,12 @@ class ExportableModel(nn.Module):
             "outputs": self.outputs(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        if transform._enlarge_only:
-            metadata["enlarge_only"] = True
+        metadata |= {
+            name: True for name, is_so in (("enlarge_only", transform._enlarge_only), ("trim", self.trim)) if is_so
+        }
         return {name: json.dumps(value) for name, value in metadata.items()}
+
+
+def pad_rows(values: Tensor, rows: int) -> Tensor:
+    """[B, n, ...] -> [B, rows, ...], zeros from n on."""
+    return torch.nn.functional.pad(values, (*[0, 0] * (values.ndim - 2), 0, rows - values.shape[1]))

@@ -51,8 +51,7 @@ def write_onnx(
     """
     import onnx
 
-    from fastmask.export import onnx_keypoints
-    from fastmask.export.onnx_ops import FOR_TENSORRT, TRANSLATIONS
+    from fastmask.export import onnx_keypoints, onnx_ops, onnx_trim
     from fastmask.export.tensorrt.graph import find_problems, rewrite
 
     for_tensorrt = isinstance(exportable, TensorRTExportableModel)
@@ -64,6 +63,8 @@ def write_onnx(
         raise ValueError("for TensorRT a graph must be of one batch and size, got a dynamic one")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ValueError(f"opset must be in [{OPSETS[0]}, {OPSETS[1]}], got {opset}")
+    table = onnx_trim.TRANSLATIONS if exportable.trim else onnx_ops.TRANSLATIONS
+    table = (onnx_ops.FOR_TENSORRT if for_tensorrt else table) | onnx_keypoints.TRANSLATIONS
     with torch.no_grad(), silence():
         program = torch.onnx.export(
             exportable,
@@ -72,7 +73,7 @@ def write_onnx(
             output_names=list(exportable.outputs()),
             dynamic_shapes=exportable.dynamic_shapes() if shape.dynamic else None,
             opset_version=opset,
-            custom_translation_table=(FOR_TENSORRT if for_tensorrt else TRANSLATIONS) | onnx_keypoints.TRANSLATIONS,
+            custom_translation_table=table,
             dynamo=True,
             verbose=False,
         )

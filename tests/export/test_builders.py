@@ -43,23 +43,24 @@ def build(name: str, **options: object) -> nn.Module:
     return model
 
 
-def check_onnx(model: nn.Module, path: Path, shape: Shape, seed: int) -> dict[str, int]:
+def check_onnx(model: nn.Module, path: Path, shape: Shape, seed: int, trim: bool) -> dict[str, int]:
     exportable = ExportableModel(model)
-    summary = write_onnx(exportable, path, shape)
+    summary = write_onnx(ExportableModel(model, trim=trim), path, shape)
     assert_parity(compare_outputs(exportable.predict_arrays, OnnxSession(path), scenes(seed)))
     return summary.operators
 
 
-def check_package(model: nn.Module, path: Path, seed: int) -> None:
+def check_package(model: nn.Module, path: Path, seed: int, trim: bool) -> None:
     exportable = ExportableModel(model)
-    write_package(exportable, path, SHAPE)
+    write_package(ExportableModel(model, trim=trim), path, SHAPE)
     assert_parity(compare_outputs(exportable.predict_arrays, AOTPackage(path), scenes(seed)))
 
 
-def test_mobilenet_roi_pool_and_a_unet_as_onnx(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
+def test_mobilenet_roi_pool_and_a_unet_as_onnx(trim: bool, tmp_path: Path, seed: int) -> None:
     """With one mask for all classes. HardSwish is one operator, norms are none; TensorRT has no MaxRoiPool."""
     model = build("slim", **MOBILENET_ROI_POOL, **MASK_VARIANTS)
-    operators = check_onnx(model, tmp_path / "model.onnx", SHAPE, seed)
+    operators = check_onnx(model, tmp_path / "model.onnx", SHAPE, seed, trim)
     assert operators["HardSwish"] == 8
     assert operators["MaxRoiPool"] == 4  # two levels, which the boxes and the masks have
     assert "BatchNormalization" not in operators
@@ -76,16 +77,18 @@ def test_mobilenet_for_tensorrt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"box_pooling": "roi_pool"}, {"body": "mobilenet"}, MOBILENET_ROI_POOL, VARIANTS], ids=str
 )
-def test_every_size_and_packages(options: dict[str, str], tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("trim", [True, False], ids=["trimmed", "fixed"])
+def test_every_size_and_packages(options: dict[str, str], trim: bool, tmp_path: Path, seed: int) -> None:
     model = build("slim", **options)
-    check_onnx(model, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True), seed)
-    check_package(model, tmp_path / "model.pt2", seed)
+    check_onnx(model, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True), seed, trim)
+    check_package(model, tmp_path / "model.pt2", seed, trim)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trim", [True, False], ids=["trimmed", "fixed"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_full_models(name: str, tmp_path: Path, seed: int) -> None:
+def test_full_models(name: str, trim: bool, tmp_path: Path, seed: int) -> None:
     """As ONNX and as a package; few classes and small images."""
     model = build(name, weights_backbone=None, num_classes=4, min_size=128, rpn_post_nms_top_n_test=100)
-    check_onnx(model, tmp_path / "model.onnx", SHAPE, seed)
-    check_package(model, tmp_path / "model.pt2", seed)
+    check_onnx(model, tmp_path / "model.onnx", SHAPE, seed, trim)
+    check_package(model, tmp_path / "model.pt2", seed, trim)

@@ -74,10 +74,12 @@ def check_session(session: OnnxSession | AOTPackage, exportable: ExportableModel
         assert not actual["keypoints"][i, count:].any()
 
 
+@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
-def test_onnx(dynamic: bool, model: nn.Module, tmp_path: Path) -> None:
+def test_onnx(dynamic: bool, trim: bool, model: nn.Module, tmp_path: Path) -> None:
     exportable = ExportableModel(model)
-    write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 192, 192, dynamic=dynamic))
+    shape = Shape(2, 192, 192, dynamic=dynamic)
+    write_onnx(ExportableModel(model, trim=trim), tmp_path / "model.onnx", shape)
     check_session(OnnxSession(tmp_path / "model.onnx"), exportable)
     images = draw_images()
     with torch.no_grad():
@@ -95,12 +97,13 @@ def test_graph_for_tensorrt(model: nn.Module, tmp_path: Path) -> None:
     assert names == ["boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores", "count", "num_dropped"]
 
 
-def test_packed_behind_a_mobilenet(tmp_path: Path) -> None:
-    """With the other ops that packages call by name, behind a MobileNet."""
-    exportable = ExportableModel(
-        slim_pair(keypoints=POINTS, masks=False, box_detections_per_img=10, **MOBILENET_ROI_POOL)[1]
-    )
-    write_package(exportable, tmp_path / "model.pt2", Shape(2, 192, 192))
+@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
+def test_packed_behind_a_mobilenet(trim: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the other ops that packages call by name, behind a MobileNet; its strides are those that were compiled."""
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
+    model = slim_pair(keypoints=POINTS, masks=False, box_detections_per_img=10, **MOBILENET_ROI_POOL)[1]
+    exportable = ExportableModel(model)
+    write_package(ExportableModel(model, trim=trim), tmp_path / "model.pt2", Shape(2, 192, 192))
     check_session(AOTPackage(tmp_path / "model.pt2"), exportable)
 
 

@@ -16,10 +16,11 @@ MOST = {False: 700, True: 900}  # nodes of a static and a dynamic graph
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trim", [True, False], ids=["trimmed", "fixed"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
+def test_resnet50(name: str, dynamic: bool, batch: int, trim: bool, tmp_path: Path) -> None:
     """Three sizes of images; all detections that are kept, few, and none."""
     model = BUILDERS[name](weights=None, weights_backbone=None, min_size=320, max_size=448).eval()
     sizes = ((320, 448), (200, 300), (300, 200))
@@ -34,7 +35,9 @@ def test_resnet50(name: str, dynamic: bool, batch: int, tmp_path: Path) -> None:
     for threshold, most in ((model.roi_heads.score_thresh, 300), (few, 30), (1.0, 0)):
         model.roi_heads.score_thresh = threshold
         exportable = ExportableModel(model)
-        written = write_onnx(exportable, tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic))
+        written = write_onnx(
+            ExportableModel(model, trim=trim), tmp_path / "model.onnx", Shape(batch, 320, 448, dynamic)
+        )
         assert written.nodes < MOST[dynamic]
         session = OnnxSession(tmp_path / "model.onnx")
         parity = compare_outputs(exportable.predict_arrays, session, images)

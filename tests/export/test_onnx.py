@@ -60,11 +60,13 @@ class GatherElements(OpRun):
         return (np.take_along_axis(data, indices, axis),)
 
 
-def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("trim", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fixed", "trimmed"])
+def test_float64_is_exact(trim: bool, tmp_path: Path, seed: int) -> None:
     """The graph's logic without rounding, by ONNX's own reference: few detections, as many as are kept, and none."""
     small = {"rpn_pre_nms_top_n_test": 60, "rpn_post_nms_top_n_test": 16, "box_detections_per_img": 8}
     exportable = ExportableModel(model(0.02, **small).double(), torch.float64)
-    write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 96, 128))
+    written = ExportableModel(model(0.02, **small).double(), torch.float64, trim=trim)
+    write_onnx(written, tmp_path / "model.onnx", Shape(2, 96, 128))
     graph = ReferenceEvaluator(str(tmp_path / "model.onnx"), new_ops=[GatherElements])
     counts = []
     crowded = crowd(seed)[:, :96, :128]
@@ -86,10 +88,11 @@ def test_float64_is_exact(tmp_path: Path, seed: int) -> None:
     assert max(counts) == small["box_detections_per_img"]
 
 
-def test_dynamic(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
+def test_dynamic(trim: bool, tmp_path: Path, seed: int) -> None:
     """One file for every batch and size."""
     exportable = ExportableModel(model())
-    written = write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
+    written = write_onnx(ExportableModel(model(), trim=trim), tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
     assert written.nodes < MOST["dynamic"]
     session = OnnxSession(tmp_path / "model.onnx")
     assert (session.batch, session.size) == (None, None)

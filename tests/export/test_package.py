@@ -175,9 +175,11 @@ def test_on_a_gpu(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_soft_nms(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("trim", [True, False], ids=["trimmed", "fixed"])
+def test_soft_nms(trim: bool, tmp_path: Path, seed: int) -> None:
     """A package calls the op, which ONNX does not have."""
-    exportable = ExportableModel(detection.maskrcnn_slim_fpn(weights="DEFAULT", box_nms="soft_gaussian").eval())
-    write_package(exportable, tmp_path / "model.pt2", Shape(1, 192, 224))
+    model = detection.maskrcnn_slim_fpn(weights="DEFAULT", box_nms="soft_gaussian").eval()
+    exportable = ExportableModel(model)
+    write_package(ExportableModel(model, trim=trim), tmp_path / "model.pt2", Shape(1, 192, 224))
     found = compare_outputs(exportable.predict_arrays, AOTPackage(tmp_path / "model.pt2"), scenes(4, (180, 220), seed))
     assert_parity(found)

@@ -69,21 +69,22 @@ def test_predictor_is_the_model(fuse: Any, model: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "tensorrt", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["for TensorRT", "of any size"]
+    "tensorrt", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["for TensorRT", "trimmed, of any size"]
 )
 def test_exported_to_onnx(tensorrt: bool, model: Any, tmp_path: Path) -> None:
     """The file finds what the model finds, with masks of 14 x 14; TensorRT's table knows all of its operators."""
     reference = ExportableModel(model)
-    exportable = TensorRTExportableModel(model) if tensorrt else reference
+    exportable = TensorRTExportableModel(model) if tensorrt else ExportableModel(model, trim=True)
     write_onnx(exportable, tmp_path / "model.onnx", Shape(1, 96, 128, dynamic=not tensorrt))
     session, images = OnnxSession(tmp_path / "model.onnx"), scenes(4, (90, 120))
     assert_parity(compare_outputs(reference.predict_arrays, session, images))
     assert session(*session.preprocess(images[:1]))["masks"].shape == (1, 20, 14, 14)
 
 
-def test_exported_by_aotinductor(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
+def test_exported_by_aotinductor(trim: bool, model: Any, tmp_path: Path) -> None:
     exportable = ExportableModel(model)
-    write_package(exportable, tmp_path / "model.pt2", Shape(1, 96, 128))
+    write_package(ExportableModel(model, trim=trim), tmp_path / "model.pt2", Shape(1, 96, 128))
     package, images = AOTPackage(tmp_path / "model.pt2"), scenes(4, (90, 120))
     assert_parity(compare_outputs(exportable.predict_arrays, package, images))
 

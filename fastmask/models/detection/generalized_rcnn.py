@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from fastmask.models.detection.targets import check_boxes, check_targets
 from fastmask.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 from fastmask.structures import Candidates, Detections, Features, Prediction, Proposals, Targets, pad_targets
 
+Trim = bool | Literal["always"]  # see GeneralizedRCNN.infer
 Sizes = list[tuple[int, int]]  # (height, width) of each image
 
 
@@ -48,7 +49,7 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         self.rpn = rpn
         self.roi_heads = roi_heads
 
-    def infer(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> Detections:
+    def infer(self, pixels: Tensor, sizes: Tensor, *, trim: Trim = False) -> Detections:
         """The static program: fixed shapes, no host sync, nothing data-dependent.
 
         It calls stages of its own instead of torchvision's methods on lists: the model called on images honors those
@@ -57,7 +58,8 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         Args:
             pixels (Tensor[B, C, H, W]): normalized and padded, as the transform makes them.
             sizes (Tensor[B, 2]): int64 (height, width) of each image inside, on the same device.
-            trim: on the CPU, where reading the counts costs nothing, drop the rows that are padding in every image.
+            trim: drop the rows that are padding in every image, but one: True, where reading the counts costs nothing,
+                on a CPU; "always", also where that is a host sync or, in an exported program, a size of data.
 
         Returns:
             Detections: in pixels of the batch.
@@ -69,19 +71,19 @@ class GeneralizedRCNN(NotScriptable, nn.Module):
         features, detections = self.detect_boxes(pixels, sizes, trim=trim)
         return self.roi_heads.complete(features, detections, (pixels.shape[2], pixels.shape[3]))
 
-    def detect_boxes(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> tuple[Features, Detections]:
+    def detect_boxes(self, pixels: Tensor, sizes: Tensor, *, trim: Trim = False) -> tuple[Features, Detections]:
         """:meth:`infer` before the mask and keypoint branches: feature maps, and detections without both."""
         features, candidates = self.detect_candidates(pixels, sizes, trim=trim)
         detections = self.roi_heads.suppress(candidates)
-        return features, drop_padding(detections) if trim else detections
+        return features, drop_padding(detections, trim)
 
-    def detect_candidates(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> tuple[Features, Candidates]:
+    def detect_candidates(self, pixels: Tensor, sizes: Tensor, *, trim: Trim = False) -> tuple[Features, Candidates]:
         """:meth:`infer` before the boxes' NMS: feature maps, and what NMS chooses from."""
         check_pixels(pixels, self)
         check_shape("sizes", sizes, pixels.shape[0], 2)
         features = self.extract_features(pixels)
         proposals = self.rpn.propose(self.rpn.predict(features, (pixels.shape[2], pixels.shape[3])), sizes)
-        proposals = drop_padding(proposals) if trim else proposals
+        proposals = drop_padding(proposals, trim)
         logits, deltas = self.roi_heads.classify(features, proposals.boxes, rois=proposals.rois)
         return features, self.roi_heads.select_candidates(logits, deltas, proposals, sizes)
 
@@ -252,9 +254,15 @@ def _check_values(images: list[Tensor]) -> None:
         raise ValueError("images must have values, got meta or fake tensors, on which model.infer runs")
 
 
-def drop_padding(padded: Padded) -> Padded:
-    """Drop the rows that are padding in every image; only on the CPU, where reading the counts costs nothing."""
-    if not is_readable(padded.count):
+def drop_padding(padded: Padded, trim: Trim = True) -> Padded:
+    """Drop the rows that are padding in every image; where: see :meth:`GeneralizedRCNN.infer`."""
+    if trim == "always" and torch.compiler.is_exporting():
+        least = min(2, padded.boxes.shape[1])  # PyTorch 2.11 compiles no size that may be 1
+        number: int = padded.count.max().clamp(min=least).item()  # type: ignore[assignment] # a SymInt without a value
+        torch._check(number >= least)
+        torch._check(number <= padded.boxes.shape[1])
+        return first_rows(padded, number)
+    if not trim or (trim is True and not is_readable(padded.count)):
         return padded
     return first_rows(padded, max(int(padded.count.max()), 1))  # tensors without rows cannot be indexed
 

@@ -34,7 +34,7 @@ from fastmask.models.detection._utils import BoxCoder
 from fastmask.models.detection._weights import find_weights
 from fastmask.models.detection.backbone_utils import BackboneWithFPN, _validate_trainable_layers
 from fastmask.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from fastmask.models.detection.generalized_rcnn import drop_padding
+from fastmask.models.detection.generalized_rcnn import Trim, drop_padding
 from fastmask.models.detection.losses import Losses, Normalizer, roi_losses, rpn_losses
 from fastmask.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from fastmask.models.detection.rpn import RPNHead
@@ -176,11 +176,11 @@ class MatterportMaskRCNN(MaskRCNN):
         features = self.extract_features(canvas)
         return Features(features.maps, features.scales, offset)
 
-    def detect_candidates(self, pixels: Tensor, sizes: Tensor, *, trim: bool = False) -> tuple[Features, Candidates]:
+    def detect_candidates(self, pixels: Tensor, sizes: Tensor, *, trim: Trim = False) -> tuple[Features, Candidates]:
         """See :meth:`GeneralizedRCNN.detect_candidates`; boxes end at their last pixel."""
         features = self.read_images(pixels, sizes)
         proposals = self.rpn.propose(self.rpn.predict(features, (self.side, self.side)), sizes)
-        proposals = drop_padding(proposals) if trim else proposals
+        proposals = drop_padding(proposals, trim)
         logits, deltas = self.roi_heads.classify(features, proposals.boxes)
         return features, self.roi_heads.select_candidates(logits, deltas, proposals, sizes)
 
