@@ -11,8 +11,9 @@ from fastmask.checks import check_choice
 from fastmask.export.aot import write_package
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.export.onnx import OPSETS, OnnxSummary, write_onnx
+from fastmask.export.openvino import find_device
 from fastmask.export.parity import MIN_SHARE, Parity, compare_outputs, format_parity, synthetic_images
-from fastmask.export.predictor import load_exported
+from fastmask.export.predictor import RUNTIMES, load_exported
 from fastmask.export.runtime import choose_device
 from fastmask.export.tensorrt.module import CANDIDATES, TensorRTExportableModel
 from fastmask.inference.prefetch import ImageLike, to_planes
@@ -37,6 +38,7 @@ def export_model(
     masks: str = "soft",
     raw: bool = False,
     target: str | None = None,
+    runtime: str | None = None,
     opset: int | None = None,
     categories: Sequence[str] | None = None,
     device: str = "auto",
@@ -54,6 +56,7 @@ def export_model(
         dtype: of weights and feature maps: float32 or float16.
         masks, raw: see :class:`ExportableModel`.
         target: "tensorrt" checks the graph against what TensorRT parses, and bounds its NMS; None: any ONNX runtime.
+        runtime: in which an ONNX file is compared, "onnxruntime" or "openvino"; None: onnxruntime.
         opset: of ONNX's operators, 18 to 20; None: 18.
         categories: names by label, for the file's metadata.
         device: "cpu", "cuda" or "cuda:1", where the file is compared and, of a package, where it will run; "auto" is
@@ -77,6 +80,9 @@ def export_model(
         raise ValueError(f"file must end in .onnx or .pt2, got {path}")
     if package and (opset is not None or target is not None):
         raise ValueError("opset and target must not be given for a .pt2 file")
+    if package and runtime is not None:
+        raise ValueError(f"runtime must not be given for a .pt2 file, got {runtime!r}")
+    check_choice("runtime", runtime or RUNTIMES[0], RUNTIMES)
     if target is not None:
         check_choice("target", target, TARGETS)
     if not path.parent.is_dir() or path.is_dir():
@@ -85,8 +91,8 @@ def export_model(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     if package:
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    else:
-        where = ":".join(map(str, choose_device(device)))  # before minutes of work
+    else:  # before minutes of work
+        where = find_device(device) if runtime == "openvino" else ":".join(map(str, choose_device(device)))
     reference = ExportableModel(model, dtype, masks, raw)
     exportable = TensorRTExportableModel(model, dtype, masks, raw) if target else reference
     shape = Shape(batch, *size, dynamic)
@@ -105,9 +111,9 @@ def export_model(
         else:
             summary = write_onnx(exportable, part, shape, opset=opset or OPSETS[0], categories=categories)
             report(f"{format_summary(summary)}, checked by onnx{' and the table of TensorRT' if target else ''}")
-        session = load_exported(part, where)
+        session = load_exported(part, where, runtime)
         found = compare_outputs(reference.predict_arrays, session, planes)
-        report(format_parity(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
+        report(format_parity(found, "The package" if package else f"{session.runtime} ({session.kind})"))
         if target:
             report(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.num_dropped} of an image")
         if not found.detections:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from helpers.images import draw_image
+from helpers.runtimes import open_onnx
 from helpers.slim import MOBILENET_ROI_POOL, slim_pair
 from torch import Tensor, nn
 
@@ -15,12 +16,12 @@ from fastmask.export import (
     AOTPackage,
     ExportableModel,
     ExportedPredictor,
-    OnnxSession,
     Shape,
     translations,
     write_onnx,
     write_package,
 )
+from fastmask.export.exported import ExportedModel
 from fastmask.export.tensorrt.module import TensorRTExportableModel
 from fastmask.kernels.keypoints import decode_keypoints_op
 
@@ -59,7 +60,7 @@ def test_predictor(model: nn.Module) -> None:
             check_close(mine, wanted)
 
 
-def check_session(session: OnnxSession | AOTPackage, exportable: ExportableModel) -> None:
+def check_session(session: ExportedModel, exportable: ExportableModel) -> None:
     inputs, sizes = session.preprocess(draw_images())
     actual, expected = session(inputs, sizes), exportable.predict_arrays(inputs, sizes)
     assert list(actual) == ["boxes", "labels", "scores", "keypoints", "keypoints_scores", "count"]
@@ -78,7 +79,8 @@ def check_session(session: OnnxSession | AOTPackage, exportable: ExportableModel
 def test_onnx(dynamic: bool, model: nn.Module, tmp_path: Path) -> None:
     exportable = ExportableModel(model)
     write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 192, 192, dynamic=dynamic))
-    check_session(OnnxSession(tmp_path / "model.onnx"), exportable)
+    for session in open_onnx(tmp_path / "model.onnx"):
+        check_session(session, exportable)
     images = draw_images()
     with torch.no_grad():
         expected = model(images)
