@@ -200,7 +200,13 @@ def measure(subject: Subject, rows: Sequence[Row], rounds: int, left_out: dict[s
                     times[name].append(time.perf_counter() - start)
             for name, values in times.items():
                 info = {"provider": name, "detections": number, "agreement": shares[name]}
-                info |= {"mask_ap": aps.get(name), "device": name_of(CPU), **versions(), **runtime_versions()}
+                info |= {
+                    "mask_ap": aps.get(name),
+                    "evaluated": subject.evaluated,
+                    "device": name_of(CPU),
+                    **versions(),
+                    **runtime_versions(),
+                }
                 yield {"group": group, "stats": summarize_times(values), "extra_info": info}
 
 

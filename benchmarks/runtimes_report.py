@@ -12,7 +12,6 @@ from fastmask.benchmarks.study_report import fill_page
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 README = Path(__file__).parent.parent / "export" / "README.md"
 MARKERS = "<!-- runtimes: written by python -m fastmask.benchmarks.runtimes -->", "<!-- end of runtimes -->"
-AP_NOTE = " Mask AP is that of the last column's model, on synthetic images."
 COLORS = {"torchvision": BASELINES[0], "eager": BASELINES[1], "Predictor": OURS[0]}  # by how a name begins
 
 
@@ -23,11 +22,13 @@ def format_table(results: dict[str, Any]) -> str:
     info = results["benchmarks"][0]["extra_info"]
     others = ", ".join(f"{name} {info[name]}" for name in ("onnxruntime", "openvino") if info[name])
     with_ap = any(row["extra_info"]["mask_ap"] is not None for row in results["benchmarks"])
+    evaluated = results["benchmarks"][-1]["extra_info"]["evaluated"]
+    note = f" Mask AP is that of the last column's model, on {evaluated} synthetic images." if with_ap else ""
     where = f"{describe_run(results)[:-1]}{f'; {others}' if others else ''}."
     lines = [
         f"{where} Median times of a call (quartiles), all in turns, and the share of detections that match "
         "the model's own (label, 1 pixel, score 0.001, mask IoU 0.99). A call takes an image in memory and returns "
-        f"masks, pasted by torchvision and eager, as COCO RLE by the others.{AP_NOTE if with_ap else ''}\n",
+        f"masks, pasted by torchvision and eager, as COCO RLE by the others.{note}\n",
         f"| runtime | {' | '.join(groups)} |{' mask AP |' if with_ap else ''}",
         f"|---|{'---|' * len(groups)}{'--:|' if with_ap else ''}",
     ]

@@ -75,10 +75,11 @@ def test_table() -> None:
     info |= {"onnxruntime": "1", "openvino": None}
     for group, name, median, ap in (("x", "a", 1.5, None), ("x", "b", 0.02, None), ("y", "b", 0.01, 0.8125)):
         stats = {"median": median, "q1": median, "q3": 2 * median, "rounds": 5}
-        row = {"provider": name, "agreement": 0.996, "mask_ap": ap, **info}
+        row = {"provider": name, "agreement": 0.996, "mask_ap": ap, "evaluated": 60, **info}
         results["benchmarks"].append({"group": group, "stats": stats, "extra_info": row})
     lines = format_table(results).splitlines()
     assert lines[0].startswith("a CPU; torch 2, fastmask 0 at abc, 2026-01-02; onnxruntime 1. Median times")
+    assert lines[0].endswith("Mask AP is that of the last column's model, on 60 synthetic images.")
     assert lines[2:6] == [
         "| runtime | x | y | mask AP |",
         "|---|---|---|--:|",
