@@ -102,11 +102,11 @@ def save_plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def fill_page(text: str, table: str) -> str:
+def fill_page(text: str, table: str, markers: tuple[str, str] = MARKERS) -> str:
     """A page with the table between its markers."""
-    between = re.compile(f"(?<={re.escape(MARKERS[0])}\n).*?(?={re.escape(MARKERS[1])})", re.S)
+    between = re.compile(f"(?<={re.escape(markers[0])}\n).*?(?={re.escape(markers[1])})", re.S)
     if not between.search(text):
-        raise ValueError(f"the page must have {' and '.join(MARKERS)}, got one without")
+        raise ValueError(f"the page must have {' and '.join(markers)}, got one without")
     return between.sub(lambda _: table, text)
 
 

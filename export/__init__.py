@@ -7,6 +7,7 @@ from fastmask.export.aot import AOTPackage, write_package
 from fastmask.export.api import MismatchError, export_model
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.export.onnx import OnnxSummary, count_operators, translations, write_onnx
+from fastmask.export.openvino import OpenVINOSession
 from fastmask.export.parity import Parity, compare_outputs
 from fastmask.export.predictor import ExportedPredictor
 from fastmask.export.runtime import OnnxSession
@@ -19,6 +20,7 @@ __all__ = [
     "MismatchError",
     "OnnxSession",
     "OnnxSummary",
+    "OpenVINOSession",
     "Parity",
     "Shape",
     "TensorRTExportableModel",

@@ -76,6 +76,8 @@ class AOTPackage(ExportedModel):
         ValueError: it is no such file, or was compiled for another device, processor, PyTorch or fastmask.
     """
 
+    runtime = "AOTInductor"
+
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         name = os.fspath(path)
         metadata = read_metadata(name)

@@ -11,8 +11,9 @@ from fastmask.checks import check_choice
 from fastmask.export.aot import write_package
 from fastmask.export.module import ExportableModel, Shape
 from fastmask.export.onnx import OPSETS, OnnxSummary, write_onnx
+from fastmask.export.openvino import find_device
 from fastmask.export.parity import MIN_SHARE, Parity, compare_outputs, format_parity, synthetic_images
-from fastmask.export.predictor import load_exported
+from fastmask.export.predictor import RUNTIMES, load_exported
 from fastmask.export.runtime import choose_device
 from fastmask.export.tensorrt.module import CANDIDATES, TensorRTExportableModel
 from fastmask.inference.prefetch import ImageLike, to_planes
@@ -37,6 +38,7 @@ def export_model(
     masks: str = "soft",
     raw: bool = False,
     target: str | None = None,
+    runtime: str | None = None,
     opset: int | None = None,
     trim: bool | None = None,
     categories: Sequence[str] | None = None,
@@ -55,6 +57,7 @@ def export_model(
         dtype: of weights and feature maps: float32 or float16.
         masks, raw: see :class:`ExportableModel`.
         target: "tensorrt" checks the graph against what TensorRT parses, and bounds its NMS; None: any ONNX runtime.
+        runtime: in which an ONNX file is compared, "onnxruntime" or "openvino"; None: onnxruntime.
         opset: of ONNX's operators, 18 to 20; None: 18.
         trim: run the heads on as many rows as there are detections, see :class:`ExportableModel`; None: where
             ``device`` is a CPU, unless for TensorRT, whose shapes are fixed.
@@ -80,6 +83,9 @@ def export_model(
         raise ValueError(f"file must end in .onnx or .pt2, got {path}")
     if package and (opset is not None or target is not None):
         raise ValueError("opset and target must not be given for a .pt2 file")
+    if package and runtime is not None:
+        raise ValueError(f"runtime must not be given for a .pt2 file, got {runtime!r}")
+    check_choice("runtime", runtime or RUNTIMES[0], RUNTIMES)
     if target is not None:
         check_choice("target", target, TARGETS)
         if trim:
@@ -90,10 +96,10 @@ def export_model(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     if package:
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    else:
-        where = ":".join(map(str, choose_device(device)))  # before minutes of work
+    else:  # before minutes of work
+        where = find_device(device) if runtime == "openvino" else ":".join(map(str, choose_device(device)))
     if trim is None:
-        trim = target is None and where.startswith("cpu")
+        trim = target is None and where.lower().startswith("cpu")
     reference = ExportableModel(model, dtype, masks, raw)
     exportable = reference
     if target:
@@ -118,9 +124,9 @@ def export_model(
             summary = write_onnx(exportable, part, shape, opset=opset or OPSETS[0], categories=categories)
             known = f"{', trimmed' if trim else ''}, checked by onnx{' and the table of TensorRT' if target else ''}"
             report(f"{format_summary(summary)}{known}")
-        session = load_exported(part, where)
+        session = load_exported(part, where, runtime)
         found = compare_outputs(reference.predict_arrays, session, planes)
-        report(format_parity(found, "The package" if package else f"ONNX Runtime ({session.kind})"))
+        report(format_parity(found, "The package" if package else f"{session.runtime} ({session.kind})"))
         if target:
             report(f"left out of NMS, which looks at {CANDIDATES} boxes: at most {found.num_dropped} of an image")
         if not found.detections:

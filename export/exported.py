@@ -35,6 +35,7 @@ class ExportedModel(abc.ABC):
     """
 
     kind: str  # of the device that runs it
+    runtime: str  # its name
 
     def __init__(self, path: str, metadata: Mapping[str, str]) -> None:
         if any(name not in metadata for name in NEEDED):

@@ -10,32 +10,55 @@ from torch import Tensor
 from fastmask.checks import check_at_least, check_choice
 from fastmask.export.aot import AOTPackage
 from fastmask.export.exported import ExportedModel
+from fastmask.export.openvino import OpenVINOSession
 from fastmask.export.runtime import OnnxSession
 from fastmask.inference.prefetch import ImageLike, prefetch_batches
 from fastmask.ops.masks import encode_masks
 from fastmask.structures import Prediction
 
+RUNTIMES = ("onnxruntime", "openvino")  # of ONNX files
 
-def load_exported(path: str | os.PathLike[str], device: str = "auto") -> ExportedModel:
-    """Load an exported file: .pt2 with PyTorch, any other with ONNX Runtime."""
-    return AOTPackage(path, device) if os.fspath(path).endswith(".pt2") else OnnxSession(path, device)
+
+def load_exported(
+    path: str | os.PathLike[str], device: str = "auto", runtime: str | None = None, dtype: torch.dtype | None = None
+) -> ExportedModel:
+    """Load an exported file, with the arguments of :class:`ExportedPredictor`."""
+    package = os.fspath(path).endswith(".pt2")
+    check_choice("runtime", runtime or RUNTIMES[0], RUNTIMES)
+    if package and runtime is not None:
+        raise ValueError(f"runtime must not be given for a .pt2 file, got {runtime!r}")
+    if runtime == "openvino":
+        return OpenVINOSession(path, device, dtype or torch.float32)
+    if dtype is not None:
+        raise ValueError(f"dtype must be given with runtime openvino alone, as a file has its own, got {dtype}")
+    return AOTPackage(path, device) if package else OnnxSession(path, device)
 
 
 class ExportedPredictor:
     """Predicts as :class:`fastmask.Predictor` does, with an exported file; masks are COCO RLE.
 
     Args:
-        path, device: see :class:`OnnxSession` and :class:`AOTPackage`.
+        path, device: see :class:`OnnxSession`, :class:`OpenVINOSession` and :class:`AOTPackage`.
         score: minimum score of a kept detection; below the exported model's own it has no effect.
         batch: images of a batch, where the file does not fix it; all images of a batch are padded alike.
+        runtime: that runs an ONNX file, "onnxruntime" or "openvino"; None: onnxruntime.
+        dtype: that OpenVINO computes in, float32 or bfloat16; None: float32. Other runtimes compute in the file's.
 
     Raises:
-        ImportError: ONNX Runtime is not installed.
+        ImportError: the runtime is not installed.
         ValueError: the file cannot be loaded, or pastes masks.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "auto", score: float = 0.0, batch: int = 1) -> None:
-        self.session = load_exported(path, device)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        score: float = 0.0,
+        batch: int = 1,
+        runtime: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.session = load_exported(path, device, runtime, dtype)
         if self.session.metadata["masks"] == "paste":
             raise ValueError(f"{self.session.path} must be exported with --masks soft to be predicted with, got paste")
         if not 0 <= score <= 1:

@@ -21,6 +21,8 @@ class OnnxSession(ExportedModel):
         ValueError: it is no such file, or ONNX Runtime has no such device.
     """
 
+    runtime = "ONNX Runtime"
+
     def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
         onnxruntime = import_runtime()
         kind, index = choose_device(device)

@@ -99,7 +99,7 @@ def make_exported_predictor(
     args: argparse.Namespace, ranks: "Ranks"
 ) -> "tuple[ExportedPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
-    if args.size or args.exact or args.dtype != "auto" or args.nms:
+    if args.size or args.exact or args.nms or (args.dtype != "auto" and args.runtime != "openvino"):
         raise ValueError("--size, --exact, --dtype and --nms must not be given with --exported: the file has its own")
     if args.flip or args.test_sizes:
         raise ValueError("--flip and --test-sizes must not be given with --exported: a file predicts an image once")
@@ -112,11 +112,12 @@ def make_exported_predictor(
         if ranks.world_size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(ranks.device("cuda"))  # which "auto" then is, for a file that can use it
         device = args.device if args.device == "auto" else ranks.device(args.device)
-        predictor = ExportedPredictor(args.exported, device, args.score, args.batch)
+        dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+        predictor = ExportedPredictor(args.exported, device, args.score, args.batch, args.runtime, dtype)
     except ImportError as error:
         raise ValueError(str(error)) from error
     settings = {"exported": str(args.exported), "file": file_state(args.exported), "fastmask": __version__}
-    settings["device"] = predictor.session.kind
+    settings |= {"device": predictor.session.kind, "runtime": predictor.session.runtime, "dtype": args.dtype}
     return (
         predictor,
         predictor.session.metadata["categories"],

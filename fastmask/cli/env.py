@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import platform
 
-PACKAGES = ("fastmask-rcnn", "triton", "torchvision", "numpy", "pycocotools", "onnxruntime")
+PACKAGES = ("fastmask-rcnn", "triton", "torchvision", "numpy", "pycocotools", "onnxruntime", "openvino")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="take uint8 images [B, H, W, 3], and normalize them inside")
     add("--dtype", default="float32", choices=("float32", "float16"), help="data type of weights [%(default)s]")
     add("--target", choices=("tensorrt",), help="check the graph against what TensorRT parses, and bound its NMS")
+    where = "what an ONNX file is compared in [onnxruntime]"
+    add("--runtime", choices=("onnxruntime", "openvino"), help=where)
     add("--opset", type=int, help="ONNX opset, 18 to 20 [18]")
     help = "run the heads on as many rows as there are detections, outputs keep their shapes [on a CPU]"
     add("--trim", action=argparse.BooleanOptionalAction, help=help)
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.file.exists() and not args.force:
             raise ValueError(f"{args.file} is there already: --force replaces it")
-        same = ("size", "batch", "dynamic", "masks", "raw", "target", "opset", "trim")
+        same = ("size", "batch", "dynamic", "masks", "raw", "target", "runtime", "opset", "trim")
         options = {name: getattr(args, name) for name in same}
         options["device"] = str(find_device(args.device)) if args.file.suffix == ".pt2" else args.device
         options["images"] = None if args.check is None else find_images(args.check)

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_predictor_arguments(parser)
     add("--exported", "--onnx", type=Path, metavar="FILE", help="a file of fastmask export, instead of --weights")
+    runtime = "what runs an ONNX file; openvino also in --dtype bfloat16 [onnxruntime]"
+    add("--runtime", choices=("onnxruntime", "openvino"), help=runtime)
     add("--classes", nargs="+", action="extend", metavar="NAME", help="keep these classes only; after the images")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the output [%(default)s]")
     add("--no-overlays", action="store_true", help="write the results file only")
@@ -96,6 +98,8 @@ def check_arguments(args: argparse.Namespace, images: list[Path], videos: list[s
     if args.exported and not args.exported.exists():
         raise ValueError(f"--exported must be a file that is there, got {args.exported}: no such file")
     if not args.exported:
+        if args.runtime:
+            raise ValueError(f"--runtime must be given with --exported alone, got {args.runtime}")
         check_weights(args.weights)
     find_images(images, args.recursive)
     if args.json not in (None, "-") and not Path(args.json).parent.is_dir():

@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.exact import pair_masks
 from helpers.images import draw_image
+from helpers.runtimes import open_onnx
 from helpers.slim import MOBILENET_ROI_POOL, slim_pair
 from torch import Tensor, nn
 
@@ -15,12 +17,12 @@ from fastmask.export import (
     AOTPackage,
     ExportableModel,
     ExportedPredictor,
-    OnnxSession,
     Shape,
     translations,
     write_onnx,
     write_package,
 )
+from fastmask.export.exported import ExportedModel
 from fastmask.export.tensorrt.module import TensorRTExportableModel
 from fastmask.kernels.keypoints import decode_keypoints_op
 
@@ -59,19 +61,23 @@ def test_predictor(model: nn.Module) -> None:
             check_close(mine, wanted)
 
 
-def check_session(session: OnnxSession | AOTPackage, exportable: ExportableModel) -> None:
+def check_session(session: ExportedModel, exportable: ExportableModel) -> None:
     inputs, sizes = session.preprocess(draw_images())
     actual, expected = session(inputs, sizes), exportable.predict_arrays(inputs, sizes)
     assert list(actual) == ["boxes", "labels", "scores", "keypoints", "keypoints_scores", "count"]
-    assert np.array_equal(actual["count"], expected["count"])
+    other = session.runtime == "OpenVINO"  # whose rounding a model with random weights may magnify to another box
+    assert other or np.array_equal(actual["count"], expected["count"])
     for i, count in enumerate(expected["count"].tolist()):
         assert count > 0
-        pair = (
-            {name: torch.from_numpy(values[i, :count]) for name, values in each.items() if name != "count"}
+        mine, wanted = (
+            {name: torch.from_numpy(values[i, : each["count"][i]]) for name, values in each.items() if name != "count"}
             for each in (actual, expected)
         )
-        check_close(*pair)
-        assert not actual["keypoints"][i, count:].any()
+        if other:
+            pairs = zip((mine, wanted), pair_masks(mine, wanted), strict=True)
+            mine, wanted = ({name: values[row] for name, values in each.items()} for each, row in pairs)
+        check_close(mine, wanted)
+        assert not actual["keypoints"][i, actual["count"][i] :].any()
 
 
 @pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
@@ -80,7 +86,8 @@ def test_onnx(dynamic: bool, trim: bool, model: nn.Module, tmp_path: Path) -> No
     exportable = ExportableModel(model)
     shape = Shape(2, 192, 192, dynamic=dynamic)
     write_onnx(ExportableModel(model, trim=trim), tmp_path / "model.onnx", shape)
-    check_session(OnnxSession(tmp_path / "model.onnx"), exportable)
+    for session in open_onnx(tmp_path / "model.onnx"):
+        check_session(session, exportable)
     images = draw_images()
     with torch.no_grad():
         expected = model(images)

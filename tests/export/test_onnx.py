@@ -1,6 +1,7 @@
 """ExportedModel files against the model: other sizes, any number of detections; and what they are made of."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnx
 import pytest
 import torch
 from helpers.exact import assert_exact, assert_exact_masks, assert_parity
+from helpers.runtimes import ONNX_RUNTIMES, open_onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from PIL import Image
@@ -26,7 +28,7 @@ from fastmask.export import (
     count_operators,
     write_onnx,
 )
-from fastmask.export.onnx import FORBIDDEN
+from fastmask.export.onnx import FORBIDDEN, OnnxSummary
 from fastmask.inference.predictor import Predictor
 from fastmask.models import detection
 
@@ -94,13 +96,25 @@ def test_dynamic(trim: bool, tmp_path: Path, seed: int) -> None:
     exportable = ExportableModel(model())
     written = write_onnx(ExportableModel(model(), trim=trim), tmp_path / "model.onnx", Shape(1, 64, 64, dynamic=True))
     assert written.nodes < MOST["dynamic"]
-    session = OnnxSession(tmp_path / "model.onnx")
-    assert (session.batch, session.size) == (None, None)
-    for images in (scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]):
-        found = compare_outputs(exportable.predict_arrays, session, images)
-        assert_parity(found)
-        inputs, sizes = session.preprocess(images)
-        assert session(inputs, sizes)["boxes"].shape == (len(images), 100, 4)
+    several = scenes(1, (192, 192), seed), scenes(2, (100, 170), seed + 1), [crowd(seed), blank((30, 70))]
+    for session in open_onnx(tmp_path / "model.onnx"):
+        assert (session.batch, session.size) == (None, None)
+        for images in several:
+            found = compare_outputs(exportable.predict_arrays, session, images)
+            assert_parity(found)
+            inputs, sizes = session.preprocess(images)
+            assert session(inputs, sizes)["boxes"].shape == (len(images), 100, 4)
+
+
+def test_pasted_masks_of_raw_images(tmp_path: Path, seed: int) -> None:
+    """Of two images at once, the last of three alone."""
+    exportable = ExportableModel(model(), masks="paste", raw=True)
+    write_onnx(exportable, tmp_path / "model.onnx", Shape(2, 192, 224))
+    images = scenes(3, (180, 220), seed)
+    for session in open_onnx(tmp_path / "model.onnx"):
+        assert_parity(compare_outputs(exportable.predict_arrays, session, images))
+        masks = session(*session.preprocess(images[:2]))["masks"]
+        assert (masks.shape, masks.dtype) == ((2, 100, 192, 224), np.dtype(bool))
 
 
 def check_content(file: Path) -> None:
@@ -195,9 +209,14 @@ def test_the_command_compares_and_predict_runs_it(
 
 
 def test_what_disagrees_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exportable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that predictions otherwise is named and gone; what stood there before stays."""
+    """A file that predicts otherwise is named and gone; what stood there before stays."""
+
+    def copy(model: ExportableModel, part: Path, *rest: object, **options: object) -> OnnxSummary:
+        """As write_onnx, whose seconds were spent on this file."""
+        shutil.copy(exportable / "model.onnx", part)
+        return OnnxSummary(0, 0, 18, {})
 
     def nothing(session: OnnxSession, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         number, size = len(images), (images.shape[0], 100)
@@ -208,6 +227,7 @@ def test_what_disagrees_is_not_kept(
     file = tmp_path / "model.onnx"
     file.write_bytes(b"before")
     monkeypatch.setattr(OnnxSession, "__call__", nothing)
+    monkeypatch.setattr("fastmask.export.api.write_onnx", copy)
     assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
     assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -217,9 +237,10 @@ def test_what_disagrees_is_not_kept(
 @pytest.mark.parametrize(
     "options", [("--raw", "--masks", "paste"), ("--dtype", "float16"), ("--opset", "20", "--dynamic")]
 )
+@pytest.mark.parametrize("runtime", ONNX_RUNTIMES)
 @pytest.mark.slow
-def test_every_kind(options: tuple[str, ...], tmp_path: Path) -> None:
-    assert exported(tmp_path / "model.onnx", *options) == 0
+def test_every_kind(runtime: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    assert exported(tmp_path / "model.onnx", *options, "--runtime", runtime) == 0
 
 
 @pytest.mark.gpu
