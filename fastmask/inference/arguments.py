@@ -36,6 +36,12 @@ def choose_dtype(model: GeneralizedRCNN, dtype: torch.dtype | Literal["auto"]) -
     return dtype
 
 
+def check_fuse(fuse: str, compile: bool) -> None:
+    """ValueError for oneDNN's layers under torch.compile, which does not trace all of them."""
+    if fuse == "mkldnn" and compile:
+        raise ValueError("fuse must not be 'mkldnn' with compile, which fuses what is left 'off'")
+
+
 def parse_size(size: Any) -> tuple[int, int] | None:
     """(height, width) that images are padded to; None for "exact"."""
     if size == "exact":

@@ -63,8 +63,9 @@ class Predictor:
         graphs: number of captured shapes that are kept; the least recently used one is evicted first.
         fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
             which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
-            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
-            ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
+            and where cuDNN has a fused convolution, that. "mkldnn" (CPUs, float32 and bfloat16): oneDNN's fused
+            convolutions and matrix products. "off": each is a pass of its own. "auto": on a GPU what ``fastmask tune``
+            found there, or else "cudnn" (on AMD's "kernel"); on x86 CPUs "mkldnn" without ``compile``; else "off".
         compile: let ``torch.compile`` fuse what is left, once for each shape, which takes a minute.
         box_nms: "hard", "soft_linear" or "soft_gaussian" (see :class:`FasterRCNN`); None: as the model.
         flip_test: predict each image mirrored, too, and merge both by NMS; masks are averaged (test-time augmentation,
@@ -110,7 +111,8 @@ class Predictor:
         self.augmented = arguments.check_views(model, flip_test, test_sizes, apart)
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         self.channels = count_channels(model)
-        usual: Fuse = choose_fuse(self.device)
+        usual: Fuse = choose_fuse(self.device, dtype, compile)
+        arguments.check_fuse(fuse, compile)
         asked = tuned_value_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
         ready = prepare_for_inference(model, dtype, self.fuse)
