@@ -49,8 +49,8 @@ class Predictor:
             model would, but no larger than fits. "exact" pads as the model does, which captures a graph for each size.
         batch: images of a batch; a batch ends early where portrait images follow landscape ones. With "exact" it is
             padded together, as the model pads a list of that many.
-        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else
-            the model's own.
+        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else the
+            model's own; :func:`fastmask.evaluation.choose_dtype` asks your images whether bfloat16 will do on a CPU.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
             probabilities [n, 1, 28, 28] over the boxes (14 x 14 of a C4 model).
