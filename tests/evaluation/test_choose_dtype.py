@@ -100,7 +100,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for module in (choose, arguments):
         monkeypatch.setattr(module, "has_native_bfloat16", lambda: True)
     assert main(["data", "draw", str(tmp_path / "val"), "--number", "2", "--seed", "3"]) == 0
-    model = ["--weights", "SHAPES_V1", "--score", "0.0"]
+    model = ["--weights", "SHAPES_V1", "--score", "0.0", "--size", "96", "96"]
     run = ["evaluate", str(tmp_path / "val"), *model, "--out", str(tmp_path / "out")]
     assert main([*run, "--dtype", "float32", "bfloat16"]) == 0
     *_, header, first, second = capsys.readouterr().out.splitlines()
