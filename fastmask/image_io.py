@@ -18,8 +18,9 @@ ORIENTATIONS = {  # EXIF 2.32, section 4.6.4
     8: Image.Transpose.ROTATE_90,
 }
 # endings of images in a folder
-SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm"}
-SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
+JPEG_SUFFIXES = {".jfif", ".jpe", ".jpeg", ".jpg"}
+SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".gif", ".jp2", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES |= JPEG_SUFFIXES
 TRANSPOSED = {ORIENTATIONS[value] for value in (5, 6, 7, 8)}  # those that exchange height and width
 
 
@@ -85,6 +86,18 @@ def is_image(path: Path) -> bool:
     except Image.DecompressionBombError:
         return True
     except Exception:  # as above
+        return False
+
+
+def is_jpeg(path: Path) -> bool:
+    """Whether a file is a JPEG by its ending or, where that is no image's, by its first bytes."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in SUFFIXES:
+        return suffix in JPEG_SUFFIXES
+    try:
+        with open(path, "rb") as file:
+            return file.read(3) == b"\xff\xd8\xff"  # ISO/IEC 10918-1, table B.1: SOI, then a marker
+    except OSError:
         return False
 
 

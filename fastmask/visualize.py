@@ -18,7 +18,8 @@ from fastmask.fonts import choose_names, find_font, load_font, warn_once
 from fastmask.image_io import convert_image
 from fastmask.skeletons import Skeleton, choose_limbs
 
-MASK_OPACITY = 0.45
+MASK_OPACITY = 0.3  # what is below stays legible, as the contour tells the color
+MAX_JPEG_SIDE = 65500  # libjpeg's
 MIN_KEYPOINT_SCORE = 2.0  # a logit; as Detectron's overlays (detectron/utils/vis.py) leave out the points below it
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -115,16 +116,20 @@ def _to_array(values: Any) -> npt.NDArray[Any]:
 
 
 def _tint(pixels: Pixels, mask: Mask, color: Color, stroke: int) -> None:
-    """Tint the mask's pixels in place, those of its contour fully."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
+    """Tint the mask's pixels in place, those of its contour fully; around it goes a black rim of half the width."""
+    columns = np.flatnonzero(mask.any(0))  # first, as pycocotools' masks are contiguous along them
+    if len(columns) == 0:
         return
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    rim = max(1, stroke // 2)
+    left, right = max(columns[0] - rim, 0), columns[-1] + 1 + rim
+    rows = np.flatnonzero(mask[:, left:right].any(1))
+    part = np.s_[max(rows[0] - rim, 0) : rows[-1] + 1 + rim, left:right]
     inside, target = mask[part], pixels[part]
     crop = Image.fromarray(target)
     tinted = np.asarray(Image.blend(crop, Image.new("RGB", crop.size, color), MASK_OPACITY))
     np.copyto(target, tinted, where=inside[:, :, None])
-    np.copyto(target, np.array(color, dtype=np.uint8), where=(inside & ~_erode(inside, stroke))[:, :, None])
+    target[_dilate(inside, rim) & ~inside] = 0
+    target[inside & ~_erode(inside, stroke)] = color
 
 
 def _draw_keypoints(
@@ -153,13 +158,24 @@ def _draw_keypoints(
 
 
 def _erode(mask: Mask, steps: int) -> Mask:
-    """Erosion by a square of ``2 * steps + 1`` pixels, in passes that double the window."""
+    """Erosion by a square of ``2 * steps + 1`` pixels; around the array there is no mask."""
+    return _slide(mask, steps, np.logical_and)
+
+
+def _dilate(mask: Mask, steps: int) -> Mask:
+    """Dilation by a square of ``2 * steps + 1`` pixels."""
+    return _slide(mask, steps, np.logical_or)
+
+
+def _slide(mask: Mask, steps: int, combine: np.ufunc) -> Mask:
+    """Combine the pixels of each square window, in passes that double the window."""
     core = np.pad(mask, steps)
     for axis in (0, 1):
         span, window = 1, 2 * steps + 1
         while span < window:
             step = min(span, window - span)
-            core = core[:-step] & core[step:] if axis == 0 else core[:, :-step] & core[:, step:]
+            pair = (core[:-step], core[step:]) if axis == 0 else (core[:, :-step], core[:, step:])
+            core = combine(*pair)
             span += step
     return core
 
@@ -189,6 +205,20 @@ def _place_caption(
 
 
 def save_overlay(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Save an image as PNG at compression level 1: at the default level, saving takes longer than predicting."""
+    """Save an image as JPEG, where the path ends in .jpg, or as PNG.
+
+    JPEG has quality 90 and colors of full resolution, which thin lines need; PNG has compression level 1: at the
+    default level, saving takes longer than predicting.
+
+    Raises:
+        ValueError: the image is too large for JPEG.
+        OSError: the file cannot be written.
+    """
+    jpeg = os.fspath(path).endswith(".jpg")
+    if jpeg and max(image.size) > MAX_JPEG_SIDE:
+        raise ValueError(f"{os.fspath(path)} must have sides of at most {MAX_JPEG_SIDE} pixels, got {image.size}")
     with replace_file(path) as draft:
-        image.save(draft, format="PNG", compress_level=1)
+        if jpeg:
+            image.save(draft, format="JPEG", quality=90, subsampling=0)
+        else:
+            image.save(draft, format="PNG", compress_level=1)

@@ -21,6 +21,7 @@ FLOORS = (  # from the top down: a room imports from floors below its own
     {"ops"},
     {"kernels"},
     {"data"},
+    {"interop"},
     {"visualize", "structures", "checks", "distributed", "preprocess"},
     {"cocoapi", "files", "fonts", "image_io", "sizes", "skeletons", "variants", "_version"},
 )

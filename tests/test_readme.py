@@ -20,9 +20,10 @@ from fastmask import cli, unpatch_torchvision
 from fastmask.benchmarks.report import SLOT, filled
 
 RECIPE = "fastmask/models/detection/shapes_v1/README.md"
-NEEDS_FILES = ("model.onnx", "model.pt2", "trained/best.pth")  # tests/export, test_training_runs_as_printed
+# tests/export, test_training_runs_as_printed, tests/inference/test_ray.py
+NEEDS_FILES = ("model.onnx", "model.pt2", "trained/best.pth", "import ray")
 EXAMPLES = [
-    pytest.param(example, id=f"{page}-{number}")
+    pytest.param(example, id=f"{page}-{number}", marks=[pytest.mark.slow] if "import wandb" in example else [])
     for page in PAGES
     for number, example in enumerate(find_blocks(page, "python"))
     if not any(name in example for name in NEEDS_FILES)
@@ -61,9 +62,13 @@ def test_example_runs_as_printed(
         monkeypatch.setenv("TORCH_HOME", str(hub))
     if "mask_rcnn_balloon.h5" in example:
         write_h5(tmp_path / "mask_rcnn_balloon.h5", draw_weights(1, SLIM._replace(classes=2)))
+    if "import wandb" in example:
+        pytest.importorskip("wandb", reason="no extra has it: pip install wandb")
     if "clip.mp4" in example:
         pytest.importorskip("av", reason="it reads the video")
         write_clip(tmp_path / "clip.mp4", draw_frames(4))
+    if "to_supervision" in example:
+        pytest.importorskip("supervision")
     monkeypatch.chdir(tmp_path)
     run_example(example)
 

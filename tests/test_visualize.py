@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.skeletons import Skeleton
-from fastmask.visualize import _choose_color, _erode, _place_caption, draw_detections
+from fastmask.visualize import _choose_color, _dilate, _erode, _place_caption, draw_detections
 
 
 def make_detections(masks: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -33,10 +33,14 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> torch.Te
 def test_masks_are_tinted_with_a_contour() -> None:
     masks = disc(300, 400, 150, 200, 100)[None]
     gray = Image.new("RGB", (400, 300), (128, 128, 128))
-    drawn = np.array(draw_detections(gray, make_detections(masks), ["background", "disc"])).astype(int)
+    detections = make_detections(masks) | {"boxes": torch.tensor([[0.0, 0, 399, 299]])}
+    drawn = np.array(draw_detections(gray, detections, ["background", "disc"])).astype(int)
     color = np.array(_choose_color(0))
-    assert np.abs(drawn[150, 200] - (0.55 * 128 + 0.45 * color)).max() <= 1  # inside
+    assert np.abs(drawn[150, 200] - (0.7 * 128 + 0.3 * color)).max() <= 1  # inside
     assert (drawn[150, 100] == color).all()  # its contour
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(masks[0].numpy(), 1), (3, 3)).any((2, 3))
+    rim = (around & ~masks[0].numpy())[40:]  # below the caption
+    assert np.array_equal((drawn[40:] == 0).all(2), rim)
     assert (drawn[150, 20] == 128).all()  # outside
     assert (np.array(gray) == 128).all()  # the caller's own image
 
@@ -68,8 +72,8 @@ def test_forms_of_masks_are_drawn_alike() -> None:
 def test_the_smallest_is_on_top() -> None:
     masks = torch.stack([disc(300, 300, 150, 150, 20), disc(300, 300, 150, 150, 120)])
     drawn = np.array(draw_detections(Image.new("RGB", (300, 300)), make_detections(masks))).astype(int)
-    below = 0.45 * np.array(_choose_color(1))
-    assert np.abs(drawn[150, 150] - (0.55 * below + 0.45 * np.array(_choose_color(0)))).max() <= 2
+    below = 0.3 * np.array(_choose_color(1))
+    assert np.abs(drawn[150, 150] - (0.7 * below + 0.3 * np.array(_choose_color(0)))).max() <= 2
 
 
 def test_no_detections_change_nothing() -> None:
@@ -119,11 +123,13 @@ def test_captions_avoid_each_other() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 16])
 def test_erosion(steps: int) -> None:
-    """A pixel stays if the mask holds the whole square of ``2 * steps + 1`` pixels around it."""
+    """A pixel stays if the mask holds the whole square of ``2 * steps + 1`` pixels around it; dilation is its dual."""
     mask = np.random.rand(40, 50) < 0.97
     window = 2 * steps + 1
     expected = np.lib.stride_tricks.sliding_window_view(np.pad(mask, steps), (window, window)).all((2, 3))
     assert np.array_equal(_erode(mask, steps), expected)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(~mask, steps), (window, window)).any((2, 3))
+    assert np.array_equal(_dilate(~mask, steps), around)
 
 
 def test_neighbors_differ_in_color() -> None:

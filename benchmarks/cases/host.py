@@ -1,5 +1,6 @@
 """Work of a CPU core for each image: reading it, drawing its detections, or building a training sample."""
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def read(generator: torch.Generator, device: torch.device) -> Case:
     return Case({"fastmask": run}, refuse_check, f"JPEG of {IMAGE_SIZE}, quality 90, one core")
 
 
-def draw(generator: torch.Generator, device: torch.device) -> Case:
+def draw(generator: torch.Generator, device: torch.device, ending: str = "png") -> Case:
     folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name) / "image.png"
+    path = Path(folder.name) / f"image.{ending}"
     image = Image.fromarray((textured_image(generator, IMAGE_SIZE) * 255).byte().permute(1, 2, 0).numpy())
     masks, boxes = blob_masks(generator, torch.device("cpu"), OBJECTS, IMAGE_SIZE)
     detections: dict[str, Any] = {
@@ -55,10 +56,12 @@ def draw(generator: torch.Generator, device: torch.device) -> Case:
     }
     detections["masks"] = ops.encode_masks(masks, boxes, IMAGE_SIZE)
 
+    name = "JPEG" if ending == "jpg" else "PNG"
+
     def run(folder: object = folder) -> None:
         save_overlay(draw_detections(image, detections, None), path)
 
-    return Case({"fastmask": run}, refuse_check, f"{OBJECTS} masks on {IMAGE_SIZE}, saved as PNG, one core")
+    return Case({"fastmask": run}, refuse_check, f"{OBJECTS} masks on {IMAGE_SIZE}, saved as {name}, one core")
 
 
 def sample(generator: torch.Generator, device: torch.device) -> Case:
@@ -86,5 +89,8 @@ def sample(generator: torch.Generator, device: torch.device) -> Case:
 SPECS: dict[str, CaseSpec] = {
     "host: read an image": CaseSpec(read, sets=1, providers=("fastmask",)),
     "host: draw and save an overlay": CaseSpec(draw, sets=1, providers=("fastmask",)),
+    "host: draw and save an overlay as JPEG": CaseSpec(
+        functools.partial(draw, ending="jpg"), sets=1, providers=("fastmask",)
+    ),
     "host: a training sample": CaseSpec(sample, sets=1, providers=("fastmask",)),
 }

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model on annotated images, from weights or from scratch",
     "evaluate": "compute COCO's average precision of boxes and masks on annotated images",
     "data": "check annotated images, convert annotations, draw synthetic images",
+    "push": "upload weights to the Hugging Face Hub, with a model card",
     "models": "list every model and its published weights, with parameters, GMAC and accuracy",
     "bench": "measure ops and a model on this machine, beside torchvision where it is installed",
     "selftest": "check that every op and a model give the right values on this machine",

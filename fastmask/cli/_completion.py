@@ -24,6 +24,7 @@ MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test
     "keypointrcnn_resnet50_fpn",
     "keypointrcnn_resnext101_32x8d_fpn",
     "keypointrcnn_slim_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
     "maskrcnn_matterport",
     "maskrcnn_resnet101_c4",
     "maskrcnn_resnet101_fpn",

@@ -13,6 +13,7 @@ ALIASES = {
     "dataset": "data_path",
     "attribute": "class_attribute",
     "box_nms": "nms",
+    "builder": "model",
     "box_score_thresh": "score",
     "flip_test": "flip",
     "height": "size",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastmask.models.detection.faster_rcnn import FasterRCNN
 
 MODEL_HELP = "name of a builder [the one that the weights name, or maskrcnn_resnet50_fpn]"
+WEIGHTS_HELP = "a name (COCO_V1 is downloaded once), a file or hf://owner/name[/file][@revision] [%(default)s]"
 NMS_HELP = "suppress boxes that overlap a better one of their class, or let their scores decay [as the model]"
 SIZES_HELP = "shorter sides in pixels that each image is predicted at, and merged; after the images [the model's]"
 CHECKPOINTS = {".bin", ".ckpt", ".h5", ".pkl", ".pt", ".pth", ".safetensors"}
@@ -28,7 +29,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5, device_help: str = DEVICE_HELP) -> None:
     """Add what names a model, for every command that runs one."""
     add = parser.add_argument
-    add("--weights", default=Default("COCO_V1"), help="a name (COCO_V1 is downloaded once) or a file [%(default)s]")
+    add("--weights", default=Default("COCO_V1"), help=WEIGHTS_HELP)
     add("--model", metavar="NAME", help=MODEL_HELP)
     add("--score", type=float, default=score, help="minimum score of a kept detection, from 0 to 1 [%(default)s]")
     add("--device", default="auto", help=device_help)
@@ -50,7 +51,12 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, dtypes: bool = Fals
 
 
 def check_weights(weights: object) -> None:
-    """ValueError if weights are named like a file, and there is none."""
+    """ValueError if weights are named like a file, and there is none, or by a wrong name on the hub."""
+    from fastmask.models._hub import is_hub_name, parse_hub_name
+
+    if is_hub_name(str(weights)):
+        parse_hub_name(str(weights))
+        return
     path = Path(str(weights or ""))
     if (path.suffix in CHECKPOINTS or len(path.parts) > 1) and not path.exists():
         raise ValueError(f"--weights must be a file that is there, or a name, got {path}: no such file")
@@ -67,6 +73,15 @@ def find_model(name: str | None, weights: "str | Source") -> "tuple[str, Source]
     try:
         return choose_model(name, weights)
     except ImportError as error:  # of an extra that reads the file
+        raise ValueError(str(error)) from error
+
+
+def _pin(weights: Any) -> Any:
+    from fastmask.models._hub import pin_weights
+
+    try:
+        return pin_weights(weights)
+    except ImportError as error:
         raise ValueError(str(error)) from error
 
 
@@ -124,6 +139,7 @@ def make_predictor(
     from fastmask.inference import Predictor
     from fastmask.inference.journal import file_state
 
+    args.weights = ranks.run_on_first(lambda: _pin(args.weights))  # all ranks then read the same commit
     with ranks.local_first():
         name, source = find_model(args.model, args.weights)
         model, categories = load_model(name, source, ranks.device(args.device), args.score)

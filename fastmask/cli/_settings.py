@@ -81,7 +81,9 @@ def read_settings(path: Path, parser: argparse.ArgumentParser, to_resume: bool =
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name in FACTS or (to_resume and name in ("out", "resume")):
+        if name == "transform" and value is not None:
+            raise ValueError(f"{path} has transform {value}, a function of Python: fastmask.training.train takes it")
+        if name in (*FACTS, "transform") or (to_resume and name in ("out", "resume")):
             continue
         if name not in options:
             short = "".join(word[:1] for word in name.split("_"))  # such as lr

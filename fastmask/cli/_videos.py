@@ -37,6 +37,8 @@ def check_videos(args: argparse.Namespace, images: Sequence[Path], videos: Seque
         raise ValueError(f"videos must be predicted by one process, got {world_size}: images alone are shared by ranks")
     if args.save_crops:
         raise ValueError(f"--save-crops must be given with images alone, got the video {videos[0]}")
+    if args.format != "auto" and not images:
+        raise ValueError(f"--format must be given with images, got {args.format} with the video {videos[0]}")
     if args.json is not None and images:
         raise ValueError(f"--json must be given with images or with videos, got {images[0]} and {videos[0]}")
     try:

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--polygons", action="store_true", help=polygons_help)
     tolerance_help = "how far polygons of masks may be from them, to have fewer corners [0: exact]"
     convert.add_argument("--tolerance", type=float, default=0.0, metavar="PIXELS", help=tolerance_help)
+    convert.add_argument("--rename", nargs="+", default=[], metavar="OLD=NEW", help="other names of classes [none]")
     for command, what in ((convert, "files of the target that are"), (check, "a contact sheet that is")):
         command.add_argument("--force", action="store_true", help=f"replace {what} there")
     check.add_argument("--contact-sheet", type=Path, metavar="FILE", help="file to draw annotated images into [none]")
@@ -126,11 +127,31 @@ def convert(args: argparse.Namespace) -> "list[Result]":
         splits = {name or "train": add_sizes(each) for name, each in read_splits(args, args.source).items()}
     else:
         splits = {"": add_sizes(read_source(args, args.source))}
+    splits = rename_all(splits, args.rename)
     if args.polygons:
         splits = {name: masks_to_polygons(each, args.tolerance) for name, each in splits.items()}
     lost = write_dataset(splits, args.target, args.to, force=args.force, source=args.source)
     results = [(name_split(args.source, split), each, each.problems) for split, each in splits.items()]
     return [*results[:-1], (*results[-1][:2], [*results[-1][2], *lost])]
+
+
+def rename_all(splits: "dict[str, Dataset]", pairs: list[str]) -> "dict[str, Dataset]":
+    """Rename classes as OLD=NEW says; a class need not be in each split."""
+    from fastmask.data import rename_classes
+
+    names = {}
+    for pair in pairs:
+        old, equals, new = pair.rpartition("=")
+        names[old] = new
+        if not equals:
+            raise ValueError(f"--rename must be OLD=NEW, got {pair!r}")
+    known = dict.fromkeys(name for each in splits.values() for name in each.categories)
+    if unknown := [old for old in names if old not in known]:
+        raise ValueError(f"--rename must be of classes ({', '.join(known)}), got {unknown[0]!r}")
+    return {
+        split: rename_classes(each, {old: new for old, new in names.items() if old in each.categories})
+        for split, each in splits.items()
+    }
 
 
 def name_split(source: Path, split: str) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastmask.distributed import Ranks
     from fastmask.evaluation import Evaluation
 
+BACKEND_HELP = "what evaluates --results; both give the same metrics [%(default)s]"
 AREAS_HELP = "areas by which detections are small, medium or large: own: the masks' for masks; loadRes: the boxes', as"
 AREAS_HELP += " pycocotools takes them from results that have both [%(default)s]"
 SIGMAS_HELP = "of each keypoint the deviation that counts as near, by the root of the area [COCO's for 17, else 1 / K]"
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_split_argument(parser, "val, or the only one")
     add("--results", type=Path, metavar="FILE", help="evaluate a file in COCO's results format instead of a model")
+    add("--backend", choices=("own", "faster-coco-eval"), default="own", help=BACKEND_HELP)
     add("--areas", choices=("own", "loadRes"), default="own", help=AREAS_HELP)
     add("--sigmas", type=float, nargs="+", metavar="S", help=SIGMAS_HELP)
     add(
@@ -121,8 +123,11 @@ def evaluate(
             if is_given(getattr(args, name) or None):
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} must not be given with --results, which are a model's already")
+        how["backend"] = args.backend
         evaluated = ranks.run_on_first(lambda: evaluation.evaluate_results(read_results(args.results), dataset, **how))
         return evaluated, None, None
+    if args.backend != "own":
+        raise ValueError(f"--backend must be own without --results, got {args.backend}")
     pairs = parse_classes(args.classes or ())
     predictor, names, settings = ranks.run_on_all(lambda: make_predictor(args, ranks))
     if names is not None:

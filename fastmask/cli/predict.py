@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", action="extend", metavar="NAME", help="keep these classes only; after the images")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the output [%(default)s]")
     add("--no-overlays", action="store_true", help="write the results file only")
+    formats = "of overlays of images; auto: jpeg where the image is one, else png [%(default)s]"
+    add("--format", default="auto", choices=("auto", "jpeg", "png"), help=formats)
     colors = "what has one color [instance; class in videos]"
     add("--color-by", default=Default("instance"), choices=("instance", "class"), help=colors)
     add("--save-crops", action="store_true", help="write each detection, cut out by its mask, to DIR/crops")
@@ -61,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
             ranks.run_on_first(lambda: check_arguments(args, images, videos, ranks.world_size))
             predictor, categories, settings = ranks.run_on_all(lambda: make(args, ranks))
             options = {"recursive": args.recursive, "categories": categories, "classes": args.classes}
-            options |= {"overlays": not args.no_overlays, "color_by": args.color_by, "crops": args.save_crops}
-            options |= {"restart": args.restart, "settings": settings, "progress": False if args.quiet else None}
-            options |= {"on_skip": print_skipped, "ranks": ranks}
+            options |= {"overlays": not args.no_overlays, "format": args.format, "color_by": args.color_by}
+            options |= {"crops": args.save_crops, "restart": args.restart, "settings": settings}
+            options |= {"progress": False if args.quiet else None, "on_skip": print_skipped, "ranks": ranks}
             options |= {} if args.quiet else {"on_note": print_message}
             if images:
                 predicted = predict_files(predictor, images, args.out, **options)
@@ -134,7 +136,7 @@ def write_json(predicted: "PredictedFiles", target: str | None) -> None:
 
 
 def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None:
-    from fastmask.inference.image_files import CROPS, OVERLAY_SUFFIX
+    from fastmask.inference.image_files import CROPS
 
     if predicted.results is None:
         skipped = len(predicted.skipped)
@@ -143,7 +145,8 @@ def print_outcome(predicted: "PredictedFiles", args: argparse.Namespace) -> None
     if args.quiet:
         return
     images = f"{predicted.images} images" if predicted.images != 1 else "1 image"
-    everything = Path("**" if args.recursive else "") / f"*{OVERLAY_SUFFIX}"
+    endings = {path.suffix for path in predicted.overlays}
+    everything = Path("**" if args.recursive else "") / f"*.predicted{endings.pop() if len(endings) == 1 else '.*'}"
     files = [predicted.overlays[0] if len(predicted.overlays) == 1 else args.out / everything]
     files = (files if predicted.overlays else []) + ([args.out / CROPS] if args.save_crops else [])
     outputs = ", ".join(map(str, [*files, predicted.results]))

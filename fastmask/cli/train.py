@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONFIG_HELP = "YAML or JSON with options by name, such as settings.json of a run; what is given here wins"
 DATA_HELP = "with train and val, or annotations, in it; or an annotation file; required"
 RESUME_HELP = "resume from the last checkpoint in --out, with that run's options where none are given"
+WEIGHTS_HELP = "COCO_V1, SHAPES_V1, imagenet, none, a file or hf://owner/name[/file][@revision] [%(default)s]"
 NONE = "the weights', or the first"
 VARIANTS = {  # the builders' arguments
     "box_pooling": "how features of RoIs are pooled",
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", type=Path, metavar="PATH", help="annotations to evaluate on [the data's own]")
     add_source_arguments(parser)
     add("--model", metavar="NAME", help=MODEL_HELP)
-    add("--weights", default="COCO_V1", help="COCO_V1, SHAPES_V1, imagenet, none or a file [%(default)s]")
+    add("--weights", default="COCO_V1", help=WEIGHTS_HELP)
     add("--weights-backbone", metavar="NAME", help="with --weights none: the backbone's, such as a file of timm's")
     add("--out", type=Path, default=Path("training"), metavar="DIR", help="[%(default)s]")
     add("--resume", action="store_true", help=RESUME_HELP)

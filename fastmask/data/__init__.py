@@ -3,6 +3,7 @@
 from fastmask.data.formats import FORMATS, find_format, read_all, read_dataset, write_dataset
 from fastmask.data.polygons import masks_to_polygons, trace_polygons
 from fastmask.data.records import Dataset, Instance, Problem, Record, add_sizes, assign_labels
+from fastmask.data.rename import rename_classes
 from fastmask.data.splits import Splits, label_names, read_splits
 from fastmask.data.validate import validate_dataset
 
@@ -21,6 +22,7 @@ __all__ = [
     "read_all",
     "read_dataset",
     "read_splits",
+    "rename_classes",
     "trace_polygons",
     "validate_dataset",
     "write_dataset",

@@ -2,18 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from torch import Tensor
 
 from fastmask.data.crop import Crop, hide_outside, plan_jitter, plan_resize
 from fastmask.data.records import Record
 from fastmask.sizes import Size, check_pixels_left, compute_resized_size
 from fastmask.skeletons import Skeleton
 
+Transform = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
 MIN_SIDE = 1.0  # pixels; instances whose box has a smaller side are dropped
 
 __all__ = ["Augmentation", "Sample"]
@@ -47,6 +49,11 @@ class Augmentation:
             channels have neither saturation nor hue: brightness and contrast alone change, in all channels alike.
         paste: probability of copy-paste: each instance of another image is then pasted with probability 0.5.
         enlarge_only: matterport's rule of sizes, see :func:`fastmask.sizes.compute_resized_size`.
+        transform: a function of yours, called after all of these as ``image, target = transform(image, target)``, in
+            the workers, with torch, NumPy and random seeded by the sample's seed. The image is [C, h, w] uint8; the
+            target has boxes [n, 4] float32 (x1, y1, x2, y2), labels [n] int64, and where they are loaded masks
+            [n, h, w] bool and keypoints [n, K, 3] float32, and has_mask [n] bool where objects with a box alone are
+            among them. It returns the same, of any number of instances and of a size that is not larger.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -60,6 +67,7 @@ class Augmentation:
     color: float = 0.0
     paste: float = 0.0
     enlarge_only: bool = False
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         for name in ("flip", "color", "paste"):
@@ -77,6 +85,16 @@ class Augmentation:
             raise ValueError(f"max_size must be at least 1, got {self.max_size}")
         if self.zoom is not None and (len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] < math.inf):
             raise ValueError(f"zoom must be (min, max), above 0, got {self.zoom}")
+        if self.transform is not None and not callable(self.transform):
+            raise ValueError(f"transform must be a function, got {self.transform!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values; the transform by its name, or its class's."""
+        own: Any = self.transform
+        if own is not None:
+            own = own if hasattr(own, "__qualname__") else type(own)
+            own = f"{own.__module__}.{own.__qualname__}"
+        return vars(self) | {"transform": own}
 
     def draw_crop(self, original: Size, generator: np.random.Generator, room: tuple[float, float]) -> Crop:
         """A random transform of an image of size ``original``; without zoom its result fits into ``room``.

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset as TorchDataset, Sampler
 from fastmask.data.augment import Augmentation, Sample, copy_paste, jitter_color, make_sample
 from fastmask.data.keypoints import count_points
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes, assign_labels
+from fastmask.data.user_transform import apply_transform
 from fastmask.preprocess import pad
 from fastmask.sizes import Size, compute_padded_size
 from fastmask.skeletons import Skeleton
@@ -93,6 +94,9 @@ class SampleDataset(TorchDataset[Sample]):
             sample = copy_paste(sample, other, generator.random(len(other.labels)) < 0.5)._replace(problem=problem)
         if self.augmentation.color:
             sample = sample._replace(pixels=jitter_color(sample.pixels, self.augmentation.color, generator))
+        if self.augmentation.transform is not None:
+            own_seed, classes = int(generator.integers(2**63)), max(self.labels.values())
+            sample = apply_transform(sample, self.augmentation.transform, own_seed, classes)
         return sample
 
     def _load_sample(self, first: int, generator: np.random.Generator) -> Sample:

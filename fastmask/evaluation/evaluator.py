@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fastmask.checks import check_choice
 from fastmask.data.parse import to_number
 from fastmask.data.records import Record
-from fastmask.evaluation.matching import AREAS, IOU_TYPES, Matches, match_image, read_ground_truth
+from fastmask.evaluation.matching import AREAS, IOU_TYPES, GroundTruth, Matches, match_image, read_ground_truth
 from fastmask.evaluation.metrics import AnyMetrics, Curves, accumulate, summarize, summarize_category
 from fastmask.structures import CocoResult
 
@@ -84,11 +84,14 @@ class Evaluator:
         if record.size is None and sizes:
             record = record._replace(size=(sizes[0][0], sizes[0][1]))
         truth = read_ground_truth(record, self.categories, "segm" in self.iou_types)
+        self._match(image_id, truth, results)
+        self.detections += len(results)
+        self.seconds += time.perf_counter() - start
+
+    def _match(self, image_id: int, truth: GroundTruth, results: Sequence[CocoResult]) -> None:
         self.matches[image_id] = {
             name: match_image(truth, results, name, self.areas, self.sigmas) for name in self.iou_types
         }
-        self.detections += len(results)
-        self.seconds += time.perf_counter() - start
 
     def state(self) -> State:
         """What :meth:`merge` takes on another rank."""
@@ -119,6 +122,14 @@ class Evaluator:
                     by_category[category].append(matches)
         return accumulate(list(by_category.values()), iou_type)
 
+    def _count(self) -> dict[int, int]:
+        """The ground-truth instances that count, by category id; 0 for categories that have detections alone."""
+        instances: dict[int, int] = {}
+        for by_type in self.matches.values():
+            for category, matches in by_type[self.iou_types[0]].items():
+                instances[category] = instances.get(category, 0) + int((~matches.gt_ignored[0]).sum())
+        return instances
+
     def evaluate(
         self,
         problems: Sequence[str] = (),
@@ -134,26 +145,20 @@ class Evaluator:
         """
         start = time.perf_counter()
         curves = {iou_type: self.curves(iou_type) for iou_type in self.iou_types}
-        instances = dict.fromkeys(self.categories.values(), 0)
-        used: set[int] = set()
-        for by_type in self.matches.values():
-            for category, matches in by_type[self.iou_types[0]].items():
-                used.add(category)
-                if category in instances:
-                    instances[category] += int((~matches.gt_ignored[0]).sum())
+        instances = self._count()
         categories = [
             Category(
                 name, instances[category], {NAMES[kind]: summarize_category(c, i, kind) for kind, c in curves.items()}
             )
             for i, (name, category) in enumerate(self.categories.items())
-            if category in used
+            if category in instances
         ]
         metrics = {NAMES[kind]: summarize(c, kind) for kind, c in curves.items()}
         spent = {**(seconds or {}), "accumulate": time.perf_counter() - start}
         lacking = {
             name: number for name, number in self.categories.items() if known is not None and number not in known
         }
-        unknown = {name: instances[number] for name, number in lacking.items() if instances[number]}
+        unknown = {name: instances[number] for name, number in lacking.items() if instances.get(number)}
         noted = (tuple(problems), spent, self.areas, dict(left_out or {}), unknown)
         named = {NAMES[kind]: c for kind, c in curves.items()}
         return Evaluation(metrics, categories, named, len(self.matches), self.detections, *noted)

@@ -15,6 +15,7 @@ from fastmask.data.parse import join_few, to_number
 from fastmask.data.records import Dataset, LazyRecords, Record, add_sizes
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.evaluation.evaluator import Evaluation, Evaluator
+from fastmask.evaluation.faster import FasterEvaluator, check_installed
 from fastmask.evaluation.identity import find_images, map_labels
 from fastmask.evaluation.matching import AREAS
 from fastmask.evaluation.oks import check_number, check_sigmas
@@ -25,6 +26,7 @@ from fastmask.inference.prefetch import ImageLike
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import CocoResult, Prediction
 
+BACKENDS = ("own", "faster-coco-eval")  # of results that are there already
 MAX_PENDING = 64  # images whose detections wait to be matched
 
 
@@ -107,6 +109,7 @@ def evaluate_results(
     *,
     areas: str = "own",
     sigmas: Sequence[float] | None = None,
+    backend: str = "own",
     progress: bool = True,
 ) -> Evaluation:
     """COCO's average precision and recall of detections in COCO's results format.
@@ -120,11 +123,13 @@ def evaluate_results(
         dataset: annotated images; if not all have an id, image ids count from 1.
         areas: see :func:`evaluate`; with "loadRes", the masks' for all where results have no bbox.
         sigmas: see :func:`evaluate`.
+        backend: "own", or "faster-coco-eval": the same curves by that package (extra ``fast-eval``).
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are no images, areas is wrong, no result is of a category, or a result is broken, of an
-            unknown image, or with a mask of another size.
+        ImportError: the backend's package is not installed.
+        ValueError: there are no images, areas or backend is wrong, no result is of a category, or a result is broken,
+            of an unknown image, or with a mask of another size.
     """
     from tqdm import tqdm
 
@@ -133,6 +138,9 @@ def evaluate_results(
     named = find_images(results, records, ids)
     by_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in ids}
     check_choice("areas", areas, AREAS)
+    check_choice("backend", backend, BACKENDS)
+    if backend != "own":
+        check_installed()
     check_sigmas(sigmas, dataset.skeletons)
     names = {to_number(number): name for name, number in dataset.categories.items()}
     skeletons = {number: dataset.skeletons[name] for number, name in names.items() if name in dataset.skeletons}
@@ -147,7 +155,8 @@ def evaluate_results(
     masks, keypoints = masks and has_masks(records), keypoints and has_keypoints(records)
     if not (boxes or masks or keypoints):
         raise ValueError("results must have boxes or masks where the dataset has no keypoints, got keypoints alone")
-    evaluator = Evaluator(dataset.categories, list_types(boxes, masks, keypoints), areas, sigmas)
+    kind = Evaluator if backend == "own" else FasterEvaluator
+    evaluator = kind(dataset.categories, list_types(boxes, masks, keypoints), areas, sigmas)
     known = set(evaluator.categories.values())
     left_out = collections.Counter(
         f"category {result['category_id']}"

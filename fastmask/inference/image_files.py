@@ -1,15 +1,16 @@
 """Image and video files that a caller names, their ids, and the names of what is written for them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fastmask.files import walk_folders
-from fastmask.image_io import SUFFIXES, is_image
+from fastmask.image_io import SUFFIXES, is_image, is_jpeg
 
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
 VIDEO_SUFFIXES |= {".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
-OVERLAY_SUFFIX = ".predicted.png"
+OVERLAY_SUFFIXES = {"jpeg": ".predicted.jpg", "png": ".predicted.png"}  # by format
+FORMATS = ("auto", *OVERLAY_SUFFIXES)
 VIDEO_OVERLAY_SUFFIX = ".predicted.mp4"
 CROP_SUFFIX = ".crop.png"
 CROPS = "crops"  # the folder of crops, beside the results
@@ -66,7 +67,7 @@ def is_video_file(path: Path) -> bool:
 
 def _is_wanted(path: Path) -> bool:
     """Whether a file is an image by its ending or, without one, by its content; a file that is named may have any."""
-    if path.name.startswith(".") or path.name.endswith((OVERLAY_SUFFIX, CROP_SUFFIX)):
+    if path.name.startswith(".") or path.name.endswith((*OVERLAY_SUFFIXES.values(), CROP_SUFFIX)):
         return False
     if path.suffix:
         return path.suffix.lower() in SUFFIXES and path.is_file()
@@ -80,23 +81,30 @@ def image_ids(paths: Sequence[Path]) -> list[int]:
     return ids if len(ids) == len(stems) == len(set(ids)) else list(range(1, len(paths) + 1))
 
 
+def choose_suffix(image: Path, format: str = "auto") -> str:
+    """The ending of an image's overlay; "auto" is JPEG of a JPEG, else PNG."""
+    if format == "auto":
+        format = "jpeg" if is_jpeg(image) else "png"
+    return OVERLAY_SUFFIXES[format]
+
+
 def name_outputs(
-    paths: Sequence[Path], folder: Path, roots: Sequence[Path] = (), suffix: str = OVERLAY_SUFFIX
+    paths: Sequence[Path], folder: Path, roots: Sequence[Path] = (), choose: Callable[[Path], str] = choose_suffix
 ) -> list[Path]:
     """A path inside ``folder`` for each image, without ending, for what is written of it; no two are alike.
 
     It is the image's name, below the folders that the image is in inside of one of ``roots``, if any. The overlay of
-    that name, which ends in ``suffix``, is never an image itself.
+    that name, whose ending ``choose`` returns, is never an image itself.
     """
     taken = {os.path.realpath(path) for path in paths}
-    names = []
+    names: dict[Path, None] = {}
     for path in paths:
         inside = [path.parent.relative_to(root) for root in roots if path.parent.is_relative_to(root)]
         place = min((place for place in inside if ".." not in place.parts), key=lambda p: len(p.parts), default=Path())
-        stem = path.stem[:200]  # of the 255 bytes that a name may have
+        stem, suffix = path.stem[:200], choose(path)  # of the 255 bytes that a name may have
         name, number = place / stem, 2
-        while os.path.realpath(f"{folder / name}{suffix}") in taken:
+        while name in names or os.path.realpath(f"{folder / name}{suffix}") in taken:
             name, number = place / f"{stem}-{number}", number + 1
         taken.add(os.path.realpath(f"{folder / name}{suffix}"))
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)

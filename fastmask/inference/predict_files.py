@@ -18,8 +18,16 @@ from fastmask.inference import journal
 from fastmask.inference.choose_classes import find_labels, keep_labels
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.crops import save_crops
-from fastmask.inference.image_files import CROPS, OVERLAY_SUFFIX, find_images, image_ids, name_outputs
-from fastmask.inference.predictor import check_is_list
+from fastmask.inference.image_files import (
+    CROPS,
+    FORMATS,
+    OVERLAY_SUFFIXES,
+    choose_suffix,
+    find_images,
+    image_ids,
+    name_outputs,
+)
+from fastmask.inference.prefetch import check_is_list
 from fastmask.skeletons import Skeleton
 from fastmask.structures import CocoResult, Prediction
 from fastmask.visualize import draw_detections, save_overlay
@@ -64,6 +72,7 @@ def predict_files(
     categories: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     overlays: bool = True,
+    format: Literal["auto", "jpeg", "png"] = "auto",
     color_by: Literal["instance", "class"] = "instance",
     crops: bool = False,
     restart: bool = False,
@@ -85,7 +94,8 @@ def predict_files(
         recursive: take images of folders inside folders, too; their overlays and crops are in folders of these names.
         categories: names by label, from 0, the background; None: the predictor's, if it has any.
         classes: names of the categories whose detections are kept, of those that the predictor returns; None: all.
-        overlays: also write each image with its detections drawn on it, as ``NAME.predicted.png``.
+        overlays: also write each image with its detections drawn on it, as ``NAME.predicted.jpg`` or ``.png``.
+        format: of overlays; "auto" is JPEG of quality 90 where the image is a JPEG, else PNG.
         color_by: give each instance of an image a color of its own, or each class.
         crops: also write each detection, cut out of its image, to ``crops/NAME.1.crop.png`` and so on, in the order of
             the results, with its mask as alpha.
@@ -103,24 +113,26 @@ def predict_files(
             an unfinished run there has other settings or images, or a class is none of the predictor's.
     """
     check_is_list(images)
+    check_choice("format", format, FORMATS)
     check_choice("color_by", color_by, ("instance", "class"))
     folder, sources = Path(folder), [Path(image) for image in images]
     categories = getattr(predictor, "categories", None) if categories is None else categories
     labels = None if classes is None else find_labels(classes, categories)
     names, legend = choose_names(tuple(categories)) if overlays and categories is not None else (categories, "")
     settings = {**(settings or {}), "overlays": overlays, "color_by": color_by if overlays else None, "crops": crops}
+    settings["format"] = format if overlays else None
     settings["classes"] = None if labels is None else sorted(labels)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(keep=True)) if ranks is None else ranks
         paths = ranks.run_on_first(lambda: find_images(sources, recursive))
         ranks.run_on_first(lambda: stack.enter_context(journal.lock_folder(folder)))
-        jobs = ranks.run_on_first(
-            lambda: _list_jobs(paths, folder, sources if recursive else (), overlays=overlays, crops=crops)
-        )
+        roots, choose = sources if recursive else (), functools.partial(choose_suffix, format=format)
+        jobs = ranks.run_on_first(lambda: _list_jobs(paths, folder, roots, choose, overlays=overlays, crops=crops))
         run, rest = ranks.run_on_first(lambda: journal.resume(folder, jobs, settings, restart))
         lines = ranks.run_on_all(lambda: journal.Journal(folder, run, ranks.rank, settings))
-        if legend and ranks.rank == 0:
-            on_note(legend)
+        for note in (legend, _name_others(jobs, folder)) if ranks.rank == 0 else ():
+            if note:
+                on_note(note)
         bar = (sys.stderr.isatty() if progress is None else progress) and ranks.rank == 0
         drawing = Drawing(labels, names, color_by, label_skeletons(predictor, categories))
         draw = functools.partial(_draw, drawing=drawing)
@@ -141,19 +153,35 @@ def label_skeletons(predictor: object, categories: Sequence[str] | None) -> dict
 
 
 def _list_jobs(
-    paths: Sequence[Path], folder: Path, roots: Sequence[Path], *, overlays: bool, crops: bool
+    paths: Sequence[Path],
+    folder: Path,
+    roots: Sequence[Path],
+    choose: Callable[[Path], str],
+    *,
+    overlays: bool,
+    crops: bool,
 ) -> list[journal.Job]:
-    """The images as they are now, with what is asked for in that folder; see :func:`name_outputs` for ``roots``."""
+    """The images as they are now, with what is asked for in that folder; see :func:`name_outputs`."""
     place = Path(os.path.realpath(folder / CROPS))
     inside = [path for path in paths if crops and place in Path(os.path.realpath(path)).parents]
     if inside:
         raise ValueError(f"images must not be in {folder / CROPS}, which crops are written to, got {inside[0]}")
     jobs = []
-    for path, name in zip(paths, name_outputs(paths, folder, roots), strict=True):
-        overlay = Path(f"{folder / name}{OVERLAY_SUFFIX}") if overlays else None
+    for path, name in zip(paths, name_outputs(paths, folder, roots, choose), strict=True):
+        overlay = Path(f"{folder / name}{choose(path)}") if overlays else None
         cut = folder / CROPS / name if crops else None
         jobs.append(journal.Job(path, journal.file_state(path), name.as_posix(), overlay, cut))
     return jobs
+
+
+def _name_others(jobs: Sequence[journal.Job], folder: Path) -> str:
+    """A note on the overlays of an earlier run that are in another format, and so are not replaced; "" without any."""
+    bases = [folder / job.name for job in jobs if job.overlay]
+    names = [Path(f"{base}{suffix}") for base in bases for suffix in OVERLAY_SUFFIXES.values()]
+    own = {path for job in jobs for path in (job.image, job.overlay)}
+    others = [name for name in names if name not in own and name.exists()]
+    plural = "s" * (len(others) > 1)
+    return f"{len(others)} overlay{plural} of another format stay{'s' * (not plural)}: {others[0]}" if others else ""
 
 
 def _predict(

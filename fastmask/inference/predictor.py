@@ -3,19 +3,18 @@
 import collections
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmask.checks import check_at_least, check_choice
 from fastmask.inference import arguments
-from fastmask.inference.prefetch import ImageLike, prefetch_batches
+from fastmask.inference.prefetch import ImageLike, check_is_list, prefetch_batches
 from fastmask.inference.pretrained import FilePath, load_with_metadata
 from fastmask.inference.program import Program, Runner
 from fastmask.inference.tta import TTAProgram, TTARunner, make_resizers
@@ -141,13 +140,14 @@ class Predictor:
         self._last: torch.cuda.Event | None = None  # of the batch launched last
         self._lock = threading.Lock()
 
-    def __call__(self, images: Sequence[ImageLike]) -> list[Prediction]:
+    def __call__(self, images: Sequence[ImageLike] | Tensor | NDArray[Any]) -> list[Prediction]:
         """Predict the objects in a list of images.
 
         Args:
             images: images of any sizes, each one a path, a PIL image, or a tensor or array [C, h, w] or [h, w, C],
                 uint8 or float in [0, 1]. ([3, h, 3] is read as the former from a tensor, as the latter from an array.)
-                C is the model's number of channels, 3 as a rule; of one channel, [h, w] will do.
+                C is the model's number of channels, 3 as a rule; of one channel, [h, w] will do. Also all images of
+                one shape as one tensor or array, [N, C, h, w] or [N, h, w, C], and an array [N] of objects.
 
         Returns:
             One :class:`fastmask.structures.Prediction` an image, in order: boxes [n, 4] in its pixels, labels [n] and
@@ -158,7 +158,7 @@ class Predictor:
             RuntimeError: an image is too large for the device's memory.
         """
         check_is_list(images)
-        unchanged = isinstance(images, list | tuple)  # whose images nobody changes during this call
+        unchanged = isinstance(images, list | tuple | Tensor | np.ndarray)  # nobody changes these during this call
         return list(self._stream(images, False, None, 2, True, unchanged))
 
     @overload
@@ -197,7 +197,7 @@ class Predictor:
         While the device works on a batch, threads read the next one, and it is queued behind it.
 
         Args:
-            images: an iterable of images; it may be endless.
+            images: an iterable of images, or an array of them; it may be endless.
             progress: show a progress bar.
             total: number of images for the progress bar, where ``images`` has no length.
             ahead: number of batches to prefetch. With 0 an image's prediction is yielded before the next image is asked
@@ -339,11 +339,6 @@ class Predictor:
         predictor = cls(model, **options)
         predictor.categories, predictor.skeletons = meta.get("categories"), meta.get("skeletons", {})
         return predictor
-
-
-def check_is_list(images: object) -> None:
-    if isinstance(images, str | os.PathLike | Tensor | np.ndarray | Image.Image):
-        raise ValueError(f"images must be a list of images, got one {type(images).__name__}")
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

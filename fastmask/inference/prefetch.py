@@ -20,6 +20,13 @@ ImageLike = Tensor | NDArray[Any] | Image.Image | str | os.PathLike[str]
 THREADS = 4
 
 
+def check_is_list(images: object) -> None:
+    """Raise a ValueError for one image; an array of several, [N, h, w, C] or [N] objects, is a list of them."""
+    one = isinstance(images, Tensor | np.ndarray) and images.ndim in (0, 2, 3)
+    if one or isinstance(images, str | os.PathLike | Image.Image):
+        raise ValueError(f"images must be a list of images, got one {type(images).__name__}")
+
+
 def prefetch_batches(
     images: Iterable[ImageLike],
     size: int,

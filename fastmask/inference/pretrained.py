@@ -8,6 +8,7 @@ import torch
 
 from fastmask import models
 from fastmask.models._api import is_detector
+from fastmask.models._hub import is_hub_name
 from fastmask.models.detection._weights import choose_model
 from fastmask.models.detection.faster_rcnn import FasterRCNN
 
@@ -23,15 +24,16 @@ def load_pretrained(
     """A detector with weights, ready for inference, and its categories: names by label from 0, None if not known.
 
     Args:
-        name: of a builder of ``fastmask.models.detection``, such as "maskrcnn_resnet50_fpn"; or a checkpoint's path,
-            without ``weights``, or None: the file, or ``weights``, names its model. Weights that name none, or are of
-            several, as "COCO_V1", are of "maskrcnn_resnet50_fpn".
-        weights: a name, such as "COCO_V1" (downloaded once) or "SHAPES_V1", or a checkpoint's path.
+        name: of a builder of ``fastmask.models.detection``, such as "maskrcnn_resnet50_fpn"; or a checkpoint's path or
+            name on the hub (``hf://owner/name[/file][@revision]``), without ``weights``, or None: the file, or
+            ``weights``, names its model. Weights that name none, or are of several, as "COCO_V1", are of
+            "maskrcnn_resnet50_fpn".
+        weights: a name, such as "COCO_V1" (downloaded once) or "SHAPES_V1", or a checkpoint's path or name on the hub.
         device: of the model; "auto" is CUDA where it is available, else the CPU.
         score: minimum score of a detection, in [0, 1].
 
     Raises:
-        ConnectionError: the weights cannot be downloaded.
+        ConnectionError: the weights cannot be downloaded; the message says which file to put where.
         ValueError: there is no such model, or no such weights, or they do not fit it.
     """
     model, metadata = load_with_metadata(name, weights, device, score)
@@ -43,7 +45,7 @@ def load_with_metadata(
 ) -> tuple[FasterRCNN, Mapping[str, Any]]:
     """:func:`load_pretrained`, with all that is known of the weights: ``categories``, ``skeletons`` and others."""
     if name is not None and not is_detector(os.fspath(name)):
-        if weights != "DEFAULT" or not os.path.exists(name):
+        if weights != "DEFAULT" or not (is_hub_name(name) or os.path.exists(name)):
             known = models.list_models(module=models.detection)
             raise ValueError(f"name must be one of {', '.join(known)} or a file, got {os.fspath(name)!r}")
         name, weights = None, name

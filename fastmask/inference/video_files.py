@@ -31,7 +31,7 @@ def is_video(source: Source) -> bool:
 def name_videos(sources: Sequence[Source], folder: Path) -> list[str]:
     """Names of what is written for videos, without ending; no two are alike, and no overlaid video is a source."""
     paths = [Path(_name_stream(os.fspath(source)) if is_stream(source) else source) for source in sources]
-    return [path.name for path in name_outputs(paths, folder, suffix=VIDEO_OVERLAY_SUFFIX)]
+    return [path.name for path in name_outputs(paths, folder, choose=lambda path: VIDEO_OVERLAY_SUFFIX)]
 
 
 def _name_stream(text: str) -> str:

@@ -14,6 +14,7 @@ from fastmask.models._api import (
 from fastmask.models.checkpoint import Checkpoint, load_checkpoint, save_weights
 from fastmask.models.from_checkpoint import from_checkpoint
 from fastmask.models.mobilenetv3 import *  # noqa: F403 -- the builders and weights that its __all__ names
+from fastmask.models.push import push_weights
 from fastmask.models.resnet import *  # noqa: F403
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "list_models",
     "list_weights",
     "load_checkpoint",
+    "push_weights",
     "save_weights",
     *mobilenetv3.__all__,
     *resnet.__all__,

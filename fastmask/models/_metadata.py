@@ -13,7 +13,7 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 from fastmask.skeletons import Skeleton
 from fastmask.variants import CHOICES as VARIANTS
 
-METADATA = ("builder", "categories", "options", "norm_eps", "skeletons")  # keys of a file, beside "model"
+METADATA = ("builder", "categories", "options", "norm_eps", "skeletons", "metrics")  # keys of a file, beside "model"
 CONVENTIONS = ("aligned", "exact_anchors", "stride_in_1x1")  # of weights, whatever their shapes; False or True
 OPTIONS = {  # a builder's arguments that predictions depend on, but for the score, and where a model has them
     "min_size": "transform.min_size",
@@ -102,6 +102,8 @@ def parse_metadata(content: Mapping[str, Any]) -> dict[str, Any]:
         metadata["skeletons"] = skeletons
     if _is_number(content.get("norm_eps"), float):
         metadata["norm_eps"] = float(content["norm_eps"])
+    if metrics := parse_metrics(content.get("metrics")):
+        metadata["metrics"] = metrics
     return metadata
 
 
@@ -118,6 +120,17 @@ def check_conventions(model: nn.Module, options: Mapping[str, Any], source: str)
                 f"{name} must be {options[name]} with {source}, got {own[name]}: "
                 "fastmask.models.from_checkpoint builds the model that the file is of"
             )
+
+
+def parse_metrics(content: Any) -> dict[str, list[float]]:
+    """COCO's metrics by "box", "mask" and "keypoints"; those of another form are left out."""
+    kinds = content if isinstance(content, Mapping) else {}
+    return {
+        kind: [float(value) for value in kinds[kind]]
+        for kind in ("box", "mask", "keypoints")
+        if isinstance(kinds.get(kind), list | tuple) and len(kinds[kind]) >= 3
+        if all(_is_number(value, float) for value in kinds[kind])
+    }
 
 
 def plain_skeletons(skeletons: Mapping[str, Skeleton]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from torch import nn
 from fastmask.models._api import Weights, WeightsEnum
 
 
-def _no_preset() -> nn.Module:
+def no_preset() -> nn.Module:
+    """The preset of a classifier: there is none."""
     raise NotImplementedError("these weights start detection backbones; fastmask has no preset for classification")
 
 
@@ -13,7 +14,7 @@ def imagenet_weights(file: str, num_params: int, accuracy: float) -> Weights:
     """Weights of a classifier, with its top-1 accuracy on ImageNet as torchvision publishes it."""
     metrics = {"ImageNet-1K": {"acc@1": accuracy}}
     meta = {"num_params": num_params, "num_classes": 1000, "_metrics": metrics}
-    return Weights(f"https://download.pytorch.org/models/{file}", _no_preset, meta)
+    return Weights(f"https://download.pytorch.org/models/{file}", no_preset, meta)
 
 
 class ResNet18_Weights(WeightsEnum):  # noqa: N801

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from fastmask.files import replace_file
 from fastmask.models._api import check_detector
+from fastmask.models._hub import fetch_weights, is_hub_name
 from fastmask.models._meta import COCO_CATEGORIES
-from fastmask.models._metadata import METADATA, check_conventions, parse_metadata, parse_options, plain_skeletons
+from fastmask.models._metadata import (
+    METADATA,
+    check_conventions,
+    parse_metadata,
+    parse_metrics,
+    parse_options,
+    plain_skeletons,
+)
 from fastmask.models._state import CLASSIFIERS, count_keypoints, describe_mask_branch, load_state
 from fastmask.models.converters._matterport_file import is_matterport, read_matterport
 from fastmask.models.converters._pickle import is_pickle, read_pickle
@@ -36,23 +44,29 @@ class Checkpoint:
         path: made with ``torch.save`` or as safetensors; the state dict itself, or a dict that holds it as ``model``,
             ``state_dict`` or ``model_state_dict``. Only tensors and plain values are ever unpickled. Or detectron2's,
             .pkl or .pth, which is converted: it has our keys, and ``meta`` the options of its conventions; see
-            :func:`from_checkpoint`. Or a .h5 file of matterport's Mask_RCNN, which is converted as well.
+            :func:`from_checkpoint`. Or a .h5 file of matterport's Mask_RCNN, which is converted as well. Or safetensors
+            on the Hugging Face Hub, ``hf://owner/name[/file][@revision]``, which are downloaded once for each commit;
+            ``path`` then is the name with the commit.
         input_format: order of channels of the images that a detectron2 model was trained on, "BGR" (None) or "RGB".
 
     Files of ours also say which model they are of, in that dict, or as JSON in safetensors' metadata: ``builder``, its
     name; ``categories``, names by label; ``options``, the builder's plain arguments (sizes, image_mean and image_std,
     thresholds and numbers of detections); ``norm_eps``, the eps of frozen norms; ``skeletons``, names and limbs of
-    keypoints by category. ``meta`` holds those that are known,
+    keypoints by category; ``metrics``, COCO's, by "box", "mask" and "keypoints". ``meta`` holds those that are known,
     ``num_classes`` and, of a keypoint model, ``num_keypoints``.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ConnectionError: it is on the hub, and neither there nor in the cache can it be had.
         ValueError: it is not a checkpoint.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, input_format: str | None = None) -> None:
-        self.path = os.fspath(path)
-        content = read_matterport(self.path) if is_matterport(self.path) else _read(self.path)
+        file = self.path = os.fspath(path)
+        if is_hub_name(self.path):
+            fetched, self.path = fetch_weights(self.path)
+            file = str(fetched)
+        content = read_matterport(file) if is_matterport(file) else _read(file)
         self.published = False  # whether it is torchvision's own file; find_weights sets it
         self._state = _state_dict(self.path, content)
         if is_detectron2(list(self._state)):
@@ -89,7 +103,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, new_predi
 
     Args:
         model: any R-CNN of fastmask with the file's number of classes.
-        path: path of the file.
+        path: path of the file, or its name on the hub, ``hf://owner/name[/file][@revision]``.
         new_predictors: load all but the predictors, which stay as they are: to fine-tune on other classes or keypoints;
             and but a mask head of another kind.
 
@@ -112,6 +126,7 @@ def save_weights(
     options: Mapping[str, Any] | None = None,
     norm_eps: float | None = None,
     skeletons: Mapping[str, Skeleton] | None = None,
+    metrics: Mapping[str, Sequence[float]] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write weights as safetensors, a format without executable content that other tools read too.
@@ -124,6 +139,7 @@ def save_weights(
         options: the builder's plain arguments, such as ``min_size`` and ``image_mean``; see :class:`Checkpoint`.
         norm_eps: the eps of frozen norms.
         skeletons: names and limbs of keypoints, by category.
+        metrics: COCO's metrics by "box", "mask" and "keypoints", in the order of :class:`fastmask.evaluation.Metrics`.
         dtype: dtype of floating weights of more than one dimension (norms and biases are few, and stay); None: as is.
 
     Raises:
@@ -145,6 +161,9 @@ def save_weights(
     plain = parse_options(options or {})
     if plain.keys() != dict(options or {}).keys():
         raise ValueError(f"options must be a builder's arguments, whole pixels and numbers, got {options}")
+    figures = parse_metrics(metrics)
+    if figures.keys() != dict(metrics or {}).keys():
+        raise ValueError(f"metrics must be lists of numbers by box, mask and keypoints, got {metrics}")
     tensors = {}
     for key, value in state.items():
         kind = dtype if value.is_floating_point() and value.ndim > 1 else None
@@ -153,6 +172,7 @@ def save_weights(
             raise ValueError(f"dtype must hold all weights, got {dtype} and {key} up to {float(value.abs().max()):.3g}")
     described: dict[str, Any] = {"builder": builder, "options": plain or None, "norm_eps": norm_eps}
     described["skeletons"] = plain_skeletons(skeletons or {}) or None
+    described["metrics"] = figures or None
     described["categories"] = None if categories is None else list(categories)
     metadata = {name: json.dumps(value) for name, value in described.items() if value is not None}
     try:

@@ -18,7 +18,8 @@ def from_checkpoint(
 
     Args:
         path: of a file of ``fastmask train`` or :func:`save_weights`; of torchvision's; of detectron2's, .pkl as its
-            model zoo has them or .pth as its trainer writes them; or of matterport's, .h5.
+            model zoo has them or .pth as its trainer writes them; or of matterport's, .h5. Or the name of safetensors
+            on the hub, ``hf://owner/name[/file][@revision]``.
         builder: name of the builder, where neither the file nor its keys and shapes tell it.
         input_format: order of channels of the images that a detectron2 model was trained on, "BGR" (None) or "RGB"; the
             model always takes RGB in [0, 1].
@@ -34,7 +35,11 @@ def from_checkpoint(
         ValueError: it is not a checkpoint, of a model that fastmask does not build, or of several builders; or an
             option does not fit it.
     """
-    checkpoint = Checkpoint(path, input_format=input_format)
+    return build_from(Checkpoint(path, input_format=input_format), builder, options)[1]
+
+
+def build_from(checkpoint: Checkpoint, builder: str | None, options: dict[str, Any]) -> tuple[str, FasterRCNN]:
+    """The builder's name of a checkpoint, and its model; see :func:`from_checkpoint`."""
     trained = checkpoint.meta.get("builder")
     if trained not in (None, builder) and builder is not None:
         raise ValueError(f"builder must be {trained} with {checkpoint}, got {builder}")
@@ -44,7 +49,7 @@ def from_checkpoint(
     settings |= parse_options(options)
     weights = find_weights(get_model_weights(name), checkpoint)
     model = get_model_builder(name)(weights=weights, **(settings | options))
-    return cast(FasterRCNN, model.eval())
+    return name, cast(FasterRCNN, model.eval())
 
 
 def _recognize(checkpoint: Checkpoint) -> str:

@@ -29,6 +29,7 @@ from fastmask.models.detection.timm_backbone import (
     padded_convolutions,
     split_activations,
 )
+from fastmask.models.efficientnet_lite import Block, EfficientNetLite0
 from fastmask.models.fused_mkldnn import has_mkldnn
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -118,6 +119,8 @@ def _neighbors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             continue
         if type(parent) is TimmBackboneWithFPN:
             yield from ((parent, *names) for names in parent.list_foldable())
+        elif isinstance(parent, EfficientNetLite0 | Block):
+            yield from ((parent, *names) for names in parent.pairs)
         elif type(parent) in (BasicBlock, Bottleneck, ResNet):
             children = dict(parent.named_children())
             for name in children:

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import torch
 from fastmask import models
 from fastmask._version import __version__
 from fastmask.data import Dataset, read_dataset
+from fastmask.data.augment import Augmentation, Transform
 from fastmask.data.formats import check_apart
 from fastmask.data.keypoints import count_points
 from fastmask.data.records import LazyRecords, count_left_out, crowds_to_objects
@@ -21,15 +22,18 @@ from fastmask.data.splits import UNUSED, Splits, describe_untrained, label_names
 from fastmask.distributed import Ranks, join_ranks
 from fastmask.files import check_free, write_text
 from fastmask.models._api import check_detector
+from fastmask.models._hub import pin_weights
 from fastmask.models._layout import lay_out
 from fastmask.models._state import find_builder
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._weights import DEFAULT_MODEL, choose_model
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
+from fastmask.training.callback import Callback
 from fastmask.training.checkpoints import BEST, LAST
 from fastmask.training.config import TrainConfig
 from fastmask.training.history import EPOCHS, STEPS
-from fastmask.training.trainer import Trainer, TrainResult
+from fastmask.training.result import TrainResult
+from fastmask.training.trainer import Trainer
 from fastmask.variants import CHOICES
 
 SETTINGS = "settings.json"
@@ -52,6 +56,8 @@ def train(
     weights_backbone: str | os.PathLike[str] | None = None,
     device: torch.device | str = "auto",
     resume: bool = False,
+    transform: Transform | None = None,
+    callbacks: Iterable[Callback] = (),
     tensorboard: bool = False,
     progress: bool = True,
     ranks: Ranks | None = None,
@@ -70,13 +76,17 @@ def train(
         config: the settings.
         val: the images that are evaluated after each epoch; None: the data's own, where it is a folder that has them.
         format, images, class_attribute: of ``data`` and ``val``, see :func:`fastmask.data.read_dataset`.
-        weights: what a model that is built starts from: the name of published weights, a file, "imagenet" or "none". Of
-            other classes than the data's, all are loaded but the predictors'.
+        weights: what a model that is built starts from: the name of published weights, a file, one on the hub
+            ("hf://owner/name[/file][@revision]"), "imagenet" or "none". Of other classes than the data's, all are
+            loaded but the predictors'.
         weights_backbone: of a model that is built with ``weights`` "none": the builder's argument of that name.
         device: of a model that is built; "auto": CUDA where there is any, else the CPU. Of several ranks, each takes
             its own GPU.
         resume: resume from the last checkpoint in the folder, if there is one. Epochs, workers, save_every, compile,
             the device and tensorboard may be others than before; the learning rate is that of the new number of epochs.
+        transform: a function of yours on each augmented image and its target, in the workers, see
+            :class:`fastmask.data.augment.Augmentation`; a run resumes with one of the same name alone.
+        callbacks: objects that are told of each step and epoch, see :class:`fastmask.training.Callback`.
         tensorboard: write for TensorBoard, too, into a folder of that name.
         progress: print and show bars, on the first rank.
         ranks: the ranks, where they are known already.
@@ -86,12 +96,13 @@ def train(
 
     Raises:
         ValueError: an argument is wrong or a file cannot be read, before anything is trained; raised on all ranks.
-        DivergedError, MemoryError, OSError: see :meth:`Trainer.fit`.
+        DivergedError, MemoryError, OSError, TransformError: see :meth:`Trainer.fit`.
     """
     folder = Path(out)
     arguments: dict[str, Any] = {"data_path": data, "val": val, "format": format, "images": images}
     arguments |= {"class_attribute": class_attribute, "model": model, "weights": weights, "out": folder}
     arguments |= {"weights_backbone": weights_backbone, "device": device, "tensorboard": tensorboard}
+    arguments["transform"] = Augmentation(transform=transform).settings()["transform"]
     source = {"format": format, "images": None if images is None else Path(images), "attribute": class_attribute}
     with join_ranks(nccl=True, keep=True) if ranks is None else contextlib.nullcontext(ranks) as job:
         job.run_on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -101,6 +112,9 @@ def train(
         for note in (note for split in splits if split is not None for note in split.notes if job.rank == 0):
             print(note)
         names = label_names(splits.train)
+
+        weights, weights_backbone = job.run_on_first(lambda: (pin_weights(weights), pin_weights(weights_backbone)))
+        arguments |= {"weights": weights, "weights_backbone": weights_backbone}  # with the commit that all ranks read
 
         def prepare_model() -> tuple[str | None, GeneralizedRCNN]:
             if isinstance(model, GeneralizedRCNN):
@@ -116,7 +130,8 @@ def train(
             print(f"fastmask train: {line}", file=sys.stderr)
         arguments["model"] = model if isinstance(model, GeneralizedRCNN) else builder
         data_and_job = (splits.train, splits.val, job)
-        trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder)
+        hooks: dict[str, Any] = {"transform": transform, "callbacks": callbacks}
+        trainer = Trainer(network, config, folder, *data_and_job, resume, progress, tensorboard, builder, **hooks)
         if job.rank == 0:
             lr, number = config.peak_lr(job.world_size), config.batch_size * job.world_size
             steps = f"{trainer.steps} steps of {number} images on {job.world_size} x {trainer.device}"

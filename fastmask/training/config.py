@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from fastmask.checks import check_at_least, check_choice
-from fastmask.data.augment import Augmentation
+from fastmask.data.augment import Augmentation, Transform
 from fastmask.models.detection.transform import GeneralizedRCNNTransform
 from fastmask.variants import CHOICES as VARIANTS
 
@@ -143,8 +143,8 @@ class TrainConfig:
             factor = 0.1 ** ((3 * step >= 2 * steps) + (9 * step >= 8 * steps))
         return self.peak_lr(world_size) * factor
 
-    def augmentation(self, transform: GeneralizedRCNNTransform) -> Augmentation:
-        """How images are varied, with the sizes of a model's transform where none are set.
+    def augmentation(self, transform: GeneralizedRCNNTransform, own: Transform | None = None) -> Augmentation:
+        """How images are varied, with the sizes of a model's transform where none are set, and a user's function.
 
         Raises:
             ValueError: a setting is out of its range.
@@ -155,4 +155,4 @@ class TrainConfig:
         canvas = self.size if self.zoom and self.size else (1024, 1024)
         sizes = self.min_size or tuple(transform.min_size)
         rule = transform._enlarge_only
-        return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste, rule)
+        return Augmentation(sizes, longest, self.flip, self.zoom or None, canvas, self.color, self.paste, rule, own)

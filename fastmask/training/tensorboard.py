@@ -1,15 +1,32 @@
 """Scalars of a run for TensorBoard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastmask.evaluation import KeypointMetrics, Metrics
-from fastmask.training.history import Row, warn_of_extra
+from fastmask.training.callback import Callback
+from fastmask.training.history import warn_of_extra
 
 
-def open_writer(folder: Path, step: int) -> Any:
-    """Return a SummaryWriter into a folder; what an earlier run wrote from ``step`` on is hidden.
+class TensorBoard(Callback):
+    """Writes losses of steps and COCO's metrics of epochs to a SummaryWriter."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name if name == "lr" else f"train/{name}", value, step)
+
+    def on_epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if "/" in name:
+                self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+
+def open_board(folder: Path, step: int) -> TensorBoard | None:
+    """Open a SummaryWriter into a folder; what an earlier run wrote from ``step`` on is hidden.
 
     None where tensorboard is installed and cannot be imported, which is said: training goes on without it.
 
@@ -23,18 +40,4 @@ def open_writer(folder: Path, step: int) -> Any:
     except Exception as error:  # such as a TypeError of protobuf's
         warn_of_extra("tensorboard", f"{folder.name}/", error)
         return None
-    return SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
-
-
-def write_step(writer: Any, row: Row, names: Sequence[str]) -> None:
-    writer.add_scalar("lr", row.lr, row.step)
-    for name, value in zip(names, row.values, strict=True):
-        writer.add_scalar(f"train/{name}", value, row.step)
-
-
-def write_epoch(writer: Any, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
-    for kind, values in metrics.items():
-        fields = KeypointMetrics._fields if kind == "keypoints" else Metrics._fields
-        for name, value in zip(fields, values, strict=True):
-            writer.add_scalar(f"{kind}/{name}", value, step)
-    writer.flush()
+    return TensorBoard(SummaryWriter(str(folder), purge_step=step))  # type: ignore[no-untyped-call]

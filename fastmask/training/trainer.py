@@ -3,7 +3,7 @@
 import collections
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fastmask._version import __version__
+from fastmask.data.augment import Transform
 from fastmask.data.loading import GroupedBatchSampler, SampleDataset, training_loader
 from fastmask.data.records import Dataset
 from fastmask.data.splits import label_names
+from fastmask.data.user_transform import TransformError
 from fastmask.distributed import SINGLE_RANK, Ranks
-from fastmask.evaluation import AnyMetrics, Evaluation, evaluate
+from fastmask.evaluation import Evaluation, evaluate
 from fastmask.models._metadata import describe_model
 from fastmask.models.detection._channels import count_channels
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.structures import Batch
+from fastmask.training.callback import Callback, check_callbacks, flatten_metrics
 from fastmask.training.check_data import check_data
 from fastmask.training.checkpoints import BEST, FREE, LAST, check_same_run, load, save, weights_of
 from fastmask.training.config import TrainConfig
@@ -31,22 +34,11 @@ from fastmask.training.ema import ModelEma
 from fastmask.training.history import History, Row, read_metrics, score_epoch
 from fastmask.training.loss_module import LossModule, mean_over_ranks
 from fastmask.training.progress import RunProgress
+from fastmask.training.result import DivergedError, TrainResult
 from fastmask.training.step import TrainStep, load_optimizer, move_batch
-from fastmask.training.tensorboard import open_writer, write_epoch, write_step
+from fastmask.training.tensorboard import open_board
 
 LAG = 8  # steps after which a GPU's losses are read
-
-
-class DivergedError(RuntimeError):
-    """A gradient is not finite."""
-
-
-class TrainResult(NamedTuple):
-    """Result of a training run."""
-
-    weights: Path  # a file with the best epoch's weights, for torchvision and all our commands
-    metrics: dict[str, AnyMetrics]  # of that epoch by "box", "mask" and "keypoints"; empty without validation images
-    epochs: list[dict[str, Any]]  # epochs.json: "epoch" (from 1), "steps", "loss", "lr", COCO's as "box", "mask", ...
 
 
 class PendingStep(NamedTuple):
@@ -73,6 +65,8 @@ class Trainer:
         progress: print and show bars, on the first rank.
         tensorboard: write for TensorBoard, too, into a folder of that name.
         builder: the name of the model's builder, which the checkpoints then have.
+        transform: called on each augmented sample, see :class:`fastmask.data.augment.Augmentation`.
+        callbacks: see :class:`fastmask.training.Callback`.
 
     Raises:
         ValueError: the data cannot be used with the settings or the model, or the folder's checkpoint is broken or of
@@ -91,7 +85,10 @@ class Trainer:
         progress: bool = True,
         tensorboard: bool = False,
         builder: str | None = None,
+        transform: Transform | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
+        callbacks = check_callbacks(callbacks)
         check_static(model, training=True, transform=True)
         if val_data is not None:  # or else the first epoch would end with it
             check_static(model, training=False, transform=True)
@@ -105,7 +102,7 @@ class Trainer:
             lambda: training_loader(
                 train_data,
                 config.batch_size,
-                config.augmentation(model.transform),
+                config.augmentation(model.transform, transform),
                 size=None if config.zoom else config.size,
                 masks=model.roi_heads.has_mask(),
                 keep_empty=config.keep_empty,
@@ -139,7 +136,8 @@ class Trainer:
         place = (self.epoch, self.epoch_steps)
         self.history = ranks.run_on_all(lambda: History(folder, first, *place) if ranks.rank == 0 else None)
         board = folder / "tensorboard" if tensorboard and ranks.rank == 0 else None
-        self.writer = ranks.run_on_all(lambda: open_writer(board, first) if board else None)
+        self.board = ranks.run_on_all(lambda: open_board(board, first) if board else None)
+        self.callbacks = callbacks + ([self.board] if self.board else [])
         self.pending: collections.deque[PendingStep] = collections.deque()
 
     def _make_loss_module(self) -> nn.Module:
@@ -160,6 +158,7 @@ class Trainer:
             DivergedError: a gradient was not finite, and ``on_nonfinite`` is "stop"; it has changed no weights.
             MemoryError: a batch does not fit into the device's memory.
             OSError: images cannot be read, or the folder cannot be written to.
+            TransformError: the transform returned no sample; what it raises itself, and callbacks, is raised as it is.
         """
         try:
             while self.epoch < self.config.epochs:
@@ -172,8 +171,8 @@ class Trainer:
         finally:
             if self.history is not None:
                 self.history.close()
-            if self.writer is not None:
-                self.writer.close()
+            if self.board is not None:
+                self.board.writer.close()
         return self.ranks.run_on_first(self._result)
 
     def _train_epoch(self) -> None:
@@ -195,6 +194,8 @@ class Trainer:
     def _load_batches(self) -> Iterator[Batch]:
         try:
             yield from self.loader
+        except TransformError:
+            raise
         except ValueError as error:  # a worker's has its traceback before its message
             raise OSError(str(error).strip().splitlines()[-1]) from error
 
@@ -232,8 +233,8 @@ class Trainer:
             row = step.row._replace(values=values)
             if self.history is not None:
                 self.history.add_step(row, self.step.names)
-            if self.history is not None and self.writer is not None:
-                write_step(self.writer, row, self.history.names)
+                for callback in self.callbacks:
+                    callback.on_step(row.step, {**dict(zip(self.history.names, values, strict=True)), "lr": row.lr})
             yield values[-2]
 
     def _report_nonfinite(self, step: PendingStep, values: Sequence[float]) -> None:
@@ -272,8 +273,6 @@ class Trainer:
             return
         metrics = {} if evaluation is None else {kind: list(values) for kind, values in evaluation.metrics.items()}
         self.history.add_epoch(self.epoch, self.history.rows[-1].lr, metrics)
-        if self.writer is not None:
-            write_epoch(self.writer, self.epoch * self.epoch_steps - 1, metrics)
         entry = self.history.epochs[-1]
         if score_epoch(entry) > self.best:
             self.best = score_epoch(entry)
@@ -285,6 +284,8 @@ class Trainer:
             precisions = [f", {kind} AP {values[0]:.3f} AP50 {values[1]:.3f}" for kind, values in metrics.items()]
             text = f"epoch {self.epoch}: loss {entry['loss']:.4f}{''.join(precisions)}"
             print(f"{text}, {self.progress.finish_epoch()}", flush=True)
+        for callback in self.callbacks:
+            callback.on_epoch(self.epoch, entry["steps"] - 1, flatten_metrics(entry))
 
     def _save(self) -> None:
         """Save all that :meth:`_resume` needs, once the losses that are on their way have arrived."""
@@ -315,7 +316,7 @@ class Trainer:
         settings = {name: value for name, value in vars(self.config).items() if name not in FREE}
         return (
             settings
-            | vars(self.samples.augmentation)
+            | self.samples.augmentation.settings()
             | {
                 "masks": self.samples.masks,
                 "names": self.names,

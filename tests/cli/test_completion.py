@@ -44,7 +44,7 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "SHAPES.pth").touch()
     for line, expected in {
-        "": "demo export predict compare train evaluate data models bench selftest tune env",
+        "": "demo export predict compare train evaluate data push models bench selftest tune env",
         "ev": "evaluate",
         "data ": "convert check draw",
         "data convert --to ": "coco via labelme masks yolo",
@@ -55,6 +55,8 @@ def test_bash_completes(tmp_path: Path) -> None:
         "train --weights i": "imagenet",
         "predict --weights SHAPES": "SHAPES_V1 SHAPES.pth",
         "predict --device c": "cpu cuda",
+        "predict --format ": "auto jpeg png",
+        "evaluate --backend f": "faster-coco-eval",
         "predict ph": "photos",
         "train --config --resume --data-path p": "photos",
         "--completion ": "bash zsh",

@@ -78,7 +78,7 @@ def test_broken_files_are_named_and_the_rest_go_on(
         assert sum("skipped" in line and name in line for line in printed.err.split("\n")) == 1
     assert "in 2 images" in printed.out
     assert "img/s" not in printed.err  # no progress bar: the standard error is no terminal
-    made = ["a.predicted.png", "predictions.json", "predictions.parts", "z.predicted.png"]
+    made = ["a.predicted.jpg", "predictions.json", "predictions.parts", "z.predicted.png"]
     assert sorted(os.listdir(tmp_path / "out")) == made
     assert "5 skipped, which the same command tries again" in printed.out
     other = draw_image_file(tmp_path / "other.png")  # what was skipped keeps no other command out
@@ -125,7 +125,7 @@ def test_wrong_arguments(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
 
 
 def test_which_images_are_meant(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt", "paper.pdf", "._a.jpg", "a.predicted.png"):
+    for name in ("b.JPG", "a.png", "notes.txt", "paper.pdf", "._a.jpg", "a.predicted.png", "b.predicted.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     a, b = tmp_path / "a.png", tmp_path / "b.JPG"
@@ -142,9 +142,12 @@ def test_image_ids() -> None:
 
 
 def test_no_overlay_replaces_an_image_or_another_overlay(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "c" * 250)]
+    given = ("a.png", "x/a.jpg", "a-2.jpg", "b.predicted.png", "b.jpg", "b.bmp", "c" * 250)
+    paths = [tmp_path / name for name in given]
     names = list(map(str, name_outputs(paths, tmp_path)))
-    assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "c" * 200]
+    assert names == ["a", "a-2", "a-2-2", "b.predicted", "b", "b-2", "c" * 200]
+    names = list(map(str, name_outputs(paths, tmp_path, (), lambda path: ".predicted.png")))
+    assert names == ["a", "a-2", "a-2-2", "b.predicted", "b-2", "b-3", "c" * 200]
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     (videos / "b.mp4").write_bytes(clip.read_bytes())
     for arguments, message in {
         (clip, "--save-crops"): f"--save-crops must be given with images alone, got the video {clip}",
+        (clip, "--format", "png"): f"--format must be given with images, got png with the video {clip}",
         (clip, photo, "--json", "-"): f"--json must be given with images or with videos, got {photo} and {clip}",
         (photo, "--every", 2): "--every must be given with videos, got --every 2 with images",
         (clip, "--json", photo): f"{photo} must be of an earlier run",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.reference_cocoeval import as_rle, box_around, draw_case, run_cocoeval
+from helpers.reference_cocoeval import CASES, as_rle, box_around, draw_case, run_cocoeval
 
 from fastmask.cli import main
 from fastmask.data import read_dataset
@@ -15,16 +15,6 @@ from fastmask.evaluation import Evaluation, evaluate_results
 from fastmask.evaluation.matching import AREA_RANGES, IOU_THRESHOLDS, match
 
 NAMES = {"box": "bbox", "mask": "segm"}
-CASES = {
-    "ordinary": (12, 6, 12, [1, 2, 7], (60, 70), 0.15),
-    "crowds": (8, 6, 15, [3], (50, 50), 0.7),
-    "sizes": (6, 5, 10, [1, 2], (200, 220), 0.1),
-    "many categories": (10, 20, 30, list(range(1, 1204)), (40, 40), 0.1),
-    "many objects": (2, 300, 500, [1], (40, 50), 0.05),
-    "no objects": (4, 0, 5, [1, 2], (40, 50), 0.0),
-    "no detections": (4, 4, 0, [1, 2], (40, 50), 0.0),
-    "nothing": (2, 0, 0, [1], (40, 50), 0.0),
-}
 
 
 def test_thresholds_and_sizes() -> None:

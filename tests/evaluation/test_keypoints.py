@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.reference_cocoeval import draw_poses
 
 from fastmask.cli import main
 from fastmask.data import read_dataset
@@ -19,45 +20,6 @@ from fastmask.inference.coco_results import to_coco_results
 COCO = pytest.importorskip("pycocotools.coco", reason="metrics are compared with pycocotools'").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
 Json = dict[str, Any]
-
-
-def draw_case(number: int = 17, crowd: float = 0.1) -> tuple[Json, list[Json]]:
-    """Annotations and results of persons, some without keypoints, some crowds; more than 20 detections of an image."""
-    images, annotations, results = [], [], []
-    for image in (np.random.permutation(18)[:6] + 3).tolist():
-        images.append({"id": image, "file_name": f"{image}.png", "height": 300, "width": 400})
-        own = []
-        for _ in range(int(np.random.randint(6))):
-            width, height = np.random.uniform(20, 200, 2).tolist()
-            x, y = (float(np.random.uniform(0, most)) for most in (400 - width, 300 - height))
-            points = np.random.rand(number, 2) * [width, height] + [x, y]
-            flags = np.random.choice([0, 1, 2], number, p=[0.3, 0.2, 0.5])
-            flags[:] = flags * (np.random.rand() < 0.8)
-            own.append(points)
-            flat = np.concatenate([np.where(flags[:, None] > 0, points, 0), flags[:, None]], axis=1).ravel().tolist()
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image,
-                "category_id": 1,
-                "bbox": [x, y, width, height],
-            }
-            annotation |= {"keypoints": flat, "num_keypoints": int((flags > 0).sum())}
-            annotation |= {
-                "area": width * height * np.random.uniform(0.3, 0.9),
-                "iscrowd": int(np.random.rand() < crowd),
-            }
-            annotations.append(annotation)
-        for _ in range(int(np.random.randint(40))):
-            points = np.random.rand(number, 2) * [400, 300]
-            if own and np.random.rand() < 0.7:
-                points = own[np.random.randint(len(own))] + np.random.randn(number, 2) * np.random.choice([1, 5, 20])
-            score = round(float(np.random.rand()), int(np.random.choice([1, 9])))
-            flat = np.concatenate([points, np.random.randn(number, 1)], axis=1).ravel().tolist()
-            results.append({"image_id": image, "category_id": 1, "score": score, "keypoints": flat})
-    if len(results) < 2 or not any(each["num_keypoints"] for each in annotations):
-        return draw_case(number, crowd)  # which has something to compare
-    category = {"id": 1, "name": "person", "keypoints": [f"k{i}" for i in range(number)], "skeleton": [[1, 2]]}
-    return {"images": images, "annotations": annotations, "categories": [category]}, results
 
 
 def run_cocoeval(annotations: Json, results: list[Json], sigmas: list[float] | None = None) -> Any:
@@ -101,7 +63,7 @@ def test_parameters() -> None:
 @pytest.mark.parametrize("crowd", [0.1, 0.7])
 def test_equal_to_pycocotools(crowd: float, tmp_path: Path) -> None:
     """Ten metrics and the curves, of keypoints alone and of results that have boxes as well."""
-    annotations, results = draw_case(crowd=crowd)
+    annotations, results = draw_poses(crowd=crowd)
     check(annotations, results, tmp_path)
     dataset = read_dataset(tmp_path / "annotations.json")
     assert set(evaluate_results(results, dataset, progress=False).metrics) == {"keypoints"}
@@ -116,7 +78,7 @@ def test_equal_to_pycocotools(crowd: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [1, 5])
 def test_other_numbers_and_sigmas(number: int, tmp_path: Path) -> None:
     """1 / K each, or the given ones."""
-    annotations, results = draw_case(number)
+    annotations, results = draw_poses(number)
     annotations["categories"][0]["skeleton"] = []
     check(annotations, results, tmp_path)
     sigmas = np.random.uniform(0.02, 0.2, number).tolist()
@@ -129,7 +91,7 @@ def test_other_numbers_and_sigmas(number: int, tmp_path: Path) -> None:
 
 
 def test_broken_results(tmp_path: Path) -> None:
-    annotations, results = draw_case()
+    annotations, results = draw_poses()
     dataset = read_dataset(write(annotations, tmp_path))
     for points, rule in (
         ([1.0] * 50, r"results\[0\] must have 17 keypoints, x, y and a number each, got 50 numbers"),
@@ -153,7 +115,7 @@ def test_broken_results(tmp_path: Path) -> None:
 
 def test_command_and_results_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model's predictions as COCO's results, read back by the command and by pycocotools alike."""
-    annotations, _ = draw_case(crowd=0)
+    annotations, _ = draw_poses(crowd=0)
     results: list[Any] = []
     for image in annotations["images"]:
         own = [each for each in annotations["annotations"] if each["image_id"] == image["id"]]

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import draw_image_file
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fastmask.cocoapi import mask as coco
 from fastmask.image_io import read_image
 from fastmask.inference import predict_files
 from fastmask.inference.choose_classes import find_labels
 from fastmask.inference.image_files import find_images, name_outputs
+from fastmask.visualize import save_overlay
 
 BOXES = [[10.0, 20, 60.5, 90.2], [-5, -5, 30, 30], [90, 5, 119.5, 40], [200, 200, 240, 240]]  # the last one is outside
 CATEGORIES = ["__background__", "cat", "dog", "cat", "N/A"]
@@ -75,9 +76,10 @@ def test_folders_inside_folders(photos: Path, tmp_path: Path, monkeypatch: pytes
     out = photos / "out"
     found = predict_files(FixedPredictor(), [photos], out, recursive=True, crops=True)
     stems = [name.rpartition(".")[0] or name for name in ALL]
-    assert found.overlays == [out / f"{stem}.predicted.png" for stem in stems]
+    endings = [".jpg" if stem == "j" else ".png" for stem in stems]
+    assert found.overlays == [out / f"{stem}.predicted{end}" for stem, end in zip(stems, endings, strict=True)]
     crops = {out / "crops" / f"{stem}.{number}.crop.png" for stem in stems for number in range(1, 5)}
-    assert set(out.rglob("*.png")) == {*found.overlays, *crops}
+    assert {*out.rglob("*.png"), *out.rglob("*.jpg")} == {*found.overlays, *crops}
     results = json.loads((out / "predictions.json").read_text())
     assert list(dict.fromkeys(result["file_name"] for result in results)) == [str(photos / name) for name in ALL]
     assert find_images([photos], recursive=True) == [photos / name for name in ALL]
@@ -191,3 +193,60 @@ def test_the_bar_needs_a_terminal(photos: Path, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         predict_files(Watched(), [photos], tmp_path / "out", overlays=False, progress=progress)
     assert shown == [True, False, True, False]
+
+
+def test_formats_of_overlays(tmp_path: Path) -> None:
+    """JPEG where the image is one; both formats show the same, upright, also of gray, CMYK and 16 bits."""
+    smooth = np.add.outer(np.arange(90.0), np.arange(140.0)).astype(np.uint8)
+    color = Image.fromarray(np.stack([smooth, smooth[::-1], smooth[:, ::-1]], axis=2))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    color.save(tmp_path / "turned.jpg", exif=exif)
+    color.convert("CMYK").save(tmp_path / "ink.jpeg")
+    color.convert("L").save(tmp_path / "gray.JPG")
+    Image.fromarray(smooth.astype(np.uint16) * 256).save(tmp_path / "deep.png")
+    color.save(tmp_path / "bare", "JPEG")
+    images = [tmp_path / name for name in ("turned.jpg", "ink.jpeg", "gray.JPG", "bare", "deep.png")]
+    drawn, notes = {}, []
+    for format in ("auto", "jpeg", "png"):
+        found = predict_files(
+            FixedPredictor(), images, tmp_path / "out", format=format, color_by="class", on_note=notes.append
+        )
+        assert [path.suffix for path in found.overlays] == {
+            "auto": [*[".jpg"] * 4, ".png"],
+            "jpeg": [".jpg"] * 5,
+            "png": [".png"] * 5,
+        }[format]
+        drawn[format] = [Image.open(path) for path in found.overlays]
+        kinds = [{".jpg": "JPEG", ".png": "PNG"}[path.suffix] for path in found.overlays]
+        assert [each.format for each in drawn[format]] == kinds
+    assert [note.replace(str(tmp_path), "") for note in notes] == [
+        "1 overlay of another format stays: /out/deep.predicted.png",
+        "5 overlays of another format stay: /out/turned.predicted.jpg",
+    ]
+    for path, coded, exact in zip(images, drawn["jpeg"], drawn["png"], strict=True):
+        assert coded.size == exact.size == read_image(path).size
+        error = np.abs(np.array(coded).astype(int) - np.array(exact))
+        assert error.mean() < 4
+        assert (np.array(exact) != np.array(read_image(path))).any()
+    with pytest.raises(ValueError, match="format must be one of auto, jpeg, png, got 'jpg'"):
+        predict_files(FixedPredictor(), images, tmp_path, format="jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg must have sides of at most 65500 pixels, got \(65501, 1\)"):
+        save_overlay(Image.new("RGB", (65501, 1)), tmp_path / "a.jpg")
+
+
+def test_another_format_is_another_run(tmp_path: Path) -> None:
+    """An interrupted run goes on in its own format alone, or anew."""
+
+    class Stops(FixedPredictor):
+        def stream(self, images: list[Path], **_: Any) -> Iterator[Any]:
+            yield from super().stream(images[:1])
+            raise KeyboardInterrupt
+
+    images = [draw_image_file(tmp_path / name, 100, 120) for name in ("a.jpg", "b.jpg")]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(Stops(), images, tmp_path / "out")
+    with pytest.raises(ValueError, match="must be an unfinished run with these settings, got one with format auto"):
+        predict_files(FixedPredictor(), images, tmp_path / "out", format="png")
+    found = predict_files(FixedPredictor(), images, tmp_path / "out", format="png", restart=True)
+    assert [path.name for path in found.overlays if path.exists()] == ["a.predicted.png", "b.predicted.png"]

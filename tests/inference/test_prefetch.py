@@ -148,6 +148,8 @@ def test_pil_images_are_what_their_files_are(model: nn.Module, images: list[Tens
     [
         (lambda p, _: p(torch.zeros(3, 4, 4)), "images must be a list of images, got one Tensor"),
         (lambda p, _: p.stream("image.png"), "images must be a list of images, got one str"),
+        (lambda p, _: p(np.zeros((4, 4, 3), np.uint8)), "images must be a list of images, got one ndarray"),
+        (lambda p, _: p(torch.zeros(2, 4, 4, 1)), r"images\[0\] must be \[3, H, W\] or \[H, W, 3\], got \(4, 4, 1\)"),
         (lambda p, good: p([good, torch.zeros(3, 0, 5)]), r"images\[1\] must have pixels, got \(3, 0, 5\)"),
         (lambda p, _: p([torch.zeros(4, 4)]), r"images\[0\] must be \[3, H, W\] or \[H, W, 3\], got \(4, 4\)"),
         (lambda p, _: p([torch.zeros(3, 4, 4).int()]), r"images\[0\] must be uint8 or floating point, got torch.int32"),

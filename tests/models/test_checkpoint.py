@@ -67,7 +67,7 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[key]) for key, value in whole.get_state_dict().items())
     options = {"min_size": 64, "max_size": 96, "image_mean": [0.1, 0.2, 0.3], "box_nms_thresh": 0.4}
     metadata = {"builder": "maskrcnn_slim_fpn", "categories": ["", "a", "b", "c", "d"], "options": options}
-    metadata["norm_eps"] = 0.0
+    metadata |= {"norm_eps": 0.0, "metrics": {"box": [0.5, 0.75, -1.0]}}
     save_weights(state, tmp_path / "half.safetensors", dtype=torch.float16, **metadata)
     half = Checkpoint(tmp_path / "half.safetensors")
     assert half.meta == metadata | {"num_classes": NUM_CLASSES}
@@ -82,6 +82,7 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     assert torch.equal(Checkpoint(tmp_path / "tied.safetensors").get_state_dict()["b.weight"], weight)
     for options, message in (
         ({"dtype": torch.float16}, "dtype must hold all weights, got torch.float16 and a.weight up to 1e.06"),
+        ({"metrics": {"box": [0.5, "a", 0.1]}}, "metrics must be lists of numbers by box, mask and keypoints, got"),
         ({"dtype": torch.int8}, "dtype must be floating, got torch.int8"),
         ({"options": {"min_size": (1, 2)}}, "options must be a builder's arguments, whole pixels and numbers, got"),
         ({"options": {"backbone": 1}}, "options must be a builder's arguments"),

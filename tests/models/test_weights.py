@@ -28,6 +28,7 @@ C4 = [f"{kind}_resnet{n}_c4" for kind in ("maskrcnn", "fasterrcnn") for n in (50
 OWN = [
     "keypointrcnn_slim_fpn",
     "maskrcnn_slim_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
     "maskrcnn_matterport",
     *FAMILY,
     *C4,

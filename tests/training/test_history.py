@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fastmask.training.callback import flatten_metrics
 from fastmask.training.history import History, Row, draw_curves, smooth
-from fastmask.training.tensorboard import open_writer, write_epoch, write_step
+from fastmask.training.tensorboard import open_board
 
 
 def test_history_survives_torn_lines(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_extras_that_are_broken(
     said = error.replace("('", ": ").partition("\\n")[0].partition("')")[0]
     assert capsys.readouterr().err == f"fastmask train: matplotlib fails, so that curves.png is not written: {said}\n"
     if not error.startswith("ImportError"):  # what was asked for and is not installed is an error
-        assert open_writer(tmp_path / "board", 0) is None
+        assert open_board(tmp_path / "board", 0) is None
         assert f"tensorboard fails, so that board/ is not written: {said}\n" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     missing = History(tmp_path, 0, 0, 2)
@@ -82,10 +83,10 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = open_writer(tmp_path, 0)
-    write_step(writer, Row(3, 1, 3, 0.25, [1.5, 2.5]), ["loss", "gradient_norm"])
-    write_epoch(writer, 4, {"mask": [0.1 * i for i in range(12)]})
-    writer.close()
+    board = open_board(tmp_path, 0)
+    board.on_step(3, {"loss": 1.5, "gradient_norm": 2.5, "lr": 0.25})
+    board.on_epoch(1, 4, flatten_metrics({"loss": 1.0, "lr": 0.5, "mask": [0.1 * i for i in range(12)]}))
+    board.writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     found = {name: (events.Scalars(name)[0].step, events.Scalars(name)[0].value) for name in events.Tags()["scalars"]}
     assert found["lr"] == (3, 0.25)
@@ -94,4 +95,4 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 15
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"TensorBoard must be installed: pip install 'fastmask-rcnn\[train\]'"):
-        open_writer(tmp_path, 0)
+        open_board(tmp_path, 0)

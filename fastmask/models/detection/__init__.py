@@ -6,6 +6,7 @@ from fastmask.models.detection.c4 import (
     maskrcnn_resnet50_c4,
     maskrcnn_resnet101_c4,
 )
+from fastmask.models.detection.efficientnet_rcnn import maskrcnn_efficientnet_lite0_fpn
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
     FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
@@ -81,6 +82,7 @@ __all__ = [
     "keypointrcnn_resnet101_fpn",
     "keypointrcnn_resnext101_32x8d_fpn",
     "keypointrcnn_slim_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
     "maskrcnn_matterport",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_resnet34_fpn",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fastmask.models._api import Weights, WeightsEnum, get_model_weights, list_detectors
+from fastmask.models._hub import is_hub_name
 from fastmask.models._meta import COCO_CATEGORIES
 from fastmask.models._metadata import check_conventions
 from fastmask.models._presets import ObjectDetection
@@ -38,11 +39,11 @@ def coco_weights(
 
 
 def find_weights(known: type[WeightsEnum], weights: Any) -> Source:
-    """A member of ``known``, its name, a file's path, or None; ValueError if a name is neither of the two."""
+    """A member of ``known``, its name, a file's path or name on the hub, or None; ValueError if a name is none."""
     if isinstance(weights, str | os.PathLike):
         name = os.fspath(weights)
         if name.removeprefix(f"{known.__name__}.") not in known.__members__:
-            if not os.path.exists(name):
+            if not (is_hub_name(name) or os.path.exists(name)):
                 names = " or ".join(filter(None, (", ".join(known.__members__), "a file")))
                 raise ValueError(f"weights must be {names}, got {name!r}")
             weights = Checkpoint(name)
@@ -85,7 +86,7 @@ def _name_model(weights: Any) -> tuple[str, Any]:
         for name, members in known.items():
             if text.removeprefix(f"{members.__name__}.") in members.__members__:
                 return name, weights
-        if not os.path.exists(text):
+        if not (is_hub_name(text) or os.path.exists(text)):
             names = dict.fromkeys(member for members in known.values() for member in members.__members__)
             raise ValueError(f"weights must be {', '.join(names)} or a file, got {text!r}")
         weights = Checkpoint(text)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from fastmask.models._api import Weights, WeightsEnum, register_model
+from fastmask.models._packaged import PackagedWeights
 from fastmask.models._presets import ObjectDetection
-from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.detection._parts import make_mask_head, make_mask_predictor
 from fastmask.models.detection._weights import (
     choose_num_classes,
@@ -34,7 +34,7 @@ WEIGHTS_FILE = (
 )  # README.md beside them tells how they were made
 
 
-class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision names them
+class MaskRCNN_Slim_FPN_Weights(PackagedWeights):  # noqa: N801 -- as torchvision names them
     """Weights of :func:`maskrcnn_slim_fpn`, which come with the package."""
 
     SHAPES_V1 = Weights(
@@ -51,11 +51,6 @@ class MaskRCNN_Slim_FPN_Weights(WeightsEnum):  # noqa: N801 -- as torchvision na
         },
     )
     DEFAULT = SHAPES_V1
-
-    def get_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read them from the package, whatever the arguments; the file holds float16, which becomes float32."""
-        state = Checkpoint(WEIGHTS_FILE).get_state_dict()
-        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 @register_model(MaskRCNN_Slim_FPN_Weights, pretrained=MaskRCNN_Slim_FPN_Weights.SHAPES_V1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastmask.models.checkpoint import Checkpoint
+from fastmask.models.converters.efficientnet_lite import is_package_file, rename_to_timm
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 from fastmask.ops.misc import FrozenBatchNorm2d
 
@@ -232,6 +233,7 @@ def _without_warnings(file_is_checked: bool) -> Iterator[None]:
 def _read_classifier(timm: Any, name: str, path: str | os.PathLike[str], in_channels: int) -> dict[str, Tensor]:
     """The state of a whole classifier without its last layer; ValueError if the file is of another model."""
     state = Checkpoint(path).get_state_dict()
+    state = rename_to_timm(state) if is_package_file(state) else state
     model = timm.create_model(name, num_classes=0, in_chans=in_channels)
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
