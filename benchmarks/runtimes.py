@@ -33,6 +33,7 @@ from fastmask.demo import synthetic_dataset
 from fastmask.evaluation import evaluate_results
 from fastmask.evaluation.agreement import matched_share
 from fastmask.export import ExportableModel, ExportedPredictor, Shape, write_onnx, write_package
+from fastmask.inference.bfloat16 import has_native_bfloat16
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.inference.predictor import Predictor
 from fastmask.inference.prefetch import to_planes
@@ -80,6 +81,7 @@ class Row:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+TRIM = {"trim": True}  # as `fastmask export` does for a CPU
 ROWS = (
     Row("torchvision", "torchvision", "torchvision"),
     Row("torchvision, channels-last", "torchvision", "torchvision", options={"memory_format": torch.channels_last}),
@@ -87,10 +89,12 @@ ROWS = (
     Row("Predictor, float32", "predictor"),
     Row("Predictor, float32, compile=True", "predictor", options={"compile": True}),
     Row("Predictor, bfloat16", "predictor", dtype=torch.bfloat16),
-    Row("AOTInductor", "exported"),
-    Row("ONNX Runtime", "exported", "onnxruntime", runtime="onnxruntime"),
-    Row("OpenVINO, float32", "exported", "openvino", runtime="openvino"),
-    Row("OpenVINO, bfloat16", "exported", "openvino", torch.bfloat16, "openvino"),
+    Row("AOTInductor", "exported", options=TRIM),
+    Row("ONNX Runtime", "exported", "onnxruntime", runtime="onnxruntime", options=TRIM),
+    Row("ONNX Runtime, --no-trim", "exported", "onnxruntime", runtime="onnxruntime"),
+    Row("OpenVINO, float32", "exported", "openvino", runtime="openvino", options=TRIM),
+    Row("OpenVINO, float32, --no-trim", "exported", "openvino", runtime="openvino"),
+    Row("OpenVINO, bfloat16", "exported", "openvino", torch.bfloat16, "openvino", TRIM),
 )
 
 
@@ -130,7 +134,7 @@ def build(row: Row, subject: Subject, folder: Path) -> Run:
     """What a row runs; ImportError or ValueError where this machine cannot."""
     if importlib.util.find_spec(row.needs) is None:
         raise ImportError(f"{row.needs} is not installed")
-    if row.dtype == torch.bfloat16 and not has_bfloat16():
+    if row.dtype == torch.bfloat16 and not has_native_bfloat16():
         raise ValueError("this processor has no bfloat16")
     if row.kind in ("model", "torchvision"):
         model = subject.model if row.kind == "model" else copy.deepcopy(subject.torchvision)
@@ -152,12 +156,6 @@ def call_model(model: nn.Module) -> Run:
         return predictions
 
     return run
-
-
-def has_bfloat16() -> bool:
-    """Whether an x86 processor has instructions for it: otherwise it would be emulated."""
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def measure(subject: Subject, rows: Sequence[Row], rounds: int, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:

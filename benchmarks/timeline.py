@@ -75,7 +75,7 @@ def time_image(device: torch.device, dtype: torch.dtype, rounds: int, save: Save
         save(result)
 
     model = calibrated_model("fastmask", device)
-    program = Program(prepare_for_inference(model, dtype, choose_fuse(device)), "rle", 0.5, 2048)
+    program = Program(prepare_for_inference(model, dtype, choose_fuse(device, dtype)), "rle", 0.5, 2048)
     image = (textured_image(torch.Generator().manual_seed(0), IMAGE_SIZE) * 255).byte()
     pixels = program.empty_pixels(1, PADDED_SIZE, dtype, device).normal_()
     original = torch.tensor([IMAGE_SIZE], device=device)

@@ -19,7 +19,7 @@ from fastmask.kernels.keypoints import decode_keypoints_op
 CELLS = 16
 GRID = 2  # samples a pixel
 MOST_PIXELS = 4096  # of a box's side: of a larger one a cell would have too many samples
-NOWHERE = np.array(2**31 - 1, np.int32)
+NOWHERE = np.array(2**30, np.int32)  # above any place; OpenVINO chooses in float32, which holds it exactly
 
 
 class Axis(NamedTuple):

@@ -16,6 +16,7 @@ from fastmask.benchmarks.calibrate import calibrate
 from fastmask.benchmarks.case import HAS_TORCHVISION, Case, CaseSpec, Check
 from fastmask.benchmarks.inputs import IMAGE_SIZE, PADDED_SIZE, boxes_in, textured_image
 from fastmask.evaluation.agreement import matched_share
+from fastmask.inference.bfloat16 import has_native_bfloat16
 
 ROUNDS = 5
 OBJECTS = 8  # in an image that is not crowded
@@ -77,7 +78,7 @@ def inference(generator: torch.Generator, device: torch.device, *, batch: int = 
             checks["torchvision at its best"] = check_bf16
     if not rle:
         providers["fastmask"] = make_run(calibrated_model("fastmask", device))
-    for dtype in (torch.float32, torch.bfloat16) if on_cuda else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if on_cuda or has_native_bfloat16() else (torch.float32,):
         name = f"fastmask Predictor, {str(dtype).removeprefix('torch.')}"
         providers[name] = make_predictor_run(device, batch, dtype, rle, images)
         if dtype == torch.bfloat16:

@@ -1,6 +1,7 @@
 """The model, and the Predictor, that a command line names."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ WEIGHTS_HELP = "a name (COCO_V1 is downloaded once), a file or hf://owner/name[/
 NMS_HELP = "suppress boxes that overlap a better one of their class, or let their scores decay [as the model]"
 SIZES_HELP = "shorter sides in pixels that each image is predicted at, and merged; after the images [the model's]"
 CHECKPOINTS = {".bin", ".ckpt", ".h5", ".pkl", ".pt", ".pth", ".safetensors"}
+CHECK_HELP = "images or folders on which bfloat16 must keep 99 %% of float32's detections to be what --dtype auto takes"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -33,13 +35,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, score: float = 0.5, dev
     add("--device", default="auto", help=device_help)
 
 
-def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what configures a Predictor, for commands that predict many images."""
+def add_predictor_arguments(parser: argparse.ArgumentParser, dtypes: bool = False) -> None:
+    """Add what configures a Predictor, for commands that predict many images; ``dtypes``: with one or more of them."""
     add_size = parser.add_mutually_exclusive_group().add_argument
     add_size("--size", nargs=2, type=int, metavar=("H", "W"), help="padded size in pixels [800 1344 on CUDA]")
     add_size("--exact", action="store_true", help="pad images as the model does [where there is no CUDA]")
     add = parser.add_argument
-    add("--dtype", default="auto", choices=DTYPES, help="data type of weights and feature maps [%(default)s]")
+    dtype_help = "data type of weights and feature maps [%(default)s]" + ("; of several, each is evaluated" * dtypes)
+    add("--dtype", default="auto", choices=DTYPES, nargs="+" if dtypes else None, help=dtype_help)
+    add("--check-images", nargs="+", type=Path, metavar="IMAGE", help=CHECK_HELP)
     add("--nms", choices=("hard", "soft_linear", "soft_gaussian"), help=NMS_HELP)
     add("--flip", action="store_true", help="predict each image mirrored, too, and merge both")
     add("--test-sizes", nargs="+", type=int, metavar="N", help=SIZES_HELP)
@@ -99,6 +103,8 @@ def make_exported_predictor(
     args: argparse.Namespace, ranks: "Ranks"
 ) -> "tuple[ExportedPredictor, Sequence[str] | None, dict[str, Any]]":
     """:func:`make_predictor` for an exported file."""
+    if args.check_images:
+        raise ValueError("--check-images must not be given with --exported: the file has its dtype")
     if args.size or args.exact or args.nms or (args.dtype != "auto" and args.runtime != "openvino"):
         raise ValueError("--size, --exact, --dtype and --nms must not be given with --exported: the file has its own")
     if args.flip or args.test_sizes:
@@ -143,6 +149,8 @@ def make_predictor(
     dtype: Any = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     size: Any = (args.size or (800, 1344)) if fixed else "exact"
     views = {"flip_test": args.flip, "test_sizes": args.test_sizes}
+    if args.check_images:
+        dtype = check_dtype(args, model, size, ranks.rank == 0)
     predictor = Predictor(model, size, args.batch, dtype, box_nms=args.nms, **views)
     predictor.skeletons = {} if source is None else source.meta.get("skeletons", {})
     settings = {"model": name, "score": args.score, "batch": args.batch}
@@ -150,3 +158,16 @@ def make_predictor(
     settings |= {"nms": predictor.box_nms, "size": predictor.size, **views}
     settings |= {"dtype": str(predictor.dtype), "fastmask": __version__}
     return predictor, categories, settings
+
+
+def check_dtype(args: argparse.Namespace, model: "FasterRCNN", size: Any, print_choice: bool) -> Any:
+    """The dtype that --check-images choose; ValueError if there are none, or --dtype is given."""
+    from fastmask.evaluation import choose_dtype
+    from fastmask.inference.image_files import find_images
+
+    if args.dtype != "auto":
+        raise ValueError(f"--check-images must not be given with --dtype {args.dtype}, which is a choice already")
+    choice = choose_dtype(model, find_images(args.check_images), size)
+    if print_choice:
+        print(f"fastmask {args.command}: {choice}", file=sys.stderr)
+    return choice.dtype

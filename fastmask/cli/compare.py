@@ -19,9 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 if an argument is wrong, an image is broken or the weights are not available."""
+    from fastmask.evaluation.agreement import KEPT_SHARE
+    from fastmask.evaluation.choose_dtype import format_kept
     from fastmask.evaluation.compare import compare_settings
     from fastmask.files import check_free, replace_file
     from fastmask.image_io import check_image_name
+    from fastmask.inference.bfloat16 import has_native_bfloat16
     from fastmask.inference.image_files import find_images
 
     try:
@@ -36,7 +39,12 @@ def run(args: argparse.Namespace) -> int:
         print_error(error, args)
         return 2
     print(f"{'':24} detections  matched  mask IoU")
-    for setting, number, share, iou in matches:
+    for setting, number, share, iou, _, _ in matches:
         print(f"{setting:24} {number:10}  {share:7.1%}  {iou:8.4f}")
     print(f"matched: label, 1 pixel, score 0.001 and mask IoU 0.99 with the model's own in float32. {args.out}")
+    for match in (match for match in matches if match.expected):
+        verdict = "enough for" if match.kept >= KEPT_SHARE * match.expected else "too few for"
+        print(f"{match.setting}: {format_kept(match.kept, match.expected)}: {verdict} --dtype bfloat16")
+    if next(model.parameters()).device.type == "cpu":
+        print(f"this CPU {'computes bfloat16 itself' if has_native_bfloat16() else 'only emulates bfloat16: slower'}")
     return 0

@@ -1,6 +1,7 @@
 """``fastmask evaluate``: COCO's average precision of a model, or of detections made elsewhere."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classes of the model by their names in the data, where they differ",
     )
     add_model_arguments(parser, score=0.05)
-    add_predictor_arguments(parser)
+    add_predictor_arguments(parser, dtypes=True)
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="folder of the output [%(default)s]")
 
 
@@ -59,19 +60,49 @@ def run(args: argparse.Namespace) -> int:
             if not len(dataset.records):
                 raise ValueError(f"{args.annotations} must have images, got none{describe_first(dataset)}")
             inputs = [path for path in (args.annotations, args.results) if path is not None]
-            ranks.run_on_first(lambda: check_outputs(args.out, inputs))
-            ranks.run_on_first(lambda: args.out.mkdir(parents=True, exist_ok=True))
-            evaluation, results, settings = evaluate(args, dataset, ranks)
-            ranks.run_on_first(lambda: write_evaluation(evaluation, args.out, results, settings))
+            folders = name_folders(args)
+            for folder in folders.values():
+                ranks.run_on_first(functools.partial(check_outputs, folder, inputs))
+                ranks.run_on_first(functools.partial(folder.mkdir, parents=True, exist_ok=True))
+            evaluations = {}
+            for args.dtype, folder in folders.items():
+                evaluations[args.dtype], results, settings = evaluate(args, dataset, ranks)
+                write = functools.partial(write_evaluation, evaluations[args.dtype], folder, results, settings)
+                ranks.run_on_first(write)
         except (ImportError, ValueError) as error:
             if ranks.rank == 0:
                 print_error(error, args)
             return 2
         if ranks.rank == 0:
-            print_evaluation(evaluation, dataset, args.out)
+            for dtype, evaluation in evaluations.items():
+                print_evaluation(evaluation, dataset, folders[dtype])
+            if len(evaluations) > 1:
+                print(format_dtypes(evaluations))
             if settings and (line := format_views(settings)):
                 print(line)
-        return 1 if evaluation.problems else 0
+        return 1 if any(evaluation.problems for evaluation in evaluations.values()) else 0
+
+
+def name_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """The folder of each dtype's evaluation: --out, or one for each in there."""
+    dtypes = [args.dtype] if isinstance(args.dtype, str) else list(args.dtype)
+    if len(set(dtypes)) < len(dtypes):
+        raise ValueError(f"--dtype must name each dtype once, got {' '.join(dtypes)}")
+    if len(dtypes) > 1 and args.results is not None:
+        raise ValueError("--dtype must not be given with --results, which are a model's already")
+    return {dtype: args.out / dtype if len(dtypes) > 1 else args.out for dtype in dtypes}
+
+
+def format_dtypes(evaluations: "Mapping[str, Evaluation]") -> str:
+    """A row of AP for each dtype."""
+    from fastmask.evaluation.tables import format_value
+
+    kinds = list(next(iter(evaluations.values())).metrics)
+    rows = ["\n" + " " * 10 + "".join(f"{kind + ' AP':>14}" for kind in kinds) + "  detections"]
+    for dtype, evaluation in evaluations.items():
+        values = "".join(f"{format_value(evaluation.metrics[kind].ap):>14}" for kind in kinds)
+        rows.append(f"{dtype:10}{values}{evaluation.detections:12}")
+    return "\n".join(rows)
 
 
 def evaluate(
@@ -88,7 +119,7 @@ def evaluate(
     if args.results is not None:
         if args.classes:
             raise ValueError("--classes must not be given with --results, which have category ids")
-        for name in ("weights", "model", "size", "nms", "test_sizes", "flip"):
+        for name in ("weights", "model", "size", "check_images", "nms", "test_sizes", "flip"):
             if is_given(getattr(args, name) or None):
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} must not be given with --results, which are a model's already")

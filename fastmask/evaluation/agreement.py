@@ -5,6 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmask.ops import box_iou
+
+KEPT_IOU = 0.75  # of a detection that another dtype keeps
+KEPT_SHARE = 0.99  # of detections that bfloat16 must keep
+
 
 def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """The fraction of detections that match one to one: same label, within 1 pixel, score 1e-3 and mask IoU above 0.99.
@@ -35,6 +40,18 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         matched[0].add(i)
         matched[1].add(j)
     return 2 * len(matched[0]) / total
+
+
+def count_kept(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
+    """How many of the expected detections, of one image, are still there: IoU at least 0.75 (AP75's) and their label.
+
+    The IoU is the masks', [N, H, W] bool, where there are any, else the boxes'. Coarser than :func:`matched_share`, in
+    which a half type's rounding of scores and borders counts as a difference.
+    """
+    if "masks" in expected:
+        return int((mask_ious(actual, expected) >= KEPT_IOU).sum())
+    near = box_iou(expected["boxes"], actual["boxes"]) >= KEPT_IOU
+    return int((near & (expected["labels"][:, None] == actual["labels"])).any(1).sum())
 
 
 def mask_ious(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:

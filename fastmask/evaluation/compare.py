@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastmask.evaluation.agreement import mask_ious, matched_share
+from fastmask.evaluation.agreement import count_kept, mask_ious, matched_share
 from fastmask.image_io import read_image
 from fastmask.inference.predictor import Predictor
 from fastmask.models._presets import to_float
@@ -27,6 +27,8 @@ class SettingMatch(NamedTuple):
     detections: int
     share: float  # of both sides' detections that match one on the other side, see matched_share
     mask_iou: float  # mean over the model's detections
+    kept: int = 0  # of a bfloat16 setting: detections of the same size in float32 that it keeps, see count_kept
+    expected: int = 0  # those detections
 
 
 def compare_settings(
@@ -72,7 +74,12 @@ def compare_settings(
         weights = [len(a["boxes"]) + len(b["boxes"]) for a, b in pairs]
         share = sum(w * s for w, s in zip(weights, shares, strict=True)) / sum(weights) if sum(weights) else 1.0
         iou = float(ious.mean()) if len(ious) else 1.0
-        matches.append(SettingMatch(name, sum(len(each["boxes"]) for each in predictions), share, iou))
+        match = SettingMatch(name, sum(len(each["boxes"]) for each in predictions), share, iou)
+        if dtype == torch.bfloat16:
+            full = by_setting[name.replace("bfloat16", "float32")]
+            kept = sum(count_kept(*pair) for pair in zip(predictions, full, strict=True))
+            match = match._replace(kept=kept, expected=sum(len(each["boxes"]) for each in full))
+        matches.append(match)
         worst = min(worst, *((s, i) for i, s in enumerate(shares)))
         by_setting[name] = predictions
     shown = {name: predictions[worst[1]] for name, predictions in by_setting.items()}

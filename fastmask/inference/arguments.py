@@ -1,11 +1,13 @@
 """Checks of a Predictor's arguments, and what stands for those that are not given."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from fastmask.checks import check_at_least, check_pair
+from fastmask.inference.bfloat16 import EMULATED, has_native_bfloat16
 from fastmask.models.detection._overrides import check_static
 from fastmask.models.detection.generalized_rcnn import GeneralizedRCNN
 from fastmask.models.detection.matterport import MatterportMaskRCNN
@@ -27,13 +29,24 @@ def check_model(model: GeneralizedRCNN) -> None:
 
 
 def choose_dtype(model: GeneralizedRCNN, dtype: torch.dtype | Literal["auto"]) -> torch.dtype:
-    """The dtype of weights and feature maps; "auto": bfloat16 on CUDA, else the model's own."""
+    """The dtype of weights and feature maps; "auto": bfloat16 on CUDA, else the model's own.
+
+    A bfloat16 that a CPU only emulates is warned of.
+    """
     own = next(model.parameters())
     if dtype == "auto":
         dtype = torch.bfloat16 if own.device.type == "cuda" else own.dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be 'auto' or a floating torch.dtype, got {dtype!r}")
+    if dtype == torch.bfloat16 and own.device.type == "cpu" and own.dtype != dtype and not has_native_bfloat16():
+        warnings.warn(EMULATED.format(dtype), stacklevel=3)
     return dtype
+
+
+def check_fuse(fuse: str, compile: bool) -> None:
+    """ValueError for oneDNN's layers under torch.compile, which does not trace all of them."""
+    if fuse == "mkldnn" and compile:
+        raise ValueError("fuse must not be 'mkldnn' with compile, which fuses what is left 'off'")
 
 
 def parse_size(size: Any) -> tuple[int, int] | None:

@@ -48,8 +48,8 @@ class Predictor:
             model would, but no larger than fits. "exact" pads as the model does, which captures a graph for each size.
         batch: images of a batch; a batch ends early where portrait images follow landscape ones. With "exact" it is
             padded together, as the model pads a list of that many.
-        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else
-            the model's own.
+        dtype: of weights and feature maps; all but labels is float32 at least. "auto": bfloat16 on CUDA, else the
+            model's own; :func:`fastmask.evaluation.choose_dtype` asks your images whether bfloat16 will do on a CPU.
         masks: "rle": COCO's, as :func:`fastmask.ops.encode_masks`; "bool" or "packed": as
             :func:`fastmask.ops.paste_masks`; "float": torchvision's pasted probabilities [n, 1, h, w]; "soft":
             probabilities [n, 1, 28, 28] over the boxes (14 x 14 of a C4 model).
@@ -62,8 +62,9 @@ class Predictor:
         graphs: number of captured shapes that are kept; the least recently used one is evicted first.
         fuse: how bias, ReLU and residuals join their convolutions. "kernel": 1x1 convolutions become matrix products,
             which add bias and ReLU as they write, and one kernel follows any other. "cudnn" (NVIDIA alone): the same,
-            and where cuDNN has a fused convolution, that. "off": each is a pass of its own. "auto": on a GPU what
-            ``fastmask tune`` found there, or else "cudnn" (on AMD's "kernel"); on other devices "off".
+            and where cuDNN has a fused convolution, that. "mkldnn" (CPUs, float32 and bfloat16): oneDNN's fused
+            convolutions and matrix products. "off": each is a pass of its own. "auto": on a GPU what ``fastmask tune``
+            found there, or else "cudnn" (on AMD's "kernel"); on x86 CPUs "mkldnn" without ``compile``; else "off".
         compile: let ``torch.compile`` fuse what is left, once for each shape, which takes a minute.
         box_nms: "hard", "soft_linear" or "soft_gaussian" (see :class:`FasterRCNN`); None: as the model.
         flip_test: predict each image mirrored, too, and merge both by NMS; masks are averaged (test-time augmentation,
@@ -109,7 +110,8 @@ class Predictor:
         self.augmented = arguments.check_views(model, flip_test, test_sizes, apart)
         self.batch, self.dtype, self.masks, self.threshold, self.graphs = batch, dtype, masks, threshold, graphs
         self.channels = count_channels(model)
-        usual: Fuse = choose_fuse(self.device)
+        usual: Fuse = choose_fuse(self.device, dtype, compile)
+        arguments.check_fuse(fuse, compile)
         asked = tuned_value_at("predictor.fuse", usual, self.device, size, batch, dtype) if fuse == "auto" else fuse
         self.fuse, self.compile = asked, compile
         ready = prepare_for_inference(model, dtype, self.fuse)

@@ -5,6 +5,7 @@ layers with hooks, layers that are used twice, subclasses, other activations, ot
 """
 
 import collections
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -31,11 +32,12 @@ from fastmask.models.fused import (
     Pointwise,
     StemConv2d,
 )
+from fastmask.models.fused_mkldnn import MkldnnBlock, MkldnnBoxPredictor, MkldnnConv2d, MkldnnLinear, MkldnnRPNHead
 from fastmask.models.resnet import BasicBlock, Bottleneck
 from fastmask.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 from fastmask.ops.misc import Conv2dNormActivation
 
-Form = Literal["kernel", "cudnn"]
+Form = Literal["kernel", "cudnn", "mkldnn"]
 CUDNN_CHANNELS = 8  # cuDNN's fused convolutions take multiples of it
 
 
@@ -45,7 +47,7 @@ def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> No
     Args:
         model: in eval mode, its norms folded.
         form: "kernel": our kernel follows a convolution that is no matrix product; "cudnn": cuDNN's fused convolution
-            where it has one.
+            where it has one; "mkldnn": oneDNN's fused convolutions and matrix products.
         dtype: the dtype that the model will have.
     """
     before = list(model.modules())  # kept alive, so that no new module gets the id of an old one
@@ -57,6 +59,10 @@ def fuse_epilogues(model: GeneralizedRCNN, form: Form, dtype: torch.dtype) -> No
                 setattr(parent, name, fused)
     for sequence in _sequences(model):
         fuser.fuse_sequence(sequence)
+        if type(sequence) is nn.Sequential:
+            for block, following in itertools.pairwise(sequence):
+                if type(block) is type(following) is MkldnnBlock:
+                    following.overwrites = True
 
 
 def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
@@ -75,7 +81,7 @@ def _sequences(model: GeneralizedRCNN) -> Iterator[nn.Module]:
 
 class _Fuser:
     def __init__(self, modules: list[nn.Module], form: Form, dtype: torch.dtype) -> None:
-        self.form = form
+        self.form, self.mkldnn = form, form == "mkldnn"
         # by PyTorch's defaults a convolution of float32 may use TF32, and a matrix product may not
         self.products = dtype != torch.float32
         self.half = dtype in (torch.float16, torch.bfloat16)
@@ -105,7 +111,9 @@ class _Fuser:
         if shortcut is not None:  # (y + b) + (z + c) = (y + (b + c)) + z, to a rounding
             bias, downsample = bias + shortcut.bias, self._fuse_conv(shortcut, None, relu=False)
         fused = [self._fuse_conv(conv, conv.bias) for conv in firsts]
-        return FusedBlock(fused, self._fuse_conv(last, bias, residual=True), downsample)
+        return (MkldnnBlock if self.mkldnn else FusedBlock)(
+            fused, self._fuse_conv(last, bias, residual=True), downsample
+        )
 
     def _fuse_pyramid(self, pyramid: FeaturePyramidNetwork) -> nn.Module | None:
         convs = [[self._only(block) for block in blocks] for blocks in (pyramid.inner_blocks, pyramid.layer_blocks)]
@@ -121,6 +129,8 @@ class _Fuser:
         anchors, deltas = (end.out_channels if self._is_plain(end) and _is_pointwise(end) else 0 for end in ends)
         if not convs or None in convs or anchors == 0 or deltas != 4 * anchors:
             return None
+        if self.mkldnn:
+            return MkldnnRPNHead([self._fuse_conv(conv, conv.bias) for conv in convs], *ends)
         *firsts, last = convs
         fused = [self._fuse_conv(conv, conv.bias) for conv in firsts]
         return FusedRPNHead([*fused, self._fuse_conv(last, None, relu=False)], last.bias, *ends)
@@ -130,7 +140,7 @@ class _Fuser:
         plain = all(type(layer) is nn.Linear and layer.bias is not None and self._is_alone(layer) for layer in layers)
         if not plain or layers[0].in_features != layers[1].in_features:
             return None
-        return FusedBoxPredictor(*layers)
+        return (MkldnnBoxPredictor if self.mkldnn else FusedBoxPredictor)(*layers)
 
     def fuse_sequence(self, sequence: Any) -> None:
         """Fuse convolutions and linear layers, each with the ReLU, or the ReLU and the max pooling, behind it."""
@@ -139,9 +149,11 @@ class _Fuser:
             behind = _following(sequence, name)
             kinds = [type(layers[other]) for other in behind[:2] if is_untouched(layers[other])]
             relu = behind[0] if kinds[:1] == [nn.ReLU] else None
+            pooled = kinds == [nn.ReLU, nn.MaxPool2d] and not self.mkldnn
             if type(layer) is nn.Linear and relu and self._is_alone(layer) and layer.bias is not None:
-                layers[name], layers[relu] = FusedLinear(layer), nn.Identity()
-            elif self._is_plain(layer) and kinds == [nn.ReLU, nn.MaxPool2d] and not layers[behind[1]].return_indices:
+                layers[name] = (MkldnnLinear if self.mkldnn else FusedLinear)(layer)
+                layers[relu] = nn.Identity()
+            elif self._is_plain(layer) and pooled and not layers[behind[1]].return_indices:
                 stem = self.half and _is_stem(layer)
                 layers[name] = StemConv2d(layer) if stem else self._fuse_conv(layer, None, relu=False)
                 layers[behind[0]] = nn.Identity()
@@ -154,6 +166,8 @@ class _Fuser:
     def _fuse_conv(
         self, conv: nn.Conv2d, bias: Tensor | None, relu: bool = True, residual: bool = False
     ) -> FusedConv2d:
+        if self.mkldnn:
+            return MkldnnConv2d(conv, bias, relu)
         cudnn = self.form == "cudnn" and relu and bias is not None and _fits_cudnn(conv)
         if _is_pointwise(conv) and self.products and not (cudnn and residual):
             return Pointwise(conv, bias, relu)
@@ -168,7 +182,7 @@ class _Fuser:
 
     def _is_plain(self, conv: nn.Module) -> bool:
         plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.bias is not None
-        return plain and self._is_alone(conv)
+        return plain and not (self.mkldnn and isinstance(conv.padding, str)) and self._is_alone(conv)
 
     def _is_alone(self, layer: nn.Module) -> bool:
         return self.uses[id(layer)] == 1 and is_untouched(layer)

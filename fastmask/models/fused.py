@@ -270,6 +270,10 @@ class FusedBoxPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`FastRCNNPredictor`; logits and deltas are views of one tensor."""
-        y = linear(x.flatten(start_dim=1), self.weight, self.bias, relu=False)
+        y = self.product(x.flatten(start_dim=1))
         deltas, logits, _ = y.split([*self.sizes, len(self.weight) - sum(self.sizes)], dim=1)
         return logits, deltas
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [N, C] -> [N, O]."""
+        return linear(x, self.weight, self.bias, relu=False)

@@ -7,6 +7,7 @@ modules in it keep their memory format.
 import collections
 import copy
 import itertools
+import platform
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -29,10 +30,11 @@ from fastmask.models.detection.timm_backbone import (
     split_activations,
 )
 from fastmask.models.efficientnet_lite import Block, EfficientNetLite0
+from fastmask.models.fused_mkldnn import has_mkldnn
 from fastmask.models.resnet import BasicBlock, Bottleneck, ResNet
 
-Fuse = Literal["off", "kernel", "cudnn"]  # forms of convolutions' epilogues
-FUSE_MODES: tuple[Fuse, ...] = ("off", "kernel", "cudnn")
+Fuse = Literal["off", "kernel", "cudnn", "mkldnn"]  # forms of convolutions' epilogues
+FUSE_MODES: tuple[Fuse, ...] = ("off", "kernel", "cudnn", "mkldnn")
 
 
 def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse = "off") -> GeneralizedRCNN:
@@ -43,11 +45,17 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
         dtype: of weights and feature maps.
         fuse: "off" leaves convolutions as they are. "kernel": 1x1 convolutions become matrix products with bias and
             ReLU in their epilogue, and after others one kernel adds bias and residual and clamps. "cudnn": the same,
-            and where cuDNN has a fused convolution, that. See :mod:`fastmask.models.fused`.
+            and where cuDNN has a fused convolution, that. "mkldnn" (CPUs, float32 and bfloat16): oneDNN's fused
+            convolutions and matrix products. See :mod:`fastmask.models.fused` and
+            :mod:`fastmask.models.fused_mkldnn`.
 
     Raises:
-        ValueError: a weight is NaN or infinite, or the user has replaced what a static program would not call.
+        ValueError: a weight is NaN or infinite, the user has replaced what a static program would not call, or "mkldnn"
+            does not run on the model's device in ``dtype``.
     """
+    device = next(model.parameters()).device
+    if fuse == "mkldnn" and not has_mkldnn(device, dtype):
+        raise ValueError(f"fuse must be 'off' or 'kernel' where oneDNN has no fused {dtype} layers, got 'mkldnn'")
     check_static(model, training=False, transform=True)
     _check_finite(model)
     model = copy.deepcopy(model, _detached(model)).eval().requires_grad_(False)
@@ -73,10 +81,11 @@ def prepare_for_inference(model: GeneralizedRCNN, dtype: torch.dtype, fuse: Fuse
     return model
 
 
-def choose_fuse(device: torch.device) -> Fuse:
-    """What "auto" stands for: convolutions on the CPU add their own bias, and its other passes cost little."""
+def choose_fuse(device: torch.device, dtype: torch.dtype, compile: bool = False) -> Fuse:
+    """What "auto" stands for; on CPUs ``compile`` leaves all layers to inductor, which does not trace oneDNN's."""
     if device.type != "cuda":
-        return "off"
+        x86 = platform.machine().lower() in ("x86_64", "amd64")  # not measured on others
+        return "mkldnn" if x86 and not compile and has_mkldnn(device, dtype) else "off"
     return "cudnn" if torch.version.hip is None and torch.backends.cudnn.is_available() else "kernel"
 
 

@@ -36,7 +36,7 @@ def test_rows_are_measured_or_named(
     emulated = Row("Predictor, bfloat16", "predictor", dtype=torch.bfloat16)
     monkeypatch.setattr(runtimes, "ROWS", (*own, broken, emulated))
     monkeypatch.setattr(runtimes, "EVALUATED", 2)
-    monkeypatch.setattr(runtimes, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "has_native_bfloat16", lambda: False)
     page = tmp_path / "README.md"
     page.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     monkeypatch.setattr(runtimes_report, "README", page)

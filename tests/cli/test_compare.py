@@ -1,5 +1,6 @@
 """``fastmask compare`` on the slim model: its table, its image, wrong arguments; and the IoU of masks."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from fastmask.cli import main
 from fastmask.evaluation.agreement import mask_ious
+from fastmask.inference.bfloat16 import has_native_bfloat16
 
 
 def compare(weights: Path, *arguments: Any) -> int:
@@ -22,7 +24,15 @@ def test_table_and_image(slim_file: tuple[Path, nn.Module], tmp_path: Path, caps
     images = [draw_image_file(tmp_path / f"{i}.png", 128, 160) for i in range(2)]
     out = tmp_path / "comparison.png"
     assert compare(slim_file[0], *images, "--size", 128, 160, "--out", out) == 0
-    header, *rows, last = capsys.readouterr().out.splitlines()
+    header, *rows, last, first, second, native = capsys.readouterr().out.splitlines()
+    for line, where in ((first, "exact"), (second, "128 x 160")):
+        kept, total = map(int, re.findall(r"keeps (\d+) of float32's (\d+) detections", line)[0])
+        assert 0 < kept <= total
+        assert line.startswith(f"{where}, bfloat16: ")
+        assert line.endswith(f"{'enough' if kept >= 0.99 * total else 'too few'} for --dtype bfloat16")
+    assert native == (
+        "this CPU " + ("computes bfloat16 itself" if has_native_bfloat16() else "only emulates bfloat16: slower")
+    )
     assert header.split() == ["detections", "matched", "mask", "IoU"]
     assert [row[:24].strip() for row in rows] == [
         "exact, float32",
