@@ -218,6 +218,7 @@ def test_pushed_weights_come_back(hub: Hub, tmp_path: Path, capsys: pytest.Captu
         assert part in card
     assert "| box | 0.500 | 0.750 | 0.250 |\n| mask | 0.125 | 0.250 | 0.062 |" in card
 
+    capsys.readouterr()  # bars of downloads
     assert main(["push", str(tmp_path / "best.pth"), "me/new"]) == 2
     message = f"me/new must not have README.md and model.safetensors already (commit {commit})"
     assert capsys.readouterr().err == f"fastmask push: {message}; --force (force=True) replaces them\n"

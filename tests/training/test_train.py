@@ -319,7 +319,9 @@ def test_a_run_that_must_stop(
     """Weights that overflow: exit code 1, the images are named; no traceback."""
     model = slim_model(fastmask)
     with torch.no_grad():
-        model.roi_heads.box_head.fc6.weight.fill_(3e38)  # of every step, whether a mask is learned in it or not
+        weight = model.roi_heads.box_head.fc6.weight  # of every step, whether a mask is learned in it or not
+        weight.fill_(3e38)
+        weight[::2].neg_()  # of features of either sign one half overflows, which ReLU then keeps
     torch.save(model.state_dict(), tmp_path / "huge.pth")
     assert main(command(drawn, tmp_path / "out", "--weights", str(tmp_path / "huge.pth"))) == 1
     assert "a gradient is not finite at step 0" in capsys.readouterr().err
