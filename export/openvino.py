@@ -1,6 +1,7 @@
 """Running an exported ONNX file with OpenVINO."""
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class OpenVINOSession(ExportedModel):
 
     def __init__(self, path: str | os.PathLike[str], device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
         openvino, name = import_openvino(), os.fspath(path)
-        core, where = openvino.Core(), find_device(device)
+        core, where = open_core(), find_device(device)
         if dtype not in HINTS:
             raise ValueError(f"dtype must be one of {', '.join(map(str, HINTS))} in OpenVINO, got {dtype}")
         if dtype == torch.bfloat16 and core.get_property(where, HINT) != openvino.Type.bf16:  # would be emulated
@@ -71,9 +72,20 @@ def import_openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def open_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin gives the thread a signal stack of its own, and when it goes the one before. After two plugins that
+    do not go in the opposite order of their coming an unmapped one would be left, and the next signal (SIGCHLD, which
+    PyTorch's loaders handle) would end the process.
+    """
+    return import_openvino().Core()
+
+
 def find_device(device: str) -> str:
     """OpenVINO's name of a device, such as CPU; ValueError if it lists none of that name."""
-    names: list[str] = import_openvino().Core().available_devices
+    names: list[str] = open_core().available_devices
     name = "CPU" if device == "auto" else device.upper()
     if name not in names:
         listed = ", ".join(map(str.lower, names))

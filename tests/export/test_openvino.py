@@ -3,6 +3,8 @@
 The other tests of files run in both runtimes (helpers/runtimes.py).
 """
 
+import ctypes
+import gc
 import json
 import shutil
 import sys
@@ -30,12 +32,25 @@ from fastmask.export import (
     export_model,
 )
 from fastmask.export.onnx import OnnxSummary
+from fastmask.export.openvino import open_core
 from fastmask.export.parity import synthetic_images
 from fastmask.inference.coco_results import to_coco_results
 from fastmask.models import detection
 
 SIZE = (192, 224)
-NATIVE = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+NATIVE = open_core().get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    @classmethod
+    def current(cls) -> tuple[int | None, int]:
+        stack = cls()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+        return stack.start, stack.size
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +157,7 @@ def test_bfloat16_is_not_emulated(file: Path, monkeypatch: pytest.MonkeyPatch) -
         def get_property(self, device: str, name: str) -> Any:
             return openvino.Type.f32
 
-    monkeypatch.setattr(openvino, "Core", Emulated)
+    monkeypatch.setattr("fastmask.export.openvino.open_core", Emulated)
     with pytest.raises(ValueError, match=r"dtype must be torch.float32, as this CPU has no bfloat16, got torch.bf"):
         OpenVINOSession(file, dtype=torch.bfloat16)
 
@@ -198,3 +213,16 @@ def test_without_the_extra(
         assert main(command) == 2
         assert "pip install 'fastmask-rcnn[openvino]'" in capsys.readouterr().err
     assert not (tmp_path / "new.onnx").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its stack_t")
+def test_signals_have_a_stack_after_sessions_are_gone(file: Path) -> None:
+    """Also when the first goes first: a stack that was unmapped would end the process at its next signal."""
+    first = OpenVINOSession(file)
+    expected = SignalStack.current()
+    second = OpenVINOSession(file)
+    for _ in range(2):
+        first, second = second, None
+        gc.collect()
+    assert first is second
+    assert SignalStack.current() == expected
