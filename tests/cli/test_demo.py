@@ -104,7 +104,7 @@ def test_comparison_shows_what_there_is() -> None:
     sheet = np.asarray(draw_comparison([record], [[entry]], ["", "square"], side=80))[HEADING:].astype(int)
     assert sheet.shape == (84, 3 * 124, 3)
     panels = [sheet[2:82, start : start + 120] for start in (2, 126, 250)]
-    colored = [np.ptp(panel, axis=2) > 60 for panel in panels]
+    colored = [np.ptp(panel, axis=2) > 30 for panel in panels]
     inside = np.s_[44:56, 44:76]  # away from boxes, rims and captions
     assert not colored[0].any()
     assert colored[1][inside].all()
