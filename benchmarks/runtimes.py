@@ -3,7 +3,7 @@
 Whole calls are timed, from an image in memory to detections with masks, all runtimes in turns: R50-FPN with calibrated
 weights on one image with 100 detections and on one with 10, then the slim model on an image with 3. Beside each time
 stands how many detections match the model's own. A runtime that is not installed is named and left out.
-runtimes_report.py makes the table and the plot. It takes a quarter of an hour on two cores, most of them to compile.
+runtimes_report.py makes the table and the plot. It takes seven minutes on two cores, most of them to compile.
 """
 
 import argparse
