@@ -61,7 +61,7 @@ def choose_dtype(
     for image in images:
         (expected,), (actual,) = exact([image]), half([image])
         pair: list[Any] = [
-            {name: value for name, value in one.items() if value is not None} for one in (actual, expected)
+            {name: value for name, value in each.items() if value is not None} for each in (actual, expected)
         ]
         kept += count_kept(*pair)
         detections += len(expected["boxes"])

@@ -109,8 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             return to_json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})
         if re.fullmatch(r"/[^/]+/[^/]+[.]git/info/lfs/objects/batch", path):
             objects = json.loads(body)["objects"]
-            actions = [{"upload": {"href": f"{self.hub.url}/upload/{one['oid']}", "header": {}}} for one in objects]
-            done = [one | {"actions": action} for one, action in zip(objects, actions, strict=True)]
+            actions = [{"upload": {"href": f"{self.hub.url}/upload/{each['oid']}", "header": {}}} for each in objects]
+            done = [each | {"actions": action} for each, action in zip(objects, actions, strict=True)]
             return to_json({"transfer": "basic", "objects": done})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             repository, files = self.hub.repositories[found[1]], {}

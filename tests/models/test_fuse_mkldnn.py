@@ -74,7 +74,7 @@ def test_close_to_float64(name: str) -> None:
             assert not kinds(ready) & {fused.FusedConv2d, fused.FusedRPNHead, resnet.BasicBlock, resnet.Bottleneck}
             for size in ((2, 3, 64, 96), (1, 3, 96, 64)):
                 pixels = torch.randn(size)
-                mine, theirs, expected = (outputs(one, pixels) for one in (ready, plain, exact))
+                mine, theirs, expected = (outputs(each, pixels) for each in (ready, plain, exact))
                 for again, first, baseline, want in zip(outputs(ready, pixels), mine, theirs, expected, strict=True):
                     assert torch.equal(again, first)
                     scale = want.abs().amax().clamp(min=1) * torch.finfo(dtype).eps
