@@ -130,8 +130,8 @@ def draw_state(shapes: Mapping[str, tuple[int, ...]], scale: float) -> dict[str,
                 value *= scale**2
         elif key.endswith(".weight"):
             value *= math.sqrt((1 if "predictor" in key or "fpn" in key else 2) / math.prod(shape[1:]))
-            if any(part in key for part in ("objectness", "anchor_deltas", "bbox_pred")):
-                value *= 0.1
+            if any(part in key for part in ("objectness", "anchor_deltas", "bbox_pred", "cls_score")):
+                value *= 0.1  # a softmax that reaches 1 in float64 would tie scores
         else:
             value *= 0.1
         state[key] = value
