@@ -82,7 +82,8 @@ def test_exported_to_onnx(tensorrt: bool, model: Any, tmp_path: Path) -> None:
         assert session(*session.preprocess(images[:1]))["masks"].shape == (1, 20, 14, 14)
 
 
-@pytest.mark.parametrize("trim", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["trimmed", "fixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trim", [True, False], ids=["trimmed", "fixed"])
 def test_exported_by_aotinductor(trim: bool, model: Any, tmp_path: Path) -> None:
     exportable = ExportableModel(model)
     write_package(ExportableModel(model, trim=trim), tmp_path / "model.pt2", Shape(1, 96, 128))

@@ -75,7 +75,7 @@ def test_training_step() -> None:
 
 def check_predictors(model: nn.Module, **options: Any) -> None:
     """Predictors match on images of two padded sizes, with 200 detections or more."""
-    images = [draw_image(*size)[0] for size in [(128, 160), (100, 130)] * 4]
+    images = [draw_image(*size)[0] for size in [(128, 160), (100, 130)] * 8]
     expected = Predictor(model, "exact", dtype=torch.float32, masks="float", fuse="off")(images)
     actual = Predictor(model, "exact", masks="float", dtype=torch.float32, compile=True, **options)(images)
     total = sum(len(found["boxes"]) for found in expected)

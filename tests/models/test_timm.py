@@ -198,7 +198,8 @@ def test_train_and_predict_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     assert model.backbone.out_channels == 256
 
 
-@pytest.mark.parametrize("file", ["model.onnx", pytest.param("model.pt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
 def test_exports(file: str, tmp_path: Path) -> None:
     model = build("test_efficientnet").float()
     export_model(model, tmp_path / file, size=(96, 128))  # which compares the file with the model
