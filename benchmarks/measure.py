@@ -210,7 +210,8 @@ def name_of(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{names[0] if names else platform.processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def synchronize(device: torch.device) -> None:

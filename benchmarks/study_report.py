@@ -22,10 +22,6 @@ class Row(NamedTuple):
     parameters: int
     milliseconds: float
 
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.ap)
-
 
 def collect_rows(results: dict[str, Any]) -> list[Row]:
     """A row for each variant, the baseline first."""
@@ -45,12 +41,13 @@ def standard_error(rows: list[Row], values: str = "ap") -> float:
     return math.sqrt(squares / freedom * 2 / len(samples[0]))
 
 
-def judge(row: Row, rows: list[Row]) -> str:
+def judge(row: Row, rows: list[Row], values: str = "ap") -> str:
     """What the spread allows to say of a row beside the first."""
-    difference = row.mean - rows[0].mean
+    mean, baseline = (statistics.fmean(getattr(each, values)) for each in (row, rows[0]))
+    difference = mean - baseline
     if row is rows[0]:
         return ""
-    if abs(difference) <= ERRORS * standard_error(rows):
+    if abs(difference) <= ERRORS * standard_error(rows, values):
         return "no difference shown"
     return "better" if difference > 0 else "**worse**"
 
@@ -61,20 +58,22 @@ def format_table(results: dict[str, Any]) -> str:
     seeds = sorted({run["seed"] for run in runs})
     commits = " and ".join(dict.fromkeys(str(run["commit"]) for run in runs))
     minutes = [run["minutes"] for run in runs]
-    error = standard_error(rows)
+    errors = [standard_error(rows, values) for values in ("ap", "box_ap")]
     text = (
         f"{results['machine']}; torch {runs[0]['torch']}, fastmask at {commits}; {settings['images']} images, "
         f"{settings['val_images']} others evaluated, seeds {', '.join(map(str, seeds))}, "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run on one thread. Means (least to most); the standard "
-        f"error of a difference of mask AP is {error:.4f}, and within {ERRORS:g} of them no difference is shown.\n"
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run on one thread. Means (least to most); the "
+        f"standard error of a difference is {errors[0]:.4f} of mask AP and {errors[1]:.4f} of box AP, and within "
+        f"{ERRORS:g} of them no difference is shown.\n"
     )
     lines = [
-        "| variant | mask AP | mask AP75 | box AP | parameters | ms an image | mask AP beside the first |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        "| variant | mask AP | mask AP75 | box AP | parameters | ms an image | mask AP beside the first | box AP |",
+        "|---|--:|--:|--:|--:|--:|---|---|",
     ]
     for row in rows:
         values = [f"{statistics.fmean(v):.3f} ({min(v):.3f}-{max(v):.3f})" for v in (row.ap, row.ap75, row.box_ap)]
-        cells = [row.name, *values, f"{row.parameters:,}", f"{row.milliseconds:.1f}", judge(row, rows)]
+        cells = [row.name, *values, f"{row.parameters:,}", f"{row.milliseconds:.1f}"]
+        cells += [judge(row, rows), judge(row, rows, "box_ap")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([text, *lines]) + "\n"
 
@@ -88,13 +87,13 @@ def save_plot(results: dict[str, Any], path: Path) -> None:
     rows = collect_rows(results)
     figure = Figure(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    band, middle = ERRORS * standard_error(rows), rows[0].mean
+    band, middle = ERRORS * standard_error(rows), statistics.fmean(rows[0].ap)
     axes.axvspan(middle - band, middle + band, color="#e6e6e6", label="no difference shown")
     axes.axvline(middle, color="#666666", linewidth=1)
     for y, row in enumerate(rows):
         color = {"better": "#0b6e4f", "**worse**": "#c0392b"}.get(judge(row, rows), "#404040")
         axes.plot(row.ap, [y] * len(row.ap), "o", color=color, markersize=4, alpha=0.6)
-        axes.plot(row.mean, y, "|", color=color, markersize=16, markeredgewidth=2)
+        axes.plot(statistics.fmean(row.ap), y, "|", color=color, markersize=16, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("mask AP: a dot a seed, a bar their mean")

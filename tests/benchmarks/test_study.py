@@ -28,6 +28,7 @@ def test_what_the_spread_allows() -> None:
     rows = [first, close, above, below]
     assert standard_error(rows) == pytest.approx(0.01 * (2 / 3) ** 0.5)  # 0.00816, of which 3 are 0.0245
     assert [judge(row, rows) for row in rows] == ["", "no difference shown", "better", "**worse**"]
+    assert judge(above._replace(box_ap=first.box_ap), rows, "box_ap") == "no difference shown"
     wide = make_row("wide", 0.4, 0.5, 0.6)
     assert standard_error([first, wide]) == pytest.approx(((0.01**2 + 0.1**2) / 2 * 2 / 3) ** 0.5)
 
