@@ -180,7 +180,7 @@ def draw_curves(history: History, path: Path) -> None:
     lr.set_ylim(0, None)
     for kind, style in (("box", "--"), ("mask", "-"), ("keypoints", ":")):
         entries = [entry for entry in history.epochs if kind in entry]
-        for place, name in ((0, "AP"), (1, "AP50")):
+        for place, name in ((0, "AP"), (1, "AP50")) if entries else ():
             epochs, values = [entry["epoch"] for entry in entries], [entry[kind][place] for entry in entries]
             right.plot(epochs, values, style, marker=".", label=f"{kind} {name}", color=f"C{place}")
     right.set(xlabel="epoch", ylabel="average precision", ylim=(0, 1))

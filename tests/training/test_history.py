@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,19 @@ def test_history_survives_torn_lines(tmp_path: Path) -> None:
     empty.close()
     pytest.importorskip("matplotlib")
     draw_curves(again, tmp_path / "curves.png")
+
+
+def test_curves_name_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    history = History(tmp_path, 0, 0, 1)
+    history.add_step(Row(0, 1, 0, 0.1, [1.5, 1.5, 1.0]), ["loss_mask"])
+    history.epochs = [{"epoch": 1, "box": [0.1] * 12, "mask": [0.1] * 12}]
+    draw_curves(history, tmp_path / "curves.png")
+    history.close()
+    (legend,) = (axes.get_legend() for axes in figures[0].axes if axes.get_ylabel() == "average precision")
+    assert [text.get_text() for text in legend.get_texts()] == ["box AP", "box AP50", "mask AP", "mask AP50"]
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["all epochs", "the first epoch is lost"])
