@@ -71,7 +71,7 @@ def export_model(
         How far the file and the model match.
 
     Raises:
-        MismatchError: too few detections match: 99 % must, of float16 90 %; or nothing was detected.
+        MismatchError: too few detections match: 99 % must, of float16 97 %; or nothing was detected.
         ImportError: a package that the export needs is not installed.
         OSError: the file cannot be written.
         RuntimeError: it cannot be compiled.

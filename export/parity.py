@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from fastmask.demo import draw_scene
-from fastmask.evaluation.agreement import matched_share
+from fastmask.evaluation.agreement import FLOAT32, KEPT_IOU, Tolerance, matched_share
 from fastmask.export.exported import ROWS, Array, ExportedModel
 from fastmask.ops.masks import paste_masks
 
-# share of detections that has to match: the rule of the model's own tests in float32; less in float16, where ONNX
-# Runtime and PyTorch round in other places
-MIN_SHARE = {torch.float16: 0.9, torch.float32: 0.99}
+# Share of detections that has to match, and what a match is: the rule of the model's own tests in float32. In float16
+# ONNX Runtime and PyTorch round in other places: scores move by up to 0.007, borders of masks that are guesses by many
+# pixels, and of 291 detections that score above 0.01 on photographs 3 have no twin.
+MIN_SHARE = {torch.float16: 0.97, torch.float32: 0.99}
+TOLERANCES = {torch.float16: Tolerance(score=0.01, mask_iou=KEPT_IOU), torch.float32: FLOAT32}
 RELATIVE_SIZES = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4), (0.8, 0.9))  # of a size, by height and width
 Outputs = dict[str, Tensor]
 Reference = Callable[[Array, Array], dict[str, Array]]  # images and sizes -> outputs by name
@@ -28,10 +30,13 @@ class Parity(NamedTuple):
     share: float  # of both sides' detections that match one of the other side
     differences: dict[str, float]  # the largest of boxes (pixels), scores and masks, between matches
     num_dropped: int  # the most candidates of an image that the bound before NMS dropped
+    tolerance: Tolerance  # of a match
 
 
 def compare_outputs(reference: Reference, session: ExportedModel, images: Sequence[Tensor]) -> Parity:
     """Run both on images [C, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
+
+    What matches is by the file's dtype, see TOLERANCES.
 
     Args:
         reference: such as a model's :meth:`fastmask.export.ExportableModel.predict_arrays`, or another session.
@@ -40,6 +45,7 @@ def compare_outputs(reference: Reference, session: ExportedModel, images: Sequen
     """
     number, total, matched, num_dropped = 0, 0.0, 0.0, 0
     largest: dict[str, float] = {}
+    tolerance = TOLERANCES[getattr(torch, session.metadata["dtype"])]
     step = session.batch or 2  # a dynamic file runs on two at once and, of an odd number, on one
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
@@ -52,10 +58,11 @@ def compare_outputs(reference: Reference, session: ExportedModel, images: Sequen
             weight = len(expected["scores"]) + len(actual["scores"])
             number += len(expected["scores"])
             total += weight
-            matched += weight * matched_share(actual, expected)
+            matched += weight * matched_share(actual, expected, tolerance)
             for name, most in _differences(actual, expected).items():
                 largest[name] = max(largest.get(name, 0.0), most)
-    return Parity(len(images), number, matched / total if total else 1.0, largest, int(num_dropped))
+    share = matched / total if total else 1.0
+    return Parity(len(images), number, share, largest, int(num_dropped), tolerance)
 
 
 def synthetic_images(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
@@ -75,9 +82,10 @@ def synthetic_images(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
 def format_parity(parity: Parity, name: str) -> str:
     """Format a parity as a line."""
     largest = ", ".join(f"{what} {value:.2g}" for what, value in parity.differences.items())
+    pixels, score, iou = parity.tolerance
     return (
         f"{name} on {parity.images} images: {parity.share:.1%} of {parity.detections} detections match "
-        f"(label, 1 pixel, score 0.001, mask IoU 0.99); largest differences: {largest or 'none'}"
+        f"(label, {pixels:g} pixel, score {score:g}, mask IoU {iou:g}); largest differences: {largest or 'none'}"
     )
 
 

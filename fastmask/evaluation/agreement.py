@@ -1,6 +1,7 @@
 """Agreement of two sets of detections: the rule by which float32 paths are compared everywhere."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,26 @@ KEPT_IOU = 0.75  # of a detection that another dtype keeps
 KEPT_SHARE = 0.99  # of detections that bfloat16 must keep
 
 
-def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The fraction of detections that match one to one: same label, within 1 pixel, score 1e-3 and mask IoU above 0.99.
+class Tolerance(NamedTuple):
+    """How far two detections of one label may be apart and still match."""
+
+    pixels: float = 1.0  # of each side of the box
+    score: float = 1e-3
+    mask_iou: float = 0.99  # the masks' must be above it
+
+
+FLOAT32 = Tolerance()
+
+
+def matched_share(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: Tolerance = FLOAT32
+) -> float:
+    """The fraction of detections that match one to one.
 
     Args:
         actual, expected: boxes [N, 4] in pixels, labels [N], scores [N] and, if ``expected`` has them, masks
             [N, 1, H, W] as probabilities, of one image.
+        tolerance: of a match, but for the labels, which are the same.
 
     Returns:
         In [0, 1]; 1 if both are empty.
@@ -26,8 +41,8 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         return 1.0
     distance = (actual["boxes"][:, None] - expected["boxes"]).abs().amax(2)
     close = actual["labels"][:, None] == expected["labels"]
-    close &= distance <= 1
-    close &= (actual["scores"][:, None] - expected["scores"]).abs() <= 1e-3
+    close &= distance <= tolerance.pixels
+    close &= (actual["scores"][:, None] - expected["scores"]).abs() <= tolerance.score
     pairs = close.nonzero().tolist()
     matched: tuple[set[int], set[int]] = (set(), set())
     for i, j in sorted(pairs, key=lambda pair: float(distance[pair[0], pair[1]])):  # the nearest first
@@ -35,7 +50,7 @@ def matched_share(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             continue
         if "masks" in expected:
             a, b = actual["masks"][i] > 0.5, expected["masks"][j] > 0.5
-            if int((a & b).sum()) <= 0.99 * int((a | b).sum()) and bool((a | b).any()):
+            if int((a & b).sum()) <= tolerance.mask_iou * int((a | b).sum()) and bool((a | b).any()):
                 continue
         matched[0].add(i)
         matched[1].add(j)

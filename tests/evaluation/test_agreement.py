@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastmask.evaluation.agreement import matched_share
+from fastmask.evaluation.agreement import Tolerance, matched_share
 
 
 def detections(num: int) -> dict[str, torch.Tensor]:
@@ -28,6 +28,21 @@ def test_tolerances_of_a_match(name: str, change: float, share: float) -> None:
     other = detections(5)
     other[name][2] += change
     assert matched_share(detections(5), other) == pytest.approx(share)
+
+
+def test_a_wider_tolerance() -> None:
+    other = detections(5)
+    other["boxes"][0] += 1.5
+    other["scores"][1] += 5e-3
+    other["masks"][2, 0, 5, 5] = 0  # 99 of 100 pixels
+    for tolerance, matched in (
+        (Tolerance(), 2),
+        (Tolerance(pixels=2), 3),
+        (Tolerance(score=0.01), 3),
+        (Tolerance(mask_iou=0.98), 3),
+        (Tolerance(2, 0.01, 0.98), 5),
+    ):
+        assert matched_share(detections(5), other, tolerance) == pytest.approx(matched / 5)
 
 
 def test_masks_must_overlap() -> None:

@@ -27,6 +27,7 @@ from fastmask.export import (
     write_package,
 )
 from fastmask.export.onnx import FORBIDDEN
+from fastmask.export.parity import MIN_SHARE
 from fastmask.export.tensorrt.graph import find_problems
 from fastmask.models import detection
 
@@ -132,7 +133,7 @@ def check_onnx(model: nn.Module, path: Path, shape: Shape, images: list[Tensor],
     exportable = ExportableModel(model, **options)
     write_onnx(ExportableModel(model, trim=True, **options), path, shape)
     trimmed = OnnxSession(path, "cpu")
-    least = 0.9 if options.get("dtype") == torch.float16 else 0.99
+    least = MIN_SHARE[options.get("dtype", torch.float32)]
     assert_parity(compare_outputs(exportable.predict_arrays, trimmed, images), least)
     write_onnx(exportable, path.with_name("fixed.onnx"), shape)
     fixed, step = OnnxSession(path.with_name("fixed.onnx"), "cpu"), shape.batch
