@@ -20,13 +20,14 @@ from fastmask import cli, unpatch_torchvision
 from fastmask.benchmarks.report import SLOT, filled
 
 RECIPE = "fastmask/models/detection/shapes_v1/README.md"
+NOTEBOOK = "fastmask/training/finetune.md"  # tests/training/test_notebook.py runs it as a whole
 # tests/export, test_training_runs_as_printed, tests/inference/test_ray.py
-NEEDS_FILES = ("model.onnx", "model.pt2", "trained/best.pth", "import ray")
+NEEDS_FILES = ("model.onnx", "model.pt2", "trained/", "import ray")
 EXAMPLES = [
     pytest.param(example, id=f"{page}-{number}", marks=[pytest.mark.slow] if "import wandb" in example else [])
     for page in PAGES
     for number, example in enumerate(find_blocks(page, "python"))
-    if not any(name in example for name in NEEDS_FILES)
+    if not any(name in example for name in NEEDS_FILES) and page != NOTEBOOK
 ]
 COMMANDS = find_commands("README.md")
 MAIN_JOB = "fastmask demo"

@@ -37,7 +37,7 @@ MODELS = (  # fastmask.models.detection's, without its import of PyTorch; a test
     "maskrcnn_resnext101_32x8d_fpn",
     "maskrcnn_slim_fpn",
 )
-WEIGHTS = ("COCO_LEGACY", "COCO_V1", "SHAPES_V1")
+WEIGHTS = ("BALLOON_V1", "COCO_LEGACY", "COCO_V1", "SHAPES_V1")
 START = ("imagenet", "none")  # also --weights, of train
 FILES = ("FILE", "SOURCE", "DIR", "PATH", "IMAGE")  # metavars of files and folders
 FUNCTIONS = {

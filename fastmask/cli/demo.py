@@ -1,4 +1,4 @@
-"""``fastmask demo``: what the package does, on images that it draws itself, with weights that come with it."""
+"""``fastmask demo``: what the package does, on photographs and weights that come with it, and on drawn images."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from fastmask.cli._messages import print_error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which images, or how many, and where the output goes."""
     add = parser.add_argument
-    add("--image", nargs="+", action="extend", type=Path, metavar="FILE", help="detect shapes on these images instead")
+    add("--image", nargs="+", action="extend", type=Path, metavar="FILE", help="find balloons on these images instead")
     add("--number", type=int, default=200, metavar="N", help="number of synthetic images [%(default)s]")
     add("--seed", type=int, default=3, help="seed of the images; the weights have seen 1 and 2 [%(default)s]")
     add("--score", type=float, default=0.5, help="minimum score of a shown detection, from 0 to 1 [%(default)s]")
@@ -24,7 +24,15 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0; 2 if an argument is wrong, or an image cannot be read, or nothing can be written."""
     from fastmask.checks import check_at_least
     from fastmask.cli._demo import print_times
-    from fastmask.demo.run import demo_images, demo_synthetic, load_predictor
+    from fastmask.demo.run import (
+        BALLOONS,
+        SHAPES,
+        demo_images,
+        demo_photos,
+        demo_synthetic,
+        load_predictor,
+        stack_sheets,
+    )
     from fastmask.files import check_free, replace_file, write_text
 
     try:
@@ -35,15 +43,19 @@ def run(args: argparse.Namespace) -> int:
         if not 0 <= args.score <= 1:
             raise ValueError(f"--score must be in [0, 1], got {args.score}")
         least = args.score if args.image else min(args.score, 0.05)  # average precision counts low scores as well
-        predictor = load_predictor(str(find_device(args.device)), least)
-        if args.image:
-            demo = demo_images(predictor, args.image)
-        else:
-            demo = demo_synthetic(predictor, args.number, args.seed, args.score)
+        device = str(find_device(args.device))
+        predictor = load_predictor(BALLOONS, device, least)
+        demo = demo_images(predictor, args.image) if args.image else demo_photos(predictor, args.score)
         print(demo.text)
-        metrics = demo.metrics | print_times(predictor, demo.record.load(), least)
+        sheet, metrics = demo.sheet, demo.metrics
+        if not args.image:
+            synthetic = demo_synthetic(load_predictor(SHAPES, device, least), args.number, args.seed, args.score)
+            print(synthetic.text)
+            sheet = stack_sheets(sheet, synthetic.sheet)
+            metrics = {"photographs": metrics, "synthetic": synthetic.metrics}
+        metrics |= print_times(predictor, demo.record.load(), least)
         with replace_file(outputs[0]) as draft:
-            demo.sheet.save(draft)
+            sheet.save(draft)
         write_text(outputs[1], json.dumps(metrics, indent=1))
     except (OSError, ValueError, RuntimeError) as error:
         print_error(error, args)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 CONFIG_HELP = "YAML or JSON with options by name, such as settings.json of a run; what is given here wins"
 DATA_HELP = "with train and val, or annotations, in it; or an annotation file; required"
 RESUME_HELP = "resume from the last checkpoint in --out, with that run's options where none are given"
-WEIGHTS_HELP = "COCO_V1, SHAPES_V1, imagenet, none, a file or hf://owner/name[/file][@revision] [%(default)s]"
+WEIGHTS_HELP = (
+    "COCO_V1, SHAPES_V1, BALLOON_V1, imagenet, none, a file or hf://owner/name[/file][@revision] [%(default)s]"
+)
 NONE = "the weights', or the first"
 VARIANTS = {  # the builders' arguments
     "box_pooling": "how features of RoIs are pooled",

@@ -332,7 +332,13 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name: FilePath, weights: FilePath = "DEFAULT", *, device: str = "auto", score: float = 0.05, **options: Any
+        cls,
+        name: FilePath | None,
+        weights: FilePath = "DEFAULT",
+        *,
+        device: str = "auto",
+        score: float = 0.05,
+        **options: Any,
     ) -> "Predictor":
         """A detector by name with weights, or a file's; see :func:`load_pretrained`. ``options`` as above."""
         model, meta = load_with_metadata(name, weights, device, score)

@@ -1,4 +1,4 @@
-"""``fastmask demo``: its sheet, its table, its times, and the weights that come with the package."""
+"""``fastmask demo``: its sheet, its tables and its times."""
 
 import json
 import socket
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cli import main
 from fastmask.cocoapi import mask as coco
-from fastmask.data import Instance, Record
-from fastmask.demo import CLASSES, Scenes, synthetic_dataset
+from fastmask.data import Instance, Record, read_dataset
+from fastmask.data.crop import plan_resize
+from fastmask.demo import synthetic_dataset
 from fastmask.demo.comparison import HEADING, draw_comparison
-from fastmask.models import Checkpoint, detection, get_model_weights
-from fastmask.models.detection.slim import WEIGHTS_FILE
+from fastmask.demo.run import PHOTOS
 
 STAGES = 12  # the model's ten, all of it, a whole call
 
@@ -31,46 +31,58 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     assert main(["demo", "--number", "9", "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
+    assert "Photographs, never seen in training: 4" in printed
     assert "Images drawn with seed 5, never seen in training: 9" in printed
     assert "quadrilateral" in printed
     assert "RoIAlign 14 x 14" in printed
     metrics = json.loads((tmp_path / "out" / "demo.json").read_text())
-    mask = metrics["metrics"]["mask"]
-    assert mask["ap50"] > 0.5
-    assert f"{mask['ap']:.3f}  {mask['ap50']:.3f}" in printed
-    assert (metrics["images"], metrics["seed"], list(metrics["devices"])) == (9, 5, ["cpu"])
+    for part, number in (("photographs", 4), ("synthetic", 9)):
+        mask = metrics[part]["metrics"]["mask"]
+        assert mask["ap50"] > 0.5
+        assert f"{mask['ap']:.3f}  {mask['ap50']:.3f}" in printed
+        assert metrics[part]["images"] == number
+    assert (metrics["synthetic"]["seed"], list(metrics["devices"])) == (5, ["cpu"])
     times = metrics["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.json", "demo.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png"))
-    assert sheet.shape[1] > 1500
+    sheet = np.asarray(Image.open(tmp_path / "out" / "demo.png")).astype(int)
+    photo = read_dataset(PHOTOS).records[0].load()
+    crop = plan_resize((photo.height, photo.width), 480, 960)
+    first = np.asarray(crop.apply_image(photo))
+    assert abs(find_panel(sheet, 0, first.shape) - first).mean() < 2
     first = np.asarray(synthetic_dataset(1, 5).records[0].load().resize((320, 320), Image.Resampling.BILINEAR))
-    shown = sheet[HEADING + 2 :, 2:][:320, :320]
-    assert abs(shown.astype(int) - first).mean() < 2
+    top = len(sheet) - (HEADING + 4 * 324)
+    assert abs(find_panel(sheet, top, first.shape) - first).mean() < 2
+
+
+def find_panel(sheet: NDArray[np.int64], top: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """The first panel of a comparison below a row of the sheet, which is centered."""
+    (columns,) = (sheet[top + HEADING + 2 : top + HEADING + 2 + shape[0]] < 250).any((0, 2)).nonzero()
+    return sheet[top + HEADING + 2 :, columns[0] :][: shape[0], : shape[1]]
 
 
 @pytest.mark.gpu
 def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "demo.json").read_text())
-    assert metrics["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert metrics["synthetic"]["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
+    assert metrics["photographs"]["metrics"]["mask"]["ap50"] >= 0.8
     assert set(metrics["milliseconds"]) == {"cuda:0", "cpu"}
 
 
 def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = Scenes(1, 7, (200, 300))[0]
-    drawn.load().save(tmp_path / "shapes.png")
-    files = [str(tmp_path / "shapes.png")]
+    record = read_dataset(PHOTOS).records[3]
+    files = [str(record.file)]
     assert main(["demo", "--image", *files, *files, "--device", "cpu", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("shapes.png: ") == 2
+    assert capsys.readouterr().out.count(f"{record.file.name}: ") == 2
     metrics = json.loads((tmp_path / "demo.json").read_text())
-    assert metrics["detections"]
     assert all(result["score"] > 0.5 for result in metrics["detections"])
     best = max(metrics["detections"], key=lambda result: result["score"])
-    overlaps = coco.iou([best["segmentation"]], [item.rle for item in drawn.instances], [0] * len(drawn.instances))
-    assert overlaps.max() > 0.6
+    assert record.size is not None
+    truth = [item.to_rle(*record.size) for item in record.instances]
+    assert coco.iou([best["segmentation"]], truth, [0] * len(truth)).max() > 0.8
     assert Image.open(tmp_path / "demo.png").width > 2 * 384
 
 
@@ -112,21 +124,3 @@ def test_comparison_shows_what_there_is() -> None:
     assert not colored[2][inside][:, 20:].any()
     alone = draw_comparison([record._replace(instances=())], [[entry]], ["", "square"], side=80)
     assert alone.size == (2 * 124, HEADING + 84)
-
-
-def test_shipped_weights() -> None:
-    """They are what the enum says, small, and of finite halves."""
-    weights = detection.MaskRCNN_Slim_FPN_Weights.DEFAULT
-    assert get_model_weights("maskrcnn_slim_fpn").SHAPES_V1 is weights
-    assert WEIGHTS_FILE.stat().st_size <= 6e6
-    file = Checkpoint(WEIGHTS_FILE)
-    assert {name: weights.meta[name] for name in file.meta} == file.meta
-    assert weights.meta["categories"][1:] == list(CLASSES[:3])
-    model = detection.maskrcnn_slim_fpn(weights="DEFAULT")
-    assert sum(parameter.numel() for parameter in model.parameters()) == weights.meta["num_params"]
-    for key, value in model.state_dict().items():
-        assert value.isfinite().all()
-        assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
-        assert torch.equal(value, file.get_state_dict()[key].to(value.dtype))
-    metrics = json.loads((WEIGHTS_FILE.parent / "epochs.json").read_text())[-1]
-    assert metrics["mask"][0] == pytest.approx(weights.meta["_metrics"]["synthetic-shapes"]["mask_map"] / 100, abs=1e-3)

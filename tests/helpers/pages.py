@@ -10,6 +10,7 @@ PAGES = {
     for path in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "fastmask" / "training" / "finetune.md",
         *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")),
     )
 }

@@ -105,12 +105,15 @@ def test_files_of_ours_before_and_of_others(slim_file: tuple[Path, nn.Module], t
 def test_published_names_choose_their_model() -> None:
     shapes = detection.MaskRCNN_Slim_FPN_Weights.SHAPES_V1
     coco = detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    balloon = detection.MaskRCNN_EfficientNet_Lite0_FPN_Weights.BALLOON_V1
     v2 = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
     assert choose_model(None, "COCO_V1") == choose_model(None, "DEFAULT") == ("maskrcnn_resnet50_fpn", coco)
     assert choose_model(None, "SHAPES_V1") == choose_model(None, shapes) == ("maskrcnn_slim_fpn", shapes)
+    assert choose_model(None, "BALLOON_V1") == ("maskrcnn_efficientnet_lite0_fpn", balloon)
     assert choose_model(None, "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1") == ("fasterrcnn_resnet50_fpn_v2", v2)
     with pytest.raises(
-        ValueError, match=r"weights must be COCO_V1, DEFAULT, COCO_LEGACY, SHAPES_V1 or a file, got 'best.pht'"
+        ValueError,
+        match=r"weights must be COCO_V1, DEFAULT, COCO_LEGACY, BALLOON_V1, SHAPES_V1 or a file, got 'best.pht'",
     ):
         choose_model(None, "best.pht")
 

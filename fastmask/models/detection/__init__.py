@@ -6,7 +6,10 @@ from fastmask.models.detection.c4 import (
     maskrcnn_resnet50_c4,
     maskrcnn_resnet101_c4,
 )
-from fastmask.models.detection.efficientnet_rcnn import maskrcnn_efficientnet_lite0_fpn
+from fastmask.models.detection.efficientnet_rcnn import (
+    MaskRCNN_EfficientNet_Lite0_FPN_Weights,
+    maskrcnn_efficientnet_lite0_fpn,
+)
 from fastmask.models.detection.faster_rcnn import (
     FasterRCNN,
     FasterRCNN_MobileNet_V3_Large_320_FPN_Weights,
@@ -63,6 +66,7 @@ __all__ = [
     "KeypointRCNN_ResNet50_FPN_Weights",
     "KeypointRCNN_Slim_FPN_Weights",
     "MaskRCNN",
+    "MaskRCNN_EfficientNet_Lite0_FPN_Weights",
     "MaskRCNN_ResNet50_FPN_V2_Weights",
     "MaskRCNN_ResNet50_FPN_Weights",
     "MaskRCNN_Slim_FPN_Weights",

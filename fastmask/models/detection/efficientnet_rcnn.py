@@ -1,13 +1,16 @@
-"""Mask R-CNN on EfficientNet-Lite0: five million parameters, for photographs on CPUs; not in torchvision."""
+"""Mask R-CNN on EfficientNet-Lite0: four million parameters, for photographs on CPUs; not in torchvision."""
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastmask.checks import NotScriptable
-from fastmask.models._api import NoWeights, register_model
+from fastmask.models._api import Weights, register_model
+from fastmask.models._packaged import PackagedWeights
+from fastmask.models._presets import ObjectDetection
 from fastmask.models.checkpoint import Checkpoint
 from fastmask.models.converters.efficientnet_lite import is_package_file, rename_to_timm
 from fastmask.models.detection._parts import make_mask_head, make_mask_predictor
@@ -22,6 +25,7 @@ from fastmask.ops.misc import FrozenBatchNorm2d
 
 CHANNELS = 64  # of the pyramid
 MEAN_STD = [0.5, 0.5, 0.5]  # of the backbone's images
+WEIGHTS_FILE = Path(__file__).parent / "balloon_v1" / "weights.safetensors"  # README.md beside it tells how it was made
 
 
 class EfficientNetWithFPN(NotScriptable, nn.Module):
@@ -46,10 +50,28 @@ class EfficientNetWithFPN(NotScriptable, nn.Module):
         return pyramid
 
 
-@register_model(NoWeights)
+class MaskRCNN_EfficientNet_Lite0_FPN_Weights(PackagedWeights):  # noqa: N801 -- as torchvision names them
+    """Weights of :func:`maskrcnn_efficientnet_lite0_fpn`, which come with the package."""
+
+    BALLOON_V1 = Weights(
+        WEIGHTS_FILE.as_uri(),
+        ObjectDetection,
+        {
+            "categories": ["__background__", "balloon"],
+            "num_classes": 2,
+            "min_size": (32, 32),
+            "num_params": 4_172_731,
+            "recipe": "fastmask/models/detection/balloon_v1/README.md",
+            "_metrics": {"balloon-val": {"box_map": 59.7, "mask_map": 66.2}},
+        },
+    )
+    DEFAULT = BALLOON_V1
+
+
+@register_model(MaskRCNN_EfficientNet_Lite0_FPN_Weights, pretrained=MaskRCNN_EfficientNet_Lite0_FPN_Weights.BALLOON_V1)
 def maskrcnn_efficientnet_lite0_fpn(
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: MaskRCNN_EfficientNet_Lite0_FPN_Weights | str | os.PathLike[str] | None = None,
     progress: bool = True,
     num_classes: int | None = None,
     weights_backbone: EfficientNet_Lite0_Weights | str | os.PathLike[str] | None = None,
@@ -62,7 +84,7 @@ def maskrcnn_efficientnet_lite0_fpn(
     Its keys are those of :func:`maskrcnn_timm` with "tf_efficientnet_lite0".
 
     Args:
-        weights: a file, or None.
+        weights: "BALLOON_V1" (trained on 61 photographs of balloons), a file, or None.
         progress: no effect, as nothing is downloaded.
         num_classes: number of classes with background; None: the weights', or else COCO's 91.
         weights_backbone: "IMAGENET1K_V1", which the extra ``efficientnet`` has; a file of the classifier with the keys
@@ -76,7 +98,7 @@ def maskrcnn_efficientnet_lite0_fpn(
         ImportError: the extra is not installed.
         ValueError: a file is of another model, or an argument does not fit.
     """
-    source = find_weights(NoWeights, weights)
+    source = find_weights(MaskRCNN_EfficientNet_Lite0_FPN_Weights, weights)
     state = None if source is not None else _read_backbone(weights_backbone)
     is_trained = source is not None or state is not None
     frozen = has_frozen_norms(source, None) if source is not None else is_trained
