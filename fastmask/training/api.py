@@ -38,6 +38,7 @@ from fastmask.variants import CHOICES
 
 SETTINGS = "settings.json"
 PATHS = ("data_path", "val", "images", "weights", "weights_backbone", "out")  # of its values
+DEFAULT_WEIGHTS = "COCO_V1"
 BARE = ("imagenet", "none")  # what weights are called that no detector was trained to
 Data = Dataset | str | os.PathLike[str]
 
@@ -52,7 +53,7 @@ def train(
     format: str = "auto",
     images: str | os.PathLike[str] | None = None,
     class_attribute: str | None = None,
-    weights: str | os.PathLike[str] = "COCO_V1",
+    weights: str | os.PathLike[str] = DEFAULT_WEIGHTS,
     weights_backbone: str | os.PathLike[str] | None = None,
     device: torch.device | str = "auto",
     resume: bool = False,
@@ -212,6 +213,8 @@ def _build_model(
         options["min_size"] = config.min_size[-1]
     if config.max_size:
         options["max_size"] = config.max_size
+    if name is not None and weights in (DEFAULT_WEIGHTS, "imagenet"):  # which not every model has
+        _check_weights(name, weights)
     bare = weights in BARE
     name, source = (name or DEFAULT_MODEL, None) if bare else choose_model(name, weights)
     parameters = inspect.signature(models.get_model_builder(name)).parameters
@@ -223,9 +226,6 @@ def _build_model(
             f"weights must be none with weights_backbone, for a model that takes it, got {weights}, {name}"
         )
     if source is None:
-        if weights == "imagenet" and not takes_backbone:
-            others = ", ".join(["none", *(member.name for member in models.get_model_weights(name))])
-            raise ValueError(f"weights must be {others} or a file for {name}, got imagenet")
         if "pretrained" in parameters:  # of families
             options["pretrained"] = weights == "imagenet"
             options["weights_backbone"] = weights_backbone
@@ -263,6 +263,15 @@ def _build_model(
     network = cast(GeneralizedRCNN, models.get_model(name, **options).to(where))
     lay_out(network)  # nobody else has it, and no optimizer yet
     return name, network
+
+
+def _check_weights(name: str, weights: str) -> None:
+    """Raise ValueError if a model has no published weights of this name."""
+    takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
+    members = [member.name for member in models.get_model_weights(name)]
+    known = ["none", *["imagenet"] * takes_backbone, *members]
+    if weights not in known:
+        raise ValueError(f"weights must be {', '.join(known)} or a file for {name}, got {weights}")
 
 
 def _check_classes(model: GeneralizedRCNN, names: list[str]) -> GeneralizedRCNN:

@@ -20,6 +20,12 @@ from fastmask.demo.run import PHOTOS
 STAGES = 12  # the model's ten, all of it, a whole call
 
 
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its times, of which .ci/run measures all."""
+    monkeypatch.setattr("fastmask.cli._demo.ROUNDS", (1, 1))
+
+
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images, all of which .ci/run draws; nothing is asked for outside."""
 

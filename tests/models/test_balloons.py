@@ -98,7 +98,7 @@ def _to_tensors(prediction: object) -> Found:
     return {name: torch.as_tensor(value) for name, value in prediction.items()}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_onnx(dtype: torch.dtype, model: MaskRCNN, photos: list[Tensor], tmp_path: Path) -> None:
     reference = ExportableModel(model, dtype)
     write_onnx(ExportableModel(model, dtype, trim=True), tmp_path / "model.onnx", Shape(1, *SIZE))

@@ -272,6 +272,14 @@ def test_from_coco_weights(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
     [
         (["--model", "yolo"], "--model must be one of"),
         (["--model", "maskrcnn_slim_fpn", "--weights", "imagenet"], "--weights must be none, SHAPES_V1 or a file for"),
+        (
+            ["--model", "maskrcnn_slim_fpn"],
+            "or a file for maskrcnn_slim_fpn, got COCO_V1",
+        ),
+        (
+            ["--model", "maskrcnn_resnet34_fpn"],
+            "--weights must be none, imagenet or a file for mask",
+        ),
         (["--weights", "nothing.pth"], "or a file, got 'nothing.pth'"),
         (["--weights", "none", "--zoom", "0.5", "2"], "--size must be given with --zoom"),
         (["--weights", "none", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
