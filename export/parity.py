@@ -14,7 +14,7 @@ from fastmask.ops.masks import paste_masks
 
 # Share of detections that has to match, and what a match is: the rule of the model's own tests in float32. In float16
 # ONNX Runtime and PyTorch round in other places: scores move by up to 0.007, borders of masks that are guesses by many
-# pixels, and of 291 detections that score above 0.01 on photographs 3 have no twin.
+# pixels, and of 291 detections that score above 0.01 on photos 3 match none.
 MIN_SHARE = {torch.float16: 0.97, torch.float32: 0.99}
 TOLERANCES = {torch.float16: Tolerance(score=0.01, mask_iou=KEPT_IOU), torch.float32: FLOAT32}
 RELATIVE_SIZES = ((1.0, 1.0), (0.6, 1.0), (1.0, 0.5), (0.3, 0.4), (0.8, 0.9))  # of a size, by height and width
@@ -36,7 +36,7 @@ class Parity(NamedTuple):
 def compare_outputs(reference: Reference, session: ExportedModel, images: Sequence[Tensor]) -> Parity:
     """Run both on images [C, h, w], uint8 or in [0, 1]; see :func:`fastmask.evaluation.agreement.matched_share`.
 
-    What matches is by the file's dtype, see TOLERANCES.
+    What matches is by the file's dtype, see TOLERANCES; other dtypes have float32's.
 
     Args:
         reference: such as a model's :meth:`fastmask.export.ExportableModel.predict_arrays`, or another session.
@@ -45,7 +45,7 @@ def compare_outputs(reference: Reference, session: ExportedModel, images: Sequen
     """
     number, total, matched, num_dropped = 0, 0.0, 0.0, 0
     largest: dict[str, float] = {}
-    tolerance = TOLERANCES[getattr(torch, session.metadata["dtype"])]
+    tolerance = TOLERANCES.get(getattr(torch, session.metadata["dtype"]), FLOAT32)
     step = session.batch or 2  # a dynamic file runs on two at once and, of an odd number, on one
     for start in range(0, len(images), step):
         chunk = images[start : start + step]

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.clips import draw_frames, write_clip
 from helpers.images import draw_image
 from helpers.matterport import SLIM, draw_weights, write_h5
@@ -18,6 +19,7 @@ from PIL import Image
 
 from fastmask import cli, unpatch_torchvision
 from fastmask.benchmarks.report import SLOT, filled
+from fastmask.models import Checkpoint
 
 RECIPE = "fastmask/models/detection/shapes_v1/README.md"
 NOTEBOOK = "fastmask/training/finetune.md"  # tests/training/test_notebook.py runs it as a whole
@@ -95,6 +97,11 @@ def test_training_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "training").rename(tmp_path / "trained")
     run_example(find_example(RECIPE, "trained/best.pth"))
     assert (tmp_path / "weights.safetensors").exists()
+    last = torch.load(tmp_path / "trained" / "last.pth")
+    torch.save(last | {"ema": last["model"]}, tmp_path / "trained" / "last.pth")  # as a run with an average leaves it
+    run_example(find_example("fastmask/models/detection/balloon_v1/README.md", "last.pth"))
+    state = Checkpoint(tmp_path / "weights.safetensors").get_state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in last["model"].items())
 
 
 def test_continuous_integration_calls_the_same_commands() -> None:

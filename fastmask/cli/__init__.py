@@ -14,7 +14,7 @@ from fastmask.cli._messages import print_error
 from fastmask.cli._output import checked_output
 
 COMMANDS = {
-    "demo": "find balloons on photographs, shapes on drawn images: no network, no data, under a minute",
+    "demo": "find balloons on photos, shapes on synthetic images: no network, no data, under a minute",
     "export": "export a model to ONNX or AOTInductor, checked against the model itself",
     "predict": "detect objects in images and videos; write overlays and results",
     "compare": "compare each of Predictor's settings with the model itself, on images of yours",

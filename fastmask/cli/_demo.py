@@ -25,7 +25,8 @@ def print_times(predictor: Predictor, image: Image.Image, score: float) -> dict[
     if predictor.device.type != "cpu":
         predictors["cpu"] = load_predictor(BALLOONS, "cpu", score)
     columns = {place: measure_stages(each, image) for place, each in predictors.items()}
-    print(f"{'milliseconds of an image':26}" + "".join(f"{place:>10}" for place in columns))
+    print(f"the first image's milliseconds, {BALLOONS}")
+    print(f"{'':26}" + "".join(f"{place:>10}" for place in columns))
     for stage in next(iter(columns.values())):
         print(f"{stage:26}" + "".join(f"{column[stage]:10.2f}" for column in columns.values()))
     devices = {place: name_of(torch.device(place)) for place in columns}

@@ -1,4 +1,4 @@
-"""``fastmask demo``: what the package does, on photographs and weights that come with it, and on drawn images."""
+"""``fastmask demo``: what the package does, on photos and weights that come with it, and on synthetic images."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image", nargs="+", action="extend", type=Path, metavar="FILE", help="find balloons on these images instead")
     add("--number", type=int, default=200, metavar="N", help="number of synthetic images [%(default)s]")
-    add("--seed", type=int, default=3, help="seed of the images; the weights have seen 1 and 2 [%(default)s]")
+    add("--seed", type=int, default=3, help="seed of the synthetic images; SHAPES_V1 has seen 1 and 2 [%(default)s]")
     add("--score", type=float, default=0.5, help="minimum score of a shown detection, from 0 to 1 [%(default)s]")
     add("--device", default="auto", help=DEVICE_HELP)
     add("--out", type=Path, default=Path(), metavar="DIR", help="folder of demo.png and demo.json [here]")
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
             synthetic = demo_synthetic(load_predictor(SHAPES, device, least), args.number, args.seed, args.score)
             print(synthetic.text)
             sheet = stack_sheets(sheet, synthetic.sheet)
-            metrics = {"photographs": metrics, "synthetic": synthetic.metrics}
-        metrics |= print_times(predictor, demo.record.load(), least)
+            metrics = {"photos": metrics, "synthetic": synthetic.metrics}
+        metrics = metrics | {"times": print_times(predictor, demo.record.load(), least)}
         with replace_file(outputs[0]) as draft:
             sheet.save(draft)
         write_text(outputs[1], json.dumps(metrics, indent=1))
@@ -70,4 +70,4 @@ def is_demo(path: Path) -> bool:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and "milliseconds" in content
+    return isinstance(content, dict) and "times" in content

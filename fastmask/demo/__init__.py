@@ -1,4 +1,4 @@
-"""Synthetic images with exact masks, for tests, benchmarks and demonstrations without a download."""
+"""Synthetic images with exact masks, and four photos, for tests, benchmarks and demonstrations without a download."""
 
 from fastmask.demo.drawing import SCENES, Scene, Scenes, draw_scene, save_synthetic, synthetic_dataset
 from fastmask.demo.shapes import CLASSES

@@ -1,4 +1,4 @@
-"""Detections of the weights that come with the package, on photographs, on synthetic images or on a user's."""
+"""Detections of the weights that come with the package, on photos, on synthetic images or on a user's."""
 
 import itertools
 import sys
@@ -43,20 +43,22 @@ def load_predictor(weights: str, device: str, score: float) -> Predictor:
 
 
 def demo_photos(predictor: Predictor, score: float) -> Demo:
-    """Average precision on the photographs that come with the package, and these beside annotations and detections.
+    """Average precision on the photos that come with the package; all of them beside their annotations and detections.
 
     Args:
         predictor, score: as in :func:`demo_synthetic`.
     """
     dataset = read_dataset(PHOTOS)
     evaluation, results = _evaluate(predictor, dataset)
-    text = f"\nPhotographs, never seen in training: {len(dataset.records)}\n\n{format_evaluation(evaluation)}\n"
+    heading = f"Photos, on which the weights were chosen, not trained: {len(dataset.records)}"
+    text = f"\n{heading}\n\n{format_evaluation(evaluation)}\n"
     groups: tuple[list[Record], list[Record]] = ([], [])
     for record in dataset.records:
         image = record.load()
         groups[image.height > image.width].append(record)  # rows of both are equally wide
     sheets = [_draw_sheet(group, results, predictor, score, i + 1) for i, group in enumerate(groups)]
-    return Demo(stack_sheets(*sheets), text, to_dict(evaluation), dataset.records[0])
+    metrics = {"weights": BALLOONS, **to_dict(evaluation)}
+    return Demo(stack_sheets(*sheets), text, metrics, dataset.records[0])
 
 
 def demo_synthetic(predictor: Predictor, number: int, seed: int, score: float) -> Demo:
@@ -80,7 +82,7 @@ def demo_synthetic(predictor: Predictor, number: int, seed: int, score: float) -
         f"{number / seconds:.1f} images a second, read and matched\n"
     )
     sheet = _draw_sheet(records[:SHOWN], results, predictor, score, min(2, number))
-    return Demo(sheet, text, {"seed": seed, **to_dict(evaluation)}, records[0])
+    return Demo(sheet, text, {"weights": SHAPES, "seed": seed, **to_dict(evaluation)}, records[0])
 
 
 def _evaluate(predictor: Predictor, dataset: Dataset) -> tuple[Evaluation, list[CocoResult]]:
@@ -122,7 +124,9 @@ def demo_images(predictor: Predictor, paths: Sequence[Path]) -> Demo:
             text = str(prediction)
             raise ValueError(text if str(record.file) in text else f"{record.file}: {text}")
         found.append(to_coco_results(int(record.id or 0), prediction))
-    lines = [f"{path}: {len(results)} balloons" for path, results in zip(paths, found, strict=True)]
+    lines = [
+        f"{path}: {len(results)} balloon{'s' * (len(results) != 1)}" for path, results in zip(paths, found, strict=True)
+    ]
     lines.append("These weights know balloons alone; for 80 classes: fastmask predict FILE --weights COCO_V1\n")
     metrics = {"images": [str(path) for path in paths], "detections": list(itertools.chain(*found))}
     return Demo(draw_comparison(records, found, names), "\n".join(lines), metrics, records[0])

@@ -28,7 +28,7 @@ def load_pretrained(
             name on the hub (``hf://owner/name[/file][@revision]``), without ``weights``, or None: the file, or
             ``weights``, names its model. Weights that name none, or are of several, as "COCO_V1", are of
             "maskrcnn_resnet50_fpn".
-        weights: a name, such as "COCO_V1" (downloaded once) or "SHAPES_V1", or a checkpoint's path or name on the hub.
+        weights: a name, such as "COCO_V1" (downloaded once) or "BALLOON_V1", or a checkpoint's path or name on the hub.
         device: of the model; "auto" is CUDA where it is available, else the CPU.
         score: minimum score of a detection, in [0, 1].
 

@@ -266,7 +266,7 @@ def _build_model(
 
 
 def _check_weights(name: str, weights: str) -> None:
-    """Raise ValueError if a model has no published weights of this name."""
+    """Raise ValueError if a model cannot start from weights of this name."""
     takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
     members = [member.name for member in models.get_model_weights(name)]
     known = ["none", *["imagenet"] * takes_backbone, *members]

@@ -37,18 +37,20 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     assert main(["demo", "--number", "9", "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "Photographs, never seen in training: 4" in printed
+    assert "Photos, on which the weights were chosen, not trained: 4" in printed
     assert "Images drawn with seed 5, never seen in training: 9" in printed
     assert "quadrilateral" in printed
     assert "RoIAlign 14 x 14" in printed
     metrics = json.loads((tmp_path / "out" / "demo.json").read_text())
-    for part, number in (("photographs", 4), ("synthetic", 9)):
+    for part, number in (("photos", 4), ("synthetic", 9)):
         mask = metrics[part]["metrics"]["mask"]
         assert mask["ap50"] > 0.5
         assert f"{mask['ap']:.3f}  {mask['ap50']:.3f}" in printed
         assert metrics[part]["images"] == number
-    assert (metrics["synthetic"]["seed"], list(metrics["devices"])) == (5, ["cpu"])
-    times = metrics["milliseconds"]["cpu"]
+    weights = {"photos": "BALLOON_V1", "synthetic": "SHAPES_V1", "times": "BALLOON_V1"}
+    assert {part: metrics[part]["weights"] for part in metrics} == weights
+    assert (metrics["synthetic"]["seed"], list(metrics["times"]["devices"])) == (5, ["cpu"])
+    times = metrics["times"]["milliseconds"]["cpu"]
     assert len(times) == STAGES
     assert max(list(times.values())[:10]) > 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.json", "demo.png"]
@@ -74,8 +76,8 @@ def test_demo_on_a_gpu(tmp_path: Path) -> None:
     assert main(["demo", "--device", "cuda", "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "demo.json").read_text())
     assert metrics["synthetic"]["metrics"]["mask"]["ap"] >= 0.79  # in bfloat16
-    assert metrics["photographs"]["metrics"]["mask"]["ap50"] >= 0.8
-    assert set(metrics["milliseconds"]) == {"cuda:0", "cpu"}
+    assert metrics["photos"]["metrics"]["mask"]["ap50"] > 0.7
+    assert set(metrics["times"]["milliseconds"]) == {"cuda:0", "cpu"}
 
 
 def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

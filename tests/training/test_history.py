@@ -43,6 +43,8 @@ def test_curves_name_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monke
     history.epochs = [{"epoch": 1, "box": [0.1] * 12, "mask": [0.1] * 12}]
     draw_curves(history, tmp_path / "curves.png")
     history.close()
+    monkeypatch.undo()
+    pyplot.close(figures[0])
     (legend,) = (axes.get_legend() for axes in figures[0].axes if axes.get_ylabel() == "average precision")
     assert [text.get_text() for text in legend.get_texts()] == ["box AP", "box AP50", "mask AP", "mask AP50"]
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN on EfficientNet-Lite0: four million parameters, for photographs on CPUs; not in torchvision."""
+"""Mask R-CNN on EfficientNet-Lite0: four million parameters, for photos on CPUs; not in torchvision."""
 
 import os
 from functools import partial
@@ -84,7 +84,7 @@ def maskrcnn_efficientnet_lite0_fpn(
     Its keys are those of :func:`maskrcnn_timm` with "tf_efficientnet_lite0".
 
     Args:
-        weights: "BALLOON_V1" (trained on 61 photographs of balloons), a file, or None.
+        weights: "BALLOON_V1" (trained on 61 photos of balloons), a file, or None.
         progress: no effect, as nothing is downloaded.
         num_classes: number of classes with background; None: the weights', or else COCO's 91.
         weights_backbone: "IMAGENET1K_V1", which the extra ``efficientnet`` has; a file of the classifier with the keys
@@ -92,7 +92,8 @@ def maskrcnn_efficientnet_lite0_fpn(
         trainable_backbone_layers: how many of the stages of strides 32, 16, 8, 4 and 2 are trained; 3 with trained
             weights, else all.
         new_predictors: load all but the predictors.
-        kwargs: see :class:`MaskRCNN`; images are resized to 640 pixels by default.
+        kwargs: see :class:`MaskRCNN`; by default images are resized to 640 pixels, and training takes 1000 proposals
+            before and after NMS, and 256 RoIs of an image.
 
     Raises:
         ImportError: the extra is not installed.
