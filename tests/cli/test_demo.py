@@ -1,7 +1,10 @@
 """``fastmask demo``: its sheet, its tables and its times."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmask.cli import main
+from fastmask.cli.demo import wait_passively
 from fastmask.cocoapi import mask as coco
 from fastmask.data import Instance, Record, read_dataset
 from fastmask.data.crop import plan_resize
@@ -92,6 +96,19 @@ def test_demo_on_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     truth = [item.to_rle(*record.size) for item in record.instances]
     assert coco.iou([best["segmentation"]], truth, [0] * len(truth)).max() > 0.8
     assert Image.open(tmp_path / "demo.png").width > 2 * 384
+
+
+def test_threads_wait_passively() -> None:
+    """Unless PyTorch is there already, or the user wants something else."""
+    program = "import os; from fastmask.cli.demo import wait_passively as f; f(); print(os.environ['OMP_WAIT_POLICY'])"
+    quiet = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for environment, expected in ((quiet, "PASSIVE"), (quiet | {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+    before = os.environ.get("OMP_WAIT_POLICY")
+    wait_passively()
+    assert os.environ.get("OMP_WAIT_POLICY") == before
 
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
