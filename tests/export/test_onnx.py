@@ -229,7 +229,7 @@ def test_what_disagrees_is_not_kept(
     monkeypatch.setattr(OnnxSession, "__call__", nothing)
     monkeypatch.setattr("fastmask.export.api.write_onnx", copy)
     assert exported(file, "--force", "--raw", "--dtype", "float16") == 1
-    assert f"0.0% match, 90% must: {file} is not kept" in capsys.readouterr().err
+    assert f"0.0% match, 97% must: {file} is not kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert file.read_bytes() == b"before"
 
